@@ -1,0 +1,74 @@
+"""Pretrained diffusion models. The file name is the registry key: `backbones/sd.py` is `backbone.name: sd`.
+
+A backbone module has `describe(...) -> BackboneSpec` (reads config files only) and `load(...) -> Backbone`.
+The only home of diffusers and transformers besides `madgen.demo`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from madgen.errors import UserError
+from madgen.joint.views import Views
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """The shapes of a backbone, read from its config files."""
+
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels to a latent cell."""
+    view_size: int
+    """Latent cells: the size that the UNet was trained at."""
+    coarsest: int
+    """Latent cells to a cell of the UNet's lowest level."""
+    guidance_embedded: bool
+    """Guidance goes in as an embedding (consistency models): no second pass, no negative prompt."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which attention layers merge, and when: see `method.mad` of the job."""
+
+    steps: int
+    blocks: tuple[str, ...]
+    cross_attention: str
+
+
+class Backbone(Protocol):
+    """What the sampler needs of a pretrained model."""
+
+    spec: BackboneSpec
+
+    def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Any:
+        """What `predict_noise` is conditioned on; computed once a batch."""
+
+    def merged_attention(
+        self, views: Views, step: int, merging: Merging, conditioning: Any
+    ) -> AbstractContextManager[None]:
+        """Runs the UNet over `views`, attention merged where `merging` says so at this step."""
+
+    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
+        """float32 [B, V, C, h, w], guidance applied."""
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]."""
+
+    def new_scheduler(self, name: str | None, num_inference_steps: int) -> Any:
+        """A fresh scheduler with its timesteps set."""
+
+
+def backbone_module(name: str) -> Any:
+    """The module `madgen.backbones.<name>`; UserError lists the known ones."""
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

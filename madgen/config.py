@@ -1,0 +1,298 @@
+"""The job: one YAML file that says what dataset to make. The only module that knows OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from madgen.errors import UserError
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    _check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    name: str = "sd"
+    """The module of `madgen/backbones/` that loads it."""
+    pretrained: str = "demo"
+    """`demo`, a diffusers folder, or a Hugging Face hub id."""
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "auto"
+    """`auto` is float32 on a CPU and bfloat16 on a GPU."""
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check(not self.compile, "backbone.compile=true is not supported yet; leave it false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    layout: str = "overlapping"
+    """`overlapping` (MultiDiffusion) or `whole` (direct inference: one view that is the canvas)."""
+    size: int | None = None
+    """Latent cells; null is the size that the backbone was trained at."""
+    stride: int | None = None
+    """Latent cells; null is a quarter of the size."""
+
+    def __post_init__(self) -> None:
+        _check(self.layout != "shifted", "method.views.layout=shifted is not supported yet; use overlapping or whole")
+        _one_of("method.views.layout", self.layout, ("overlapping", "whole"))
+        for name in ("size", "stride"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"method.views.{name} must be > 0 latent cells, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadConfig:
+    steps: int = 15
+    """Merge attention in the first `steps` steps (the paper's tau); 0 is plain MultiDiffusion."""
+    blocks: tuple[str, ...] = ("down", "mid", "up")
+    """Where: `down`, `mid`, `up`, or patterns of layer names such as `up_blocks.1.*attn1*`."""
+    cross_attention: str = "scheduled"
+    """`scheduled` as in the paper, or `always` merged as in the released code, also after `steps`."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 0, f"method.mad.steps must be >= 0, got {self.steps}; 0 gives plain MultiDiffusion")
+        _one_of("method.mad.cross_attention", self.cross_attention, ("scheduled", "always"))
+        _check(len(self.blocks) > 0, "method.mad.blocks is empty; steps=0 switches MAD off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    weight: float = 0.0
+    decay: float = 0.95
+    steps: int = 50
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.weight == 0, f"method.sync.weight={self.weight} (SyncDiffusion) is not supported yet; leave it 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    mad: MadConfig = field(default_factory=MadConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    height: int = 512
+    """Pixels; a prompt line may say otherwise."""
+    width: int = 3072
+    """Pixels; a prompt line may say otherwise."""
+    loop: bool = False
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    scheduler: str | None = None
+    """A diffusers scheduler class; null is the checkpoint's own."""
+    batch_size: int = 1
+    """Panoramas at once on a device."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_inference_steps", "batch_size"):
+            _check(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        _check(self.guidance_scale >= 0, f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}")
+        _check(not self.loop, "sampling.loop=true is not supported yet; leave it false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    source: str = "prompts.txt"
+    """`.txt`, `.jsonl` or `.json`; relative to the current directory, else to the job file."""
+    negative_prompt: str = ""
+    samples_per_prompt: int = 1
+    limit: int | None = None
+    """Only the first `limit` prompts."""
+    seed: int = 0
+    on_duplicate: str = "error"
+    """Two prompts of one id: `error`, `skip` the later ones, or `rename` them."""
+
+    def __post_init__(self) -> None:
+        _check(
+            1 <= self.samples_per_prompt <= 10_000,
+            f"prompts.samples_per_prompt must be in 1..10000, got {self.samples_per_prompt}",
+        )
+        _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
+        _one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    dir: str | None = None
+    """Relative to the current directory; null is `out/<name>`."""
+    samples_per_shard: int = 128
+    format: str = "png"
+    """`png` (lossless), `jpg` or `webp`."""
+    quality: int = 95
+    """Of `jpg` and `webp`, 1..100."""
+    upload: str | None = None
+    resume: str = "if_same"
+    """`if_same`: go on with a dataset of the same job. `never`: refuse a directory that holds one."""
+
+    def __post_init__(self) -> None:
+        _check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
+        _one_of("output.format", self.format, ("png", "jpg", "webp"))
+        _check(1 <= self.quality <= 100, f"output.quality must be in 1..100, got {self.quality}")
+        _check(self.upload is None, "output.upload is not supported yet; leave it null")
+        _one_of("output.resume", self.resume, ("if_same", "never"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    mode: str = "offline"
+    project: str = "madgen"
+    entity: str | None = None
+    group: str | None = None
+    id: str | None = None
+    """Null: made of the dataset's directory, so that a resumed run goes on."""
+
+    def __post_init__(self) -> None:
+        _one_of("monitor.wandb.mode", self.mode, ("online", "offline", "disabled"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    preview_every: int = 100
+    """A preview picture in W&B every so many samples; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(self.preview_every >= 0, f"monitor.preview_every must be >= 0 samples, got {self.preview_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Handed to `lightning.Trainer`."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: Any = "auto"
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes"):
+            value = getattr(self, name)
+            _check(value == "auto" or (type(value) is int and value > 0), f"trainer.{name} must be a number > 0 or auto, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One dataset."""
+
+    name: str = ""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    def __post_init__(self) -> None:
+        valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
+        _check(valid and len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
+
+    @property
+    def output_dir(self) -> Path:
+        """The dataset's directory."""
+        return Path(self.output.dir or f"out/{self.name}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved job, as it is recorded in `dataset.json`."""
+        return asdict(self)
+
+
+def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> Job:
+    """Reads job files (later ones win), their `base:` files first, then `key=value` overrides.
+
+    Raises UserError on a missing file, bad YAML, an unknown key (naming the nearest one) or a bad value.
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    layers = [OmegaConf.create({"name": files[0].stem if files else "job"})]
+    layers += [layer for file in files for layer in _layers(file, ())]
+    layers += [_override(text) for text in overrides]
+    try:
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), *layers))
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
+    assert isinstance(job, Job)
+    source = _find(job.prompts.source, [file.resolve().parent for file in files])
+    return replace(job, prompts=replace(job.prompts, source=source))
+
+
+def _find(source: str, folders: Sequence[Path]) -> str:
+    """The path of a prompt file: relative to the current directory, or else to the first job file that has it."""
+    candidates = [Path(source), *(folder / source for folder in folders)]
+    return str(next((path for path in candidates if path.exists()), Path(source)))
+
+
+def _override(text: str) -> DictConfig:
+    key, separator, _ = text.partition("=")
+    _check(bool(separator and key.strip()), f"an override is key=value, got {text!r}; example: sampling.width=2048")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"cannot read the override {text!r}: {str(error).splitlines()[0]}") from error
+
+
+def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
+    """The file's bases, depth first, then the file itself."""
+    path = path.resolve()
+    _check(path not in seen, f"{path} is its own base")
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"no job file at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the job file {path}: {error}") from error
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path} must hold keys and values at its top level")
+    base = loaded.pop("base", None) or []
+    bases = [base] if isinstance(base, str) else list(base)
+    layers = [layer for name in bases for layer in _layers(path.parent / str(name), (*seen, path))]
+    return [*layers, loaded]
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    first = str(error).strip().splitlines()[0]
+    key = getattr(error, "full_key", None)
+    if key and "not in" in first:
+        return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job(name='job')))}"
+    return f"{key}: {first}" if key else first
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1)
+    if not close and leaf:
+        close = [name for name in known if name.rpartition(".")[2] == leaf[0]][:1]
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(k for k in known if '.' not in k)}"
+
+
+def _known_keys(config: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for item in fields(config):
+        keys.append(prefix + item.name)
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            keys.extend(_known_keys(value, f"{prefix}{item.name}."))
+    return keys

@@ -1,0 +1,6 @@
+"""The packaged toy backbone: its training pictures, its trainer and its weights."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The diffusers folder that `backbone.pretrained: demo` stands for."""

@@ -1,0 +1,50 @@
+"""A CLIP tokenizer whose vocabulary is the captions' words: one word, one token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_TOKENS = 32
+
+
+def build_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
+    """Writes `vocab.json` and `merges.txt` to `folder`, then the tokenizer made of them.
+
+    Every merge joins one letter with the end of a word ("s" + "k</w>", "u" + "sk</w>", ...), so at most one merge
+    applies at a time, whatever the order of the merges, and each word ends as one token. Other words fall into
+    letters (bytes), as in any byte-level BPE.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = _byte_alphabet()
+    tokens = [START, END, *alphabet, *(letter + "</w>" for letter in alphabet)]
+    merges = []
+    for word in words:
+        for start in range(len(word) - 2, -1, -1):
+            letter, ending = word[start], word[start + 1 :] + "</w>"
+            if (letter, ending) not in merges:
+                merges.append((letter, ending))
+                tokens.append(letter + ending)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
+        model_max_length=MAX_TOKENS,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _byte_alphabet() -> list[str]:
+    """The 256 printable stand-ins for bytes of byte-level BPE (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]

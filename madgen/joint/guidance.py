@@ -1,0 +1,23 @@
+"""How a prompt steers the noise prediction."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def classifier_free(noise_NVChw: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance: the first half of the paths is unconditional. Returns [N/2, V, C, h, w]."""
+    unconditional, conditional = noise_NVChw.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def guidance_embedding(weights_B: Tensor, dim: int) -> Tensor:
+    """Sinusoids [B, dim] of the guidance weight times 1000 (Latent Consistency Models, Sec. 4.3)."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
+    angles = weights_B[:, None].float() * 1000 * frequencies[None]
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(embedding, (0, dim % 2))

@@ -1,0 +1,127 @@
+"""Where the views lie on the canvas. Integers only; positions and sizes are latent cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from madgen.errors import UserError
+
+LAYOUTS = ("overlapping", "shifted", "whole")
+
+
+def view_starts(extent: int, size: int, stride: int) -> list[int]:
+    """First cells of the views that cover `extent` cells exactly.
+
+    >>> view_starts(96, 64, 16)
+    [0, 16, 32]
+    """
+    if not 0 < stride <= size <= extent:
+        raise UserError(f"need 0 < stride <= view size <= canvas, got {stride}, {size}, {extent} (latent cells)")
+    if (extent - size) % stride:
+        below = extent - (extent - size) % stride
+        raise UserError(
+            f"views of {size} with stride {stride} cannot cover {extent} latent cells; "
+            f"the nearest sizes are {below} and {below + stride}"
+        )
+    return list(range(0, extent - size + 1, stride))
+
+
+def loop_starts(extent: int, size: int, stride: int) -> list[int]:
+    """First cells of views on a closed loop of `extent` cells; the last ones wrap around."""
+    if not 0 < stride <= size <= extent:
+        raise UserError(f"need 0 < stride <= view size <= canvas, got {stride}, {size}, {extent} (latent cells)")
+    if extent % stride:
+        below = extent - extent % stride
+        raise UserError(
+            f"a loop of {extent} latent cells is not a multiple of the stride {stride}; "
+            f"the nearest sizes are {below} and {below + stride}"
+        )
+    return list(range(0, extent, stride))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The views along one direction: `starts[i] .. starts[i] + size - 1`, modulo `extent`."""
+
+    extent: int
+    size: int
+    starts: tuple[int, ...]
+
+    @cached_property
+    def cells(self) -> list[int]:
+        """Canvas cell of every cell of every view, views one after the other [V * size]."""
+        return [(start + offset) % self.extent for start in self.starts for offset in range(self.size)]
+
+    @cached_property
+    def covers(self) -> list[list[int]]:
+        """For every canvas cell, where in `cells` it occurs: at least once."""
+        found: list[list[int]] = [[] for _ in range(self.extent)]
+        for position, cell in enumerate(self.cells):
+            found[cell].append(position)
+        if not all(found):
+            raise ValueError(f"the views {self.starts} of size {self.size} leave cells of {self.extent} uncovered")
+        return found
+
+    def divisible(self, factor: int) -> bool:
+        """Whether the views fall on whole cells of a grid `factor` times coarser."""
+        return all(value % factor == 0 for value in (self.extent, self.size, *self.starts))
+
+    def scaled(self, factor: int) -> Axis:
+        """The same views on a grid `factor` times coarser, as inside a UNet."""
+        if not self.divisible(factor):
+            raise ValueError(f"views {self.starts} of {self.size} in {self.extent} are not multiples of {factor}")
+        return Axis(self.extent // factor, self.size // factor, tuple(start // factor for start in self.starts))
+
+
+@dataclass(frozen=True)
+class Views:
+    """A grid of views, rows first: view `i` is (rows.starts[i // X], columns.starts[i % X])."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def count(self) -> int:
+        """Number of views."""
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    @cached_property
+    def _coarser(self) -> dict[int, Views]:
+        return {}
+
+    def scaled(self, factor: int) -> Views:
+        """The same views on a grid `factor` times coarser."""
+        if factor not in self._coarser:
+            self._coarser[factor] = Views(self.rows.scaled(factor), self.columns.scaled(factor))
+        return self._coarser[factor]
+
+    def divisible(self, factor: int) -> bool:
+        """Whether the views fall on whole cells of a grid `factor` times coarser."""
+        return self.rows.divisible(factor) and self.columns.divisible(factor)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The views of each step: `at(step)`."""
+
+    at: Callable[[int], Views]
+
+
+def build_layout(layout: str, height: int, width: int, size: int, stride: int, loop: bool = False) -> Layout:
+    """The views for a canvas of `height` x `width` latent cells.
+
+    `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `whole`: one view that is the canvas.
+    `loop` wraps views around the vertical edge. Raises UserError when the views cannot cover the canvas exactly.
+    """
+    if layout == "whole":
+        views = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
+    elif layout == "overlapping":
+        columns = (loop_starts if loop else view_starts)(width, size, stride)
+        views = Views(
+            Axis(height, size, tuple(view_starts(height, size, stride))), Axis(width, size, tuple(columns))
+        )
+    else:
+        raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    return Layout(lambda step: views)

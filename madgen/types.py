@@ -1,0 +1,72 @@
+"""What flows through madgen, in order: Prompt -> Task -> Shard -> Batch -> Record. All immutable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompt file."""
+
+    id: str
+    """`[A-Za-z0-9_-]{1,96}`, unique in the dataset."""
+    text: str
+    negative: str
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    seed: int | None = None
+    """The line's own seed: sample 0 uses it as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One panorama to make: what was sampled is what is recorded, both come from here."""
+
+    key: str
+    """`<prompt_id>-<sample_index:04d>`: the WebDataset key."""
+    prompt: Prompt
+    sample_index: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work, of commit and of resume."""
+
+    index: int
+    name: str
+    """File stem, e.g. `demo-000042`."""
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Panoramas of one size, sampled at once; consecutive tasks of one shard."""
+
+    shard: Shard
+    start: int
+    """Position of the first task in the shard."""
+    tasks: tuple[Task, ...]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the shard is whole after this batch."""
+        return self.start + len(self.tasks) == len(self.shard.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One finished panorama on its way into a tar."""
+
+    task: Task
+    image_HWC: np.ndarray
+    """uint8 [H, W, 3]."""
+    metadata: dict[str, Any]
+    """The sample's JSON."""

@@ -1,0 +1,79 @@
+"""Against outputs of foreign implementations: the released MAD code and diffusers' own pipelines."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from madgen import PanoramaSampler
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load(name):
+    with np.load(GOLDEN / f"{name}.npz") as archive:
+        return torch.from_numpy(archive["latents"]), ast.literal_eval(str(archive["meta"]))
+
+
+def sample(meta, folder, guidance_scale, negative, **method):
+    sampler = PanoramaSampler.from_pretrained(str(GOLDEN / folder), dtype="float32", **method)
+    return sampler.sample(
+        [meta["prompt"]],
+        negative_prompts=[negative],
+        height=meta["height"],
+        width=meta["width"],
+        num_inference_steps=meta.get("steps") or meta["num_inference_steps"],
+        guidance_scale=guidance_scale,
+        seeds=[meta["seed"]],
+        output="latent",
+    )
+
+
+def relative_error(ours, reference):
+    return float((ours - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("name", ["sd_768_tau0", "sd_768_tau2"])
+def test_released_mad_code_on_stable_diffusion(name):
+    reference, meta = load(name)
+    ours = sample(
+        meta, "tiny-sd", meta["guidance"], meta["negative"],
+        view_size=64, stride=meta["stride"], mad_steps=meta["tau"], cross_attention="always",
+    )  # fmt: skip
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def test_released_mad_code_on_a_latent_consistency_model():
+    reference, meta = load("lcm_768_tau2")
+    ours = sample(  # the release feeds the guidance itself into the embedding, diffusers and we feed guidance_scale - 1
+        meta, "tiny-lcm", meta["guidance"] + 1, "",
+        view_size=64, stride=meta["stride"], mad_steps=meta["tau"], cross_attention="always",
+    )  # fmt: skip
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def test_multidiffusion_is_the_diffusers_panorama_pipeline():
+    reference, meta = load("md_640_flat")
+    ours = sample(
+        meta, "tiny-sd", meta["guidance_scale"], meta["negative_prompt"],
+        view_size=64, stride=meta["stride"], mad_steps=0,
+    )  # fmt: skip
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def test_whole_layout_is_the_diffusers_pipeline():
+    reference, meta = load("direct_768")
+    ours = sample(meta, "tiny-sd", meta["guidance_scale"], meta["negative_prompt"], layout="whole", mad_steps=0)
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def test_the_two_modes_of_cross_attention_differ():
+    _, meta = load("sd_768_tau2")
+    method = {"view_size": 64, "stride": meta["stride"], "mad_steps": meta["tau"]}
+    modes = [
+        sample(meta, "tiny-sd", meta["guidance"], meta["negative"], cross_attention=mode, **method)
+        for mode in ("scheduled", "always")
+    ]
+    assert relative_error(*modes) > 1e-3
