@@ -15,22 +15,9 @@ from madgen.errors import UserError
 from madgen.joint.loop import joint_diffusion
 from madgen.joint.views import Layout, Views, build_layout
 from madgen.seeding import generators, initial_noise
+from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_pretrained(pretrained: str) -> str:
-    """The folder that `demo` stands for; anything else as it is."""
-    from madgen.demo import WEIGHTS
-
-    return str(WEIGHTS) if pretrained == "demo" else pretrained
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """`auto` is float32 on a CPU and bfloat16 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
 
 
 class Geometry:
@@ -117,7 +104,7 @@ class PanoramaSampler:
         """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own."""
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         backbone = backbone_module(name).load(
-            folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device)], device=device
+            folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device.type)], device=device
         )
         geometry = Geometry(backbone.spec, layout, view_size, stride, mad_steps)
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
@@ -183,7 +170,11 @@ class PanoramaSampler:
         )
         if output == "latent":
             return latents
-        return to_uint8(backbone.decode(latents))
+        return self.decode(latents)
+
+    def decode(self, latents_BCHW: Tensor) -> np.ndarray:
+        """uint8 pictures [B, height, width, 3] of latents that `sample` gave."""
+        return to_uint8(self.backbone.decode(latents_BCHW))
 
     def _check(
         self,

@@ -72,3 +72,13 @@ def backbone_module(name: str) -> Any:
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def quieten() -> None:
+    """The model libraries report errors only, and draw no progress bars for loading."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,9 +57,13 @@ def describe(pretrained: str, revision: str | None = None) -> BackboneSpec:
     )
 
 
-def family_spec() -> BackboneSpec:
-    """The shapes that all published Stable Diffusion 1.x and 2.x base models share, for planning without weights."""
-    return BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=False)
+def family_spec(pretrained: str) -> BackboneSpec:
+    """For planning a hub id without its files: the shapes that Stable Diffusion 1.x and 2.x base models share.
+
+    Raises UserError for what cannot be a hub id.
+    """
+    _check_hub_id(pretrained)
+    return BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded="lcm" in pretrained.lower())
 
 
 def _read_config(pretrained: str, revision: str | None, name: str) -> dict[str, Any]:
@@ -79,15 +84,21 @@ def _hub_file(pretrained: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    _check_hub_id(pretrained)
     missing = f"backbone.pretrained={pretrained!r} is neither a folder, nor 'demo', nor a model"
-    if pretrained.startswith((".", "/", "~")) or pretrained.count("/") != 1:
-        raise UserError(f"{missing} of the hub (owner/name)")
     try:
         return Path(hf_hub_download(pretrained, name, revision=revision))
     except LocalEntryNotFoundError as error:
         raise UserError(f"{missing} in the local hub cache, and the hub cannot be reached from here") from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{missing} that the hub gives: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_hub_id(pretrained: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", pretrained, re.ASCII):
+        raise UserError(
+            f"backbone.pretrained={pretrained!r} is neither a folder, nor 'demo', nor a hub id (owner/name)"
+        )
 
 
 def load(
@@ -130,7 +141,7 @@ class StableDiffusion:
         self.text_encoder = pipeline.text_encoder.to(device).eval().requires_grad_(False)
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
-        self.vae = pipeline.vae.to(device, torch.float32 if upcast else dtype).eval().requires_grad_(False)
+        self.vae = (pipeline.vae.float() if upcast else pipeline.vae).to(device).eval().requires_grad_(False)
         self.layers = sorted(self.unet.attn_processors)
         self._refuse_unknown_attention()
 

@@ -1,0 +1,5 @@
+"""`python -m madgen`."""
+
+from madgen.cli import main
+
+main()

@@ -1,0 +1,144 @@
+"""The command line: each command parses, loads the job and calls one function."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madgen.errors import UserError
+
+app = typer.Typer(
+    name="madgen",
+    help="Large synthetic datasets of coherent panoramas, by joint diffusion (Merge-Attend-Diffuse).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobArguments = Annotated[list[str], typer.Argument(metavar="JOB.yaml [MORE.yaml ...] [key=value ...]")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a dataset's directory (output.dir)")]
+AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 complete, 2 wrong input, 3 stopped early, 4 some samples quarantined, 1 a bug."""
+    try:
+        app()
+    except UserError as error:
+        print(f"madgen: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("madgen: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(3)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _load_job(arguments: list[str]):  # type: ignore[no-untyped-def]
+    from madgen.config import load_job
+
+    files = [argument for argument in arguments if "=" not in argument]
+    if not files:
+        raise UserError("no job file given; example: madgen generate jobs/demo.yaml")
+    return load_job(files, [argument for argument in arguments if "=" in argument])
+
+
+@app.command()
+def generate(job: JobArguments) -> None:
+    """Make what is missing of a dataset: the main job."""
+    loaded = _load_job(job)
+    from madgen.engine.run import generate as run
+    from madgen.engine.run import report
+
+    outcome = run(loaded)
+    report(outcome, loaded)
+    sys.exit(outcome.code)
+
+
+@app.command()
+def plan(job: JobArguments, as_json: AsJson = False) -> None:
+    """Show prompts, samples, shards, cost and disk of a job; writes nothing."""
+    loaded = _load_job(job)
+    from madgen.engine.forecast import forecast, print_forecast
+    from madgen.plan.shards import build_plan
+
+    built = build_plan(loaded)
+    print_forecast(loaded, built, forecast(loaded, built, assume_spec=True), as_json)
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Argument(help="what to show")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="a .png, .jpg or .webp file")] = Path("panorama.png"),
+    job: Annotated[Path | None, typer.Option("--job", help="a job file; the demo backbone with MAD without")] = None,
+) -> None:
+    """Make one picture, now. Its seed is prompts.seed."""
+    from madgen.engine.single import sample_one
+
+    sample_one(prompt, output, job, overrides or [])
+
+
+@app.command()
+def status(directory: Directory, as_json: AsJson = False) -> None:
+    """Planned, done, in flight, rate, time left, and every worker; from files alone."""
+    from madgen.dataset.layout import DatasetDir
+    from madgen.monitor.status import print_status
+    from madgen.monitor.status import status as read_status
+
+    print_status(read_status(DatasetDir(directory)), as_json)
+
+
+@app.command()
+def verify(directory: Directory, as_json: AsJson = False) -> None:
+    """Prove planned = present: every tar, member, checksum and picture."""
+    from rich.progress import Progress
+
+    from madgen.dataset.layout import DatasetDir
+    from madgen.dataset.verify import verify as check
+
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("shards", total=None)
+        verdict = check(DatasetDir(directory), lambda done, total: progress.update(task, completed=done, total=total))
+    if as_json:
+        fields = {"complete": verdict.complete, "planned": verdict.planned, "present": verdict.present}
+        print(json.dumps({**fields, "problems": verdict.problems}, indent=1))
+    else:
+        for problem in verdict.problems:
+            print(problem)
+        state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
+        print(f"{verdict.present} of {verdict.planned} panoramas present: {state}")
+    sys.exit(0 if verdict.complete else 1 if verdict.problems else 3)
+
+
+@app.command()
+def preview(
+    directory: Directory,
+    limit: Annotated[int | None, typer.Option(min=1, help="only so many panoramas")] = None,
+) -> None:
+    """Write a self-contained HTML gallery and a contact sheet."""
+    from madgen.monitor.gallery import write_contact_sheet, write_gallery
+
+    print(write_gallery(directory, limit=limit))
+    print(write_contact_sheet(directory))
+
+
+@app.command()
+def index(directory: Directory) -> None:
+    """Rebuild index.parquet and the dataset card from the sidecars."""
+    from madgen.dataset.index import write_index
+    from madgen.dataset.layout import DatasetDir
+
+    print(write_index(DatasetDir(directory)))
+
+
+if __name__ == "__main__":
+    main()

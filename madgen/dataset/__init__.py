@@ -1,0 +1,1 @@
+"""Writing and reading the output: what lies on disk, and the rules by which it appears there."""

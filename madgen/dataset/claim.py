@@ -1,0 +1,212 @@
+"""Who works on which shard: claim files with a heartbeat, on any shared POSIX file system.
+
+A claim is made by hard link, which is atomic also over NFS, and names its worker. A worker is alive while its
+heartbeat file is renewed; the ages of two heartbeats are compared on the file server's clock. A claim of a dead
+worker is taken over. Two workers on one shard cost time, never data: their bytes are the same, the rename is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from madgen.dataset.layout import DatasetDir, to_json
+
+HEARTBEAT_S = 3.0
+LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process on one boot of one host."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+
+    @classmethod
+    def this(cls) -> Process:
+        return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid()))
+
+    def is_surely_dead(self) -> bool:
+        """True only where this machine can tell: the same host and boot, and no such process."""
+        here = self.host == socket.gethostname() and self.boot == _boot_id() != ""
+        return here and _start_time(self.pid) != self.started
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat, which tells a process from a later one of the same number; '' if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+class Worker:
+    """This process's identity, heartbeat and claims on one dataset."""
+
+    def __init__(self, directory: DatasetDir, heartbeat_s: float = HEARTBEAT_S, lease_s: float = LEASE_S):
+        self.directory, self.heartbeat_s, self.lease_s = directory, heartbeat_s, lease_s
+        self.process = Process.this()
+        self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
+        self.claimed: set[str] = set()
+        self.report: dict[str, Any] = {"state": "starting", "samples": 0, "in_flight": 0, "rate_per_s": None}
+        self.started = time.time()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def heartbeat_file(self) -> Path:
+        return self.directory.workers / f"{self.id}.json"
+
+    def start(self) -> None:
+        """Begins to beat; claims may be made after this."""
+        self.directory.claims.mkdir(parents=True, exist_ok=True)
+        self.directory.workers.mkdir(parents=True, exist_ok=True)
+        self.beat()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(self.heartbeat_s):
+            self.beat()
+
+    def beat(self, **report: Any) -> None:
+        """Renews the heartbeat file, with what this worker says of itself."""
+        with self._lock:
+            self.report.update(report)
+            content = {
+                "id": self.id,
+                "host": self.process.host,
+                "boot": self.process.boot,
+                "pid": self.process.pid,
+                "process_started": self.process.started,
+                "started": self.started,
+                "time": time.time(),
+                "claims": sorted(self.claimed),
+                **self.report,
+            }
+            temporary = self.heartbeat_file.with_suffix(".tmp")
+            with contextlib.suppress(OSError):  # a file system that is away for a while: the next beat tries again
+                temporary.write_bytes(to_json(content))
+                os.replace(temporary, self.heartbeat_file)
+
+    def close(self) -> None:
+        """Stops beating and gives back what was not published."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        for shard in sorted(self.claimed):
+            self.release(shard)
+        self.heartbeat_file.unlink(missing_ok=True)
+
+    def claim(self, shard: str) -> bool:
+        """Tries to become the only worker on a shard; takes over the claim of a dead worker."""
+        return self._link(shard) or (self._break_if_dead(shard) and self._link(shard))
+
+    def _link(self, shard: str) -> bool:
+        temporary = self.directory.claims / f".{shard}.{self.id}"
+        temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
+        try:
+            os.link(temporary, self._claim_file(shard))
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        if self.directory.sidecar(shard).exists():  # published while we were looking elsewhere
+            self._claim_file(shard).unlink(missing_ok=True)
+            return False
+        self.claimed.add(shard)
+        return True
+
+    def release(self, shard: str) -> None:
+        """Gives a claim back, if it is still ours."""
+        self.claimed.discard(shard)
+        claim = read_json(self._claim_file(shard))
+        if claim and claim["worker"] == self.id:
+            self._claim_file(shard).unlink(missing_ok=True)
+
+    def _claim_file(self, shard: str) -> Path:
+        return self.directory.claims / f"{shard}.json"
+
+    def _break_if_dead(self, shard: str) -> bool:
+        """Removes a dead worker's claim; False if its worker may live or another was quicker."""
+        path = self._claim_file(shard)
+        claim = read_json(path)
+        if claim is None:
+            return not path.exists()
+        if self.is_alive(claim["worker"], path):
+            return False
+        broken = path.with_name(f".{shard}.broken.{self.id}")
+        try:
+            os.rename(path, broken)
+        except FileNotFoundError:
+            return True
+        taken = read_json(broken)
+        if taken != claim:  # another worker broke it first, and this is its fresh claim: put it back
+            with contextlib.suppress(FileExistsError):
+                os.link(broken, path)
+            broken.unlink(missing_ok=True)
+            return False
+        broken.unlink(missing_ok=True)
+        for leftover in self.directory.open_shards.glob(f"{shard}.{claim['worker']}.tar"):
+            leftover.unlink(missing_ok=True)
+        return True
+
+    def is_alive(self, worker: str, claim_file: Path) -> bool:
+        """Whether a worker's heartbeat is younger than the lease, and its process not known to be dead."""
+        if worker == self.id:
+            return True
+        heartbeat = self.directory.workers / f"{worker}.json"
+        state = read_json(heartbeat)
+        if state is not None:
+            process = Process(state["host"], state["boot"], state["pid"], state["process_started"])
+            if process.is_surely_dead():
+                return False
+        try:
+            renewed = (heartbeat if state is not None else claim_file).stat().st_mtime
+            now = self.heartbeat_file.stat().st_mtime
+        except FileNotFoundError:
+            return True  # it has just changed: look again later
+        return now - renewed < self.lease_s
+
+    def forget_dead_workers(self) -> None:
+        """Removes the heartbeat files that dead workers left, so that `status` shows those that matter."""
+        for path in self.directory.workers.glob("*.json"):
+            if not self.is_alive(path.stem, path):
+                path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON file that others may replace or remove at any time; None if it is not there or not whole."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def remove_work(directory: DatasetDir) -> None:
+    """Nothing of a complete dataset is left in `work/`."""
+    shutil.rmtree(directory.work, ignore_errors=True)
+
+

@@ -1,0 +1,104 @@
+"""Names and places inside a dataset's directory, and the atomic write that everything under a final name uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from madgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetDir:
+    """Where things lie in one dataset."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What was asked."""
+        return self.root / "dataset.json"
+
+    @property
+    def shards(self) -> Path:
+        """Finished shards and their sidecars."""
+        return self.root / "shards"
+
+    @property
+    def work(self) -> Path:
+        """Claims, heartbeats and open shards; removed when the dataset is complete."""
+        return self.root / "work"
+
+    @property
+    def claims(self) -> Path:
+        return self.work / "claims"
+
+    @property
+    def workers(self) -> Path:
+        return self.work / "workers"
+
+    @property
+    def open_shards(self) -> Path:
+        return self.work / "open"
+
+    def tar(self, shard: str) -> Path:
+        return self.shards / f"{shard}.tar"
+
+    def sidecar(self, shard: str) -> Path:
+        """The commit mark: a shard is done when it exists."""
+        return self.shards / f"{shard}.json"
+
+    def done(self) -> set[str]:
+        """Names of the finished shards."""
+        try:
+            return {entry.name[:-5] for entry in os.scandir(self.shards) if entry.name.endswith(".json")}
+        except FileNotFoundError:
+            return set()
+
+    def read_manifest(self) -> dict[str, Any]:
+        """`dataset.json`; UserError if this is no dataset."""
+        try:
+            return json.loads(self.manifest.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.root} holds no madgen dataset (no dataset.json)") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.manifest}: {error}") from error
+
+    def sidecars(self) -> Iterator[dict[str, Any]]:
+        """The sidecars of the finished shards, in order."""
+        for name in sorted(self.done()):
+            yield json.loads(self.sidecar(name).read_text())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file under its final name is complete: written aside, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes a rename in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """UTF-8 JSON with sorted keys: the same value gives the same bytes."""
+    return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=indent) + "\n").encode()

@@ -1,0 +1,124 @@
+"""`dataset.json`: what was asked, and the fingerprint that refuses another job in the same directory."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import secrets
+from typing import Any
+
+from madgen.config import Job
+from madgen.dataset.layout import DatasetDir, sync_directory, to_json
+from madgen.errors import UserError
+from madgen.plan.shards import Plan
+from madgen.weights import require_weights_id, resolve_dtype
+
+VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
+
+
+def identity(job: Job, plan: Plan, dtype: str, weights: str) -> dict[str, Any]:
+    """Everything that affects the bytes of the shards, and nothing that does not (devices, batch size, monitor)."""
+    resolved = job.as_dict()
+    return {
+        "backbone": {
+            "name": job.backbone.name,
+            "weights": weights,
+            "variant": job.backbone.variant,
+            "dtype": dtype,
+        },
+        "method": resolved["method"],
+        "sampling": {
+            name: resolved["sampling"][name]
+            for name in ("loop", "num_inference_steps", "guidance_scale", "scheduler")
+        },
+        "prompts": plan.digest,
+        "output": {name: resolved["output"][name] for name in ("format", "quality", "samples_per_shard")},
+    }
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """A short hash of `identity`."""
+    return hashlib.blake2b(to_json(identity), digest_size=16).hexdigest()
+
+
+def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> dict[str, Any]:
+    """The content of `dataset.json`."""
+    return {
+        "madgen": 1,
+        "fingerprint": fingerprint(identity),
+        "identity": identity,
+        "job": job.as_dict(),
+        "plan": {
+            "prompts": len(plan.prompts),
+            "samples": plan.samples,
+            "shards": plan.shard_count,
+            "samples_per_shard": plan.samples_per_shard,
+            "keys_sha256": plan.keys_digest,
+        },
+        "versions": {name: _version(name) for name in VERSIONED},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_directory(directory: DatasetDir, identity: dict[str, Any], resume: str) -> None:
+    """Refuses a directory of another job, or one that is not ours; writes nothing."""
+    root = directory.root
+    if root.exists() and not root.is_dir():
+        raise UserError(f"output.dir={root} is a file; choose a directory")
+    if directory.manifest.exists():
+        existing = directory.read_manifest()
+        if resume == "never":
+            raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
+        changed = differences(existing.get("identity", {}), identity)
+        if changed:
+            raise UserError(
+                f"output.dir={root} holds a dataset of another job ({'; '.join(changed)}); "
+                "choose another output.dir, or remove this one"
+            )
+    elif root.is_dir() and any(not entry.name.startswith(".") for entry in os.scandir(root)):
+        raise UserError(f"output.dir={root} is not empty and holds no madgen dataset; choose another")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs."""
+    found: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif _plain(before) != _plain(after):
+            found.append(f"{prefix}{key}: {before} there, {after} here")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def create(directory: DatasetDir, content: dict[str, Any]) -> None:
+    """Writes `dataset.json` unless it is there; of several workers at once, one writes and the others check."""
+    directory.root.mkdir(parents=True, exist_ok=True)
+    temporary = directory.root / f".dataset.json.{secrets.token_hex(6)}"
+    temporary.write_bytes(to_json(content, indent=1))
+    try:
+        os.link(temporary, directory.manifest)
+    except FileExistsError:
+        check_directory(directory, content["identity"], "if_same")
+    finally:
+        temporary.unlink()
+    sync_directory(directory.root)
+    directory.shards.mkdir(exist_ok=True)
+
+
+def build(job: Job, plan: Plan, device_type: str) -> dict[str, Any]:
+    """The manifest of a job whose weights are at hand, on a kind of device (`dtype: auto` depends on it)."""
+    dtype = resolve_dtype(job.backbone.dtype, device_type)
+    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision)
+    return manifest(job, plan, identity(job, plan, dtype, weights))

@@ -1,0 +1,1 @@
+"""`trainer.predict` over what is missing. The only home of Lightning."""

@@ -1,0 +1,94 @@
+"""Checks a plan against its backbone's shapes and adds up what it will cost. Loads no weights, writes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from madgen.backbones import BackboneSpec, backbone_module
+from madgen.config import Job
+from madgen.errors import UserError
+from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
+from madgen.plan.shards import Plan
+from madgen.sampler import Geometry, check_negative_prompts
+from madgen.weights import resolve_pretrained
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `madgen plan` prints."""
+
+    spec: BackboneSpec
+    spec_is_assumed: bool
+    sizes: dict[tuple[int, int], int]
+    """How many panoramas of each (height, width) in pixels."""
+    views: dict[tuple[int, int], int]
+    """Views of one panorama of each size, in the first step."""
+    cost: Cost
+
+
+def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
+    """UserError names the first size, stride or setting that cannot work.
+
+    `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
+    """
+    module = backbone_module(job.backbone.name)
+    assumed = False
+    try:
+        spec = module.describe(resolve_pretrained(job.backbone.pretrained), job.backbone.revision)
+    except UserError:
+        if not assume_spec:
+            raise
+        spec, assumed = module.family_spec(job.backbone.pretrained), True
+    if job.sampling.scheduler is not None:
+        module.scheduler_class(job.sampling.scheduler)
+    views = job.method.views
+    geometry = Geometry(spec, views.layout, views.size, views.stride, job.method.mad.steps)
+    counts = sizes(plan)
+    layouts = {}
+    for prompt in plan.prompts:
+        if (prompt.height, prompt.width) not in layouts:
+            layouts[prompt.height, prompt.width] = geometry.build(prompt.height, prompt.width)
+    negatives = sorted({prompt.negative for prompt in plan.prompts})
+    check_negative_prompts(spec, negatives, job.sampling.guidance_scale)
+    passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1
+    steps = job.sampling.num_inference_steps
+    evaluations = {size: view_evaluations(layout, steps, passes) for size, layout in layouts.items()}
+    return Forecast(
+        spec=spec,
+        spec_is_assumed=assumed,
+        sizes=dict(counts),
+        views={size: layout.at(0).count for size, layout in layouts.items()},
+        cost=total_cost(plan, evaluations, job.output.format),
+    )
+
+
+def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> None:
+    """For people, or with `as_json` for scripts."""
+    cost, steps = forecast.cost, job.sampling.num_inference_steps
+    content = {
+        "name": job.name,
+        "prompts": len(plan.prompts),
+        "samples": plan.samples,
+        "shards": plan.shard_count,
+        "samples_per_shard": plan.samples_per_shard,
+        "sizes": [
+            {"height": height, "width": width, "samples": count, "views": forecast.views[height, width]}
+            for (height, width), count in forecast.sizes.items()
+        ],
+        "view_evaluations": cost.view_evaluations,
+        "megapixels": round(cost.megapixels, 3),
+        "bytes": cost.bytes,
+        "spec_is_assumed": forecast.spec_is_assumed,
+    }
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    mad = job.method.mad
+    print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards -> {job.output_dir}")
+    for (height, width), count in forecast.sizes.items():
+        print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
+    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}, batches of {job.sampling.batch_size}")
+    print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, about {cost.bytes / 1e6:,.0f} MB as {job.output.format}")
+    if forecast.spec_is_assumed:
+        print(f"  note: {job.backbone.pretrained} is not at hand; planned with the shapes of its family")

@@ -1,0 +1,55 @@
+"""One picture, now: `madgen sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from madgen.config import Job, load_job
+from madgen.dataset.encode import encode_image
+from madgen.dataset.layout import write_atomically
+from madgen.errors import UserError
+from madgen.sampler import PanoramaSampler
+
+FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+DEFAULTS = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_steps=25", "sampling.guidance_scale=3.0"]
+
+
+def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list[str]) -> None:
+    """Writes one panorama to `output`; without a job file it is made by the demo backbone with MAD."""
+    job = load_job([job_file], overrides) if job_file else load_job([], [*DEFAULTS, *overrides])
+    if not prompt.strip():
+        raise UserError("the prompt is empty")
+    if output.suffix.lower() not in FORMATS:
+        raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise UserError(f"-o {output}: the folder {output.parent} does not exist")
+    data = encode_image(_sample(job, prompt), FORMATS[output.suffix.lower()], job.output.quality)
+    write_atomically(output, data)
+    print(output)
+
+
+def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
+    from madgen.engine.run import quieten
+
+    quieten()
+    device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
+    sampler = PanoramaSampler.from_job(job, device)
+    sampling = job.sampling
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("steps", total=sampling.num_inference_steps)
+        images = sampler.sample(
+            [prompt],
+            negative_prompts=[job.prompts.negative_prompt],
+            height=sampling.height,
+            width=sampling.width,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            seeds=[job.prompts.seed],
+            loop=sampling.loop,
+            on_step=lambda step: progress.update(task, completed=step + 1),
+        )
+    return images[0]

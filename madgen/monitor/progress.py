@@ -1,0 +1,60 @@
+"""Progress over the whole dataset: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from madgen.dataset.claim import Worker
+from madgen.dataset.layout import DatasetDir
+from madgen.monitor.observer import Observer
+from madgen.monitor.status import count_done, eta_text, in_flight
+from madgen.types import Record
+
+LOG_EVERY_S = 30.0
+
+
+class ProgressReport(Observer):
+    """Shows samples made by all workers: those in finished shards plus those in everybody's open ones."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.line_due = 0.0
+
+    def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
+        self.directory, self.planned = directory, int(manifest["plan"]["samples"])
+        self.begin, self.first = time.monotonic(), self._made()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), console=self.console)
+            self.task: TaskID = self.bar.add_task(manifest["job"]["name"], total=self.planned, rate="")
+            self.bar.start()
+        self._show()
+
+    def _made(self) -> int:
+        return count_done(self.directory) + in_flight(self.directory)
+
+    def sample_written(self, record: Record) -> None:
+        if self.bar is not None or time.monotonic() >= self.line_due:
+            self._show()
+
+    def _show(self) -> None:
+        made, elapsed = min(self._made(), self.planned), time.monotonic() - self.begin
+        rate = (made - self.first) / elapsed if elapsed > 1 and made > self.first else None
+        text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - made) / rate)} left" if rate else "starting"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=made, rate=text)
+        elif time.monotonic() >= self.line_due:
+            self.line_due = time.monotonic() + LOG_EVERY_S
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {made}/{self.planned} panoramas, {text}", file=sys.stderr)
+
+    def stopped(self) -> None:
+        if self.bar is not None:
+            self._show()
+            self.bar.stop()
+            self.bar = None

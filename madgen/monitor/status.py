@@ -1,0 +1,132 @@
+"""The state of a dataset from its files alone, also of a run on another machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from madgen.dataset.claim import LEASE_S, Process, read_json
+from madgen.dataset.layout import DatasetDir
+
+_counts: dict[Path, int] = {}
+
+
+def count_done(directory: DatasetDir) -> int:
+    """Samples in finished shards; each sidecar is read once a process."""
+    return sum(_samples_in(directory.sidecar(name)) for name in directory.done())
+
+
+def _samples_in(sidecar: Path) -> int:
+    if sidecar not in _counts:
+        content = read_json(sidecar)
+        if content is None:
+            return 0
+        _counts[sidecar] = len(content["samples"])
+    return _counts[sidecar]
+
+
+def in_flight(directory: DatasetDir) -> int:
+    """Samples that lie in open shards."""
+    return sum(worker.get("in_flight", 0) for worker in _heartbeats(directory))
+
+
+def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
+    found = (read_json(path) for path in sorted(directory.workers.glob("*.json")))
+    return [content for content in found if content is not None]
+
+
+def status(directory: DatasetDir) -> dict[str, Any]:
+    """What `madgen status --json` prints; rates are panoramas a second, times seconds."""
+    manifest = directory.read_manifest()
+    sidecars = list(directory.sidecars())
+    planned = manifest["plan"]["samples"]
+    done = sum(len(sidecar["samples"]) for sidecar in sidecars)
+    quarantined = sum(len(sidecar["quarantined"]) for sidecar in sidecars)
+    workers = [_worker(content) for content in _heartbeats(directory)]
+    flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
+    live_rates = [worker["rate_per_s"] for worker in workers if worker["state"] != "dead" and worker["rate_per_s"]]
+    rate = sum(live_rates) or None
+    left = planned - done - quarantined - flying
+    interval = _eta_interval(left, rate, sidecars)
+    return {
+        "name": manifest["job"]["name"],
+        "fingerprint": manifest["fingerprint"],
+        "planned": planned,
+        "done": done,
+        "in_flight": flying,
+        "quarantined": quarantined,
+        "shards": {"planned": manifest["plan"]["shards"], "done": len(sidecars)},
+        "rate_per_s": rate,
+        "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
+        "eta_interval_s": interval,
+        "complete": done + quarantined == planned and len(sidecars) == manifest["plan"]["shards"],
+        "workers": workers,
+    }
+
+
+def _worker(content: dict[str, Any]) -> dict[str, Any]:
+    age = time.time() - content["time"]
+    process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
+    dead = age > LEASE_S or process.is_surely_dead()
+    return {
+        "id": content["id"],
+        "host": content["host"],
+        "device": content.get("device"),
+        "rank": content.get("rank"),
+        "state": "dead" if dead else content["state"],
+        "shard": content.get("shard"),
+        "samples": content["samples"],
+        "in_flight": content["in_flight"],
+        "rate_per_s": content["rate_per_s"],
+        "heartbeat_age_s": round(max(0.0, age), 1),
+    }
+
+
+def _eta_interval(left: int, rate: float | None, sidecars: list[dict[str, Any]]) -> list[float] | None:
+    """Two standard errors around the ETA, from the spread of the finished shards' time a sample."""
+    costs = [
+        (sidecar["finished"] - sidecar["started"]) / len(sidecar["samples"]) for sidecar in sidecars if sidecar["samples"]
+    ]
+    if not rate or len(costs) < 3:
+        return None
+    relative = 2 * statistics.stdev(costs) / statistics.mean(costs) / math.sqrt(len(costs))
+    return [max(0.0, left / rate * (1 - relative)), left / rate * (1 + relative)]
+
+
+def eta_text(seconds: float) -> str:
+    """`2 h 05 min`, `7 min`, `40 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def print_status(state: dict[str, Any], as_json: bool) -> None:
+    """For people, or with `as_json` for scripts."""
+    if as_json:
+        print(json.dumps(state, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    percent = 100 * state["done"] / state["planned"]
+    console.print(f"[bold]{state['name']}[/]: {state['done']} of {state['planned']} panoramas ({percent:.1f} %), "
+                  f"{state['shards']['done']} of {state['shards']['planned']} shards", highlight=False)  # fmt: skip
+    details = [f"{state['in_flight']} in open shards", f"{state['quarantined']} quarantined"]
+    if state["rate_per_s"]:
+        details.append(f"{state['rate_per_s']:.2f} panoramas/s")
+        details.append(f"{eta_text(state['eta_s'])} left")
+    if state["eta_interval_s"]:
+        details.append("between " + " and ".join(eta_text(seconds) for seconds in state["eta_interval_s"]))
+    console.print("complete" if state["complete"] else ", ".join(details), highlight=False)
+    if state["workers"]:
+        table = Table("worker", "host", "device", "state", "shard", "samples", "rate/s", "heartbeat", box=None)
+        for worker in state["workers"]:
+            rate = f"{worker['rate_per_s']:.2f}" if worker["rate_per_s"] else "-"
+            table.add_row(worker["id"], worker["host"], str(worker["device"]), worker["state"], str(worker["shard"]),
+                          str(worker["samples"]), rate, f"{worker['heartbeat_age_s']} s ago")  # fmt: skip
+        console.print(table)
