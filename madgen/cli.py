@@ -55,10 +55,16 @@ def _load_job(arguments: list[str]):  # type: ignore[no-untyped-def]
 def generate(job: JobArguments) -> None:
     """Make what is missing of a dataset: the main job."""
     loaded = _load_job(job)
+    from madgen.engine.forecast import forecast
+    from madgen.plan.shards import build_plan
+
+    built = build_plan(loaded)
+    forecast(loaded, built)  # what cannot work is told before Lightning is imported
+
     from madgen.engine.run import generate as run
     from madgen.engine.run import report
 
-    outcome = run(loaded)
+    outcome = run(loaded, built)
     report(outcome, loaded)
     sys.exit(outcome.code)
 

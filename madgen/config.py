@@ -188,7 +188,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes"):
             value = getattr(self, name)
-            _check(value == "auto" or (type(value) is int and value > 0), f"trainer.{name} must be a number > 0 or auto, got {value!r}")
+            _check(
+                value == "auto" or (type(value) is int and value > 0),
+                f"trainer.{name} must be a number > 0 or auto, got {value!r}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +206,7 @@ class Job:
     output: OutputConfig = field(default_factory=OutputConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
     def __post_init__(self) -> None:
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
@@ -273,9 +277,18 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
 def _explain(error: OmegaConfBaseException) -> str:
     first = str(error).strip().splitlines()[0]
     key = getattr(error, "full_key", None)
+    if " is not a subclass of " in first:
+        section = first.split(" is not a subclass of ")[1].split(".")[0]
+        name = section.removesuffix("Config").lower()
+        return f"{name} holds keys of its own, such as {name}.{_first_key(name)}; got a plain value"
     if key and "not in" in first:
         return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job(name='job')))}"
     return f"{key}: {first}" if key else first
+
+
+def _first_key(section: str) -> str:
+    known = _known_keys(Job(name="job"))
+    return next((name.rpartition(".")[2] for name in known if f"{section}." in name), "key")
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -176,9 +176,7 @@ class StableDiffusion:
         return self.text_encoder(ids, attention_mask=None if mask is None else mask.to(self.device))[0].to(self.dtype)
 
     @contextmanager
-    def merged_attention(
-        self, views: Views, step: int, merging: Merging, conditioning: Conditioning
-    ) -> Iterator[None]:
+    def merged_attention(self, views: Views, step: int, merging: Merging, conditioning: Conditioning) -> Iterator[None]:
         """Installs one processor a layer for this step and restores the others after it."""
         chosen = self.merged_layers(merging)
         processors = {
@@ -250,5 +248,7 @@ def scheduler_class(name: str) -> Any:
 
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if found is None or not hasattr(found, "set_timesteps"):
-        raise UserError(f"sampling.scheduler={name!r} is no diffusers scheduler; examples: DDIMScheduler, EulerDiscreteScheduler")
+        raise UserError(
+            f"sampling.scheduler={name!r} is no diffusers scheduler; examples: DDIMScheduler, EulerDiscreteScheduler"
+        )
     return found

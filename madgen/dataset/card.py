@@ -10,6 +10,7 @@ def card(manifest: dict[str, Any], samples: int, total_bytes: int) -> str:
     """Markdown for a dataset of `samples` panoramas in `total_bytes`."""
     job, identity = manifest["job"], manifest["identity"]
     mad, sampling = job["method"]["mad"], job["sampling"]
+    weights = f"({identity['backbone']['dtype']}), weights `{identity['backbone']['weights']}`"
     return f"""---
 pretty_name: {json.dumps(job["name"])}
 task_categories: [text-to-image]
@@ -27,7 +28,7 @@ views. Read them with `webdataset`, or with `datasets.load_dataset("webdataset",
 
 | | |
 |---|---|
-| backbone | `{job["backbone"]["pretrained"]}` ({identity["backbone"]["dtype"]}), weights `{identity["backbone"]["weights"]}` |
+| backbone | `{job["backbone"]["pretrained"]}` {weights} |
 | method | {job["method"]["views"]["layout"]} views, MAD in the first {mad["steps"]} steps |
 | sampling | {sampling["num_inference_steps"]} steps, guidance scale {sampling["guidance_scale"]} |
 | fingerprint | `{manifest["fingerprint"]}` |

@@ -208,5 +208,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def remove_work(directory: DatasetDir) -> None:
     """Nothing of a complete dataset is left in `work/`."""
     shutil.rmtree(directory.work, ignore_errors=True)
-
-

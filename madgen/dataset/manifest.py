@@ -29,8 +29,7 @@ def identity(job: Job, plan: Plan, dtype: str, weights: str) -> dict[str, Any]:
         },
         "method": resolved["method"],
         "sampling": {
-            name: resolved["sampling"][name]
-            for name in ("loop", "num_inference_steps", "guidance_scale", "scheduler")
+            name: resolved["sampling"][name] for name in ("loop", "num_inference_steps", "guidance_scale", "scheduler")
         },
         "prompts": plan.digest,
         "output": {name: resolved["output"][name] for name in ("format", "quality", "samples_per_shard")},

@@ -68,7 +68,9 @@ WORDS = {
     "middle": ("middle",),
     "high": ("high",),
 }
-OTHER_WORDS = tuple("a an the of over with and at in on by horizon landscape panorama view sun moon stars clouds trees".split())
+OTHER_WORDS = tuple(
+    "a an the of over with and at in on by horizon landscape panorama view sun moon stars clouds trees".split()
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class _Painter:
     def _stars(self) -> None:
         for _ in range(max(1, int(self.rng.integers(10, 18) * self.width / self.height))):
             x, y = self.rng.uniform(0, self.width), self.rng.uniform(0.02, 0.75) * self.horizon
-            self._dot(x, y, self.rng.uniform(0.7, 1.0) * self.unit, (245, 245, 255))
+            self._dot(x, y, self.rng.uniform(0.9, 1.2) * self.unit, (245, 245, 255))
 
     def _dot(self, x: float, y: float, radius: float, color) -> None:
         reach = int(radius + 2)
@@ -211,7 +213,7 @@ class _Painter:
         self.image[rows, columns] += (np.asarray(color, np.float32) - self.image[rows, columns]) * alpha
 
     def _sun(self) -> None:
-        radius = self.rng.uniform(5.0, 6.5) * self.unit
+        radius = self.rng.uniform(6.0, 8.0) * self.unit
         self.sun_x = float(self.rng.uniform(radius, self.width - radius))
         y = float(self.rng.uniform(max(radius * 1.3, 0.15 * self.horizon), 0.55 * self.horizon))
         distance = np.hypot(self.x - self.sun_x, self.y - y)
@@ -263,9 +265,9 @@ class _Painter:
         heights = np.zeros(self.width)
         x = -self.rng.uniform(0, 6) * self.unit
         while x < self.width:  # a forest: overlapping conifers
-            half, tall = self.rng.uniform(2.6, 4.2) * self.unit, self.rng.uniform((12, 7)[layer], (20, 13)[layer])
+            half, tall = self.rng.uniform(4.0, 6.0) * self.unit, self.rng.uniform((15, 9)[layer], (22, 15)[layer])
             heights = np.maximum(heights, tall * (1 - np.abs(self.x[0] - x) / (1.7 * half)))
-            x += half * self.rng.uniform(0.8, 1.5)
+            x += half * self.rng.uniform(1.0, 1.6)
         return np.maximum(heights, (6, 4)[layer])
 
     def _skyline(self) -> None:
@@ -273,8 +275,8 @@ class _Painter:
             body = self._lit(FARS["skyline"]) + (self.haze - self._lit(FARS["skyline"])) * (0.45, 0.08)[layer]
             x = int(-self.rng.uniform(0, 8) * self.unit)
             while x < self.width:
-                wide = int(self.rng.uniform(7, 12) * self.unit)
-                tall = int(self.rng.uniform((14, 7)[layer], (36, 22)[layer]) * self.unit)
+                wide = int(self.rng.uniform(10, 16) * self.unit)
+                tall = int(self.rng.uniform((18, 10)[layer], (38, 26)[layer]) * self.unit)
                 self._tower(x, wide, tall, body * self.rng.uniform(0.9, 1.1), windows=layer == 1)
                 x += wide + (0 if self.rng.random() < 0.6 else int(3 * self.unit))
 
@@ -285,7 +287,7 @@ class _Painter:
         self.image[bottom - tall : bottom, left:right] = color
         if not windows:
             return
-        step, size = max(3, int(3.4 * self.unit)), max(1, int(1.7 * self.unit))
+        step, size = max(3, int(5.5 * self.unit)), max(1, int(2.8 * self.unit))
         lit = (255, 214, 120) if self.scene.time in ("night", "sunset") else self.haze * 0.95
         for y in range(bottom - tall + step // 2, bottom - size, step):
             for column in range(x + step // 2, x + wide - size, step):
@@ -310,11 +312,11 @@ class _Painter:
         self.image[first:] = ground
 
     def _trees(self) -> None:
-        count = max(2, int(self.rng.integers(3, 7) * self.width / self.height))
-        depths = np.sort(self.rng.uniform(0.04, 0.7, count))
+        count = max(2, int(self.rng.integers(2, 5) * self.width / self.height))
+        depths = np.sort(self.rng.uniform(0.04, 0.6, count))
         for depth in depths:
             x, y = self.rng.uniform(0, self.width), self.horizon + depth * (self.height - self.horizon)
-            tall = (11 + 20 * depth) * self.unit * self.rng.uniform(0.85, 1.15)
+            tall = (16 + 24 * depth) * self.unit * self.rng.uniform(0.85, 1.15)
             from_tip = (self.y - (y - tall)) / tall  # 0 at the tip, 1 at the foot
             tier = np.where(from_tip < 0.45, from_tip / 0.45, 0.45 + 0.55 * (from_tip - 0.45) / 0.45)
             half = 0.3 * tall * np.maximum(tier * np.where(from_tip < 0.45, 0.7, 1.0), 0)

@@ -98,7 +98,7 @@ def train_denoiser(
     noise_generator = torch.Generator().manual_seed(seed)
     scheduler = new_scheduler()
     text_encoder = new_text_encoder(tokenizer)
-    model = _Loss(new_unet(), text_encoder).to(device=device, memory_format=torch.channels_last)
+    model = _Loss(new_unet(), text_encoder).to(device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     objective = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
@@ -129,8 +129,8 @@ def train_denoiser(
 
 @torch.no_grad()
 def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    old, new = list(average.parameters()), [parameter.detach() for parameter in model.parameters()]
-    torch._foreach_lerp_(old, new, 1 - decay)
+    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)
 
 
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor, nn
 
-KL_WEIGHT = 1e-4
+KL_WEIGHT = 2e-5
 GRADIENT_WEIGHT = 0.5
 LEARNING_RATE = 1.5e-3
 BATCH = 16
@@ -58,12 +58,20 @@ class _Loss(nn.Module):
 
 
 def train_autoencoder(
-    images: np.ndarray, steps: int, device: torch.device, seed: int, compiled: bool = False
+    images: np.ndarray,
+    steps: int,
+    device: torch.device,
+    seed: int,
+    compiled: bool = False,
+    start: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
-    """Trains on uint8 pictures [N, 128, 128, 3]; the returned model's `scaling_factor` gives latents unit variance."""
+    """Trains on uint8 pictures [N, 128, 128, 3], from `start` or from nothing.
+
+    The returned model's `scaling_factor` gives latents unit variance.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 1))
-    vae = new_autoencoder().to(device=device, memory_format=torch.channels_last)
+    vae = (start or new_autoencoder()).train().to(device=device, memory_format=torch.channels_last)
     objective = torch.compile(_Loss(vae), dynamic=False) if compiled else _Loss(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, weight_decay=1e-4)
     for step in track(range(steps), description="autoencoder"):

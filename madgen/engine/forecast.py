@@ -84,11 +84,12 @@ def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> N
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    mad = job.method.mad
-    print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards -> {job.output_dir}")
+    mad, disk = job.method.mad, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
+    print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards")
+    print(f"  to {job.output_dir}")
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
-    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}, batches of {job.sampling.batch_size}")
-    print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, about {cost.bytes / 1e6:,.0f} MB as {job.output.format}")
+    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
+    print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
     if forecast.spec_is_assumed:
         print(f"  note: {job.backbone.pretrained} is not at hand; planned with the shapes of its family")

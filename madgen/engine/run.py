@@ -21,14 +21,13 @@ from madgen.dataset.claim import remove_work
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.engine.datamodule import PromptDataModule
-from madgen.engine.forecast import forecast
 from madgen.engine.module import PanoramaModule
 from madgen.engine.writer import ShardWriter
 from madgen.errors import UserError
 from madgen.monitor.observer import Observer
 from madgen.monitor.progress import ProgressReport
 from madgen.monitor.status import status
-from madgen.plan.shards import Plan, build_plan
+from madgen.plan.shards import Plan
 from madgen.weights import weights_id
 
 COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
@@ -44,16 +43,15 @@ class Outcome:
     made_here: int
 
 
-def generate(job: Job) -> Outcome:
-    """Makes what is missing of the job's dataset. UserError before anything is written if the job cannot work."""
+def generate(job: Job, plan: Plan) -> Outcome:
+    """Makes what is missing of a planned dataset; UserError before anything is written if it cannot."""
     started = time.monotonic()
-    plan = build_plan(job)
-    forecast(job, plan)
     directory = DatasetDir(job.output_dir)
     _refuse_other_jobs(job, plan, directory)
     if directory.manifest.exists() and len(directory.done()) == plan.shard_count:
         return _finish(directory, started, 0)
     quieten()
+    _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
     data = PromptDataModule(job, plan)
@@ -71,6 +69,15 @@ def _refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
         device_type = "cuda" if job.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
         content = manifest.build(job, plan, device_type)
         manifest.check_directory(directory, content["identity"], job.output.resume)
+
+
+def _fix_threads(config: TrainerConfig) -> None:
+    """On a CPU the number of threads can change the last bit, and so the bytes: the same with any number of devices.
+
+    `OMP_NUM_THREADS` chooses it; left alone, Lightning would divide the cores among the processes.
+    """
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def _observers(job: Job) -> tuple[Observer, ...]:

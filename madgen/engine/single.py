@@ -15,7 +15,12 @@ from madgen.errors import UserError
 from madgen.sampler import PanoramaSampler
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-DEFAULTS = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_steps=25", "sampling.guidance_scale=3.0"]
+DEFAULTS = [
+    "sampling.height=128",
+    "sampling.width=768",
+    "sampling.num_inference_steps=25",
+    "sampling.guidance_scale=3.0",
+]
 
 
 def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list[str]) -> None:

@@ -56,7 +56,7 @@ class ShardWriter(lightning.Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the signals and starts the thread that writes."""
-        self.data: PromptDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self.data: PromptDataModule = trainer.datamodule
         self.metadata = sample_settings(self.job, self.data.manifest)
         self.signals.install(self.data.stop)
         if trainer.global_rank != 0:

@@ -119,9 +119,7 @@ def build_layout(layout: str, height: int, width: int, size: int, stride: int, l
         views = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
     elif layout == "overlapping":
         columns = (loop_starts if loop else view_starts)(width, size, stride)
-        views = Views(
-            Axis(height, size, tuple(view_starts(height, size, stride))), Axis(width, size, tuple(columns))
-        )
+        views = Views(Axis(height, size, tuple(view_starts(height, size, stride))), Axis(width, size, tuple(columns)))
     else:
         raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return Layout(lambda step: views)

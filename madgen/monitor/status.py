@@ -89,7 +89,9 @@ def _worker(content: dict[str, Any]) -> dict[str, Any]:
 def _eta_interval(left: int, rate: float | None, sidecars: list[dict[str, Any]]) -> list[float] | None:
     """Two standard errors around the ETA, from the spread of the finished shards' time a sample."""
     costs = [
-        (sidecar["finished"] - sidecar["started"]) / len(sidecar["samples"]) for sidecar in sidecars if sidecar["samples"]
+        (sidecar["finished"] - sidecar["started"]) / len(sidecar["samples"])
+        for sidecar in sidecars
+        if sidecar["samples"]
     ]
     if not rate or len(costs) < 3:
         return None

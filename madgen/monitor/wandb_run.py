@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 import numpy as np
-import wandb
 from PIL import Image
 
+import wandb
 from madgen.config import Job
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
@@ -41,7 +41,7 @@ class WandbRun(Observer):
             group=self.config.group,
             id=self.config.id or run_id(directory, manifest["fingerprint"]),
             name=manifest["job"]["name"],
-            mode=self.config.mode,  # type: ignore[arg-type]
+            mode=self.config.mode,
             resume="allow",
             config={**manifest["job"], "fingerprint": manifest["fingerprint"], "plan": manifest["plan"]},
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),

@@ -139,7 +139,9 @@ def _prompt(where: str, fields: dict[str, Any]) -> Prompt:
     identity = fields.get("id", prompt_id(text))
     identity = str(identity) if type(identity) is int else identity
     if not isinstance(identity, str) or not ID_PATTERN.fullmatch(identity):
-        raise UserError(f"{where}: id must match [A-Za-z0-9_-]{{1,96}} (webdataset keys hold no dots), got {identity!r}")
+        raise UserError(
+            f"{where}: id must match [A-Za-z0-9_-]{{1,96}} (webdataset keys hold no dots), got {identity!r}"
+        )
     for name in ("height", "width"):
         if type(fields[name]) is not int or fields[name] <= 0:
             raise UserError(f"{where}: {name} must be a whole number of pixels > 0, got {fields[name]!r}")

@@ -73,9 +73,7 @@ class Plan:
         """sha256 over every planned key, one a line, in order: what `verify` holds the shards against."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
-            digest.update(
-                "".join(f"{prompt.id}-{index:04d}\n" for index in range(self.samples_per_prompt)).encode()
-            )
+            digest.update("".join(f"{prompt.id}-{index:04d}\n" for index in range(self.samples_per_prompt)).encode())
         return digest.hexdigest()
 
 

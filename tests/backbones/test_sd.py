@@ -1,0 +1,170 @@
+import json
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler, UserError
+from madgen.backbones import Merging
+from madgen.backbones.sd import describe, merges
+
+SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
+
+
+def sampler(tiny, **method):
+    return PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **method)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+
+
+def test_describe_reads_shapes_from_config_files(tiny):
+    spec = describe(str(tiny))
+    assert (spec.channels, spec.factor, spec.view_size, spec.coarsest) == (4, 4, 8, 2)
+    assert not spec.guidance_embedded
+
+
+def test_whole_layout_is_the_plain_pipeline_latents_and_pictures(tiny, pipeline):
+    ours = sampler(tiny, layout="whole", mad_steps=0)
+    generator = torch.Generator().manual_seed(5)
+    options = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "generator": generator}
+    reference = pipeline("a hill", negative_prompt="fog", output_type="np", **options).images[0]
+    image = ours.sample(["a hill"], negative_prompts=["fog"], seeds=[5], **{**SIZE, "output": "image"})[0]
+    assert image.shape == (32, 64, 3)
+    assert abs(image.astype(int) - (reference * 255).round().astype(int)).max() <= 1
+
+
+def test_mad_with_no_steps_is_multidiffusion_for_any_blocks_and_differs_from_mad(tiny):
+    run = {"seeds": [1], **SIZE}
+    plain = sampler(tiny, mad_steps=0).sample(["a hill"], **run)
+    assert torch.equal(plain, sampler(tiny, mad_steps=0, mad_blocks=["mid"]).sample(["a hill"], **run))
+    assert not torch.allclose(plain, sampler(tiny, mad_steps=3).sample(["a hill"], **run), atol=1e-3)
+
+
+def test_on_a_canvas_of_one_view_mad_changes_nothing(tiny):
+    run = {"seeds": [1], **SIZE, "width": 32}
+    merged, plain = (sampler(tiny, mad_steps=steps).sample(["a hill"], **run) for steps in (3, 0))
+    torch.testing.assert_close(merged, plain)
+
+
+def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(tiny):
+    mad = sampler(tiny, mad_steps=2)
+    prompts, negatives, seeds = ["a hill", "the sea at night", "dunes"], ["", "fog", "sun"], [3, 4, 5]
+    together = mad.sample(prompts, negative_prompts=negatives, seeds=seeds, **SIZE)
+    for index in range(3):
+        alone = mad.sample([prompts[index]], negative_prompts=[negatives[index]], seeds=[seeds[index]], **SIZE)
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_ancestral_noise_is_each_prompts_own(tiny):
+    mad = sampler(tiny, mad_steps=1, scheduler="EulerAncestralDiscreteScheduler")
+    together = mad.sample(["a hill", "the sea"], seeds=[3, 4], **SIZE)
+    alone = mad.sample(["the sea"], seeds=[4], **SIZE)
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(alone, mad.sample(["the sea"], seeds=[5], **SIZE))
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_schedulers_on_the_canvas_equal_the_pipeline(tiny, pipeline, name):
+    import diffusers
+
+    scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    other = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+    options = {"height": 32, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    reference = other("a hill", generator=torch.Generator().manual_seed(2), **options).images
+    ours = sampler(tiny, layout="whole", mad_steps=0, scheduler=name)
+    latents = ours.sample(["a hill"], seeds=[2], **{**SIZE, "num_inference_steps": 4})
+    assert float((latents - reference).norm() / reference.norm()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count"),
+    [(["down"], 4), (["mid"], 2), (["up"], 8), (["down", "mid", "up"], 14), (["up_blocks.1.*attn1*"], 2)],
+)
+def test_blocks_select_layers_and_steps_select_when(tiny, monkeypatch, blocks, count):
+    """Counts what the layers do, not what they were told."""
+    from madgen.joint import attention
+
+    merged_calls = []
+    original = attention.merge_cells
+    monkeypatch.setattr(attention, "merge_cells", lambda *args: merged_calls.append(1) or original(*args))
+    sampler(tiny, mad_steps=2, mad_blocks=blocks).sample(["a hill"], seeds=[1], **SIZE)
+    assert len(merged_calls) == 2 * count
+
+
+def test_cross_attention_modes():
+    scheduled, always = Merging(2, ("mid",), "scheduled"), Merging(2, ("mid",), "always")
+    layers = ("mid_block.attentions.0.transformer_blocks.0.attn1.processor", "mid_block.x.attn2.processor")
+    assert [merges(layer, step, scheduled) for layer in layers for step in (1, 2)] == [True, False, True, False]
+    assert [merges(layer, step, always) for layer in layers for step in (1, 2)] == [True, False, True, True]
+
+
+def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
+    mad = sampler(tiny, mad_steps=1)
+    calls = []
+    for name, module in mad.backbone.unet.named_modules():
+        if name.endswith("attn2.to_k"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    mad.sample(["a hill"], seeds=[1], **SIZE)
+    assert len(calls) == 7
+
+
+def test_processors_are_back_after_sampling(tiny):
+    mad = sampler(tiny, mad_steps=1)
+    before = dict(mad.backbone.unet.attn_processors)
+    mad.sample(["a hill"], seeds=[1], **SIZE)
+    assert dict(mad.backbone.unet.attn_processors) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1, 2]}, "as many prompts"),
+        ({"prompts": []}, "as many prompts"),
+        ({"height": 30}, "height=30 is not a multiple of 4 px"),
+        ({"width": 60}, "the nearest are 56 and 64 px"),
+        ({"output": "tensor"}, "output must be"),
+        ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
+        ({"loop": True}, "not supported"),
+    ],
+)
+def test_bad_arguments(tiny, change, message):
+    arguments = {"prompts": ["a hill"], "seeds": [1], **SIZE, **change}
+    with pytest.raises(UserError, match=message):
+        sampler(tiny).sample(arguments.pop("prompts"), **arguments)
+
+
+def test_the_nearest_sizes_that_an_error_names_work(tiny):
+    mad = sampler(tiny)
+    for width in (56, 64):
+        assert mad.geometry.build(32, width)
+
+
+def test_a_model_of_another_kind_is_refused(tiny, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    for name in ("unet", "vae"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a FluxPipeline"):
+        describe(str(tmp_path))
+
+
+def test_weights_that_are_not_safetensors_are_never_read(tiny, tmp_path):
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny, folder)
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot load"):
+        sampler(folder)
+
+
+def test_bfloat16_runs_and_is_close(tiny):
+    half = PanoramaSampler.from_pretrained(str(tiny), dtype="bfloat16", mad_steps=2)
+    latents = half.sample(["a hill"], seeds=[1], **SIZE)
+    full = sampler(tiny, mad_steps=2).sample(["a hill"], seeds=[1], **SIZE)
+    assert latents.dtype == torch.float32
+    assert 0 < float((latents - full).norm() / full.norm()) < 0.1

@@ -1,0 +1,95 @@
+"""Wrong input: exit 2, one clear line, no traceback, nothing written."""
+
+import json
+
+import pytest
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompts.source=empty.txt"], "empty.txt holds no prompt"),
+        (["prompts.source=missing.txt"], "prompts.source=missing.txt does not exist"),
+        (["sampling.widht=64"], "unknown key 'sampling.widht'; did you mean 'sampling.width'?"),
+        (["sampling.width=65"], "width=65 is not a multiple of 4 px (a latent cell); the nearest are 64 and 68"),
+        (["sampling.width=60"], "width=60 px cannot be covered by views of 8 latent cells with stride 2; the nearest"),
+        (["sampling.width=16"], "width=16 px is smaller than a view of 8 latent cells = 32 px"),
+        (["method.views.stride=9"], "need 0 < stride <= size, got stride 9 and size 8 latent cells"),
+        (["method.views.stride=1"], "multiples of 2 latent cells"),
+        (["method.views.layout=whole", "method.views.size=8"], "have no meaning with layout=whole"),
+        (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor a hub id"),
+        (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
+        (["backbone.pretrained=."], "not a diffusers pipeline"),
+        (["backbone.name=dalle"], "backbone.name must be one of sd, got 'dalle'"),
+        (["sampling.scheduler=MagicScheduler"], "'MagicScheduler' is no diffusers scheduler"),
+        (["sampling.guidance_scale=1", "prompts.negative_prompt=fog"], "a negative prompt has no effect"),
+        (["method.mad.blocks=[middle]"], "'middle' is neither down, mid, up nor a pattern"),
+        (["trainer.accelerator=gpu"], "trainer:"),
+        (["output.dir=foreign"], "output.dir=foreign is not empty and holds no madgen dataset"),
+        (["output.dir=job.yaml"], "output.dir=job.yaml is a file"),
+        (["output.dir=other"], "holds a dataset of another job (sampling.guidance_scale: 9.0 there, 2.0 here)"),
+        (["sampling.num_inference_steps=2000"], "num_inference_steps"),
+    ],
+)
+def test_generate_refuses(madgen, job_file, tmp_path, overrides, message):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/photo.png").write_text("mine")
+    if "output.dir=other" in overrides:
+        assert madgen("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
+                      "prompts.samples_per_prompt=1").code == 0  # fmt: skip
+        overrides = [*overrides, "prompts.limit=1", "prompts.samples_per_prompt=1"]
+    before = listing(tmp_path)
+    result = madgen("generate", job_file, *overrides)
+    assert result.code == 2, result.err
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert len(result.err.strip().splitlines()) == 1, result.err
+    assert listing(tmp_path) == before
+
+
+def test_resume_never_refuses_a_dataset(madgen, job_file):
+    assert madgen("generate", job_file, "prompts.limit=1").code == 0
+    result = madgen("generate", job_file, "prompts.limit=1", "output.resume=never")
+    assert (result.code, "output.resume=never" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["generate"], ["generate", "x=1"], ["generate", "no.yaml"], ["plan", "no.yaml"]])
+def test_no_job(madgen, arguments):
+    result = madgen(*arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "preview", "index"])
+def test_a_directory_without_a_dataset(madgen, tmp_path, command):
+    result = madgen(command, tmp_path)
+    assert result.code == 2
+    assert "holds no madgen dataset" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["", "-o", "x.png"], ["a hill", "-o", "x.gif"], ["a hill", "-o", "no/x.png"], ["a hill", "sampling.width=5"]],
+)
+def test_sample_refuses(madgen, tmp_path, arguments):
+    result = madgen("sample", *arguments)
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert listing(tmp_path) == []
+
+
+def test_plan_writes_nothing_and_counts(madgen, job_file, tmp_path):
+    before = listing(tmp_path)
+    plan = json.loads(madgen("plan", job_file, "--json").out)
+    assert (plan["prompts"], plan["samples"], plan["shards"]) == (5, 10, 4)
+    assert plan["sizes"] == [{"height": 32, "width": 64, "samples": 10, "views": 5}]
+    assert plan["view_evaluations"] == 10 * 5 * 2 * 2  # samples x views x steps x guidance passes
+    text = madgen("plan", job_file).out
+    assert "10 panoramas in 4 shards" in text
+    assert listing(tmp_path) == before

@@ -1,0 +1,108 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from madgen.dataset.claim import Process, Worker
+from madgen.dataset.layout import DatasetDir
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "shards").mkdir()
+    return DatasetDir(tmp_path)
+
+
+@pytest.fixture
+def worker(directory):
+    made = []
+
+    def start(**options):
+        made.append(Worker(directory, heartbeat_s=60, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def age(path, seconds):
+    old = path.stat().st_mtime - seconds
+    os.utime(path, (old, old))
+
+
+def test_one_worker_gets_a_shard(worker):
+    first, second = worker(), worker()
+    assert first.claim("s")
+    assert not second.claim("s")
+    first.release("s")
+    assert second.claim("s")
+
+
+def test_of_many_at_once_one_wins(worker):
+    workers = [worker() for _ in range(8)]
+    barrier, wins = threading.Barrier(8), []
+
+    def race(one):
+        barrier.wait()
+        wins.extend(shard for shard in map(str, range(40)) if one.claim(shard))
+
+    threads = [threading.Thread(target=race, args=(one,)) for one in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(wins) == sorted(map(str, range(40)))
+
+
+def test_a_done_shard_is_not_claimed(worker, directory):
+    directory.sidecar("s").write_text("{}")
+    assert not worker().claim("s")
+    assert list(directory.claims.iterdir()) == []
+
+
+def test_a_worker_whose_heartbeat_is_old_loses_its_claim(worker, directory):
+    stale, fresh = worker(), worker(lease_s=30)
+    stale.process = Process("another-host", "", 1, "")
+    stale.beat()
+    assert stale.claim("s")
+    age(stale.heartbeat_file, 20)
+    assert not fresh.claim("s")
+    age(stale.heartbeat_file, 20)
+    (directory.open_shards).mkdir()
+    leftover = directory.open_shards / f"s.{stale.id}.tar"
+    leftover.write_text("half")
+    assert fresh.claim("s")
+    assert not leftover.exists()
+    stale.release("s")  # it wakes up late: the claim is no longer its own
+    assert not worker().claim("s")
+
+
+def test_a_dead_process_of_this_host_loses_its_claim_at_once(worker, directory):
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    gone, fresh = worker(), worker()
+    gone.process = Process(gone.process.host, gone.process.boot, dead.pid, "1")
+    gone.beat()
+    assert gone.claim("s")
+    assert fresh.claim("s")
+
+
+def test_a_process_knows_that_it_lives():
+    assert not Process.this().is_surely_dead()
+    here = Process.this()
+    assert Process(here.host, here.boot, here.pid, "another start").is_surely_dead()
+    assert not Process("another-host", here.boot, here.pid, "x").is_surely_dead()
+
+
+def test_close_gives_claims_back_and_removes_the_heartbeat(worker, directory):
+    one = worker()
+    one.claim("s")
+    assert json.loads(one.heartbeat_file.read_text())["id"] == one.id
+    one.close()
+    assert list(directory.claims.iterdir()) == []
+    assert list(directory.workers.iterdir()) == []

@@ -1,0 +1,124 @@
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+
+from madgen.config import load_job
+from madgen.dataset import manifest
+from madgen.dataset.layout import DatasetDir, write_atomically
+from madgen.dataset.shard import OpenShard
+from madgen.dataset.verify import verify
+from madgen.plan.shards import Plan
+from madgen.types import Prompt, Record
+
+PLAN = Plan("job", tuple(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
+
+
+def record(task, **change):
+    image = np.random.default_rng(task.seed).integers(0, 255, (8, 16, 3), dtype=np.uint8)
+    metadata = {"key": task.key, "seed": task.seed, "prompt": task.prompt.text, "height": 8, "width": 16, **change}
+    return Record(task, image, metadata)
+
+
+def write(directory, index, worker="w", **change):
+    shard = OpenShard(directory, PLAN.shard(index), worker, "png", 95)
+    for task in PLAN.shard(index).tasks:
+        shard.add(record(task, **change))
+    shard.publish()
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = DatasetDir(tmp_path / "out")
+    manifest.create(made, manifest.manifest(load_job([], ["name=job"]), PLAN, {"a": 1}))
+    return made
+
+
+@pytest.fixture
+def dataset(directory):
+    for index in range(PLAN.shard_count):
+        write(directory, index)
+    return directory
+
+
+def test_a_complete_dataset_is_as_planned(dataset):
+    verdict = verify(dataset)
+    assert (verdict.problems, verdict.present, verdict.complete) == ([], 5, True)
+
+
+def test_bytes_depend_on_the_samples_alone(dataset):
+    before = dataset.tar("job-000001").read_bytes()
+    dataset.sidecar("job-000001").unlink()
+    write(dataset, 1, worker="another")
+    assert dataset.tar("job-000001").read_bytes() == before
+
+
+def test_long_keys_survive(dataset):
+    with tarfile.open(dataset.tar("job-000000")) as tar:
+        assert "p" * 90 + "0-0000.json" in tar.getnames()
+
+
+def test_a_missing_shard_is_incomplete_not_broken(dataset):
+    dataset.tar("job-000001").unlink()
+    dataset.sidecar("job-000001").unlink()
+    verdict = verify(dataset)
+    assert (verdict.problems, verdict.complete, verdict.present) == ([], False, 3)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "no tar", "no sidecar", "wrong key", "stranger", "empty sidecar"])
+def test_damage_is_found(dataset, kind):
+    tar, sidecar = dataset.tar("job-000001"), dataset.sidecar("job-000001")
+    if kind == "flip":
+        data = bytearray(tar.read_bytes())
+        data[600] ^= 1
+        tar.write_bytes(data)
+    elif kind == "truncate":
+        os.truncate(tar, tar.stat().st_size // 2)
+    elif kind == "no tar":
+        tar.unlink()
+    elif kind == "no sidecar":
+        sidecar.unlink()
+    elif kind == "wrong key":
+        write(dataset, 1, key="other")
+    elif kind == "stranger":
+        sidecar.rename(dataset.sidecar("job-000009"))
+        tar.rename(dataset.tar("job-000009"))
+    else:
+        content = json.loads(sidecar.read_text())
+        sidecar.write_text(json.dumps({**content, "samples": []}))
+    verdict = verify(dataset)
+    assert verdict.problems, kind
+    assert not verdict.complete
+
+
+def test_samples_come_in_order_and_a_shard_is_published_whole(directory):
+    shard = OpenShard(directory, PLAN.shard(0), "w", "png", 95)
+    with pytest.raises(ValueError, match="expected sample"):
+        shard.add(record(PLAN.task(1)))
+    shard.add(record(PLAN.task(0)))
+    with pytest.raises(ValueError, match="1 of 3 samples"):
+        shard.publish()
+    shard.discard()
+    assert list(directory.open_shards.iterdir()) == []
+    assert list(directory.shards.iterdir()) == []
+
+
+def test_an_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_differences_name_the_keys():
+    old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 2, "c": (1,)}, "d": 2}
+    assert manifest.differences(old, new) == ["a.b: 1 there, 2 here"]

@@ -1,0 +1,230 @@
+"""The main job from end to end, as a user runs it, on the tiny backbone."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+from conftest import environment
+from PIL import Image
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shards/*.tar"))}
+
+
+@pytest.fixture
+def finished(madgen, job_file, tmp_path):
+    result = madgen("generate", job_file)
+    assert result.code == 0, result.err
+    return tmp_path / "out"
+
+
+def test_the_dataset_is_as_the_contract_says(finished, madgen):
+    assert sorted(path.name for path in finished.iterdir()) == ["README.md", "dataset.json", "index.parquet", "shards"]
+    names = [f"job-{i:06d}.{suffix}" for i in range(4) for suffix in ("json", "tar")]
+    assert sorted(path.name for path in (finished / "shards").iterdir()) == sorted(names)
+    sidecar = json.loads((finished / "shards/job-000001.json").read_text())
+    for entry in sidecar["samples"]:
+        span = (finished / "shards/job-000001.tar").read_bytes()[entry["offset"] :][: entry["size"]]
+        assert hashlib.sha256(span).hexdigest() == entry["sha256"]
+    state = json.loads(madgen("status", "out", "--json").out)
+    assert (state["planned"], state["done"], state["in_flight"], state["quarantined"]) == (10, 10, 0, 0)
+    assert state["complete"]
+    assert state["workers"] == []
+    assert {"rate_per_s", "eta_s"} <= set(state)
+
+
+def test_plain_tarfile_reads_it(finished):
+    with tarfile.open(finished / "shards/job-000000.tar") as tar:
+        members = tar.getmembers()
+        assert {member.mtime for member in members} == {0}
+        contents = {member.name: tar.extractfile(member).read() for member in members}
+    keys = [name.removesuffix(".json") for name in contents if name.endswith(".json")]
+    assert len(keys) == 3
+    for key in keys:
+        metadata = json.loads(contents[f"{key}.json"])
+        assert metadata["key"] == key == f"{metadata['prompt_id']}-{metadata['sample_index']:04d}"
+        assert contents[f"{key}.txt"].decode() == metadata["prompt"]
+        image = Image.open(io.BytesIO(contents[f"{key}.png"]))
+        assert (image.width, image.height) == (metadata["width"], metadata["height"]) == (64, 32)
+
+
+def test_webdataset_reads_it(finished):
+    import webdataset
+
+    samples = list(webdataset.WebDataset(str(finished / "shards/job-{000000..000003}.tar"), shardshuffle=False))
+    assert len({sample["__key__"] for sample in samples}) == 10
+    assert set(samples[0]) >= {"png", "json", "txt"}
+
+
+def test_hugging_face_datasets_reads_it(finished, tmp_path):
+    import datasets
+
+    files = sorted(str(path) for path in (finished / "shards").glob("*.tar"))
+    loaded = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == 10
+    assert loaded[0]["png"].size == (64, 32)
+    assert loaded[0]["json"]["prompt"] == loaded[0]["txt"]
+
+
+def test_the_index_has_a_row_a_sample(finished):
+    from pyarrow import parquet
+
+    rows = parquet.read_table(finished / "index.parquet").to_pylist()
+    assert [row["key"][-4:] for row in rows] == ["0000", "0001"] * 5
+    assert {row["shard"] for row in rows} == {f"job-{i:06d}" for i in range(4)}
+
+
+def test_the_same_command_again_does_nothing(finished, madgen, job_file):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()}
+    result = madgen("generate", job_file)
+    assert result.code == 0
+    assert "0 made now" in result.err
+    assert {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()} == before
+
+
+def test_two_processes_write_the_same_bytes(finished, madgen, job_file, tmp_path):
+    result = madgen("generate", job_file, "trainer.devices=2", "output.dir=two")
+    assert result.code == 0, result.err
+    assert hashes(tmp_path / "two") == hashes(finished)
+    sidecars = [json.loads(path.read_text()) for path in (tmp_path / "two/shards").glob("*.json")]
+    assert len({sidecar["worker"] for sidecar in sidecars}) == 2, "one process did all the work"
+
+
+def test_two_commands_at_once_share_a_directory(finished, job_file, tmp_path):
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=shared"]
+    started = [subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert hashes(tmp_path / "shared") == hashes(finished)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 3), (signal.SIGUSR1, 3), (signal.SIGINT, 3)]
+)
+def test_a_run_that_was_stopped_goes_on_where_it_was(finished, madgen, job_file, tmp_path, number, code):
+    slow = ["sampling.num_inference_steps=60", "output.samples_per_shard=1"]
+    assert madgen("generate", job_file, "output.dir=whole", *slow).code == 0
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *slow]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "cut/shards").glob("*.json"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
+    assert 2 <= len(first) < 10, "the signal came too late"
+    state = json.loads(madgen("status", "cut", "--json").out)
+    assert not state["complete"]
+    assert madgen("verify", "cut").code == 3
+    result = madgen("generate", job_file, "output.dir=cut", *slow)
+    assert result.code == 0, result.err
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
+    assert {name: after[name] for name in first} == first, "a finished shard was made again"
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+    assert not (tmp_path / "cut/work").exists()
+
+
+def test_batches_do_not_change_the_pictures(finished, madgen, job_file, tmp_path):
+    import numpy as np
+
+    result = madgen("generate", job_file, "output.dir=batched", "sampling.batch_size=4")
+    assert result.code == 0, result.err
+    for name in hashes(finished):
+        with tarfile.open(finished / "shards" / name) as one, tarfile.open(tmp_path / "batched/shards" / name) as other:
+            assert one.getnames() == other.getnames()
+            for member in (name for name in one.getnames() if name.endswith(".png")):
+                pictures = [np.asarray(Image.open(tar.extractfile(member))).astype(int) for tar in (one, other)]
+                assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_lines_may_have_sizes_seeds_and_negative_prompts_of_their_own(madgen, job_file, tmp_path):
+    lines = [{"id": "wide", "prompt": "a", "width": 128}, {"id": "n", "prompt": "b", "negative_prompt": "c", "seed": 5}]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert madgen("generate", job_file, "prompts.source=lines.jsonl", "prompts.samples_per_prompt=1").code == 0
+    with tarfile.open(tmp_path / "out/shards/job-000000.tar") as tar:
+        wide, other = (json.loads(tar.extractfile(f"{key}-0000.json").read()) for key in ("wide", "n"))
+        assert Image.open(tar.extractfile("wide-0000.png")).size == (128, 32)
+    assert wide["width"] == 128
+    assert (other["seed"], other["negative_prompt"]) == (5, "c")
+
+
+@pytest.mark.parametrize("image_format", ["jpg", "webp"])
+def test_other_formats(madgen, job_file, tmp_path, image_format):
+    assert madgen("generate", job_file, f"output.format={image_format}", "prompts.limit=1").code == 0
+    assert madgen("verify", "out").code == 0
+    with tarfile.open(tmp_path / "out/shards/job-000000.tar") as tar:
+        assert any(name.endswith(f".{image_format}") for name in tar.getnames())
+
+
+def test_weights_and_biases_offline_log_is_written(madgen, job_file, tmp_path):
+    result = madgen(
+        "generate", job_file, "monitor.wandb.mode=offline", "monitor.preview_every=5", WANDB_DIR=str(tmp_path)
+    )
+    assert result.code == 0, result.err
+    assert "WandbRun is off" not in result.err
+    log = next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")).read_bytes()
+    assert b"panoramas_per_s" in log
+    assert b"samples" in log
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/preview*.png"))
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_path):
+    """Peak resident memory of 4 and of 60 panoramas of 0.5 megapixels: kept, 56 of them would be 88 MB."""
+    script = (
+        "import resource, sys; from madgen.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
+    )
+    peaks = []
+    for count in (2, 30):
+        (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
+        job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=4096", "sampling.height=128"]
+        steps = ["sampling.num_inference_steps=1", "method.mad.steps=0", "method.views.stride=8"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, "generate", str(job_file), *job, *steps],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stderr.strip().splitlines()[-1]))
+    assert peaks[1] - peaks[0] < 45, peaks
+
+
+def test_python_api_of_the_readme(job_file, tmp_path):
+    script = """
+import lightning
+from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
+job = load_job("job.yaml", overrides=["output.dir=api"])
+trainer = lightning.Trainer(callbacks=[ShardWriter(job)], use_distributed_sampler=False, accelerator="cpu", devices=1,
+    logger=False, enable_checkpointing=False)
+trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_predictions=False)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "api/shards").glob("*.json"))) == 4
+
+
+def test_a_claim_left_by_a_dead_worker_is_taken_over(finished, madgen, job_file, tmp_path):
+    (finished / "shards/job-000002.json").unlink()
+    claims, workers = finished / "work/claims", finished / "work/workers"
+    claims.mkdir(parents=True)
+    workers.mkdir()
+    (claims / "job-000002.json").write_text(json.dumps({"worker": "gone", "token": "x", "time": 0}))
+    os.utime(claims / "job-000002.json", (0, 0))
+    result = madgen("generate", job_file)
+    assert result.code == 0, result.err
+    assert "3 made now" in result.err
+    assert not (finished / "work").exists()

@@ -1,0 +1,92 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from madgen.joint.attention import JointAttention, joint_attention
+from madgen.joint.merge import merge_cells, split_cells
+from madgen.joint.views import Axis, Views
+
+VIEWS = Views(Axis(4, 4, (0,)), Axis(8, 4, (0, 2, 4)))
+WIDTH, HEADS = 8, 2
+
+
+class Layer(nn.Module):
+    """What diffusers' Attention offers to a processor."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.scale = HEADS, (WIDTH // HEADS) ** -0.5
+        self.to_q, self.to_k, self.to_v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Identity()])
+
+
+def plain_attention(layer, query, source):
+    def heads(tensor):
+        return tensor.view(len(tensor), -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+    q, k, v = heads(layer.to_q(query)), heads(layer.to_k(source)), heads(layer.to_v(source))
+    return layer.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return Layer().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def hidden(layer):
+    return torch.randn(2 * VIEWS.count, 16, WIDTH)
+
+
+def test_merged_self_attention_is_merge_attend_split(layer, hidden):
+    ours = JointAttention("attn1", VIEWS, True, {})(layer, hidden)
+    canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), VIEWS).flatten(1, 2)
+    attended = plain_attention(layer, canvas, canvas).view(2, 4, 8, WIDTH)
+    torch.testing.assert_close(ours, split_cells(attended, VIEWS).reshape(6, 16, WIDTH))
+
+
+def test_unmerged_self_attention_keeps_views_apart(layer, hidden):
+    ours = JointAttention("attn1", VIEWS, False, {})(layer, hidden)
+    torch.testing.assert_close(ours, plain_attention(layer, hidden, hidden))
+
+
+def test_unmerged_cross_attention_equals_attention_per_view(layer, hidden):
+    prompt = torch.randn(2, 5, WIDTH)
+    ours = JointAttention("attn2", VIEWS, False, {})(layer, hidden, prompt)
+    torch.testing.assert_close(ours, plain_attention(layer, hidden, prompt.repeat_interleave(3, 0)))
+
+
+def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
+    calls = []
+    layer.to_k.register_forward_hook(lambda *_: calls.append(1))
+    cache = {}
+    for merged in (True, True, False):
+        JointAttention("attn2", VIEWS, merged, cache)(layer, hidden, torch.ones(2, 5, WIDTH))
+    assert len(calls) == 1
+
+
+def test_a_layer_at_half_resolution_merges_there(layer):
+    hidden = torch.randn(3, 4, WIDTH)  # views of 2x2 cells
+    ours = JointAttention("attn1", VIEWS, True, {})(layer, hidden)
+    coarse = VIEWS.scaled(2)
+    canvas = merge_cells(hidden.view(1, 3, 2, 2, WIDTH), coarse).flatten(1, 2)
+    attended = plain_attention(layer, canvas, canvas).view(1, 2, 4, WIDTH)
+    torch.testing.assert_close(ours, split_cells(attended, coarse).reshape(3, 4, WIDTH))
+
+
+def test_processors_are_restored_also_after_an_error():
+    class Host:
+        attn_processors = {"a": "original"}
+
+        def set_attn_processor(self, processor):
+            self.attn_processors = dict(processor)
+            processor.clear()  # as diffusers does
+
+    host, ours = Host(), {"a": "ours"}
+    with pytest.raises(RuntimeError), joint_attention(host, ours):
+        assert host.attn_processors == {"a": "ours"}
+        raise RuntimeError
+    assert host.attn_processors == {"a": "original"}
+    assert ours == {"a": "ours"}

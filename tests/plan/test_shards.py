@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from madgen.plan.shards import Plan, batches
+from madgen.seeding import sample_seed
+from madgen.types import Prompt
+
+
+def plan(prompts=5, samples=2, shard=3, seed=0):
+    lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64 * (1 + i % 2)) for i in range(prompts))
+    return Plan("job", lines, samples, shard, seed)
+
+
+@given(prompts=st.integers(1, 20), samples=st.integers(1, 4), shard=st.integers(1, 9))
+def test_every_sample_is_in_exactly_one_shard_in_order(prompts, samples, shard):
+    made = plan(prompts, samples, shard)
+    keys = [task.key for index in range(made.shard_count) for task in made.shard(index).tasks]
+    assert keys == [f"p{i}-{j:04d}" for i in range(prompts) for j in range(samples)]
+    assert len(keys) == made.samples
+
+
+@given(prompts=st.integers(1, 12), shard=st.integers(1, 9), size=st.integers(1, 5))
+def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, size):
+    made = plan(prompts, 2, shard)
+    for index in range(made.shard_count):
+        cut = list(batches(made.shard(index), size))
+        assert tuple(task for batch in cut for task in batch.tasks) == made.shard(index).tasks
+        assert all(len(batch.tasks) <= size for batch in cut)
+        assert all(len({(task.prompt.height, task.prompt.width) for task in batch.tasks}) == 1 for batch in cut)
+        assert [batch.is_last for batch in cut] == [False] * (len(cut) - 1) + [True]
+
+
+def test_a_seed_depends_on_identity_alone():
+    one, other = plan(shard=3), plan(shard=5)
+    assert [one.task(i).seed for i in range(10)] == [other.task(i).seed for i in range(10)]
+    assert one.task(3).seed == sample_seed(0, "p1", 1)
+    assert plan(seed=1).task(3).seed != one.task(3).seed
+
+
+def test_a_line_s_own_seed_is_that_of_its_first_sample():
+    made = plan()
+    made = replace(made, prompts=(replace(made.prompts[0], seed=7), *made.prompts[1:]))
+    assert made.task(0).seed == 7
+    assert made.task(1).seed == sample_seed(7, "p0", 1)
+
+
+def test_seeds_are_48_bits_and_differ():
+    seeds = {sample_seed(0, f"p{i}", j) for i in range(100) for j in range(10)}
+    assert len(seeds) == 1000
+    assert max(seeds) < 2**48
+
+
+def test_digests_tell_plans_apart():
+    assert plan().digest == plan().digest
+    assert len({plan().digest, plan(seed=1).digest, plan(shard=4).digest, plan(samples=3).digest}) == 4
+    assert plan(shard=3).keys_digest == plan(shard=4).keys_digest != plan(prompts=4).keys_digest

@@ -1,0 +1,91 @@
+"""The rules of who may import what: each heavy library has one home, and imports flow one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "madgen"
+HOMES = {
+    "omegaconf": {"config"},
+    "diffusers": {"backbones", "demo"},
+    "transformers": {"backbones", "demo"},
+    "lightning": {"engine"},
+    "wandb": {"monitor"},
+    "webdataset": {"dataset"},
+    "typer": {"cli"},
+}
+FORBIDDEN = {  # room: rooms it must not know
+    "types": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "seeding": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "config": {"plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "joint": {"config", "plan", "dataset", "backbones", "engine", "monitor", "cli", "sampler"},
+    "backbones": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
+    "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
+    "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
+    "engine": {"cli"},
+    "demo": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+}
+JOINT_MAY_IMPORT = {
+    "torch",
+    "madgen",
+    "math",
+    "inspect",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "functools",
+    "typing",
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_respect_the_structure(path):
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        assert room(path) in HOMES.get(top, {room(path)}), f"{name} belongs to {HOMES.get(top)}"
+        if top == "madgen" and rest:
+            assert rest.split(".")[0] not in FORBIDDEN.get(room(path), set()), f"{room(path)} must not know {name}"
+        if room(path) == "joint" and name != "__future__":
+            assert top in JOINT_MAY_IMPORT, f"joint imports {name}"
+
+
+def test_the_rules_see_something():
+    assert len(modules()) > 30
+    assert "lightning" in set(imports(PACKAGE / "engine" / "module.py"))
+
+
+def test_importing_madgen_loads_nothing_heavy():
+    heavy = "torch numpy lightning diffusers transformers wandb omegaconf datasets webdataset pyarrow PIL".split()
+    code = f"import sys, madgen; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there():
+    import madgen
+
+    assert all(getattr(madgen, name) is not None for name in madgen.__all__)
+    with pytest.raises(AttributeError):
+        madgen.nothing  # noqa: B018

@@ -1,0 +1,105 @@
+import pytest
+
+from madgen.config import Job, load_job
+from madgen.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+        return path
+
+    return put
+
+
+def test_bases_are_loaded_first_relative_to_the_file(write):
+    write("configs/a.yaml", "sampling: {width: 100, height: 50}")
+    write("configs/b.yaml", "base: a.yaml\nsampling: {width: 200}")
+    job = load_job(write("jobs/j.yaml", "base: [../configs/b.yaml]\nsampling: {guidance_scale: 2}"))
+    assert (job.sampling.width, job.sampling.height, job.sampling.guidance_scale) == (200, 50, 2.0)
+    assert job.name == "j"
+    assert str(job.output_dir) == "out/j"
+
+
+def test_later_files_and_overrides_win(write):
+    paths = [write("a.yaml", "sampling: {width: 1, height: 2}"), write("b.yaml", "sampling: {width: 3}")]
+    job = load_job(paths, ["sampling.height=4", "method.mad.blocks=[mid]", "prompts.limit=null"])
+    assert (job.name, job.sampling.width, job.sampling.height) == ("a", 3, 4)
+    assert job.method.mad.blocks == ("mid",)
+
+
+def test_defaults_are_the_paper_s():
+    job = load_job([], [])
+    assert (job.sampling.height, job.sampling.width, job.sampling.num_inference_steps) == (512, 3072, 50)
+    assert (job.method.mad.steps, job.method.mad.cross_attention, job.sampling.guidance_scale) == (15, "scheduled", 7.5)
+
+
+def test_the_prompt_file_may_lie_beside_the_job(write):
+    write("jobs/p.txt", "a")
+    job = load_job(write("jobs/j.yaml", "prompts: {source: p.txt}"))
+    assert job.prompts.source.endswith("jobs/p.txt")
+
+
+def test_a_job_is_frozen():
+    with pytest.raises(AttributeError):
+        Job(name="x").name = "y"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.widht=3", "unknown key 'sampling.widht'; did you mean 'sampling.width'"),
+        ("width=3", "unknown key 'width'; did you mean 'sampling.width'"),
+        ("zzz=3", "unknown key 'zzz'; known keys: name, backbone"),
+        ("sampling.width=abc", "sampling.width: Value 'abc'"),
+        ("sampling.width=0", "sampling.width must be > 0, got 0"),
+        ("method.mad.steps=-1", "method.mad.steps must be >= 0, got -1; 0 gives plain MultiDiffusion"),
+        ("method.mad.blocks=[]", "blocks is empty"),
+        ("method.mad.cross_attention=never", "must be one of scheduled, always, got 'never'"),
+        ("method.views.layout=diagonal", "must be one of overlapping, whole"),
+        ("method.views.stride=0", "method.views.stride must be > 0 latent cells, got 0"),
+        ("method=null", "method: "),
+        ("sampling=3", "sampling"),
+        ("sampling.width", "an override is key=value"),
+        ("sampling.width=[1", "cannot read the override"),
+        ("backbone.dtype=int8", "backbone.dtype must be one of"),
+        ("output.format=gif", "output.format must be one of png, jpg, webp, got 'gif'"),
+        ("output.quality=0", "output.quality must be in 1..100, got 0"),
+        ("output.samples_per_shard=0", "samples_per_shard must be > 0"),
+        ("prompts.samples_per_prompt=0", "samples_per_prompt must be in 1..10000, got 0"),
+        ("prompts.limit=0", "prompts.limit must be > 0"),
+        ("prompts.on_duplicate=maybe", "must be one of error, skip, rename"),
+        ("trainer.devices=0", "trainer.devices must be a number > 0 or auto, got 0"),
+        ("trainer.devices=true", "trainer.devices must be a number > 0 or auto"),
+        ("monitor.wandb.mode=loud", "must be one of online, offline, disabled"),
+        ("name=a.b", "name must match"),
+        ("name=../x", "name must match"),
+        # not there yet: refused, never ignored
+        ("sampling.loop=true", "not supported yet"),
+        ("method.views.layout=shifted", "not supported yet"),
+        ("method.sync.weight=20", "not supported yet"),
+        ("backbone.compile=true", "not supported yet"),
+        ("output.upload=s3://x", "not supported yet"),
+    ],
+)
+def test_bad_values_are_refused_with_a_way_out(override, message):
+    with pytest.raises(UserError) as error:
+        load_job([], [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "- a", "just words", "base: job.yaml", "base: no.yaml", "\x00", "a: !!python/object:os.system x"]
+)
+def test_bad_files_are_refused(write, text):
+    with pytest.raises(UserError):
+        load_job(write("job.yaml", text))
+
+
+def test_a_missing_job_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no job file at"):
+        load_job(tmp_path / "no.yaml")
