@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+
 JobArguments = Annotated[list[str], typer.Argument(metavar="JOB.yaml [MORE.yaml ...] [key=value ...]")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a dataset's directory (output.dir)")]
@@ -34,12 +36,14 @@ def main() -> None:
     except UserError as error:
         print(f"madgen: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"madgen: {error}; mend that, then run the same command again to continue", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
         print("madgen: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(3)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _load_job(arguments: list[str]):  # type: ignore[no-untyped-def]

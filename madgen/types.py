@@ -62,6 +62,13 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Idle:
+    """In place of a Batch: nothing to claim now, but others are still at work and may die."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One finished panorama on its way into a tar."""
 

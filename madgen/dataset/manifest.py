@@ -103,9 +103,12 @@ def _plain(value: Any) -> Any:
 
 def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     """Writes `dataset.json` unless it is there; of several workers at once, one writes and the others check."""
-    directory.root.mkdir(parents=True, exist_ok=True)
     temporary = directory.root / f".dataset.json.{secrets.token_hex(6)}"
-    temporary.write_bytes(to_json(content, indent=1))
+    try:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(to_json(content, indent=1))
+    except OSError as error:
+        raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
     try:
         os.link(temporary, directory.manifest)
     except FileExistsError:

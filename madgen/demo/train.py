@@ -26,19 +26,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scenes", type=int, default=12000, help="training pictures")
-    parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--unet-steps", type=int, default=4000)
+    parser.add_argument("--vae-steps", type=int, default=6600)
+    parser.add_argument("--unet-steps", type=int, default=4400)
     parser.add_argument("--keep-vae", action="store_true", help="use the autoencoder that is in FOLDER already")
+    parser.add_argument("--improve-vae", action="store_true", help="go on with the autoencoder in FOLDER")
     parser.add_argument("--compile", action="store_true", help="torch.compile: a minute to start, then faster")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
 
     pictures = render(options.scenes, options.seed)
-    if options.keep_vae:
-        vae = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device)
-    else:
-        vae = train_autoencoder(pictures.images, options.vae_steps, device, options.seed, options.compile)
-        vae.save_pretrained(options.folder / "vae")
+    start = None
+    if options.keep_vae or options.improve_vae:
+        start = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device)
+    if start is None or options.improve_vae:
+        start = train_autoencoder(pictures.images, options.vae_steps, device, options.seed, options.compile, start)
+        start.save_pretrained(options.folder / "vae")
+    vae = start.eval()
     held_out = render(256, options.seed, held_out=True)
     print(f"autoencoder: PSNR {psnr(vae, held_out.images, device):.2f} dB on 256 held-out scenes", flush=True)
 
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet,
+        unet=unet.half(),  # halves the file; it is loaded in float32 all the same
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from madgen.demo.scenes import Scene, caption
 
 LEARNING_RATE = 1e-3
-BATCH = 64
+BATCH = 32
 EMA_DECAY = 0.999
 EMPTY_CAPTIONS = 0.1  # share of captions dropped, for classifier-free guidance
 UNKNOWN_WORDS = 0.15  # share of captions with a meaningless word, so that free prompts do no harm

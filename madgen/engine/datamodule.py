@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import lightning
@@ -13,10 +12,10 @@ from madgen.config import Job
 from madgen.dataset import manifest
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
-from madgen.plan.shards import Plan, batches, build_plan
-from madgen.types import Batch, Shard
+from madgen.plan.shards import Plan, batches, build_plan, shard_name
+from madgen.types import Batch, Idle
 
-POLL_S = 1.0
+IDLE_S = 0.5
 
 
 class PromptDataModule(lightning.LightningDataModule):
@@ -52,40 +51,40 @@ class PromptDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Unbatched: a Batch is made of one shard's tasks, cut at fixed positions."""
         self.open()
-        return DataLoader(_Batches(self), batch_size=None, num_workers=0)
+        return DataLoader(_Work(self), batch_size=None, num_workers=0)
 
-    def shards(self) -> Iterator[Shard]:
-        """Shards claimed by this process, one at a time, as long as there are any."""
+    def work(self) -> Iterator[Batch | Idle]:
+        """Batches of the shards that this process claims. Never blocks: Lightning asks for a batch ahead.
+
+        A process that blocked here with its last batch still to run would wait for others that wait for it.
+        """
         waits = self.trainer is None or self.trainer.global_rank == 0
         while not self.stopping.is_set():
-            done = self.directory.done()
-            missing = [index for index in range(self.plan.shard_count) if self._name(index) not in done]
-            claimed_any = False
+            taken = self.directory.done() | self.worker.claimed
+            names = [shard_name(self.plan.name, index) for index in range(self.plan.shard_count)]
+            missing = [index for index, name in enumerate(names) if name not in taken]
+            claimed = False
             for index in missing:
-                if self.stopping.is_set():
-                    return
-                if self._name(index) not in self.worker.claimed and self.worker.claim(self._name(index)):
-                    claimed_any = True
-                    yield self.plan.shard(index)
-            others = [index for index in missing if self._name(index) not in self.worker.claimed]
-            if not claimed_any and (not others or not waits):
+                if not self.stopping.is_set() and self.worker.claim(names[index]):
+                    claimed = True
+                    yield from self._batches(index)
+            if not claimed and not (missing and waits):
                 return
-            if not claimed_any:
+            if not claimed:
                 self.worker.beat(state="waiting")
-                self.stopping.wait(POLL_S)
+                yield Idle(IDLE_S)
 
-    def _name(self, index: int) -> str:
-        return f"{self.plan.name}-{index:06d}"
+    def _batches(self, index: int) -> Iterator[Batch]:
+        for batch in batches(self.plan.shard(index), self.job.sampling.batch_size):
+            if self.stopping.is_set():
+                return
+            self.worker.beat(state="working", shard=batch.shard.name)
+            yield batch
 
 
-class _Batches(IterableDataset):
+class _Work(IterableDataset):
     def __init__(self, module: PromptDataModule):
         self.module = module
 
-    def __iter__(self) -> Iterator[Batch]:
-        for shard in self.module.shards():
-            for batch in batches(shard, self.module.job.sampling.batch_size):
-                if self.module.stopping.is_set():
-                    return
-                self.module.worker.beat(state="working", shard=shard.name, time_of_batch=time.time())
-                yield batch
+    def __iter__(self) -> Iterator[Batch | Idle]:
+        return self.module.work()

@@ -12,7 +12,7 @@ import torch
 
 from madgen.config import Job
 from madgen.sampler import PanoramaSampler
-from madgen.types import Batch
+from madgen.types import Batch, Idle
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,15 @@ class PanoramaModule(lightning.LightningModule):
         if self.sampler is None:
             self.sampler = PanoramaSampler.from_job(self.job, self.trainer.strategy.root_device)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Batch | Idle, device: torch.device, dataloader_idx: int) -> Batch | Idle:
         """Tasks are plain data; the sampler puts tensors where they belong."""
         return batch
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Panoramas:
+    def predict_step(self, batch: Batch | Idle, batch_idx: int) -> Panoramas | None:
         """Panoramas of one batch; they depend on its tasks and the job alone."""
+        if isinstance(batch, Idle):
+            time.sleep(batch.seconds)
+            return None
         assert self.sampler is not None
         sampling = self.job.sampling
         first = batch.tasks[0].prompt

@@ -20,7 +20,7 @@ from madgen.engine.module import Panoramas
 from madgen.engine.signals import StopSignals
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
-from madgen.types import Batch, Record
+from madgen.types import Batch, Idle, Record
 
 QUEUE_BATCHES = 2
 """Batches that may wait to be encoded: bounds the memory, hides the encoding behind the next batch's sampling."""
@@ -70,11 +70,13 @@ class ShardWriter(lightning.Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Batch | Idle,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Hands the batch over; waits only when the queue is full."""
+        if isinstance(batch, Idle):
+            return
         waiting = time.perf_counter()
         self._put(_Finished(batch, outputs))
         self._waited += time.perf_counter() - waiting

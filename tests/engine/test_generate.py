@@ -167,18 +167,6 @@ def test_other_formats(madgen, job_file, tmp_path, image_format):
         assert any(name.endswith(f".{image_format}") for name in tar.getnames())
 
 
-def test_weights_and_biases_offline_log_is_written(madgen, job_file, tmp_path):
-    result = madgen(
-        "generate", job_file, "monitor.wandb.mode=offline", "monitor.preview_every=5", WANDB_DIR=str(tmp_path)
-    )
-    assert result.code == 0, result.err
-    assert "WandbRun is off" not in result.err
-    log = next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")).read_bytes()
-    assert b"panoramas_per_s" in log
-    assert b"samples" in log
-    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/preview*.png"))
-
-
 def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_path):
     """Peak resident memory of 4 and of 60 panoramas of 0.5 megapixels: kept, 56 of them would be 88 MB."""
     script = (

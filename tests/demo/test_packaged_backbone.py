@@ -1,0 +1,87 @@
+"""The packaged weights: small, in the ordinary layout, and their pictures are what the caption says."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from madgen import PanoramaSampler
+from madgen.demo import WEIGHTS
+from madgen.demo.data import render
+from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_held_out
+
+
+def test_it_is_an_ordinary_pipeline_folder_of_at_most_20_mb():
+    assert {path.name for path in WEIGHTS.iterdir() if path.is_dir()} >= {
+        "unet", "vae", "text_encoder", "tokenizer", "scheduler",
+    }  # fmt: skip
+    assert json.loads((WEIGHTS / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
+
+
+def test_diffusers_loads_and_runs_it_as_it_is():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("dunes at noon", num_inference_steps=2, height=128, width=128, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+
+
+def test_the_autoencoder_reconstructs_held_out_scenes_at_27_db():
+    from diffusers import AutoencoderKL
+
+    from madgen.demo.train_vae import psnr
+
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae")
+    assert psnr(vae, render(64, 7, held_out=True).images, torch.device("cpu")) >= 27
+
+
+def profile(image):
+    """The colour of each row: medians over the columns, which a tree or a cloud does not change [H, 3]."""
+    return np.median(image.astype(np.float32), axis=1)
+
+
+@pytest.fixture(scope="module")
+def templates():
+    """Row colours of two drawn scenes for every combination of attributes."""
+    scenes = 2 * [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
+    images = (draw(scene, np.random.default_rng(number)) for number, scene in enumerate(scenes))
+    return scenes, np.stack([profile(image) for image in images])
+
+
+def classify(image, templates):
+    """The drawn scene whose row colours are nearest."""
+    scenes, profiles = templates
+    return scenes[int(np.abs(profiles - profile(image)).mean(axis=(1, 2)).argmin())]
+
+
+def test_the_classifier_recognises_drawn_scenes(templates):
+    pictures = render(64, 3)
+    guesses = [classify(image, templates) for image in pictures.images]
+    for name in ("time", "ground", "horizon"):
+        right = [getattr(a, name) == getattr(b, name) for a, b in zip(guesses, pictures.scenes, strict=True)]
+        assert np.mean(right) >= 0.9, name
+
+
+def test_pictures_of_held_out_captions_show_what_the_caption_says(templates):
+    held_out = [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
+    held_out = [scene for scene in held_out if is_held_out(scene)]
+    scenes = [held_out[index % len(held_out)] for index in range(64)]
+    captions = [f"{s.far} over a {s.ground} at {s.time}, {s.horizon} horizon" for s in scenes]
+    sampler = PanoramaSampler.from_pretrained("demo", dtype="float32")
+    images = np.concatenate(
+        [
+            sampler.sample(captions[start : start + 16], height=128, width=128, num_inference_steps=20,
+                           guidance_scale=3.0, seeds=range(start, start + 16))
+            for start in range(0, 64, 16)
+        ]
+    )  # fmt: skip
+    guesses = [classify(image, templates) for image in images]
+    for name in ("time", "ground", "horizon"):
+        right = [getattr(guess, name) == getattr(scene, name) for guess, scene in zip(guesses, scenes, strict=True)]
+        assert np.mean(right) >= 0.9, (name, np.mean(right))
