@@ -55,6 +55,21 @@ def _load_job(arguments: list[str]):  # type: ignore[no-untyped-def]
     return load_job(files, [argument for argument in arguments if "=" in argument])
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from madgen import __version__
+
+        print(f"madgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Large synthetic datasets of coherent panoramas, by joint diffusion (Merge-Attend-Diffuse)."""
+
+
 @app.command()
 def generate(job: JobArguments) -> None:
     """Make what is missing of a dataset: the main job."""
@@ -127,6 +142,18 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
         state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
         print(f"{verdict.present} of {verdict.planned} panoramas present: {state}")
     sys.exit(0 if verdict.complete else 1 if verdict.problems else 3)
+
+
+@app.command()
+def regenerate(
+    directory: Directory,
+    key: Annotated[str, typer.Argument(metavar="KEY")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="a .png, .jpg or .webp file")],
+) -> None:
+    """Make one sample again from its metadata and compare; exit 1 if its pixels differ."""
+    from madgen.engine.regenerate import regenerate as run
+
+    sys.exit(0 if run(directory, key, output) else 1)
 
 
 @app.command()

@@ -31,7 +31,12 @@ def identity(job: Job, plan: Plan, dtype: str, weights: str) -> dict[str, Any]:
         "sampling": {
             name: resolved["sampling"][name] for name in ("loop", "num_inference_steps", "guidance_scale", "scheduler")
         },
-        "prompts": plan.digest,
+        "name": job.name,
+        "prompts": {
+            "digest": plan.prompts_digest,
+            "samples_per_prompt": plan.samples_per_prompt,
+            "seed": plan.seed,
+        },
         "output": {name: resolved["output"][name] for name in ("format", "quality", "samples_per_shard")},
     }
 
@@ -66,8 +71,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_directory(directory: DatasetDir, identity: dict[str, Any], resume: str) -> None:
-    """Refuses a directory of another job, or one that is not ours; writes nothing."""
+def check_directory(directory: DatasetDir, identity: dict[str, Any] | None, resume: str) -> None:
+    """Refuses a directory of another job, or one that is not ours; writes nothing. No `identity`: not yet known."""
     root = directory.root
     if root.exists() and not root.is_dir():
         raise UserError(f"output.dir={root} is a file; choose a directory")
@@ -75,7 +80,7 @@ def check_directory(directory: DatasetDir, identity: dict[str, Any], resume: str
         existing = directory.read_manifest()
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
-        changed = differences(existing.get("identity", {}), identity)
+        changed = [] if identity is None else differences(existing.get("identity", {}), identity)
         if changed:
             raise UserError(
                 f"output.dir={root} holds a dataset of another job ({'; '.join(changed)}); "

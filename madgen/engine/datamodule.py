@@ -30,6 +30,7 @@ class PromptDataModule(lightning.LightningDataModule):
         self.job = job
         self.plan = plan or build_plan(job)
         self.directory = DatasetDir(job.output_dir)
+        manifest.check_directory(self.directory, None, job.output.resume)
         self.worker = Worker(self.directory)
         self.stopping = threading.Event()
 
@@ -42,7 +43,6 @@ class PromptDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         self.manifest = manifest.build(self.job, self.plan, device.type)
-        manifest.check_directory(self.directory, self.manifest["identity"], self.job.output.resume)
         manifest.create(self.directory, self.manifest)
         self.worker.start()
         self.worker.forget_dead_workers()

@@ -63,12 +63,11 @@ def generate(job: Job, plan: Plan) -> Outcome:
 
 def _refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
     """Before the backbone is loaded; the writer checks again with what was loaded."""
-    if not directory.manifest.exists():
-        manifest.check_directory(directory, {}, job.output.resume)
-    elif weights_id(job.backbone.pretrained, job.backbone.revision) is not None:
+    identity = None
+    if directory.manifest.exists() and weights_id(job.backbone.pretrained, job.backbone.revision) is not None:
         device_type = "cuda" if job.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        content = manifest.build(job, plan, device_type)
-        manifest.check_directory(directory, content["identity"], job.output.resume)
+        identity = manifest.build(job, plan, device_type)["identity"]
+    manifest.check_directory(directory, identity, job.output.resume)
 
 
 def _fix_threads(config: TrainerConfig) -> None:
@@ -91,7 +90,7 @@ def _observers(job: Job) -> tuple[Observer, ...]:
 def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     """A trainer that only predicts: no logger, no checkpoints, no sampler of its own, no signal handlers of its own."""
     plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
-    nodes = config.num_nodes if config.num_nodes != "auto" else int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    nodes = int(os.environ.get("SLURM_NNODES", "1")) if config.num_nodes == "auto" else config.num_nodes
     try:
         return lightning.Trainer(
             accelerator=config.accelerator,

@@ -28,13 +28,18 @@ def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list
     job = load_job([job_file], overrides) if job_file else load_job([], [*DEFAULTS, *overrides])
     if not prompt.strip():
         raise UserError("the prompt is empty")
+    image_format = check_output(output)
+    write_atomically(output, encode_image(_sample(job, prompt), image_format, job.output.quality))
+    print(output)
+
+
+def check_output(output: Path) -> str:
+    """The picture format that a file name asks for; UserError if it cannot be written."""
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"-o {output}: the folder {output.parent} does not exist")
-    data = encode_image(_sample(job, prompt), FORMATS[output.suffix.lower()], job.output.quality)
-    write_atomically(output, data)
-    print(output)
+    return FORMATS[output.suffix.lower()]
 
 
 def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]

@@ -16,6 +16,7 @@ from madgen.monitor.status import count_done, eta_text, in_flight
 from madgen.types import Record
 
 LOG_EVERY_S = 30.0
+DRAW_EVERY_S = 0.25
 
 
 class ProgressReport(Observer):
@@ -24,7 +25,7 @@ class ProgressReport(Observer):
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
-        self.line_due = 0.0
+        self.due = 0.0
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
         self.directory, self.planned = directory, int(manifest["plan"]["samples"])
@@ -40,17 +41,17 @@ class ProgressReport(Observer):
         return count_done(self.directory) + in_flight(self.directory)
 
     def sample_written(self, record: Record) -> None:
-        if self.bar is not None or time.monotonic() >= self.line_due:
+        if time.monotonic() >= self.due:
             self._show()
 
     def _show(self) -> None:
         made, elapsed = min(self._made(), self.planned), time.monotonic() - self.begin
         rate = (made - self.first) / elapsed if elapsed > 1 and made > self.first else None
         text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - made) / rate)} left" if rate else "starting"
+        self.due = time.monotonic() + (DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S)
         if self.bar is not None:
             self.bar.update(self.task, completed=made, rate=text)
-        elif time.monotonic() >= self.line_due:
-            self.line_due = time.monotonic() + LOG_EVERY_S
+        else:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {made}/{self.planned} panoramas, {text}", file=sys.stderr)
 
     def stopped(self) -> None:

@@ -59,10 +59,9 @@ class Plan:
         return Shard(index, shard_name(self.name, index), tasks)
 
     @cached_property
-    def digest(self) -> str:
-        """A hash over every key, seed, text and size, in order: two plans are the same if it is."""
+    def prompts_digest(self) -> str:
+        """A hash over every id, text, size and own seed, in order."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self.name, self.samples_per_prompt, self.samples_per_shard, self.seed)).encode())
         for prompt in self.prompts:
             fields = (prompt.id, prompt.text, prompt.negative, prompt.height, prompt.width, prompt.seed)
             digest.update(repr(fields).encode())

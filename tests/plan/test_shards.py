@@ -53,6 +53,7 @@ def test_seeds_are_48_bits_and_differ():
 
 
 def test_digests_tell_plans_apart():
-    assert plan().digest == plan().digest
-    assert len({plan().digest, plan(seed=1).digest, plan(shard=4).digest, plan(samples=3).digest}) == 4
+    longer = replace(plan(), prompts=(*plan().prompts[:-1], replace(plan().prompts[-1], width=640)))
+    assert plan().prompts_digest == plan(shard=4).prompts_digest
+    assert len({made.prompts_digest for made in (plan(), plan(prompts=4), longer)}) == 3
     assert plan(shard=3).keys_digest == plan(shard=4).keys_digest != plan(prompts=4).keys_digest

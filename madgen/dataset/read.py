@@ -1,0 +1,47 @@
+"""One finished sample by its key, found through the sidecars."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from madgen.dataset.layout import DatasetDir
+from madgen.errors import UserError
+
+IMAGE_FORMATS = ("png", "jpg", "webp")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a dataset holds under one key."""
+
+    metadata: dict[str, Any]
+    image_HWC: np.ndarray
+    """uint8 [H, W, 3]."""
+    format: str
+
+
+def read_sample(directory: DatasetDir, key: str) -> Sample:
+    """Reads only the sample's own bytes; UserError if no finished shard holds the key."""
+    directory.read_manifest()
+    for sidecar in directory.sidecars():
+        for entry in sidecar["samples"]:
+            if entry["key"] == key:
+                with open(directory.tar(sidecar["shard"]), "rb") as stream:
+                    stream.seek(entry["offset"])
+                    return _parse(stream.read(entry["size"]))
+    raise UserError(f"{directory.root} has no finished sample {key!r}")
+
+
+def _parse(records: bytes) -> Sample:
+    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
+        members = {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    image_format = next(name for name in IMAGE_FORMATS if name in members)
+    with Image.open(io.BytesIO(members[image_format])) as image:
+        return Sample(json.loads(members["json"]), np.asarray(image.convert("RGB")), image_format)

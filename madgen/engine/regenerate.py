@@ -1,0 +1,85 @@
+"""Makes one sample of a dataset again from its own JSON and compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from madgen.dataset.encode import encode_image
+from madgen.dataset.layout import DatasetDir, write_atomically
+from madgen.dataset.read import read_sample
+from madgen.engine.single import check_output
+from madgen.errors import UserError
+from madgen.sampler import PanoramaSampler
+from madgen.weights import weights_id
+
+
+def regenerate(directory: Path, key: str, output: Path) -> bool:
+    """Writes the picture to `output`, prints how it compares; True if its pixels are the dataset's.
+
+    JPEG and WebP are compared after the same encoding. Another device or batch size may differ in the last bit.
+    """
+    image_format = check_output(output)
+    stored = read_sample(DatasetDir(directory), key)
+    again = _sample(stored.metadata)
+    write_atomically(output, encode_image(again, image_format, 95))
+    job = DatasetDir(directory).read_manifest()["job"]
+    decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
+    difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
+    same = not difference.any()
+    verdict = (
+        "the same pixels"
+        if same
+        else f"differs by at most {difference.max()} of 255, {difference.mean():.4f} on average"
+    )
+    print(f"{output}: {key}, {verdict}")
+    return same
+
+
+def _decode(data: bytes) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _sample(metadata: dict[str, Any]) -> np.ndarray:
+    backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
+    here = weights_id(backbone["pretrained"], backbone["revision"])
+    if here != backbone["weights"]:
+        raise UserError(
+            f"{backbone['pretrained']} holds other weights here ({here}) than the sample was made with "
+            f"({backbone['weights']})"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampler = PanoramaSampler.from_pretrained(
+        backbone["pretrained"],
+        name=backbone["name"],
+        revision=backbone["revision"],
+        variant=backbone["variant"],
+        dtype=backbone["dtype"],
+        device=device,
+        layout=method["views"]["layout"],
+        view_size=method["views"]["size"],
+        stride=method["views"]["stride"],
+        mad_steps=method["mad"]["steps"],
+        mad_blocks=method["mad"]["blocks"],
+        cross_attention=method["mad"]["cross_attention"],
+        scheduler=sampling["scheduler"],
+    )
+    images = sampler.sample(
+        [metadata["prompt"]],
+        negative_prompts=[metadata["negative_prompt"]],
+        height=metadata["height"],
+        width=metadata["width"],
+        num_inference_steps=sampling["num_inference_steps"],
+        guidance_scale=sampling["guidance_scale"],
+        seeds=[metadata["seed"]],
+        loop=sampling["loop"],
+    )
+    return np.asarray(images)[0]
