@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from madgen.dataset.encode import encode_image
 from madgen.dataset.layout import DatasetDir, write_atomically
@@ -30,20 +32,12 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
     same = not difference.any()
-    verdict = (
-        "the same pixels"
-        if same
-        else f"differs by at most {difference.max()} of 255, {difference.mean():.4f} on average"
-    )
-    print(f"{output}: {key}, {verdict}")
+    verdict = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
+    print(f"{output}: {key}, {'the same pixels' if same else verdict}")
     return same
 
 
 def _decode(data: bytes) -> np.ndarray:
-    import io
-
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
