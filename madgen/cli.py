@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,10 +41,8 @@ def main() -> None:
         if error.errno not in DISK_TROUBLE:
             raise
         print(f"madgen: {error}; mend that, then run the same command again to continue", file=sys.stderr)
-        sys.exit(3)
-    except KeyboardInterrupt:
-        print("madgen: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(3)
+        # Lightning kills the other ranks at once if one of the processes it started ends with anything but 0.
+        sys.exit(0 if int(os.environ.get("LOCAL_RANK", "0")) > 0 else 3)
 
 
 def _load_job(arguments: list[str]):  # type: ignore[no-untyped-def]

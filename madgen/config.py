@@ -43,15 +43,15 @@ class BackboneConfig:
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
     layout: str = "overlapping"
-    """`overlapping` (MultiDiffusion) or `whole` (direct inference: one view that is the canvas)."""
+    """`overlapping` (MultiDiffusion), `shifted` (SpotDiffusion: side by side, moved by another multiple of the stride
+    at each step), or `whole` (direct inference: one view that is the canvas)."""
     size: int | None = None
     """Latent cells; null is the size that the backbone was trained at."""
     stride: int | None = None
     """Latent cells; null is a quarter of the size."""
 
     def __post_init__(self) -> None:
-        _check(self.layout != "shifted", "method.views.layout=shifted is not supported yet; use overlapping or whole")
-        _one_of("method.views.layout", self.layout, ("overlapping", "whole"))
+        _one_of("method.views.layout", self.layout, ("overlapping", "shifted", "whole"))
         for name in ("size", "stride"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"method.views.{name} must be > 0 latent cells, got {value}")
@@ -60,7 +60,8 @@ class ViewsConfig:
 @dataclass(frozen=True, kw_only=True)
 class MadConfig:
     steps: int = 15
-    """Merge attention in the first `steps` steps (the paper's tau); 0 is plain MultiDiffusion."""
+    """Merge attention in the first `steps` steps (the paper's tau); 0 is plain MultiDiffusion, unless
+    `cross_attention` is `always`."""
     blocks: tuple[str, ...] = ("down", "mid", "up")
     """Where: `down`, `mid`, `up`, or patterns of layer names such as `up_blocks.1.*attn1*`."""
     cross_attention: str = "scheduled"
@@ -97,6 +98,7 @@ class SamplingConfig:
     width: int = 3072
     """Pixels; a prompt line may say otherwise."""
     loop: bool = False
+    """360 degrees: the left edge meets the right one, in views, in attention and in decoding."""
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
@@ -107,8 +109,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_inference_steps", "batch_size"):
             _check(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
-        _check(self.guidance_scale >= 0, f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}")
-        _check(not self.loop, "sampling.loop=true is not supported yet; leave it false")
+        _check(
+            0 <= self.guidance_scale < float("inf"), f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,8 @@ class TrainerConfig:
 class Job:
     """One dataset."""
 
-    name: str = ""
+    name: str = "job"
+    """Of the shards; the default is the stem of the (first) job file."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -209,12 +213,12 @@ class Job:
 
     def __post_init__(self) -> None:
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
-        _check(valid and len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
+        _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
 
     @property
     def output_dir(self) -> Path:
         """The dataset's directory."""
-        return Path(self.output.dir or f"out/{self.name}")
+        return Path(self.output.dir or f"out/{self.name}").expanduser()
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved job, as it is recorded in `dataset.json`."""
@@ -235,14 +239,26 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
     assert isinstance(job, Job)
+    _refuse_converted(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
     source = _find(job.prompts.source, [file.resolve().parent for file in files])
     return replace(job, prompts=replace(job.prompts, source=source))
 
 
+def _refuse_converted(given: Any, taken: Any, prefix: str = "") -> None:
+    """YAML reads `no` as false and `007` as 7; where a text is wanted, that is not what was meant."""
+    for key, value in given.items():
+        final = taken[key]
+        if isinstance(value, dict) and isinstance(final, dict):
+            _refuse_converted(value, final, f"{prefix}{key}.")
+        elif isinstance(final, str) and not isinstance(value, str):
+            raise UserError(f"{prefix}{key} must be a text, YAML reads it as {value!r}; put it in quotes")
+
+
 def _find(source: str, folders: Sequence[Path]) -> str:
     """The path of a prompt file: relative to the current directory, or else to the first job file that has it."""
-    candidates = [Path(source), *(folder / source for folder in folders)]
-    return str(next((path for path in candidates if path.exists()), Path(source)))
+    path = Path(source).expanduser()
+    candidates = [path, *(folder / path for folder in folders)]
+    return str(next((candidate for candidate in candidates if candidate.exists()), path))
 
 
 def _override(text: str) -> DictConfig:
@@ -268,10 +284,12 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} must hold keys and values at its top level")
-    base = loaded.pop("base", None) or []
-    bases = [base] if isinstance(base, str) else list(base)
-    layers = [layer for name in bases for layer in _layers(path.parent / str(name), (*seen, path))]
-    return [*layers, loaded]
+    base = OmegaConf.to_container(loaded).get("base") or []  # type: ignore[union-attr]
+    loaded.pop("base", None)
+    bases = [base] if isinstance(base, str) else base
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise UserError(f"{path}: base must be a file or a list of files, got {base!r}")
+    return [*(layer for name in bases for layer in _layers(path.parent / name, (*seen, path))), loaded]
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -282,7 +300,7 @@ def _explain(error: OmegaConfBaseException) -> str:
         name = section.removesuffix("Config").lower()
         return f"{name} holds keys of its own, such as {name}.{_first_key(name)}; got a plain value"
     if key and "not in" in first:
-        return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job(name='job')))}"
+        return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job()))}"
     return f"{key}: {first}" if key else first
 
 

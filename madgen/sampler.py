@@ -23,15 +23,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Geometry:
     """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
 
-    def __init__(self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, mad_steps: int):
-        self.spec, self.layout, self.mad_steps = spec, layout, mad_steps
-        self.view_size = view_size or spec.view_size
-        self.stride = stride or max(1, self.view_size // 4)
+    def __init__(self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merges: bool):
+        self.spec, self.layout, self.merges = spec, layout, merges
+        self.view_size = spec.view_size if view_size is None else view_size
+        self.stride = max(1, self.view_size // 4) if stride is None else stride
         if layout == "whole" and (view_size or stride):
             raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
 
-    def build(self, height: int, width: int) -> Layout:
+    def build(self, height: int, width: int, loop: bool = False) -> Layout:
         """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
+        if self.layout == "whole" and loop:
+            raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
         for name, pixels in (("height", height), ("width", width)):
             if pixels <= 0 or pixels % self.spec.factor:
                 below = max(1, pixels // self.spec.factor) * self.spec.factor
@@ -39,13 +41,14 @@ class Geometry:
                     f"{name}={pixels} is not a multiple of {self.spec.factor} px (a latent cell); "
                     f"the nearest are {below} and {below + self.spec.factor}"
                 )
-            self._check_extent(name, pixels)
+            self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor
-        layout = build_layout(self.layout, height // factor, width // factor, self.view_size, self.stride)
-        self._check_merging(layout.at(0))
+        layout = build_layout(self.layout, height // factor, width // factor, self.view_size, self.stride, loop)
+        for step in range(self.view_size if self.layout == "shifted" else 1):
+            self._check_merging(layout.at(step))
         return layout
 
-    def _check_extent(self, name: str, pixels: int) -> None:
+    def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
         """The errors of `build_layout`, said in the user's pixels."""
         factor, size, stride = self.spec.factor, self.view_size, self.stride
         if self.layout == "whole":
@@ -57,16 +60,17 @@ class Geometry:
                 f"{name}={pixels} px is smaller than a view of {size} latent cells = {size * factor} px; "
                 f"take {name} >= {size * factor}"
             )
-        rest = (pixels // factor - size) % stride
+        rest = (pixels // factor - (0 if loop else size)) % stride
         if rest:
             below = pixels - rest * factor
+            what = "a loop of views" if loop else "views"
             raise UserError(
-                f"{name}={pixels} px cannot be covered by views of {size} latent cells with stride {stride}; "
+                f"{name}={pixels} px cannot be covered by {what} of {size} latent cells with stride {stride}; "
                 f"the nearest are {below} and {below + stride * factor} px"
             )
 
     def _check_merging(self, views: Views) -> None:
-        if self.layout != "whole" and self.mad_steps and not views.divisible(self.spec.coarsest):
+        if views.count > 1 and self.merges and not views.divisible(self.spec.coarsest):
             raise UserError(
                 f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
                 f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
@@ -103,14 +107,17 @@ class PanoramaSampler:
     ) -> PanoramaSampler:
         """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own."""
         folder, device = resolve_pretrained(pretrained), torch.device(device)
+        if cross_attention not in ("scheduled", "always"):
+            raise UserError(f"cross_attention must be scheduled or always, got {cross_attention!r}")
+        if dtype not in ("auto", *DTYPES):
+            raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
             folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device.type)], device=device
         )
-        geometry = Geometry(backbone.spec, layout, view_size, stride, mad_steps)
+        merges = mad_steps > 0 or cross_attention == "always"
+        geometry = Geometry(backbone.spec, layout, view_size, stride, merges)
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         backbone.merged_layers(merging)
-        if scheduler is not None:
-            backbone.new_scheduler(scheduler, 1)
         return cls(backbone, geometry, merging, scheduler)
 
     @classmethod
@@ -149,15 +156,16 @@ class PanoramaSampler:
         """Panoramas of one size, one for each prompt.
 
         Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
+        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
-        self._check(prompts, negatives, seeds, guidance_scale, loop, output)
-        layout = self.geometry.build(height, width)
+        self._check(prompts, negatives, seeds, guidance_scale, output)
+        layout = self.geometry.build(height, width, loop)
         spec, backbone = self.backbone.spec, self.backbone
         conditioning = backbone.encode_prompts(list(prompts), negatives, guidance_scale)
-        scheduler = backbone.new_scheduler(self.scheduler, num_inference_steps)
+        scheduler = self.new_scheduler(num_inference_steps)
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
         latents = joint_diffusion(
@@ -170,11 +178,15 @@ class PanoramaSampler:
         )
         if output == "latent":
             return latents
-        return self.decode(latents)
+        return self.decode(latents, loop)
 
-    def decode(self, latents_BCHW: Tensor) -> np.ndarray:
+    def new_scheduler(self, num_inference_steps: int) -> Any:
+        """A scheduler with its timesteps set; UserError if it has no such number of steps."""
+        return self.backbone.new_scheduler(self.scheduler, num_inference_steps)
+
+    def decode(self, latents_BCHW: Tensor, loop: bool = False) -> np.ndarray:
         """uint8 pictures [B, height, width, 3] of latents that `sample` gave."""
-        return to_uint8(self.backbone.decode(latents_BCHW))
+        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0))
 
     def _check(
         self,
@@ -182,7 +194,6 @@ class PanoramaSampler:
         negatives: Sequence[str],
         seeds: Sequence[int],
         guidance_scale: float,
-        loop: bool,
         output: str,
     ) -> None:
         if isinstance(prompts, str) or not len(prompts) == len(negatives) == len(seeds) or not prompts:
@@ -192,8 +203,6 @@ class PanoramaSampler:
             )
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
-        if loop:
-            raise UserError("loop=True is not supported yet")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
 
 

@@ -13,7 +13,7 @@ def resolve_pretrained(pretrained: str) -> str:
     """The folder that `demo` stands for; anything else as it is."""
     from madgen.demo import WEIGHTS
 
-    return str(WEIGHTS) if pretrained == "demo" else pretrained
+    return str(WEIGHTS) if pretrained == "demo" else str(Path(pretrained).expanduser())
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:

@@ -59,7 +59,7 @@ def test_a_job_is_frozen():
         ("method.mad.steps=-1", "method.mad.steps must be >= 0, got -1; 0 gives plain MultiDiffusion"),
         ("method.mad.blocks=[]", "blocks is empty"),
         ("method.mad.cross_attention=never", "must be one of scheduled, always, got 'never'"),
-        ("method.views.layout=diagonal", "must be one of overlapping, whole"),
+        ("method.views.layout=diagonal", "must be one of overlapping, shifted, whole"),
         ("method.views.stride=0", "method.views.stride must be > 0 latent cells, got 0"),
         ("method=null", "method: "),
         ("sampling=3", "sampling"),
@@ -77,9 +77,11 @@ def test_a_job_is_frozen():
         ("monitor.wandb.mode=loud", "must be one of online, offline, disabled"),
         ("name=a.b", "name must match"),
         ("name=../x", "name must match"),
+        ("name=''", "name must match"),
+        ("name=007", "name must be a text, YAML reads it as 7; put it in quotes"),
+        ("prompts.negative_prompt=no", "prompts.negative_prompt must be a text, YAML reads it as False"),
+        ("sampling.guidance_scale=.inf", "sampling.guidance_scale must be >= 0, got inf"),
         # not there yet: refused, never ignored
-        ("sampling.loop=true", "not supported yet"),
-        ("method.views.layout=shifted", "not supported yet"),
         ("method.sync.weight=20", "not supported yet"),
         ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),
@@ -93,7 +95,18 @@ def test_bad_values_are_refused_with_a_way_out(override, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "- a", "just words", "base: job.yaml", "base: no.yaml", "\x00", "a: !!python/object:os.system x"]
+    "text",
+    [
+        "a: [",
+        "- a",
+        "just words",
+        "base: job.yaml",
+        "base: no.yaml",
+        "base: 3",
+        "base: ${x}",
+        "\x00",
+        "a: !!python/object:os.system x",
+    ],
 )
 def test_bad_files_are_refused(write, text):
     with pytest.raises(UserError):

@@ -59,8 +59,8 @@ class Backbone(Protocol):
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
         """float32 [B, V, C, h, w], guidance applied."""
 
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]."""
+    def decode(self, latents_BCHW: Tensor, wrap: int = 0) -> Tensor:
+        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other."""
 
     def new_scheduler(self, name: str | None, num_inference_steps: int) -> Any:
         """A fresh scheduler with its timesteps set."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,6 +144,7 @@ class StableDiffusion:
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = (pipeline.vae.float() if upcast else pipeline.vae).to(device).eval().requires_grad_(False)
         self.layers = sorted(self.unet.attn_processors)
+        self.warned_of_cuts = False
         self._refuse_unknown_attention()
 
     def _refuse_unknown_attention(self) -> None:
@@ -171,14 +173,24 @@ class StableDiffusion:
             truncation=True,
             return_tensors="pt",
         )
+        self._warn_of_cuts(prompts)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         ids = tokens.input_ids.to(self.device)
         return self.text_encoder(ids, attention_mask=None if mask is None else mask.to(self.device))[0].to(self.dtype)
 
+    def _warn_of_cuts(self, prompts: list[str]) -> None:
+        """Says once that prompts are cut: the text encoder takes so many tokens and no more."""
+        most = self.tokenizer.model_max_length
+        lengths = [len(ids) for ids in self.tokenizer(prompts).input_ids]
+        if max(lengths) > most and not self.warned_of_cuts:
+            self.warned_of_cuts = True
+            cut = prompts[lengths.index(max(lengths))]
+            print(f"madgen: prompts are cut to {most} tokens, the first is {cut[:60]!r} ...", file=sys.stderr)
+
     @contextmanager
     def merged_attention(self, views: Views, step: int, merging: Merging, conditioning: Conditioning) -> Iterator[None]:
         """Installs one processor a layer for this step and restores the others after it."""
-        chosen = self.merged_layers(merging)
+        chosen = self.merged_layers(merging) if views.count > 1 else set()  # merging one view changes nothing
         processors = {
             name: JointAttention(name, views, name in chosen and merges(name, step, merging), conditioning.cache)
             for name in self.layers
@@ -216,18 +228,31 @@ class StableDiffusion:
         return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
 
     @torch.no_grad()
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pixels in 0..1, one panorama at a time, which bounds the memory."""
+    def decode(self, latents_BCHW: Tensor, wrap: int = 0) -> Tensor:
+        """Pixels in 0..1, one panorama at a time, which bounds the memory.
+
+        `wrap` > 0 is for a loop: the decoder sees that many latent cells of the other end beyond each edge.
+        """
         config: Mapping[str, Any] = self.vae.config
         scaled = latents_BCHW.to(self.vae.dtype) / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        if wrap:
+            wrap = min(wrap, scaled.shape[-1])
+            scaled = torch.cat([scaled[..., -wrap:], scaled, scaled[..., :wrap]], dim=-1)
         pixels = torch.cat([self.vae.decode(latent[None], return_dict=False)[0].float() for latent in scaled])
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        edge = wrap * self.spec.factor
+        return (pixels[..., edge : pixels.shape[-1] - edge] / 2 + 0.5).clamp(0, 1)
 
     def new_scheduler(self, name: str | None, num_inference_steps: int) -> Any:
         """The checkpoint's own scheduler, or the diffusers class `name` made from its config."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         if name is not None:
             scheduler = scheduler_class(name).from_config(self.scheduler.config)
+        check_scheduler(scheduler)
+        trained = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > trained:
+            raise UserError(
+                f"sampling.num_inference_steps={num_inference_steps} is more than the {trained} of training"
+            )
         try:
             scheduler.set_timesteps(num_inference_steps, device=self.device)
         except ValueError as error:
@@ -247,8 +272,19 @@ def scheduler_class(name: str) -> Any:
     import diffusers
 
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if found is None or not hasattr(found, "set_timesteps"):
-        raise UserError(
-            f"sampling.scheduler={name!r} is no diffusers scheduler; examples: DDIMScheduler, EulerDiscreteScheduler"
-        )
+    missing = vars(found).get("_backends") if found is not None else None
+    if missing:
+        raise UserError(f"sampling.scheduler={name} needs packages that are not installed: {', '.join(missing)}")
+    if found is None or "set_timesteps" not in dir(found):
+        examples = "DDIMScheduler, EulerDiscreteScheduler"
+        raise UserError(f"sampling.scheduler={name!r} is no diffusers scheduler; examples: {examples}")
     return found
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses what cannot step a canvas, or draws noise that is not the sample's own."""
+    name = type(scheduler).__name__
+    if not all(hasattr(scheduler, needed) for needed in ("init_noise_sigma", "scale_model_input", "timesteps")):
+        raise UserError(f"sampling.scheduler={name} does not step a canvas of noise; take one such as DDIMScheduler")
+    if hasattr(scheduler, "noise_sampler"):
+        raise UserError(f"sampling.scheduler={name} draws noise that does not follow the sample's seed; take another")

@@ -45,8 +45,9 @@ class Process:
 
 
 def _boot_id() -> str:
+    """Where process numbers mean the same: one boot of one machine, one PID namespace of a container; '' if unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
@@ -80,6 +81,7 @@ class Worker:
 
     def start(self) -> None:
         """Begins to beat; claims may be made after this."""
+        self._stop.clear()
         self.directory.claims.mkdir(parents=True, exist_ok=True)
         self.directory.workers.mkdir(parents=True, exist_ok=True)
         self.beat()
@@ -126,13 +128,15 @@ class Worker:
 
     def _link(self, shard: str) -> bool:
         temporary = self.directory.claims / f".{shard}.{self.id}"
-        temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
         try:
+            temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
             os.link(temporary, self._claim_file(shard))
         except FileExistsError:
             return False
+        except FileNotFoundError:  # another worker completed the dataset and removed `work/`
+            return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         if self.directory.sidecar(shard).exists():  # published while we were looking elsewhere
             self._claim_file(shard).unlink(missing_ok=True)
             return False
@@ -153,9 +157,10 @@ class Worker:
         """Removes a dead worker's claim; False if its worker may live or another was quicker."""
         path = self._claim_file(shard)
         claim = read_json(path)
-        if claim is None:
-            return not path.exists()
-        if self.is_alive(claim["worker"], path):
+        if not path.exists():
+            return True
+        owner = claim["worker"] if claim else ""  # a power cut can leave a claim empty: it ages by itself
+        if self.is_alive(owner, path):
             return False
         broken = path.with_name(f".{shard}.broken.{self.id}")
         try:
@@ -169,8 +174,7 @@ class Worker:
             broken.unlink(missing_ok=True)
             return False
         broken.unlink(missing_ok=True)
-        for leftover in self.directory.open_shards.glob(f"{shard}.{claim['worker']}.tar"):
-            leftover.unlink(missing_ok=True)
+        (self.directory.open_shards / f"{shard}.{owner}.tar").unlink(missing_ok=True)
         return True
 
     def is_alive(self, worker: str, claim_file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -45,14 +46,20 @@ class OpenShard:
         for name, seconds in timings.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def publish(self) -> None:
-        """The tar by rename, then the sidecar: after a crash between the two the shard counts as not done."""
+    def publish(self) -> bool:
+        """The tar by rename, then the sidecar: after a crash between the two the shard counts as not done.
+
+        False if another worker took over in the meantime, because this one stood still for longer than its lease.
+        """
         if len(self.written) != len(self.shard.tasks):
             raise ValueError(f"{self.shard.name}: {len(self.written)} of {len(self.shard.tasks)} samples written")
         self.tar.close()
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
+        if self.directory.sidecar(self.shard.name).exists() or not self.path.exists():
+            self.discard()
+            return False
         samples = self._describe()
         self.directory.shards.mkdir(parents=True, exist_ok=True)
         os.replace(self.path, self.directory.tar(self.shard.name))
@@ -68,6 +75,7 @@ class OpenShard:
             "worker": self.worker,
         }
         write_atomically(self.directory.sidecar(self.shard.name), to_json(sidecar))
+        return True
 
     def _describe(self) -> list[dict[str, Any]]:
         """The sidecar's entries, read back from the tar that is about to be published."""
@@ -91,7 +99,8 @@ class OpenShard:
 
     def discard(self) -> None:
         """Gives the shard up; nothing stays on disk."""
-        self.stream.close()
+        with contextlib.suppress(OSError):  # a full disk: what is buffered cannot be written, and need not be
+            self.stream.close()
         self.path.unlink(missing_ok=True)
 
 

@@ -39,12 +39,11 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     manifest = directory.read_manifest()
     plan = manifest["plan"]
     verdict = Verdict(plan["samples"])
+    tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
     names = sorted(directory.done())
     expected = {f"{manifest['job']['name']}-{index:06d}" for index in range(plan["shards"])}
     verdict.problems += [f"{name}: a shard that was not planned" for name in sorted(set(names) - expected)]
-    present_tars = {path.stem for path in directory.shards.glob("*.tar")}
-    verdict.problems += [f"{name}: a sidecar without its tar" for name in names if name not in present_tars]
-    verdict.problems += [f"{name}.tar: a tar without its sidecar" for name in sorted(present_tars - set(names))]
+    verdict.problems += [f"{name}.tar: not planned" for name in sorted(tars - expected)]
     keys = hashlib.sha256()
     seen: set[str] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -48,6 +48,15 @@ class PromptDataModule(lightning.LightningDataModule):
         self.worker.forget_dead_workers()
         self.worker.beat(rank=self.trainer.global_rank, device=str(device))
 
+    def teardown(self, stage: str) -> None:
+        """Gives back what was not published; the module can be used again."""
+        self.worker.close()
+        self.stopping.clear()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """As `teardown`, which Lightning does not call then."""
+        self.worker.close()
+
     def predict_dataloader(self) -> DataLoader:
         """Unbatched: a Batch is made of one shard's tasks, cut at fixed positions."""
         self.open()

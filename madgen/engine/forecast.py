@@ -43,12 +43,14 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     if job.sampling.scheduler is not None:
         module.scheduler_class(job.sampling.scheduler)
     views = job.method.views
-    geometry = Geometry(spec, views.layout, views.size, views.stride, job.method.mad.steps)
+    merges = job.method.mad.steps > 0 or job.method.mad.cross_attention == "always"
+    geometry = Geometry(spec, views.layout, views.size, views.stride, merges)
     counts = sizes(plan)
     layouts = {}
     for prompt in plan.prompts:
         if (prompt.height, prompt.width) not in layouts:
-            layouts[prompt.height, prompt.width] = geometry.build(prompt.height, prompt.width)
+            layout = geometry.build(prompt.height, prompt.width, job.sampling.loop)
+            layouts[prompt.height, prompt.width] = layout
     negatives = sorted({prompt.negative for prompt in plan.prompts})
     check_negative_prompts(spec, negatives, job.sampling.guidance_scale)
     passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1

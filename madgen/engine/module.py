@@ -37,6 +37,9 @@ class PanoramaModule(lightning.LightningModule):
         """Loads the backbone straight onto this process's device."""
         if self.sampler is None:
             self.sampler = PanoramaSampler.from_job(self.job, self.trainer.strategy.root_device)
+            self.sampler.new_scheduler(
+                self.job.sampling.num_inference_steps
+            )  # refused here, before anything is written
 
     def transfer_batch_to_device(self, batch: Batch | Idle, device: torch.device, dataloader_idx: int) -> Batch | Idle:
         """Tasks are plain data; the sampler puts tensors where they belong."""
@@ -46,6 +49,8 @@ class PanoramaModule(lightning.LightningModule):
         """Panoramas of one batch; they depend on its tasks and the job alone."""
         if isinstance(batch, Idle):
             time.sleep(batch.seconds)
+            return None
+        if self.trainer.datamodule.stopping.is_set():  # Lightning had asked for this batch ahead
             return None
         assert self.sampler is not None
         sampling = self.job.sampling
@@ -65,5 +70,5 @@ class PanoramaModule(lightning.LightningModule):
         if latents.is_cuda:
             torch.cuda.synchronize(latents.device)
         sampled = time.perf_counter()
-        images = self.sampler.decode(latents)
+        images = self.sampler.decode(latents, sampling.loop)
         return Panoramas(images, {"sample": sampled - started, "decode": time.perf_counter() - sampled})

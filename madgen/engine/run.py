@@ -48,14 +48,21 @@ def generate(job: Job, plan: Plan) -> Outcome:
     started = time.monotonic()
     directory = DatasetDir(job.output_dir)
     _refuse_other_jobs(job, plan, directory)
-    if directory.manifest.exists() and len(directory.done()) == plan.shard_count:
+    if not _joins_a_group() and directory.manifest.exists() and len(directory.done()) == plan.shard_count:
         return _finish(directory, started, 0)
     quieten()
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
     data = PromptDataModule(job, plan)
-    trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
+    writer.signals.install(data.stop)
+    try:
+        trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
+    except (KeyboardInterrupt, SystemExit):  # Lightning ends with status 1 after a second Ctrl-C
+        if writer.signals.received is None:
+            raise
+    finally:
+        writer.signals.restore()
     if trainer.global_rank != 0:
         return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
     return _finish(directory, started, writer.written)
@@ -65,9 +72,18 @@ def _refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
     """Before the backbone is loaded; the writer checks again with what was loaded."""
     identity = None
     if directory.manifest.exists() and weights_id(job.backbone.pretrained, job.backbone.revision) is not None:
-        device_type = "cuda" if job.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        device_type = "cuda" if _on_gpu(job.trainer) else "cpu"
         identity = manifest.build(job, plan, device_type)["identity"]
     manifest.check_directory(directory, identity, job.output.resume)
+
+
+def _on_gpu(config: TrainerConfig) -> bool:
+    return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def _joins_a_group() -> bool:
+    """Whether other processes wait for this one to join them, even if nothing is left to do."""
+    return "LOCAL_RANK" in os.environ or (SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS", "1") != "1")
 
 
 def _fix_threads(config: TrainerConfig) -> None:
@@ -75,7 +91,7 @@ def _fix_threads(config: TrainerConfig) -> None:
 
     `OMP_NUM_THREADS` chooses it; left alone, Lightning would divide the cores among the processes.
     """
-    if config.accelerator == "cpu" or not torch.cuda.is_available():
+    if not _on_gpu(config):
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
@@ -90,11 +106,16 @@ def _observers(job: Job) -> tuple[Observer, ...]:
 def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     """A trainer that only predicts: no logger, no checkpoints, no sampler of its own, no signal handlers of its own."""
     plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
-    nodes = int(os.environ.get("SLURM_NNODES", "1")) if config.num_nodes == "auto" else config.num_nodes
+    nodes = config.num_nodes
+    if nodes == "auto":
+        nodes = int(os.environ.get("SLURM_NNODES", "1")) if plugins else 1
+    devices = config.devices
+    if devices == "auto" and plugins and not _on_gpu(config):
+        devices = int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             accelerator=config.accelerator,
-            devices=config.devices,
+            devices=devices,
             num_nodes=nodes,
             strategy=config.strategy,
             plugins=plugins,
@@ -106,6 +127,9 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
             use_distributed_sampler=False,
             inference_mode=False,  # the sampler switches gradients off itself
         )
+        for plugin in plugins or []:
+            plugin.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        return trainer
     except (ValueError, RuntimeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -21,10 +21,11 @@ class StopSignals:
         self._stop: Callable[[], None] = lambda: None
 
     def install(self, stop: Callable[[], None]) -> None:
-        """Calls `stop` on the first signal; only possible in the main thread."""
+        """Calls `stop` on the first signal; only possible in the main thread. May be called again."""
         self._stop = stop
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in STOPPING}
+            for number in STOPPING:
+                self._previous.setdefault(number, signal.signal(number, self._handle))
 
     def restore(self) -> None:
         """Puts the handlers back that were there before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import sys
 import threading
 import time
@@ -58,7 +59,7 @@ class ShardWriter(lightning.Callback):
         """Takes over the signals and starts the thread that writes."""
         self.data: PromptDataModule = trainer.datamodule
         self.metadata = sample_settings(self.job, self.data.manifest)
-        self.signals.install(self.data.stop)
+        self.signals.install(lambda: self._stop(trainer))
         if trainer.global_rank != 0:
             self.observers = ()
         self._tell("started", self.directory, self.data.worker, self.data.manifest)
@@ -75,7 +76,7 @@ class ShardWriter(lightning.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Hands the batch over; waits only when the queue is full."""
-        if isinstance(batch, Idle):
+        if isinstance(batch, Idle) or outputs is None:
             return
         waiting = time.perf_counter()
         self._put(_Finished(batch, outputs))
@@ -105,6 +106,12 @@ class ShardWriter(lightning.Callback):
             self.data.worker.close()
             self._tell("stopped")
         self.signals.restore()
+
+    def _stop(self, trainer: Trainer) -> None:
+        """No further batch here, nor in the processes that this one has started."""
+        self.data.stop()
+        if trainer.strategy.launcher is not None and getattr(trainer.strategy.launcher, "procs", None):
+            trainer.strategy.launcher.kill(signal.SIGTERM)
 
     def _put(self, item: _Finished | None) -> None:
         """Never blocks on a writer that has died."""
@@ -148,10 +155,11 @@ class ShardWriter(lightning.Callback):
         )
 
     def _publish(self, shard: OpenShard) -> None:
-        shard.publish()
+        published = shard.publish()
         del self._open[shard.shard.name]
         self.data.worker.release(shard.shard.name)
-        self._tell("shard_published", ShardDone(shard.shard.name, len(shard.written), shard.seconds))
+        if published:
+            self._tell("shard_published", ShardDone(shard.shard.name, len(shard.written), shard.seconds))
 
     def _tell(self, event: str, *arguments: Any) -> None:
         """Monitoring never stops a run: an observer that fails is named once and then left out."""

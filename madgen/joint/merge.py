@@ -29,9 +29,9 @@ def split_cells(canvas_BHWD: Tensor, views: Views) -> Tensor:
     rows, columns = views.rows, views.columns
     batch, width = canvas_BHWD.shape[0], canvas_BHWD.shape[-1]
     cells = canvas_BHWD
-    if len(rows.starts) > 1 or rows.size != rows.extent:
+    if not rows.is_whole:
         cells = cells.index_select(1, _cells(rows, cells.device))
-    if len(columns.starts) > 1 or columns.size != columns.extent:
+    if not columns.is_whole:
         cells = cells.index_select(2, _cells(columns, cells.device))
     grid = cells.reshape(batch, len(rows.starts), rows.size, len(columns.starts), columns.size, width)
     return grid.transpose(2, 3).reshape(batch, views.count, rows.size, columns.size, width)
@@ -48,7 +48,7 @@ def merge_cells(views_BVhwD: Tensor, views: Views) -> Tensor:
 
 def _average(cells: Tensor, axis: Axis, dim: int) -> Tensor:
     """Means over `dim`, from the views' cells one after the other to the canvas's cells."""
-    if len(axis.starts) == 1:
+    if axis.is_whole:
         return cells
     positions, present, count = _covers(axis, cells.device)
     shape = [1] * cells.ndim

@@ -49,6 +49,11 @@ class Axis:
     size: int
     starts: tuple[int, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether one view is the canvas, cell by cell."""
+        return self.starts == (0,) and self.size == self.extent
+
     @cached_property
     def cells(self) -> list[int]:
         """Canvas cell of every cell of every view, views one after the other [V * size]."""
@@ -109,17 +114,43 @@ class Layout:
     at: Callable[[int], Views]
 
 
+def shifted_starts(extent: int, size: int, shift: int, loop: bool) -> list[int]:
+    """Views side by side, moved by `shift` cells (SpotDiffusion); on a loop they wrap, else the ends stay inside."""
+    if not 0 <= shift < size <= extent:
+        raise UserError(f"need 0 <= shift < view size <= canvas, got {shift}, {size}, {extent} (latent cells)")
+    if loop:
+        return [(shift + start) % extent for start in range(0, extent, size)]
+    starts = range(shift - size if shift else 0, extent, size)
+    return sorted({min(max(start, 0), extent - size) for start in starts})
+
+
+def shifts(size: int, stride: int) -> list[int]:
+    """Multiples of `stride` below `size`, in an order in which neighbours in time are far apart."""
+    return sorted(range(0, size, stride), key=lambda shift: f"{shift // stride:032b}"[::-1])
+
+
 def build_layout(layout: str, height: int, width: int, size: int, stride: int, loop: bool = False) -> Layout:
     """The views for a canvas of `height` x `width` latent cells.
 
-    `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `whole`: one view that is the canvas.
-    `loop` wraps views around the vertical edge. Raises UserError when the views cannot cover the canvas exactly.
+    `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `shifted`: side by side, moved by
+    another multiple of `stride` at each step (SpotDiffusion). `whole`: one view that is the canvas. `loop` wraps views
+    around the vertical edge. Raises UserError when the views cannot cover the canvas exactly.
     """
     if layout == "whole":
-        views = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
-    elif layout == "overlapping":
-        columns = (loop_starts if loop else view_starts)(width, size, stride)
-        views = Views(Axis(height, size, tuple(view_starts(height, size, stride))), Axis(width, size, tuple(columns)))
-    else:
-        raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    return Layout(lambda step: views)
+        whole = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
+        return Layout(lambda step: whole)
+    across = tuple((loop_starts if loop else view_starts)(width, size, stride))  # refuses what cannot be covered
+    down = tuple(view_starts(height, size, stride))
+    if layout == "overlapping":
+        views = Views(Axis(height, size, down), Axis(width, size, across))
+        return Layout(lambda step: views)
+    if layout == "shifted":
+        moved = [_shifted(height, width, size, shift, loop) for shift in shifts(size, stride)]
+        return Layout(lambda step: moved[step % len(moved)])
+    raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+
+
+def _shifted(height: int, width: int, size: int, shift: int, loop: bool) -> Views:
+    rows = Axis(height, size, tuple(shifted_starts(height, size, shift if height > size else 0, False)))
+    columns = Axis(width, size, tuple(shifted_starts(width, size, shift if loop or width > size else 0, loop)))
+    return Views(rows, columns)

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+import madgen.sampler
 from madgen import PanoramaSampler, UserError
 from madgen.backbones import Merging
 from madgen.backbones.sd import describe, merges
@@ -128,7 +129,7 @@ def test_processors_are_back_after_sampling(tiny):
         ({"width": 60}, "the nearest are 56 and 64 px"),
         ({"output": "tensor"}, "output must be"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
-        ({"loop": True}, "not supported"),
+        ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 8 latent cells with stride 2"),
     ],
 )
 def test_bad_arguments(tiny, change, message):
@@ -160,6 +161,38 @@ def test_weights_that_are_not_safetensors_are_never_read(tiny, tmp_path):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="cannot load"):
         sampler(folder)
+
+
+@pytest.mark.parametrize("layout", ["overlapping", "shifted"])
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_loop_has_no_beginning(tiny, monkeypatch, layout, loop):
+    """With noise turned by some columns, a looped panorama is turned by as many; without a loop it is another."""
+    mad, roll = sampler(tiny, layout=layout, mad_steps=2), 8
+    latents = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
+    noise = madgen.sampler.initial_noise
+    monkeypatch.setattr(madgen.sampler, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
+    turned = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
+    assert torch.allclose(latents.roll(roll, -1), turned, atol=1e-4) == loop
+
+
+def test_a_looped_decoding_wraps(tiny):
+    """Decoding a turned panorama is turning the decoded one: nearly so with wrapping, far from it without."""
+    backbone = sampler(tiny).backbone
+    latents = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for wrap in (0, 16):
+        turned, plain = backbone.decode(latents.roll(4, -1), wrap), backbone.decode(latents, wrap)
+        assert plain.shape == (1, 3, 32, 64)
+        errors[wrap] = float((turned - plain.roll(16, -1)).abs().max())
+    assert errors[16] < 0.2 * errors[0]
+
+
+def test_shifted_views_take_a_third_of_the_evaluations(tiny):
+    counts = {}
+    for layout in ("overlapping", "shifted"):
+        built = sampler(tiny, layout=layout).geometry.build(32, 96)
+        counts[layout] = sum(built.at(step).count for step in range(8))
+    assert counts == {"overlapping": 8 * 9, "shifted": 2 * 3 + 6 * 4}
 
 
 def test_bfloat16_runs_and_is_close(tiny):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from madgen.dataset.claim import Process, Worker
+from madgen.dataset.claim import Process, Worker, remove_work
 from madgen.dataset.layout import DatasetDir
 
 
@@ -90,6 +90,21 @@ def test_a_dead_process_of_this_host_loses_its_claim_at_once(worker, directory):
     gone.beat()
     assert gone.claim("s")
     assert fresh.claim("s")
+
+
+def test_an_empty_claim_ages_by_itself(worker, directory):
+    one = worker(lease_s=30)
+    claim = directory.claims / "s.json"
+    claim.write_text("")
+    assert not one.claim("s")
+    age(claim, 31)
+    assert one.claim("s")
+
+
+def test_claiming_in_a_finished_dataset_fails_quietly(worker, directory):
+    one = worker()
+    remove_work(directory)
+    assert not one.claim("s")
 
 
 def test_a_process_knows_that_it_lives():

@@ -60,14 +60,17 @@ def test_long_keys_survive(dataset):
         assert "p" * 90 + "0-0000.json" in tar.getnames()
 
 
-def test_a_missing_shard_is_incomplete_not_broken(dataset):
-    dataset.tar("job-000001").unlink()
+@pytest.mark.parametrize("both", [True, False])
+def test_a_missing_shard_is_incomplete_not_broken(dataset, both):
+    """A tar whose sidecar is not there yet is about to be finished, or will be made again."""
+    if both:
+        dataset.tar("job-000001").unlink()
     dataset.sidecar("job-000001").unlink()
     verdict = verify(dataset)
     assert (verdict.problems, verdict.complete, verdict.present) == ([], False, 3)
 
 
-@pytest.mark.parametrize("kind", ["flip", "truncate", "no tar", "no sidecar", "wrong key", "stranger", "empty sidecar"])
+@pytest.mark.parametrize("kind", ["flip", "truncate", "no tar", "wrong key", "stranger", "empty sidecar"])
 def test_damage_is_found(dataset, kind):
     tar, sidecar = dataset.tar("job-000001"), dataset.sidecar("job-000001")
     if kind == "flip":
@@ -78,8 +81,6 @@ def test_damage_is_found(dataset, kind):
         os.truncate(tar, tar.stat().st_size // 2)
     elif kind == "no tar":
         tar.unlink()
-    elif kind == "no sidecar":
-        sidecar.unlink()
     elif kind == "wrong key":
         write(dataset, 1, key="other")
     elif kind == "stranger":
@@ -103,6 +104,19 @@ def test_samples_come_in_order_and_a_shard_is_published_whole(directory):
     shard.discard()
     assert list(directory.open_shards.iterdir()) == []
     assert list(directory.shards.iterdir()) == []
+
+
+def test_a_worker_that_stood_still_does_no_harm(dataset):
+    """It wakes up when another has published its shard: its own tar is dropped, nothing else changes."""
+    before = dataset.tar("job-000001").stat().st_mtime_ns
+    dataset.sidecar("job-000001").rename(dataset.root / "aside")
+    late = OpenShard(dataset, PLAN.shard(1), "late", "png", 95)
+    for task in PLAN.shard(1).tasks:
+        late.add(record(task))
+    (dataset.root / "aside").rename(dataset.sidecar("job-000001"))
+    assert not late.publish()
+    assert dataset.tar("job-000001").stat().st_mtime_ns == before
+    assert list(dataset.open_shards.iterdir()) == []
 
 
 def test_an_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ def axes(draw):
     size = draw(st.integers(1, 9))
     stride = draw(st.integers(1, size))
     if draw(st.booleans()):
-        extent = stride * draw(st.integers(-(-size // stride), 8))
+        extent = stride * draw(st.integers(-(-size // stride), 12))
         return Axis(extent, size, tuple(loop_starts(extent, size, stride)))
     extent = size + stride * draw(st.integers(0, 6))
     return Axis(extent, size, tuple(view_starts(extent, size, stride)))

@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from madgen.errors import UserError
-from madgen.joint.views import Axis, Views, build_layout, loop_starts, view_starts
+from madgen.joint.views import Axis, Views, build_layout, loop_starts, shifted_starts, shifts, view_starts
 
 small = st.integers(1, 24)
 
@@ -33,9 +33,9 @@ def test_the_refusal_names_the_nearest_sizes():
     assert view_starts(400, 64, 24)
 
 
-@given(size=small, stride=small, turns=st.integers(1, 12))
-def test_a_loop_covers_every_cell_equally_when_the_stride_divides_the_view(size, stride, turns):
-    assume(size % stride == 0 and turns * stride >= size)
+@given(stride=st.integers(1, 8), overlap=st.integers(1, 4), more=st.integers(0, 8))
+def test_a_loop_covers_every_cell_equally_when_the_stride_divides_the_view(stride, overlap, more):
+    size, turns = stride * overlap, overlap + more
     axis = Axis(turns * stride, size, tuple(loop_starts(turns * stride, size, stride)))
     assert {len(found) for found in axis.covers} == {size // stride}
 
@@ -57,6 +57,24 @@ def test_the_paper_takes_21_views_for_512x3072():
 
 def test_a_grid_covers_both_directions():
     assert build_layout("overlapping", 96, 128, 64, 32).at(0).count == 2 * 3
+
+
+@given(size=st.integers(2, 16), extra=st.integers(0, 40), shift=st.integers(0, 15), loop=st.booleans())
+def test_shifted_views_cover_every_cell(size, extra, shift, loop):
+    assume(shift < size)
+    starts = shifted_starts(size + extra, size, shift, loop)
+    axis = Axis(size + extra, size, tuple(starts))
+    assert all(axis.covers)
+    assert len(starts) <= -(-(size + extra) // size) + 1
+
+
+def test_shifts_visit_every_offset_and_jump():
+    assert shifts(16, 4) == [0, 8, 4, 12]
+    layout = build_layout("shifted", 16, 96, 16, 4)
+    assert layout.at(0).columns.starts == (0, 16, 32, 48, 64, 80)
+    assert layout.at(1).columns.starts == (0, 8, 24, 40, 56, 72, 80)
+    assert layout.at(5) == layout.at(1)
+    assert {layout.at(step).rows.starts for step in range(4)} == {(0,)}
 
 
 def test_whole_is_one_view():
