@@ -7,6 +7,7 @@ ordinary diffusers pipeline folder. Seeded; two to three hours on two CPU cores,
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -60,6 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(options.folder, safe_serialization=True)
+    _forget_paths(options.folder)
+
+
+def _forget_paths(folder: Path) -> None:
+    """diffusers notes where a part was loaded from: a path of the machine that trained it."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

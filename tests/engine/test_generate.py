@@ -106,32 +106,57 @@ def test_two_commands_at_once_share_a_directory(finished, job_file, tmp_path):
     assert hashes(tmp_path / "shared") == hashes(finished)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 3), (signal.SIGUSR1, 3), (signal.SIGINT, 3)]
-)
-def test_a_run_that_was_stopped_goes_on_where_it_was(finished, madgen, job_file, tmp_path, number, code):
-    slow = ["sampling.num_inference_steps=60", "output.samples_per_shard=1"]
-    assert madgen("generate", job_file, "output.dir=whole", *slow).code == 0
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *slow]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "cut/shards").glob("*.json"))) < 2:
+SLOW = ["sampling.num_inference_steps=60", "output.samples_per_shard=1"]
+
+
+def interrupt(job_file, folder, *signals, overrides=()):
+    """Starts a slow run in `folder / "cut"`, sends signals once two shards are done; returns its exit status."""
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *SLOW, *overrides]
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 180
+    while len(list((folder / "cut/shards").glob("*.json"))) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.02)
     process.communicate(timeout=120)
-    assert process.returncode == code
+    return process.returncode
+
+
+@pytest.fixture
+def whole(madgen, job_file, tmp_path):
+    """What an uninterrupted slow run writes."""
+    assert madgen("generate", job_file, "output.dir=whole", *SLOW).code == 0
+    return hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "devices"),
+    [
+        ([signal.SIGKILL], -9, 1),
+        ([signal.SIGTERM], 3, 1),
+        ([signal.SIGUSR1], 3, 1),
+        ([signal.SIGINT], 3, 1),
+        ([signal.SIGINT, signal.SIGINT], 3, 1),
+        ([signal.SIGTERM], 3, 2),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_where_it_was(whole, madgen, job_file, tmp_path, signals, code, devices):
+    overrides = [f"trainer.devices={devices}"]
+    assert interrupt(job_file, tmp_path, *signals, overrides=overrides) == code
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
     assert 2 <= len(first) < 10, "the signal came too late"
-    state = json.loads(madgen("status", "cut", "--json").out)
-    assert not state["complete"]
+    time.sleep(1)
+    assert len(list((tmp_path / "cut/shards").glob("*.tar"))) == len(first), "another process went on"
+    assert not json.loads(madgen("status", "cut", "--json").out)["complete"]
     assert madgen("verify", "cut").code == 3
-    result = madgen("generate", job_file, "output.dir=cut", *slow)
+    result = madgen("generate", job_file, "output.dir=cut", *SLOW)
     assert result.code == 0, result.err
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
     assert {name: after[name] for name in first} == first, "a finished shard was made again"
-    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+    assert hashes(tmp_path / "cut") == whole
     assert not (tmp_path / "cut/work").exists()
 
 
