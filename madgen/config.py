@@ -284,12 +284,13 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} must hold keys and values at its top level")
-    base = OmegaConf.to_container(loaded).get("base") or []  # type: ignore[union-attr]
-    loaded.pop("base", None)
+    content: Any = OmegaConf.to_container(loaded)
+    base = content.pop("base", None) or []
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
         raise UserError(f"{path}: base must be a file or a list of files, got {base!r}")
-    return [*(layer for name in bases for layer in _layers(path.parent / name, (*seen, path))), loaded]
+    layers = [layer for name in bases for layer in _layers(path.parent / name, (*seen, path))]
+    return [*layers, OmegaConf.create(content)]
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -99,8 +99,11 @@ class OpenShard:
 
     def discard(self) -> None:
         """Gives the shard up; nothing stays on disk."""
-        with contextlib.suppress(OSError):  # a full disk: what is buffered cannot be written, and need not be
-            self.stream.close()
+        for part in (self.tar, self.stream):
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # what is buffered need not be written, nor can on a full disk
+                part.close()
         self.path.unlink(missing_ok=True)
 
 

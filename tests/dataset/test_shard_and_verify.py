@@ -82,6 +82,7 @@ def test_damage_is_found(dataset, kind):
     elif kind == "no tar":
         tar.unlink()
     elif kind == "wrong key":
+        sidecar.unlink()
         write(dataset, 1, key="other")
     elif kind == "stranger":
         sidecar.rename(dataset.sidecar("job-000009"))
