@@ -46,11 +46,11 @@ class Outcome:
 def generate(job: Job, plan: Plan) -> Outcome:
     """Makes what is missing of a planned dataset; UserError before anything is written if it cannot."""
     started = time.monotonic()
+    quieten()
     directory = DatasetDir(job.output_dir)
     _refuse_other_jobs(job, plan, directory)
     if not _joins_a_group() and directory.manifest.exists() and len(directory.done()) == plan.shard_count:
         return _finish(directory, started, 0)
-    quieten()
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
