@@ -18,7 +18,7 @@ FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 DEFAULTS = [
     "sampling.height=128",
     "sampling.width=768",
-    "sampling.num_inference_steps=25",
+    "sampling.num_inference_steps=20",
     "sampling.guidance_scale=3.0",
 ]
 
