@@ -21,10 +21,8 @@ def test_they_are_found():
 @pytest.mark.parametrize("path", [*CONFIGS, *JOBS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     (tmp_path / "prompts.txt").write_text("a hill\na lake\n")
-    overrides = [] if path in JOBS else ["prompts.source=prompts.txt"]
-    job = load_job(path, overrides)
-    if not Path(job.prompts.source).exists():
-        overrides.append(f"prompts.source={ROOT / job.prompts.source}")
+    prompts = ROOT / load_job(path).prompts.source if path in JOBS else "prompts.txt"
+    overrides = [f"prompts.source={prompts}"]
     if path.parent.name in ("method", "trainer"):
         overrides += ["sampling.height=128", "sampling.width=768"]
     result = madgen("plan", path, *overrides, "--json")
