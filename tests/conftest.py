@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
 
 def build_tiny_pipeline(folder: Path) -> Path:
@@ -53,16 +54,18 @@ class Result:
     err: str
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment(**extra: str | None) -> dict[str, str]:
+    """This process's environment without what would steer a run; None removes a variable."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
-    return {**keep, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **extra}
+    merged = {**keep, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **extra}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 @pytest.fixture
 def madgen(tmp_path):
     """Runs the command line in `tmp_path`: `madgen("plan", "job.yaml", "--json")`."""
 
-    def run(*arguments: object, timeout: float = 300, **env: str) -> Result:
+    def run(*arguments: object, timeout: float = 300, **env: str | None) -> Result:
         command = [sys.executable, "-m", "madgen", *map(str, arguments)]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
