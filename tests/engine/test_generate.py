@@ -197,7 +197,7 @@ def test_other_formats(madgen, job_file, tmp_path, image_format):
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_path):
-    """Peak resident memory of 4 and of 60 panoramas of 0.5 megapixels: kept, 56 of them would be 88 MB."""
+    """Peak resident memory of 4 and of 120 panoramas of 128x1024 px: kept, 116 of them would be 45 MB."""
     script = (
         "import resource, sys; from madgen.cli import main\n"
         "try: main()\n"
@@ -205,17 +205,19 @@ def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_p
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
     )
     peaks = []
-    for count in (2, 30):
+    for count in (2, 60):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
-        job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=4096", "sampling.height=128"]
-        steps = ["sampling.num_inference_steps=1", "method.mad.steps=0", "method.views.stride=8"]
+        job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
+        steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
+        steps.append("method.views.stride=8")
         done = subprocess.run(
             [sys.executable, "-c", script, "generate", str(job_file), *job, *steps],
             cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stderr.strip().splitlines()[-1]))
-    assert peaks[1] - peaks[0] < 45, peaks
+    print(peaks)
+    assert peaks[1] - peaks[0] < 36, peaks
 
 
 def test_python_api_of_the_readme(job_file, tmp_path):
