@@ -1,7 +1,7 @@
 """Trains the demo backbone from nothing: `python -m madgen.demo.train FOLDER`.
 
 Draws the scenes, fits the autoencoder, caches the latents, then fits UNet and text encoder on them. FOLDER becomes an
-ordinary diffusers pipeline folder. Seeded; two to three hours on two CPU cores, minutes on a GPU.
+ordinary diffusers pipeline folder. Seeded; hours on two CPU cores.
 """
 
 from __future__ import annotations
