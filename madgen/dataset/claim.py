@@ -69,7 +69,7 @@ class Worker:
         self.process = Process.this()
         self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
         self.claimed: set[str] = set()
-        self.report: dict[str, Any] = {"state": "starting", "samples": 0, "in_flight": 0, "rate_per_s": None}
+        self.report: dict[str, Any] = {"state": "starting", "samples": 0, "open": {}, "rate_per_s": None}
         self.started = time.time()
         self._lock = threading.Lock()
         self._stop = threading.Event()

@@ -150,7 +150,7 @@ class ShardWriter(lightning.Callback):
             self._publish(shard)
         self.data.worker.beat(
             samples=self._rate.total,
-            in_flight=sum(len(shard.written) for shard in self._open.values()),
+            open={name: len(shard.written) for name, shard in self._open.items()},
             rate_per_s=self._rate.per_second(),
         )
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
 from madgen.monitor.observer import Observer
-from madgen.monitor.status import count_done, eta_text, in_flight
+from madgen.monitor.status import eta_text, made
 from madgen.types import Record
 
 LOG_EVERY_S = 30.0
@@ -29,7 +29,7 @@ class ProgressReport(Observer):
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
         self.directory, self.planned = directory, int(manifest["plan"]["samples"])
-        self.begin, self.first = time.monotonic(), self._made()
+        self.begin, self.first = time.monotonic(), made(directory)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), console=self.console)
@@ -37,22 +37,19 @@ class ProgressReport(Observer):
             self.bar.start()
         self._show()
 
-    def _made(self) -> int:
-        return count_done(self.directory) + in_flight(self.directory)
-
     def sample_written(self, record: Record) -> None:
         if time.monotonic() >= self.due:
             self._show()
 
     def _show(self) -> None:
-        made, elapsed = min(self._made(), self.planned), time.monotonic() - self.begin
-        rate = (made - self.first) / elapsed if elapsed > 1 and made > self.first else None
-        text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - made) / rate)} left" if rate else "starting"
+        samples, elapsed = min(made(self.directory), self.planned), time.monotonic() - self.begin
+        rate = (samples - self.first) / elapsed if elapsed > 1 and samples > self.first else None
+        text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - samples) / rate)} left" if rate else "starting"
         self.due = time.monotonic() + (DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S)
         if self.bar is not None:
-            self.bar.update(self.task, completed=made, rate=text)
+            self.bar.update(self.task, completed=samples, rate=text)
         else:
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {made}/{self.planned} panoramas, {text}", file=sys.stderr)
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {samples}/{self.planned} panoramas, {text}", file=sys.stderr)
 
     def stopped(self) -> None:
         if self.bar is not None:

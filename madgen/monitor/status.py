@@ -17,7 +17,11 @@ _counts: dict[Path, int] = {}
 
 def count_done(directory: DatasetDir) -> int:
     """Samples in finished shards; each sidecar is read once a process."""
-    return sum(_samples_in(directory.sidecar(name)) for name in directory.done())
+    return _count(directory, directory.done())
+
+
+def _count(directory: DatasetDir, shards: set[str]) -> int:
+    return sum(_samples_in(directory.sidecar(name)) for name in shards)
 
 
 def _samples_in(sidecar: Path) -> int:
@@ -29,9 +33,16 @@ def _samples_in(sidecar: Path) -> int:
     return _counts[sidecar]
 
 
-def in_flight(directory: DatasetDir) -> int:
-    """Samples that lie in open shards."""
-    return sum(worker.get("in_flight", 0) for worker in _heartbeats(directory))
+def made(directory: DatasetDir) -> int:
+    """Samples that lie in finished shards and in those that workers are writing; never falls while they write."""
+    beats = _heartbeats(directory)  # before the shards: one that is published in between is counted once
+    done = directory.done()
+    return _count(directory, done) + sum(_in_flight(beat, done) for beat in beats)
+
+
+def _in_flight(beat: dict[str, Any], done: set[str]) -> int:
+    """Samples in a worker's open shards, without those that it has published since it said so."""
+    return sum(samples for shard, samples in beat["open"].items() if shard not in done)
 
 
 def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
@@ -42,11 +53,13 @@ def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
 def status(directory: DatasetDir) -> dict[str, Any]:
     """What `madgen status --json` prints; rates are panoramas a second, times seconds."""
     manifest = directory.read_manifest()
+    beats = _heartbeats(directory)
     sidecars = list(directory.sidecars())
+    finished = {sidecar["shard"] for sidecar in sidecars}
     planned = manifest["plan"]["samples"]
     done = sum(len(sidecar["samples"]) for sidecar in sidecars)
     quarantined = sum(len(sidecar["quarantined"]) for sidecar in sidecars)
-    workers = [_worker(content) for content in _heartbeats(directory)]
+    workers = [_worker(beat, finished) for beat in beats]
     flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
     live_rates = [worker["rate_per_s"] for worker in workers if worker["state"] != "dead" and worker["rate_per_s"]]
     rate = sum(live_rates) or None
@@ -68,7 +81,7 @@ def status(directory: DatasetDir) -> dict[str, Any]:
     }
 
 
-def _worker(content: dict[str, Any]) -> dict[str, Any]:
+def _worker(content: dict[str, Any], finished: set[str]) -> dict[str, Any]:
     age = time.time() - content["time"]
     process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
     dead = age > LEASE_S or process.is_surely_dead()
@@ -80,7 +93,7 @@ def _worker(content: dict[str, Any]) -> dict[str, Any]:
         "state": "dead" if dead else content["state"],
         "shard": content.get("shard"),
         "samples": content["samples"],
-        "in_flight": content["in_flight"],
+        "in_flight": _in_flight(content, finished),
         "rate_per_s": content["rate_per_s"],
         "heartbeat_age_s": round(max(0.0, age), 1),
     }

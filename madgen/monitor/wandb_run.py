@@ -18,7 +18,7 @@ from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
-from madgen.monitor.status import count_done, in_flight
+from madgen.monitor.status import count_done, made
 from madgen.types import Record
 
 LOG_EVERY_S = 5.0
@@ -69,12 +69,12 @@ class WandbRun(Observer):
 
     def _log(self, values: dict[str, Any]) -> None:
         self.due = time.monotonic() + LOG_EVERY_S
-        made = count_done(self.directory) + in_flight(self.directory)
+        samples = made(self.directory)
         rates = {"panoramas_per_s": self.rate.per_second(), "megapixels_per_s": self.megapixels.per_second()}
         if rates["megapixels_per_s"] is not None:
             rates["megapixels_per_s"] /= 1e6
         known = {name: rate for name, rate in rates.items() if rate is not None}
-        self.run.log({"samples": made, "progress": made / self.planned, **known, **values})
+        self.run.log({"samples": samples, "progress": samples / self.planned, **known, **values})
 
     def stopped(self) -> None:
         self.run.summary["samples"] = count_done(self.directory)
