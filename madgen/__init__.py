@@ -12,9 +12,20 @@ if TYPE_CHECKING:
     from madgen.engine.writer import ShardWriter
     from madgen.errors import UserError
     from madgen.sampler import PanoramaSampler
+    from madgen.types import Box, Region
 
 __version__ = "0.1.0"
-__all__ = ["Job", "PanoramaModule", "PanoramaSampler", "PromptDataModule", "ShardWriter", "UserError", "load_job"]
+__all__ = [
+    "Box",
+    "Job",
+    "PanoramaModule",
+    "PanoramaSampler",
+    "PromptDataModule",
+    "Region",
+    "ShardWriter",
+    "UserError",
+    "load_job",
+]
 
 _HOMES = {
     "Job": "madgen.config",
@@ -24,6 +35,8 @@ _HOMES = {
     "PromptDataModule": "madgen.engine.datamodule",
     "ShardWriter": "madgen.engine.writer",
     "UserError": "madgen.errors",
+    "Box": "madgen.types",
+    "Region": "madgen.types",
 }
 
 

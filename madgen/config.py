@@ -75,13 +75,33 @@ class MadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
+    """SyncDiffusion: views are pulled towards the look of the middle one, `weight * decay ** step` strong."""
+
     weight: float = 0.0
+    """0: off; the paper takes 20."""
     decay: float = 0.95
     steps: int = 50
+    """Only in the first `steps` steps."""
     every: int = 1
+    """Only at each `every`-th step."""
+    network: str = "vgg"
+    """What LPIPS compares with: `vgg`, trained on ImageNet, or `random`, untrained, which needs no download."""
 
     def __post_init__(self) -> None:
-        _check(self.weight == 0, f"method.sync.weight={self.weight} (SyncDiffusion) is not supported yet; leave it 0")
+        _check(0 <= self.weight < float("inf"), f"method.sync.weight must be >= 0, got {self.weight}; 0 is off")
+        _check(0 < self.decay <= 1, f"method.sync.decay must be in 0..1 and not 0, got {self.decay}; 1 is no decay")
+        _check(self.steps >= 0, f"method.sync.steps must be >= 0, got {self.steps}")
+        _check(self.every >= 1, f"method.sync.every must be >= 1 step, got {self.every}; 1 is at each step")
+        _one_of("method.sync.network", self.network, ("vgg", "random"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsConfig:
+    bootstrapping: int = 20
+    """In the first `bootstrapping` steps a region's prompt sees plain colours outside its mask; 0: never."""
+
+    def __post_init__(self) -> None:
+        _check(self.bootstrapping >= 0, f"method.regions.bootstrapping must be >= 0 steps, got {self.bootstrapping}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +109,7 @@ class MethodConfig:
     views: ViewsConfig = field(default_factory=ViewsConfig)
     mad: MadConfig = field(default_factory=MadConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +146,11 @@ class PromptsConfig:
     seed: int = 0
     on_duplicate: str = "error"
     """Two prompts of one id: `error`, `skip` the later ones, or `rename` them."""
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    """For lines without their own: `{mask, prompt, negative_prompt}`; a mask is `[left, top, right, bottom]` in pixels,
+    or a picture file, white where the region is."""
+    across: list[str] = field(default_factory=list)
+    """For lines without their own: further prompts, spaced along the width, from the line's own at the left edge."""
 
     def __post_init__(self) -> None:
         _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, BackboneSpec, Merging, backbone_module
-from madgen.config import Job
+from madgen.composition import composition, rows
+from madgen.config import Job, SyncConfig
 from madgen.errors import UserError
 from madgen.joint.loop import joint_diffusion
+from madgen.joint.sync import SyncGuidance, SyncSchedule, foreseen_latents
 from madgen.joint.views import Layout, Views, build_layout
 from madgen.seeding import generators, initial_noise
+from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,6 +81,16 @@ class Geometry:
             )
 
 
+@dataclass(frozen=True)
+class Method:
+    """What is done besides denoising views: see `method` of the job."""
+
+    merging: Merging
+    sync: SyncSchedule | None = None
+    sync_network: str = "vgg"
+    bootstrapping: int = 20
+
+
 class PanoramaSampler:
     """Joint diffusion with one backbone and one method.
 
@@ -84,8 +98,8 @@ class PanoramaSampler:
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """
 
-    def __init__(self, backbone: Backbone, geometry: Geometry, merging: Merging, scheduler: str | None = None):
-        self.backbone, self.geometry, self.merging, self.scheduler = backbone, geometry, merging, scheduler
+    def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, scheduler: str | None = None):
+        self.backbone, self.geometry, self.method, self.scheduler = backbone, geometry, method, scheduler
 
     @classmethod
     def from_pretrained(
@@ -101,11 +115,21 @@ class PanoramaSampler:
         mad_steps: int = 15,
         mad_blocks: Sequence[str] = ("down", "mid", "up"),
         cross_attention: str = "scheduled",
+        sync_weight: float = 0.0,
+        sync_decay: float = 0.95,
+        sync_steps: int = 50,
+        sync_every: int = 1,
+        sync_network: str = "vgg",
+        region_bootstrapping: int = 20,
         scheduler: str | None = None,
         dtype: str = "auto",
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
-        """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own."""
+        """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own.
+
+        `mad_*` and `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a
+        number of steps: see the keys of `method` in `madgen.config`.
+        """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         if cross_attention not in ("scheduled", "always"):
             raise UserError(f"cross_attention must be scheduled or always, got {cross_attention!r}")
@@ -118,7 +142,8 @@ class PanoramaSampler:
         geometry = Geometry(backbone.spec, layout, view_size, stride, merges)
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         backbone.merged_layers(merging)
-        return cls(backbone, geometry, merging, scheduler)
+        sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
+        return cls(backbone, geometry, Method(merging, sync, sync_network, region_bootstrapping), scheduler)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
@@ -134,6 +159,8 @@ class PanoramaSampler:
             mad_steps=job.method.mad.steps,
             mad_blocks=job.method.mad.blocks,
             cross_attention=job.method.mad.cross_attention,
+            **sync_options(job.method.sync),
+            region_bootstrapping=job.method.regions.bootstrapping,
             scheduler=job.sampling.scheduler,
             dtype=job.backbone.dtype,
             device=device,
@@ -150,39 +177,67 @@ class PanoramaSampler:
         guidance_scale: float = 7.5,
         seeds: Sequence[int],
         loop: bool = False,
+        regions: Sequence[Sequence[Region]] | None = None,
         output: Literal["image", "latent"] = "image",
         on_step: Callable[[int], None] = lambda step: None,
     ) -> np.ndarray | Tensor:
         """Panoramas of one size, one for each prompt.
 
         Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
-        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge.
+        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge. `regions` gives
+        parts of each panorama prompts of their own, over the panorama's prompt as the background.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
         self._check(prompts, negatives, seeds, guidance_scale, output)
         layout = self.geometry.build(height, width, loop)
-        spec, backbone = self.backbone.spec, self.backbone
-        conditioning = backbone.encode_prompts(list(prompts), negatives, guidance_scale)
+        spec, regions = self.backbone.spec, regions or [()] * len(prompts)
+        check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
+        conditioning = self.backbone.encode_prompts(
+            rows(prompts, [[region.text for region in parts] for parts in regions]),
+            rows(negatives, [[region.negative for region in parts] for parts in regions]),
+            guidance_scale,
+        )
         scheduler = self.new_scheduler(num_inference_steps)
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
+        noise = noise.to(scheduler.timesteps.device)
+        denoiser = _Conditioned(self.backbone, self.method.merging, conditioning)
         latents = joint_diffusion(
-            noise.to(scheduler.timesteps.device),
+            noise,
             scheduler,
             layout,
-            _Conditioned(backbone, self.merging, conditioning),
+            denoiser,
             draws,
-            on_step,
+            composition=composition(
+                regions, self.backbone, noise, (height, width), seeds, loop, self.method.bootstrapping
+            ),
+            sync=self._sync(denoiser),
+            on_step=on_step,
         )
         if output == "latent":
             return latents
         return self.decode(latents, loop)
 
     def new_scheduler(self, num_inference_steps: int) -> Any:
-        """A scheduler with its timesteps set; UserError if it has no such number of steps."""
-        return self.backbone.new_scheduler(self.scheduler, num_inference_steps)
+        """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
+        scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps)
+        if self.method.sync is not None:
+            nothing = torch.zeros(1, self.backbone.spec.channels, 1, 1, device=scheduler.timesteps.device)
+            try:
+                foreseen_latents(scheduler, nothing, scheduler.timesteps[0], nothing)
+            except ValueError as error:
+                raise UserError(f"method.sync: {error}; take a scheduler such as DDIMScheduler") from error
+        return scheduler
+
+    def _sync(self, denoiser: _Conditioned) -> SyncGuidance | None:
+        if self.method.sync is None:
+            return None
+        from madgen.perceptual import lpips
+
+        distance = lpips(self.method.sync_network, self.backbone.device)
+        return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, distance)
 
     def decode(self, latents_BCHW: Tensor, loop: bool = False) -> np.ndarray:
         """uint8 pictures [B, height, width, 3] of latents that `sample` gave."""
@@ -211,6 +266,11 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
     if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
         reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
         raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
+
+
+def sync_options(config: SyncConfig) -> dict[str, Any]:
+    """`method.sync` as arguments of `from_pretrained`."""
+    return {f"sync_{name}": value for name, value in asdict(config).items()}
 
 
 class _Conditioned:

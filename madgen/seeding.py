@@ -17,6 +17,11 @@ def sample_seed(job_seed: int, prompt_id: str, sample_index: int) -> int:
     return int.from_bytes(hashlib.blake2b(identity, digest_size=SEED_BITS // 8).digest(), "big")
 
 
+def derived_seed(seed: int, purpose: str) -> int:
+    """The seed of a sample's other random numbers, such as the colours behind its regions."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=SEED_BITS // 8).digest(), "big")
+
+
 def generators(seeds: list[int]) -> list[torch.Generator]:
     """One CPU generator a prompt: the same numbers on every device."""
     import torch

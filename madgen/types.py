@@ -10,6 +10,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle of the panorama, in pixels; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """A picture, white where the region is, of the panorama's aspect ratio."""
+
+    path: str
+    sha256: str
+    """Of the file, so that a changed mask is another job."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPicture:
+    """The content of a mask file, as it is recorded with a sample."""
+
+    png: str
+    """Base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Prompts that change along the width: the `index`-th of `count` equally spaced ones, blended linearly."""
+
+    index: int
+    count: int
+
+
+Mask = Box | MaskFile | MaskPicture | Ramp
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of the panorama with a prompt of its own."""
+
+    mask: Mask
+    text: str
+    negative: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One line of a prompt file."""
 
@@ -23,6 +70,8 @@ class Prompt:
     """Pixels."""
     seed: int | None = None
     """The line's own seed: sample 0 uses it as it is."""
+    regions: tuple[Region, ...] = ()
+    """Parts with prompts of their own; this prompt is the background."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ HOMES = {
     "wandb": {"monitor"},
     "webdataset": {"dataset"},
     "typer": {"cli"},
+    "torchmetrics": {"perceptual", "metrics"},
 }
 FORBIDDEN = {  # room: rooms it must not know
     "types": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
@@ -26,6 +27,9 @@ FORBIDDEN = {  # room: rooms it must not know
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
+    "composition": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "masks": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "perceptual": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
     "engine": {"cli"},
     "demo": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
@@ -34,6 +38,7 @@ JOINT_MAY_IMPORT = {
     "torch",
     "madgen",
     "math",
+    "copy",
     "inspect",
     "collections",
     "contextlib",

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from madgen.errors import UserError
@@ -47,6 +48,7 @@ class Backbone(Protocol):
     """What the sampler needs of a pretrained model."""
 
     spec: BackboneSpec
+    device: torch.device
 
     def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Any:
         """What `predict_noise` is conditioned on; computed once a batch."""
@@ -57,7 +59,10 @@ class Backbone(Protocol):
         """Runs the UNet over `views`, attention merged where `merging` says so at this step."""
 
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
-        """float32 [B, V, C, h, w], guidance applied."""
+        """float32 [B, V, C, h, w], guidance applied; differentiable."""
+
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""
 
     def decode(self, latents_BCHW: Tensor, wrap: int = 0) -> Tensor:
         """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other."""

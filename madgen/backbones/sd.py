@@ -211,7 +211,6 @@ class StableDiffusion:
             chosen.update(found)
         return chosen
 
-    @torch.no_grad()
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """One UNet pass over all views of all paths; guidance applied, float32 [B, V, C, h, w]."""
         batch, count = views_BVChw.shape[:2]
@@ -228,6 +227,12 @@ class StableDiffusion:
         return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
 
     @torch.no_grad()
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Latents float32 [B, C, H / factor, W / factor], the posterior's mean, of pixels in 0..1."""
+        config: Mapping[str, Any] = self.vae.config
+        latents = self.vae.encode((pixels_B3HW * 2 - 1).to(self.vae.dtype)).latent_dist.mean
+        return (latents.float() - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
+
     def decode(self, latents_BCHW: Tensor, wrap: int = 0) -> Tensor:
         """Pixels in 0..1, one panorama at a time, which bounds the memory.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.config import Job
 from madgen.errors import UserError
+from madgen.joint.sync import SyncSchedule
+from madgen.masks import cell_weights
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Geometry, check_negative_prompts
@@ -51,11 +53,13 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         if (prompt.height, prompt.width) not in layouts:
             layout = geometry.build(prompt.height, prompt.width, job.sampling.loop)
             layouts[prompt.height, prompt.width] = layout
-    negatives = sorted({prompt.negative for prompt in plan.prompts})
-    check_negative_prompts(spec, negatives, job.sampling.guidance_scale)
+    _check_regions(job, plan, spec)
+    negatives = {text for prompt in plan.prompts for text in (prompt.negative, *(r.negative for r in prompt.regions))}
+    check_negative_prompts(spec, sorted(negatives), job.sampling.guidance_scale)
     passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1
-    steps = job.sampling.num_inference_steps
-    evaluations = {size: view_evaluations(layout, steps, passes) for size, layout in layouts.items()}
+    steps, sync = job.sampling.num_inference_steps, job.method.sync
+    schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
+    evaluations = {size: view_evaluations(layout, steps, passes, schedule) for size, layout in layouts.items()}
     return Forecast(
         spec=spec,
         spec_is_assumed=assumed,
@@ -63,6 +67,20 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         views={size: layout.at(0).count for size, layout in layouts.items()},
         cost=total_cost(plan, evaluations, job.output.format),
     )
+
+
+def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:
+    """Every mask must fit the panoramas that it is for; UserError names the first prompt whose masks do not."""
+    checked = set()
+    for prompt in plan.prompts:
+        for region in prompt.regions:
+            wanted = (region.mask, prompt.height, prompt.width)
+            if wanted not in checked:
+                checked.add(wanted)
+                try:
+                    cell_weights(*wanted, spec.factor, job.sampling.loop)
+                except UserError as error:
+                    raise UserError(f"prompt {prompt.id}: {error}") from error
 
 
 def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> None:

@@ -65,6 +65,7 @@ class PanoramaModule(lightning.LightningModule):
             guidance_scale=sampling.guidance_scale,
             seeds=[task.seed for task in batch.tasks],
             loop=sampling.loop,
+            regions=[task.prompt.regions for task in batch.tasks],
             output="latent",
         )
         if latents.is_cuda:

@@ -15,6 +15,7 @@ from madgen.dataset.layout import DatasetDir, write_atomically
 from madgen.dataset.read import read_sample
 from madgen.engine.single import check_output
 from madgen.errors import UserError
+from madgen.masks import region_from_json
 from madgen.sampler import PanoramaSampler
 from madgen.weights import weights_id
 
@@ -64,6 +65,8 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         mad_steps=method["mad"]["steps"],
         mad_blocks=method["mad"]["blocks"],
         cross_attention=method["mad"]["cross_attention"],
+        **{f"sync_{name}": value for name, value in method["sync"].items()},
+        region_bootstrapping=method["regions"]["bootstrapping"],
         scheduler=sampling["scheduler"],
     )
     images = sampler.sample(
@@ -75,5 +78,6 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         guidance_scale=sampling["guidance_scale"],
         seeds=[metadata["seed"]],
         loop=sampling["loop"],
+        regions=[[region_from_json(region) for region in metadata.get("regions", [])]],
     )
     return np.asarray(images)[0]

@@ -12,6 +12,7 @@ from madgen.config import Job, load_job
 from madgen.dataset.encode import encode_image
 from madgen.dataset.layout import write_atomically
 from madgen.errors import UserError
+from madgen.plan.regions import parse_regions
 from madgen.sampler import PanoramaSampler
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -29,7 +30,8 @@ def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list
     if not prompt.strip():
         raise UserError("the prompt is empty")
     image_format = check_output(output)
-    write_atomically(output, encode_image(_sample(job, prompt), image_format, job.output.quality))
+    data = encode_image(_sample(job, prompt), image_format, job.output.quality, job.sampling.loop)
+    write_atomically(output, data)
     print(output)
 
 
@@ -49,6 +51,8 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
     device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
     sampler = PanoramaSampler.from_job(job, device)
     sampling = job.sampling
+    fields = {"regions": job.prompts.regions, "across": job.prompts.across}
+    regions = parse_regions("prompts", {**fields, "negative_prompt": job.prompts.negative_prompt}, Path())
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("steps", total=sampling.num_inference_steps)
         images = sampler.sample(
@@ -60,6 +64,7 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
             guidance_scale=sampling.guidance_scale,
             seeds=[job.prompts.seed],
             loop=sampling.loop,
+            regions=[regions],
             on_step=lambda step: progress.update(task, completed=step + 1),
         )
     return images[0]

@@ -19,6 +19,7 @@ from madgen.dataset.shard import OpenShard
 from madgen.engine.datamodule import PromptDataModule
 from madgen.engine.module import Panoramas
 from madgen.engine.signals import StopSignals
+from madgen.masks import region_to_json
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
 from madgen.types import Batch, Idle, Record
@@ -195,5 +196,6 @@ def sample_metadata(task: Any, settings: dict[str, Any]) -> dict[str, Any]:
         "seed": task.seed,
         "height": prompt.height,
         "width": prompt.width,
+        **({"regions": [region_to_json(region) for region in prompt.regions]} if prompt.regions else {}),
         **settings,
     }

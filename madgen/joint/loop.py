@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from madgen.joint.merge import merge, split
+from madgen.joint.regions import Composition, OnePrompt
+from madgen.joint.sync import NoSync
 from madgen.joint.views import Layout, Views
 
 
@@ -26,6 +28,12 @@ class Denoiser(Protocol):
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor: ...
 
 
+class Synchronizer(Protocol):
+    """May change the views before they are denoised; None: leaves them as they are."""
+
+    def pull(self, views_BVChw: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
+
+
 @torch.no_grad()
 def joint_diffusion(
     noise_BCHW: Tensor,
@@ -33,16 +41,27 @@ def joint_diffusion(
     layout: Layout,
     denoiser: Denoiser,
     generators: list[torch.Generator],
+    *,
+    composition: Composition | None = None,
+    sync: Synchronizer | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
-    """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already."""
+    """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
+
+    `composition` puts several prompts on a canvas (regions); `sync` may change the views before they are denoised
+    (SyncDiffusion).
+    """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    composition, sync = composition or OnePrompt(), sync or NoSync()
     latents = noise_BCHW * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         views = layout.at(step)
-        scaled = scheduler.scale_model_input(latents, timestep)
+        views_RVChw = split(composition.rows(latents, scheduler, timestep, step), views)
+        if (pulled_RVChw := sync.pull(views_RVChw, scheduler, timestep, step)) is not None:
+            views_RVChw, latents = pulled_RVChw, composition.compose(merge(pulled_RVChw, views))
         with denoiser.merged_attention(views, step):
-            noise_views = denoiser.predict_noise(split(scaled, views), timestep)
-        latents = scheduler.step(merge(noise_views, views), timestep, latents, **options).prev_sample
+            noise_views = denoiser.predict_noise(scheduler.scale_model_input(views_RVChw, timestep), timestep)
+        noise = composition.compose(merge(noise_views, views))
+        latents = scheduler.step(noise, timestep, latents, **options).prev_sample
         on_step(step)
     return latents

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from madgen.joint.sync import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.plan.shards import Plan
 
@@ -23,24 +24,35 @@ class Cost:
 
 def sizes(plan: Plan) -> Counter[tuple[int, int]]:
     """How many panoramas there are of each (height, width) in pixels."""
-    return Counter({size: count * plan.samples_per_prompt for size, count in _prompt_sizes(plan).items()})
+    counts = Counter((prompt.height, prompt.width) for prompt in plan.prompts)
+    return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
-def _prompt_sizes(plan: Plan) -> Counter[tuple[int, int]]:
-    return Counter((prompt.height, prompt.width) for prompt in plan.prompts)
+def _rows(plan: Plan) -> Counter[tuple[int, int]]:
+    """As `sizes`, each panorama counted once for its own prompt and once for each of its regions."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for prompt in plan.prompts:
+        counts[prompt.height, prompt.width] += (1 + len(prompt.regions)) * plan.samples_per_prompt
+    return counts
 
 
-def view_evaluations(layout: Layout, steps: int, passes: int) -> int:
-    """UNet view evaluations of one panorama; `passes` is 2 with classifier-free guidance."""
-    return passes * sum(layout.at(step).count for step in range(steps))
+def view_evaluations(layout: Layout, steps: int, passes: int, sync: SyncSchedule) -> int:
+    """UNet view evaluations of one prompt on one panorama; `passes` is 2 with classifier-free guidance.
+
+    SyncDiffusion's gradient counts as 3 of them for each view but the anchor, which takes one.
+    """
+    total = 0
+    for step in range(steps):
+        views = layout.at(step).count
+        total += views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0)
+    return passes * total
 
 
 def total_cost(plan: Plan, evaluations: dict[tuple[int, int], int], image_format: str) -> Cost:
-    """Sums over sizes; `evaluations` holds the view evaluations of one panorama of each size."""
-    counts = sizes(plan)
-    pixels = sum(height * width * count for (height, width), count in counts.items())
+    """Sums over sizes; `evaluations` holds the view evaluations of one prompt on one panorama of each size."""
+    pixels = sum(height * width * count for (height, width), count in sizes(plan).items())
     return Cost(
-        view_evaluations=sum(evaluations[size] * count for size, count in counts.items()),
+        view_evaluations=sum(evaluations[size] * count for size, count in _rows(plan).items()),
         megapixels=pixels / 1e6,
         bytes=int(pixels * BYTES_PER_PIXEL[image_format]),
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from madgen.errors import UserError
+from madgen.plan.regions import parse_regions
 from madgen.types import Prompt
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,96}")
-FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed")
+FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
 MAX_SEED = 2**63 - 1
 
 Line = tuple[str, dict[str, Any]]
@@ -29,6 +30,8 @@ def read_prompts(
     width: int,
     limit: int | None = None,
     on_duplicate: str = "error",
+    regions: Sequence[Any] = (),
+    across: Sequence[Any] = (),
 ) -> list[Prompt]:
     """The prompts of a file; what a line leaves open takes the given values. UserError names the line at fault."""
     path = Path(source)
@@ -36,8 +39,11 @@ def read_prompts(
     prompts: dict[str, Prompt] = {}
     origins: dict[str, str] = {}
     defaults = {"negative_prompt": negative_prompt, "height": height, "width": width, "seed": None}
+    parts = {"regions": list(regions), "across": list(across)}
     for where, fields in lines:
-        prompt = _prompt(where, {**defaults, **{key: value for key, value in fields.items() if value is not None}})
+        own = {key: value for key, value in fields.items() if value is not None}
+        shared = {} if own.keys() & parts.keys() else parts  # a line's own regions replace the job's
+        prompt = _prompt(where, {**defaults, **shared, **own}, path.parent)
         if prompt.id in prompts:
             if on_duplicate == "skip":
                 continue
@@ -124,7 +130,7 @@ def _json(text: str, where: str) -> Any:
 READERS: dict[str, Callable[[Path], Iterator[Line]]] = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_json}
 
 
-def _prompt(where: str, fields: dict[str, Any]) -> Prompt:
+def _prompt(where: str, fields: dict[str, Any], folder: Path) -> Prompt:
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
@@ -133,7 +139,8 @@ def _prompt(where: str, fields: dict[str, Any]) -> Prompt:
         raise UserError(f"{where}: the prompt must be a text that is not empty, got {text!r}")
     if not isinstance(negative, str):
         raise UserError(f"{where}: negative_prompt must be a text, got {negative!r}")
-    for value in (text, negative):
+    regions = parse_regions(where, fields, folder)
+    for value in (text, negative, *(text for region in regions for text in (region.text, region.negative))):
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
             raise UserError(f"{where}: a prompt holds half of a surrogate pair, which UTF-8 cannot write")
     identity = fields.get("id", prompt_id(text))
@@ -148,4 +155,4 @@ def _prompt(where: str, fields: dict[str, Any]) -> Prompt:
     seed = fields["seed"]
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         raise UserError(f"{where}: seed must be a whole number in 0..{MAX_SEED}, got {seed!r}")
-    return Prompt(identity, text, negative, fields["height"], fields["width"], seed)
+    return Prompt(identity, text, negative, fields["height"], fields["width"], seed, regions)

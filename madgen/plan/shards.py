@@ -10,6 +10,7 @@ from functools import cached_property
 from madgen.config import Job
 from madgen.errors import UserError
 from madgen.plan.prompts import read_prompts
+from madgen.plan.regions import region_identity
 from madgen.seeding import sample_seed
 from madgen.types import Batch, Prompt, Shard, Task
 
@@ -60,11 +61,11 @@ class Plan:
 
     @cached_property
     def prompts_digest(self) -> str:
-        """A hash over every id, text, size and own seed, in order."""
+        """A hash over every id, text, size, own seed and region, in order."""
         digest = hashlib.blake2b(digest_size=16)
         for prompt in self.prompts:
             fields = (prompt.id, prompt.text, prompt.negative, prompt.height, prompt.width, prompt.seed)
-            digest.update(repr(fields).encode())
+            digest.update(repr((*fields, *map(region_identity, prompt.regions))).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -90,6 +91,8 @@ def build_plan(job: Job) -> Plan:
         width=job.sampling.width,
         limit=job.prompts.limit,
         on_duplicate=job.prompts.on_duplicate,
+        regions=job.prompts.regions,
+        across=job.prompts.across,
     )
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
     if -(-len(prompts) * samples // shards) > 10**6:

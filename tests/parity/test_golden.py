@@ -1,13 +1,18 @@
 """Against outputs of foreign implementations: the released MAD code and diffusers' own pipelines."""
 
 import ast
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from madgen import PanoramaSampler
+import madgen.sampler
+from madgen import PanoramaSampler, Region
+from madgen.types import MaskPicture
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,6 +71,46 @@ def test_multidiffusion_is_the_diffusers_panorama_pipeline():
 def test_whole_layout_is_the_diffusers_pipeline():
     reference, meta = load("direct_768")
     ours = sample(meta, "tiny-sd", meta["guidance_scale"], meta["negative_prompt"], layout="whole", mad_steps=0)
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def test_released_syncdiffusion_code():
+    reference, meta = load("sync_768")
+    ours = sample(
+        meta, "tiny-sd", meta["guidance"], meta["negative"],
+        view_size=64, stride=meta["stride"], mad_steps=0, sync_network="random", sync_weight=meta["sync_weight"],
+        sync_decay=meta["sync_decay"], sync_steps=meta["sync_steps"], sync_every=meta["sync_every"],
+    )  # fmt: skip
+    assert relative_error(ours, reference) <= 1e-4
+
+
+def as_mask(mask_HW):
+    """A mask of latent cells as the picture that a user would give."""
+    pixels = np.repeat(np.repeat(mask_HW.astype(np.uint8) * 255, 8, 0), 8, 1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return MaskPicture(base64.b64encode(stream.getvalue()).decode())
+
+
+def test_released_mad_code_on_regions(monkeypatch):
+    """The release computes its bootstrapping and does not use it."""
+    reference, meta = load("regions_768")
+    with np.load(GOLDEN / "regions_768.npz") as archive:
+        masks, noise = archive["masks"], torch.from_numpy(archive["noise"])
+    monkeypatch.setattr(madgen.sampler, "initial_noise", lambda *arguments: noise)
+    sampler = PanoramaSampler.from_pretrained(
+        str(GOLDEN / "tiny-sd"), dtype="float32", view_size=64, stride=meta["stride"], mad_steps=meta["tau"],
+        cross_attention="always", region_bootstrapping=0,
+    )  # fmt: skip
+    regions = [
+        Region(as_mask(mask[0]), text, negative)
+        for mask, text, negative in zip(masks[1:], meta["prompts"][1:], meta["negatives"][1:], strict=True)
+    ]
+    ours = sampler.sample(
+        meta["prompts"][:1], negative_prompts=meta["negatives"][:1], height=meta["height"], width=meta["width"],
+        num_inference_steps=meta["steps"], guidance_scale=meta["guidance"], seeds=[0], regions=[regions],
+        output="latent",
+    )  # fmt: skip
     assert relative_error(ours, reference) <= 1e-4
 
 

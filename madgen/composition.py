@@ -1,0 +1,78 @@
+"""From the regions of a batch of panoramas to `madgen.joint.regions`: masks on latent cells, colours behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from madgen.backbones import Backbone
+from madgen.joint.regions import Bootstrap, Regions, with_background
+from madgen.masks import cell_weights
+from madgen.seeding import derived_seed
+from madgen.types import Ramp, Region
+
+PanoramaRegions = Sequence[Sequence[Region]]
+"""The regions of each panorama of a batch."""
+
+
+def composition(
+    regions: PanoramaRegions,
+    backbone: Backbone,
+    noise_BCHW: Tensor,
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    loop: bool,
+    bootstrapping: int,
+) -> Regions | None:
+    """How the prompts of a batch share its canvases of `size` (height, width in pixels); None if there are no regions.
+
+    `bootstrapping`: in so many steps regions see plain colours outside their masks. UserError for a mask that does
+    not fit.
+    """
+    if not any(regions):
+        return None
+    masks = []
+    for parts in regions:
+        weights = [torch.from_numpy(cell_weights(part.mask, *size, backbone.spec.factor, loop)) for part in parts]
+        masks.append(with_background(torch.stack(weights)) if parts else torch.ones(1, *noise_BCHW.shape[-2:]))
+    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if bootstrapping else None
+    return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
+
+
+def rows(own: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
+    """Each panorama's own text, then its regions': the order of the rows."""
+    return [text for first, parts in zip(own, others, strict=True) for text in (first, *parts)]
+
+
+def _bootstrap(
+    regions: PanoramaRegions, backbone: Backbone, noise_BCHW: Tensor, seeds: Sequence[int], steps: int
+) -> Bootstrap:
+    """Random colours, other ones for each step and row, encoded as pictures of one colour."""
+    colours = []
+    for parts, seed in zip(regions, seeds, strict=True):
+        generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
+        colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator))
+    counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
+    active = [_is_cut_out(part) for parts in regions for part in (None, *parts)]
+    return Bootstrap(
+        steps,
+        _encode_colours(torch.cat(colours, dim=1).to(noise_BCHW.device), backbone),
+        noise_BCHW.repeat_interleave(counts, 0),
+        torch.tensor(active, device=noise_BCHW.device),
+    )
+
+
+@torch.no_grad()
+def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
+    """Latents [K, R, C]: the middle cell of a view of one colour, encoded; the edges feel the padding."""
+    pixels, middle = backbone.spec.view_size * backbone.spec.factor, backbone.spec.view_size // 2
+    pictures = (colour[None, :, None, None].expand(1, 3, pixels, pixels) for colour in colours_KR3.flatten(0, 1))
+    latents = torch.cat([backbone.encode(picture)[..., middle, middle] for picture in pictures])
+    return latents.unflatten(0, colours_KR3.shape[:2])
+
+
+def _is_cut_out(region: Region | None) -> bool:
+    """Whether a row is bootstrapped: neither a background nor a blend along the width."""
+    return region is not None and not isinstance(region.mask, Ramp)

@@ -1,0 +1,84 @@
+"""Several prompts on one canvas, each under its mask (MultiDiffusion, Sec. 4.2; the region-based code of MAD).
+
+Letters: B canvases, R >= B rows, a row for each prompt of each canvas, the canvas's own prompt (background) first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Composition(Protocol):
+    """How prompts share canvases: from canvases to rows before the denoiser, from rows to canvases after it."""
+
+    def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
+        """What each row's prompt sees [R, C, H, W]."""
+
+    def compose(self, rows_RCHW: Tensor) -> Tensor:
+        """Canvases [B, C, H, W] of what was predicted for the rows."""
+
+
+class OnePrompt:
+    """A row is a canvas."""
+
+    def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
+        return latents_BCHW
+
+    def compose(self, rows_RCHW: Tensor) -> Tensor:
+        return rows_RCHW
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """In the first steps a region's prompt sees, outside its mask, a plain colour in place of the other prompts' work.
+
+    So what it describes grows inside the mask, instead of being cut out of something larger.
+    """
+
+    steps: int
+    colours_KRC: Tensor
+    """Latents of K >= 1 random colours for each row; step k takes the colour k modulo K."""
+    noise_RCHW: Tensor
+    """The rows' initial noise, which the colours are mixed with."""
+    active_R: Tensor
+    """Which rows are bootstrapped: the regions, not the backgrounds. bool."""
+
+
+class Regions:
+    """Rows averaged under their masks.
+
+    `masks_RHW` are weights >= 0; `counts` is how many rows each canvas has. The weights of a canvas's rows must not
+    be zero together in any cell, or ValueError.
+    """
+
+    def __init__(self, masks_RHW: Tensor, counts: list[int], bootstrap: Bootstrap | None = None):
+        if sum(counts) != len(masks_RHW):
+            raise ValueError(f"{counts} rows need as many masks, got {len(masks_RHW)}")
+        self.masks_R1HW, self.counts, self.bootstrap = masks_RHW[:, None], counts, bootstrap
+        self.totals = [masks.sum(0) for masks in self.masks_R1HW.split(counts)]
+        if not all(bool((total > 0).all()) for total in self.totals):
+            raise ValueError("the masks leave cells of the canvas without a prompt")
+
+    def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
+        repeated = latents_BCHW.repeat_interleave(torch.tensor(self.counts, device=latents_BCHW.device), 0)
+        bootstrap = self.bootstrap
+        if bootstrap is None or step >= bootstrap.steps:
+            return repeated
+        colours = bootstrap.colours_KRC[step % len(bootstrap.colours_KRC), :, :, None, None]
+        times = timestep.reshape(1).expand(len(repeated))
+        backdrop = scheduler.add_noise(colours.expand_as(repeated), bootstrap.noise_RCHW, times)
+        inside = torch.where(bootstrap.active_R[:, None, None, None], self.masks_R1HW, 1.0)
+        return repeated * inside + backdrop * (1 - inside)
+
+    def compose(self, rows_RCHW: Tensor) -> Tensor:
+        weighted = (rows_RCHW * self.masks_R1HW).split(self.counts)
+        return torch.stack([rows.sum(0) / total for rows, total in zip(weighted, self.totals, strict=True)])
+
+
+def with_background(masks_RHW: Tensor) -> Tensor:
+    """Puts the mask of what no region covers in front: [R + 1, H, W], 1 minus the regions' sum, never below 0."""
+    return torch.cat([(1 - masks_RHW.sum(0, keepdim=True)).clamp(min=0), masks_RHW])

@@ -1,0 +1,114 @@
+"""Where regions lie: masks of the user to weights on the latent cells."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from madgen.errors import UserError
+from madgen.types import Box, Mask, MaskFile, MaskPicture, Ramp, Region
+
+MOST_STRETCH = 0.02  # by which a mask's aspect ratio may differ from the panorama's: roundings, not another picture
+
+
+def cell_weights(mask: Mask, height: int, width: int, factor: int, loop: bool = False) -> np.ndarray:
+    """Weights in 0..1, float32 [height / factor, width / factor]: how much of each latent cell a mask covers.
+
+    `height`, `width`: the panorama's pixels; `factor`: pixels a cell. UserError for a mask that does not fit it.
+    """
+    if isinstance(mask, Ramp):
+        return _ramp(mask, height // factor, width // factor, loop)
+    if isinstance(mask, Box):
+        down = _overlaps(mask.top, mask.bottom, height, factor)
+        weights = np.outer(down, _overlaps(mask.left, mask.right, width, factor))
+    else:
+        weights = _picture(mask, height, width, factor)
+    if not weights.any():
+        raise UserError(f"the region's mask {_name(mask)} covers nothing of {height}x{width} px; draw it in white")
+    return weights
+
+
+def region_to_json(region: Region) -> dict[str, Any]:
+    """A region as it is recorded with a sample: whole, whatever becomes of its mask file."""
+    mask: Any = region.mask
+    if isinstance(mask, MaskFile):
+        mask = {"png": _encode(_open(Path(mask.path)))}
+    elif isinstance(mask, MaskPicture):
+        mask = {"png": mask.png}
+    elif isinstance(mask, Box):
+        mask = [mask.left, mask.top, mask.right, mask.bottom]
+    else:
+        mask = {"ramp": [mask.index, mask.count]}
+    return {"mask": mask, "prompt": region.text, "negative_prompt": region.negative}
+
+
+def region_from_json(content: dict[str, Any]) -> Region:
+    """The inverse of `region_to_json`."""
+    recorded: Any = content["mask"]
+    mask: Mask
+    if isinstance(recorded, list):
+        mask = Box(*recorded)
+    elif "png" in recorded:
+        mask = MaskPicture(recorded["png"])
+    else:
+        mask = Ramp(*recorded["ramp"])
+    return Region(mask, content["prompt"], content["negative_prompt"])
+
+
+def _encode(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _overlaps(first: int, last: int, extent: int, factor: int) -> np.ndarray:
+    """Share of each cell of an axis that lies in `first` .. `last` (pixels)."""
+    if not 0 <= first < last <= extent:
+        raise UserError(
+            f"a region's box [left, top, right, bottom] must lie inside the panorama: "
+            f"need 0 <= {first} < {last} <= {extent} px"
+        )
+    edges = np.arange(0, extent + 1, factor)
+    inside = np.minimum(edges[1:], last) - np.maximum(edges[:-1], first)
+    return (inside.clip(0) / factor).astype(np.float32)
+
+
+def _ramp(ramp: Ramp, rows: int, columns: int, loop: bool) -> np.ndarray:
+    """1 at the prompt's place, falling to 0 at its neighbours' places; on a loop the last is the first's neighbour."""
+    centres = (np.arange(columns) + 0.5) / columns
+    if loop:
+        distance = np.abs(centres - ramp.index / ramp.count)
+        distance = np.minimum(distance, 1 - distance) * ramp.count
+    else:
+        distance = np.abs(centres * (ramp.count - 1) - ramp.index)
+    return np.tile((1 - distance).clip(0).astype(np.float32), (rows, 1))
+
+
+def _picture(mask: MaskFile | MaskPicture, height: int, width: int, factor: int) -> np.ndarray:
+    image = _open(Path(mask.path) if isinstance(mask, MaskFile) else io.BytesIO(base64.b64decode(mask.png)))
+    if abs(image.width * height / (image.height * width) - 1) > MOST_STRETCH:
+        raise UserError(
+            f"the mask {_name(mask)} of {image.height}x{image.width} px (height x width) has another shape than the "
+            f"panorama of {height}x{width} px; draw it for that size, or for a multiple of it"
+        )
+    cells = image.resize((width // factor, height // factor), Image.Resampling.BOX)
+    return np.asarray(cells, dtype=np.float32) / 255
+
+
+def _open(source: Path | io.BytesIO) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return image.convert("L")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read the mask {source}: {error}") from error
+
+
+def _name(mask: Mask) -> str:
+    return (
+        mask.path if isinstance(mask, MaskFile) else "that is recorded" if isinstance(mask, MaskPicture) else str(mask)
+    )

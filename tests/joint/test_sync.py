@@ -1,0 +1,143 @@
+"""SyncDiffusion: its schedule, its gradient against finite differences, and that its loss falls."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+
+from madgen import PanoramaSampler, UserError
+from madgen.joint.sync import SyncGuidance, SyncSchedule, foreseen_latents
+from madgen.perceptual import lpips
+from madgen.sampler import _Conditioned
+
+SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
+
+
+def test_the_weight_decays_and_ends():
+    schedule = SyncSchedule(20.0, 0.5, 4, 1)
+    assert [schedule.at(step) for step in range(5)] == [20, 10, 5, 2.5, 0]
+    assert [SyncSchedule(8.0, 0.5, 4, 2).at(step) for step in range(5)] == [0, 4, 0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, LCMScheduler])
+def test_foreseeing_does_not_move_the_scheduler_on(kind):
+    scheduler = kind()
+    scheduler.set_timesteps(4)
+    latents, noise = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    timestep = scheduler.timesteps[0]
+    first = foreseen_latents(scheduler, noise, timestep, latents)
+    assert torch.equal(first, foreseen_latents(scheduler, noise, timestep, latents))
+    assert getattr(scheduler, "step_index", None) is None
+
+
+def test_ddim_foresees_what_its_formula_says():
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(4)
+    latents, noise = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
+    timestep = scheduler.timesteps[1]
+    alpha = scheduler.alphas_cumprod[timestep]
+    clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+    torch.testing.assert_close(foreseen_latents(scheduler, noise, timestep, latents), clean)
+
+
+@pytest.fixture(scope="module")
+def guidance(tiny):
+    """SyncDiffusion on the tiny pipeline, LPIPS over an untrained VGG16, at the first of 3 steps."""
+    sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)
+    conditioning = sampler.backbone.encode_prompts(["a hill", "the sea"], ["", "fog"], 3.0)
+    denoiser = _Conditioned(sampler.backbone, sampler.method.merging, conditioning)
+    distance = lpips("random", torch.device("cpu"))
+    guidance = SyncGuidance(SyncSchedule(100.0, 1.0, 3, 1), denoiser, sampler.backbone.decode, distance)
+    scheduler = sampler.new_scheduler(3)
+    views = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return guidance, scheduler, views
+
+
+def test_the_gradient_agrees_with_finite_differences(guidance):
+    guidance, scheduler, views = guidance
+    timestep = scheduler.timesteps[0]
+    view, anchor = views[:, 0], guidance._foreseen(views[:, 1], scheduler, timestep)
+    gradient = guidance.gradient(view, anchor, scheduler, timestep)
+
+    def loss(moved):
+        return guidance.distance(guidance._foreseen(moved, scheduler, timestep), anchor).sum().double()
+
+    for direction in (
+        gradient,
+        torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1)) * gradient.std() + gradient,
+    ):
+        step = 0.003 * direction / direction.norm() * view[0].numel() ** 0.5
+        difference = (loss(view + step) - loss(view - step)) / 2
+        assert float((gradient * step).sum()) == pytest.approx(float(difference), rel=0.03)
+
+
+def test_the_loss_falls_and_the_anchor_stays(guidance):
+    guidance, scheduler, views = guidance
+    timestep = scheduler.timesteps[0]
+
+    def losses(views):
+        anchor = guidance._foreseen(views[:, 1], scheduler, timestep)
+        return [guidance.distance(guidance._foreseen(views[:, i], scheduler, timestep), anchor).sum() for i in (0, 2)]
+
+    before = losses(views)
+    pulled = views
+    for _ in range(3):
+        pulled = guidance.pull(pulled, scheduler, timestep, 0)
+    assert torch.equal(pulled[:, 1], views[:, 1])
+    assert all(after < 0.99 * old for after, old in zip(losses(pulled), before, strict=True))
+
+
+def test_a_neighbour_in_the_batch_changes_no_gradient(guidance):
+    guidance, scheduler, views = guidance
+    together = guidance.pull(views, scheduler, scheduler.timesteps[0], 0)
+    swapped = guidance.pull(torch.stack([views[0], views[1].flip(-1)]), scheduler, scheduler.timesteps[0], 0)
+    torch.testing.assert_close(together[0], swapped[0], atol=1e-4, rtol=1e-4)
+
+
+def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
+    def sample(**method):
+        sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", sync_network="random", **method)
+        return sampler.sample(["a hill"], seeds=[1], **SIZE)
+
+    plain, mad = sample(mad_steps=0), sample(mad_steps=2)
+    assert torch.equal(sample(mad_steps=0, sync_weight=0.0), plain)
+    assert torch.equal(sample(mad_steps=0, sync_weight=9.0, sync_steps=0), plain)
+    both = sample(mad_steps=2, sync_weight=20.0)
+    for other in (plain, mad, sample(mad_steps=0, sync_weight=20.0)):
+        assert not torch.allclose(both, other, atol=1e-3)
+
+
+def test_a_scheduler_that_does_not_foresee_is_refused(tiny):
+    name = DPMSolverMultistepScheduler.__name__
+    sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random", scheduler=name)
+    with pytest.raises(UserError, match=f"method.sync: {name} does not tell"):
+        sampler.new_scheduler(3)
+
+
+def test_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch, tmp_path):
+    from urllib.error import URLError
+
+    import torch.hub
+
+    def refuse(*arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(UserError, match=r"method\.sync\.network=random"):
+        lpips("vgg", torch.device("cpu"))
+
+
+def test_trained_weights_are_read_from_the_download_cache(monkeypatch, tmp_path):
+    """The file that torchvision would download, here with known values."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = torchvision.models.vgg16(weights=None)
+    name = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), tmp_path / "hub/checkpoints" / name)
+    lpips.cache_clear()
+    pictures = torch.rand(2, 1, 3, 32, 32)
+    distance = lpips("vgg", torch.device("cpu"))(*pictures)
+    assert distance.shape == (1,)
+    assert float(distance) != float(lpips("random", torch.device("cpu"))(*pictures))

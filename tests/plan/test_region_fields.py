@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from PIL import Image
+
+from madgen import UserError
+from madgen.plan.prompts import read_prompts
+from madgen.plan.regions import region_identity
+from madgen.types import Box, MaskFile, Ramp, Region
+
+DEFAULTS = {"negative_prompt": "fog", "height": 32, "width": 64}
+
+
+def read(tmp_path, *lines, **options):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_prompts(str(tmp_path / "prompts.jsonl"), **DEFAULTS, **options)
+
+
+def test_boxes_and_mask_files_of_a_line(tmp_path):
+    Image.new("L", (64, 32), 255).save(tmp_path / "mask.png")
+    regions = [
+        {"mask": [0, 0, 8, 8], "prompt": "a hut"},
+        {"mask": "mask.png", "prompt": "a lake", "negative_prompt": "ice"},
+    ]
+    (prompt,) = read(tmp_path, {"prompt": "a valley", "regions": regions})
+    box, picture = prompt.regions
+    assert box == Region(Box(0, 0, 8, 8), "a hut", "")
+    assert picture.text == "a lake"
+    assert picture.negative == "ice"
+    assert picture.mask.path == str(tmp_path / "mask.png")
+    assert len(picture.mask.sha256) == 64
+
+
+def test_prompts_across_the_width_start_with_the_line_itself(tmp_path):
+    (prompt,) = read(tmp_path, {"prompt": "a valley", "across": ["hills", "the sea"]})
+    assert prompt.text == "a valley"
+    assert prompt.regions == (Region(Ramp(1, 3), "hills", "fog"), Region(Ramp(2, 3), "the sea", "fog"))
+
+
+def test_a_lines_own_regions_replace_the_jobs(tmp_path):
+    lines = [{"prompt": "a"}, {"prompt": "b", "regions": []}, {"prompt": "c", "across": ["d"]}]
+    shared = [{"mask": [0, 0, 8, 8], "prompt": "a hut"}]
+    first, second, third = read(tmp_path, *lines, regions=shared)
+    assert [region.text for region in first.regions] == ["a hut"]
+    assert second.regions == ()
+    assert [region.text for region in third.regions] == ["d"]
+
+
+def test_identity_is_a_masks_content_not_its_name():
+    one, other = (Region(MaskFile(path, "same"), "a hut") for path in ("a.png", "b.png"))
+    assert region_identity(one) == region_identity(other)
+    assert region_identity(one) != region_identity(Region(MaskFile("a.png", "else"), "a hut"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"regions": [{"mask": [0, 0, 8], "prompt": "x"}]}, r"region 1: mask must be \[left, top, right, bottom\]"),
+        ({"regions": [{"mask": [0, 0, 8, 0.5], "prompt": "x"}]}, "mask must be"),
+        ({"regions": [{"mask": "none.png", "prompt": "x"}]}, "no mask file none.png"),
+        ({"regions": [{"mask": [0, 0, 8, 8]}]}, "region 1: the prompt must be a text"),
+        ({"regions": [{"mask": [0, 0, 8, 8], "promt": "x"}]}, "unknown field 'promt'"),
+        ({"regions": ["x"]}, "must be an object with mask, prompt, negative_prompt"),
+        ({"regions": "x"}, "must be lists"),
+        ({"across": [""]}, "a prompt of across must be a text"),
+        ({"across": ["x"], "regions": [{"mask": [0, 0, 8, 8], "prompt": "x"}]}, "exclude each other"),
+    ],
+)
+def test_bad_regions_are_refused_with_their_line(tmp_path, fields, message):
+    with pytest.raises(UserError, match=f"prompts.jsonl:1.*{message}"):
+        read(tmp_path, {"prompt": "a valley", **fields})

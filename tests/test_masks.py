@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from madgen import UserError
+from madgen.masks import cell_weights, region_from_json, region_to_json
+from madgen.types import Box, MaskFile, Ramp, Region
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.zeros((32, 64), np.uint8)
+    pixels[8:24, 16:32] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    return MaskFile(str(tmp_path / "mask.png"), "digest")
+
+
+def test_a_box_on_cell_borders_is_sharp():
+    weights = cell_weights(Box(8, 0, 24, 16), 32, 64, 8)
+    assert weights.shape == (4, 8)
+    expected = np.zeros((4, 8))
+    expected[:2, 1:3] = 1
+    assert np.array_equal(weights, expected)
+
+
+def test_a_box_covers_cells_by_their_share():
+    weights = cell_weights(Box(4, 0, 10, 32), 32, 64, 8)
+    assert weights[0].tolist() == [0.5, 0.25, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_picture_is_the_same_as_the_box_it_shows(picture):
+    assert np.array_equal(cell_weights(picture, 32, 64, 8), cell_weights(Box(16, 8, 32, 24), 32, 64, 8))
+    assert np.array_equal(cell_weights(picture, 64, 128, 8), cell_weights(Box(32, 16, 64, 48), 64, 128, 8))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("loop", [True, False])
+def test_ramps_add_up_to_one_everywhere(count, loop):
+    total = sum(cell_weights(Ramp(index, count), 16, 96, 4, loop) for index in range(count))
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def test_ramps_begin_and_end_at_the_edges_and_wrap_on_a_loop():
+    first, last = (cell_weights(Ramp(index, 3), 8, 64, 8)[0] for index in (0, 2))
+    assert first.argmax() == 0
+    assert last.argmax() == 7
+    assert first[7] == last[0] == 0
+    looped = cell_weights(Ramp(0, 4), 8, 64, 8, loop=True)[0]
+    np.testing.assert_allclose(looped, looped[::-1])
+
+
+def test_a_region_is_recorded_whole_and_read_back(picture):
+    for mask in (picture, Box(1, 2, 30, 40), Ramp(1, 3)):
+        region = Region(mask, "a hut", "fog")
+        recorded = region_to_json(region)
+        again = region_from_json(recorded)
+        assert (again.text, again.negative) == ("a hut", "fog")
+        assert np.array_equal(cell_weights(again.mask, 64, 128, 8), cell_weights(mask, 64, 128, 8))
+        assert region_to_json(again) == recorded
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Box(8, 0, 8, 8), "need 0 <= 8 < 8 <= 64 px"),
+        (Box(8, 0, 80, 8), "need 0 <= 8 < 80 <= 64 px"),
+        (Box(-1, 0, 8, 8), "need 0 <= -1 < 8 <= 64 px"),
+        (Box(0, 0, 8, 40), "need 0 <= 0 < 40 <= 32 px"),
+    ],
+)
+def test_a_box_outside_the_panorama_is_refused(mask, message):
+    with pytest.raises(UserError, match=message):
+        cell_weights(mask, 32, 64, 8)
+
+
+def test_pictures_that_do_not_fit_are_refused(picture, tmp_path):
+    with pytest.raises(UserError, match="another shape than the panorama of 32x128 px"):
+        cell_weights(picture, 32, 128, 8)
+    Image.new("L", (64, 32)).save(tmp_path / "black.png")
+    with pytest.raises(UserError, match="covers nothing of 32x64 px"):
+        cell_weights(MaskFile(str(tmp_path / "black.png"), ""), 32, 64, 8)
+    (tmp_path / "broken.png").write_text("no picture")
+    with pytest.raises(UserError, match="cannot read the mask"):
+        cell_weights(MaskFile(str(tmp_path / "broken.png"), ""), 32, 64, 8)
