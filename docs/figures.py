@@ -1,14 +1,19 @@
-"""Makes the README's pictures and its coherence table with the demo backbone: `python docs/figures.py`."""
+"""Makes the README's pictures and its coherence table with the demo backbone: `python docs/figures.py [NAME ...]`.
+
+NAMEs choose among the pictures: panoramas, pairs, or a method below; without one, all are made.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from madgen import PanoramaSampler
+from madgen import Box, PanoramaSampler, Region
+from madgen.types import Ramp
 
 HERE = Path(__file__).parent
 SIZE = {"height": 128, "width": 768, "num_inference_steps": 20, "guidance_scale": 3.0}
@@ -23,6 +28,21 @@ SHOWN = [
 OPEN_PROMPTS = ["mountains", "the sea", "a landscape panorama", "hills", "a forest", "a meadow with trees"]
 PAIRS = [("mountains", 0), ("a landscape panorama", 0), ("a meadow with trees", 1)]
 METHODS = {"MultiDiffusion": 0, "MAD, 10 of 20 steps": 10, "MAD, all 20 steps": 20}
+HUT = Region(Box(288, 40, 480, 128), "a city skyline over the water")
+FOUR = ["mountains at dawn", "mountains at noon", "mountains at sunset", "mountains at night"]
+ACROSS = [Region(Ramp(index, len(FOUR)), text) for index, text in enumerate(FOUR) if index]
+METHOD_PICTURES = {  # name: (prompt, method, sampling)
+    "direct": ("mountains", {"layout": "whole", "mad_steps": 0}, {}),
+    "multidiffusion": ("mountains", {"mad_steps": 0}, {}),
+    "mad": ("mountains", {"mad_steps": 20}, {}),
+    "sync": ("mountains", {"mad_steps": 0, "sync_weight": 20.0, "sync_network": "random"}, {}),
+    "shifted": ("mountains", {"layout": "shifted", "mad_steps": 0}, {}),
+    "shifted-mad": ("mountains", {"layout": "shifted", "mad_steps": 20}, {}),
+    "loop": ("hills over a meadow", {"mad_steps": 20}, {"loop": True}),
+    "regions": ("hills over the water at sunset", {"mad_steps": 10, "region_bootstrapping": 6}, {"regions": [[HUT]]}),
+    "across": (FOUR[0], {"mad_steps": 10}, {"regions": [ACROSS]}),
+    "grid": ("mountains over the sea at sunset", {"mad_steps": 20}, {"height": 256, "width": 512}),
+}
 GAP, CAPTION = 6, 20  # pixels
 
 
@@ -48,10 +68,26 @@ def spread(image: np.ndarray) -> tuple[float, float]:
     return tuple(np.std([crop[band].mean(axis=(0, 1)) for crop in crops], axis=0).mean() for band in bands)
 
 
-def main() -> None:
+def methods(chosen: list[str]) -> None:
+    """One picture a method, of the same seed."""
+    (HERE / "methods").mkdir(exist_ok=True)
+    for name in track(chosen, "methods"):
+        prompt, method, sampling = METHOD_PICTURES[name]
+        sampler = PanoramaSampler.from_pretrained("demo", **method)
+        (image,) = sampler.sample([prompt], seeds=[0], **{**SIZE, **sampling})
+        Image.fromarray(image).save(HERE / "methods" / f"{name}.jpg", quality=90)
+
+
+def panoramas() -> None:
+    """What the README opens with."""
+    mad = PanoramaSampler.from_pretrained("demo", mad_steps=20)
+    sheet([(prompt, panorama(mad, prompt, seed)) for prompt, seed in SHOWN], HERE / "panoramas.jpg")
+
+
+def pairs() -> None:
+    """MultiDiffusion and MAD side by side, and the table."""
     samplers = {name: PanoramaSampler.from_pretrained("demo", mad_steps=steps) for name, steps in METHODS.items()}
     multidiffusion, _, mad = samplers.values()
-    sheet([(prompt, panorama(mad, prompt, seed)) for prompt, seed in SHOWN], HERE / "panoramas.jpg")
     rows = []
     for prompt, seed in PAIRS:
         rows.append((f"“{prompt}”, MultiDiffusion", panorama(multidiffusion, prompt, seed)))
@@ -64,5 +100,13 @@ def main() -> None:
         print(f"| {name} | {sky:.1f} | {ground:.1f} |")
 
 
+def main(names: list[str]) -> None:
+    if not names or "panoramas" in names:
+        panoramas()
+    if not names or "pairs" in names:
+        pairs()
+    methods([name for name in METHOD_PICTURES if not names or name in names])
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

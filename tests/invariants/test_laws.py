@@ -1,0 +1,136 @@
+"""The laws of the sampler, over sizes, strides, layouts, blocks, batches and schedulers, on the tiny backbone.
+
+A view has 8 cells of 4 px; the UNet's coarsest level has cells of 2.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from madgen import Box, PanoramaSampler, Region
+
+VIEW, CELL, STEPS = 8, 4, 3
+SCHEDULERS = [
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+]
+few = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to sample: what `PanoramaSampler` is made with, and what `sample` is asked for."""
+
+    method: dict = field(hash=False)
+    size: dict = field(hash=False)
+
+
+@st.composite
+def cases(draw):
+    stride = draw(st.sampled_from([2, 4, 8]))
+    loop = draw(st.booleans())
+    turns = draw(st.integers(VIEW // stride, 20 // stride))
+    columns = turns * stride if loop else VIEW + stride * draw(st.integers(0, 12 // stride))
+    rows = VIEW + stride * draw(st.integers(0, 4 // stride))
+    blocks = draw(st.lists(st.sampled_from(["down", "mid", "up"]), min_size=1, unique=True))
+    method = {
+        "layout": draw(st.sampled_from(["overlapping", "shifted"])),
+        "stride": stride,
+        "mad_blocks": blocks,
+        "scheduler": draw(st.sampled_from(SCHEDULERS)),
+    }
+    return Case(method, {"height": rows * CELL, "width": columns * CELL, "loop": loop})
+
+
+@pytest.fixture(scope="module")
+def sample(tiny):
+    """Latents of prompts, on one loaded backbone; made again only where the method differs."""
+    loaded = {}
+
+    def run(method, prompts, seeds, negatives=None, **size):
+        key = repr(sorted(method.items()))
+        if key not in loaded:
+            loaded[key] = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **method)
+        options = {"num_inference_steps": STEPS, "guidance_scale": 2.0, "output": "latent", **size}
+        return loaded[key].sample(prompts, negative_prompts=negatives, seeds=seeds, **options)
+
+    return run
+
+
+def close(one, other):
+    return float((one - other).norm() / other.norm()) <= 1e-4
+
+
+@few
+@given(case=cases())
+def test_mad_with_no_steps_is_multidiffusion(sample, case):
+    plain = {name: value for name, value in case.method.items() if name != "mad_blocks"}
+    ours = sample({**case.method, "mad_steps": 0}, ["a hill"], [1], **case.size)
+    assert torch.equal(ours, sample({**plain, "mad_steps": 0}, ["a hill"], [1], **case.size))
+
+
+@few
+@given(case=cases(), steps=st.integers(1, STEPS))
+def test_mad_changes_the_picture_where_views_meet(sample, case, steps):
+    merged, plain = (sample({**case.method, "mad_steps": tau}, ["a hill"], [1], **case.size) for tau in (steps, 0))
+    one_view = case.size["height"] == case.size["width"] == VIEW * CELL and not case.size["loop"]
+    assert close(merged, plain) == one_view
+
+
+@few
+@given(case=cases(), count=st.integers(2, 3), steps=st.integers(0, STEPS))
+def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(sample, case, count, steps):
+    method = {**case.method, "mad_steps": steps}
+    prompts, negatives = ["a hill", "the sea at night", "dunes"][:count], ["", "fog", "sun"][:count]
+    together = sample(method, prompts, list(range(count)), negatives, **case.size)
+    for index in range(count):
+        alone = sample(method, prompts[index : index + 1], [index], negatives[index : index + 1], **case.size)
+        assert close(together[index : index + 1], alone)
+
+
+@few
+@given(case=cases(), steps=st.integers(0, STEPS))
+def test_every_cell_is_denoised(sample, case, steps):
+    """The initial noise is left nowhere, and nothing is NaN."""
+    method = {**case.method, "mad_steps": steps}
+    latents = sample(method, ["a hill"], [1], **case.size)
+    shape = (1, 4, case.size["height"] // CELL, case.size["width"] // CELL)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert latents.shape == shape
+    assert latents.isfinite().all()
+    assert float(((latents - noise).abs().amax(1) > 1e-6).float().mean()) == 1
+
+
+@few
+@given(case=cases(), steps=st.integers(0, STEPS))
+def test_a_region_of_the_same_prompt_changes_nothing(sample, case, steps):
+    method = {**case.method, "mad_steps": steps, "region_bootstrapping": 0}
+    region = Region(Box(0, 0, 12, 20), "a hill", "fog")
+    plain = sample(method, ["a hill"], [1], ["fog"], **case.size)
+    assert close(sample(method, ["a hill"], [1], ["fog"], regions=[[region]], **case.size), plain)
+
+
+@few
+@given(case=cases(), bootstrapping=st.integers(0, STEPS))
+def test_a_region_that_is_everything_is_its_own_prompt(sample, case, bootstrapping):
+    method = {**case.method, "mad_steps": 1, "region_bootstrapping": bootstrapping}
+    everything = Region(Box(0, 0, case.size["width"], case.size["height"]), "the sea", "fog")
+    covered = sample(method, ["a hill"], [1], regions=[[everything]], **case.size)
+    assert close(covered, sample(method, ["the sea"], [1], ["fog"], **case.size))
+
+
+@few
+@given(case=cases())
+def test_regions_of_one_panorama_do_not_touch_another_in_the_batch(sample, case):
+    method = {**case.method, "mad_steps": 2, "region_bootstrapping": 2}
+    region = Region(Box(8, 4, 28, 30), "the sea", "fog")
+    together = sample(method, ["a hill", "dunes"], [1, 2], regions=[[region], []], **case.size)
+    assert close(together[:1], sample(method, ["a hill"], [1], regions=[[region]], **case.size))
+    assert close(together[1:], sample(method, ["dunes"], [2], **case.size))
