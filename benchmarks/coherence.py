@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         return estimate(study, chosen, options)
     known = read_cache(cache)
     work = list(missing(study, chosen, known, options.panoramas, options.batch))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the workers would be left behind
     try:
         run(study, work, cache, options.workers, options.threads)
     except KeyboardInterrupt:
@@ -136,7 +138,7 @@ def run(study: Study, work: list[Work], cache: Path, workers: int, threads: int)
     with (
         Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True)) as progress,
         open(cache, "a") as stream,
-        ProcessPoolExecutor(min(workers, len(work)), spawn, _limit_threads, (threads,)) as pool,
+        ProcessPoolExecutor(min(workers, len(work)), spawn, _start_worker, (threads,)) as pool,
     ):
         bar = progress.add_task("panoramas", total=total)
         futures = [pool.submit(sample_and_score, study, item) for item in work]
@@ -149,6 +151,11 @@ def run(study: Study, work: list[Work], cache: Path, workers: int, threads: int)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else the rest of the study would still be made
             raise
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops giving work
+    _limit_threads(threads)
 
 
 def _limit_threads(threads: int) -> None:

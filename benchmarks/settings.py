@@ -145,7 +145,8 @@ class StudyGeometry(Geometry):
         def at(step: int):
             if step < first or step >= self.steps - last:
                 return overlapping.at(step)
-            return finely.at(step) if step >= self.steps - fine else base.at(step)
+            # The end of the cycle: shifts that the steps before did not have.
+            return finely.at(step - self.steps) if step >= self.steps - fine else base.at(step)
 
         return Layout(at)
 
