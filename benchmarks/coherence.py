@@ -27,9 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, view_evaluations
 
 from madgen import PanoramaSampler
+from madgen.joint.views import shifts
 from madgen.weights import require_weights_id
 
-SHIFT = 32  # pixels between the view borders that `seam` looks at: the default stride, 4 cells of 8 px
+VIEW, STRIDE = 16, 4  # latent cells of the demo backbone: its views and their default stride
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Study:
         """Names a panorama and its scores by everything that they depend on."""
         what = [setting.pixels(self.steps), self.steps, prompt, seed, self.weights, GUIDANCE, scores.VERSION]
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+    def borders(self) -> tuple[int, int]:
+        """Pixels between the borders of shifted views, and the shift of the last step's; looked at in every setting."""
+        order = shifts(VIEW, STRIDE)
+        return STRIDE * scores.CELL, order[(self.steps - 1) % len(order)] * scores.CELL
 
     def wanted(self, setting: Setting, panoramas: int) -> list[tuple[str, int]]:
         """(prompt, seed) of each panorama of a setting: all prompts with one seed, then with the next."""
@@ -196,7 +202,7 @@ def sample_and_score(study: Study, work: Work) -> list[dict]:
     }
     return [
         {"key": study.key(setting, prompt, seed), "prompt": prompt, "seed": seed, **shared}
-        | scores.score(image, PROMPTS[prompt], SHIFT)
+        | scores.score(image, PROMPTS[prompt], *study.borders())
         for prompt, seed, image in zip(prompts, seeds, images, strict=True)
     ]
 

@@ -20,7 +20,9 @@ COLUMNS = {  # name of a score: its heading
     "caption": "caption",
     "variety colour": "variety: colour",
     "variety horizon": "variety: horizon",
-    "seam": "seam",
+    "seam": "seams",
+    "last seam": "last seams",
+    "last seam change": "change of last seams",
     "wrap": "wrap",
 }
 NOTES = """\
@@ -33,7 +35,9 @@ Means ± standard error over the panoramas (variety: over the prompts); n panora
 - **caption**: of what the prompt names (time of day, ground, horizon), percent that crops show, told from the pixels by
   the nearest drawn scene. Prompts that name nothing of it do not count.
 - **variety**: standard deviation over the panoramas of one prompt, of mean colours (0..255) and horizon (percent).
-- **seam**: step at every 32nd column (there lie the borders of views) over the step at other borders of latent cells.
+- **seams, last seams**: step at every 32nd column (there lie the borders of shifted views), and at the borders of a
+  shifted last step's views alone, over the step at other borders of latent cells near by; 1 is none. The same columns
+  in every setting. **change**: against the group's first setting, the same prompts and seeds compared one by one.
 - **wrap**: step from the last column to the first over the mean step between neighbouring columns.
 - Vertical pictures: crops lie above each other, so a low spread says that the scene is repeated from top to bottom, not
   that one scene fills the picture; seams are looked for between rows.
@@ -51,6 +55,16 @@ def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     if name == "colour":
         return [(row["sky"] + row["ground"]) / 2 for row in rows]
     return [row[name] for row in rows if row[name] is not None]
+
+
+def with_change(rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds how the seams differ from those of the same prompt and seed in the first setting."""
+    of_first = {(row["prompt"], row["seed"]): row["last seam"] for row in first}
+    return [
+        {**row, "last seam change": None if other is None or rows is first else row["last seam"] - other}
+        for row in rows
+        for other in [of_first.get((row["prompt"], row["seed"]))]
+    ]
 
 
 def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
@@ -88,10 +102,12 @@ def table(rows: Rows, steps: int) -> str:
         "| setting | canvas px | merged steps | n | views | s | " + " | ".join(COLUMNS.values()) + " |",
         "|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
+    first = next(iter(rows.values()))
     for setting, found in rows.items():
+        found = with_change(found, first)
         seconds = np.mean([row["seconds"] for row in found])
         head = f"| {setting.name} | {setting.height}x{setting.width} | {setting.merged_steps(steps)} | {len(found)} "
-        cells = (cell(values(found, name), digits=2 if name in ("seam", "wrap") else 1) for name in COLUMNS)
+        cells = (cell(values(found, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
         lines.append(f"{head}| {found[0]['views']:.0f} | {seconds:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -147,9 +163,9 @@ def _blocks(axis, members, rows) -> None:
 
 
 def _seams(axis, members, rows) -> None:
-    _bars(axis, members, rows, "seam")
+    _bars(axis, members, rows, "last seam")
     axis.axvline(1, color="gray", linewidth=0.8)
-    axis.set(xlabel="step at view borders over step elsewhere", title="Seams of shifted views")
+    axis.set(xlabel="step at the last views' borders over steps beside", title="Seams of shifted views")
 
 
 def _bars(axis, members, rows, name) -> None:

@@ -6,14 +6,14 @@ Pictures are uint8 [H, W, 3], rows counted from the top. A crop is a square of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, SIZE, TIMES, Scene, draw
 
-VERSION = 1
+VERSION = 2
 """Raise it when a score changes its meaning: cached scores of another version are made again."""
 CELL = 8
 """Pixels to a latent cell of the demo backbone."""
@@ -110,18 +110,18 @@ def column_steps(image: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(image.astype(np.float32), axis=1)).mean(axis=(0, 2))
 
 
-def seam(image: np.ndarray, period: int) -> float:
-    """Step at every `period`-th column over that at the other borders of latent cells; 1 is no seam.
+def seam(image: np.ndarray, columns: Sequence[int]) -> float:
+    """Step at these columns over that at the latent cells' borders up to two cells beside them; 1 is no seam.
 
-    Compared are borders of cells with borders of cells, so that what the decoder does at each of them cancels.
-    A vertical picture is turned: its seams lie between rows.
+    Compared are borders of cells with borders of cells near by, so that what the decoder does at each of them and what
+    the scene holds there cancel. A vertical picture is turned: its seams lie between rows.
     """
     if image.shape[0] > image.shape[1]:
         image = image.transpose(1, 0, 2)
     steps = _steps_across(image)
-    borders = np.arange(CELL, image.shape[1], CELL)
-    at_views = borders % period == 0
-    return float(steps[borders[at_views]].mean() / steps[borders[~at_views]].mean())
+    beside = [column + offset * CELL for column in columns for offset in (-2, -1, 1, 2)]
+    beside = [column for column in beside if 0 < column < image.shape[1] and column not in columns]
+    return float(steps[list(columns)].mean() / steps[beside].mean())
 
 
 def _steps_across(image: np.ndarray) -> np.ndarray:
@@ -145,12 +145,17 @@ def wrap_ratio(image: np.ndarray) -> float:
     return float(across / column_steps(image).mean())
 
 
-def score(image: np.ndarray, named: Mapping[str, str], shift: int) -> dict[str, object]:
-    """Every score of one picture; `shift` is the distance of view borders in pixels, `named` what the caption says."""
+def score(image: np.ndarray, named: Mapping[str, str], shift: int, last_shift: int) -> dict[str, object]:
+    """Every score of one picture; `named` is what the caption says.
+
+    Views' borders lie every `shift` pixels, those of the last step's views at `last_shift` and each view's size on.
+    """
+    extent = max(image.shape[:2])
     return {
         **spread(image),
         "caption": caption_match(image, named),
-        "seam": seam(image, shift),
+        "seam": seam(image, range(shift, extent, shift)),
+        "last seam": seam(image, range(last_shift or SIZE, extent, SIZE)),
         "wrap": wrap_ratio(image),
         "summary": summary(image),
     }

@@ -106,6 +106,7 @@ def settings() -> list[Setting]:
         seams("last 2 of 20 overlapping", 1.0, overlap_last=0.1, **half),
         seams("last 4 of 20 overlapping", 1.0, overlap_last=0.2, **half),
         seams("last 4 of 20 without MAD, shifts of 4 cells", 0.8, **half),
+        seams("last 2 of 20 without MAD, shifts of 1 cell", 1.0, fine_last=0.1, **half),
         seams("last 4 of 20 without MAD, shifts of 1 cell", 1.0, fine_last=0.2, **half),
         Setting("seams", "overlapping views, MAD in every step", 1.0),
         *_sizes("widths", ((256, 128, half), (512, 128, {}), (768, 128, quarter), (1536, 128, eighth))),
