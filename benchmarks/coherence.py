@@ -1,0 +1,229 @@
+"""Studies how coherent joint diffusion is, on the demo backbone: `python benchmarks/coherence.py OUT`.
+
+Samples the same prompts and seeds in every setting of `settings.py`, scores the pictures (`scores.py`), and writes
+OUT/scores.jsonl (one line a panorama, the cache), OUT/report.md and OUT/figure.png. An interrupted study goes on where
+it was; only missing panoramas are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import scores
+from report import write_report
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, view_evaluations
+
+from madgen import PanoramaSampler
+from madgen.joint.views import shifts
+from madgen.weights import require_weights_id
+
+VIEW, STRIDE = 16, 4  # latent cells of the demo backbone: its views and their default stride
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every panorama of a study has in common."""
+
+    pretrained: str
+    weights: str
+    steps: int
+
+    def key(self, setting: Setting, prompt: str, seed: int) -> str:
+        """Names a panorama and its scores by everything that they depend on."""
+        what = [setting.pixels(self.steps), self.steps, prompt, seed, self.weights, GUIDANCE, scores.VERSION]
+        return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+    def borders(self) -> tuple[int, int]:
+        """Pixels between the borders of shifted views, and the shift of the last step's; looked at in every setting."""
+        order = shifts(VIEW, STRIDE)
+        return STRIDE * scores.CELL, order[(self.steps - 1) % len(order)] * scores.CELL
+
+    def wanted(self, setting: Setting, panoramas: int) -> list[tuple[str, int]]:
+        """(prompt, seed) of each panorama of a setting: all prompts with one seed, then with the next."""
+        prompts = list(PROMPTS)
+        return [(prompts[n % len(prompts)], n) for n in range(max(1, round(panoramas * setting.share)))]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Panoramas that are sampled together."""
+
+    setting: Setting
+    samples: tuple[tuple[str, int], ...]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    study = Study(options.pretrained, require_weights_id(options.pretrained), options.steps)
+    chosen = [setting for setting in settings() if options.only.lower() in f"{setting.group}: {setting.name}".lower()]
+    if not chosen:
+        groups = ", ".join(dict.fromkeys(setting.group for setting in settings()))
+        sys.exit(f"--only {options.only!r} matches no setting; the groups are {groups}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    cache = options.out / "scores.jsonl"
+    if options.estimate:
+        return estimate(study, chosen, options)
+    known = read_cache(cache)
+    work = list(missing(study, chosen, known, options.panoramas, options.batch))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the workers would be left behind
+    try:
+        run(study, work, cache, options.workers, options.threads)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from {cache}")
+    known = read_cache(cache)
+    rows = {
+        setting: [known[study.key(setting, *sample)] for sample in study.wanted(setting, options.panoramas)]
+        for setting in chosen
+    }
+    write_report(options.out, rows, study.steps, study.weights)
+    print(f"{options.out}: scores.jsonl, report.md, figure.png")
+    return None
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--panoramas", type=_positive, default=64, help="of a setting; some take a share (default 64)")
+    parser.add_argument("--steps", type=_positive, default=20, help="of the sampler (default 20)")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', for instance 'seams:'")
+    parser.add_argument("--pretrained", default="demo", help="another backbone of the same pictures")
+    parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default 4)")
+    parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--threads", type=_positive, default=1, help="of each process; 1 is fastest on a busy machine")
+    parser.add_argument("--estimate", action="store_true", help="time two steps of each setting, and say what all cost")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {number}")
+    return number
+
+
+def read_cache(path: Path) -> dict[str, dict]:
+    """Scores by key; a last line that a killed run left half written is cut off."""
+    if not path.exists():
+        return {}
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    if torn:
+        os.truncate(path, len(whole) + 1 if whole else 0)
+    return {row["key"]: row for row in map(json.loads, whole.splitlines())}
+
+
+def missing(study: Study, chosen: Iterable[Setting], known: dict, panoramas: int, batch: int) -> Iterator[Work]:
+    """What is not in the cache, once each: settings of two groups may be the same."""
+    seen = set(known)
+    for setting in chosen:
+        samples = [sample for sample in study.wanted(setting, panoramas) if study.key(setting, *sample) not in seen]
+        seen.update(study.key(setting, *sample) for sample in samples)
+        for start in range(0, len(samples), batch):
+            yield Work(setting, tuple(samples[start : start + batch]))
+
+
+def run(study: Study, work: list[Work], cache: Path, workers: int, threads: int) -> None:
+    """Makes and scores what is missing; this process alone writes the cache."""
+    total = sum(len(item.samples) for item in work)
+    if not total:
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True)) as progress,
+        open(cache, "a") as stream,
+        ProcessPoolExecutor(min(workers, len(work)), spawn, _start_worker, (threads,)) as pool,
+    ):
+        bar = progress.add_task("panoramas", total=total)
+        futures = [pool.submit(sample_and_score, study, item) for item in work]
+        try:
+            for future in as_completed(futures):
+                rows = future.result()
+                stream.writelines(json.dumps(row) + "\n" for row in rows)
+                stream.flush()
+                progress.advance(bar, len(rows))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else the rest of the study would still be made
+            raise
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops giving work
+    _limit_threads(threads)
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    from madgen.backbones import quieten
+
+    torch.set_num_threads(threads)
+    quieten()
+
+
+@lru_cache(maxsize=1)
+def sampler_of(study: Study, setting: Setting) -> PanoramaSampler:
+    """The last one is kept: the batches of a setting follow each other."""
+    return new_sampler(setting, study.pretrained, study.steps)
+
+
+def sample_and_score(study: Study, work: Work) -> list[dict]:
+    """One line of the cache for each panorama."""
+    setting, sampler = work.setting, sampler_of(study, work.setting)
+    prompts, seeds = zip(*work.samples, strict=True)
+    started = time.perf_counter()
+    images = sampler.sample(
+        prompts,
+        seeds=seeds,
+        height=setting.height,
+        width=setting.width,
+        num_inference_steps=study.steps,
+        guidance_scale=GUIDANCE,
+        loop=setting.loop,
+    )
+    seconds = (time.perf_counter() - started) / len(images)
+    shared = {
+        "setting": f"{setting.group}: {setting.name}",
+        "weights": study.weights,
+        "views": view_evaluations(sampler, setting, study.steps),
+        "seconds": round(seconds, 3),
+    }
+    return [
+        {"key": study.key(setting, prompt, seed), "prompt": prompt, "seed": seed, **shared}
+        | scores.score(image, PROMPTS[prompt], *study.borders())
+        for prompt, seed, image in zip(prompts, seeds, images, strict=True)
+    ]
+
+
+def estimate(study: Study, chosen: list[Setting], options: argparse.Namespace) -> None:
+    """Prints seconds a panorama of each setting, from two steps of one batch, and what the study will take."""
+    _limit_threads(options.threads)
+    print(f"load {os.getloadavg()[0]:.1f}, {options.threads} threads, CPU seconds a panorama of {study.steps} steps")
+    work = list(missing(study, chosen, {}, options.panoramas, options.panoramas))
+    total = 0.0
+    for item in work:
+        sampler, setting = sampler_of(study, item.setting), item.setting
+        prompts, seeds = zip(*item.samples[: options.batch], strict=True)
+        size = {"height": setting.height, "width": setting.width, "loop": setting.loop, "guidance_scale": GUIDANCE}
+        started = time.process_time()
+        sampler.sample(prompts, seeds=seeds, num_inference_steps=2, output="latent", **size)
+        seconds = (time.process_time() - started) * study.steps / 2 / len(prompts)
+        total += seconds * len(item.samples)
+        print(f"{seconds:7.2f} x {len(item.samples):3d}  {setting.group}: {setting.name}", flush=True)
+    print(f"about {total / 60 / options.workers:.0f} min with {options.workers} workers on idle cores")
+
+
+if __name__ == "__main__":
+    main()

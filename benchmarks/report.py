@@ -1,0 +1,186 @@
+"""The study's table and figure, from the scores of its panoramas."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scores
+from settings import GUIDANCE, PROMPTS, Setting
+
+Rows = Mapping[Setting, Sequence[Mapping[str, Any]]]
+COLUMNS = {  # name of a score: its heading
+    "sky": "sky",
+    "ground": "ground",
+    "horizon": "horizon",
+    "time": "time of day",
+    "caption": "caption",
+    "variety colour": "variety: colour",
+    "variety horizon": "variety: horizon",
+    "seam": "seams",
+    "last seam": "last seams",
+    "last seam change": "change of last seams",
+    "wrap": "wrap",
+}
+NOTES = """\
+Means ± standard error over the panoramas (variety: over the prompts); n panoramas; views = view evaluations a panorama
+(classifier-free guidance's second pass not counted, a view that is the whole canvas counted by its area).
+
+- **sky, ground, horizon, time of day**: how far non-overlapping crops of the size of a view differ within a panorama;
+  0 agrees with itself. Standard deviation of mean colours (0..255) of the top and the bottom quarter; standard
+  deviation of the horizon's height (percent of the rows); pairs of crops that show another time of day (percent).
+- **caption**: of what the prompt names (time of day, ground, horizon), percent that crops show, told from the pixels by
+  the nearest drawn scene. Prompts that name nothing of it do not count.
+- **variety**: standard deviation over the panoramas of one prompt, of mean colours (0..255) and horizon (percent).
+- **seams, last seams**: step at every 32nd column (there lie the borders of shifted views), and at the borders of a
+  shifted last step's views alone, over the step at other borders of latent cells near by; 1 is none. The same columns
+  in every setting. **change**: against the group's first setting, the same prompts and seeds compared one by one.
+- **wrap**: step from the last column to the first over the mean step between neighbouring columns.
+- Vertical pictures: crops lie above each other, so a low spread says that the scene is repeated from top to bottom, not
+  that one scene fills the picture; seams are looked for between rows.
+"""
+
+
+def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A score's value for each panorama, for variety for each prompt; those without one are left out."""
+    if name.startswith("variety "):
+        by_prompt: dict[str, list[list[float]]] = defaultdict(list)
+        for row in rows:
+            by_prompt[row["prompt"]].append(row["summary"])
+        kind = name.removeprefix("variety ")
+        return [scores.variety(found)[kind] for found in by_prompt.values() if len(found) > 1]
+    if name == "colour":
+        return [(row["sky"] + row["ground"]) / 2 for row in rows]
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def with_change(rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds how the seams differ from those of the same prompt and seed in the first setting."""
+    of_first = {(row["prompt"], row["seed"]): row["last seam"] for row in first}
+    return [
+        {**row, "last seam change": None if other is None or rows is first else row["last seam"] - other}
+        for row in rows
+        for other in [of_first.get((row["prompt"], row["seed"]))]
+    ]
+
+
+def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; the error of one number is unknown."""
+    error = np.std(numbers, ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
+    return float(np.mean(numbers)), float(error)
+
+
+def write_report(folder: Path, rows: Rows, steps: int, weights: str) -> None:
+    """Writes `report.md`, and `figure.png` where matplotlib is installed."""
+    groups: dict[str, list[Setting]] = defaultdict(list)
+    for setting in rows:
+        groups[setting.group].append(setting)
+    parts = [
+        "# Coherence of the demo backbone\n",
+        f"{steps} steps, guidance {GUIDANCE:g}, {len(PROMPTS)} prompts in turn, the same seeds in every setting; "
+        f"weights `{weights}`. τ of 50 is scaled to {steps} steps.\n",
+        NOTES,
+    ]
+    for group, members in groups.items():
+        parts.append(f"## {group}\n\n{table({setting: rows[setting] for setting in members}, steps)}\n")
+    (folder / "report.md").write_text("\n".join(parts))
+    try:
+        import matplotlib
+    except ImportError:
+        print("no figure: matplotlib is not installed (pip install 'madgen[eval]')")
+        return
+    matplotlib.use("Agg")
+    write_figure(folder / "figure.png", groups, rows)
+
+
+def table(rows: Rows, steps: int) -> str:
+    """One line a setting, in Markdown."""
+    lines = [
+        "| setting | canvas px | merged steps | n | views | s | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    first = next(iter(rows.values()))
+    for setting, found in rows.items():
+        found = with_change(found, first)
+        seconds = np.mean([row["seconds"] for row in found])
+        head = f"| {setting.name} | {setting.height}x{setting.width} | {setting.merged_steps(steps)} | {len(found)} "
+        cells = (cell(values(found, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
+        lines.append(f"{head}| {found[0]['views']:.0f} | {seconds:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(numbers: Sequence[float], digits: int) -> str:
+    """`mean ± error`, or a dash."""
+    if not numbers:
+        return "–"
+    mean, error = mean_and_error(numbers)
+    return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def write_figure(path: Path, groups: Mapping[str, list[Setting]], rows: Rows) -> None:
+    """One panel for each group that the study has."""
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, Callable] = {"tau": _tau, "blocks": _blocks, "methods": _methods, "seams": _seams}
+    shown = [group for group in panels if group in groups]
+    if not shown:
+        return
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 4.2), squeeze=False, layout="constrained")
+    for axis, group in zip(axes[0], shown, strict=True):
+        panels[group](axis, groups[group], rows)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _series(members: Sequence[Setting], rows: Rows, name: str) -> tuple[list[float], list[float]]:
+    pairs = [mean_and_error(values(rows[setting], name) or [float("nan")]) for setting in members]
+    return [mean for mean, _ in pairs], [error for _, error in pairs]
+
+
+def _tau(axis, members, rows) -> None:
+    shares = [100 * setting.tau for setting in members]
+    for name, label in (("colour", "spread between crops"), ("variety colour", "variety between seeds")):
+        means, errors = _series(members, rows, name)
+        axis.errorbar(shares, means, errors, marker="o", capsize=3, label=label)
+    axis.set(xlabel="steps that merge, %", ylabel="colour, standard deviation of 0..255", title="More merging steps")
+    right = axis.twinx()
+    means, errors = _series(members, rows, "caption")
+    right.errorbar(shares, means, errors, marker="s", capsize=3, color="gray", linestyle=":", label="caption match")
+    right.set(ylabel="caption match, %", ylim=(0, 105))
+    right.spines["top"].set_visible(False)
+    lines = [*axis.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axis.set_ylim(bottom=0)
+    axis.legend(lines, [line.get_label() for line in lines], frameon=False, loc="lower left")
+
+
+def _blocks(axis, members, rows) -> None:
+    _bars(axis, members, rows, "colour")
+    axis.set(xlabel="colour spread between crops", title="Blocks that merge, in every step")
+
+
+def _seams(axis, members, rows) -> None:
+    _bars(axis, members, rows, "last seam")
+    axis.axvline(1, color="gray", linewidth=0.8)
+    axis.set(xlabel="step at the last views' borders over steps beside", title="Seams of shifted views")
+
+
+def _bars(axis, members, rows, name) -> None:
+    means, errors = _series(members, rows, name)
+    axis.barh([setting.name for setting in members], means, xerr=errors, color="#7aa6c2", capsize=3)
+    axis.invert_yaxis()
+
+
+def _methods(axis, members, rows) -> None:
+    for number, setting in enumerate(members):
+        mean, error = mean_and_error(values(rows[setting], "colour"))
+        views = rows[setting][0]["views"]
+        axis.errorbar(views, mean, error, marker="o", capsize=3, label=f"{number + 1}  {setting.name}")
+        axis.annotate(str(number + 1), (views, mean), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axis.set(xlabel="view evaluations a panorama", ylabel="colour spread between crops", title="Methods")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 1.7)  # room for the legend above the points
+    axis.legend(frameon=False, fontsize=7, loc="upper left")

@@ -1,0 +1,111 @@
+"""The coherence study: its settings, its cache, and a run of two steps."""
+
+import json
+import subprocess
+import sys
+
+import coherence
+import pytest
+from conftest import ROOT, environment
+from report import mean_and_error, values
+from settings import PROMPTS, Setting, StudyGeometry, settings
+
+from madgen.backbones.sd import describe
+from madgen.demo import WEIGHTS
+from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
+from madgen.sampler import Geometry
+
+STUDY = coherence.Study("demo", "some weights", 20)
+
+
+def build(setting, steps=20):
+    plain = Geometry(describe(str(WEIGHTS)), setting.layout, None, setting.stride, setting.merged_steps(steps) > 0)
+    return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
+
+
+def test_every_setting_has_its_own_name_and_views_that_can_merge():
+    names = [(setting.group, setting.name) for setting in settings()]
+    assert len(set(names)) == len(names)
+    for setting in settings():
+        layout = build(setting)
+        assert all(
+            layout.at(step).count == 1 or layout.at(step).divisible(4) for step in range(setting.merged_steps(20))
+        ), setting
+
+
+def test_prompts_name_what_can_be_told_from_pixels():
+    known = {"time": TIMES, "ground": GROUNDS, "horizon": HORIZONS}
+    for prompt, named in PROMPTS.items():
+        assert all(value in known[kind] and value in prompt for kind, value in named.items())
+        assert len(named) <= 1, "a prompt of the study leaves most open"
+
+
+def test_views_change_their_kind_in_the_first_and_last_steps():
+    setting = Setting("a", "b", layout="shifted", overlap_first=0.1, overlap_last=0.2)
+    counts = [build(setting).at(step).count for step in range(20)]
+    assert [count == 13 for count in counts] == [True] * 2 + [False] * 14 + [True] * 4
+    fine = build(Setting("a", "b", 1.0, layout="shifted", fine_last=0.2))
+    assert [fine.at(step).divisible(4) for step in range(16)] == [True] * 16
+    assert not any(fine.at(step).divisible(2) for step in range(16, 20))
+
+
+def test_a_panorama_is_known_by_what_its_pixels_depend_on():
+    mad, same = Setting("tau", "MAD", 0.3), Setting("methods", "other name", 0.3, share=0.5)
+    assert STUDY.key(mad, "hills", 1) == STUDY.key(same, "hills", 1)
+    others = [
+        STUDY.key(Setting("tau", "MAD", 0.5), "hills", 1),
+        STUDY.key(Setting("tau", "MAD", 0.3, loop=True), "hills", 1),
+        STUDY.key(mad, "dunes", 1),
+        STUDY.key(mad, "hills", 2),
+        coherence.Study("demo", "other weights", 20).key(mad, "hills", 1),
+        coherence.Study("demo", "some weights", 10).key(mad, "hills", 1),
+    ]
+    assert len({STUDY.key(mad, "hills", 1), *others}) == 7
+
+
+def test_every_setting_takes_the_same_prompts_and_seeds():
+    whole = STUDY.wanted(Setting("a", "b"), 64)
+    assert len(set(whole)) == 64
+    assert {prompt: sum(p == prompt for p, _ in whole) for prompt in PROMPTS} == dict.fromkeys(PROMPTS, 4)
+    assert STUDY.wanted(Setting("a", "b", share=0.25), 64) == whole[:16]
+
+
+def test_only_missing_panoramas_are_made_once():
+    mad, same = Setting("tau", "MAD", 0.3), Setting("methods", "other name", 0.3)
+    known = dict.fromkeys(STUDY.key(mad, *sample) for sample in STUDY.wanted(mad, 3))
+    work = list(coherence.missing(STUDY, [mad, same], known, 8, 2))
+    assert [len(item.samples) for item in work] == [2, 2, 1]
+    assert [sample for item in work for sample in item.samples] == STUDY.wanted(mad, 8)[3:]
+
+
+@pytest.mark.parametrize("torn", ["", '{"key": "half'])
+def test_a_torn_last_line_of_the_cache_is_cut_off(tmp_path, torn):
+    cache = tmp_path / "scores.jsonl"
+    cache.write_text('{"key": "a", "sky": 1}\n' + torn)
+    assert coherence.read_cache(cache) == {"a": {"key": "a", "sky": 1}}
+    assert cache.read_text() == '{"key": "a", "sky": 1}\n'
+
+
+def test_a_cell_holds_mean_and_standard_error():
+    rows = [{"prompt": "a", "summary": [0.0] * 7, "caption": None}, {"prompt": "a", "summary": [2.0] * 7, "caption": 5}]
+    assert mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / 3**0.5))
+    assert values(rows, "caption") == [5]
+    assert values(rows, "variety colour") == pytest.approx([2**0.5])
+    assert values(rows[:1], "variety colour") == []
+
+
+def test_the_script_runs_and_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "coherence.py", tmp_path, "--panoramas", "3", "--steps", "2"]
+    command += ["--only", "methods: shifted, no", "--workers", "1"]
+    subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=300)
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[0])["views"] > 0
+    report = (tmp_path / "report.md").read_text()
+    assert "| shifted, no MAD (SpotDiffusion) | 128x512 | 0 | 3 | 9 |" in report
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines)[:-9])  # the last line lost its end
+    subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=300)
+    again = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert {json.loads(line)["key"] for line in again} == {json.loads(line)["key"] for line in lines}
+    assert len(again) == len(lines)
