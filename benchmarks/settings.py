@@ -52,8 +52,6 @@ class Setting:
     """Share of the steps, the first ones, with overlapping views in a shifted layout."""
     overlap_last: float = 0.0
     """Share of the steps, the last ones, with overlapping views in a shifted layout."""
-    fine_last: float = 0.0
-    """Share of the steps, the last ones, that do not merge and shift by any multiple of one cell."""
     height: int = 128
     width: int = 512
     loop: bool = False
@@ -69,7 +67,7 @@ class Setting:
 
     def merged_steps(self, steps: int) -> int:
         """τ, in steps of the study."""
-        return min(round(self.tau * steps), steps - round(self.fine_last * steps))
+        return round(self.tau * steps)
 
 
 def tau(of_50: int) -> float:
@@ -105,9 +103,8 @@ def settings() -> list[Setting]:
         seams("last step overlapping", 1.0, overlap_last=0.05, **half),
         seams("last 2 of 20 overlapping", 1.0, overlap_last=0.1, **half),
         seams("last 4 of 20 overlapping", 1.0, overlap_last=0.2, **half),
-        seams("last 4 of 20 without MAD, shifts of 4 cells", 0.8, **half),
-        seams("last 2 of 20 without MAD, shifts of 1 cell", 1.0, fine_last=0.1, **half),
-        seams("last 4 of 20 without MAD, shifts of 1 cell", 1.0, fine_last=0.2, **half),
+        seams("last 2 of 20 without MAD", 0.9, **half),
+        seams("last 4 of 20 without MAD", 0.8, **half),
         Setting("seams", "overlapping views, MAD in every step", 1.0),
         *_sizes("widths", ((256, 128, half), (512, 128, {}), (768, 128, quarter), (1536, 128, eighth))),
         *_sizes("vertical", ((128, 768, quarter),)),
@@ -129,25 +126,19 @@ class StudyGeometry(Geometry):
     """Views that change their kind on the way, as `Setting` asks; the sampler takes any `Layout`."""
 
     def __init__(self, plain: Geometry, setting: Setting, steps: int):
-        super().__init__(plain.spec, setting.layout, None, setting.stride, plain.merges)
-        self.setting, self.steps = setting, steps
+        super().__init__(plain.spec, setting.layout, None, setting.stride, None)
+        self.merged_steps, self.setting, self.steps = plain.merged_steps, setting, steps
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         base = super().build(height, width, loop)
-        first, last, fine = (
-            round(getattr(self.setting, name) * self.steps) for name in ("overlap_first", "overlap_last", "fine_last")
-        )
-        if not (first or last or fine):
+        first, last = (round(getattr(self.setting, name) * self.steps) for name in ("overlap_first", "overlap_last"))
+        if not (first or last):
             return base
         cells = (height // self.spec.factor, width // self.spec.factor, self.view_size)
         overlapping = build_layout("overlapping", *cells, self.stride, loop)
-        finely = build_layout("shifted", *cells, 1, loop)
 
         def at(step: int):
-            if step < first or step >= self.steps - last:
-                return overlapping.at(step)
-            # The end of the cycle: shifts that the steps before did not have.
-            return finely.at(step - self.steps) if step >= self.steps - fine else base.at(step)
+            return overlapping.at(step) if step < first or step >= self.steps - last else base.at(step)
 
         return Layout(at)
 

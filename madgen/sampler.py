@@ -27,8 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Geometry:
     """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
 
-    def __init__(self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merges: bool):
-        self.spec, self.layout, self.merges = spec, layout, merges
+    def __init__(
+        self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merging: Merging | None
+    ):
+        self.spec, self.layout = spec, layout
+        self.merged_steps = 0 if merging is None else merging.last_step()
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
         if layout == "whole" and (view_size or stride):
@@ -47,8 +50,9 @@ class Geometry:
                 )
             self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor
-        layout = build_layout(self.layout, height // factor, width // factor, self.view_size, self.stride, loop)
-        for step in range(self.view_size if self.layout == "shifted" else 1):
+        cells = (height // factor, width // factor, self.view_size, self.stride)
+        layout = build_layout(self.layout, *cells, loop, self.merged_steps)
+        for step in range(min(self.merged_steps, self.view_size)):
             self._check_merging(layout.at(step))
         return layout
 
@@ -74,7 +78,7 @@ class Geometry:
             )
 
     def _check_merging(self, views: Views) -> None:
-        if views.count > 1 and self.merges and not views.divisible(self.spec.coarsest):
+        if views.count > 1 and not views.divisible(self.spec.coarsest):
             raise UserError(
                 f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
                 f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
@@ -138,9 +142,8 @@ class PanoramaSampler:
         backbone = backbone_module(name).load(
             folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device.type)], device=device
         )
-        merges = mad_steps > 0 or cross_attention == "always"
-        geometry = Geometry(backbone.spec, layout, view_size, stride, merges)
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
+        geometry = Geometry(backbone.spec, layout, view_size, stride, merging)
         backbone.merged_layers(merging)
         sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
         return cls(backbone, geometry, Method(merging, sync, sync_network, region_bootstrapping), scheduler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +43,10 @@ class Merging:
     steps: int
     blocks: tuple[str, ...]
     cross_attention: str
+
+    def last_step(self) -> int:
+        """In no step from this one on does any layer merge."""
+        return sys.maxsize if self.cross_attention == "always" else self.steps
 
 
 class Backbone(Protocol):

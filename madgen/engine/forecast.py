@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from madgen.backbones import BackboneSpec, backbone_module
+from madgen.backbones import BackboneSpec, Merging, backbone_module
 from madgen.config import Job
 from madgen.errors import UserError
 from madgen.joint.sync import SyncSchedule
@@ -45,8 +45,9 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     if job.sampling.scheduler is not None:
         module.scheduler_class(job.sampling.scheduler)
     views = job.method.views
-    merges = job.method.mad.steps > 0 or job.method.mad.cross_attention == "always"
-    geometry = Geometry(spec, views.layout, views.size, views.stride, merges)
+    mad = job.method.mad
+    merging = Merging(mad.steps, mad.blocks, mad.cross_attention)
+    geometry = Geometry(spec, views.layout, views.size, views.stride, merging)
     counts = sizes(plan)
     layouts = {}
     for prompt in plan.prompts:

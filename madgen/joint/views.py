@@ -129,12 +129,16 @@ def shifts(size: int, stride: int) -> list[int]:
     return sorted(range(0, size, stride), key=lambda shift: f"{shift // stride:032b}"[::-1])
 
 
-def build_layout(layout: str, height: int, width: int, size: int, stride: int, loop: bool = False) -> Layout:
+def build_layout(
+    layout: str, height: int, width: int, size: int, stride: int, loop: bool = False, merged_steps: int = 0
+) -> Layout:
     """The views for a canvas of `height` x `width` latent cells.
 
-    `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `shifted`: side by side, moved by
-    another multiple of `stride` at each step (SpotDiffusion). `whole`: one view that is the canvas. `loop` wraps views
-    around the vertical edge. Raises UserError when the views cannot cover the canvas exactly.
+    `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `shifted`: side by side, moved at each
+    step (SpotDiffusion): by another multiple of `stride` in the first `merged_steps`, whose attention needs whole
+    cells of the UNet's coarsest level, then by any number of cells, which leaves no border twice in one place.
+    `whole`: one view that is the canvas. `loop` wraps views around the vertical edge. Raises UserError when the views
+    cannot cover the canvas exactly.
     """
     if layout == "whole":
         whole = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
@@ -145,8 +149,12 @@ def build_layout(layout: str, height: int, width: int, size: int, stride: int, l
         views = Views(Axis(height, size, down), Axis(width, size, across))
         return Layout(lambda step: views)
     if layout == "shifted":
-        moved = [_shifted(height, width, size, shift, loop) for shift in shifts(size, stride)]
-        return Layout(lambda step: moved[step % len(moved)])
+        coarse = [_shifted(height, width, size, shift, loop) for shift in shifts(size, stride)]
+        # From the end of the cycle: its beginning is multiples of the stride, where borders have been already.
+        fine = [_shifted(height, width, size, shift, loop) for shift in reversed(shifts(size, 1))]
+        return Layout(
+            lambda step: coarse[step % len(coarse)] if step < merged_steps else fine[(step - merged_steps) % len(fine)]
+        )
     raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
 
 

@@ -70,11 +70,23 @@ def test_shifted_views_cover_every_cell(size, extra, shift, loop):
 
 def test_shifts_visit_every_offset_and_jump():
     assert shifts(16, 4) == [0, 8, 4, 12]
-    layout = build_layout("shifted", 16, 96, 16, 4)
+    layout = build_layout("shifted", 16, 96, 16, 4, merged_steps=6)
     assert layout.at(0).columns.starts == (0, 16, 32, 48, 64, 80)
     assert layout.at(1).columns.starts == (0, 8, 24, 40, 56, 72, 80)
     assert layout.at(5) == layout.at(1)
     assert {layout.at(step).rows.starts for step in range(4)} == {(0,)}
+
+
+def test_once_nothing_is_merged_views_shift_by_single_cells_where_no_border_has_been():
+    layout = build_layout("shifted", 16, 96, 16, 4, merged_steps=6)
+    seen = {start for step in range(6) for start in layout.at(step).columns.starts}
+    for step in range(6, 10):
+        borders = set(layout.at(step).columns.starts) - {0, 80}  # the ends stay inside the canvas
+        assert borders
+        assert not borders & seen
+        seen |= borders
+    everywhere = {start % 16 for step in range(16) for start in layout.at(6 + step).columns.starts[1:-1]}
+    assert everywhere == set(range(16))
 
 
 def test_whole_is_one_view():
