@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, BackboneSpec, Merging, backbone_module
+from madgen.backbones import Backbone, BackboneSpec, Lora, Merging, as_lora, backbone_module
 from madgen.config import Job
 from madgen.errors import UserError
 from madgen.joint.loop import joint_diffusion
@@ -18,6 +18,8 @@ from madgen.seeding import generators, initial_noise
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WHOLE_AT_MOST = 2**22
+"""Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
 
 
 class Geometry:
@@ -84,8 +86,16 @@ class PanoramaSampler:
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """
 
-    def __init__(self, backbone: Backbone, geometry: Geometry, merging: Merging, scheduler: str | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        geometry: Geometry,
+        merging: Merging,
+        scheduler: str | None = None,
+        original_inference_steps: int | None = None,
+    ):
         self.backbone, self.geometry, self.merging, self.scheduler = backbone, geometry, merging, scheduler
+        self.original_inference_steps = original_inference_steps
 
     @classmethod
     def from_pretrained(
@@ -95,6 +105,8 @@ class PanoramaSampler:
         name: str = "sd",
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
+        loras: Sequence[Lora | Mapping[str, Any]] = (),
         layout: str = "overlapping",
         view_size: int | None = None,
         stride: int | None = None,
@@ -102,23 +114,33 @@ class PanoramaSampler:
         mad_blocks: Sequence[str] = ("down", "mid", "up"),
         cross_attention: str = "scheduled",
         scheduler: str | None = None,
+        original_inference_steps: int | None = None,
         dtype: str = "auto",
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
-        """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own."""
+        """Loads a diffusers folder, a hub id, a single file or `demo`, and fuses `loras` (weights, scale) into it.
+
+        Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job.
+        """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         if cross_attention not in ("scheduled", "always"):
             raise UserError(f"cross_attention must be scheduled or always, got {cross_attention!r}")
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
-            folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device.type)], device=device
+            folder,
+            revision=revision,
+            variant=variant,
+            config=config and resolve_pretrained(config),
+            loras=[as_lora(lora) for lora in loras],
+            dtype=DTYPES[resolve_dtype(dtype, device.type)],
+            device=device,
         )
         merges = mad_steps > 0 or cross_attention == "always"
         geometry = Geometry(backbone.spec, layout, view_size, stride, merges)
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         backbone.merged_layers(merging)
-        return cls(backbone, geometry, merging, scheduler)
+        return cls(backbone, geometry, merging, scheduler, original_inference_steps)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
@@ -128,6 +150,8 @@ class PanoramaSampler:
             name=job.backbone.name,
             revision=job.backbone.revision,
             variant=job.backbone.variant,
+            config=job.backbone.config,
+            loras=[Lora(lora.weights, lora.scale) for lora in job.backbone.loras],
             layout=job.method.views.layout,
             view_size=job.method.views.size,
             stride=job.method.views.stride,
@@ -135,10 +159,12 @@ class PanoramaSampler:
             mad_blocks=job.method.mad.blocks,
             cross_attention=job.method.mad.cross_attention,
             scheduler=job.sampling.scheduler,
+            original_inference_steps=job.sampling.original_inference_steps,
             dtype=job.backbone.dtype,
             device=device,
         )
 
+    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[str],
@@ -150,13 +176,15 @@ class PanoramaSampler:
         guidance_scale: float = 7.5,
         seeds: Sequence[int],
         loop: bool = False,
+        decode: str = "auto",
         output: Literal["image", "latent"] = "image",
         on_step: Callable[[int], None] = lambda step: None,
     ) -> np.ndarray | Tensor:
         """Panoramas of one size, one for each prompt.
 
         Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
-        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge.
+        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge. `decode`: see
+        the method of that name.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
@@ -178,15 +206,24 @@ class PanoramaSampler:
         )
         if output == "latent":
             return latents
-        return self.decode(latents, loop)
+        return self.decode(latents, loop, decode)
 
     def new_scheduler(self, num_inference_steps: int) -> Any:
         """A scheduler with its timesteps set; UserError if it has no such number of steps."""
-        return self.backbone.new_scheduler(self.scheduler, num_inference_steps)
+        return self.backbone.new_scheduler(self.scheduler, num_inference_steps, self.original_inference_steps)
 
-    def decode(self, latents_BCHW: Tensor, loop: bool = False) -> np.ndarray:
-        """uint8 pictures [B, height, width, 3] of latents that `sample` gave."""
-        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0))
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
+        """uint8 pictures [B, height, width, 3] of latents that `sample` gave.
+
+        `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
+        """
+        if decode not in ("auto", "whole", "tiled"):
+            raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
+        height, width = latents_BCHW.shape[-2:]
+        large = height * width * self.backbone.spec.factor**2 > WHOLE_AT_MOST
+        tiled = decode == "tiled" or (decode == "auto" and large)
+        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled))
 
     def _check(
         self,

@@ -60,6 +60,7 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
             guidance_scale=sampling.guidance_scale,
             seeds=[job.prompts.seed],
             loop=sampling.loop,
+            decode=sampling.decode,
             on_step=lambda step: progress.update(task, completed=step + 1),
         )
     return images[0]

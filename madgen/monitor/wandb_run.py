@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 import numpy as np
+import wandb
 from PIL import Image
 
-import wandb
 from madgen.config import Job
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
