@@ -45,7 +45,7 @@ class BackboneConfig:
     config: str | None = None
     """For a single file: the folder or hub id with the pipeline's config files and tokenizers; null is what diffusers
     infers from the file, which needs the hub or its cache."""
-    loras: tuple[LoraConfig, ...] = ()
+    loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf leaves the items of a tuple unchecked
     """Fused into the weights, each times its scale."""
     dtype: str = "auto"
     """`auto` is float32 on a CPU and bfloat16 on a GPU."""

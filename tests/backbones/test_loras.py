@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from madgen import PanoramaSampler, UserError
+from madgen.config import load_job
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0}
 
@@ -125,14 +126,27 @@ def test_what_is_no_lora_is_refused(tiny, lora, message):
         PanoramaSampler.from_pretrained(str(tiny), loras=[lora])
 
 
+@pytest.mark.parametrize(
+    ("loras", "message"),
+    [
+        ("[{weights: a, strength: 2}]", "unknown key 'strength'"),
+        ("[{scale: 2}]", r"loras\[0\].weights"),
+        ("[{weights: '', scale: 1}]", "weights is empty"),
+        ("[{weights: a, scale: .inf}]", "scale must be a finite number"),
+        ("[a.safetensors]", "holds keys of its own"),
+    ],
+)
+def test_a_job_s_loras_are_checked_when_it_is_loaded(loras, message):
+    with pytest.raises(UserError, match=message):
+        load_job([], [f"backbone.loras={loras}"])
+
+
 def test_a_dataset_with_a_lora_is_another_dataset_and_is_made_again(madgen, job_file, tmp_path):
     file = save_lora(tmp_path / "style.safetensors", LAYERS["sd"])
 
     def lora(scale):
         return f"backbone.loras=[{{weights: style.safetensors, scale: {scale}}}]"
 
-    assert madgen("plan", job_file, "backbone.loras=[{weights: gone.safetensors}]").code == 2
-    assert "strength" in madgen("plan", job_file, "backbone.loras=[{weights: a, strength: 2}]").err
     done = madgen("generate", job_file, lora(0.5), "prompts.limit=1")
     assert done.code == 0, done.err
     other = madgen("generate", job_file, lora(0.25), "prompts.limit=1")
