@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from madgen.errors import UserError
@@ -67,6 +68,7 @@ class Backbone(Protocol):
     """What the sampler needs of a pretrained model."""
 
     spec: BackboneSpec
+    device: torch.device
 
     def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Any:
         """What `predict_noise` is conditioned on; computed once a batch."""
@@ -84,6 +86,9 @@ class Backbone(Protocol):
 
         `tiled` bounds the memory by decoding tile by tile. Gradients flow, unless they are switched off around it.
         """
+
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""
 
     def new_scheduler(
         self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None

@@ -167,6 +167,10 @@ class UNetBackbone:
         tile = 2 * self.spec.view_size if tiled else None
         return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
 
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""
+        return _vae.encode(self.vae, pixels_B3HW)
+
     def new_scheduler(
         self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None
     ) -> Any:

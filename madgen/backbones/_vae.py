@@ -40,6 +40,16 @@ def unscaled(config: Mapping[str, Any], latents_BCHW: Tensor) -> Tensor:
     return latents_BCHW / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
 
 
+def encode(vae: Any, pixels_B3HW: Tensor) -> Tensor:
+    """Latents float32 [B, C, H / factor, W / factor], the posterior's mean, of pixels in 0..1."""
+    config: Mapping[str, Any] = vae.config
+    latents = vae.encode((pixels_B3HW * 2 - 1).to(vae.dtype)).latent_dist.mean.float()
+    # `unscaled` is affine in the latents, one channel at a time: a * x + b
+    offset = unscaled(config, torch.zeros_like(latents[:1, :, :1, :1]))
+    slope = unscaled(config, torch.ones_like(offset)) - offset
+    return (latents - offset) / slope
+
+
 def _decode_one(vae: Any, factor: int, latent_1CHW: Tensor, tile: int | None) -> Tensor:
     """Pixels in -1..1 [1, 3, H * factor, W * factor]; overlapping tiles fade into each other."""
     height, width = latent_1CHW.shape[-2:]

@@ -171,6 +171,12 @@ def test_latents_are_unscaled_with_means_and_deviations_where_the_vae_has_them(t
     reference = pipeline("a hill", height=32, width=64, callback_on_step_end=keep, **options).images[0]
     ours = sampler(folder).backbone.decode(latents)[0].permute(1, 2, 0).numpy()
     assert np.abs(ours - reference).max() <= 1e-5
+    vae, pixels = sampler(folder).backbone.vae, torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean = vae.encode(pixels * 2 - 1).latent_dist.mean
+        encoded = sampler(folder).backbone.encode(pixels)
+    stds, means = (torch.tensor(changed[f"latents_{name}"]).view(1, 4, 1, 1) for name in ("std", "mean"))
+    torch.testing.assert_close(encoded, (mean - means) / stds * vae.config.scaling_factor, atol=1e-5, rtol=1e-5)
 
 
 def test_a_half_precision_decoder_runs_in_float32_where_its_config_says_so(tiny_xl, tmp_path):
