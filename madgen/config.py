@@ -24,13 +24,29 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    weights: str
+    """A `.safetensors` file, a folder that holds one, or a Hugging Face hub id."""
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.weights != "", "backbone.loras: weights is empty")
+        _check(abs(self.scale) < float("inf"), f"backbone.loras: scale must be a finite number, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     name: str = "sd"
     """The module of `madgen/backbones/` that loads it."""
     pretrained: str = "demo"
-    """`demo`, a diffusers folder, or a Hugging Face hub id."""
+    """`demo`, a diffusers folder, a Hugging Face hub id, or one `.safetensors` file in the original layout."""
     revision: str | None = None
     variant: str | None = None
+    config: str | None = None
+    """For a single file: the folder or hub id with the pipeline's config files and tokenizers; null is what diffusers
+    infers from the file, which needs the hub or its cache."""
+    loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf leaves the items of a tuple unchecked
+    """Fused into the weights, each times its scale."""
     dtype: str = "auto"
     """`auto` is float32 on a CPU and bfloat16 on a GPU."""
     compile: bool = False
@@ -124,6 +140,11 @@ class SamplingConfig:
     guidance_scale: float = 7.5
     scheduler: str | None = None
     """A diffusers scheduler class; null is the checkpoint's own."""
+    original_inference_steps: int | None = None
+    """Of consistency models' schedulers: the steps that were distilled; null is what the scheduler's config says."""
+    decode: str = "auto"
+    """`whole` panoramas at once, `tiled` for less memory (tiles of two views, blended), or `auto`: tiled above 2^22
+    pixels."""
     batch_size: int = 1
     """Panoramas at once on a device."""
 
@@ -133,6 +154,9 @@ class SamplingConfig:
         _check(
             0 <= self.guidance_scale < float("inf"), f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}"
         )
+        original = self.original_inference_steps
+        _check(original is None or original > 0, f"sampling.original_inference_steps must be > 0, got {original}")
+        _one_of("sampling.decode", self.decode, ("auto", "whole", "tiled"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,79 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, BackboneSpec, Merging, backbone_module
+from madgen.backbones import Backbone, BackboneSpec, Lora, Merging, as_lora, backbone_module
 from madgen.composition import composition, rows
 from madgen.config import Job, SyncConfig
 from madgen.errors import UserError
+from madgen.geometry import Geometry
 from madgen.joint.loop import joint_diffusion
 from madgen.joint.sync import SyncGuidance, SyncSchedule, foreseen_latents
-from madgen.joint.views import Layout, Views, build_layout
+from madgen.joint.views import Views
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Geometry:
-    """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
-
-    def __init__(
-        self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merging: Merging | None
-    ):
-        self.spec, self.layout = spec, layout
-        self.merged_steps = 0 if merging is None else merging.last_step()
-        self.view_size = spec.view_size if view_size is None else view_size
-        self.stride = max(1, self.view_size // 4) if stride is None else stride
-        if layout == "whole" and (view_size or stride):
-            raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
-
-    def build(self, height: int, width: int, loop: bool = False) -> Layout:
-        """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
-        if self.layout == "whole" and loop:
-            raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels <= 0 or pixels % self.spec.factor:
-                below = max(1, pixels // self.spec.factor) * self.spec.factor
-                raise UserError(
-                    f"{name}={pixels} is not a multiple of {self.spec.factor} px (a latent cell); "
-                    f"the nearest are {below} and {below + self.spec.factor}"
-                )
-            self._check_extent(name, pixels, loop and name == "width")
-        factor = self.spec.factor
-        cells = (height // factor, width // factor, self.view_size, self.stride)
-        layout = build_layout(self.layout, *cells, loop, self.merged_steps)
-        for step in range(min(self.merged_steps, self.view_size)):
-            self._check_merging(layout.at(step))
-        return layout
-
-    def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
-        """The errors of `build_layout`, said in the user's pixels."""
-        factor, size, stride = self.spec.factor, self.view_size, self.stride
-        if self.layout == "whole":
-            return
-        if not 0 < stride <= size:
-            raise UserError(f"method.views: need 0 < stride <= size, got stride {stride} and size {size} latent cells")
-        if pixels < size * factor:
-            raise UserError(
-                f"{name}={pixels} px is smaller than a view of {size} latent cells = {size * factor} px; "
-                f"take {name} >= {size * factor}"
-            )
-        rest = (pixels // factor - (0 if loop else size)) % stride
-        if rest:
-            below = pixels - rest * factor
-            what = "a loop of views" if loop else "views"
-            raise UserError(
-                f"{name}={pixels} px cannot be covered by {what} of {size} latent cells with stride {stride}; "
-                f"the nearest are {below} and {below + stride * factor} px"
-            )
-
-    def _check_merging(self, views: Views) -> None:
-        if views.count > 1 and not views.divisible(self.spec.coarsest):
-            raise UserError(
-                f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
-                f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
-            )
+WHOLE_AT_MOST = 2**22
+"""Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +44,16 @@ class PanoramaSampler:
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """
 
-    def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, scheduler: str | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        geometry: Geometry,
+        method: Method,
+        scheduler: str | None = None,
+        original_inference_steps: int | None = None,
+    ):
         self.backbone, self.geometry, self.method, self.scheduler = backbone, geometry, method, scheduler
+        self.original_inference_steps = original_inference_steps
 
     @classmethod
     def from_pretrained(
@@ -113,6 +63,8 @@ class PanoramaSampler:
         name: str = "sd",
         revision: str | None = None,
         variant: str | None = None,
+        config: str | None = None,
+        loras: Sequence[Lora | Mapping[str, Any]] = (),
         layout: str = "overlapping",
         view_size: int | None = None,
         stride: int | None = None,
@@ -126,13 +78,15 @@ class PanoramaSampler:
         sync_network: str = "vgg",
         region_bootstrapping: int = 20,
         scheduler: str | None = None,
+        original_inference_steps: int | None = None,
         dtype: str = "auto",
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
-        """Loads a diffusers folder, a hub id or `demo`; sizes are latent cells, null ones the backbone's own.
+        """Loads a diffusers folder, a hub id, a single file or `demo`, and fuses `loras` (weights, scale) into it.
 
-        `mad_*` and `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a
-        number of steps: see the keys of `method` in `madgen.config`.
+        Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
+        `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
+        steps: see the keys of `method` in `madgen.config`.
         """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         if cross_attention not in ("scheduled", "always"):
@@ -140,13 +94,20 @@ class PanoramaSampler:
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
-            folder, revision=revision, variant=variant, dtype=DTYPES[resolve_dtype(dtype, device.type)], device=device
+            folder,
+            revision=revision,
+            variant=variant,
+            config=config and resolve_pretrained(config),
+            loras=[as_lora(lora) for lora in loras],
+            dtype=DTYPES[resolve_dtype(dtype, device.type)],
+            device=device,
         )
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         geometry = Geometry(backbone.spec, layout, view_size, stride, merging)
         backbone.merged_layers(merging)
         sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
-        return cls(backbone, geometry, Method(merging, sync, sync_network, region_bootstrapping), scheduler)
+        method = Method(merging, sync, sync_network, region_bootstrapping)
+        return cls(backbone, geometry, method, scheduler, original_inference_steps)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
@@ -156,6 +117,8 @@ class PanoramaSampler:
             name=job.backbone.name,
             revision=job.backbone.revision,
             variant=job.backbone.variant,
+            config=job.backbone.config,
+            loras=[Lora(lora.weights, lora.scale) for lora in job.backbone.loras],
             layout=job.method.views.layout,
             view_size=job.method.views.size,
             stride=job.method.views.stride,
@@ -165,10 +128,12 @@ class PanoramaSampler:
             **sync_options(job.method.sync),
             region_bootstrapping=job.method.regions.bootstrapping,
             scheduler=job.sampling.scheduler,
+            original_inference_steps=job.sampling.original_inference_steps,
             dtype=job.backbone.dtype,
             device=device,
         )
 
+    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[str],
@@ -181,6 +146,7 @@ class PanoramaSampler:
         seeds: Sequence[int],
         loop: bool = False,
         regions: Sequence[Sequence[Region]] | None = None,
+        decode: str = "auto",
         output: Literal["image", "latent"] = "image",
         on_step: Callable[[int], None] = lambda step: None,
     ) -> np.ndarray | Tensor:
@@ -188,7 +154,8 @@ class PanoramaSampler:
 
         Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
         `loop` closes the panorama: views, attention and decoding wrap around its left and right edge. `regions` gives
-        parts of each panorama prompts of their own, over the panorama's prompt as the background.
+        parts of each panorama prompts of their own, over the panorama's prompt as the background. `decode`: see the
+        method of that name.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
@@ -221,11 +188,11 @@ class PanoramaSampler:
         )
         if output == "latent":
             return latents
-        return self.decode(latents, loop)
+        return self.decode(latents, loop, decode)
 
     def new_scheduler(self, num_inference_steps: int) -> Any:
         """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
-        scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps)
+        scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps, self.original_inference_steps)
         if self.method.sync is not None:
             nothing = torch.zeros(1, self.backbone.spec.channels, 1, 1, device=scheduler.timesteps.device)
             try:
@@ -242,9 +209,18 @@ class PanoramaSampler:
         distance = lpips(self.method.sync_network, self.backbone.device)
         return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, distance)
 
-    def decode(self, latents_BCHW: Tensor, loop: bool = False) -> np.ndarray:
-        """uint8 pictures [B, height, width, 3] of latents that `sample` gave."""
-        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0))
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
+        """uint8 pictures [B, height, width, 3] of latents that `sample` gave.
+
+        `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
+        """
+        if decode not in ("auto", "whole", "tiled"):
+            raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
+        height, width = latents_BCHW.shape[-2:]
+        large = height * width * self.backbone.spec.factor**2 > WHOLE_AT_MOST
+        tiled = decode == "tiled" or (decode == "auto" and large)
+        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled))
 
     def _check(
         self,

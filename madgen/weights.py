@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 
 from madgen.errors import UserError
+
+PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls it in a folder or on the hub
 
 
 def resolve_pretrained(pretrained: str) -> str:
@@ -23,23 +27,113 @@ def resolve_dtype(dtype: str, device_type: str) -> str:
     return "float32" if device_type == "cpu" else "bfloat16"
 
 
-def weights_id(pretrained: str, revision: str | None = None) -> str | None:
-    """Tells weights from others: a folder's content hash, or the commit of a hub id; None if it is not in the cache."""
+def single_file(path: str, key: str = "backbone.pretrained") -> Path | None:
+    """The path if it names one file of weights; UserError if that is not there, or would have to be unpickled."""
+    file = Path(path).expanduser()
+    if file.is_dir() or file.suffix.lower() not in (".safetensors", *PICKLED):
+        return None
+    if file.suffix.lower() in PICKLED:
+        raise UserError(f"{key}={path} is a pickle, which can run code when it is read; convert it to .safetensors")
+    if not file.is_file():
+        raise UserError(f"{key}={path} does not exist")
+    return file
+
+
+def weights_id(pretrained: str, revision: str | None = None, config: str | None = None) -> str | None:
+    """Tells weights from others: a content hash, or the commit of a hub id; None if it is not in the cache.
+
+    Of a single file with a `config` (folder or hub id), both count.
+    """
+    file = single_file(pretrained)
+    if file is not None:
+        described = None if config is None else weights_id(config, revision)
+        parts = (_file_hash(file, file.stat().st_mtime_ns), described)
+        return None if config is not None and described is None else "-".join(part for part in parts if part)
     folder = Path(resolve_pretrained(pretrained))
     if folder.is_dir():
         return _folder_hash(folder)
+    return _commit(pretrained, "model_index.json", revision)
+
+
+def require_weights_id(pretrained: str, revision: str | None = None, config: str | None = None) -> str:
+    """`weights_id`, or UserError where the weights are not at hand."""
+    found = weights_id(pretrained, revision, config)
+    if found is None:
+        missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
+        raise UserError(f"{missing} are not in the local hub cache (backbone.pretrained={pretrained})")
+    return found
+
+
+def lora_file(weights: str, download: bool = False) -> Path | None:
+    """The `.safetensors` file of a LoRA; None if it is on the hub and not in the cache. UserError if there is none."""
+    file = single_file(weights, "backbone.loras: weights")
+    if file is not None:
+        return file
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        found = sorted(folder.glob("*.safetensors"))
+        named = [path for path in found if path.name == LORA_FILE] or found
+        if len(named) != 1:
+            raise UserError(
+                f"backbone.loras: the folder {weights} holds {len(named)} .safetensors files; name one file"
+            )
+        return named[0]
+    check_hub_id(weights, "backbone.loras: weights")
+    if download:
+        return hub_file(weights, LORA_FILE, None, "backbone.loras: weights")
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(pretrained, "model_index.json", revision=revision)
+    cached = try_to_load_from_cache(weights, LORA_FILE)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def lora_id(weights: str) -> str | None:
+    """The content hash of a LoRA's file; None if it is on the hub and not in the cache."""
+    file = lora_file(weights)
+    return None if file is None else _file_hash(file, file.stat().st_mtime_ns)
+
+
+def require_lora_id(weights: str) -> str:
+    """`lora_id`, or UserError where the file is not at hand."""
+    found = lora_id(weights)
+    if found is None:
+        raise UserError(f"the LoRA {weights} is not in the local hub cache")
+    return found
+
+
+def hub_file(repository: str, name: str, revision: str | None, key: str = "backbone.pretrained") -> Path:
+    """A file of a hub id, downloaded if need be; UserError if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    check_hub_id(repository, key)
+    missing = f"{key}={repository!r} is neither a folder, nor 'demo', nor a model"
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{missing} in the local hub cache, and the hub cannot be reached from here") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"{missing} that the hub gives: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_hub_id(name: str, key: str = "backbone.pretrained") -> None:
+    """UserError for what cannot be the name of a repository."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII):
+        raise UserError(f"{key}={name!r} is neither a folder, nor 'demo', nor a hub id (owner/name)")
+
+
+def _commit(repository: str, name: str, revision: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, name, revision=revision)
     return f"commit-{Path(cached).parent.name}" if isinstance(cached, str) else None
 
 
-def require_weights_id(pretrained: str, revision: str | None = None) -> str:
-    """`weights_id`, or UserError where the weights are not at hand."""
-    found = weights_id(pretrained, revision)
-    if found is None:
-        raise UserError(f"the weights of backbone.pretrained={pretrained} are not in the local hub cache")
-    return found
+@lru_cache
+def _file_hash(file: Path, changed: int) -> str:
+    """Read once a process, unless the file was `changed` since (mtime in ns)."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @lru_cache

@@ -47,6 +47,51 @@ def tiny(tmp_path_factory) -> Path:
     return build_tiny_pipeline(tmp_path_factory.mktemp("backbone") / "tiny")
 
 
+def build_tiny_xl_pipeline(folder: Path) -> Path:
+    """Stable Diffusion XL in small: two text encoders, size conditioning, no attention at the highest level."""
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from madgen.demo.scenes import vocabulary
+    from madgen.demo.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizers = [build_tokenizer(vocabulary(), folder / name) for name in ("tokenizer", "tokenizer_2")]
+
+    def text_config(width: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizers[0]), hidden_size=width, intermediate_size=2 * width, projection_dim=40,
+            num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=tokenizers[0].model_max_length,
+            bos_token_id=tokenizers[0].bos_token_id, eos_token_id=tokenizers[0].eos_token_id,
+            pad_token_id=tokenizers[0].pad_token_id,
+        )  # fmt: skip
+
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2), attention_head_dim=(2, 4), cross_attention_dim=24 + 40,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=40 + 6 * 8,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=32, scaling_factor=0.13025,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=vae, unet=unet, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
+        text_encoder=CLIPTextModel(text_config(24)), text_encoder_2=CLIPTextModelWithProjection(text_config(40)),
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
+        add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory) -> Path:
+    """Folder of the tiny XL pipeline."""
+    return build_tiny_xl_pipeline(tmp_path_factory.mktemp("backbone") / "tiny-xl")
+
+
 @dataclass(frozen=True)
 class Result:
     code: int

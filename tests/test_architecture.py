@@ -27,6 +27,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
+    "geometry": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "composition": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "masks": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "perceptual": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

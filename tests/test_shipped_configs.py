@@ -14,7 +14,19 @@ JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
 
 def test_they_are_found():
     names = {path.stem for path in CONFIGS}
-    assert {"demo", "sd2", "sd15", "lcm-dreamshaper", "mad", "multidiffusion", "direct", "cpu", "gpu", "slurm"} <= names
+    assert {
+        "demo",
+        "sd2",
+        "sd15",
+        "sdxl",
+        "lcm-dreamshaper",
+        "mad",
+        "multidiffusion",
+        "direct",
+        "cpu",
+        "gpu",
+        "slurm",
+    } <= names
     assert "demo" in {path.stem for path in JOBS}
 
 
@@ -38,5 +50,9 @@ def test_the_presets_hold_the_paper_s_settings():
     assert (job.sampling.height, job.sampling.width, job.sampling.num_inference_steps) == (512, 3072, 50)
     assert (job.sampling.guidance_scale, job.method.mad.steps, job.sampling.scheduler) == (7.5, 15, "DDIMScheduler")
     assert job.method.mad.blocks == ("down", "mid", "up")
+    xl = load_job([ROOT / "configs/backbone/sdxl.yaml", ROOT / "configs/method/mad.yaml"])
+    assert (xl.sampling.height, xl.sampling.width, xl.method.views.stride, xl.method.mad.steps) == (1024, 4096, 16, 15)
+    direct = load_job([ROOT / "configs/backbone/sdxl.yaml", ROOT / "configs/method/direct.yaml"])
+    assert (direct.method.views.layout, direct.method.views.stride) == ("whole", None)
     lcm = load_job([ROOT / "configs/backbone/lcm-dreamshaper.yaml"])
     assert (lcm.sampling.num_inference_steps, lcm.method.mad.steps) == (4, 2)

@@ -1,7 +1,8 @@
 """Pretrained diffusion models. The file name is the registry key: `backbones/sd.py` is `backbone.name: sd`.
 
-A backbone module has `describe(...) -> BackboneSpec` (reads config files only) and `load(...) -> Backbone`.
-The only home of diffusers and transformers besides `madgen.demo`.
+A backbone module has `describe(...) -> BackboneSpec` (reads config files only), `family_spec(...)`, `load(...) ->
+Backbone` and `scheduler_class`. What several share lies in modules whose names begin with `_`. The only home of
+diffusers and transformers besides `madgen.demo`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,6 +51,24 @@ class Merging:
         return sys.maxsize if self.cross_attention == "always" else self.steps
 
 
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adaptation that is fused into a backbone's weights when it is loaded."""
+
+    weights: str
+    """A `.safetensors` file, a folder that holds one, or a hub id."""
+    scale: float = 1.0
+
+
+def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
+    """`{"weights": ..., "scale": ...}` as a Lora; UserError for other keys or values."""
+    if isinstance(value, Lora):
+        return value
+    if not isinstance(value, Mapping) or not {"weights"} <= set(value) <= {"weights", "scale"}:
+        raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
+    return Lora(str(value["weights"]), float(value.get("scale", 1.0)))
+
+
 class Backbone(Protocol):
     """What the sampler needs of a pretrained model."""
 
@@ -64,21 +84,26 @@ class Backbone(Protocol):
         """Runs the UNet over `views`, attention merged where `merging` says so at this step."""
 
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
-        """float32 [B, V, C, h, w], guidance applied; differentiable."""
+        """float32 [B, V, C, h, w], guidance applied. Gradients flow, unless they are switched off around it."""
+
+    def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
+        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other.
+
+        `tiled` bounds the memory by decoding tile by tile. Gradients flow, unless they are switched off around it.
+        """
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""
 
-    def decode(self, latents_BCHW: Tensor, wrap: int = 0) -> Tensor:
-        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other."""
-
-    def new_scheduler(self, name: str | None, num_inference_steps: int) -> Any:
+    def new_scheduler(
+        self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None
+    ) -> Any:
         """A fresh scheduler with its timesteps set."""
 
 
 def backbone_module(name: str) -> Any:
     """The module `madgen.backbones.<name>`; UserError lists the known ones."""
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

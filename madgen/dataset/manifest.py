@@ -12,12 +12,15 @@ from madgen.config import Job
 from madgen.dataset.layout import DatasetDir, sync_directory, to_json
 from madgen.errors import UserError
 from madgen.plan.shards import Plan
-from madgen.weights import require_weights_id, resolve_dtype
+from madgen.weights import lora_id, require_lora_id, require_weights_id, resolve_dtype, weights_id
 
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 
 
-def identity(job: Job, plan: Plan, dtype: str, weights: str) -> dict[str, Any]:
+SAMPLING = ("loop", "num_inference_steps", "guidance_scale", "scheduler", "original_inference_steps", "decode")
+
+
+def identity(job: Job, plan: Plan, dtype: str, weights: str, loras: list[str]) -> dict[str, Any]:
     """Everything that affects the bytes of the shards, and nothing that does not (devices, batch size, monitor)."""
     resolved = job.as_dict()
     return {
@@ -26,11 +29,12 @@ def identity(job: Job, plan: Plan, dtype: str, weights: str) -> dict[str, Any]:
             "weights": weights,
             "variant": job.backbone.variant,
             "dtype": dtype,
+            "loras": [
+                {"id": found, "scale": lora.scale} for found, lora in zip(loras, job.backbone.loras, strict=True)
+            ],
         },
         "method": resolved["method"],
-        "sampling": {
-            name: resolved["sampling"][name] for name in ("loop", "num_inference_steps", "guidance_scale", "scheduler")
-        },
+        "sampling": {name: resolved["sampling"][name] for name in SAMPLING},
         "name": job.name,
         "prompts": {
             "digest": plan.prompts_digest,
@@ -127,5 +131,13 @@ def create(directory: DatasetDir, content: dict[str, Any]) -> None:
 def build(job: Job, plan: Plan, device_type: str) -> dict[str, Any]:
     """The manifest of a job whose weights are at hand, on a kind of device (`dtype: auto` depends on it)."""
     dtype = resolve_dtype(job.backbone.dtype, device_type)
-    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision)
-    return manifest(job, plan, identity(job, plan, dtype, weights))
+    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config)
+    loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
+    return manifest(job, plan, identity(job, plan, dtype, weights, loras))
+
+
+def at_hand(job: Job) -> bool:
+    """Whether all the weights that `build` asks for are on this machine."""
+    backbone = job.backbone
+    known = [weights_id(backbone.pretrained, backbone.revision, backbone.config)]
+    return None not in known + [lora_id(lora.weights) for lora in backbone.loras]

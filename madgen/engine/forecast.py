@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from madgen.backbones import BackboneSpec, Merging, backbone_module
 from madgen.config import Job
 from madgen.errors import UserError
+from madgen.geometry import Geometry
 from madgen.joint.sync import SyncSchedule
 from madgen.masks import cell_weights
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
-from madgen.sampler import Geometry, check_negative_prompts
-from madgen.weights import resolve_pretrained
+from madgen.sampler import check_negative_prompts
+from madgen.weights import lora_file, resolve_pretrained
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     module = backbone_module(job.backbone.name)
     assumed = False
     try:
-        spec = module.describe(resolve_pretrained(job.backbone.pretrained), job.backbone.revision)
+        pretrained, revision, config = job.backbone.pretrained, job.backbone.revision, job.backbone.config
+        spec = module.describe(resolve_pretrained(pretrained), revision, config and resolve_pretrained(config))
     except UserError:
         if not assume_spec:
             raise
         spec, assumed = module.family_spec(job.backbone.pretrained), True
+    for lora in job.backbone.loras:
+        lora_file(lora.weights)  # refuses what is not there
     if job.sampling.scheduler is not None:
         module.scheduler_class(job.sampling.scheduler)
     views = job.method.views

@@ -71,5 +71,5 @@ class PanoramaModule(lightning.LightningModule):
         if latents.is_cuda:
             torch.cuda.synchronize(latents.device)
         sampled = time.perf_counter()
-        images = self.sampler.decode(latents, sampling.loop)
+        images = self.sampler.decode(latents, sampling.loop, sampling.decode)
         return Panoramas(images, {"sample": sampled - started, "decode": time.perf_counter() - sampled})

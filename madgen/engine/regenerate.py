@@ -17,7 +17,7 @@ from madgen.engine.single import check_output
 from madgen.errors import UserError
 from madgen.masks import region_from_json
 from madgen.sampler import PanoramaSampler
-from madgen.weights import weights_id
+from madgen.weights import lora_id, weights_id
 
 
 def regenerate(directory: Path, key: str, output: Path) -> bool:
@@ -45,18 +45,18 @@ def _decode(data: bytes) -> np.ndarray:
 
 def _sample(metadata: dict[str, Any]) -> np.ndarray:
     backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
-    here = weights_id(backbone["pretrained"], backbone["revision"])
-    if here != backbone["weights"]:
-        raise UserError(
-            f"{backbone['pretrained']} holds other weights here ({here}) than the sample was made with "
-            f"({backbone['weights']})"
-        )
+    here = weights_id(backbone["pretrained"], backbone["revision"], backbone["config"])
+    _check_same(backbone["pretrained"], here, backbone["weights"])
+    for lora in backbone["loras"]:
+        _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampler = PanoramaSampler.from_pretrained(
         backbone["pretrained"],
         name=backbone["name"],
         revision=backbone["revision"],
         variant=backbone["variant"],
+        config=backbone["config"],
+        loras=[{"weights": lora["weights"], "scale": lora["scale"]} for lora in backbone["loras"]],
         dtype=backbone["dtype"],
         device=device,
         layout=method["views"]["layout"],
@@ -68,6 +68,7 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         **{f"sync_{name}": value for name, value in method["sync"].items()},
         region_bootstrapping=method["regions"]["bootstrapping"],
         scheduler=sampling["scheduler"],
+        original_inference_steps=sampling["original_inference_steps"],
     )
     images = sampler.sample(
         [metadata["prompt"]],
@@ -79,5 +80,11 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         seeds=[metadata["seed"]],
         loop=sampling["loop"],
         regions=[[region_from_json(region) for region in metadata.get("regions", [])]],
+        decode=sampling["decode"],
     )
     return np.asarray(images)[0]
+
+
+def _check_same(where: str, here: str | None, recorded: str) -> None:
+    if here != recorded:
+        raise UserError(f"{where} holds other weights here ({here}) than the sample was made with ({recorded})")

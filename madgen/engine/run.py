@@ -28,7 +28,6 @@ from madgen.monitor.observer import Observer
 from madgen.monitor.progress import ProgressReport
 from madgen.monitor.status import status
 from madgen.plan.shards import Plan
-from madgen.weights import weights_id
 
 COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
 
@@ -71,7 +70,7 @@ def generate(job: Job, plan: Plan) -> Outcome:
 def _refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
     """Before the backbone is loaded; the writer checks again with what was loaded."""
     identity = None
-    if directory.manifest.exists() and weights_id(job.backbone.pretrained, job.backbone.revision) is not None:
+    if directory.manifest.exists() and manifest.at_hand(job):
         device_type = "cuda" if _on_gpu(job.trainer) else "cpu"
         identity = manifest.build(job, plan, device_type)["identity"]
     manifest.check_directory(directory, identity, job.output.resume)

@@ -65,6 +65,7 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
             seeds=[job.prompts.seed],
             loop=sampling.loop,
             regions=[regions],
+            decode=sampling.decode,
             on_step=lambda step: progress.update(task, completed=step + 1),
         )
     return images[0]

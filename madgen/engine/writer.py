@@ -174,9 +174,15 @@ class ShardWriter(lightning.Callback):
 
 def sample_settings(job: Job, content: dict[str, Any]) -> dict[str, Any]:
     """The part of a sample's JSON that all samples of a job share."""
-    identity = content["identity"]
+    identity, backbone = content["identity"], job.backbone
+    where = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
+    known = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
     return {
-        "backbone": {"pretrained": job.backbone.pretrained, "revision": job.backbone.revision, **identity["backbone"]},
+        "backbone": {
+            **where,
+            **identity["backbone"],
+            "loras": [{"weights": lora.weights, **entry} for lora, entry in known],
+        },
         "method": identity["method"],
         "sampling": identity["sampling"],
         "job_seed": job.prompts.seed,

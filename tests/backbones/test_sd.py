@@ -6,7 +6,8 @@ import torch
 import madgen.sampler
 from madgen import PanoramaSampler, UserError
 from madgen.backbones import Merging
-from madgen.backbones.sd import describe, merges
+from madgen.backbones._unet import merges
+from madgen.backbones.sd import describe
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 

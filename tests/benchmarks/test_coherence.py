@@ -44,7 +44,7 @@ def test_views_change_their_kind_in_the_first_and_last_steps():
     setting = Setting("a", "b", layout="shifted", overlap_first=0.1, overlap_last=0.2)
     counts = [build(setting).at(step).count for step in range(20)]
     assert [count == 13 for count in counts] == [True] * 2 + [False] * 14 + [True] * 4
-    fine = build(Setting("a", "b", 1.0, layout="shifted", fine_last=0.2))
+    fine = build(Setting("a", "b", 0.8, layout="shifted"))
     assert [fine.at(step).divisible(4) for step in range(16)] == [True] * 16
     assert not any(fine.at(step).divisible(2) for step in range(16, 20))
 

@@ -24,7 +24,7 @@ def listing(folder):
         (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor a hub id"),
         (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
         (["backbone.pretrained=."], "not a diffusers pipeline"),
-        (["backbone.name=dalle"], "backbone.name must be one of sd, got 'dalle'"),
+        (["backbone.name=dalle"], "backbone.name must be one of sd, sdxl, got 'dalle'"),
         (["sampling.scheduler=MagicScheduler"], "'MagicScheduler' is no diffusers scheduler"),
         (["sampling.guidance_scale=1", "prompts.negative_prompt=fog"], "a negative prompt has no effect"),
         (["method.mad.blocks=[middle]"], "'middle' is neither down, mid, up nor a pattern"),

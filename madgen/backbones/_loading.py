@@ -1,0 +1,105 @@
+"""Loads diffusers pipelines and fuses LoRAs into them; safetensors only, nothing is unpickled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from madgen.backbones import Lora
+from madgen.backbones._files import FILES, config_source, read_config
+from madgen.errors import UserError
+from madgen.weights import lora_file, single_file
+
+LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor an adapted layer
+
+
+def load_pipeline(
+    pretrained: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    config: str | None,
+    loras: Sequence[Lora],
+    dtype: torch.dtype,
+    **options: Any,
+) -> Any:
+    """A pipeline of a folder, a hub id or a single `.safetensors` file; `options` go to the pipeline's class."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors import SafetensorError
+
+    file = single_file(pretrained)
+    common = {"revision": revision, "torch_dtype": dtype, **options}
+    try:
+        if file is None:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                pretrained, variant=variant, use_safetensors=True, **common
+            )
+        else:
+            _refuse_variant(variant, pretrained)
+            where = config_source(pretrained, revision, config)
+            name = read_config(where, revision, FILES[0], "backbone.config")["_class_name"]
+            pipeline = getattr(diffusers, name).from_single_file(str(file), config=where, **common)
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
+        reason = str(getattr(error, "message", error)).strip().splitlines()[0]
+        raise UserError(f"cannot load backbone.pretrained={pretrained}: {reason}") from error
+    _refuse_missing_weights(pipeline, pretrained)
+    fuse_loras(pipeline, loras)
+    return pipeline
+
+
+def _refuse_variant(variant: str | None, pretrained: str) -> None:
+    if variant is not None:
+        raise UserError(f"backbone.variant={variant} has no meaning with the single file {pretrained}; leave it null")
+
+
+def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
+    """diffusers leaves tensors that a single file does not hold without data."""
+    for name, model in _models(pipeline).items():
+        missing = [tensor for tensor, value in model.named_parameters() if value.is_meta]
+        if missing:
+            raise UserError(f"backbone.pretrained={pretrained} lacks weights of its {name}: {missing[0]}")
+
+
+def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Adds each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
+    if not loras:
+        return
+    names = [f"lora{index}" for index in range(len(loras))]
+    for name, lora in zip(names, loras, strict=True):
+        _add_lora(pipeline, name, lora)
+    pipeline.set_adapters(names, adapter_weights=[lora.scale for lora in loras])
+    adapted = [name for name, model in _models(pipeline).items() if getattr(model, "peft_config", None)]
+    pipeline.fuse_lora(components=adapted, adapter_names=names)
+    pipeline.unload_lora_weights()
+
+
+def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    file = lora_file(lora.weights, download=True)
+    assert file is not None
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            layers = sum(LORA_DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
+        if layers:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
+        raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
+    found = _adapted_layers(pipeline, name)
+    if found == 0 or found != layers:
+        raise UserError(
+            f"the LoRA {lora.weights} does not fit: {found} of its {layers} layers are layers of this backbone"
+        )
+
+
+def _adapted_layers(pipeline: Any, name: str) -> int:
+    modules = [module for model in _models(pipeline).values() for module in model.modules()]
+    return sum(name in getattr(module, "lora_A", {}) for module in modules)

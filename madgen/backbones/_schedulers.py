@@ -1,0 +1,70 @@
+"""Noise schedulers: which of diffusers' can step a canvas, and fresh ones with their timesteps set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from madgen.errors import UserError
+
+
+def scheduler_class(name: str) -> Any:
+    """A diffusers scheduler by its class name; UserError if there is none."""
+    import diffusers
+
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    missing = vars(found).get("_backends") if found is not None else None
+    if missing:
+        raise UserError(f"sampling.scheduler={name} needs packages that are not installed: {', '.join(missing)}")
+    if found is None or "set_timesteps" not in dir(found):
+        examples = "DDIMScheduler, EulerDiscreteScheduler"
+        raise UserError(f"sampling.scheduler={name!r} is no diffusers scheduler; examples: {examples}")
+    return found
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses what cannot step a canvas, or draws noise that is not the sample's own."""
+    name = type(scheduler).__name__
+    steps = all(hasattr(scheduler, needed) for needed in ("init_noise_sigma", "scale_model_input", "timesteps", "step"))
+    if not steps or _needed(scheduler.step) > 3 or "Inverse" in name:
+        raise UserError(f"sampling.scheduler={name} does not step a canvas of noise; take one such as DDIMScheduler")
+    if hasattr(scheduler, "noise_sampler"):
+        raise UserError(f"sampling.scheduler={name} draws noise that does not follow the sample's seed; take another")
+
+
+def _needed(step: Callable[..., Any]) -> int:
+    """How many arguments `step` cannot do without: noise, timestep and latents, or more that a canvas does not have."""
+    parameters = inspect.signature(step).parameters.values()
+    return sum(each.default is each.empty and each.kind is not each.VAR_KEYWORD for each in parameters)
+
+
+def new_scheduler(
+    own: Any, name: str | None, num_inference_steps: int, original_inference_steps: int | None, device: Any
+) -> Any:
+    """`own`, the checkpoint's, or the diffusers class `name` made from its config; timesteps set on `device`.
+
+    Raises UserError for numbers of steps that the scheduler does not have.
+    """
+    wanted = type(own) if name is None else scheduler_class(name)
+    try:
+        scheduler = wanted.from_config(own.config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sampling.scheduler={name} does not fit this checkpoint: {error}") from error
+    check_scheduler(scheduler)
+    trained = own.config.num_train_timesteps
+    if num_inference_steps > trained:
+        raise UserError(f"sampling.num_inference_steps={num_inference_steps} is more than the {trained} of training")
+    options = {}
+    if original_inference_steps is not None:
+        options["original_inference_steps"] = original_inference_steps
+        if "original_inference_steps" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise UserError(
+                f"sampling.original_inference_steps={original_inference_steps} is not known to "
+                f"{wanted.__name__}; leave it null"
+            )
+    try:
+        scheduler.set_timesteps(num_inference_steps, device=device, **options)
+    except ValueError as error:
+        raise UserError(f"sampling.num_inference_steps={num_inference_steps}: {error}") from error
+    return scheduler

@@ -1,0 +1,68 @@
+"""Which sizes a backbone's views can cover, in the user's pixels."""
+
+from __future__ import annotations
+
+from madgen.backbones import BackboneSpec, Merging
+from madgen.errors import UserError
+from madgen.joint.views import Layout, Views, build_layout
+
+
+class Geometry:
+    """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
+
+    def __init__(
+        self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merging: Merging | None
+    ):
+        self.spec, self.layout = spec, layout
+        self.merged_steps = 0 if merging is None else merging.last_step()
+        self.view_size = spec.view_size if view_size is None else view_size
+        self.stride = max(1, self.view_size // 4) if stride is None else stride
+        if layout == "whole" and (view_size or stride):
+            raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
+
+    def build(self, height: int, width: int, loop: bool = False) -> Layout:
+        """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
+        if self.layout == "whole" and loop:
+            raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels <= 0 or pixels % self.spec.factor:
+                below = max(1, pixels // self.spec.factor) * self.spec.factor
+                raise UserError(
+                    f"{name}={pixels} is not a multiple of {self.spec.factor} px (a latent cell); "
+                    f"the nearest are {below} and {below + self.spec.factor}"
+                )
+            self._check_extent(name, pixels, loop and name == "width")
+        factor = self.spec.factor
+        cells = (height // factor, width // factor, self.view_size, self.stride)
+        layout = build_layout(self.layout, *cells, loop, self.merged_steps)
+        for step in range(min(self.merged_steps, self.view_size)):
+            self._check_merging(layout.at(step))
+        return layout
+
+    def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
+        """The errors of `build_layout`, said in the user's pixels."""
+        factor, size, stride = self.spec.factor, self.view_size, self.stride
+        if self.layout == "whole":
+            return
+        if not 0 < stride <= size:
+            raise UserError(f"method.views: need 0 < stride <= size, got stride {stride} and size {size} latent cells")
+        if pixels < size * factor:
+            raise UserError(
+                f"{name}={pixels} px is smaller than a view of {size} latent cells = {size * factor} px; "
+                f"take {name} >= {size * factor}"
+            )
+        rest = (pixels // factor - (0 if loop else size)) % stride
+        if rest:
+            below = pixels - rest * factor
+            what = "a loop of views" if loop else "views"
+            raise UserError(
+                f"{name}={pixels} px cannot be covered by {what} of {size} latent cells with stride {stride}; "
+                f"the nearest are {below} and {below + stride * factor} px"
+            )
+
+    def _check_merging(self, views: Views) -> None:
+        if views.count > 1 and not views.divisible(self.spec.coarsest):
+            raise UserError(
+                f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
+                f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
+            )

@@ -1,0 +1,85 @@
+"""Tiled decoding: a canvas of any size in tiles of at most two views, blended."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import madgen.sampler
+from madgen import PanoramaSampler, UserError
+from madgen.backbones._vae import _faded, tile_starts
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return PanoramaSampler.from_pretrained("demo", dtype="float32", layout="shifted", mad_steps=8)
+
+
+@pytest.fixture(scope="module")
+def latents(demo):
+    """Two views high and seven wide: [1, 4, 32, 112]."""
+    return demo.sample(
+        ["mountains over a meadow at noon"], height=256, width=896, num_inference_steps=8, guidance_scale=3.0,
+        seeds=[3], output="latent",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", [4, 32, 128, 256])
+def test_tiles_are_of_one_size_cover_the_canvas_and_fade_into_each_other(tile):
+    for extent in range(tile, tile * 9, max(1, tile // 16)):
+        starts = tile_starts(extent, tile)
+        strides = [after - before for before, after in itertools.pairwise(starts)]
+        assert (starts[0], starts[-1] + tile) == (0, extent)
+        assert all(0 < stride <= tile - tile // 4 for stride in strides)
+        weights = torch.zeros(extent * 2)
+        for start, weight in _faded(extent, tile, 2):
+            weights[start * 2 : (start + tile) * 2] += weight
+        torch.testing.assert_close(weights, torch.ones(extent * 2))
+
+
+def test_tiled_and_whole_decoding_differ_little(demo, latents):
+    whole, tiled = (demo.backbone.decode(latents, 0, mode) for mode in (False, True))
+    difference = (whole - tiled).abs()
+    assert 0 < float(difference.mean()) < 0.006
+    assert float(difference.max()) < 0.05
+
+
+def test_tile_borders_show_no_step(demo, latents):
+    """In the difference to the whole picture no column or row steps up from its neighbour by more than 1/2 of 255."""
+    whole, tiled = (demo.backbone.decode(latents, 0, mode) for mode in (False, True))
+    difference = (tiled - whole).mean(dim=(0, 1))
+    for direction in (0, 1):
+        steps = difference.diff(dim=direction).mean(dim=1 - direction).abs()
+        assert float(steps.max()) < 0.5 / 255
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
+    """Decoding a turned panorama is turning the decoded one."""
+    turned = demo.backbone.decode(latents.roll(40, -1), 16, tiled)
+    errors = (turned - demo.backbone.decode(latents, 16, tiled).roll(40 * 8, -1)).abs()
+    assert turned.shape == (1, 3, 256, 896)
+    assert float(errors.mean()) < 0.01
+
+
+def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
+    assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
+    monkeypatch.setattr(madgen.sampler, "WHOLE_AT_MOST", 256 * 896)
+    assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
+    monkeypatch.setattr(madgen.sampler, "WHOLE_AT_MOST", 256 * 896 - 1)
+    assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="tiled"))
+    assert np.array_equal(demo.decode(latents, loop=True), demo.decode(latents, loop=True, decode="tiled"))
+
+
+def test_an_unknown_mode_is_refused(demo, latents):
+    with pytest.raises(UserError, match="decode must be 'auto', 'whole' or 'tiled', got 'fast'"):
+        demo.decode(latents, decode="fast")
+
+
+def test_the_memory_of_a_tiled_pass_does_not_grow_with_the_canvas(demo, latents, monkeypatch):
+    seen = []
+    forward = demo.backbone.vae.decoder.forward
+    monkeypatch.setattr(demo.backbone.vae.decoder, "forward", lambda z, *a, **k: seen.append(z.shape) or forward(z))
+    demo.decode(torch.cat([latents, latents], dim=-1), decode="tiled")
+    assert max(max(shape[-2:]) for shape in seen) <= 2 * demo.backbone.spec.view_size

