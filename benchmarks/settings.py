@@ -36,6 +36,9 @@ PAPER_STEPS = 50
 """The paper counts τ in 50 steps."""
 
 
+SYNC = (("sync_weight", 20.0), ("sync_steps", 10), ("sync_network", "random"))
+
+
 @dataclass(frozen=True)
 class Setting:
     """One point of the study. Shares are of the number of steps, so that they mean the same at any number."""
@@ -76,7 +79,7 @@ def tau(of_50: int) -> float:
 
 
 def settings() -> list[Setting]:
-    """Every setting, in the order of the report. SyncDiffusion joins the methods by its keywords in `extra`."""
+    """Every setting, in the order of the report."""
     shifted = partial(Setting, layout="shifted")
     seams, loop = partial(shifted, "seams"), partial(Setting, "loop", share=0.5)
     half, quarter, eighth = ({"share": 1 / n} for n in (2, 4, 8))
@@ -98,6 +101,8 @@ def settings() -> list[Setting]:
         shifted("methods", "shifted, MAD τ=15 of 50", tau(15)),
         shifted("methods", "MAD τ=15 of 50 overlapping, then shifted", tau(15), overlap_first=tau(15)),
         shifted("methods", "shifted, MAD in every step", 1.0),
+        shifted("methods", "shifted, MAD in all but the last 4 of 20 steps", 0.8),
+        Setting("methods", "SyncDiffusion, untrained VGG16, 10 of 20 steps", extra=SYNC, share=1 / 8),
         seams("shifts of 4 cells", 1.0),
         seams("shifts of 8 cells", 1.0, stride=8, **half),
         seams("last step overlapping", 1.0, overlap_last=0.05, **half),

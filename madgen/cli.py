@@ -138,6 +138,8 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
     else:
         for problem in verdict.problems:
             print(problem)
+        if verdict.problems:
+            print("to mend: remove shards/NAME.json of each broken shard, then run generate again")
         state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
         print(f"{verdict.present} of {verdict.planned} panoramas present: {state}")
     sys.exit(0 if verdict.complete else 1 if verdict.problems else 3)

@@ -181,6 +181,7 @@ class PromptsConfig:
             1 <= self.samples_per_prompt <= 10_000,
             f"prompts.samples_per_prompt must be in 1..10000, got {self.samples_per_prompt}",
         )
+        _check(0 <= self.seed < 2**63, f"prompts.seed must be in 0..2^63-1, got {self.seed}")
         _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
         _one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
 
@@ -323,6 +324,10 @@ def _override(text: str) -> DictConfig:
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
     """The file's bases, depth first, then the file itself."""
     path = path.resolve()
+    _check(
+        path.suffix.lower() not in (".txt", ".jsonl", ".csv"),
+        f"{path} is a prompt file, not a job; give the job, and prompts.source={path}",
+    )
     _check(path not in seen, f"{path} is its own base")
     try:
         loaded = OmegaConf.load(path)
@@ -350,6 +355,8 @@ def _explain(error: OmegaConfBaseException) -> str:
         section = first.split(" is not a subclass of ")[1].split(".")[0]
         name = section.removesuffix("Config").lower()
         return f"{name} holds keys of its own, such as {name}.{_first_key(name)}; got a plain value"
+    if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
+        return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
     if key and "not in" in first:
         return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job()))}"
     return f"{key}: {first}" if key else first

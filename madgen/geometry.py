@@ -24,13 +24,8 @@ class Geometry:
         """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
         if self.layout == "whole" and loop:
             raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
+        self._check_views()
         for name, pixels in (("height", height), ("width", width)):
-            if pixels <= 0 or pixels % self.spec.factor:
-                below = max(1, pixels // self.spec.factor) * self.spec.factor
-                raise UserError(
-                    f"{name}={pixels} is not a multiple of {self.spec.factor} px (a latent cell); "
-                    f"the nearest are {below} and {below + self.spec.factor}"
-                )
             self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor
         cells = (height // factor, width // factor, self.view_size, self.stride)
@@ -39,26 +34,28 @@ class Geometry:
             self._check_merging(layout.at(step))
         return layout
 
+    def _check_views(self) -> None:
+        if self.layout != "whole" and not 0 < self.stride <= self.view_size:
+            raise UserError(
+                "method.views: need 0 < stride <= size, "
+                f"got stride {self.stride} and size {self.view_size} latent cells"
+            )
+
     def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
         """The errors of `build_layout`, said in the user's pixels."""
         factor, size, stride = self.spec.factor, self.view_size, self.stride
         if self.layout == "whole":
-            return
-        if not 0 < stride <= size:
-            raise UserError(f"method.views: need 0 < stride <= size, got stride {stride} and size {size} latent cells")
-        if pixels < size * factor:
-            raise UserError(
-                f"{name}={pixels} px is smaller than a view of {size} latent cells = {size * factor} px; "
-                f"take {name} >= {size * factor}"
-            )
-        rest = (pixels // factor - (0 if loop else size)) % stride
-        if rest:
-            below = pixels - rest * factor
+            smallest, step, reason = factor, factor, f"is not a multiple of {factor} px (a latent cell)"
+        else:
+            # A loop needs whole strides around; a strip needs one view, and then whole strides.
+            smallest, step = factor * (-(-size // stride) * stride if loop else size), factor * stride
             what = "a loop of views" if loop else "views"
-            raise UserError(
-                f"{name}={pixels} px cannot be covered by {what} of {size} latent cells with stride {stride}; "
-                f"the nearest are {below} and {below + stride * factor} px"
-            )
+            reason = f"cannot be covered by {what} of {size} latent cells with stride {stride} ({factor} px a cell)"
+        if pixels < smallest:
+            raise UserError(f"{name}={pixels} px {reason}; the smallest is {smallest} px")
+        below = pixels - (pixels - smallest) % step
+        if below != pixels:
+            raise UserError(f"{name}={pixels} px {reason}; the nearest are {below} and {below + step} px")
 
     def _check_merging(self, views: Views) -> None:
         if views.count > 1 and not views.divisible(self.spec.coarsest):

@@ -105,7 +105,9 @@ def hub_file(repository: str, name: str, revision: str | None, key: str = "backb
     """A file of a hub id, downloaded if need be; UserError if it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # without a network each retry would print two lines
     check_hub_id(repository, key)
     missing = f"{key}={repository!r} is neither a folder, nor 'demo', nor a model"
     try:

@@ -120,7 +120,8 @@ class Worker:
             self._thread = None
         for shard in sorted(self.claimed):
             self.release(shard)
-        self.heartbeat_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # never in the way of the error that led here
+            self.heartbeat_file.unlink(missing_ok=True)
 
     def claim(self, shard: str) -> bool:
         """Tries to become the only worker on a shard; takes over the claim of a dead worker."""

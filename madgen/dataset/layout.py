@@ -53,26 +53,49 @@ class DatasetDir:
         """The commit mark: a shard is done when it exists."""
         return self.shards / f"{shard}.json"
 
+    def committed(self) -> set[str]:
+        """Names of the shards that have a sidecar."""
+        return self._stems(".json")
+
     def done(self) -> set[str]:
-        """Names of the finished shards."""
+        """Names of the finished shards: a sidecar whose tar somebody has removed is work to be done again."""
+        return self._stems(".tar") & self.committed()
+
+    def _stems(self, suffix: str) -> set[str]:
         try:
-            return {entry.name[:-5] for entry in os.scandir(self.shards) if entry.name.endswith(".json")}
+            return {entry.name.removesuffix(suffix) for entry in os.scandir(self.shards) if entry.name.endswith(suffix)}
         except FileNotFoundError:
             return set()
 
     def read_manifest(self) -> dict[str, Any]:
         """`dataset.json`; UserError if this is no dataset."""
         try:
-            return json.loads(self.manifest.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{self.root} holds no madgen dataset (no dataset.json)") from None
+            content = json.loads(self.manifest.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{self.root} holds no madgen dataset (no dataset.json); name the output.dir of a job"
+            ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.manifest}: {error}") from error
+        if not isinstance(content, dict) or not content.keys() >= {"job", "plan"}:
+            raise UserError(f"{self.manifest} is not madgen's: it has no job and no plan; restore it from a copy")
+        return content
 
     def sidecars(self) -> Iterator[dict[str, Any]]:
         """The sidecars of the finished shards, in order."""
         for name in sorted(self.done()):
-            yield json.loads(self.sidecar(name).read_text())
+            yield self.read_sidecar(name)
+
+    def read_sidecar(self, name: str) -> dict[str, Any]:
+        """The sidecar of a shard; UserError with the way out if it is damaged."""
+        path = self.sidecar(name)
+        try:
+            content = json.loads(path.read_text())
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or "samples" not in content:
+            raise UserError(f"{path} is damaged; remove it and run generate again, which makes its shard again")
+        return content
 
 
 def write_atomically(path: Path, data: bytes) -> None:

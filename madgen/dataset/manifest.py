@@ -75,16 +75,20 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_directory(directory: DatasetDir, identity: dict[str, Any] | None, resume: str) -> None:
-    """Refuses a directory of another job, or one that is not ours; writes nothing. No `identity`: not yet known."""
+def check_directory(directory: DatasetDir, content: dict[str, Any] | None, resume: str) -> None:
+    """Refuses a directory of another job, or one that is not ours; writes nothing.
+
+    `content` is what `dataset.json` would hold; None: not yet known.
+    """
     root = directory.root
-    if root.exists() and not root.is_dir():
-        raise UserError(f"output.dir={root} is a file; choose a directory")
+    occupied = next((path for path in (root, *root.parents) if path.exists()), root)
+    if not occupied.is_dir():
+        raise UserError(f"output.dir={root}: {occupied} is a file; choose a directory")
     if directory.manifest.exists():
         existing = directory.read_manifest()
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
-        changed = [] if identity is None else differences(existing.get("identity", {}), identity)
+        changed = [] if content is None else _changed(existing, content)
         if changed:
             raise UserError(
                 f"output.dir={root} holds a dataset of another job ({'; '.join(changed)}); "
@@ -92,6 +96,19 @@ def check_directory(directory: DatasetDir, identity: dict[str, Any] | None, resu
             )
     elif root.is_dir() and any(not entry.name.startswith(".") for entry in os.scandir(root)):
         raise UserError(f"output.dir={root} is not empty and holds no madgen dataset; choose another")
+
+
+PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
+
+
+def _changed(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """The keys that differ; what makes the prompts differ is named by the keys of the job, where those tell."""
+    found = differences(existing.get("identity", {}), content["identity"])
+    if not any(line.startswith("prompts.digest") for line in found):
+        return found
+    asked = [line for line in differences(existing["job"], content["job"]) if line.startswith(PROMPT_KEYS)]
+    others = [line for line in found if not line.startswith("prompts.")]
+    return [*others, *(asked or ["prompts.source: other prompts in the file now"])]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -121,7 +138,7 @@ def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     try:
         os.link(temporary, directory.manifest)
     except FileExistsError:
-        check_directory(directory, content["identity"], "if_same")
+        check_directory(directory, content, "if_same")
     finally:
         temporary.unlink()
     sync_directory(directory.root)

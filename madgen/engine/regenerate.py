@@ -35,6 +35,8 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     same = not difference.any()
     verdict = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
     print(f"{output}: {key}, {'the same pixels' if same else verdict}")
+    if not same:
+        print("the last bits depend on the device, the number of threads (OMP_NUM_THREADS) and the batch size")
     return same
 
 

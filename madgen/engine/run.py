@@ -69,11 +69,11 @@ def generate(job: Job, plan: Plan) -> Outcome:
 
 def _refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
     """Before the backbone is loaded; the writer checks again with what was loaded."""
-    identity = None
+    content = None
     if directory.manifest.exists() and manifest.at_hand(job):
         device_type = "cuda" if _on_gpu(job.trainer) else "cpu"
-        identity = manifest.build(job, plan, device_type)["identity"]
-    manifest.check_directory(directory, identity, job.output.resume)
+        content = manifest.build(job, plan, device_type)
+    manifest.check_directory(directory, content, job.output.resume)
 
 
 def _on_gpu(config: TrainerConfig) -> bool:

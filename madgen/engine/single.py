@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ def check_output(output: Path) -> str:
         raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"-o {output}: the folder {output.parent} does not exist")
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UserError(f"-o {output} cannot be written; choose another place")
     return FORMATS[output.suffix.lower()]
 
 

@@ -126,7 +126,7 @@ def test_processors_are_back_after_sampling(tiny):
     [
         ({"seeds": [1, 2]}, "as many prompts"),
         ({"prompts": []}, "as many prompts"),
-        ({"height": 30}, "height=30 is not a multiple of 4 px"),
+        ({"height": 30}, "height=30 px cannot be covered .*; the smallest is 32 px"),
         ({"width": 60}, "the nearest are 56 and 64 px"),
         ({"output": "tensor"}, "output must be"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),

@@ -15,9 +15,13 @@ def listing(folder):
         (["prompts.source=empty.txt"], "empty.txt holds no prompt"),
         (["prompts.source=missing.txt"], "prompts.source=missing.txt does not exist"),
         (["sampling.widht=64"], "unknown key 'sampling.widht'; did you mean 'sampling.width'?"),
-        (["sampling.width=65"], "width=65 is not a multiple of 4 px (a latent cell); the nearest are 64 and 68"),
-        (["sampling.width=60"], "width=60 px cannot be covered by views of 8 latent cells with stride 2; the nearest"),
-        (["sampling.width=16"], "width=16 px is smaller than a view of 8 latent cells = 32 px"),
+        (
+            ["sampling.width=65"],
+            "width=65 px cannot be covered by views of 8 latent cells with stride 2 (4 px a cell); "
+            "the nearest are 64 and 72 px",
+        ),
+        (["sampling.width=60"], "width=60 px cannot be covered by views of 8 latent cells with stride 2"),
+        (["sampling.width=16"], "the smallest is 32 px"),
         (["method.views.stride=9"], "need 0 < stride <= size, got stride 9 and size 8 latent cells"),
         (["method.views.stride=1"], "multiples of 2 latent cells"),
         (["method.views.layout=whole", "method.views.size=8"], "have no meaning with layout=whole"),
@@ -30,8 +34,14 @@ def listing(folder):
         (["method.mad.blocks=[middle]"], "'middle' is neither down, mid, up nor a pattern"),
         (["trainer.accelerator=gpu"], "trainer:"),
         (["output.dir=foreign"], "output.dir=foreign is not empty and holds no madgen dataset"),
-        (["output.dir=job.yaml"], "output.dir=job.yaml is a file"),
-        (["output.dir=other"], "holds a dataset of another job (sampling.guidance_scale: 9.0 there, 2.0 here)"),
+        (["output.dir=job.yaml"], "output.dir=job.yaml: job.yaml is a file"),
+        (["output.dir=job.yaml/below"], "output.dir=job.yaml/below: job.yaml is a file"),
+        (["prompts.seed=-5"], "prompts.seed must be in 0..2^63-1, got -5"),
+        (["method.mad.blocks=up"], "method.mad.blocks is a list: write method.mad.blocks=[...]"),
+        (["method.sync.weight=-1"], "method.sync.weight must be >= 0, got -1"),
+        (["prompts.regions=[{mask: [0, 0, 80, 8], prompt: a hut}]"], "need 0 <= 0 < 80 <= 64 px"),
+        (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "there is no mask file none.png"),
+        (["output.dir=other"], "(sampling.guidance_scale: 9.0 there, 2.0 here; prompts.limit: 1 there, None here"),
         (["sampling.num_inference_steps=2000"], "num_inference_steps"),
     ],
 )
@@ -42,7 +52,6 @@ def test_generate_refuses(madgen, job_file, tmp_path, overrides, message):
     if "output.dir=other" in overrides:
         assert madgen("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
                       "prompts.samples_per_prompt=1").code == 0  # fmt: skip
-        overrides = [*overrides, "prompts.limit=1", "prompts.samples_per_prompt=1"]
     before = listing(tmp_path)
     result = madgen("generate", job_file, *overrides)
     assert result.code == 2, result.err
