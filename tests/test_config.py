@@ -82,7 +82,11 @@ def test_a_job_is_frozen():
         ("prompts.negative_prompt=no", "prompts.negative_prompt must be a text, YAML reads it as False"),
         ("sampling.guidance_scale=.inf", "sampling.guidance_scale must be >= 0, got inf"),
         # not there yet: refused, never ignored
-        ("method.sync.weight=20", "not supported yet"),
+        ("method.sync.weight=-20", "must be >= 0"),
+        ("method.sync.decay=0", "must be in 0..1 and not 0"),
+        ("method.sync.every=0", "must be >= 1 step"),
+        ("method.sync.network=alex", "method.sync.network must be one of vgg, random"),
+        ("method.regions.bootstrapping=-1", "must be >= 0 steps"),
         ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),
     ],

@@ -82,19 +82,70 @@ def test_schedulers_on_the_canvas_equal_the_pipeline(tiny, pipeline, name):
     assert float((latents - reference).norm() / reference.norm()) <= 1e-4
 
 
-@pytest.mark.parametrize(
-    ("blocks", "count"),
-    [(["down"], 4), (["mid"], 2), (["up"], 8), (["down", "mid", "up"], 14), (["up_blocks.1.*attn1*"], 2)],
-)
-def test_blocks_select_layers_and_steps_select_when(tiny, monkeypatch, blocks, count):
-    """Counts what the layers do, not what they were told."""
+@pytest.fixture
+def merging_layers(monkeypatch):
+    """Every merge that a layer really does, as (step, layer)."""
+    from madgen.backbones._unet import UNetBackbone
     from madgen.joint import attention
 
-    merged_calls = []
-    original = attention.merge_cells
-    monkeypatch.setattr(attention, "merge_cells", lambda *args: merged_calls.append(1) or original(*args))
+    done, current = [], {"step": 0, "layer": ""}
+    call, merge_cells = attention.JointAttention.__call__, attention.merge_cells
+    install = UNetBackbone.merged_attention
+
+    def counting_call(self, *arguments, **options):
+        current["layer"] = self.name
+        return call(self, *arguments, **options)
+
+    def counting_merge(*arguments):
+        done.append((current["step"], current["layer"]))
+        return merge_cells(*arguments)
+
+    def counting_install(self, views, step, *arguments):
+        current["step"] = step
+        return install(self, views, step, *arguments)
+
+    monkeypatch.setattr(attention.JointAttention, "__call__", counting_call)
+    monkeypatch.setattr(attention, "merge_cells", counting_merge)
+    monkeypatch.setattr(UNetBackbone, "merged_attention", counting_install)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("blocks", "starts", "count"),
+    [
+        (["down"], ("down_blocks",), 4),
+        (["mid"], ("mid_block",), 2),
+        (["up"], ("up_blocks",), 8),
+        (["down", "mid"], ("down_blocks", "mid_block"), 6),
+        (["down", "mid", "up"], ("down_blocks", "mid_block", "up_blocks"), 14),
+        (["up_blocks.1.*attn1*"], ("up_blocks.1",), 2),
+    ],
+)
+def test_blocks_say_which_layers_merge_and_steps_say_when(tiny, merging_layers, blocks, starts, count):
+    """By a hook in the layers: what they do, not what they were told."""
     sampler(tiny, mad_steps=2, mad_blocks=blocks).sample(["a hill"], seeds=[1], **SIZE)
-    assert len(merged_calls) == 2 * count
+    assert len(merging_layers) == len(set(merging_layers))
+    for step in range(SIZE["num_inference_steps"]):
+        layers = [layer for at, layer in merging_layers if at == step]
+        assert len(layers) == (count if step < 2 else 0)
+        assert all(layer.startswith(starts) for layer in layers)
+
+
+def test_cross_attention_always_goes_on_merging_there_and_nowhere_else(tiny, merging_layers):
+    mad = sampler(tiny, mad_steps=1, mad_blocks=["mid"], cross_attention="always")
+    mad.sample(["a hill"], seeds=[1], **SIZE)
+    assert [step for step, layer in merging_layers if ".attn1." in layer] == [0]
+    assert [step for step, layer in merging_layers if ".attn2." in layer] == [0, 1, 2]
+
+
+def test_different_blocks_give_different_pictures(tiny):
+    """The settings of the paper's Fig. 3."""
+    settings = (["down"], ["mid"], ["up"], ["down", "mid"], ["mid", "up"], ["down", "up"], ["down", "mid", "up"])
+    samplers = [sampler(tiny, mad_steps=3, mad_blocks=blocks) for blocks in settings]
+    pictures = [mad.sample(["a hill"], seeds=[1], **SIZE) for mad in samplers]
+    for index, one in enumerate(pictures):
+        for other in pictures[:index]:
+            assert float((one - other).norm() / other.norm()) > 1e-4
 
 
 def test_cross_attention_modes():

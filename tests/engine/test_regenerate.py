@@ -18,6 +18,30 @@ def test_a_sample_is_made_again_from_its_json(madgen, job_file, tmp_path, image_
         assert np.array_equal(stored, np.asarray(Image.open(tmp_path / "again.png")))
 
 
+def test_a_looped_panorama_with_regions_is_made_again_without_its_mask_file(madgen, job_file, tmp_path):
+    mask = Image.new("L", (64, 32))
+    mask.paste(255, (20, 8, 44, 30))
+    mask.save(tmp_path / "mask.png")
+    regions = [{"mask": "mask.png", "prompt": "the sea"}, {"mask": [0, 0, 10, 12], "prompt": "dunes"}]
+    first = {"prompt": "a hill", "regions": regions}
+    lines = [first, {"prompt": "a meadow", "across": ["snow"]}, {"prompt": "a forest"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = (job_file, "prompts.source=prompts.jsonl", "prompts.samples_per_prompt=1", "sampling.loop=true")
+    made = madgen("generate", *job, "method.regions.bootstrapping=1", "sampling.batch_size=3")
+    assert made.code == 0, made.err
+    (tmp_path / "mask.png").unlink()
+    samples = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"]
+    assert len(samples) == 3
+    result = madgen("regenerate", "out", samples[0]["key"], "-o", "again.png")
+    with tarfile.open(tmp_path / "out/shards/job-000000.tar") as tar:
+        stored = np.asarray(Image.open(tar.extractfile(f"{samples[0]['key']}.png"))).astype(int)
+        recorded = json.load(tar.extractfile(f"{samples[0]['key']}.json"))["regions"]
+    assert [region["prompt"] for region in recorded] == ["the sea", "dunes"]
+    assert abs(stored - np.asarray(Image.open(tmp_path / "again.png"))).max() <= 1, result.out  # another batch size
+    changed = madgen("generate", *job, "method.regions.bootstrapping=1")
+    assert (changed.code, "there is no mask file mask.png" in changed.err) == (2, True)
+
+
 def test_it_refuses_an_unknown_key_and_other_weights(madgen, job_file, tmp_path, tiny):
     import shutil
 

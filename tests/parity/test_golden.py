@@ -74,6 +74,17 @@ def test_whole_layout_is_the_diffusers_pipeline():
     assert relative_error(ours, reference) <= 1e-4
 
 
+@pytest.fixture
+def two_threads():
+    """The gradient through VGG16, decoder and UNet magnifies last bits: with one thread the convolutions add up in
+    another order, and the result is 1.4e-4 from the file instead of 5e-6. float64 is 1.7e-4 from it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_released_syncdiffusion_code():
     reference, meta = load("sync_768")
     ours = sample(
