@@ -84,12 +84,12 @@ def test_the_example_job_loads_and_plans(workplace, tmp_path):
 
 def test_the_sample_commands(workplace):
     commands = re.findall(r"^    madgen (sample .*)$", README, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for line in commands:
         result = madgen(line, workplace)
         assert result.returncode == 0, result.stderr
-    pictures = [(workplace / name).read_bytes() for name in ("mad.png", "multidiffusion.png")]
-    assert pictures[0] != pictures[1]
+    pictures = [(workplace / name).read_bytes() for name in ("mad.png", "multidiffusion.png", "region.png")]
+    assert len(set(pictures)) == 3
 
 
 def test_the_python_examples(workplace):
@@ -103,8 +103,9 @@ def test_the_python_examples(workplace):
 
 def test_the_other_configs_of_the_demo_run(workplace):
     """Law 7: methods and trainers on the demo backbone."""
-    for method in ("mad", "multidiffusion", "direct"):
+    for method in sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml")):
         job = f"configs/backbone/demo.yaml configs/method/{method}.yaml configs/trainer/cpu.yaml"
-        options = "prompts.source=jobs/prompts/demo.txt prompts.limit=1 sampling.num_inference_steps=2"
+        options = "prompts.source=jobs/prompts/demo.txt prompts.limit=1 sampling.num_inference_steps=2 "
+        options += "sampling.width=256 method.sync.network=random"  # VGG16's trained weights may be out of reach
         result = madgen(f"generate {job} {options} output.dir=out/{method}", workplace)
         assert result.returncode == 0, result.stderr
