@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import scores
@@ -77,18 +78,19 @@ def main(arguments: list[str] | None = None) -> None:
     if options.estimate:
         return estimate(study, chosen, options)
     known = read_cache(cache)
-    work = list(missing(study, chosen, known, options.panoramas, options.batch))
+    work = [] if options.report else list(missing(study, chosen, known, options.panoramas, options.batch))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the workers would be left behind
     try:
         run(study, work, cache, options.workers, options.threads)
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command goes on from {cache}")
     known = read_cache(cache)
-    rows = {
-        setting: [known[study.key(setting, *sample)] for sample in study.wanted(setting, options.panoramas)]
+    keys = {
+        setting: [study.key(setting, *sample) for sample in study.wanted(setting, options.panoramas)]
         for setting in chosen
     }
-    write_report(options.out, rows, study.steps, study.weights)
+    rows = {setting: [known[key] for key in wanted if key in known] for setting, wanted in keys.items()}
+    write_report(options.out, {setting: found for setting, found in rows.items() if found}, study.steps, study.weights)
     print(f"{options.out}: scores.jsonl, report.md, figure.png")
     return None
 
@@ -103,6 +105,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default 4)")
     parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--threads", type=_positive, default=1, help="of each process; 1 is fastest on a busy machine")
+    parser.add_argument("--report", action="store_true", help="make no panorama; report those that are there")
     parser.add_argument("--estimate", action="store_true", help="time two steps of each setting, and say what all cost")
     return parser.parse_args(arguments)
 
@@ -200,11 +203,23 @@ def sample_and_score(study: Study, work: Work) -> list[dict]:
         "views": view_evaluations(sampler, setting, study.steps),
         "seconds": round(seconds, 3),
     }
+    own = last_borders(sampler, setting, study.steps)
     return [
         {"key": study.key(setting, prompt, seed), "prompt": prompt, "seed": seed, **shared}
         | scores.score(image, PROMPTS[prompt], *study.borders())
+        | {"own seam": scores.seam(image, own) if own else None}
         for prompt, seed, image in zip(prompts, seeds, images, strict=True)
     ]
+
+
+def last_borders(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[int]:
+    """Pixels where the views of the last step meet; none where they overlap, or where there is only one."""
+    views = sampler.geometry.build(setting.height, setting.width, setting.loop).at(steps - 1)
+    axis = views.columns if setting.width >= setting.height else views.rows
+    starts = sorted(axis.starts)
+    if setting.layout != "shifted" or any(b - a < axis.size for a, b in pairwise(starts[1:-1])):
+        return []
+    return [start * scores.CELL for start in starts[1:]]
 
 
 def estimate(study: Study, chosen: list[Setting], options: argparse.Namespace) -> None:

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from madgen.engine.writer import ShardWriter
     from madgen.errors import UserError
     from madgen.sampler import PanoramaSampler
-    from madgen.types import Box, Region
+    from madgen.types import Box, MaskFile, Region
 
 __version__ = "0.1.0"
 __all__ = [
     "Box",
     "Job",
+    "MaskFile",
     "PanoramaModule",
     "PanoramaSampler",
     "PromptDataModule",
@@ -36,6 +37,7 @@ _HOMES = {
     "ShardWriter": "madgen.engine.writer",
     "UserError": "madgen.errors",
     "Box": "madgen.types",
+    "MaskFile": "madgen.types",
     "Region": "madgen.types",
 }
 

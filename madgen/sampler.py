@@ -54,6 +54,7 @@ class PanoramaSampler:
     ):
         self.backbone, self.geometry, self.method, self.scheduler = backbone, geometry, method, scheduler
         self.original_inference_steps = original_inference_steps
+        self.distance = _distance(method, backbone)
 
     @classmethod
     def from_pretrained(
@@ -160,7 +161,7 @@ class PanoramaSampler:
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
-        self._check(prompts, negatives, seeds, guidance_scale, output)
+        self._check(prompts, negatives, seeds, regions, guidance_scale, output)
         layout = self.geometry.build(height, width, loop)
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
@@ -202,12 +203,9 @@ class PanoramaSampler:
         return scheduler
 
     def _sync(self, denoiser: _Conditioned) -> SyncGuidance | None:
-        if self.method.sync is None:
+        if self.method.sync is None or self.distance is None:
             return None
-        from madgen.perceptual import lpips
-
-        distance = lpips(self.method.sync_network, self.backbone.device)
-        return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, distance)
+        return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, self.distance)
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
@@ -227,6 +225,7 @@ class PanoramaSampler:
         prompts: Sequence[str],
         negatives: Sequence[str],
         seeds: Sequence[int],
+        regions: Sequence[Sequence[Region]] | None,
         guidance_scale: float,
         output: str,
     ) -> None:
@@ -235,6 +234,8 @@ class PanoramaSampler:
                 f"need lists of as many prompts as negative prompts and seeds, "
                 f"got {len(prompts)}, {len(negatives)}, {len(seeds)}"
             )
+        if regions is not None and len(regions) != len(prompts):
+            raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(regions)}")
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
@@ -245,6 +246,15 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
     if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
         reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
         raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
+
+
+def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What SyncDiffusion compares pictures with, loaded before anything is sampled or written."""
+    if method.sync is None:
+        return None
+    from madgen.perceptual import lpips
+
+    return lpips(method.sync_network, backbone.device)
 
 
 def sync_options(config: SyncConfig) -> dict[str, Any]:

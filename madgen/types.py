@@ -24,7 +24,7 @@ class MaskFile:
     """A picture, white where the region is, of the panorama's aspect ratio."""
 
     path: str
-    sha256: str
+    sha256: str = ""
     """Of the file, so that a changed mask is another job."""
 
 

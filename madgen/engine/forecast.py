@@ -46,8 +46,7 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         spec, assumed = module.family_spec(job.backbone.pretrained), True
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
-    if job.sampling.scheduler is not None:
-        module.scheduler_class(job.sampling.scheduler)
+    order = 1 if job.sampling.scheduler is None else module.scheduler_class(job.sampling.scheduler).order
     views = job.method.views
     mad = job.method.mad
     merging = Merging(mad.steps, mad.blocks, mad.cross_attention)
@@ -61,7 +60,7 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     _check_regions(job, plan, spec)
     negatives = {text for prompt in plan.prompts for text in (prompt.negative, *(r.negative for r in prompt.regions))}
     check_negative_prompts(spec, sorted(negatives), job.sampling.guidance_scale)
-    passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1
+    passes = order * (2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1)
     steps, sync = job.sampling.num_inference_steps, job.method.sync
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     evaluations = {size: view_evaluations(layout, steps, passes, schedule) for size, layout in layouts.items()}

@@ -49,12 +49,13 @@ def joint_diffusion(
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
     `composition` puts several prompts on a canvas (regions); `sync` may change the views before they are denoised
-    (SyncDiffusion).
+    (SyncDiffusion). Schedulers of second order, such as Heun's, evaluate twice a step, both times over the same views.
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     composition, sync = composition or OnePrompt(), sync or NoSync()
     latents = noise_BCHW * scheduler.init_noise_sigma
-    for step, timestep in enumerate(scheduler.timesteps):
+    for evaluation, timestep in enumerate(scheduler.timesteps):
+        step = evaluation // scheduler.order
         views = layout.at(step)
         views_RVChw = split(composition.rows(latents, scheduler, timestep, step), views)
         if (pulled_RVChw := sync.pull(views_RVChw, scheduler, timestep, step)) is not None:

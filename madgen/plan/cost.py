@@ -37,7 +37,7 @@ def _rows(plan: Plan) -> Counter[tuple[int, int]]:
 
 
 def view_evaluations(layout: Layout, steps: int, passes: int, sync: SyncSchedule) -> int:
-    """UNet view evaluations of one prompt on one panorama; `passes` is 2 with classifier-free guidance.
+    """UNet view evaluations of one prompt on one panorama; `passes` a step: guidance and second order double them.
 
     SyncDiffusion's gradient counts as 3 of them for each view but the anchor, which takes one.
     """

@@ -148,6 +148,12 @@ def test_different_blocks_give_different_pictures(tiny):
             assert float((one - other).norm() / other.norm()) > 1e-4
 
 
+def test_a_scheduler_of_second_order_merges_in_both_halves_of_a_step(tiny, merging_layers):
+    mad = sampler(tiny, mad_steps=1, mad_blocks=["mid"], scheduler="HeunDiscreteScheduler")
+    mad.sample(["a hill"], seeds=[1], **SIZE)
+    assert [step for step, layer in merging_layers if ".attn1." in layer] == [0, 0]
+
+
 def test_cross_attention_modes():
     scheduled, always = Merging(2, ("mid",), "scheduled"), Merging(2, ("mid",), "always")
     layers = ("mid_block.attentions.0.transformer_blocks.0.attn1.processor", "mid_block.x.attn2.processor")
@@ -180,6 +186,7 @@ def test_processors_are_back_after_sampling(tiny):
         ({"height": 30}, "height=30 px cannot be covered .*; the smallest is 32 px"),
         ({"width": 60}, "the nearest are 56 and 64 px"),
         ({"output": "tensor"}, "output must be"),
+        ({"regions": []}, "need a list of regions for each of 1 prompts, got 0"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
         ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 8 latent cells with stride 2"),
     ],
