@@ -38,7 +38,8 @@ Means ± standard error over the panoramas (variety: over the prompts); n panora
 - **variety**: standard deviation over the panoramas of one prompt, of mean colours (0..255) and horizon (percent).
 - **seams, last seams**: step at every 32nd column (there lie the borders of shifted views), and at the borders of a
   shifted last step's views alone, over the step at other borders of latent cells near by; 1 is none. The same columns
-  in every setting; **own last seams** at the borders of the setting's own last step. **change**: against the group's first setting, the same prompts and seeds compared one by one.
+  in every setting. **own last seams**: at the borders of the setting's own last step. **change**: against the group's
+  first setting, the same prompts and seeds compared one by one.
 - **wrap**: step from the last column to the first over the mean step between neighbouring columns.
 - Vertical pictures: crops lie above each other, so a low spread says that the scene is repeated from top to bottom, not
   that one scene fills the picture; seams are looked for between rows.
