@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # of typer's own copy of click, which it does not export
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
 
 JobArguments = Annotated[list[str], typer.Argument(metavar="JOB.yaml [MORE.yaml ...] [key=value ...]")]
@@ -33,7 +34,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 def main() -> None:
     """Entry point. Exit status: 0 complete, 2 wrong input, 3 stopped early, 4 some samples quarantined, 1 a bug."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except USAGE_ERROR as error:
+        message = error.format_message()
+        # Without any argument it is the help, which is meant to have more than one line.
+        print(message if len(sys.argv) == 1 else f"madgen: {message}; see madgen --help", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"madgen: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -121,6 +121,25 @@ def madgen(tmp_path):
 
 
 @pytest.fixture
+def madgen_here(tmp_path, monkeypatch, capfd):
+    """As `madgen`, in this process: for what is refused before any work begins, where a process each would be slow."""
+    from madgen.cli import main
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["madgen", *map(str, arguments)])
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code, printed = stopped.value.code, capfd.readouterr()
+        assert code is None or isinstance(code, int)
+        return Result(code or 0, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
 def job_file(tmp_path, tiny) -> Path:
     """A job of 10 panoramas of 32x64 px in 4 shards on the tiny backbone."""
     (tmp_path / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))

@@ -138,7 +138,7 @@ class Worker:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        if self.directory.sidecar(shard).exists():  # published while we were looking elsewhere
+        if self.directory.is_done(shard):  # published while we were looking elsewhere
             self._claim_file(shard).unlink(missing_ok=True)
             return False
         self.claimed.add(shard)

@@ -57,7 +57,7 @@ class OpenShard:
         self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
-        if self.directory.sidecar(self.shard.name).exists() or not self.path.exists():
+        if self.directory.is_done(self.shard.name) or not self.path.exists():
             self.discard()
             return False
         samples = self._describe()

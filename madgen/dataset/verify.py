@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
+from madgen.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
 
@@ -67,7 +68,7 @@ def _check_shard(directory: DatasetDir, name: str, manifest: dict[str, Any]) -> 
     found: list[str] = []
     problems: list[str] = []
     try:
-        sidecar = json.loads(directory.sidecar(name).read_text())
+        sidecar = directory.read_sidecar(name)
         entries = {entry["key"]: entry for entry in sidecar["samples"]}
         with open(directory.tar(name), "rb") as raw:
             for key, members in _samples(directory.tar(name)):
@@ -75,7 +76,7 @@ def _check_shard(directory: DatasetDir, name: str, manifest: dict[str, Any]) -> 
                 if key in entries:
                     checks = _check_sample(key, members, entries[key]["seed"])
                     problems += [f"{key}: {problem}" for problem in [*checks, *_check_bytes(raw, entries[key])]]
-    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
+    except (OSError, ValueError, KeyError, TypeError, tarfile.TarError, UserError) as error:
         return found, [*problems, f"cannot be read: {error}"]
     if list(entries) != found:
         problems.append("its sidecar and its tar do not hold the same keys in the same order")

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from madgen.dataset.layout import DatasetDir
 from madgen.errors import UserError
 
 MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
@@ -113,10 +114,7 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
 
 def _dataset(directory: Path) -> dict[str, Any]:
     """`dataset.json` of a dataset."""
-    path = directory / "dataset.json"
-    if not path.is_file():
-        raise UserError(f"{directory} holds no madgen dataset (no dataset.json)")
-    return _object(path.read_bytes(), str(path))
+    return DatasetDir(directory).read_manifest()
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
@@ -131,20 +129,19 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 def _places(directory: Path) -> list[_Place]:
     """Every sample of the finished shards, in the order of the shards' names."""
-    sidecars = sorted(path for path in (directory / "shards").glob("*.json") if not path.name.startswith("."))
-    places = [place for sidecar in sidecars for place in _listed(sidecar)]
+    dataset = DatasetDir(directory)
+    places = [place for name in sorted(dataset.done()) for place in _listed(dataset, name)]
     if not places:
         raise UserError(f"{directory} has no finished sample yet; the first shard is still to be completed")
     return places
 
 
-def _listed(sidecar: Path) -> Iterator[_Place]:
-    shard = sidecar.with_suffix(".tar")
+def _listed(dataset: DatasetDir, name: str) -> Iterator[_Place]:
     try:
-        for sample in _object(sidecar.read_bytes(), str(sidecar))["samples"]:
-            yield _Place(shard, str(sample["key"]), int(sample["offset"]), int(sample["size"]))
+        for sample in dataset.read_sidecar(name)["samples"]:
+            yield _Place(dataset.tar(name), str(sample["key"]), int(sample["offset"]), int(sample["size"]))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{sidecar} is no list of samples, each with its key, offset and size") from None
+        raise UserError(f"{dataset.sidecar(name)} is no list of samples, each with its key, offset and size") from None
 
 
 def _spread(places: list[_Place], limit: int | None) -> list[_Place]:

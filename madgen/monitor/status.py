@@ -25,12 +25,13 @@ def _count(directory: DatasetDir, shards: set[str]) -> int:
 
 
 def _samples_in(sidecar: Path) -> int:
-    if sidecar not in _counts:
-        content = read_json(sidecar)
-        if content is None:
+    path = sidecar.absolute()
+    if path not in _counts:
+        content = read_json(path)
+        if not isinstance(content, dict) or "samples" not in content:  # damaged: `verify` says so
             return 0
-        _counts[sidecar] = len(content["samples"])
-    return _counts[sidecar]
+        _counts[path] = len(content["samples"])
+    return _counts[path]
 
 
 def made(directory: DatasetDir) -> int:

@@ -45,15 +45,15 @@ def listing(folder):
         (["sampling.num_inference_steps=2000"], "num_inference_steps"),
     ],
 )
-def test_generate_refuses(madgen, job_file, tmp_path, overrides, message):
+def test_generate_refuses(madgen_here, job_file, tmp_path, overrides, message):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/photo.png").write_text("mine")
     if "output.dir=other" in overrides:
-        assert madgen("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
-                      "prompts.samples_per_prompt=1").code == 0  # fmt: skip
+        assert madgen_here("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
+                           "prompts.samples_per_prompt=1").code == 0  # fmt: skip
     before = listing(tmp_path)
-    result = madgen("generate", job_file, *overrides)
+    result = madgen_here("generate", job_file, *overrides)
     assert result.code == 2, result.err
     assert message in result.err
     assert "Traceback" not in result.err
@@ -61,22 +61,39 @@ def test_generate_refuses(madgen, job_file, tmp_path, overrides, message):
     assert listing(tmp_path) == before
 
 
-def test_resume_never_refuses_a_dataset(madgen, job_file):
-    assert madgen("generate", job_file, "prompts.limit=1").code == 0
-    result = madgen("generate", job_file, "prompts.limit=1", "output.resume=never")
+def test_a_process_that_refuses_exits_with_2_after_one_line(madgen, job_file):
+    result = madgen("generate", job_file, "prompts.source=missing.txt")
+    assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, "")
+
+
+def test_resume_never_refuses_a_dataset(madgen_here, job_file):
+    assert madgen_here("generate", job_file, "prompts.limit=1").code == 0
+    result = madgen_here("generate", job_file, "prompts.limit=1", "output.resume=never")
     assert (result.code, "output.resume=never" in result.err) == (2, True)
 
 
-@pytest.mark.parametrize("arguments", [["generate"], ["generate", "x=1"], ["generate", "no.yaml"], ["plan", "no.yaml"]])
-def test_no_job(madgen, arguments):
-    result = madgen(*arguments)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate"],
+        ["generate", "x=1"],
+        ["generate", "no.yaml"],
+        ["plan", "no.yaml"],
+        ["plan", "prompts.txt"],
+        ["paint"],
+        ["preview", "out", "--limit", "0"],
+        ["regenerate", "out", "key"],
+    ],
+)
+def test_no_job_no_command_no_option(madgen_here, arguments):
+    result = madgen_here(*arguments)
     assert result.code == 2
-    assert "Traceback" not in result.err
+    assert len(result.err.strip().splitlines()) == 1, result.err
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "preview", "index"])
-def test_a_directory_without_a_dataset(madgen, tmp_path, command):
-    result = madgen(command, tmp_path)
+def test_a_directory_without_a_dataset(madgen_here, tmp_path, command):
+    result = madgen_here(command, tmp_path)
     assert result.code == 2
     assert "holds no madgen dataset" in result.err
     assert len(result.err.strip().splitlines()) == 1
@@ -86,19 +103,49 @@ def test_a_directory_without_a_dataset(madgen, tmp_path, command):
     "arguments",
     [["", "-o", "x.png"], ["a hill", "-o", "x.gif"], ["a hill", "-o", "no/x.png"], ["a hill", "sampling.width=5"]],
 )
-def test_sample_refuses(madgen, tmp_path, arguments):
-    result = madgen("sample", *arguments)
+def test_sample_refuses(madgen_here, tmp_path, arguments):
+    result = madgen_here("sample", *arguments)
     assert result.code == 2, result.err
     assert "Traceback" not in result.err
     assert listing(tmp_path) == []
 
 
-def test_plan_writes_nothing_and_counts(madgen, job_file, tmp_path):
+def test_plan_writes_nothing_and_counts(madgen_here, job_file, tmp_path):
     before = listing(tmp_path)
-    plan = json.loads(madgen("plan", job_file, "--json").out)
+    plan = json.loads(madgen_here("plan", job_file, "--json").out)
     assert (plan["prompts"], plan["samples"], plan["shards"]) == (5, 10, 4)
     assert plan["sizes"] == [{"height": 32, "width": 64, "samples": 10, "views": 5}]
     assert plan["view_evaluations"] == 10 * 5 * 2 * 2  # samples x views x steps x guidance passes
-    text = madgen("plan", job_file).out
+    text = madgen_here("plan", job_file).out
     assert "10 panoramas in 4 shards" in text
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"shard": "job-000000"}'])
+def test_a_damaged_sidecar_is_named_with_the_way_out(madgen_here, job_file, tmp_path, damage):
+    assert madgen_here("generate", job_file, "prompts.limit=1").code == 0
+    (tmp_path / "out/shards/job-000000.json").write_text(damage)
+    for command in ("status", "index", "preview"):
+        result = madgen_here(command, "out")
+        assert (result.code, len(result.err.strip().splitlines())) == (2, 1), result.err
+        assert "job-000000.json" in result.err
+    assert madgen_here("verify", "out").code == 1
+
+
+def test_a_tar_that_was_removed_is_made_again(madgen_here, job_file, tmp_path):
+    assert madgen_here("generate", job_file, "prompts.limit=2").code == 0
+    tar = tmp_path / "out/shards/job-000001.tar"
+    content = tar.read_bytes()
+    tar.unlink()
+    broken = madgen_here("verify", "out")
+    assert (broken.code, "remove shards/NAME.json" in broken.out) == (1, True)
+    assert madgen_here("generate", job_file, "prompts.limit=2").code == 0
+    assert tar.read_bytes() == content
+    assert madgen_here("verify", "out").code == 0
+
+
+def test_dataset_json_of_something_else_is_refused(madgen_here, tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    for command in ("status", "verify", "index", "preview"):
+        result = madgen_here(command, tmp_path)
+        assert (result.code, "is not madgen's" in result.err) == (2, True), result.err

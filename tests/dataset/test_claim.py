@@ -61,7 +61,10 @@ def test_of_many_at_once_one_wins(worker):
 
 def test_a_done_shard_is_not_claimed(worker, directory):
     directory.sidecar("s").write_text("{}")
+    directory.tar("s").write_text("")
     assert not worker().claim("s")
+    directory.tar("s").unlink()  # a shard that somebody has removed is work again
+    assert worker().claim("s")
     assert list(directory.claims.iterdir()) == []
 
 
