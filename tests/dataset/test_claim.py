@@ -63,9 +63,9 @@ def test_a_done_shard_is_not_claimed(worker, directory):
     directory.sidecar("s").write_text("{}")
     directory.tar("s").write_text("")
     assert not worker().claim("s")
+    assert list(directory.claims.iterdir()) == []
     directory.tar("s").unlink()  # a shard that somebody has removed is work again
     assert worker().claim("s")
-    assert list(directory.claims.iterdir()) == []
 
 
 def test_a_worker_whose_heartbeat_is_old_loses_its_claim(worker, directory):
