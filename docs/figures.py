@@ -28,7 +28,7 @@ SHOWN = [
 OPEN_PROMPTS = ["mountains", "the sea", "a landscape panorama", "hills", "a forest", "a meadow with trees"]
 PAIRS = [("mountains", 0), ("a landscape panorama", 0), ("a meadow with trees", 1)]
 METHODS = {"MultiDiffusion": 0, "MAD, 10 of 20 steps": 10, "MAD, all 20 steps": 20}
-HUT = Region(Box(288, 40, 480, 128), "a city skyline over the water")
+CITY = Region(Box(288, 40, 480, 128), "a city skyline over the water")
 FOUR = ["mountains at dawn", "mountains at noon", "mountains at sunset", "mountains at night"]
 ACROSS = [Region(Ramp(index, len(FOUR)), text) for index, text in enumerate(FOUR) if index]
 METHOD_PICTURES = {  # name: (prompt, method, sampling)
@@ -39,7 +39,7 @@ METHOD_PICTURES = {  # name: (prompt, method, sampling)
     "shifted": ("mountains", {"layout": "shifted", "mad_steps": 0}, {}),
     "shifted-mad": ("mountains", {"layout": "shifted", "mad_steps": 16}, {}),
     "loop": ("hills over a meadow", {"mad_steps": 20}, {"loop": True}),
-    "regions": ("hills over the water at sunset", {"mad_steps": 10, "region_bootstrapping": 6}, {"regions": [[HUT]]}),
+    "regions": ("hills over the water at sunset", {"mad_steps": 10}, {"regions": [[CITY]]}),
     "across": (FOUR[0], {"mad_steps": 10}, {"regions": [ACROSS]}),
     "grid": ("mountains over the sea at sunset", {"mad_steps": 20}, {"height": 256, "width": 512}),
 }

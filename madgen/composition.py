@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone
+from madgen.errors import UserError
 from madgen.joint.regions import Bootstrap, Regions, with_background
 from madgen.masks import cell_weights
 from madgen.seeding import derived_seed
@@ -37,8 +38,19 @@ def composition(
     for parts in regions:
         weights = [torch.from_numpy(cell_weights(part.mask, *size, backbone.spec.factor, loop)) for part in parts]
         masks.append(with_background(torch.stack(weights)) if parts else torch.ones(1, *noise_BCHW.shape[-2:]))
-    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if bootstrapping else None
+    cut_out = any(is_cut_out(part) for parts in regions for part in parts)
+    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if bootstrapping and cut_out else None
     return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
+
+
+def check_regions_scheduler(scheduler: type, regions: PanoramaRegions, bootstrapping: int) -> None:
+    """UserError where bootstrapping needs noise that a scheduler cannot add."""
+    cut_out = any(is_cut_out(part) for parts in regions for part in parts)
+    if bootstrapping and cut_out and not hasattr(scheduler, "add_noise"):
+        raise UserError(
+            f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; take another, such as DDIMScheduler, "
+            "or set method.regions.bootstrapping=0"
+        )
 
 
 def rows(own: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
@@ -55,13 +67,11 @@ def _bootstrap(
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
         colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator))
     counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
-    active = [_is_cut_out(part) for parts in regions for part in (None, *parts)]
-    return Bootstrap(
-        steps,
-        _encode_colours(torch.cat(colours, dim=1).to(noise_BCHW.device), backbone),
-        noise_BCHW.repeat_interleave(counts, 0),
-        torch.tensor(active, device=noise_BCHW.device),
-    )
+    active = torch.tensor([is_cut_out(part) for parts in regions for part in (None, *parts)])
+    rgb_KR3 = torch.cat(colours, dim=1)
+    latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], device=noise_BCHW.device)
+    latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
+    return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
 
 
 @torch.no_grad()
@@ -73,6 +83,6 @@ def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
     return latents.unflatten(0, colours_KR3.shape[:2])
 
 
-def _is_cut_out(region: Region | None) -> bool:
+def is_cut_out(region: Region | None) -> bool:
     """Whether a row is bootstrapped: neither a background nor a blend along the width."""
     return region is not None and not isinstance(region.mask, Ramp)

@@ -59,8 +59,9 @@ class BackboneConfig:
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
     layout: str = "overlapping"
-    """`overlapping` (MultiDiffusion), `shifted` (SpotDiffusion: side by side, moved by another multiple of the stride
-    at each step), or `whole` (direct inference: one view that is the canvas)."""
+    """`overlapping` (MultiDiffusion), `shifted` (SpotDiffusion: side by side, moved at each step, by another multiple
+    of the stride while attention merges, by any number of cells where it does not), or `whole` (direct inference: one
+    view that is the canvas)."""
     size: int | None = None
     """Latent cells; null is the size that the backbone was trained at."""
     stride: int | None = None
@@ -113,11 +114,15 @@ class SyncConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionsConfig:
-    bootstrapping: int = 20
-    """In the first `bootstrapping` steps a region's prompt sees plain colours outside its mask; 0: never."""
+    bootstrapping: int | None = None
+    """In the first `bootstrapping` steps a region's prompt sees plain colours outside its mask; 0: never; null: in two
+    fifths of the steps, as the released code."""
 
     def __post_init__(self) -> None:
-        _check(self.bootstrapping >= 0, f"method.regions.bootstrapping must be >= 0 steps, got {self.bootstrapping}")
+        _check(
+            self.bootstrapping is None or self.bootstrapping >= 0,
+            f"method.regions.bootstrapping must be >= 0 steps or null, got {self.bootstrapping}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +131,12 @@ class MethodConfig:
     mad: MadConfig = field(default_factory=MadConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            not (self.sync.weight and self.views.layout == "whole"),
+            "method.sync compares views, and layout=whole has only one; leave method.sync.weight 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +183,8 @@ class PromptsConfig:
     """Two prompts of one id: `error`, `skip` the later ones, or `rename` them."""
     regions: list[dict[str, Any]] = field(default_factory=list)
     """For lines without their own: `{mask, prompt, negative_prompt}`; a mask is `[left, top, right, bottom]` in pixels,
-    or a picture file, white where the region is."""
+    or a picture file, white where the region is, found as `source` is. A region without a negative prompt takes the
+    line's."""
     across: list[str] = field(default_factory=list)
     """For lines without their own: further prompts, spaced along the width, from the line's own at the left edge."""
 
@@ -182,6 +194,7 @@ class PromptsConfig:
             f"prompts.samples_per_prompt must be in 1..10000, got {self.samples_per_prompt}",
         )
         _check(0 <= self.seed < 2**63, f"prompts.seed must be in 0..2^63-1, got {self.seed}")
+        _check(not (self.regions and self.across), "prompts.regions and prompts.across exclude each other; give one")
         _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
         _one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
 
@@ -291,18 +304,27 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
         raise UserError(_explain(error)) from error
     assert isinstance(job, Job)
     _refuse_converted(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
-    source = _find(job.prompts.source, [file.resolve().parent for file in files])
-    return replace(job, prompts=replace(job.prompts, source=source))
+    folders = [file.resolve().parent for file in files]
+    source = _find(job.prompts.source, folders)
+    regions = [_with_mask_found(region, folders) for region in job.prompts.regions]
+    return replace(job, prompts=replace(job.prompts, source=source, regions=regions))
 
 
-def _refuse_converted(given: Any, taken: Any, prefix: str = "") -> None:
+def _with_mask_found(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    mask = region.get("mask")
+    return {**region, "mask": str(Path(_find(mask, folders)).absolute())} if isinstance(mask, str) else region
+
+
+def _refuse_converted(given: Any, taken: Any, name: str = "") -> None:
     """YAML reads `no` as false and `007` as 7; where a text is wanted, that is not what was meant."""
-    for key, value in given.items():
-        final = taken[key]
-        if isinstance(value, dict) and isinstance(final, dict):
-            _refuse_converted(value, final, f"{prefix}{key}.")
-        elif isinstance(final, str) and not isinstance(value, str):
-            raise UserError(f"{prefix}{key} must be a text, YAML reads it as {value!r}; put it in quotes")
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key, value in given.items():
+            _refuse_converted(value, taken.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(given, list) and isinstance(taken, list | tuple):
+        for value, final in zip(given, taken, strict=False):
+            _refuse_converted(value, final, name)
+    elif isinstance(taken, str) and not isinstance(given, str):
+        raise UserError(f"{name} must be a text, YAML reads it as {given!r}; put it in quotes")
 
 
 def _find(source: str, folders: Sequence[Path]) -> str:

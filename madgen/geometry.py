@@ -17,6 +17,10 @@ class Geometry:
         self.merged_steps = 0 if merging is None else merging.last_step()
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
+        if layout == "shifted" and self.merged_steps == 0:
+            if stride is not None:
+                raise UserError("method.views.stride has no meaning with layout=shifted and no MAD: leave it null")
+            self.stride = 1  # views that never merge shift by any number of cells
         if layout == "whole" and (view_size or stride):
             raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from madgen.types import Box, Mask, MaskFile, MaskPicture, Ramp, Region
 MOST_STRETCH = 0.02  # by which a mask's aspect ratio may differ from the panorama's: roundings, not another picture
 
 
+@lru_cache(maxsize=256)
 def cell_weights(mask: Mask, height: int, width: int, factor: int, loop: bool = False) -> np.ndarray:
     """Weights in 0..1, float32 [height / factor, width / factor]: how much of each latent cell a mask covers.
 
-    `height`, `width`: the panorama's pixels; `factor`: pixels a cell. UserError for a mask that does not fit it.
+    `height`, `width`: the panorama's pixels; `factor`: pixels a cell. UserError for a mask that does not fit it. The
+    array is kept for the next panorama: do not write to it.
     """
     if isinstance(mask, Ramp):
         return _ramp(mask, height // factor, width // factor, loop)
@@ -37,7 +41,7 @@ def region_to_json(region: Region) -> dict[str, Any]:
     """A region as it is recorded with a sample: whole, whatever becomes of its mask file."""
     mask: Any = region.mask
     if isinstance(mask, MaskFile):
-        mask = {"png": _encode(_open(Path(mask.path)))}
+        mask = {"png": _png(mask)}
     elif isinstance(mask, MaskPicture):
         mask = {"png": mask.png}
     elif isinstance(mask, Box):
@@ -60,9 +64,10 @@ def region_from_json(content: dict[str, Any]) -> Region:
     return Region(mask, content["prompt"], content["negative_prompt"])
 
 
-def _encode(image: Image.Image) -> str:
+@lru_cache(maxsize=256)
+def _png(mask: MaskFile) -> str:
     stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
+    _open(mask).save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -90,7 +95,7 @@ def _ramp(ramp: Ramp, rows: int, columns: int, loop: bool) -> np.ndarray:
 
 
 def _picture(mask: MaskFile | MaskPicture, height: int, width: int, factor: int) -> np.ndarray:
-    image = _open(Path(mask.path) if isinstance(mask, MaskFile) else io.BytesIO(base64.b64decode(mask.png)))
+    image = _open(mask)
     if abs(image.width * height / (image.height * width) - 1) > MOST_STRETCH:
         raise UserError(
             f"the mask {_name(mask)} of {image.height}x{image.width} px (height x width) has another shape than the "
@@ -100,12 +105,28 @@ def _picture(mask: MaskFile | MaskPicture, height: int, width: int, factor: int)
     return np.asarray(cells, dtype=np.float32) / 255
 
 
-def _open(source: Path | io.BytesIO) -> Image.Image:
+def _open(mask: MaskFile | MaskPicture) -> Image.Image:
+    """8-bit greys; what is transparent is black."""
     try:
-        with Image.open(source) as image:
+        with Image.open(io.BytesIO(_content(mask))) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"the mask {_name(mask)} has more than 8 bits a pixel; save it with 8")
+            if image.has_transparency_data:
+                ground = Image.new("RGBA", image.size, "black")
+                return Image.alpha_composite(ground, image.convert("RGBA")).convert("L")
             return image.convert("L")
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the mask {source}: {error}") from error
+        raise UserError(f"cannot read the mask {_name(mask)}: {error}") from error
+
+
+def _content(mask: MaskFile | MaskPicture) -> bytes:
+    """The mask's bytes; UserError if the file is not the one that was planned with."""
+    if isinstance(mask, MaskPicture):
+        return base64.b64decode(mask.png)
+    content = Path(mask.path).read_bytes()
+    if mask.sha256 and hashlib.sha256(content).hexdigest() != mask.sha256:
+        raise UserError(f"the mask {mask.path} has changed since the job was planned; restore it, or start anew")
+    return content
 
 
 def _name(mask: Mask) -> str:

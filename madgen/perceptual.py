@@ -22,6 +22,8 @@ def lpips(network: str, device: torch.device) -> Callable[[Tensor, Tensor], Tens
     `vgg`: trained on ImageNet, from torchvision's download cache; UserError if the weights cannot be had. `random`:
     untrained, always the same; it still compares colours and textures, and needs no download.
     """
+    if network not in NETWORKS:
+        raise UserError(f"sync network must be one of {', '.join(NETWORKS)}, got {network!r}")
     from torchmetrics.functional.image.lpips import _LPIPS  # its public class cannot leave the network untrained
 
     with torch.random.fork_rng(devices=[]):

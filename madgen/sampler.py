@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, BackboneSpec, Lora, Merging, as_lora, backbone_module
-from madgen.composition import composition, rows
+from madgen.composition import check_regions_scheduler, composition, rows
 from madgen.config import Job, SyncConfig
 from madgen.errors import UserError
 from madgen.geometry import Geometry
 from madgen.joint.loop import joint_diffusion
-from madgen.joint.sync import SyncGuidance, SyncSchedule, foreseen_latents
+from madgen.joint.schedule import SyncSchedule
+from madgen.joint.sync import SyncGuidance, check_foresight
 from madgen.joint.views import Views
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODES = ("auto", "whole", "tiled")
 WHOLE_AT_MOST = 2**22
 """Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
 
@@ -34,7 +36,16 @@ class Method:
     merging: Merging
     sync: SyncSchedule | None = None
     sync_network: str = "vgg"
-    bootstrapping: int = 20
+    bootstrapping: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bootstrapping is not None and self.bootstrapping < 0:
+            raise UserError(f"region_bootstrapping must be >= 0 steps or None, got {self.bootstrapping}")
+
+    def bootstrapped_steps(self, num_inference_steps: int) -> int:
+        """Two fifths of the steps unless asked otherwise: the released code takes 20 of 50."""
+        wanted = round(0.4 * num_inference_steps) if self.bootstrapping is None else self.bootstrapping
+        return min(wanted, num_inference_steps)
 
 
 class PanoramaSampler:
@@ -77,7 +88,7 @@ class PanoramaSampler:
         sync_steps: int = 50,
         sync_every: int = 1,
         sync_network: str = "vgg",
-        region_bootstrapping: int = 20,
+        region_bootstrapping: int | None = None,
         scheduler: str | None = None,
         original_inference_steps: int | None = None,
         dtype: str = "auto",
@@ -106,6 +117,8 @@ class PanoramaSampler:
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         geometry = Geometry(backbone.spec, layout, view_size, stride, merging)
         backbone.merged_layers(merging)
+        if sync_weight and layout == "whole":
+            raise UserError("SyncDiffusion (sync weight > 0) compares views; layout=whole has only one")
         sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
         method = Method(merging, sync, sync_network, region_bootstrapping)
         return cls(backbone, geometry, method, scheduler, original_inference_steps)
@@ -134,6 +147,7 @@ class PanoramaSampler:
             device=device,
         )
 
+    @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
     @torch.no_grad()
     def sample(
         self,
@@ -161,7 +175,7 @@ class PanoramaSampler:
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
-        self._check(prompts, negatives, seeds, regions, guidance_scale, output)
+        self._check(prompts, negatives, seeds, regions, guidance_scale, decode, output)
         layout = self.geometry.build(height, width, loop)
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
@@ -171,6 +185,7 @@ class PanoramaSampler:
             guidance_scale,
         )
         scheduler = self.new_scheduler(num_inference_steps)
+        check_regions_scheduler(type(scheduler), regions, self.method.bootstrapped_steps(num_inference_steps))
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
         noise = noise.to(scheduler.timesteps.device)
@@ -182,7 +197,13 @@ class PanoramaSampler:
             denoiser,
             draws,
             composition=composition(
-                regions, self.backbone, noise, (height, width), seeds, loop, self.method.bootstrapping
+                regions,
+                self.backbone,
+                noise,
+                (height, width),
+                seeds,
+                loop,
+                self.method.bootstrapped_steps(num_inference_steps),
             ),
             sync=self._sync(denoiser),
             on_step=on_step,
@@ -195,16 +216,17 @@ class PanoramaSampler:
         """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
         scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps, self.original_inference_steps)
         if self.method.sync is not None:
-            nothing = torch.zeros(1, self.backbone.spec.channels, 1, 1, device=scheduler.timesteps.device)
+            nothing = torch.zeros(1, self.backbone.spec.channels, 1, 3, device=scheduler.timesteps.device)
             try:
-                foreseen_latents(scheduler, nothing, scheduler.timesteps[0], nothing)
+                check_foresight(scheduler, nothing)
             except ValueError as error:
                 raise UserError(f"method.sync: {error}; take a scheduler such as DDIMScheduler") from error
         return scheduler
 
     def _sync(self, denoiser: _Conditioned) -> SyncGuidance | None:
-        if self.method.sync is None or self.distance is None:
+        if self.method.sync is None:
             return None
+        assert self.distance is not None
         return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, self.distance)
 
     @torch.no_grad()
@@ -213,7 +235,7 @@ class PanoramaSampler:
 
         `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
         """
-        if decode not in ("auto", "whole", "tiled"):
+        if decode not in DECODES:
             raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
         height, width = latents_BCHW.shape[-2:]
         large = height * width * self.backbone.spec.factor**2 > WHOLE_AT_MOST
@@ -227,6 +249,7 @@ class PanoramaSampler:
         seeds: Sequence[int],
         regions: Sequence[Sequence[Region]] | None,
         guidance_scale: float,
+        decode: str,
         output: str,
     ) -> None:
         if isinstance(prompts, str) or not len(prompts) == len(negatives) == len(seeds) or not prompts:
@@ -236,6 +259,8 @@ class PanoramaSampler:
             )
         if regions is not None and len(regions) != len(prompts):
             raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(regions)}")
+        if decode not in DECODES:
+            raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)

@@ -81,12 +81,13 @@ def test_a_job_is_frozen():
         ("name=007", "name must be a text, YAML reads it as 7; put it in quotes"),
         ("prompts.negative_prompt=no", "prompts.negative_prompt must be a text, YAML reads it as False"),
         ("sampling.guidance_scale=.inf", "sampling.guidance_scale must be >= 0, got inf"),
-        # not there yet: refused, never ignored
+        ("prompts.across=[no]", "prompts.across must be a text, YAML reads it as False"),
         ("method.sync.weight=-20", "must be >= 0"),
         ("method.sync.decay=0", "must be in 0..1 and not 0"),
         ("method.sync.every=0", "must be >= 1 step"),
         ("method.sync.network=alex", "method.sync.network must be one of vgg, random"),
         ("method.regions.bootstrapping=-1", "must be >= 0 steps"),
+        # not there yet: refused, never ignored
         ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),
     ],

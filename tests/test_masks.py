@@ -12,7 +12,7 @@ def picture(tmp_path):
     pixels = np.zeros((32, 64), np.uint8)
     pixels[8:24, 16:32] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    return MaskFile(str(tmp_path / "mask.png"), "digest")
+    return MaskFile(str(tmp_path / "mask.png"))
 
 
 def test_a_box_on_cell_borders_is_sharp():
@@ -82,3 +82,19 @@ def test_pictures_that_do_not_fit_are_refused(picture, tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
     with pytest.raises(UserError, match="cannot read the mask"):
         cell_weights(MaskFile(str(tmp_path / "broken.png"), ""), 32, 64, 8)
+
+
+def test_transparency_is_black_and_more_than_8_bits_are_refused(tmp_path):
+    image = Image.new("RGBA", (64, 32), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 32, 32))
+    image.save(tmp_path / "clear.png")
+    expected = cell_weights(Box(0, 0, 32, 32), 32, 64, 8)
+    assert np.array_equal(cell_weights(MaskFile(str(tmp_path / "clear.png")), 32, 64, 8), expected)
+    Image.fromarray(np.full((32, 64), 1000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        cell_weights(MaskFile(str(tmp_path / "deep.png")), 32, 64, 8)
+
+
+def test_a_mask_that_changed_since_it_was_planned_is_refused(picture):
+    with pytest.raises(UserError, match="has changed since the job was planned"):
+        cell_weights(MaskFile(picture.path, "0" * 64), 32, 64, 8)

@@ -108,7 +108,7 @@ def _changed(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
         return found
     asked = [line for line in differences(existing["job"], content["job"]) if line.startswith(PROMPT_KEYS)]
     others = [line for line in found if not line.startswith("prompts.")]
-    return [*others, *(asked or ["prompts.source: other prompts in the file now"])]
+    return [*others, *(asked or ["prompts.source: other prompts or masks now"])]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -6,14 +6,15 @@ import json
 from dataclasses import dataclass
 
 from madgen.backbones import BackboneSpec, Merging, backbone_module
+from madgen.composition import check_regions_scheduler
 from madgen.config import Job
 from madgen.errors import UserError
 from madgen.geometry import Geometry
-from madgen.joint.sync import SyncSchedule
+from madgen.joint.schedule import SyncSchedule
 from madgen.masks import cell_weights
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
-from madgen.sampler import check_negative_prompts
+from madgen.sampler import Method, check_negative_prompts
 from madgen.weights import lora_file, resolve_pretrained
 
 
@@ -46,10 +47,14 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         spec, assumed = module.family_spec(job.backbone.pretrained), True
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
-    order = 1 if job.sampling.scheduler is None else module.scheduler_class(job.sampling.scheduler).order
-    views = job.method.views
-    mad = job.method.mad
+    mad, order = job.method.mad, 1
     merging = Merging(mad.steps, mad.blocks, mad.cross_attention)
+    if job.sampling.scheduler is not None:
+        scheduler = module.scheduler_class(job.sampling.scheduler)
+        order, bootstrapping = scheduler.order, job.method.regions.bootstrapping
+        bootstrapped = Method(merging, bootstrapping=bootstrapping).bootstrapped_steps(job.sampling.num_inference_steps)
+        check_regions_scheduler(scheduler, [prompt.regions for prompt in plan.prompts], bootstrapped)
+    views = job.method.views
     geometry = Geometry(spec, views.layout, views.size, views.stride, merging)
     counts = sizes(plan)
     layouts = {}

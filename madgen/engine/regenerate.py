@@ -28,7 +28,7 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     image_format = check_output(output)
     stored = read_sample(DatasetDir(directory), key)
     again = _sample(stored.metadata)
-    write_atomically(output, encode_image(again, image_format, 95))
+    write_atomically(output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"]))
     job = DatasetDir(directory).read_manifest()["job"]
     decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))

@@ -31,7 +31,7 @@ class Denoiser(Protocol):
 class Synchronizer(Protocol):
     """May change the views before they are denoised; None: leaves them as they are."""
 
-    def pull(self, views_BVChw: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
+    def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
 
 
 @torch.no_grad()
@@ -49,20 +49,30 @@ def joint_diffusion(
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
     `composition` puts several prompts on a canvas (regions); `sync` may change the views before they are denoised
-    (SyncDiffusion). Schedulers of second order, such as Heun's, evaluate twice a step, both times over the same views.
+    (SyncDiffusion).
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     composition, sync = composition or OnePrompt(), sync or NoSync()
     latents = noise_BCHW * scheduler.init_noise_sigma
-    for evaluation, timestep in enumerate(scheduler.timesteps):
-        step = evaluation // scheduler.order
+    for step, timestep in zip(steps_of(scheduler), scheduler.timesteps, strict=True):
         views = layout.at(step)
         views_RVChw = split(composition.rows(latents, scheduler, timestep, step), views)
-        if (pulled_RVChw := sync.pull(views_RVChw, scheduler, timestep, step)) is not None:
-            views_RVChw, latents = pulled_RVChw, composition.compose(merge(pulled_RVChw, views))
+        if (pulled_RVChw := sync.pull(views_RVChw, views, scheduler, timestep, step)) is not None:
+            latents = latents + composition.compose(merge(pulled_RVChw - views_RVChw, views))
+            views_RVChw = pulled_RVChw
         with denoiser.merged_attention(views, step):
             noise_views = denoiser.predict_noise(scheduler.scale_model_input(views_RVChw, timestep), timestep)
         noise = composition.compose(merge(noise_views, views))
         latents = scheduler.step(noise, timestep, latents, **options).prev_sample
         on_step(step)
     return latents
+
+
+def steps_of(scheduler: Any) -> list[int]:
+    """The step that each evaluation belongs to: schedulers of second order, such as Heun's, take two a step, and PNDM
+    evaluates at some timesteps more than once."""
+    if scheduler.order > 1:
+        return [evaluation // scheduler.order for evaluation in range(len(scheduler.timesteps))]
+    times = scheduler.timesteps.tolist()
+    seen: dict[float, int] = {}
+    return [seen.setdefault(time, len(seen)) for time in times]

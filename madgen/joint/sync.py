@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from madgen.joint.schedule import SyncSchedule
+from madgen.joint.views import Views
 
 
 class NoisePredictor(Protocol):
@@ -17,25 +19,10 @@ class NoisePredictor(Protocol):
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class SyncSchedule:
-    """When and how strongly: `weight * decay ** step`, in the first `steps` steps, at each `every`-th of them."""
-
-    weight: float
-    decay: float
-    steps: int
-    every: int
-
-    def at(self, step: int) -> float:
-        """The gradient's weight at a step; 0 where there is none."""
-        due = step < self.steps and (step + 1) % self.every == 0
-        return self.weight * self.decay**step if due else 0.0
-
-
 class NoSync:
     """Leaves the views alone."""
 
-    def pull(self, views_BVChw: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
+    def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
         return None
 
 
@@ -43,7 +30,8 @@ class SyncGuidance:
     """Gradient descent on each view's latent, on the perceptual distance of its foreseen picture to the anchor's.
 
     `decode` gives pixels in 0..1 [B, 3, h, w] of clean latents; `distance` compares two such batches, [B]. Both must
-    be differentiable. The anchor is the middle view; views are processed one by one, which bounds the memory.
+    be differentiable. The anchor is the middle view of the middle row of views; views are processed one by one, which
+    bounds the memory.
     """
 
     def __init__(
@@ -55,16 +43,17 @@ class SyncGuidance:
     ):
         self.schedule, self.denoiser, self.decode, self.distance = schedule, denoiser, decode, distance
 
-    def pull(self, views_BVChw: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
+    def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
         """The views after one step of gradient descent; None if none is due at `step`."""
-        weight, count = self.schedule.at(step), views_BVChw.shape[1]
-        if weight == 0 or count == 1:
+        weight = self.schedule.at(step)
+        if weight == 0 or views.count == 1:
             return None
+        middle = views.middle
         with torch.no_grad():
-            anchor = self._foreseen(views_BVChw[:, count // 2], scheduler, timestep)
+            anchor = self._foreseen(views_BVChw[:, middle], scheduler, timestep)
         pulled = views_BVChw.clone()
-        for index in range(count):
-            if index != count // 2:
+        for index in range(views.count):
+            if index != middle:
                 gradient = self.gradient(views_BVChw[:, index], anchor, scheduler, timestep)
                 pulled[:, index] -= weight * gradient
         return pulled
@@ -95,3 +84,19 @@ def foreseen_latents(scheduler: Any, noise_BChw: Tensor, timestep: Tensor, laten
     if clean is None:
         raise ValueError(f"{type(scheduler).__name__} does not tell the clean picture that it foresees")
     return clean
+
+
+def check_foresight(scheduler: Any, latents_1CHW: Tensor) -> None:
+    """ValueError if SyncDiffusion cannot work with a scheduler, told by two evaluations on zeros [1, C, 1, 3].
+
+    Those that keep a history of the canvas, such as Heun's, cannot be asked about a view of another size.
+    """
+    canvas = copy.deepcopy(scheduler)
+    for timestep in canvas.timesteps[:2]:
+        view = latents_1CHW[..., :2]
+        try:
+            foreseen_latents(canvas, view, timestep, view)
+        except RuntimeError as error:
+            raise ValueError(f"{type(scheduler).__name__} cannot be asked about one view") from error
+        canvas.scale_model_input(latents_1CHW, timestep)
+        canvas.step(latents_1CHW, timestep, latents_1CHW)

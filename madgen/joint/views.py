@@ -92,6 +92,11 @@ class Views:
         """Number of views."""
         return len(self.rows.starts) * len(self.columns.starts)
 
+    @property
+    def middle(self) -> int:
+        """The view in the middle of the middle row."""
+        return len(self.rows.starts) // 2 * len(self.columns.starts) + len(self.columns.starts) // 2
+
     @cached_property
     def _coarser(self) -> dict[int, Views]:
         return {}

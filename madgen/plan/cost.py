@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from madgen.joint.sync import SyncSchedule
+from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.plan.shards import Plan
 

@@ -25,7 +25,10 @@ def parse_regions(where: str, fields: dict[str, Any], folder: Path) -> tuple[Reg
         raise UserError(f"{where}: regions and across must be lists, got {regions or across!r}")
     if across:
         return _across(where, across, fields["negative_prompt"])
-    return tuple(_region(f"{where}: region {number}", region, folder) for number, region in enumerate(regions, 1))
+    return tuple(
+        _region(f"{where}: region {number}", region, folder, fields["negative_prompt"])
+        for number, region in enumerate(regions, 1)
+    )
 
 
 def region_identity(region: Region) -> tuple[Any, ...]:
@@ -42,14 +45,15 @@ def _across(where: str, texts: list[Any], negative: str) -> tuple[Region, ...]:
     return tuple(Region(Ramp(index, count), text, negative) for index, text in enumerate(texts, 1))
 
 
-def _region(where: str, content: Any, folder: Path) -> Region:
+def _region(where: str, content: Any, folder: Path, inherited: str) -> Region:
     if not isinstance(content, dict):
         raise UserError(f"{where} must be an object with {', '.join(FIELDS)}, got {content!r}")
     unknown = sorted(set(content) - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
     _check_text(f"{where}: the prompt", content.get("prompt"))
-    negative = content.get("negative_prompt") or ""
+    negative = content.get("negative_prompt")
+    negative = inherited if negative is None else negative
     if not isinstance(negative, str):
         raise UserError(f"{where}: negative_prompt must be a text, got {negative!r}")
     return Region(_mask(where, content.get("mask"), folder), content["prompt"], negative)
@@ -69,11 +73,12 @@ def _mask(where: str, mask: Any, folder: Path) -> Box | MaskFile:
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise UserError(f"{where}: there is no mask file {mask}, neither in {folder} nor in the current directory")
-    return MaskFile(str(found.resolve()), _sha256(found.resolve()))
+    return MaskFile(str(found.resolve()), _sha256(found.resolve(), found.stat().st_mtime_ns))
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, changed: int) -> str:
+    """Read once, unless the file was `changed` since (mtime in ns)."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
-from madgen import PanoramaSampler, UserError
-from madgen.joint.sync import SyncGuidance, SyncSchedule, foreseen_latents
+from madgen import Box, PanoramaSampler, Region, UserError
+from madgen.joint.schedule import SyncSchedule
+from madgen.joint.sync import SyncGuidance, foreseen_latents
+from madgen.joint.views import Axis, Views
 from madgen.perceptual import lpips
 from madgen.sampler import _Conditioned
 
+THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 
 
@@ -81,15 +84,16 @@ def test_the_loss_falls_and_the_anchor_stays(guidance):
     before = losses(views)
     pulled = views
     for _ in range(3):
-        pulled = guidance.pull(pulled, scheduler, timestep, 0)
+        pulled = guidance.pull(pulled, THREE, scheduler, timestep, 0)
     assert torch.equal(pulled[:, 1], views[:, 1])
     assert all(after < 0.99 * old for after, old in zip(losses(pulled), before, strict=True))
 
 
 def test_a_neighbour_in_the_batch_changes_no_gradient(guidance):
     guidance, scheduler, views = guidance
-    together = guidance.pull(views, scheduler, scheduler.timesteps[0], 0)
-    swapped = guidance.pull(torch.stack([views[0], views[1].flip(-1)]), scheduler, scheduler.timesteps[0], 0)
+    together = guidance.pull(views, THREE, scheduler, scheduler.timesteps[0], 0)
+    neighbour = torch.stack([views[0], views[1].flip(-1)])
+    swapped = guidance.pull(neighbour, THREE, scheduler, scheduler.timesteps[0], 0)
     torch.testing.assert_close(together[0], swapped[0], atol=1e-4, rtol=1e-4)
 
 
@@ -106,11 +110,59 @@ def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
         assert not torch.allclose(both, other, atol=1e-3)
 
 
-def test_a_scheduler_that_does_not_foresee_is_refused(tiny):
-    name = DPMSolverMultistepScheduler.__name__
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
+def test_a_scheduler_that_cannot_foresee_a_view_is_refused(tiny, name):
     sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random", scheduler=name)
-    with pytest.raises(UserError, match=f"method.sync: {name} does not tell"):
+    with pytest.raises(UserError, match=rf"method\.sync: {name}"):
         sampler.new_scheduler(3)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+@pytest.mark.parametrize("where", [{"loop": True}, {"height": 48}, {"width": 64}])
+def test_it_runs_on_grids_loops_and_regions_with_soft_masks(tiny, name, where):
+    sampler = PanoramaSampler.from_pretrained(
+        str(tiny), dtype="float32", mad_steps=0, sync_weight=20.0, sync_network="random", sync_steps=1, scheduler=name
+    )
+    region = Region(Box(3, 5, 17, 30), "the sea")
+    latents = sampler.sample(["a hill"], seeds=[1], regions=[[region]], **{**SIZE, **where})
+    assert latents.isfinite().all()
+
+
+def test_a_pull_that_changes_nothing_changes_nothing_under_soft_masks_either(tiny, monkeypatch):
+    monkeypatch.setattr(SyncGuidance, "gradient", lambda self, view, *arguments: torch.zeros_like(view))
+    region, latents = Region(Box(3, 5, 17, 30), "the sea"), []
+    for weight in (0.0, 20.0):
+        sampler = PanoramaSampler.from_pretrained(
+            str(tiny), dtype="float32", mad_steps=1, sync_weight=weight, sync_network="random"
+        )
+        latents.append(sampler.sample(["a hill"], seeds=[1], regions=[[region]], **SIZE))
+    torch.testing.assert_close(*latents)
+
+
+def test_the_anchor_is_the_middle_view_of_the_middle_row():
+    grid = Views(Axis(12, 8, (0, 4)), Axis(24, 8, (0, 4, 8, 12, 16)))
+    assert grid.middle == 5 + 2
+    assert Views(Axis(8, 8, (0,)), Axis(20, 8, (0, 4, 8, 12))).middle == 2
+
+
+def test_it_works_where_a_trainer_has_switched_inference_mode_on(tiny):
+    sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random")
+    plain = sampler.sample(["a hill"], seeds=[1], **SIZE)
+    with torch.inference_mode():
+        assert torch.equal(sampler.sample(["a hill"], seeds=[1], **SIZE), plain)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"sync_every": 0}, "every >= 1"),
+        ({"sync_network": "alex"}, "must be one of vgg, random"),
+        ({"layout": "whole"}, "layout=whole has only one"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tiny, method, message):
+    with pytest.raises(UserError, match=message):
+        PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, **method)
 
 
 def test_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch, tmp_path):

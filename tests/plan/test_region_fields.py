@@ -3,9 +3,10 @@ import json
 import pytest
 from PIL import Image
 
-from madgen import UserError
+from madgen import UserError, load_job
 from madgen.plan.prompts import read_prompts
 from madgen.plan.regions import region_identity
+from madgen.plan.shards import build_plan
 from madgen.types import Box, MaskFile, Ramp, Region
 
 DEFAULTS = {"negative_prompt": "fog", "height": 32, "width": 64}
@@ -24,7 +25,7 @@ def test_boxes_and_mask_files_of_a_line(tmp_path):
     ]
     (prompt,) = read(tmp_path, {"prompt": "a valley", "regions": regions})
     box, picture = prompt.regions
-    assert box == Region(Box(0, 0, 8, 8), "a hut", "")
+    assert box == Region(Box(0, 0, 8, 8), "a hut", "fog")  # the line's, unless it has its own
     assert picture.text == "a lake"
     assert picture.negative == "ice"
     assert picture.mask.path == str(tmp_path / "mask.png")
@@ -69,3 +70,20 @@ def test_identity_is_a_masks_content_not_its_name():
 def test_bad_regions_are_refused_with_their_line(tmp_path, fields, message):
     with pytest.raises(UserError, match=f"prompts.jsonl:1.*{message}"):
         read(tmp_path, {"prompt": "a valley", **fields})
+
+
+def test_an_empty_negative_prompt_switches_the_lines_off(tmp_path):
+    region = {"mask": [0, 0, 8, 8], "prompt": "a hut", "negative_prompt": ""}
+    (prompt,) = read(tmp_path, {"prompt": "a valley", "regions": [region]})
+    assert prompt.regions[0].negative == ""
+
+
+def test_a_jobs_masks_are_found_beside_the_job_file(tmp_path, monkeypatch):
+    (tmp_path / "jobs/masks").mkdir(parents=True)
+    (tmp_path / "prompts.txt").write_text("a valley\n")
+    Image.new("L", (64, 32), 255).save(tmp_path / "jobs/masks/lake.png")
+    (tmp_path / "jobs/job.yaml").write_text("prompts: {regions: [{mask: masks/lake.png, prompt: a lake}]}\n")
+    monkeypatch.chdir(tmp_path)
+    job = load_job("jobs/job.yaml", ["prompts.source=prompts.txt"])
+    (prompt,) = build_plan(job).prompts
+    assert prompt.regions[0].mask.path == str(tmp_path / "jobs/masks/lake.png")
