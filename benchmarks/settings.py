@@ -131,8 +131,8 @@ class StudyGeometry(Geometry):
     """Views that change their kind on the way, as `Setting` asks; the sampler takes any `Layout`."""
 
     def __init__(self, plain: Geometry, setting: Setting, steps: int):
-        super().__init__(plain.spec, setting.layout, None, setting.stride, None)
-        self.merged_steps, self.setting, self.steps = plain.merged_steps, setting, steps
+        self.__dict__.update(plain.__dict__)
+        self.setting, self.steps = setting, steps
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         base = super().build(height, width, loop)
@@ -140,7 +140,7 @@ class StudyGeometry(Geometry):
         if not (first or last):
             return base
         cells = (height // self.spec.factor, width // self.spec.factor, self.view_size)
-        overlapping = build_layout("overlapping", *cells, self.stride, loop)
+        overlapping = build_layout("overlapping", *cells, self.setting.stride or self.view_size // 4, loop)
 
         def at(step: int):
             return overlapping.at(step) if step < first or step >= self.steps - last else base.at(step)

@@ -312,7 +312,8 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
 
 def _with_mask_found(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     mask = region.get("mask")
-    return {**region, "mask": str(Path(_find(mask, folders)).absolute())} if isinstance(mask, str) else region
+    found = Path(_find(mask, folders)) if isinstance(mask, str) else None
+    return {**region, "mask": str(found.absolute())} if found is not None and found.exists() else region
 
 
 def _refuse_converted(given: Any, taken: Any, name: str = "") -> None:
