@@ -145,7 +145,7 @@ def test_noise_prediction_and_decoding_are_differentiable(tiny_xl):
     views = torch.randn(1, pair.count, 4, 8, 8, requires_grad=True)
     for step in (0, 1):  # merged, then not
         views.grad = None
-        with backbone.merged_attention(pair, step, mad.merging, conditioning):
+        with backbone.merged_attention(pair, step, mad.method.merging, conditioning):
             backbone.predict_noise(views, torch.tensor(500), conditioning).square().sum().backward()
         assert views.grad.abs().min() > 0
     latents = torch.randn(1, 4, 8, 8, requires_grad=True)
