@@ -98,7 +98,7 @@ def test_the_python_examples(workplace):
     for example in examples:
         result = run([sys.executable, "-c", example], workplace)
         assert result.returncode == 0, result.stderr
-    assert len(list((workplace / "out/from-python/shards").glob("*.tar"))) == 3
+    assert len(list((workplace / "out/from-python/shards").glob("*.tar"))) == 1
 
 
 def test_the_other_configs_of_the_demo_run(workplace):
