@@ -110,7 +110,7 @@ def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
         assert not torch.allclose(both, other, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
 def test_a_scheduler_that_cannot_foresee_a_view_is_refused(tiny, name):
     sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random", scheduler=name)
     with pytest.raises(UserError, match=rf"method\.sync: {name}"):
