@@ -38,15 +38,14 @@ def composition(
     for parts in regions:
         weights = [torch.from_numpy(cell_weights(part.mask, *size, backbone.spec.factor, loop)) for part in parts]
         masks.append(with_background(torch.stack(weights)) if parts else torch.ones(1, *noise_BCHW.shape[-2:]))
-    cut_out = any(is_cut_out(part) for parts in regions for part in parts)
-    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if bootstrapping and cut_out else None
+    needed = bootstrapping and _any_cut_out(regions)
+    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if needed else None
     return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
 
 
 def check_regions_scheduler(scheduler: type, regions: PanoramaRegions, bootstrapping: int) -> None:
     """UserError where bootstrapping needs noise that a scheduler cannot add."""
-    cut_out = any(is_cut_out(part) for parts in regions for part in parts)
-    if bootstrapping and cut_out and not hasattr(scheduler, "add_noise"):
+    if bootstrapping and _any_cut_out(regions) and not hasattr(scheduler, "add_noise"):
         raise UserError(
             f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; take another, such as DDIMScheduler, "
             "or set method.regions.bootstrapping=0"
@@ -67,7 +66,7 @@ def _bootstrap(
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
         colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator))
     counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
-    active = torch.tensor([is_cut_out(part) for parts in regions for part in (None, *parts)])
+    active = torch.tensor([_is_cut_out(part) for parts in regions for part in (None, *parts)])
     rgb_KR3 = torch.cat(colours, dim=1)
     latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], device=noise_BCHW.device)
     latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
@@ -83,6 +82,10 @@ def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
     return latents.unflatten(0, colours_KR3.shape[:2])
 
 
-def is_cut_out(region: Region | None) -> bool:
+def _any_cut_out(regions: PanoramaRegions) -> bool:
+    return any(_is_cut_out(part) for parts in regions for part in parts)
+
+
+def _is_cut_out(region: Region | None) -> bool:
     """Whether a row is bootstrapped: neither a background nor a blend along the width."""
     return region is not None and not isinstance(region.mask, Ramp)

@@ -65,7 +65,8 @@ class ViewsConfig:
     size: int | None = None
     """Latent cells; null is the size that the backbone was trained at."""
     stride: int | None = None
-    """Latent cells; null is a quarter of the size."""
+    """Latent cells; null is a quarter of the size. Has no meaning, and must be null, with `whole`, and with `shifted`
+    views that never merge."""
 
     def __post_init__(self) -> None:
         _one_of("method.views.layout", self.layout, ("overlapping", "shifted", "whole"))

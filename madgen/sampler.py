@@ -235,8 +235,7 @@ class PanoramaSampler:
 
         `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
         """
-        if decode not in DECODES:
-            raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
+        _check_decode(decode)
         height, width = latents_BCHW.shape[-2:]
         large = height * width * self.backbone.spec.factor**2 > WHOLE_AT_MOST
         tiled = decode == "tiled" or (decode == "auto" and large)
@@ -259,8 +258,7 @@ class PanoramaSampler:
             )
         if regions is not None and len(regions) != len(prompts):
             raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(regions)}")
-        if decode not in DECODES:
-            raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
+        _check_decode(decode)
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
@@ -271,6 +269,11 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
     if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
         reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
         raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
+
+
+def _check_decode(decode: str) -> None:
+    if decode not in DECODES:
+        raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
 
 
 def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from madgen.config import SyncConfig
 from madgen.dataset.encode import encode_image
 from madgen.dataset.layout import DatasetDir, write_atomically
 from madgen.dataset.read import read_sample
 from madgen.engine.single import check_output
 from madgen.errors import UserError
 from madgen.masks import region_from_json
-from madgen.sampler import PanoramaSampler
+from madgen.sampler import PanoramaSampler, sync_options
 from madgen.weights import lora_id, weights_id
 
 
@@ -67,7 +68,7 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         mad_steps=method["mad"]["steps"],
         mad_blocks=method["mad"]["blocks"],
         cross_attention=method["mad"]["cross_attention"],
-        **{f"sync_{name}": value for name, value in method["sync"].items()},
+        **sync_options(SyncConfig(**method["sync"])),
         region_bootstrapping=method["regions"]["bootstrapping"],
         scheduler=sampling["scheduler"],
         original_inference_steps=sampling["original_inference_steps"],
