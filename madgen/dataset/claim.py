@@ -2,7 +2,8 @@
 
 A claim is made by hard link, which is atomic also over NFS, and names its worker. A worker is alive while its
 heartbeat file is renewed; the ages of two heartbeats are compared on the file server's clock. A claim of a dead
-worker is taken over. Two workers on one shard cost time, never data: their bytes are the same, the rename is atomic.
+worker is taken over. Two workers on one shard cost time, never data: the rename is atomic, and a sidecar stays only
+with the tar that it was written for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,10 @@ def _start_time(pid: int) -> str:
 class Worker:
     """This process's identity, heartbeat and claims on one dataset."""
 
-    def __init__(self, directory: DatasetDir, heartbeat_s: float = HEARTBEAT_S, lease_s: float = LEASE_S):
-        self.directory, self.heartbeat_s, self.lease_s = directory, heartbeat_s, lease_s
+    def __init__(self, directory: DatasetDir, heartbeat_s: float | None = None, lease_s: float | None = None):
+        self.directory = directory
+        self.heartbeat_s = HEARTBEAT_S if heartbeat_s is None else heartbeat_s
+        self.lease_s = LEASE_S if lease_s is None else lease_s
         self.process = Process.this()
         self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
         self.claimed: set[str] = set()
@@ -109,6 +113,7 @@ class Worker:
             }
             temporary = self.heartbeat_file.with_suffix(".tmp")
             with contextlib.suppress(OSError):  # a file system that is away for a while: the next beat tries again
+                self.directory.workers.mkdir(exist_ok=True)
                 temporary.write_bytes(to_json(content))
                 os.replace(temporary, self.heartbeat_file)
 
@@ -123,17 +128,39 @@ class Worker:
         with contextlib.suppress(OSError):  # never in the way of the error that led here
             self.heartbeat_file.unlink(missing_ok=True)
 
+    def claimed_by_all(self) -> set[str]:
+        """Names of the shards that anybody has claimed, dead workers included."""
+        try:
+            entries = os.listdir(self.directory.claims)
+        except FileNotFoundError:
+            return set()
+        return {name.removesuffix(".json") for name in entries if name.endswith(".json") and name[0] != "."}
+
     def claim(self, shard: str) -> bool:
         """Tries to become the only worker on a shard; takes over the claim of a dead worker."""
-        return self._link(shard) or (self._break_if_dead(shard) and self._link(shard))
+        return self._link(shard) or self.take_over(shard)
+
+    def take_over(self, shard: str) -> bool:
+        """As `claim`, of a shard that is known to be claimed: costs two looks if its worker lives."""
+        return self._break_if_dead(shard) and self._link(shard)
+
+    def owns(self, shard: str) -> bool:
+        """Whether the claim is still this worker's."""
+        claim = read_json(self._claim_file(shard))
+        return claim is not None and claim["worker"] == self.id
 
     def _link(self, shard: str) -> bool:
         temporary = self.directory.claims / f".{shard}.{self.id}"
+        self.directory.check_there()
+        if self.directory.is_done(shard):
+            return False
+        self.directory.claims.mkdir(parents=True, exist_ok=True)  # somebody may have removed `work/`
         try:
             temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
             os.link(temporary, self._claim_file(shard))
         except FileExistsError:
-            return False
+            if os.stat(temporary).st_nlink != 2:  # else it is ours: over NFS an answer can be lost, and asked for again
+                return False
         except FileNotFoundError:  # another worker completed the dataset and removed `work/`
             return False
         finally:
@@ -175,7 +202,6 @@ class Worker:
             broken.unlink(missing_ok=True)
             return False
         broken.unlink(missing_ok=True)
-        (self.directory.open_shards / f"{shard}.{owner}.tar").unlink(missing_ok=True)
         return True
 
     def is_alive(self, worker: str, claim_file: Path) -> bool:
@@ -210,6 +236,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def remove_work(directory: DatasetDir) -> None:
-    """Nothing of a complete dataset is left in `work/`."""
-    shutil.rmtree(directory.work, ignore_errors=True)
+def remove_work(directory: DatasetDir, complete: Callable[[], bool] = lambda: True) -> None:
+    """Nothing of a complete dataset is left in `work/`.
+
+    It is put aside first and `complete` asked once more: somebody may have put shards back on the list meanwhile.
+    """
+    for stale in directory.root.glob(".work.*"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
+    aside = directory.root / f".work.{secrets.token_hex(6)}"
+    try:
+        os.rename(directory.work, aside)
+    except FileNotFoundError:
+        return
+    if not complete():
+        for path in sorted(aside.rglob("*")):
+            target = directory.work / path.relative_to(aside)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-import secrets
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from madgen.errors import UserError
+
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
+"""What else lies in the folder, copies and hidden files, is not ours."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class DatasetDir:
     def open_shards(self) -> Path:
         return self.work / "open"
 
+    @property
+    def plans(self) -> Path:
+        """Long prompt lists that were read before, for the workers that come later."""
+        return self.work / "plan"
+
     def tar(self, shard: str) -> Path:
         return self.shards / f"{shard}.tar"
 
@@ -67,9 +77,17 @@ class DatasetDir:
 
     def _stems(self, suffix: str) -> set[str]:
         try:
-            return {entry.name.removesuffix(suffix) for entry in os.scandir(self.shards) if entry.name.endswith(suffix)}
+            names = {entry.name for entry in os.scandir(self.shards) if entry.name.endswith(suffix)}
+            return {stem for name in names if SHARD_NAME.fullmatch(stem := name.removesuffix(suffix))}
         except FileNotFoundError:
             return set()
+
+    def check_there(self) -> None:
+        """OSError if the dataset has disappeared, as when its file system is gone."""
+        try:
+            os.stat(self.manifest)
+        except (FileNotFoundError, NotADirectoryError):
+            raise OSError(errno.ESTALE, "the dataset has disappeared", str(self.root)) from None
 
     def read_manifest(self) -> dict[str, Any]:
         """`dataset.json`; UserError if this is no dataset."""
@@ -88,7 +106,8 @@ class DatasetDir:
     def sidecars(self) -> Iterator[dict[str, Any]]:
         """The sidecars of the finished shards, in order."""
         for name in sorted(self.done()):
-            yield self.read_sidecar(name)
+            with contextlib.suppress(FileNotFoundError):  # put back on the list in the meantime
+                yield self.read_sidecar(name)
 
     def read_sidecar(self, name: str) -> dict[str, Any]:
         """The sidecar of a shard; UserError with the way out if it is damaged."""
@@ -100,30 +119,6 @@ class DatasetDir:
         if not isinstance(content, dict) or "samples" not in content:
             raise UserError(f"{path} is damaged; remove it and run generate again, which makes its shard again")
         return content
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A file under its final name is complete: written aside, flushed to disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import os
 import secrets
 from typing import Any
 
-from madgen.config import Job
-from madgen.dataset.layout import DatasetDir, sync_directory, to_json
+from madgen.dataset.layout import DatasetDir, to_json
 from madgen.errors import UserError
+from madgen.files import sync_directory
+from madgen.plan.cost import has_regions
 from madgen.plan.shards import Plan
-from madgen.weights import lora_id, require_lora_id, require_weights_id, resolve_dtype, weights_id
+from madgen.schema import Job
+from madgen.weights import (
+    checker_id,
+    lora_id,
+    require_checker_id,
+    require_lora_id,
+    require_weights_id,
+    weights_id,
+)
 
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 
@@ -20,7 +30,9 @@ VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webda
 SAMPLING = ("loop", "num_inference_steps", "guidance_scale", "scheduler", "original_inference_steps", "decode")
 
 
-def identity(job: Job, plan: Plan, dtype: str, weights: str, loras: list[str]) -> dict[str, Any]:
+def identity(
+    job: Job, plan: Plan, dtype: str, weights: str, loras: list[str], checker: str | None = None
+) -> dict[str, Any]:
     """Everything that affects the bytes of the shards, and nothing that does not (devices, batch size, monitor)."""
     resolved = job.as_dict()
     return {
@@ -33,15 +45,29 @@ def identity(job: Job, plan: Plan, dtype: str, weights: str, loras: list[str]) -
                 {"id": found, "scale": lora.scale} for found, lora in zip(loras, job.backbone.loras, strict=True)
             ],
         },
-        "method": resolved["method"],
+        "method": _effective(resolved["method"], plan),
         "sampling": {name: resolved["sampling"][name] for name in SAMPLING},
+        "safety": None if checker is None else {"weights": checker, "action": job.safety.action},
         "name": job.name,
         "prompts": {
             "digest": plan.prompts_digest,
             "samples_per_prompt": plan.samples_per_prompt,
             "seed": plan.seed,
         },
-        "output": {name: resolved["output"][name] for name in ("format", "quality", "samples_per_shard")},
+        "output": {
+            "format": job.output.format,
+            "quality": None if job.output.format == "png" else job.output.quality,
+            "samples_per_shard": job.output.samples_per_shard,
+        },
+    }
+
+
+def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The method without settings of what this job does not use: changing them is no other job."""
+    return {
+        **method,
+        "sync": method["sync"] if method["sync"]["weight"] else None,
+        "regions": method["regions"] if has_regions(plan) else None,
     }
 
 
@@ -98,6 +124,7 @@ def check_directory(directory: DatasetDir, content: dict[str, Any] | None, resum
         raise UserError(f"output.dir={root} is not empty and holds no madgen dataset; choose another")
 
 
+NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
 
 
@@ -132,29 +159,39 @@ def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     temporary = directory.root / f".dataset.json.{secrets.token_hex(6)}"
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(to_json(content, indent=1))
+        with open(temporary, "xb") as stream:
+            stream.write(to_json(content, indent=1))
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
     try:
         os.link(temporary, directory.manifest)
     except FileExistsError:
         check_directory(directory, content, "if_same")
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        raise UserError(
+            f"output.dir={directory.root} is on a file system without hard links: {error.strerror}"
+        ) from error
     finally:
         temporary.unlink()
     sync_directory(directory.root)
     directory.shards.mkdir(exist_ok=True)
 
 
-def build(job: Job, plan: Plan, device_type: str) -> dict[str, Any]:
-    """The manifest of a job whose weights are at hand, on a kind of device (`dtype: auto` depends on it)."""
-    dtype = resolve_dtype(job.backbone.dtype, device_type)
+def build(job: Job, plan: Plan, dtype: str) -> dict[str, Any]:
+    """The manifest of a job whose weights are at hand, sampled in `dtype` (which `auto` leaves to the device)."""
     weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config)
     loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
-    return manifest(job, plan, identity(job, plan, dtype, weights, loras))
+    checker = job.safety.checker and require_checker_id(job.safety.checker)
+    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker))
 
 
 def at_hand(job: Job) -> bool:
     """Whether all the weights that `build` asks for are on this machine."""
     backbone = job.backbone
     known = [weights_id(backbone.pretrained, backbone.revision, backbone.config)]
+    known += [checker_id(job.safety.checker)] if job.safety.checker else []
     return None not in known + [lora_id(lora.weights) for lora in backbone.loras]

@@ -1,134 +1,218 @@
-"""One shard on its way to disk: an open tar in `work/`, then a tar and its sidecar under their final names."""
+"""One shard on its way to disk: an open tar and its journal in `work/`, then a tar and its sidecar for good."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import secrets
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import webdataset
+from madgen.dataset import journal
+from madgen.dataset.journal import Piece, Quarantined, Settled
+from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.salvage import Salvage, sample_spans
+from madgen.files import sync_directory, write_atomically
+from madgen.types import Shard
 
-from madgen.dataset.encode import encode_record
-from madgen.dataset.layout import DatasetDir, sync_directory, to_json, write_atomically
-from madgen.types import Record, Shard, Task
+END_OF_TAR = 2 * tarfile.BLOCKSIZE
+"""Zeros that end a tar, which is then padded to whole records of 20 blocks."""
 
 
 class OpenShard:
-    """Collects the records of one shard, in the order of its tasks, then publishes it."""
+    """Collects the samples of one shard, in the order of its tasks, then publishes it.
 
-    def __init__(self, directory: DatasetDir, shard: Shard, worker: str, image_format: str, quality: int):
+    What was salvaged is copied in as its turn comes; a worker that stood still may still be writing to the old files.
+    """
+
+    def __init__(self, directory: DatasetDir, shard: Shard, worker: str, salvage: Salvage | None = None):
         self.directory, self.shard, self.worker = directory, shard, worker
-        self.image_format, self.quality = image_format, quality
-        self.path = directory.open_shards / f"{shard.name}.{worker}.tar"
-        self.written: list[Task] = []
+        salvage = salvage or Salvage()
+        self.kept, self.sources = dict(salvage.kept), list(salvage.sources)
+        self.settled: list[Settled] = []
+        self.made = 0
         self.seconds: dict[str, float] = {}
         self.started = time.time()
+        directory.check_there()  # else a lost mount would be written under
         directory.open_shards.mkdir(parents=True, exist_ok=True)
-        self.stream = open(self.path, "wb")  # noqa: SIM115 -- closed by publish or discard
-        self.tar = webdataset.TarWriter(
-            self.stream, encoder=False, mtime=0, user="madgen", group="madgen", format="PAX_FORMAT"
-        )
+        self.path = directory.open_shards / f"{shard.name}.{secrets.token_hex(6)}.tar"
+        self.journal = self.path.with_suffix(".jsonl")
+        self._tar = open(self.path, "xb")  # noqa: SIM115 -- closed by publish, leave or discard
+        self._log = open(self.journal, "xb")  # noqa: SIM115
+        self._size, self._lines = 0, b""
+        try:
+            self._copy_kept()
+        except BaseException:  # as on a full disk: what was to be copied is still where it was
+            self._close()
+            self._remove(self.path, self.journal)
+            raise
 
-    def add(self, record: Record) -> None:
-        """Encodes and appends one panorama."""
-        expected = self.shard.tasks[len(self.written)].key
-        if record.task.key != expected:
-            raise ValueError(f"{self.shard.name}: expected sample {expected}, got {record.task.key}")
-        self.tar.write(encode_record(record, self.image_format, self.quality))
-        self.written.append(record.task)
+    @property
+    def complete(self) -> bool:
+        """Every task has its sample, or is quarantined."""
+        return len(self.settled) == len(self.shard.tasks)
 
-    def add_seconds(self, timings: dict[str, float]) -> None:
-        """Sums up where the time went; recorded in the sidecar."""
-        for name, seconds in timings.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def add(self, position: int, sample: bytes) -> None:
+        """Appends the sample of the task at `position`, as `encode_sample` gives it."""
+        self._expect(position)
+        self._tar.write(sample)
+        self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest()))
+        self._size += len(sample)
+        self.made += 1
+        self._copy_kept()
 
-    def publish(self) -> bool:
-        """The tar by rename, then the sidecar: after a crash between the two the shard counts as not done.
+    def quarantine(self, position: int, reason: str, detail: str) -> None:
+        """Goes without the sample of the task at `position`."""
+        self._expect(position)
+        self._settle(Quarantined(reason, detail))
+        self._copy_kept()
 
-        False if another worker took over in the meantime, because this one stood still for longer than its lease.
+    def commit(self, seconds: dict[str, float] | None = None) -> None:
+        """What was added survives a kill from here on; `seconds` says where the time went."""
+        self._tar.flush()
+        self._log.write(self._lines)
+        self._log.flush()
+        self._lines = b""
+        for name, value in (seconds or {}).items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        if self.sources and not self.kept:
+            for stream in (self._tar, self._log):  # a machine that dies now must not lose both copies
+                os.fsync(stream.fileno())
+            sync_directory(self.directory.open_shards)
+            self._remove_sources()
+
+    def _expect(self, position: int) -> None:
+        if position != len(self.settled):
+            raise ValueError(f"{self.shard.name}: sample {len(self.settled)} comes next, got {position}")
+
+    def _copy_kept(self) -> None:
+        while (settled := self.kept.pop(len(self.settled), None)) is not None:
+            if isinstance(settled, Quarantined):
+                self._settle(settled)
+                continue
+            self._copy(settled)
+
+    def _copy(self, piece: Piece) -> None:
+        """OSError (ESTALE) if the piece is no longer what it was when it was found: its worker has woken up."""
+        digest, lost = hashlib.sha256(), OSError(errno.ESTALE, "salvaged samples have changed", str(piece.path))
+        try:
+            with open(piece.path, "rb") as source:
+                for part in journal.chunks(source, piece.offset, piece.size):
+                    digest.update(part)
+                    self._tar.write(part)
+        except FileNotFoundError:
+            raise lost from None
+        if digest.hexdigest() != piece.sha256:
+            raise lost
+        self._settle(Piece(self.path, self._size, piece.size, piece.sha256))
+        self._size += piece.size
+
+    def _settle(self, settled: Settled) -> None:
+        self._lines += journal.line(self.shard.tasks[len(self.settled)].key, settled)
+        self.settled.append(settled)
+
+    def publish(self, owned: Callable[[], bool] = lambda: True) -> bool:
+        """The tar by rename, then the sidecar, which commits the shard; the journal tells of a tar without one.
+
+        False if another worker took over in the meantime (`owned` says so at the last moment), because this one stood
+        still for longer than its lease.
         """
-        if len(self.written) != len(self.shard.tasks):
-            raise ValueError(f"{self.shard.name}: {len(self.written)} of {len(self.shard.tasks)} samples written")
-        self.tar.close()
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-        if self.directory.is_done(self.shard.name) or not self.path.exists():
+        if not self.complete:
+            raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
+        self.commit()
+        end = -(self._size + END_OF_TAR) % tarfile.RECORDSIZE + END_OF_TAR
+        self._tar.write(bytes(end))
+        self._tar.flush()
+        os.fsync(self._tar.fileno())
+        inode = os.fstat(self._tar.fileno()).st_ino
+        self._close()
+        if not self._move(owned):
             self.discard()
             return False
-        samples = self._describe()
-        self.directory.shards.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, self.directory.tar(self.shard.name))
+        write_atomically(self.directory.sidecar(self.shard.name), to_json(self._sidecar()))
+        if os.stat(self.directory.tar(self.shard.name)).st_ino != inode:
+            # Another worker has put its tar in this one's place, of which our sidecar says nothing: to be made again.
+            self.directory.sidecar(self.shard.name).unlink(missing_ok=True)
+        self.discard()
+        return True
+
+    def _move(self, owned: Callable[[], bool]) -> bool:
+        tar, sidecar = self.directory.tar(self.shard.name), self.directory.sidecar(self.shard.name)
+        try:
+            self._check_what_was_written()
+            if not owned() or self.directory.is_done(self.shard.name):
+                return False
+            sidecar.unlink(missing_ok=True)  # of a tar that somebody has removed: it must not vouch for this one
+            os.replace(self.path, tar)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or self.path.exists():
+                raise
+            return False  # the worker that took over has removed it
         sync_directory(self.directory.shards)
-        sidecar = {
+        return True
+
+    def _check_what_was_written(self) -> None:
+        """Reads the tar back: its keys by their headers, its samples by their checksums."""
+        pairs = zip(self.shard.tasks, self.settled, strict=True)
+        expected = [(task.key, settled) for task, settled in pairs if isinstance(settled, Piece)]
+        found = sample_spans(self.path)
+        if found != [(key, piece.offset, piece.size) for key, piece in expected]:
+            raise OSError(errno.EIO, f"{self.path} does not read back as it was written")
+        with open(self.path, "rb") as stream:
+            for key, piece in expected:
+                if journal.span_sha256(stream, piece.offset, piece.size) != piece.sha256:
+                    raise OSError(errno.EIO, f"{self.path}: {key} does not read back as it was written")
+
+    def _sidecar(self) -> dict[str, Any]:
+        samples, quarantine = [], []
+        for position, (task, settled) in enumerate(zip(self.shard.tasks, self.settled, strict=True)):
+            prompt = task.prompt
+            about = {"key": task.key, "seed": task.seed, "prompt": prompt.text}
+            if isinstance(settled, Quarantined):
+                why = {"position": position, "reason": settled.reason, "detail": settled.detail}
+                quarantine.append({**about, **why})
+            else:
+                where = {"offset": settled.offset, "size": settled.size, "sha256": settled.sha256}
+                samples.append({**about, **where, "height": prompt.height, "width": prompt.width})
+        return {
             "shard": self.shard.name,
             "index": self.shard.index,
             "samples": samples,
-            "quarantined": [],
+            "quarantined": [entry["key"] for entry in quarantine],
+            "quarantine": quarantine,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "made": self.made,
             "started": self.started,
             "finished": time.time(),
             "worker": self.worker,
         }
-        write_atomically(self.directory.sidecar(self.shard.name), to_json(sidecar))
-        return True
 
-    def _describe(self) -> list[dict[str, Any]]:
-        """The sidecar's entries, read back from the tar that is about to be published."""
-        spans = sample_spans(self.path)
-        if [key for key, _, _ in spans] != [task.key for task in self.written]:
-            raise OSError(f"{self.path} does not read back as it was written")
-        with open(self.path, "rb") as stream:
-            return [
-                {
-                    "key": task.key,
-                    "offset": offset,
-                    "size": size,
-                    "sha256": span_sha256(stream, offset, size),
-                    "seed": task.seed,
-                    "prompt": task.prompt.text,
-                    "height": task.prompt.height,
-                    "width": task.prompt.width,
-                }
-                for task, (_, offset, size) in zip(self.written, spans, strict=True)
-            ]
+    def leave(self) -> None:
+        """Stops here; whoever claims the shard next goes on with what is whole."""
+        self._close()
+        if not self.settled:
+            self._remove(self.path, self.journal)
 
     def discard(self) -> None:
-        """Gives the shard up; nothing stays on disk."""
-        for part in (self.tar, self.stream):
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # what is buffered need not be written, nor can on a full disk
-                part.close()
-        self.path.unlink(missing_ok=True)
+        """Nothing of the open shard, nor of what it was salvaged from, stays on disk."""
+        self._close()
+        self._remove(self.path, self.journal)
+        self._remove_sources()
 
+    def _close(self) -> None:
+        for stream in (self._tar, self._log):
+            with contextlib.suppress(OSError, ValueError):  # what is buffered cannot be written on a full disk
+                stream.close()
 
-def sample_spans(path: Path) -> list[tuple[str, int, int]]:
-    """Per sample (key, offset, size) in bytes: its tar records, headers and padding included."""
-    spans: list[tuple[str, int, int]] = []
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key = member.name.partition(".")[0]
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if spans and spans[-1][0] == key:
-                spans[-1] = (key, spans[-1][1], end - spans[-1][1])
-            else:
-                spans.append((key, member.offset, end - member.offset))
-    return spans
+    def _remove_sources(self) -> None:
+        self._remove(*self.sources)
+        self.sources = []
 
-
-def span_sha256(stream: Any, offset: int, size: int) -> str:
-    """sha256 of `size` bytes of an open file at `offset`."""
-    stream.seek(offset)
-    digest = hashlib.sha256()
-    while size > 0:
-        chunk = stream.read(min(size, 1 << 20))
-        if not chunk:
-            raise OSError(f"the file ends {size} bytes early")
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest.hexdigest()
+    def _remove(self, *paths: Path) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)

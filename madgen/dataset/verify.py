@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,12 +29,39 @@ class Verdict:
 
     planned: int
     present: int = 0
+    quarantined: int = 0
     problems: list[str] = field(default_factory=list)
+    broken: dict[str, Broken] = field(default_factory=dict)
+    """Planned shards with a problem, without those that could not be read just now."""
 
     @property
     def complete(self) -> bool:
-        """Every planned sample is there and whole."""
-        return not self.problems and self.present == self.planned
+        """Every planned sample is there and whole, or in quarantine."""
+        return not self.problems and self.present + self.quarantined == self.planned
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A shard that is to be made again, but for the samples that are whole."""
+
+    whole: list[dict[str, Any]]
+    """Their sidecar entries."""
+    changed: int | None
+    """When the sidecar that was checked was written (mtime in ns); None if it was not there."""
+
+
+@dataclass
+class _Shard:
+    """What was found in one shard."""
+
+    keys: list[str] = field(default_factory=list)
+    """In the order of the plan, those in quarantine included."""
+    present: int = 0
+    problems: list[str] = field(default_factory=list)
+    whole: list[dict[str, Any]] = field(default_factory=list)
+    changed: int | None = None
+    unread: bool = False
+    """Something stood in the way of reading it, which says nothing of the shard."""
 
 
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
@@ -41,52 +70,91 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     plan = manifest["plan"]
     verdict = Verdict(plan["samples"])
     tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
-    names = sorted(directory.committed())
+    committed = directory.committed()
     expected = {f"{manifest['job']['name']}-{index:06d}" for index in range(plan["shards"])}
-    verdict.problems += [f"{name}: a shard that was not planned" for name in sorted(set(names) - expected)]
+    names = sorted(committed & expected)
+    verdict.problems += [f"{name}: a shard that was not planned" for name in sorted(committed - expected)]
     verdict.problems += [f"{name}.tar: not planned" for name in sorted(tars - expected)]
     keys = hashlib.sha256()
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = pool.map(lambda name: _check_shard(directory, name, manifest), names)
-        for done, (name, (found, problems)) in enumerate(zip(names, checks, strict=True), 1):
-            verdict.problems += [f"{name}: {problem}" for problem in problems]
-            verdict.problems += [f"{name}: {key} is in another shard too" for key in found if key in seen]
-            seen.update(found)
-            verdict.present += len(found)
-            keys.update("".join(f"{key}\n" for key in found).encode())
+        for done, (name, shard) in enumerate(_checked(pool, directory, names, plan), 1):
+            for key, mark in zip(shard.keys, map(_mark, shard.keys), strict=True):
+                shard.problems += [f"{key} is there twice"] if mark in seen else []
+                seen.add(mark)
+            verdict.problems += [f"{name}: {problem}" for problem in shard.problems]
+            verdict.present += shard.present
+            verdict.quarantined += len(shard.keys) - shard.present
+            if shard.problems and not shard.unread:
+                verdict.broken[name] = Broken(shard.whole, shard.changed)
+            keys.update("".join(f"{key}\n" for key in shard.keys).encode())
             on_shard(done, len(names))
-    if verdict.present == verdict.planned and keys.hexdigest() != plan["keys_sha256"]:
+    settled = verdict.present + verdict.quarantined
+    if settled == verdict.planned and keys.hexdigest() != plan["keys_sha256"]:
         verdict.problems.append("the keys are not the planned ones")
-    if not verdict.problems and verdict.present != verdict.planned and len(names) == plan["shards"]:
-        verdict.problems.append(f"{verdict.present} samples in all shards, {verdict.planned} planned")
+    if not verdict.problems and settled != verdict.planned and len(names) == plan["shards"]:
+        verdict.problems.append(f"{settled} samples in all shards, {verdict.planned} planned")
     return verdict
 
 
-def _check_shard(directory: DatasetDir, name: str, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The keys found in one shard, and what is wrong with it; one sample in memory at a time."""
-    found: list[str] = []
-    problems: list[str] = []
+def _checked(
+    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], plan: dict[str, Any]
+) -> Iterator[tuple[str, _Shard]]:
+    """The shards in order, a few of them checked ahead."""
+    ahead: deque[tuple[str, Future[_Shard]]] = deque()
+    for name in names:
+        ahead.append((name, pool.submit(_check_shard, directory, name, plan)))
+        if len(ahead) > 2 * (os.cpu_count() or 1):
+            first, found = ahead.popleft()
+            yield first, found.result()
+    for name, found in ahead:
+        yield name, found.result()
+
+
+def _mark(key: str) -> bytes:
+    """A key in 16 bytes: a dataset may have ten million of them."""
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def _check_shard(directory: DatasetDir, name: str, plan: dict[str, Any]) -> _Shard:
+    """Reads one shard from end to end; one sample in memory at a time."""
+    shard = _Shard(changed=sidecar_time(directory, name))
     try:
         sidecar = directory.read_sidecar(name)
         entries = {entry["key"]: entry for entry in sidecar["samples"]}
         with open(directory.tar(name), "rb") as raw:
             for key, members in _samples(directory.tar(name)):
-                found.append(key)
-                if key in entries:
-                    checks = _check_sample(key, members, entries[key]["seed"])
-                    problems += [f"{key}: {problem}" for problem in [*checks, *_check_bytes(raw, entries[key])]]
+                shard.keys.append(key)
+                shard.present += 1
+                if key not in entries:
+                    continue
+                problems = [*_check_sample(key, members, entries[key]["seed"]), *_check_bytes(raw, entries[key])]
+                shard.problems += [f"{key}: {problem}" for problem in problems]
+                shard.whole += [] if problems else [entries[key]]
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError, UserError) as error:
-        return found, [*problems, f"cannot be read: {error}"]
-    if list(entries) != found:
-        problems.append("its sidecar and its tar do not hold the same keys in the same order")
-    planned = _planned_samples(manifest["plan"], name)
-    if len(found) + len(sidecar["quarantined"]) != planned:
-        problems.append(f"{len(found)} samples, {planned} planned")
-    return found, problems
+        shard.problems.append(f"cannot be read: {error}")
+        shard.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+        return shard
+    if list(entries) != shard.keys:
+        shard.problems.append("its sidecar and its tar do not hold the same keys in the same order")
+    for entry in sidecar.get("quarantine", []):  # in the order of their positions
+        shard.keys.insert(entry["position"], entry["key"])
+    planned = planned_samples(plan, name)
+    if len(shard.keys) != planned:
+        shard.problems.append(f"{len(shard.keys)} samples, {planned} planned")
+    return shard
 
 
-def _planned_samples(plan: dict[str, Any], name: str) -> int:
+def sidecar_time(directory: DatasetDir, name: str) -> int | None:
+    """When a sidecar was written (mtime in ns); None if it is not there."""
+    try:
+        return directory.sidecar(name).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def planned_samples(plan: dict[str, Any], name: str) -> int:
+    """How many samples a shard is to hold."""
     first = int(name.rpartition("-")[2]) * plan["samples_per_shard"]
     return max(0, min(plan["samples_per_shard"], plan["samples"] - first))
 
@@ -127,7 +195,7 @@ def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
         with Image.open(io.BytesIO(members[images[0]])) as image:
             image.load()
             size = (image.height, image.width)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return [f"does not decode: {error}"]
     if size != (metadata["height"], metadata["width"]):
         problems.append(f"the picture is {size} px, its JSON says {metadata['height']}, {metadata['width']}")
@@ -136,3 +204,25 @@ def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
     if members["txt"].decode() != metadata["prompt"]:
         problems.append("its txt is not the prompt of its JSON")
     return problems
+
+
+def print_verdict(verdict: Verdict, as_json: bool) -> None:
+    """For people, or with `as_json` for scripts."""
+    if as_json:
+        counts = {name: getattr(verdict, name) for name in ("complete", "planned", "present", "quarantined")}
+        print(json.dumps({**counts, "broken": sorted(verdict.broken), "problems": verdict.problems}, indent=1))
+        return
+    for problem in verdict.problems:
+        print(problem)
+    if verdict.broken:
+        print("to mend: madgen verify --repair, then generate again")
+    state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
+    quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""
+    print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")
+
+
+def exit_code(verdict: Verdict) -> int:
+    """0 as planned, 4 with some in quarantine, 3 incomplete, 1 broken."""
+    if verdict.complete:
+        return 4 if verdict.quarantined else 0
+    return 1 if verdict.problems else 3

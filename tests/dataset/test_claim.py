@@ -13,6 +13,7 @@ from madgen.dataset.layout import DatasetDir
 @pytest.fixture
 def directory(tmp_path):
     (tmp_path / "shards").mkdir()
+    (tmp_path / "dataset.json").write_text("{}")
     return DatasetDir(tmp_path)
 
 
@@ -76,11 +77,7 @@ def test_a_worker_whose_heartbeat_is_old_loses_its_claim(worker, directory):
     age(stale.heartbeat_file, 20)
     assert not fresh.claim("s")
     age(stale.heartbeat_file, 20)
-    (directory.open_shards).mkdir()
-    leftover = directory.open_shards / f"s.{stale.id}.tar"
-    leftover.write_text("half")
     assert fresh.claim("s")
-    assert not leftover.exists()
     stale.release("s")  # it wakes up late: the claim is no longer its own
     assert not worker().claim("s")
 
@@ -106,8 +103,50 @@ def test_an_empty_claim_ages_by_itself(worker, directory):
 
 def test_claiming_in_a_finished_dataset_fails_quietly(worker, directory):
     one = worker()
+    directory.sidecar("s").write_text("{}")
+    directory.tar("s").write_text("")
     remove_work(directory)
     assert not one.claim("s")
+    assert not directory.work.exists()
+
+
+def test_work_that_somebody_removed_comes_back(worker, directory):
+    one = worker()
+    remove_work(directory)
+    assert one.claim("s")
+    one.beat()
+    assert one.heartbeat_file.exists()
+
+
+def test_work_of_a_dataset_that_was_opened_again_is_put_back(worker, directory):
+    one = worker()
+    one.claim("s")
+    remove_work(directory, complete=lambda: False)
+    assert one.owns("s")
+    assert one.heartbeat_file.exists()
+    assert [path.name for path in directory.root.iterdir() if path.name.startswith(".")] == []
+    remove_work(directory, complete=lambda: True)
+    assert not directory.work.exists()
+
+
+def test_a_claim_whose_answer_was_lost_is_a_claim(worker, directory, monkeypatch):
+    """Over NFS a link can be made, and the answer to the second asking be that it is there."""
+    one, link = worker(), os.link
+
+    def linked_twice(source, target):
+        link(source, target)
+        raise FileExistsError(target)
+
+    monkeypatch.setattr(os, "link", linked_twice)
+    assert one.claim("s")
+    assert one.owns("s")
+
+
+def test_a_dataset_that_has_disappeared_is_an_error(worker, directory):
+    one = worker()
+    (directory.root / "dataset.json").unlink()
+    with pytest.raises(OSError, match="the dataset has disappeared"):
+        one.claim("s")
 
 
 def test_a_process_knows_that_it_lives():

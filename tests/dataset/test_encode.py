@@ -31,3 +31,13 @@ def test_png_is_lossless_and_the_same_bytes_each_time():
     data = encode_image(PIXELS, "png", 95, loop=True)
     assert np.array_equal(decode(data)[0], PIXELS)
     assert data == encode_image(PIXELS, "png", 95, loop=True)
+
+
+@pytest.mark.parametrize("quality", [50, 90, 95, 100])
+@pytest.mark.parametrize("image_format", ["jpg", "webp", "png"])
+def test_pictures_that_hardly_compress_are_written(image_format, quality):
+    """Noise is the largest that a picture can be."""
+    noise = np.random.default_rng(0).integers(0, 256, (128, 768, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_image(noise, image_format, quality))) as image:
+        image.load()
+        assert image.size == (768, 128)

@@ -7,13 +7,16 @@ import pytest
 
 from madgen.config import load_job
 from madgen.dataset import manifest
-from madgen.dataset.layout import DatasetDir, write_atomically
+from madgen.dataset.encode import encode_sample
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shard import OpenShard
 from madgen.dataset.verify import verify
+from madgen.files import write_atomically
 from madgen.plan.shards import Plan
+from madgen.plan.table import PromptTable
 from madgen.types import Prompt, Record
 
-PLAN = Plan("job", tuple(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
+PLAN = Plan("job", PromptTable.of(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
 
 
 def record(task, **change):
@@ -22,10 +25,14 @@ def record(task, **change):
     return Record(task, image, metadata)
 
 
+def sample(task, **change):
+    return encode_sample(record(task, **change), "png", 95)
+
+
 def write(directory, index, worker="w", **change):
-    shard = OpenShard(directory, PLAN.shard(index), worker, "png", 95)
-    for task in PLAN.shard(index).tasks:
-        shard.add(record(task, **change))
+    shard = OpenShard(directory, PLAN.shard(index), worker)
+    for position, task in enumerate(PLAN.shard(index).tasks):
+        shard.add(position, sample(task, **change))
     shard.publish()
 
 
@@ -96,10 +103,10 @@ def test_damage_is_found(dataset, kind):
 
 
 def test_samples_come_in_order_and_a_shard_is_published_whole(directory):
-    shard = OpenShard(directory, PLAN.shard(0), "w", "png", 95)
-    with pytest.raises(ValueError, match="expected sample"):
-        shard.add(record(PLAN.task(1)))
-    shard.add(record(PLAN.task(0)))
+    shard = OpenShard(directory, PLAN.shard(0), "w")
+    with pytest.raises(ValueError, match="sample 0 comes next, got 1"):
+        shard.add(1, sample(PLAN.task(1)))
+    shard.add(0, sample(PLAN.task(0)))
     with pytest.raises(ValueError, match="1 of 3 samples"):
         shard.publish()
     shard.discard()
@@ -111,9 +118,9 @@ def test_a_worker_that_stood_still_does_no_harm(dataset):
     """It wakes up when another has published its shard: its own tar is dropped, nothing else changes."""
     before = dataset.tar("job-000001").stat().st_mtime_ns
     dataset.sidecar("job-000001").rename(dataset.root / "aside")
-    late = OpenShard(dataset, PLAN.shard(1), "late", "png", 95)
-    for task in PLAN.shard(1).tasks:
-        late.add(record(task))
+    late = OpenShard(dataset, PLAN.shard(1), "late")
+    for position, task in enumerate(PLAN.shard(1).tasks):
+        late.add(position, sample(task))
     (dataset.root / "aside").rename(dataset.sidecar("job-000001"))
     assert not late.publish()
     assert dataset.tar("job-000001").stat().st_mtime_ns == before

@@ -1,0 +1,460 @@
+"""What is kept of a shard that was left open, that lost its sidecar, or that is put back on the list."""
+
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+
+from madgen.config import load_job
+from madgen.dataset import journal, manifest
+from madgen.dataset.encode import encode_sample
+from madgen.dataset.index import write_quarantine
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.repair import repair
+from madgen.dataset.salvage import reopen_quarantined, salvage
+from madgen.dataset.shard import OpenShard
+from madgen.dataset.verify import verify
+from madgen.monitor.status import status
+from madgen.plan.shards import Plan
+from madgen.plan.table import PromptTable
+from madgen.types import Prompt, Record
+
+PLAN = Plan("job", PromptTable.of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(8)), 1, 4, 0)
+SHARD = PLAN.shard(0)
+
+
+def metadata(task):
+    return {"key": task.key, "seed": task.seed, "prompt": task.prompt.text, "height": 8, "width": 16}
+
+
+def sample(task, image_format="png"):
+    image = np.random.default_rng(task.seed).integers(0, 255, (8, 16, 3), dtype=np.uint8)
+    return encode_sample(Record(task, image, metadata(task)), image_format, 95)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = DatasetDir(tmp_path / "out")
+    manifest.create(made, manifest.manifest(load_job([], ["name=job"]), PLAN, {"a": 1}))
+    return made
+
+
+def found(directory, retry=False):
+    return salvage(directory, SHARD, metadata, retry)
+
+
+def resume(directory, **options):
+    """Goes on with the first shard as a worker does; how many samples it had to make."""
+    shard = OpenShard(directory, SHARD, "w", found(directory, **options))
+    for position, task in enumerate(SHARD.tasks):
+        if position >= len(shard.settled):
+            shard.add(position, sample(task))
+    assert shard.publish()
+    return shard.made
+
+
+def begin(directory, count):
+    shard = OpenShard(directory, SHARD, "w")
+    for position in range(count):
+        shard.add(position, sample(SHARD.tasks[position]))
+    return shard
+
+
+@pytest.fixture
+def whole(directory):
+    """The bytes of the first shard, made at once; the directory is as before."""
+    begin(directory, 4).publish()
+    data = directory.tar("job-000000").read_bytes()
+    directory.tar("job-000000").unlink()
+    directory.sidecar("job-000000").unlink()
+    return data
+
+
+def is_clean(directory):
+    return list(directory.open_shards.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_what_was_committed_is_kept(directory, whole, count):
+    shard = begin(directory, count)
+    shard.commit()
+    shard._tar.write(b"half a sample")  # killed here
+    shard._tar.flush()
+    assert sorted(found(directory).kept) == list(range(count))
+    assert resume(directory) == 4 - count
+    assert directory.tar("job-000000").read_bytes() == whole
+    assert is_clean(directory)
+
+
+def test_stopping_leaves_what_is_whole(directory, whole):
+    shard = begin(directory, 2)
+    shard.commit()
+    shard.leave()
+    assert resume(directory) == 2
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+def test_stopping_again_and_again_loses_nothing(directory, whole):
+    for count in range(1, 4):
+        shard = OpenShard(directory, SHARD, "w", found(directory))
+        shard.add(count - 1, sample(SHARD.tasks[count - 1]))
+        shard.commit()
+        shard.leave()
+        assert len(list(directory.open_shards.glob("*.tar"))) == 1
+    assert resume(directory) == 1
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+@pytest.mark.parametrize("cut", [1, 700, 3000])
+def test_bytes_that_are_gone_are_made_again(directory, whole, cut):
+    shard = begin(directory, 4)
+    shard.commit()
+    shard.leave()
+    os.truncate(shard.path, shard.path.stat().st_size - cut)
+    kept = sorted(found(directory).kept)
+    assert kept == list(range(len(kept)))
+    assert 0 < len(kept) < 4
+    assert resume(directory) == 4 - len(kept)
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+def test_a_damaged_sample_in_the_middle_costs_itself_alone(directory, whole):
+    shard = begin(directory, 4)
+    shard.commit()
+    shard.leave()
+    data = bytearray(shard.path.read_bytes())
+    data[shard.settled[1].offset + 600] ^= 1
+    shard.path.write_bytes(data)
+    assert sorted(found(directory).kept) == [0, 2, 3]
+    assert resume(directory) == 1
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"key": "p3-0000", "off', b"\xff\x00", b"[]\n", b'{"key": 1}\n', b'{"offset": 1}\n']
+)
+def test_a_journal_may_end_in_the_middle(directory, tail):
+    shard = begin(directory, 2)
+    shard.commit()
+    shard.leave()
+    with open(shard.journal, "ab") as stream:
+        stream.write(tail)
+    assert sorted(found(directory).kept) == [0, 1]
+
+
+def test_two_leftovers_are_put_together(directory, whole):
+    first = begin(directory, 1)
+    first.commit()
+    second = begin(directory, 3)
+    second.commit()
+    os.truncate(first.path, 0)
+    assert resume(directory) == 1
+    assert is_clean(directory)
+
+
+def test_a_leftover_of_another_shard_is_not_touched(directory):
+    other = OpenShard(directory, PLAN.shard(1), "w")
+    other.commit()
+    assert found(directory).sources == []
+    assert resume(directory) == 4
+    assert other.path.exists()
+
+
+def test_a_worker_that_is_robbed_of_its_files_does_not_publish(directory):
+    """It stood still for longer than its lease; the one that took over has copied its samples and removed its files."""
+    slow = begin(directory, 4)
+    slow.commit()
+    assert resume(directory) == 0
+    directory.sidecar("job-000000").rename(directory.root / "aside")  # as if the other were not quite done
+    assert not slow.publish()
+    assert is_clean(directory)
+
+
+def test_a_crash_between_tar_and_sidecar_costs_nothing(directory, whole, monkeypatch):
+    def crash(*_):
+        raise OSError("crash")
+
+    shard = begin(directory, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("madgen.dataset.shard.write_atomically", crash)
+        with pytest.raises(OSError, match="crash"):
+            shard.publish()
+    assert directory.tar("job-000000").exists()
+    assert not directory.is_done("job-000000")
+    assert resume(directory) == 0
+    assert directory.tar("job-000000").read_bytes() == whole
+    assert is_clean(directory)
+
+
+@pytest.mark.parametrize("damage", [None, "bytes", "json", "size", "half"])
+def test_a_tar_that_nothing_vouches_for_is_checked(directory, whole, damage):
+    tar = directory.tar("job-000000")
+    data = bytearray(whole)
+    if damage == "bytes":
+        data[data.index(b"IDAT") + 20] ^= 1
+    elif damage == "json":
+        data[data.index(b'"seed": ') + 9] = ord("x")
+    elif damage == "half":
+        data = data[: len(data) // 2]
+    tar.write_bytes(data)
+    shard = SHARD
+    if damage == "size":
+        shard = Plan("job", PromptTable.of(Prompt(f"p{i}", f"text {i}", "", 16, 16) for i in range(8)), 1, 4, 0).shard(
+            0
+        )
+    kept = salvage(directory, shard, metadata).kept
+    expected = {None: 4, "bytes": 3, "json": 3, "size": 0}
+    assert len(kept) == expected[damage] if damage in expected else len(kept) < 4
+    if damage != "size":
+        assert resume(directory) == 4 - len(kept)
+        assert tar.read_bytes() == whole
+
+
+def test_a_jpeg_without_a_witness_is_made_again(directory):
+    """It holds no checksum: a flipped bit would go unseen."""
+    shard = OpenShard(directory, SHARD, "w")
+    for position, task in enumerate(SHARD.tasks):
+        shard.add(position, sample(task, "jpg"))
+    shard.publish()
+    directory.sidecar("job-000000").unlink()
+    assert found(directory).kept == {}
+
+
+@pytest.fixture
+def quarantined(directory):
+    """Two finished shards; the second sample of the first one is in quarantine."""
+    shard = OpenShard(directory, SHARD, "w")
+    shard.add(0, sample(SHARD.tasks[0]))
+    shard.quarantine(1, "not_finite", "NaN in the latents")
+    shard.add(2, sample(SHARD.tasks[2]))
+    shard.add(3, sample(SHARD.tasks[3]))
+    shard.publish()
+    other = OpenShard(directory, PLAN.shard(1), "w")
+    for position, task in enumerate(PLAN.shard(1).tasks):
+        other.add(position, sample(task))
+    other.publish()
+    return directory
+
+
+def test_quarantine_is_told_and_proven(quarantined):
+    verdict = verify(quarantined)
+    assert (verdict.present, verdict.quarantined, verdict.complete, verdict.problems) == (7, 1, True, [])
+    assert quarantined.read_sidecar("job-000000")["quarantined"] == ["p1-0000"]
+    write_quarantine(quarantined)
+    (line,) = (quarantined.root / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "shard": "job-000000", "key": "p1-0000", "position": 1, "reason": "not_finite", "detail": "NaN in the latents",
+        "seed": SHARD.tasks[1].seed, "prompt": "text 1",
+    }  # fmt: skip
+    reopen_quarantined(quarantined)
+    write_quarantine(quarantined)
+    assert not (quarantined.root / "quarantine.jsonl").exists()
+
+
+def test_an_unplanned_quarantine_is_found(quarantined):
+    path = quarantined.sidecar("job-000000")
+    content = json.loads(path.read_text())
+    content["quarantine"][0]["key"] = "p9-0000"
+    path.write_text(json.dumps(content))
+    assert verify(quarantined).problems == ["the keys are not the planned ones"]
+
+
+def test_a_retry_makes_only_what_was_quarantined(whole, quarantined):
+    assert reopen_quarantined(quarantined) == 1
+    assert quarantined.done() == {"job-000001"}
+    assert resume(quarantined) == 1
+    assert quarantined.tar("job-000000").read_bytes() == whole
+    assert verify(quarantined).complete
+    assert reopen_quarantined(quarantined) == 0
+
+
+def test_a_retry_that_was_killed_goes_on(whole, quarantined):
+    reopen_quarantined(quarantined)
+    shard = OpenShard(quarantined, SHARD, "w", found(quarantined))
+    shard.commit()
+    shard.leave()
+    assert sorted(found(quarantined).kept) == [0, 2, 3]
+    assert resume(quarantined) == 1
+    assert quarantined.tar("job-000000").read_bytes() == whole
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_an_open_shard_keeps_its_quarantine_unless_it_is_retried(directory, retry):
+    shard = begin(directory, 1)
+    shard.quarantine(1, "constant", "")
+    shard.commit()
+    shard.leave()
+    assert (1 in found(directory, retry=retry).kept) == (not retry)
+
+
+def test_a_shard_of_nothing_but_quarantine(directory):
+    shard = OpenShard(directory, SHARD, "w")
+    for position in range(4):
+        shard.quarantine(position, "constant", "")
+    shard.publish()
+    with tarfile.open(directory.tar("job-000000")) as tar:
+        assert tar.getnames() == []
+    assert verify(directory).problems == []
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "no tar", "sidecar", "foreign tar", "lost entry"])
+def test_what_is_broken_is_made_again(directory, whole, kind):
+    begin(directory, 4).publish()
+    tar, sidecar = directory.tar("job-000000"), directory.sidecar("job-000000")
+    if kind == "flip":
+        data = bytearray(whole)
+        data[data.index(b"IDAT") + 20] ^= 1
+        tar.write_bytes(data)
+    elif kind == "truncate":
+        os.truncate(tar, len(whole) // 2)
+    elif kind == "no tar":
+        tar.unlink()
+    elif kind == "sidecar":
+        sidecar.write_text("{")
+    elif kind == "foreign tar":
+        tar.write_bytes(bytes(10240))
+    else:
+        content = json.loads(sidecar.read_text())
+        sidecar.write_text(json.dumps({**content, "samples": content["samples"][:2]}))
+    verdict = verify(directory)
+    assert verdict.problems
+    again = repair(directory, verdict)
+    assert not directory.is_done("job-000000")
+    made = resume(directory)
+    assert made <= again
+    assert made == {"flip": 1, "no tar": 4, "sidecar": 0, "foreign tar": 4, "lost entry": 2}.get(kind, made)
+    assert tar.read_bytes() == whole
+    assert verify(directory).problems == []
+    assert is_clean(directory)
+
+
+def test_what_cannot_be_read_just_now_is_not_called_broken(directory, monkeypatch):
+    begin(directory, 4).publish()
+    read = DatasetDir.read_sidecar
+
+    def away(self, name):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(DatasetDir, "read_sidecar", away)
+    verdict = verify(directory)
+    assert "cannot be read" in verdict.problems[0]
+    assert repair(directory, verdict) == 0
+    monkeypatch.setattr(DatasetDir, "read_sidecar", read)
+    assert directory.is_done("job-000000")
+
+
+def test_a_shard_that_was_mended_meanwhile_is_left_alone(directory, whole):
+    begin(directory, 4).publish()
+    directory.tar("job-000000").write_bytes(bytes(10240))
+    verdict = verify(directory)
+    directory.sidecar("job-000000").unlink()
+    begin(directory, 4).publish()
+    assert repair(directory, verdict) == 0
+    assert directory.is_done("job-000000")
+
+
+def test_a_file_that_was_not_planned_is_left_alone(directory):
+    begin(directory, 4).publish()
+    stranger = directory.tar("job-000077")
+    stranger.write_bytes(b"mine")
+    verdict = verify(directory)
+    assert repair(directory, verdict) == 0
+    assert stranger.read_bytes() == b"mine"
+
+
+def test_a_sidecar_never_vouches_for_another_tar(directory, whole, monkeypatch):
+    """The tar was removed; it is made again with other bytes, and its worker dies before it writes the sidecar."""
+    shard = OpenShard(directory, SHARD, "w")
+    for position in range(4):
+        shard.quarantine(position, "constant", "")
+    shard.publish()
+    directory.tar("job-000000").unlink()
+
+    def die(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr("madgen.dataset.shard.write_atomically", die)
+        begin(directory, 4).publish()
+    assert directory.tar("job-000000").read_bytes() == whole
+    assert not directory.is_done("job-000000")
+
+
+def test_two_workers_that_publish_at_once_leave_no_mixture(directory, whole, monkeypatch):
+    """Another worker's tar, of other bytes, comes between this one's tar and its sidecar."""
+    from madgen.dataset import shard as module
+
+    late, write = begin(directory, 4), module.write_atomically
+
+    def meanwhile(path, data):
+        other = directory.root / "other"
+        other.write_bytes(bytes(10240))
+        other.replace(directory.tar("job-000000"))
+        write(path, data)
+
+    monkeypatch.setattr(module, "write_atomically", meanwhile)
+    late.publish()
+    assert not directory.is_done("job-000000")
+    monkeypatch.undo()
+    assert resume(directory) == 4
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+def test_a_worker_that_lost_its_claim_does_not_publish(directory):
+    assert not begin(directory, 4).publish(owned=lambda: False)
+    assert not directory.tar("job-000000").exists()
+    assert is_clean(directory)
+
+
+@pytest.mark.parametrize("change", ["gone", "other"])
+def test_salvaged_samples_that_change_before_they_are_copied(directory, change):
+    shard = begin(directory, 3)
+    shard.commit()
+    shard.leave()
+    before = found(directory)
+    if change == "gone":
+        shard.path.unlink()
+    else:
+        shard.path.write_bytes(bytes(shard.path.stat().st_size))
+    with pytest.raises(OSError, match="salvaged samples have changed"):
+        OpenShard(directory, SHARD, "w", before)
+    assert {path.stem for path in directory.open_shards.iterdir()} == {shard.path.stem}
+
+
+def test_a_disk_that_is_full_does_not_grow_fuller(directory, monkeypatch):
+    """The copy of what was salvaged does not fit: nothing of it stays, the original does."""
+    shard = begin(directory, 3)
+    shard.commit()
+    shard.leave()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before, salvaged = sorted(directory.open_shards.iterdir()), found(directory)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(journal, "chunks", full)
+        OpenShard(directory, SHARD, "w", salvaged)
+    assert sorted(directory.open_shards.iterdir()) == before
+    assert resume(directory) == 1
+
+
+def test_copies_and_hidden_files_are_not_shards(directory):
+    begin(directory, 4).publish()
+    for name in ("job-000000 (copy)", "._job-000000", "job-000009"):
+        for suffix in (".tar", ".json"):
+            (directory.shards / f"{name}{suffix}").write_bytes(
+                directory.tar("job-000000").with_suffix(suffix).read_bytes()
+            )
+    assert directory.done() == {"job-000000", "job-000009"}
+    verdict = verify(directory)
+    assert verdict.present == 4
+    assert "job-000009: a shard that was not planned" in verdict.problems
+    assert status(directory)["shards"] == {"planned": 2, "done": 1}
+
+
+def test_spans_end_with_the_file(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    with open(tmp_path / "f", "rb") as stream, pytest.raises(OSError, match="ends 2 bytes early"):
+        journal.span_sha256(stream, 1, 4)
