@@ -22,18 +22,24 @@ class Cost:
     bytes: int
 
 
+def has_regions(plan: Plan) -> bool:
+    """Whether any prompt has parts with prompts of their own."""
+    totals = plan.prompts.header.totals
+    return totals.texts != totals.sizes
+
+
 def sizes(plan: Plan) -> Counter[tuple[int, int]]:
     """How many panoramas there are of each (height, width) in pixels."""
-    counts = Counter((prompt.height, prompt.width) for prompt in plan.prompts)
-    return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
+    return _times_samples(plan, plan.prompts.header.totals.sizes)
 
 
 def _rows(plan: Plan) -> Counter[tuple[int, int]]:
     """As `sizes`, each panorama counted once for its own prompt and once for each of its regions."""
-    counts: Counter[tuple[int, int]] = Counter()
-    for prompt in plan.prompts:
-        counts[prompt.height, prompt.width] += (1 + len(prompt.regions)) * plan.samples_per_prompt
-    return counts
+    return _times_samples(plan, plan.prompts.header.totals.texts)
+
+
+def _times_samples(plan: Plan, counts: Counter[tuple[int, int]]) -> Counter[tuple[int, int]]:
+    return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
 def view_evaluations(layout: Layout, steps: int, passes: int, sync: SyncSchedule) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
-from madgen.config import Job
 from madgen.errors import UserError
+from madgen.plan.cache import open_cached, plan_key
 from madgen.plan.prompts import read_prompts
-from madgen.plan.regions import region_identity
+from madgen.plan.readers._hub import is_hub
+from madgen.plan.table import PromptTable
+from madgen.schema import Job
 from madgen.seeding import sample_seed
 from madgen.types import Batch, Prompt, Shard, Task
 
@@ -20,10 +21,16 @@ class Plan:
     """Everything that a job will make; tasks and shards are computed when asked for."""
 
     name: str
-    prompts: tuple[Prompt, ...]
+    prompts: PromptTable
     samples_per_prompt: int
     samples_per_shard: int
     seed: int
+    key: str = ""
+    """Of all that the prompts depend on, see `plan_key`."""
+
+    def __post_init__(self) -> None:
+        if self.prompts.header.samples_per_prompt != self.samples_per_prompt:
+            raise ValueError("the table's digest of keys is for another number of samples a prompt")
 
     @property
     def samples(self) -> int:
@@ -38,7 +45,9 @@ class Plan:
     def task(self, position: int) -> Task:
         """The task at a position in 0..samples-1: all samples of a prompt follow each other."""
         prompt_index, sample_index = divmod(position, self.samples_per_prompt)
-        prompt = self.prompts[prompt_index]
+        return self._task(self.prompts[prompt_index], sample_index)
+
+    def _task(self, prompt: Prompt, sample_index: int) -> Task:
         return Task(
             key=f"{prompt.id}-{sample_index:04d}",
             prompt=prompt,
@@ -56,25 +65,30 @@ class Plan:
         """The shard at `index` in 0..shard_count-1."""
         first = index * self.samples_per_shard
         last = min(first + self.samples_per_shard, self.samples)
-        tasks = tuple(self.task(position) for position in range(first, last))
+        each = self.samples_per_prompt
+        prompts = self.prompts[first // each : -(-last // each)]
+        places = (divmod(position, each) for position in range(first, last))
+        tasks = tuple(self._task(prompts[index - first // each], sample) for index, sample in places)
         return Shard(index, shard_name(self.name, index), tasks)
 
-    @cached_property
+    @property
     def prompts_digest(self) -> str:
         """A hash over every id, text, size, own seed and region, in order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for prompt in self.prompts:
-            fields = (prompt.id, prompt.text, prompt.negative, prompt.height, prompt.width, prompt.seed)
-            digest.update(repr((*fields, *map(region_identity, prompt.regions))).encode())
-        return digest.hexdigest()
+        return self.prompts.header.prompts_digest
 
-    @cached_property
+    @property
     def keys_digest(self) -> str:
         """sha256 over every planned key, one a line, in order: what `verify` holds the shards against."""
-        digest = hashlib.sha256()
-        for prompt in self.prompts:
-            digest.update("".join(f"{prompt.id}-{index:04d}\n" for index in range(self.samples_per_prompt)).encode())
-        return digest.hexdigest()
+        return self.prompts.header.keys_digest
+
+    def save(self, cache: Path) -> Path:
+        """Writes the prompts to a folder, where `build_plan` of the same job finds them. Raises OSError."""
+        if not self.key:
+            raise ValueError("only a plan of `build_plan` has a key to be saved under")
+        cache.mkdir(parents=True, exist_ok=True)
+        path = cache / f"{self.key}.arrow"
+        self.prompts.save(path)
+        return path
 
 
 def shard_name(job_name: str, index: int) -> str:
@@ -82,22 +96,38 @@ def shard_name(job_name: str, index: int) -> str:
     return f"{job_name}-{index:06d}"
 
 
-def build_plan(job: Job) -> Plan:
-    """Reads the prompts and lays out the samples; writes nothing."""
-    prompts = read_prompts(
-        job.prompts.source,
-        negative_prompt=job.prompts.negative_prompt,
+def build_plan(job: Job, cache: Path | None = None) -> Plan:
+    """Reads the prompts and lays out the samples; writes nothing.
+
+    `cache`: a folder that `Plan.save` may have written to; what is there is not read again.
+    """
+    key = plan_key(job)
+    table = open_cached(cache, key) if cache is not None else None
+    if table is None:
+        table = _read(job)
+        if is_hub(job.prompts.source):
+            key = plan_key(job)  # reading it may have filled the library's cache
+    samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
+    if -(-len(table) * samples // shards) > 10**6:
+        raise UserError(f"more than 10^6 shards of {shards} samples; raise output.samples_per_shard")
+    return Plan(job.name, table, samples, shards, job.prompts.seed, key)
+
+
+def _read(job: Job) -> PromptTable:
+    prompts = job.prompts
+    return read_prompts(
+        prompts.source,
+        negative_prompt=prompts.negative_prompt,
         height=job.sampling.height,
         width=job.sampling.width,
-        limit=job.prompts.limit,
-        on_duplicate=job.prompts.on_duplicate,
-        regions=job.prompts.regions,
-        across=job.prompts.across,
+        limit=prompts.limit,
+        on_duplicate=prompts.on_duplicate,
+        regions=prompts.regions,
+        across=prompts.across,
+        split=prompts.split,
+        columns=prompts.columns,
+        samples_per_prompt=prompts.samples_per_prompt,
     )
-    samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
-    if -(-len(prompts) * samples // shards) > 10**6:
-        raise UserError(f"more than 10^6 shards of {shards} samples; raise output.samples_per_shard")
-    return Plan(job.name, tuple(prompts), samples, shards, job.prompts.seed)
 
 
 def batches(shard: Shard, batch_size: int) -> Iterator[Batch]:

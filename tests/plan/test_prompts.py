@@ -64,7 +64,7 @@ def test_duplicates_are_an_error_skipped_or_renamed(write):
         ("p.txt", "", "holds no prompt"),
         ("p.txt", " \n\n", "holds no prompt"),
         ("p.txt", b"ok\n\xff\xfe", r"p.txt:2 is not UTF-8"),
-        ("p.csv", "a", r"must end in .txt, .jsonl, .json"),
+        ("p.doc", "a", r"must end in .csv, .json, .jsonl, .parquet, .txt, got '.doc'"),
         ("p.jsonl", "{", r"p.jsonl:1 is not valid JSON"),
         ("p.jsonl", '"a"', r"must be a JSON object"),
         ("p.jsonl", '{"prompt": " "}', "must be a text that is not empty"),

@@ -87,3 +87,22 @@ def test_a_jobs_masks_are_found_beside_the_job_file(tmp_path, monkeypatch):
     job = load_job("jobs/job.yaml", ["prompts.source=prompts.txt"])
     (prompt,) = build_plan(job).prompts
     assert prompt.regions[0].mask.path == str(tmp_path / "jobs/masks/lake.png")
+
+
+def test_rows_with_regions_name_the_jobs_own_once_a_size(tmp_path):
+    own = [{"mask": [0, 0, 4, 4], "prompt": "own"}]
+    lines = [
+        {"prompt": "a"}, {"prompt": "b", "regions": []}, {"prompt": "c"}, {"prompt": "d", "width": 128},
+        {"prompt": "e", "regions": own}, {"prompt": "f", "width": 128}, {"prompt": "g", "negative_prompt": "ice"},
+    ]  # fmt: skip
+    table = read(tmp_path, *lines, regions=[{"mask": [0, 0, 8, 8], "prompt": "a hut"}], batch_rows=2)
+    assert list(table.rows_with_regions()) == [0, 3, 4, 6]
+    assert [region.negative for region in table[6].regions] == ["ice"]  # the line's, which the job's region takes
+    assert dict(table.header.totals.texts) == {(32, 64): 2 + 1 + 2 + 2 + 2, (32, 128): 2 + 2}
+
+
+def test_the_jobs_regions_are_not_missed_where_every_line_has_its_own(tmp_path):
+    lost = [{"mask": "none.png", "prompt": "a hut"}]
+    assert len(read(tmp_path, {"prompt": "a", "across": ["b"]}, regions=lost)) == 1
+    with pytest.raises(UserError, match=r"prompts.jsonl:2: region 1: there is no mask file none.png"):
+        read(tmp_path, {"prompt": "a", "across": ["b"]}, {"prompt": "c"}, regions=lost)

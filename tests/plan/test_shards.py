@@ -4,13 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madgen.plan.shards import Plan, batches
+from madgen.plan.table import PromptTable
 from madgen.seeding import sample_seed
 from madgen.types import Prompt
 
 
 def plan(prompts=5, samples=2, shard=3, seed=0):
     lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64 * (1 + i % 2)) for i in range(prompts))
-    return Plan("job", lines, samples, shard, seed)
+    return Plan("job", PromptTable.of(lines, samples), samples, shard, seed)
 
 
 @given(prompts=st.integers(1, 20), samples=st.integers(1, 4), shard=st.integers(1, 9))
@@ -29,7 +30,6 @@ def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, si
         assert tuple(task for batch in cut for task in batch.tasks) == made.shard(index).tasks
         assert all(len(batch.tasks) <= size for batch in cut)
         assert all(len({(task.prompt.height, task.prompt.width) for task in batch.tasks}) == 1 for batch in cut)
-        assert [batch.is_last for batch in cut] == [False] * (len(cut) - 1) + [True]
 
 
 def test_a_seed_depends_on_identity_alone():
@@ -41,7 +41,7 @@ def test_a_seed_depends_on_identity_alone():
 
 def test_a_line_s_own_seed_is_that_of_its_first_sample():
     made = plan()
-    made = replace(made, prompts=(replace(made.prompts[0], seed=7), *made.prompts[1:]))
+    made = replace(made, prompts=PromptTable.of([replace(made.prompts[0], seed=7), *made.prompts[1:]], 2))
     assert made.task(0).seed == 7
     assert made.task(1).seed == sample_seed(7, "p0", 1)
 
@@ -53,7 +53,7 @@ def test_seeds_are_48_bits_and_differ():
 
 
 def test_digests_tell_plans_apart():
-    longer = replace(plan(), prompts=(*plan().prompts[:-1], replace(plan().prompts[-1], width=640)))
+    longer = replace(plan(), prompts=PromptTable.of([*plan().prompts[:-1], replace(plan().prompts[-1], width=640)], 2))
     assert plan().prompts_digest == plan(shard=4).prompts_digest
     assert len({made.prompts_digest for made in (plan(), plan(prompts=4), longer)}) == 3
     assert plan(shard=3).keys_digest == plan(shard=4).keys_digest != plan(prompts=4).keys_digest

@@ -1,0 +1,315 @@
+"""Each prompt format: what it gives, and what is refused with its place and the way out."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from madgen.config import load_job
+from madgen.errors import UserError
+from madgen.plan.cache import plan_key
+from madgen.plan.prompts import prompt_id, read_prompts
+from madgen.plan.shards import build_plan
+
+
+def read(path, **options):
+    return read_prompts(str(path), **{"negative_prompt": "", "height": 64, "width": 128, **options})
+
+
+def texts(table):
+    return [prompt.text for prompt in table]
+
+
+def parquet(**columns):
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return put
+
+
+BOM = b"\xef\xbb\xbf"
+pack = partial(gzip.compress, mtime=0)  # the time would make tests' names differ from process to process
+TWO = {
+    "p.txt": b"a hill\n\n a lake \n",
+    "p.jsonl": b'{"prompt": "a hill"}\n\n{"prompt": "a lake"}',
+    "p.csv": b'prompt\na hill\n\n"a lake"\n',
+    "p.json": b'{"0": "a hill", "1": "a lake"}',
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("name", TWO)
+def test_texts_with_marks_line_ends_and_gzip(write, name, ends, mark, packed):
+    content = mark + TWO[name].replace(b"\n", ends)
+    path = write(name + ".gz" * packed, pack(content) if packed else content)
+    assert texts(read(path)) == ["a hill", "a lake"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(write, kind):
+    table = read(
+        write("p.parquet", parquet(prompt=pa.array(["a hill", "a lake"], kind), seed=[None, 3], id=["x", None]))
+    )
+    assert [(prompt.id, prompt.text, prompt.seed) for prompt in table] == [
+        ("x", "a hill", None),
+        (prompt_id("a lake"), "a lake", 3),
+    ]
+
+
+def test_csv_cells_that_are_empty_are_not_given(write):
+    lines = [
+        "id,prompt,negative_prompt,width,height,seed,across",
+        'x,"a hill, ""green""",fog,256,32,9,"[""a lake""]"',
+        ",two\\lines,,,,,",
+        '007,"two',
+        'lines",,,,,',
+    ]
+    first, second, third = read(write("p.csv", "\n".join(lines)))
+    assert (first.id, first.text, first.negative, first.width, first.height, first.seed) == (
+        "x", 'a hill, "green"', "fog", 256, 32, 9,
+    )  # fmt: skip
+    assert [region.text for region in first.regions] == ["a lake"]
+    assert (second.id, second.width, second.seed) == (prompt_id("two\\lines"), 128, None)
+    assert (third.id, third.text) == ("007", "two\nlines")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
+def test_columns_are_renamed_and_others_ignored(write, name):
+    rows = {"caption": ["a hill", "a lake"], "uid": ["h", "l"], "url": ["u", "v"]}
+    lines = [json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)]
+    content = {
+        "p.csv": "caption,uid,url\na hill,h,u\na lake,l,v\n",
+        "p.jsonl": "\n".join(lines),
+        "p.parquet": parquet(**rows),
+    }
+    path = write(name, content[name])
+    table = read(path, columns={"prompt": "caption", "id": "uid"})
+    assert [(prompt.id, prompt.text) for prompt in table] == [("h", "a hill"), ("l", "a lake")]
+    assert texts(read(path, columns={"prompt": "caption"})) == ["a hill", "a lake"]
+    with pytest.raises(UserError, match=r"prompts\.columns|unknown field 'caption'.*prompts\.columns"):
+        read(path)
+
+
+def test_a_pattern_takes_files_in_the_order_of_their_paths(write, tmp_path):
+    write("b.txt", "b")
+    write("a.jsonl", '{"prompt": "a"}')
+    write("deep/er/c.txt.gz", pack(b"c"))
+    assert texts(read(tmp_path / "*.*")) == ["a", "b"]
+    assert texts(read(tmp_path / "**/*.txt*")) == ["b", "c"]
+    with pytest.raises(UserError, match="matches no file"):
+        read(tmp_path / "*.csv")
+
+
+def test_the_same_prompt_in_two_files_is_named_with_both(write, tmp_path):
+    write("a.txt", "x\nsame")
+    write("b.txt", "same")
+    with pytest.raises(UserError, match=r"b\.txt:1: the same id as .*a\.txt:2"):
+        read(tmp_path / "*.txt")
+
+
+@pytest.mark.parametrize("name", ["[ab].txt", "-rf.txt", "new\nline.txt", "*.txt", "a b?.txt"])
+def test_a_file_of_exactly_this_name_wins(write, tmp_path, name, monkeypatch):
+    write("a.txt", "wrong")
+    write(name, "right")
+    assert texts(read(tmp_path / name)) == ["right"]
+    monkeypatch.chdir(tmp_path)
+    assert texts(build_plan(load_job([], [f"prompts.source={json.dumps(name)}"])).prompts) == ["right"]
+
+
+def test_a_jobs_pattern_is_found_beside_the_job_even_in_a_folder_with_brackets(write, tmp_path):
+    write("jobs [1]/prompts/b.txt", "b")
+    write("jobs [1]/prompts/a.txt", "a")
+    job = load_job(write("jobs [1]/job.yaml", "prompts: {source: prompts/*.txt}"))
+    assert texts(build_plan(job).prompts) == ["a", "b"]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets.Dataset.from_dict({"caption": ["a hill", "a lake"], "score": [0.5, 1.5]})
+
+
+@pytest.mark.parametrize("kind", ["saved", "saved splits", "parquet", "csv"])
+def test_a_local_dataset(hub, tmp_path, kind):
+    import datasets
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    match kind:
+        case "saved":
+            hub.save_to_disk(folder)
+        case "saved splits":
+            datasets.DatasetDict({"train": hub, "test": hub.select([1])}).save_to_disk(folder)
+        case "parquet":
+            hub.to_parquet(folder / "train.parquet")
+        case "csv":
+            hub.to_csv(folder / "train.csv")
+    before = sorted(tmp_path.rglob("*"))
+    table = read(f"hf://{folder}", columns={"prompt": "caption"})
+    assert texts(table) == ["a hill", "a lake"]
+    assert table.where(1).endswith(":2")
+    assert texts(read(f"hf://{folder}", columns={"prompt": "caption"}, limit=1)) == ["a hill"]
+    with pytest.raises(UserError, match=r"has no column 'prompt'.*'caption'.*prompts\.columns"):
+        read(f"hf://{folder}")
+    if kind == "saved splits":
+        assert texts(read(f"hf://{folder}", columns={"prompt": "caption"}, split="test")) == ["a lake"]
+    if kind != "saved":
+        with pytest.raises(UserError, match=r"split 'dev'"):
+            read(f"hf://{folder}", columns={"prompt": "caption"}, split="dev")
+    else:
+        with pytest.raises(UserError, match=r"no split 'dev', it is one dataset"):
+            read(f"hf://{folder}", columns={"prompt": "caption"}, split="dev")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dataset_of_the_hub_from_the_local_cache(hub, tmp_path, monkeypatch):
+    """As the library leaves it after a download."""
+    import datasets
+
+    hub.to_parquet(tmp_path / "data/train.parquet")
+    datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "first"))
+    (built,) = (tmp_path / "first").rglob("*.arrow")
+    cached = tmp_path / "cache/owner___my_data/default/0.0.0" / ("0" * 40)
+    shutil.copytree(built.parent, cached)
+    (cached / built.name).rename(cached / "my_data-train.arrow")
+    info = json.loads((cached / "dataset_info.json").read_text())
+    (cached / "dataset_info.json").write_text(json.dumps({**info, "dataset_name": "my_data"}))
+    for source in ("hf://owner/my_data", "hf://owner/MyData", "hf://owner/my_data/default"):
+        assert texts(read(source, columns={"prompt": "caption"})) == ["a hill", "a lake"]
+    job = load_job([], ["prompts.source=hf://owner/my_data", "prompts.columns.prompt=caption"])
+    key = build_plan(job).key
+    assert plan_key(job) == key
+    os.utime(cached / "my_data-train.arrow", ns=(1, 1))
+    assert plan_key(job) != key
+    (tmp_path / "owner/my_data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is a folder owner/my_data here too"):
+        read("hf://owner/my_data", columns={"prompt": "caption"})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf://nobody/nothing", "the local datasets cache, or within reach on the hub"),
+        ("hf://nobody", "must be hf://owner/name"),
+        ("hf://a/b/c/d", "must be hf://owner/name"),
+        ("hf://../..//x", "no folder"),
+        ("hf:///no/folder", "there is no folder /no/folder"),
+    ],
+)
+def test_datasets_that_are_not_there(hub, source, message):
+    with pytest.raises(UserError, match=message):
+        read(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"ok\nb\xe9d\n", r"p.txt:2 is not UTF-8 \(byte 4\)"),
+        ("p.txt", BOM + b"\xe9", r"p.txt:1 is not UTF-8 \(byte 3\)"),
+        ("p.txt.gz", pack(b"a\nb\n\xff"), r"p.txt.gz:3 is not UTF-8 \(byte 4\)"),
+        ("p.txt", "a hill".encode("utf-16"), r"p.txt:1 is not UTF-8 \(byte 0\)"),
+        ("p.txt", "a hill".encode("utf-16-le"), r"p.txt:1: .*NUL.*UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "b\\u0000"}', r"p.jsonl:2: .*NUL"),
+        ("p.csv", b"prompt\na\nb\0\n", r"p.csv:3: .*NUL"),
+        ("p.csv", b"", "holds no prompt"),
+        ("p.csv", b"prompt\n", "holds no prompt"),
+        ("p.csv", b"text,id\na,b\n", r"p.csv has no column 'prompt'.*'text', 'id'.*prompts.columns.prompt"),
+        ("p.csv", b"prompt,prompt\na,b\n", "the column 'prompt' is there twice"),
+        ("p.csv", b"prompt,sed\na,b\n", r"unknown field 'sed'.*prompts\.columns"),
+        ("p.csv", b"prompt,id\na\n", r"p.csv:2 has 1 cells, the header 2"),
+        ("p.csv", b"prompt,id\na,x\nb, c,y\n", r"p.csv:3 has 3 cells, the header 2"),
+        ("p.csv", b'prompt\n"a\n', r"p.csv:2 is not valid CSV"),
+        ("p.csv", b"prompt\na\rb\n", r"p.csv:2 is not valid CSV"),
+        ("p.csv", b"prompt,id\n,x\n", r"p.csv:2: the prompt must be a text"),
+        ("p.csv", b"prompt,width\na,12.5\n", r"p.csv:2: width must be a whole number of pixels > 0, got '12.5'"),
+        ("p.csv", b"prompt,seed\na,-1\n", r"p.csv:2: seed must be a whole number"),
+        ("p.csv", b"prompt,regions\na,[\n", r"p.csv:2: regions is not valid JSON"),
+        ("p.csv", "prompt,width\na,\u0661\n".encode(), r"p.csv:2: width must be a whole number"),
+        ("p.csv", b"prompt,id\na,x/y\n", r"p.csv:2: id must match"),
+        ("p.csv", b"prompt,id\na,..\n", r"p.csv:2: id must match"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', r"p.jsonl:1: the key 'prompt' is there twice"),
+        ("p.jsonl", b'{"prompt": "a"} x', r"p.jsonl:1 is not valid JSON"),
+        ("p.jsonl", b'[["prompt", "a"]]', "must be a JSON object"),
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"text": "b"}', r"p.jsonl:3: unknown field 'text'.*prompts\.columns"),
+        ("p.json", b'{"a/b": "x"}', r"p.json\['a/b'\]: id must match"),
+        ("p.parquet", b"PAR1 not really", "no whole Parquet file"),
+        ("p.parquet", b"", "no whole Parquet file"),
+        ("p.parquet", parquet(prompt=["a"] * 99)[:-20], "no whole Parquet file"),
+        ("p.parquet", parquet(prompt=["a", None]), r"p.parquet:2: the prompt must be a text"),
+        ("p.parquet", parquet(prompt=[1, 2]), r"p.parquet:1: the prompt must be a text"),
+        ("p.parquet", parquet(prompt=["a"], width=["12"]), r"p.parquet:1: width must be a whole number"),
+        ("p.parquet", parquet(text=["a"]), "has no column 'prompt'"),
+        ("p.parquet.gz", pack(parquet(prompt=["a"])), "unpack it"),
+        ("p.txt.gz", pack(b"a hill\n" * 9999)[:-20], "no whole gzip file"),
+        ("p.txt.gz", b"a hill", "no whole gzip file"),
+        ("p.jsonl.gz", b"", "holds no prompt"),
+        ("p.gz", b"", "must end in"),
+        ("p", b"a", "must end in"),
+    ],
+)
+def test_hostile_files(write, name, content, message):
+    with pytest.raises(UserError, match=message):
+        read(write(name, content))
+
+
+def test_a_line_without_end(write, monkeypatch):
+    monkeypatch.setattr("madgen.plan.readers._lines.LONGEST_LINE", 3 << 20)
+    with pytest.raises(UserError, match=r"p.txt:2 is longer than 3 MiB; write one prompt a line"):
+        read(write("p.txt", b"a\n" + b"x" * (5 << 20)))
+
+
+def test_what_has_no_meaning_is_refused(write):
+    path = write("p.txt", "a")
+    with pytest.raises(UserError, match=r"prompts.columns has no meaning with .*p.txt"):
+        read(path, columns={"prompt": "x"})
+    with pytest.raises(UserError, match=r"prompts.split=test goes with a Hugging Face dataset"):
+        read(path, split="test")
+    with pytest.raises(UserError, match=r"has no column 'x' \(prompts.columns\)"):
+        read(write("p.csv", "prompt\na"), columns={"prompt": "x"})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read(write):
+    path = write("p.txt", "a")
+    path.chmod(0)
+    with pytest.raises(UserError, match=r"cannot read prompts.source=.*p.txt: Permission denied"):
+        read(path)
+
+
+def test_places_that_hold_no_file(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "d.txt").mkdir()
+    for name, message in (
+        ("p.txt", "no regular file"),
+        ("gone.txt", "no regular file"),
+        ("d.txt", "is a directory"),
+        ("x" * 300 + ".txt", "does not exist"),
+        ("nul\0.txt", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / name)
