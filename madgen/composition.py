@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def composition(
     return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
 
 
-def check_regions_scheduler(scheduler: type, regions: PanoramaRegions, bootstrapping: int) -> None:
+def check_regions_scheduler(scheduler: type, regions: Iterable[Sequence[Region]], bootstrapping: int) -> None:
     """UserError where bootstrapping needs noise that a scheduler cannot add."""
     if bootstrapping and _any_cut_out(regions) and not hasattr(scheduler, "add_noise"):
         raise UserError(
@@ -82,7 +82,7 @@ def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
     return latents.unflatten(0, colours_KR3.shape[:2])
 
 
-def _any_cut_out(regions: PanoramaRegions) -> bool:
+def _any_cut_out(regions: Iterable[Sequence[Region]]) -> bool:
     return any(_is_cut_out(part) for parts in regions for part in parts)
 
 

@@ -6,6 +6,9 @@ from madgen.backbones import BackboneSpec, Merging
 from madgen.errors import UserError
 from madgen.joint.views import Layout, Views, build_layout
 
+MOST_PIXELS = 2**26
+"""What readers of pictures take without suspecting a decompression bomb."""
+
 
 class Geometry:
     """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
@@ -29,6 +32,10 @@ class Geometry:
         if self.layout == "whole" and loop:
             raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
         self._check_views()
+        if height * width > MOST_PIXELS:
+            raise UserError(
+                f"{height}x{width} px is more than {MOST_PIXELS} px (2^26), which no picture here may exceed"
+            )
         for name, pixels in (("height", height), ("width", width)):
             self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,13 +14,13 @@ from torch import Tensor
 
 from madgen.backbones import Backbone, BackboneSpec, Lora, Merging, as_lora, backbone_module
 from madgen.composition import check_regions_scheduler, composition, rows
-from madgen.config import Job, SyncConfig
 from madgen.errors import UserError
 from madgen.geometry import Geometry
 from madgen.joint.loop import joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
 from madgen.joint.views import Views
+from madgen.schema import Job, SyncConfig
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
@@ -66,6 +68,8 @@ class PanoramaSampler:
         self.backbone, self.geometry, self.method, self.scheduler = backbone, geometry, method, scheduler
         self.original_inference_steps = original_inference_steps
         self.distance = _distance(method, backbone)
+        self.warns_of_cuts = True
+        """Once, on stderr, of the first prompt that is too long for the text encoder."""
 
     @classmethod
     def from_pretrained(
@@ -98,7 +102,7 @@ class PanoramaSampler:
 
         Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
         `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
-        steps: see the keys of `method` in `madgen.config`.
+        steps: see the keys of `method` in `madgen.schema`.
         """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         if cross_attention not in ("scheduled", "always"):
@@ -125,8 +129,8 @@ class PanoramaSampler:
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
-        """The sampler that a job file asks for."""
-        return cls.from_pretrained(
+        """The sampler that a job file asks for; cut prompts are counted where the job is planned, not here."""
+        sampler = cls.from_pretrained(
             job.backbone.pretrained,
             name=job.backbone.name,
             revision=job.backbone.revision,
@@ -146,6 +150,8 @@ class PanoramaSampler:
             dtype=job.backbone.dtype,
             device=device,
         )
+        sampler.warns_of_cuts = False
+        return sampler
 
     @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
     @torch.no_grad()
@@ -162,6 +168,7 @@ class PanoramaSampler:
         loop: bool = False,
         regions: Sequence[Sequence[Region]] | None = None,
         decode: str = "auto",
+        chunk_views: int | None = None,
         output: Literal["image", "latent"] = "image",
         on_step: Callable[[int], None] = lambda step: None,
     ) -> np.ndarray | Tensor:
@@ -170,12 +177,17 @@ class PanoramaSampler:
         Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
         `loop` closes the panorama: views, attention and decoding wrap around its left and right edge. `regions` gives
         parts of each panorama prompts of their own, over the panorama's prompt as the background. `decode`: see the
-        method of that name.
+        method of that name. `chunk_views`: for less memory and in more time, prompt after prompt and at most so many
+        views at once (all of a prompt's where their attention merges); None: everything at once. Only the last bits
+        of the latents depend on it.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
         self._check(prompts, negatives, seeds, regions, guidance_scale, decode, output)
+        if chunk_views is not None and chunk_views < 1:
+            raise UserError(f"chunk_views must be >= 1 or None, got {chunk_views}")
+        self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
         layout = self.geometry.build(height, width, loop)
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
@@ -189,7 +201,7 @@ class PanoramaSampler:
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
         noise = noise.to(scheduler.timesteps.device)
-        denoiser = _Conditioned(self.backbone, self.method.merging, conditioning)
+        denoiser = _Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
         latents = joint_diffusion(
             noise,
             scheduler,
@@ -211,6 +223,18 @@ class PanoramaSampler:
         if output == "latent":
             return latents
         return self.decode(latents, loop, decode)
+
+    def cut_text(self, prompt: str) -> str | None:
+        """The end of a prompt that the text encoder never sees, None if it sees all of it."""
+        return self.backbone.cut_text(prompt)
+
+    def _warn_of_cuts(self, texts: Sequence[str]) -> None:
+        lost = next(filter(None, map(self.cut_text, texts)), None) if self.warns_of_cuts else None
+        if lost is not None:
+            self.warns_of_cuts = False
+            print(
+                f"madgen: a prompt is too long for the text encoder, which does not see {lost[:60]!r}", file=sys.stderr
+            )
 
     def new_scheduler(self, num_inference_steps: int) -> Any:
         """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
@@ -235,11 +259,24 @@ class PanoramaSampler:
 
         `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
         """
+        return to_uint8(self.decode_pixels(latents_BCHW, loop, decode))
+
+    @torch.no_grad()
+    def decode_pixels(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> Tensor:
+        """As `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
         _check_decode(decode)
-        height, width = latents_BCHW.shape[-2:]
-        large = height * width * self.backbone.spec.factor**2 > WHOLE_AT_MOST
-        tiled = decode == "tiled" or (decode == "auto" and large)
-        return to_uint8(self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled))
+        height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
+        tiled = decodes_tiled(height, width, decode)
+        return self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return self.backbone.dtype
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Within it UNet, VAE and text encoders are float32, whatever `dtype` they were loaded in; then as before."""
+        return self.backbone.in_float32()
 
     def _check(
         self,
@@ -271,6 +308,11 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
         raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
 
 
+def decodes_tiled(height: int, width: int, decode: str) -> bool:
+    """Whether panoramas of this size (pixels) are decoded in tiles."""
+    return decode == "tiled" or (decode == "auto" and height * width > WHOLE_AT_MOST)
+
+
 def _check_decode(decode: str) -> None:
     if decode not in DECODES:
         raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
@@ -293,14 +335,15 @@ def sync_options(config: SyncConfig) -> dict[str, Any]:
 class _Conditioned:
     """A backbone bound to one batch's prompts: the loop's `Denoiser`."""
 
-    def __init__(self, backbone: Backbone, merging: Merging, conditioning: Any):
+    def __init__(self, backbone: Backbone, merging: Merging, conditioning: Any, chunk_views: int | None = None):
         self.backbone, self.merging, self.conditioning = backbone, merging, conditioning
+        self.chunk_views = chunk_views
 
     def merged_attention(self, views: Views, step: int) -> Any:
         return self.backbone.merged_attention(views, step, self.merging, self.conditioning)
 
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
-        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning)
+        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, self.chunk_views)
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

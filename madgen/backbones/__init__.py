@@ -74,17 +74,29 @@ class Backbone(Protocol):
 
     spec: BackboneSpec
     device: torch.device
+    dtype: torch.dtype
 
     def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Any:
         """What `predict_noise` is conditioned on; computed once a batch."""
+
+    def cut_text(self, prompt: str) -> str | None:
+        """The end of a prompt that a text encoder never sees, None if it sees all of it."""
 
     def merged_attention(
         self, views: Views, step: int, merging: Merging, conditioning: Any
     ) -> AbstractContextManager[None]:
         """Runs the UNet over `views`, attention merged where `merging` says so at this step."""
 
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any) -> Tensor:
-        """float32 [B, V, C, h, w], guidance applied. Gradients flow, unless they are switched off around it."""
+    def predict_noise(
+        self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any, chunk_views: int | None = None
+    ) -> Tensor:
+        """float32 [B, V, C, h, w], guidance applied. Gradients flow, unless they are switched off around it.
+
+        `chunk_views` bounds the memory: one prompt at a time, and at most so many views where attention merges none.
+        """
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Within it everything is computed in float32; afterwards precision and weights are what they were."""
 
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other.

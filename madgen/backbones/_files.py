@@ -62,14 +62,17 @@ def _inferred(file: Path) -> str:
     return MOVED.get(found, found)
 
 
-def read_config(where: str, revision: str | None, name: str, key: str) -> dict[str, Any]:
+def read_config(
+    where: str, revision: str | None, name: str, key: str, what: str = "diffusers pipeline"
+) -> dict[str, Any]:
+    """A config file of a folder or hub id, the value of the job's `key`; UserError if it holds no `what`."""
     folder = Path(where)
     if not folder.is_dir():
         path = hub_file(where, name, revision, key)
     elif (folder / name).is_file():
         path = folder / name
     else:
-        raise UserError(f"{key}={where} is a folder without {name}: not a diffusers pipeline")
+        raise UserError(f"{key}={where} is a folder without {name}: not a {what}")
     try:
         return json.loads(path.read_text())
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from madgen.backbones import Lora
 from madgen.backbones._files import FILES, config_source, read_config
 from madgen.errors import UserError
-from madgen.weights import lora_file, single_file
+from madgen.weights import lora_file, offline_hint, single_file
 
 LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor an adapted layer
 
@@ -45,10 +46,31 @@ def load_pipeline(
             pipeline = getattr(diffusers, name).from_single_file(str(file), config=where, **common)
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
         reason = str(getattr(error, "message", error)).strip().splitlines()[0]
-        raise UserError(f"cannot load backbone.pretrained={pretrained}: {reason}") from error
+        raise UserError(f"cannot load backbone.pretrained={pretrained}: {reason}{offline_hint()}") from error
     _refuse_missing_weights(pipeline, pretrained)
     fuse_loras(pipeline, loras)
     return pipeline
+
+
+def download(pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
+    """Brings what `load_pipeline` reads into the hub cache; the folders there, none where nothing has to be fetched."""
+    import diffusers
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    where = config_source(pretrained, revision, config)
+    if Path(where).is_dir():
+        return []
+    read_config(where, revision, FILES[0], "backbone.pretrained" if where == pretrained else "backbone.config")
+    try:
+        if single_file(pretrained) is None:
+            options = {"revision": revision, "variant": variant, "use_safetensors": True}
+            return [Path(diffusers.DiffusionPipeline.download(pretrained, **options))]
+        # What diffusers reads beside a single file of weights.
+        parts = [f"{folder}*.{suffix}" for folder in ("", "**/") for suffix in ("json", "txt", "model")]
+        return [Path(snapshot_download(where, revision=revision, allow_patterns=parts))]
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"cannot download {where}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _refuse_variant(variant: str | None, pretrained: str) -> None:

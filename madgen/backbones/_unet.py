@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import BackboneSpec, Merging, _schedulers, _vae
+from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae
 from madgen.errors import UserError
 from madgen.joint.attention import JointAttention, KeyValueCache, joint_attention
 from madgen.joint.guidance import classifier_free, guidance_embedding
@@ -48,12 +49,28 @@ class Conditioning:
     guidance_scale: float
     embedded_guidance_BD: Tensor | None = None
     pooled_ND: Tensor | None = None
-    cache: KeyValueCache = field(default_factory=dict)
+    cache: KeyValueCache = field(default_factory=KeyValueCache)
 
     @property
     def paths(self) -> int:
         """How many UNet passes a view takes: N / B is 2 with classifier-free guidance."""
         return self.embeddings_NTD.shape[0]
+
+    @contextmanager
+    def alone(self, path: int) -> Iterator[Conditioning]:
+        """One path by itself; within it the layers' keys and values are those of its prompt."""
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[path : path + 1]
+
+        one = replace(
+            self,
+            embeddings_NTD=self.embeddings_NTD[path : path + 1],
+            embedded_guidance_BD=own(self.embedded_guidance_BD),
+            pooled_ND=own(self.pooled_ND),
+        )
+        with self.cache.alone(path):
+            yield one
 
 
 class UNetBackbone:
@@ -62,19 +79,33 @@ class UNetBackbone:
     A subclass says how prompts are embedded, and what else the UNet is told of a view.
     """
 
+    tokenizers: tuple[Any, ...]
+
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         self.spec, self.dtype, self.device = spec, dtype, device
         self.scheduler = pipeline.scheduler
+        self.models: list[torch.nn.Module] = []
         self.unet = self._frozen(pipeline.unet)
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)
         self.layers = sorted(self.unet.attn_processors)
-        self.warned_of_cuts = False
         self._refuse_unknown_attention()
 
     def _frozen(self, model: Any) -> Any:
-        return model.to(self.device).eval().requires_grad_(False)
+        self.models.append(model.to(self.device).eval().requires_grad_(False))
+        return model
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within it all models compute in float32, on the weights as they are; then in the precision of before."""
+        before = self.dtype
+        with _precision.in_float32(self.models):
+            try:
+                self.dtype = torch.float32
+                yield
+            finally:
+                self.dtype = before
 
     def _refuse_unknown_attention(self) -> None:
         for name, module in self.unet.named_modules():
@@ -111,16 +142,13 @@ class UNetBackbone:
         return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None)
 
     def token_ids(self, tokenizer: Any, prompts: list[str]) -> Any:
-        """The tokenizer's output for prompts of full length; says once if it cuts one."""
+        """The tokenizer's output for prompts of full length; `cut_text` tells what that leaves out."""
         most = tokenizer.model_max_length
-        self._warn_of_cuts(prompts, [len(ids) for ids in tokenizer(prompts).input_ids], most)
         return tokenizer(prompts, padding="max_length", max_length=most, truncation=True, return_tensors="pt")
 
-    def _warn_of_cuts(self, prompts: list[str], lengths: list[int], most: int) -> None:
-        if max(lengths) > most and not self.warned_of_cuts:
-            self.warned_of_cuts = True
-            cut = prompts[lengths.index(max(lengths))]
-            print(f"madgen: prompts are cut to {most} tokens, the first is {cut[:60]!r} ...", file=sys.stderr)
+    def cut_text(self, prompt: str) -> str | None:
+        """The end of a prompt that a text encoder never sees, None if it sees all of it."""
+        return _tokens.cut_texts(self.tokenizers, [prompt])[0]
 
     @contextmanager
     def merged_attention(self, views: Views, step: int, merging: Merging, conditioning: Conditioning) -> Iterator[None]:
@@ -146,21 +174,48 @@ class UNetBackbone:
             chosen.update(found)
         return chosen
 
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """One UNet pass over all views of all paths; guidance applied, float32 [B, V, C, h, w]."""
-        batch, count, _, height, width = views_BVChw.shape
+    def predict_noise(
+        self, views_BVChw: Tensor, timestep: Tensor, conditioning: Conditioning, chunk_views: int | None = None
+    ) -> Tensor:
+        """Guidance applied, float32 [B, V, C, h, w]; one UNet pass over all views of all paths.
+
+        `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
+        path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
+        """
+        batch = len(views_BVChw)
         views = views_BVChw.to(self.dtype).repeat(conditioning.paths // batch, 1, 1, 1, 1)
+        if chunk_views is None:
+            noise = self._pass(views, timestep, conditioning)
+        else:
+            noise = self._chunked(views, timestep, conditioning, chunk_views)
+        return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
+
+    def _pass(self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet on some views of the conditioning's paths, float32 [N, V, C, h, w]."""
+        paths, count, _, height, width = views_NVChw.shape
         embedded = conditioning.embedded_guidance_BD
         noise = self.unet(
-            views.flatten(0, 1),
+            views_NVChw.flatten(0, 1),
             timestep,
             encoder_hidden_states=conditioning.embeddings_NTD,
             timestep_cond=None if embedded is None else embedded.repeat_interleave(count, 0),
             added_cond_kwargs=self.view_conditions(conditioning, count, height, width),
             return_dict=False,
         )[0]
-        noise = noise.float().unflatten(0, (conditioning.paths, count))
-        return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
+        return noise.float().unflatten(0, (paths, count))
+
+    def _chunked(self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, size: int) -> Tensor:
+        installed = [one for one in self.unet.attn_processors.values() if isinstance(one, JointAttention)]
+        if any(one.merged for one in installed):
+            size = views_NVChw.shape[1]
+        run: Any = self._pass
+        if torch.is_grad_enabled() and not installed:  # what joint attention keeps of a prompt is not made twice
+            run = partial(checkpoint, self._pass, use_reentrant=False)
+        paths = []
+        for path, views in enumerate(views_NVChw.split(1)):
+            with conditioning.alone(path) as one:
+                paths.append(torch.cat([run(chunk, timestep, one) for chunk in views.split(size, dim=1)], dim=1))
+        return torch.cat(paths)
 
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Pixels in 0..1, float32; `tiled` in tiles of at most two views' cells a side. See `_vae.decode`."""

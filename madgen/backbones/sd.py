@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Lora
+from madgen.backbones import BackboneSpec, Lora, _tokens
 from madgen.backbones._files import check_class, read_configs
 from madgen.backbones._loading import load_pipeline
 from madgen.backbones._schedulers import scheduler_class
+from madgen.backbones._tokens import TextLimit
 from madgen.backbones._unet import Embedded, UNetBackbone, unet_spec
 from madgen.weights import check_hub_id, single_file
 
-__all__ = ["StableDiffusion", "describe", "family_spec", "load", "scheduler_class"]
+__all__ = ["StableDiffusion", "describe", "family_spec", "load", "scheduler_class", "text_limit"]
 
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 
@@ -34,6 +35,11 @@ def family_spec(pretrained: str) -> BackboneSpec:
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
     return BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded="lcm" in pretrained.lower())
+
+
+def text_limit(pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
+    """How many tokens of a prompt are seen; None if the tokenizer's files are not at hand."""
+    return _tokens.text_limit(("tokenizer",), pretrained, revision, config)
 
 
 def load(
@@ -68,6 +74,7 @@ class StableDiffusion(UNetBackbone):
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         super().__init__(pipeline, spec, dtype, device)
         self.tokenizer, self.text_encoder = pipeline.tokenizer, self._frozen(pipeline.text_encoder)
+        self.tokenizers = (self.tokenizer,)
 
     def embed(self, prompts: list[str]) -> Embedded:
         """The text encoder's last hidden states [N, T, D]."""

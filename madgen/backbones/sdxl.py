@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.backbones import BackboneSpec, Lora
+from madgen.backbones import BackboneSpec, Lora, _tokens
 from madgen.backbones._files import check_class, read_configs
 from madgen.backbones._loading import load_pipeline
 from madgen.backbones._schedulers import scheduler_class
+from madgen.backbones._tokens import TextLimit
 from madgen.backbones._unet import Conditioning, Embedded, UNetBackbone, unet_spec
 from madgen.errors import UserError
 from madgen.weights import check_hub_id, single_file
 
-__all__ = ["StableDiffusionXL", "describe", "family_spec", "load", "scheduler_class"]
+__all__ = ["StableDiffusionXL", "describe", "family_spec", "load", "scheduler_class", "text_limit"]
 
 PIPELINES = ("StableDiffusionXLPipeline",)
 
@@ -43,6 +44,11 @@ def family_spec(pretrained: str) -> BackboneSpec:
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
     return BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance_embedded="lcm" in pretrained.lower())
+
+
+def text_limit(pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
+    """How many tokens of a prompt are seen; None if the tokenizer's files are not at hand."""
+    return _tokens.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
 
 
 def load(
@@ -76,6 +82,7 @@ class StableDiffusionXL(UNetBackbone):
         super().__init__(pipeline, spec, dtype, device)
         encoders = self._frozen(pipeline.text_encoder), self._frozen(pipeline.text_encoder_2)
         self.text_encoders = ((pipeline.tokenizer, encoders[0]), (pipeline.tokenizer_2, encoders[1]))
+        self.tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
         self.zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", True))
 
     def embed(self, prompts: list[str]) -> Embedded:

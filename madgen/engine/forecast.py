@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from madgen.backbones import BackboneSpec, Merging, backbone_module
 from madgen.composition import check_regions_scheduler
-from madgen.config import Job
+from madgen.dataset.encode import check_side
+from madgen.engine.cuts import Cuts, count_cuts
+from madgen.engine.launch import rank
 from madgen.errors import UserError
 from madgen.geometry import Geometry
 from madgen.joint.schedule import SyncSchedule
+from madgen.joint.views import Layout
 from madgen.masks import cell_weights
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Method, check_negative_prompts
+from madgen.schema import Job
 from madgen.weights import lora_file, resolve_pretrained
 
 
@@ -28,7 +34,11 @@ class Forecast:
     """How many panoramas of each (height, width) in pixels."""
     views: dict[tuple[int, int], int]
     """Views of one panorama of each size, in the first step."""
+    evaluations: dict[tuple[int, int], int]
+    """View evaluations of one prompt on one panorama of each size."""
     cost: Cost
+    cuts: Cuts | None
+    """Prompts that are too long for the text encoder; None where that is not known."""
 
 
 def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
@@ -36,52 +46,79 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
 
     `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
     """
-    module = backbone_module(job.backbone.name)
-    assumed = False
-    try:
-        pretrained, revision, config = job.backbone.pretrained, job.backbone.revision, job.backbone.config
-        spec = module.describe(resolve_pretrained(pretrained), revision, config and resolve_pretrained(config))
-    except UserError:
-        if not assume_spec:
-            raise
-        spec, assumed = module.family_spec(job.backbone.pretrained), True
+    spec, assumed = _spec(job, assume_spec)
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
-    mad, order = job.method.mad, 1
-    merging = Merging(mad.steps, mad.blocks, mad.cross_attention)
-    if job.sampling.scheduler is not None:
-        scheduler = module.scheduler_class(job.sampling.scheduler)
-        order, bootstrapping = scheduler.order, job.method.regions.bootstrapping
-        bootstrapped = Method(merging, bootstrapping=bootstrapping).bootstrapped_steps(job.sampling.num_inference_steps)
-        check_regions_scheduler(scheduler, [prompt.regions for prompt in plan.prompts], bootstrapped)
-    views = job.method.views
-    geometry = Geometry(spec, views.layout, views.size, views.stride, merging)
-    counts = sizes(plan)
-    layouts = {}
-    for prompt in plan.prompts:
-        if (prompt.height, prompt.width) not in layouts:
-            layout = geometry.build(prompt.height, prompt.width, job.sampling.loop)
-            layouts[prompt.height, prompt.width] = layout
+    scheduler = _scheduler(job)
+    if scheduler is not None:
+        method = Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
+        regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
+        check_regions_scheduler(scheduler, regions, method.bootstrapped_steps(job.sampling.num_inference_steps))
+    layouts = _layouts(job, plan, spec)
+    for size in layouts:
+        check_side(job.output.format, *size)
     _check_regions(job, plan, spec)
-    negatives = {text for prompt in plan.prompts for text in (prompt.negative, *(r.negative for r in prompt.regions))}
-    check_negative_prompts(spec, sorted(negatives), job.sampling.guidance_scale)
-    passes = order * (2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1)
-    steps, sync = job.sampling.num_inference_steps, job.method.sync
-    schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    evaluations = {size: view_evaluations(layout, steps, passes, schedule) for size, layout in layouts.items()}
+    check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
+    evaluations = _evaluations(job, spec, layouts)
     return Forecast(
         spec=spec,
         spec_is_assumed=assumed,
-        sizes=dict(counts),
+        sizes=dict(sizes(plan)),
         views={size: layout.at(0).count for size, layout in layouts.items()},
+        evaluations=evaluations,
         cost=total_cost(plan, evaluations, job.output.format),
+        cuts=count_cuts(job, plan),
     )
+
+
+def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], int]:
+    """View evaluations of one prompt on one panorama of each size; nothing else is looked at."""
+    spec, _ = _spec(job, assume=True)
+    return _evaluations(job, spec, _layouts(job, plan, spec))
+
+
+def _spec(job: Job, assume: bool) -> tuple[BackboneSpec, bool]:
+    """The backbone's shapes, and whether they are only those of its family."""
+    module, backbone = backbone_module(job.backbone.name), job.backbone
+    try:
+        config = backbone.config and resolve_pretrained(backbone.config)
+        return module.describe(resolve_pretrained(backbone.pretrained), backbone.revision, config), False
+    except UserError:
+        if not assume:
+            raise
+        return module.family_spec(backbone.pretrained), True
+
+
+def _scheduler(job: Job) -> Any:
+    """The class that the job names; None for the checkpoint's own."""
+    name = job.sampling.scheduler
+    return None if name is None else backbone_module(job.backbone.name).scheduler_class(name)
+
+
+def _merging(job: Job) -> Merging:
+    mad = job.method.mad
+    return Merging(mad.steps, mad.blocks, mad.cross_attention)
+
+
+def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
+    views = job.method.views
+    geometry = Geometry(spec, views.layout, views.size, views.stride, _merging(job))
+    return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
+
+
+def _evaluations(job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout]) -> dict[tuple[int, int], int]:
+    scheduler, sync = _scheduler(job), job.method.sync
+    passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1
+    passes *= 1 if scheduler is None else scheduler.order
+    schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
+    steps = job.sampling.num_inference_steps
+    return {size: view_evaluations(layout, steps, passes, schedule) for size, layout in layouts.items()}
 
 
 def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:
     """Every mask must fit the panoramas that it is for; UserError names the first prompt whose masks do not."""
     checked = set()
-    for prompt in plan.prompts:
+    for prompt in (plan.prompts[row] for row in plan.prompts.rows_with_regions()):
         for region in prompt.regions:
             wanted = (region.mask, prompt.height, prompt.width)
             if wanted not in checked:
@@ -92,9 +129,15 @@ def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:
                     raise UserError(f"prompt {prompt.id}: {error}") from error
 
 
+def warn(plan: Plan, forecast: Forecast) -> None:
+    """Says on stderr what would go otherwise than a user may think; of many processes the first says it."""
+    for line in forecast.cuts.warnings(len(plan.prompts)) if forecast.cuts and rank() == 0 else ():
+        print(f"madgen: {line}", file=sys.stderr)
+
+
 def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> None:
     """For people, or with `as_json` for scripts."""
-    cost, steps = forecast.cost, job.sampling.num_inference_steps
+    cost, cuts, steps = forecast.cost, forecast.cuts, job.sampling.num_inference_steps
     content = {
         "name": job.name,
         "prompts": len(plan.prompts),
@@ -109,6 +152,8 @@ def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> N
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
         "spec_is_assumed": forecast.spec_is_assumed,
+        "prompts_cut": None if cuts is None else cuts.prompts,
+        "prompts_cut_is_exact": cuts is not None and cuts.checked == cuts.candidates,
     }
     if as_json:
         print(json.dumps(content, indent=1))

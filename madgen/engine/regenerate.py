@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from madgen.config import SyncConfig
 from madgen.dataset.encode import encode_image
-from madgen.dataset.layout import DatasetDir, write_atomically
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.read import read_sample
+from madgen.engine.safety import Safety
 from madgen.engine.single import check_output
 from madgen.errors import UserError
+from madgen.files import write_atomically
 from madgen.masks import region_from_json
 from madgen.sampler import PanoramaSampler, sync_options
-from madgen.weights import lora_id, weights_id
+from madgen.schema import SafetyConfig, SyncConfig
+from madgen.weights import checker_id, lora_id, weights_id
 
 
 def regenerate(directory: Path, key: str, output: Path) -> bool:
@@ -28,7 +31,8 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     """
     image_format = check_output(output)
     stored = read_sample(DatasetDir(directory), key)
-    again = _sample(stored.metadata)
+    _refuse_other_weights(stored.metadata)
+    again = _checked(*_sample(stored.metadata), stored.metadata)
     write_atomically(output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"]))
     job = DatasetDir(directory).read_manifest()["job"]
     decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
@@ -46,12 +50,18 @@ def _decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _sample(metadata: dict[str, Any]) -> np.ndarray:
-    backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
+def _refuse_other_weights(metadata: dict[str, Any]) -> None:
+    backbone, safety = metadata["backbone"], metadata.get("safety")
     here = weights_id(backbone["pretrained"], backbone["revision"], backbone["config"])
     _check_same(backbone["pretrained"], here, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
+    if safety is not None:
+        _check_same(safety["checker"], checker_id(safety["checker"]), safety["weights"])
+
+
+def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
+    backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampler = PanoramaSampler.from_pretrained(
         backbone["pretrained"],
@@ -60,7 +70,7 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         variant=backbone["variant"],
         config=backbone["config"],
         loras=[{"weights": lora["weights"], "scale": lora["scale"]} for lora in backbone["loras"]],
-        dtype=backbone["dtype"],
+        dtype=backbone.get("weights_dtype", backbone["dtype"]),
         device=device,
         layout=method["views"]["layout"],
         view_size=method["views"]["size"],
@@ -68,24 +78,38 @@ def _sample(metadata: dict[str, Any]) -> np.ndarray:
         mad_steps=method["mad"]["steps"],
         mad_blocks=method["mad"]["blocks"],
         cross_attention=method["mad"]["cross_attention"],
-        **sync_options(SyncConfig(**method["sync"])),
-        region_bootstrapping=method["regions"]["bootstrapping"],
+        **sync_options(SyncConfig(**(method["sync"] or {}))),
+        region_bootstrapping=(method["regions"] or {}).get("bootstrapping"),
         scheduler=sampling["scheduler"],
         original_inference_steps=sampling["original_inference_steps"],
     )
-    images = sampler.sample(
-        [metadata["prompt"]],
-        negative_prompts=[metadata["negative_prompt"]],
-        height=metadata["height"],
-        width=metadata["width"],
-        num_inference_steps=sampling["num_inference_steps"],
-        guidance_scale=sampling["guidance_scale"],
-        seeds=[metadata["seed"]],
-        loop=sampling["loop"],
-        regions=[[region_from_json(region) for region in metadata.get("regions", [])]],
-        decode=sampling["decode"],
-    )
-    return np.asarray(images)[0]
+    with sampler.in_float32() if backbone["dtype"] == "float32" else nullcontext():
+        images = sampler.sample(
+            [metadata["prompt"]],
+            negative_prompts=[metadata["negative_prompt"]],
+            height=metadata["height"],
+            width=metadata["width"],
+            num_inference_steps=sampling["num_inference_steps"],
+            guidance_scale=sampling["guidance_scale"],
+            seeds=[metadata["seed"]],
+            loop=sampling["loop"],
+            regions=[[region_from_json(region) for region in metadata.get("regions", [])]],
+            decode=sampling["decode"],
+        )
+    return np.asarray(images)[0], sampler
+
+
+def _checked(image_HWC: np.ndarray, sampler: PanoramaSampler, metadata: dict[str, Any]) -> np.ndarray:
+    """After the safety checker, where the sample was made with one."""
+    recorded = metadata.get("safety")
+    if recorded is None:
+        return image_HWC
+    safety = Safety.load(SafetyConfig(checker=recorded["checker"], action=recorded["action"]), sampler)
+    assert safety is not None
+    checked = safety(image_HWC)
+    if checked.flagged != recorded["flagged"]:
+        print(f"the safety checker flags {checked.flagged} now, and {recorded['flagged']} when the sample was made")
+    return checked.image_HWC
 
 
 def _check_same(where: str, here: str | None, recorded: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from madgen.say import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -19,6 +23,11 @@ class StopSignals:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
         self._stop: Callable[[], None] = lambda: None
+
+    @property
+    def preempting(self) -> bool:
+        """Whether the machine is wanted back, rather than the run ended by its user."""
+        return self.received in (signal.SIGTERM, signal.SIGUSR1)
 
     def install(self, stop: Callable[[], None]) -> None:
         """Calls `stop` on the first signal; only possible in the main thread. May be called again."""
@@ -37,6 +46,25 @@ class StopSignals:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing the batch in flight, then stopping", file=sys.stderr, flush=True)
         self._stop()
+        say(f"\n{signal.Signals(number).name}: finishing the batch in flight, then stopping")
+
+
+def end_before_it_begins() -> None:
+    """Until a run takes over, SIGTERM and SIGUSR1 end this process as an early stop, of which nothing is lost."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        tell_batch_script("signal")
+        say(f"{signal.Signals(number).name}: stopped before it began")
+        raise SystemExit(3)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, end)
+
+
+def tell_batch_script(reason: str) -> None:
+    """That a restart would go on, in the file that `slurm/*.sbatch` name: they requeue, once no rank runs any more."""
+    if path := os.environ.get("MADGEN_STOPPED"):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{reason}\n")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from madgen.config import Job, load_job
-from madgen.dataset.encode import encode_image
-from madgen.dataset.layout import write_atomically
+from madgen.config import load_job
+from madgen.dataset.encode import check_side, encode_image
+from madgen.engine.safety import Checked, Safety
 from madgen.errors import UserError
+from madgen.files import write_atomically
 from madgen.plan.regions import parse_regions
 from madgen.sampler import PanoramaSampler
+from madgen.schema import Job
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 DEFAULTS = [
@@ -31,6 +35,7 @@ def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list
     if not prompt.strip():
         raise UserError("the prompt is empty")
     image_format = check_output(output)
+    check_side(image_format, job.sampling.height, job.sampling.width)
     data = encode_image(_sample(job, prompt), image_format, job.output.quality, job.sampling.loop)
     write_atomically(output, data)
     print(output)
@@ -53,6 +58,8 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
     quieten()
     device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
     sampler = PanoramaSampler.from_job(job, device)
+    safety = Safety.load(job.safety, sampler)
+    sampler.warns_of_cuts = True  # nobody has planned this prompt
     sampling = job.sampling
     fields = {"regions": job.prompts.regions, "across": job.prompts.across}
     regions = parse_regions("prompts", {**fields, "negative_prompt": job.prompts.negative_prompt}, Path())
@@ -71,4 +78,13 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
             decode=sampling.decode,
             on_step=lambda step: progress.update(task, completed=step + 1),
         )
-    return images[0]
+    image = np.asarray(images)[0]
+    return image if safety is None else _checked(safety(image), job.safety.checker)
+
+
+def _checked(checked: Checked, checker: str | None) -> np.ndarray:
+    if checked.dropped:
+        raise UserError(f"safety.checker={checker}: {checked.said}; safety.action=drop keeps the picture back")
+    if checked.flagged:
+        print(f"{checked.said}: {checked.flagged}", file=sys.stderr)
+    return checked.image_HWC

@@ -1,10 +1,9 @@
-"""The ShardWriter callback: encodes and writes beside the sampling, with a bounded queue, and publishes shards."""
+"""The ShardWriter callback: encodes and writes beside the sampling, and publishes shards."""
 
 from __future__ import annotations
 
 import queue
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -13,19 +12,20 @@ from typing import Any
 import lightning
 from lightning import LightningModule, Trainer
 
-from madgen.config import Job
+from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.metadata import sample_metadata, with_changes
 from madgen.dataset.shard import OpenShard
+from madgen.engine.attempts import UNSAFE
+from madgen.engine.breaker import Breaker
 from madgen.engine.datamodule import PromptDataModule
 from madgen.engine.module import Panoramas
 from madgen.engine.signals import StopSignals
-from madgen.masks import region_to_json
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
-from madgen.types import Batch, Idle, Record
-
-QUEUE_BATCHES = 2
-"""Batches that may wait to be encoded: bounds the memory, hides the encoding behind the next batch's sampling."""
+from madgen.say import say
+from madgen.schema import Job
+from madgen.types import Attempt, Batch, Idle, Record
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,26 @@ class _Finished:
 class ShardWriter(lightning.Callback):
     """Writes what `PanoramaModule` samples for the batches of a `PromptDataModule`.
 
-    On the first process (global rank 0) the `observers` are told of it.
+    One batch is written while the next one is sampled, so a killed process loses these two at most. On the first
+    process (global rank 0) the `observers` are told of it.
     """
 
     def __init__(self, job: Job, observers: tuple[Observer, ...] = ()):
         self.job, self.observers = job, observers
         self.directory = DatasetDir(job.output_dir)
         self.signals = StopSignals()
-        self._queue: queue.Queue[_Finished | None] = queue.Queue(QUEUE_BATCHES)
+        self._queue: queue.Queue[_Finished | None] = queue.Queue(1)
+        self._idle = threading.Event()  # nothing is being written
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._open: dict[str, OpenShard] = {}
         self._waited = 0.0
         self._rate = Rate()
+        self._breaker = Breaker(job.quarantine.max_share, job.quarantine.window)
+
+    @property
+    def tripped(self) -> str | None:
+        """Why this process stopped: too much failed."""
+        return self._breaker.tripped
 
     @property
     def written(self) -> int:
@@ -59,11 +66,12 @@ class ShardWriter(lightning.Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the signals and starts the thread that writes."""
         self.data: PromptDataModule = trainer.datamodule
-        self.metadata = sample_settings(self.job, self.data.manifest)
         self.signals.install(lambda: self._stop(trainer))
         if trainer.global_rank != 0:
             self.observers = ()
         self._tell("started", self.directory, self.data.worker, self.data.manifest)
+        self._idle.set()
+        self.data.writing = True
         self._thread = threading.Thread(target=self._write, name="shard-writer", daemon=True)
         self._thread.start()
 
@@ -76,7 +84,7 @@ class ShardWriter(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hands the batch over; waits only when the queue is full."""
+        """Hands the batch over, once the one before it is written."""
         if isinstance(batch, Idle) or outputs is None:
             return
         waiting = time.perf_counter()
@@ -97,14 +105,14 @@ class ShardWriter(lightning.Callback):
         self.close()
 
     def close(self) -> None:
-        """Ends the writing thread; unfinished shards and claims are given back."""
+        """Ends the writing thread; unfinished shards are left for the next worker, claims are given back."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            for shard in self._open.values():
-                shard.discard()
-            self._open.clear()
-            self.data.worker.close()
+            self.data.writing = False
+            self.data.leave()
+            if self.signals.preempting or self.data.out_of_time:
+                self._tell("preempted")
             self._tell("stopped")
         self.signals.restore()
 
@@ -117,10 +125,9 @@ class ShardWriter(lightning.Callback):
     def _put(self, item: _Finished | None) -> None:
         """Never blocks on a writer that has died."""
         while self._error is None:
-            try:
-                return self._queue.put(item, timeout=0.5)
-            except queue.Full:
-                continue
+            if self._idle.wait(0.5):
+                self._idle.clear()
+                return self._queue.put(item)
         if item is not None:
             self.data.stop()
         return None
@@ -129,38 +136,52 @@ class ShardWriter(lightning.Callback):
         try:
             while (item := self._queue.get()) is not None:
                 self._write_batch(item)
+                self._idle.set()
         except BaseException as error:  # handed to the main thread, which raises it
             self._error = error
             self.data.stop()
 
     def _write_batch(self, item: _Finished) -> None:
         batch, started = item.batch, time.perf_counter()
-        shard = self._open.get(batch.shard.name)
-        if shard is None:
-            output = self.job.output
-            shard = OpenShard(self.directory, batch.shard, self.data.worker.id, output.format, output.quality)
-            self._open[batch.shard.name] = shard
-        for task, image in zip(batch.tasks, item.panoramas.images_BHWC, strict=True):
-            record = Record(task, image, sample_metadata(task, self.metadata))
-            shard.add(record)
-            self._tell("sample_written", record)
-        shard.add_seconds({**item.panoramas.seconds, "write": time.perf_counter() - started, "wait": self._waited})
-        self._waited = 0.0
-        self._rate.add(len(batch.tasks))
-        if batch.is_last:
+        shard = self.data.opened[batch.shard.name]
+        for position, attempt in enumerate(item.panoramas.attempts, batch.start):
+            if position >= len(shard.settled):  # otherwise it was salvaged
+                self._settle(shard, position, attempt)
+        waited, self._waited = self._waited, 0.0
+        shard.commit({**item.panoramas.seconds, "write": time.perf_counter() - started, "wait": waited})
+        if shard.complete:
             self._publish(shard)
         self.data.worker.beat(
             samples=self._rate.total,
-            open={name: len(shard.written) for name, shard in self._open.items()},
+            open={name: len(shard.settled) for name, shard in dict(self.data.opened).items()},
             rate_per_s=self._rate.per_second(),
         )
 
+    def _settle(self, shard: OpenShard, position: int, attempt: Attempt) -> None:
+        task, output = shard.shard.tasks[position], self.job.output
+        self._watch(failed=attempt.image_HWC is None and attempt.reason != UNSAFE)
+        if attempt.image_HWC is None:
+            shard.quarantine(position, attempt.reason or "unknown", attempt.detail)
+            say(f"madgen: {task.key} is quarantined: {attempt.reason}: {attempt.detail}")
+            return
+        metadata = with_changes(sample_metadata(task, self.data.settings), attempt.changes)
+        record = Record(task, attempt.image_HWC, metadata)
+        shard.add(position, encode_sample(record, output.format, output.quality))
+        self._rate.add(1)
+        self._tell("sample_written", record)
+
+    def _watch(self, failed: bool) -> None:
+        """A broken model must not burn a thousand GPU hours."""
+        self._breaker.record(failed)
+        if self._breaker.tripped:
+            self.data.stop()
+
     def _publish(self, shard: OpenShard) -> None:
-        published = shard.publish()
-        del self._open[shard.shard.name]
+        published = shard.publish(lambda: self.data.worker.owns(shard.shard.name))
+        del self.data.opened[shard.shard.name]
         self.data.worker.release(shard.shard.name)
         if published:
-            self._tell("shard_published", ShardDone(shard.shard.name, len(shard.written), shard.seconds))
+            self._tell("shard_published", ShardDone(shard.shard.name, shard.made, shard.seconds))
 
     def _tell(self, event: str, *arguments: Any) -> None:
         """Monitoring never stops a run: an observer that fails is named once and then left out."""
@@ -168,40 +189,5 @@ class ShardWriter(lightning.Callback):
             try:
                 getattr(observer, event)(*arguments)
             except Exception as error:
-                print(f"madgen: {type(observer).__name__} is off: {error!r}", file=sys.stderr)
+                say(f"madgen: {type(observer).__name__} is off: {error!r}")
                 self.observers = tuple(other for other in self.observers if other is not observer)
-
-
-def sample_settings(job: Job, content: dict[str, Any]) -> dict[str, Any]:
-    """The part of a sample's JSON that all samples of a job share."""
-    identity, backbone = content["identity"], job.backbone
-    where = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
-    known = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
-    return {
-        "backbone": {
-            **where,
-            **identity["backbone"],
-            "loras": [{"weights": lora.weights, **entry} for lora, entry in known],
-        },
-        "method": identity["method"],
-        "sampling": identity["sampling"],
-        "job_seed": job.prompts.seed,
-        "fingerprint": content["fingerprint"],
-    }
-
-
-def sample_metadata(task: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything needed to make one sample again."""
-    prompt = task.prompt
-    return {
-        "key": task.key,
-        "prompt_id": prompt.id,
-        "sample_index": task.sample_index,
-        "prompt": prompt.text,
-        "negative_prompt": prompt.negative,
-        "seed": task.seed,
-        "height": prompt.height,
-        "width": prompt.width,
-        **({"regions": [region_to_json(region) for region in prompt.regions]} if prompt.regions else {}),
-        **settings,
-    }

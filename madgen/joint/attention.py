@@ -7,7 +7,7 @@ than its views together. Keys and values of the prompt do not depend on view or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,29 @@ from torch import Tensor
 from madgen.joint.merge import merge_cells, split_cells
 from madgen.joint.views import Views
 
-KeyValueCache = dict[str, tuple[Tensor, Tensor]]
+
+class KeyValueCache:
+    """Keys and values of the prompts: a layer projects them once for all paths, or once for each that comes alone."""
+
+    def __init__(self) -> None:
+        self._projected: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
+        self._path: int | None = None
+
+    @contextmanager
+    def alone(self, path: int) -> Iterator[None]:
+        """Within it layers are given the prompt of this path alone."""
+        self._path = path
+        try:
+            yield
+        finally:
+            self._path = None
+
+    def get(self, layer: str, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values [N, T, D] of the paths at hand."""
+        key = layer, self._path
+        if key not in self._projected:
+            self._projected[key] = project()
+        return self._projected[key]
 
 
 class AttentionHost(Protocol):
@@ -33,7 +55,8 @@ class JointAttention:
     """Attention of one layer over the views of one canvas.
 
     `merged`: attend on the canvas and split the result; otherwise each view attends by itself. Hidden states are
-    [N * V, L, D], views innermost; those of the prompt are [N, T, D], shared by the views of a path.
+    [N * V, L, D], views innermost; those of the prompt are [N, T, D], shared by the views of a path. Where nothing
+    merges, V may be any part of the canvas's views.
     """
 
     def __init__(self, name: str, views: Views, merged: bool, cache: KeyValueCache):
@@ -50,14 +73,14 @@ class JointAttention:
         if attention_mask is not None:
             raise ValueError(f"{self.name}: joint attention takes no attention mask")
         batch, tokens, width = hidden_states.shape
-        paths = batch // self.views.count
         grid = self._grid(tokens)
         if self.merged:
+            paths = batch // grid.count
             size = (grid.rows.size, grid.columns.size)
             canvas = merge_cells(hidden_states.reshape(paths, grid.count, *size, width), grid)
             hidden_states = canvas.reshape(paths, -1, width)
         elif encoder_hidden_states is not None:  # each token asks the prompt by itself: views need not be told apart
-            hidden_states = hidden_states.reshape(paths, -1, width)
+            hidden_states = hidden_states.reshape(len(encoder_hidden_states), -1, width)
         output = self._attend(attn, hidden_states, encoder_hidden_states)
         if self.merged:
             output = split_cells(output.reshape(paths, grid.rows.extent, grid.columns.extent, -1), grid)
@@ -73,9 +96,7 @@ class JointAttention:
         if prompt_NTD is None:
             key, value = attn.to_k(hidden_NLD), attn.to_v(hidden_NLD)
         else:
-            if self.name not in self.cache:
-                self.cache[self.name] = attn.to_k(prompt_NTD), attn.to_v(prompt_NTD)
-            key, value = self.cache[self.name]
+            key, value = self.cache.get(self.name, lambda: (attn.to_k(prompt_NTD), attn.to_v(prompt_NTD)))
 
         def heads(tensor: Tensor) -> Tensor:
             return tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

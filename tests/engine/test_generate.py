@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,38 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(whole, madgen, job_file, tm
     assert not (tmp_path / "cut/work").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGKILL, -9)])
+def test_what_is_whole_in_an_open_shard_is_kept(madgen, job_file, tmp_path, number, code):
+    options = ["sampling.num_inference_steps=60", "output.samples_per_shard=10"]
+    assert madgen("generate", job_file, "output.dir=whole", *options).code == 0
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *options]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    deadline, kept = time.monotonic() + 180, 0
+    while kept < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        kept = sum(len(path.read_bytes().splitlines()) for path in (tmp_path / "cut").glob("work/open/*.jsonl"))
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    result = madgen("generate", job_file, "output.dir=cut", *options)
+    assert result.code == 0, result.err
+    made = int(re.search(r"(\d+) made now", result.err).group(1))
+    assert 0 < made <= 10 - kept
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+
+
+def test_nobody_has_to_read_what_it_says(job_file, tmp_path):
+    """stderr is a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=writing, check=False, timeout=300)
+    os.close(writing)
+    assert done.returncode == 0
+    assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
+
+
 def test_batches_do_not_change_the_pictures(finished, madgen, job_file, tmp_path):
     import numpy as np
 
@@ -238,6 +271,7 @@ trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_pr
 
 def test_a_claim_left_by_a_dead_worker_is_taken_over(finished, madgen, job_file, tmp_path):
     (finished / "shards/job-000002.json").unlink()
+    (finished / "shards/job-000002.tar").unlink()
     claims, workers = finished / "work/claims", finished / "work/workers"
     claims.mkdir(parents=True)
     workers.mkdir()

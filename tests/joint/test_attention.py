@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from madgen.joint.attention import JointAttention, joint_attention
+from madgen.joint.attention import JointAttention, KeyValueCache, joint_attention
 from madgen.joint.merge import merge_cells, split_cells
 from madgen.joint.views import Axis, Views
 
@@ -41,27 +41,27 @@ def hidden(layer):
 
 
 def test_merged_self_attention_is_merge_attend_split(layer, hidden):
-    ours = JointAttention("attn1", VIEWS, True, {})(layer, hidden)
+    ours = JointAttention("attn1", VIEWS, True, KeyValueCache())(layer, hidden)
     canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), VIEWS).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(2, 4, 8, WIDTH)
     torch.testing.assert_close(ours, split_cells(attended, VIEWS).reshape(6, 16, WIDTH))
 
 
 def test_unmerged_self_attention_keeps_views_apart(layer, hidden):
-    ours = JointAttention("attn1", VIEWS, False, {})(layer, hidden)
+    ours = JointAttention("attn1", VIEWS, False, KeyValueCache())(layer, hidden)
     torch.testing.assert_close(ours, plain_attention(layer, hidden, hidden))
 
 
 def test_unmerged_cross_attention_equals_attention_per_view(layer, hidden):
     prompt = torch.randn(2, 5, WIDTH)
-    ours = JointAttention("attn2", VIEWS, False, {})(layer, hidden, prompt)
+    ours = JointAttention("attn2", VIEWS, False, KeyValueCache())(layer, hidden, prompt)
     torch.testing.assert_close(ours, plain_attention(layer, hidden, prompt.repeat_interleave(3, 0)))
 
 
 def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
     calls = []
     layer.to_k.register_forward_hook(lambda *_: calls.append(1))
-    cache = {}
+    cache = KeyValueCache()
     for merged in (True, True, False):
         JointAttention("attn2", VIEWS, merged, cache)(layer, hidden, torch.ones(2, 5, WIDTH))
     assert len(calls) == 1
@@ -69,7 +69,7 @@ def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
 
 def test_a_layer_at_half_resolution_merges_there(layer):
     hidden = torch.randn(3, 4, WIDTH)  # views of 2x2 cells
-    ours = JointAttention("attn1", VIEWS, True, {})(layer, hidden)
+    ours = JointAttention("attn1", VIEWS, True, KeyValueCache())(layer, hidden)
     coarse = VIEWS.scaled(2)
     canvas = merge_cells(hidden.view(1, 3, 2, 2, WIDTH), coarse).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(1, 2, 4, WIDTH)

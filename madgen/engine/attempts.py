@@ -1,0 +1,226 @@
+"""From tasks to pictures when not all goes well: memory that runs out, numbers that overflow, pictures to hold back.
+
+Knows the sampler and nothing of Lightning. The seed is never changed: what is tried again is the same panorama.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from madgen.dataset.metadata import with_changes
+from madgen.engine.safety import Safety
+from madgen.sampler import PanoramaSampler, decodes_tiled, to_uint8
+from madgen.say import say
+from madgen.schema import SamplingConfig
+from madgen.types import Attempt, Task
+
+T = TypeVar("T")
+
+OUT_OF_MEMORY, NOT_FINITE, CONSTANT, UNSAFE = "out_of_memory", "not_finite", "constant", "unsafe"
+# PyTorch's allocator; and oneDNN, whose message does not say why (what it does not support is a "descriptor").
+CPU_IS_FULL = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|could not (create|execute) a primitive$"
+)
+LADDER: tuple[tuple[int | None, str], ...] = (
+    (None, ""),
+    (4, "4 views at a time, all of a prompt's where attention merges them"),
+    (1, "one panorama and one view at a time, all of a prompt's where attention merges them"),
+)
+"""`chunk_views` of one attempt to sample after the other, in words; on the last rung each panorama is alone."""
+TILED = "decoding in tiles"
+LEAST_RANGE = 4
+"""A picture none of whose channels spans this many of the 256 values shows nothing."""
+
+
+class Attempts:
+    """Makes panoramas of tasks of one size: `attempts(tasks)` gives one `Attempt` a task, in their order.
+
+    Where memory runs out, less is done at once; what worked is remembered for each size, so later batches begin there.
+    """
+
+    def __init__(self, sampler: PanoramaSampler, sampling: SamplingConfig, safety: Safety | None = None):
+        self.sampler, self.sampling, self.safety = sampler, sampling, safety
+        self.seconds: dict[str, float] = {}
+        """Wall time of what was done for the last tasks."""
+        self._rungs: dict[tuple[int, int, int, torch.dtype], int] = {}
+        self._tiled: set[tuple[int, int, torch.dtype]] = set()
+        self._learned: list[str] = []
+        self._dtype = sampler.dtype
+
+    def __call__(self, tasks: Sequence[Task]) -> tuple[Attempt, ...]:
+        """Nothing but a lack of memory is caught."""
+        self.seconds, self._learned = {"sample": 0.0, "decode": 0.0}, []
+        first = self._attempts(tasks)
+        mended = [self._in_float32(task, attempt) for task, attempt in zip(tasks, first, strict=True)]
+        checked = [self._checked(attempt) for attempt in mended]
+        attempts = tuple(self._told_of_cuts(task, attempt) for task, attempt in zip(tasks, checked, strict=True))
+        if self._learned:
+            size = f"{tasks[0].prompt.height}x{tasks[0].prompt.width} px, batches of {len(tasks)}"
+            say(f"madgen: out of memory at {size}; from now on {'; '.join(self._learned)}")
+        return attempts
+
+    def _attempts(self, tasks: Sequence[Task]) -> list[Attempt]:
+        """One for each task, before anything is mended."""
+        latents = self._sampled(tasks)
+        return [self._picture(task, latents_1CHW) for task, latents_1CHW in zip(tasks, latents, strict=True)]
+
+    def _sampled(self, tasks: Sequence[Task]) -> list[Tensor | None]:
+        """Latents [1, C, h, w] of each task, from the first rung that has room for them; None where no rung has."""
+        prompt = tasks[0].prompt
+        size = prompt.height, prompt.width, len(tasks), self.sampler.dtype
+        begin, last = self._rungs.get(size, 0), len(LADDER) - 1
+        for rung in range(begin, len(LADDER)):
+            groups = [[task] for task in tasks] if rung == last else [tasks]
+            chunk_views, said = LADDER[rung]
+            found = [self._sample(group, chunk_views) for group in groups]
+            if rung == last or None not in found:
+                break
+        self._rungs[size] = rung
+        if rung > begin:
+            self._learn(said)
+        missing: list[Tensor | None] = [None]
+        return [latents for group in found for latents in group or missing]
+
+    def _sample(self, tasks: Sequence[Task], chunk_views: int | None) -> list[Tensor] | None:
+        sampling, prompts = self.sampling, [task.prompt for task in tasks]
+
+        def sample() -> Any:
+            latents = self.sampler.sample(
+                [prompt.text for prompt in prompts],
+                negative_prompts=[prompt.negative for prompt in prompts],
+                height=prompts[0].height,
+                width=prompts[0].width,
+                num_inference_steps=sampling.num_inference_steps,
+                guidance_scale=sampling.guidance_scale,
+                seeds=[task.seed for task in tasks],
+                loop=sampling.loop,
+                regions=[prompt.regions for prompt in prompts],
+                chunk_views=chunk_views,
+                output="latent",
+            )
+            if isinstance(latents, Tensor) and latents.is_cuda:
+                torch.cuda.synchronize(latents.device)
+            return latents
+
+        with self._timed("sample"):
+            latents = within_memory(sample)
+        return None if latents is None else list(latents.split(1))
+
+    def _picture(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
+        if latents_1CHW is None:
+            return Attempt(None, {}, OUT_OF_MEMORY, f"sampling did not fit into memory, nor with {LADDER[-1][1]}")
+        if broken := _not_finite(latents_1CHW):
+            return Attempt(None, {}, NOT_FINITE, f"{broken} of the latents are not finite")
+        with self._timed("decode"):
+            return self._decoded(task, latents_1CHW)
+
+    def _decoded(self, task: Task, latents_1CHW: Tensor) -> Attempt:
+        height, width = task.prompt.height, task.prompt.width
+        size, asked = (height, width, self.sampler.dtype), self.sampling.decode
+        modes = ["tiled"] if size in self._tiled or decodes_tiled(height, width, asked) else [asked, "tiled"]
+        for mode in modes:
+            attempt = within_memory(partial(self._decode, latents_1CHW, mode))
+            if attempt is not None:
+                break
+        if attempt is None:
+            return Attempt(None, {}, OUT_OF_MEMORY, "decoding did not fit into memory, nor did it in tiles")
+        if mode == modes[0] and size not in self._tiled:
+            return attempt
+        if size not in self._tiled:
+            self._tiled.add(size)
+            self._learn(TILED)
+        return replace(attempt, changes={"sampling": {"decode": "tiled"}})
+
+    def _decode(self, latents_1CHW: Tensor, mode: str) -> Attempt:
+        pixels_13HW = self.sampler.decode_pixels(latents_1CHW, self.sampling.loop, mode)
+        if broken := _not_finite(pixels_13HW):
+            return Attempt(None, {}, NOT_FINITE, f"{broken} of the decoded values are not finite")
+        image = to_uint8(pixels_13HW)[0]
+        if (span := int(np.ptp(image, axis=(0, 1)).max())) < LEAST_RANGE:
+            return Attempt(None, {}, CONSTANT, f"the picture shows nothing: no channel spans more than {span} of 255")
+        return Attempt(image)
+
+    def _in_float32(self, task: Task, attempt: Attempt) -> Attempt:
+        """An attempt whose numbers went wrong, made again by itself in float32; others as they are."""
+        if attempt.reason not in (NOT_FINITE, CONSTANT) or self.sampler.dtype == torch.float32:
+            return attempt
+
+        def again() -> Attempt:
+            with self.sampler.in_float32():
+                return self._attempts([task])[0]
+
+        before = str(self.sampler.dtype).removeprefix("torch.")
+        made = within_memory(again) or Attempt(None, {}, OUT_OF_MEMORY, "no memory for it")
+        if made.reason is None:
+            return replace(
+                made,
+                changes=with_changes(made.changes, {"backbone": {"dtype": "float32", "weights_dtype": before}}),
+            )
+        reason = attempt.reason if made.reason == OUT_OF_MEMORY else made.reason
+        return Attempt(None, {}, reason, f"in {before}: {attempt.detail}; in float32: {made.detail}")
+
+    def _checked(self, attempt: Attempt) -> Attempt:
+        """What the safety checker finds is recorded, and done as the job says."""
+        image = attempt.image_HWC
+        if self.safety is None or image is None:
+            return attempt
+        safety = self.safety
+        with self._timed("safety"):
+            checked = within_memory(lambda: safety(image))
+        if checked is None:
+            return Attempt(None, attempt.changes, OUT_OF_MEMORY, "the safety checker did not fit into memory")
+        changes = with_changes(attempt.changes, checked.changes)
+        if checked.dropped:
+            return Attempt(None, changes, UNSAFE, checked.said)
+        return Attempt(checked.image_HWC, changes)
+
+    def _told_of_cuts(self, task: Task, attempt: Attempt) -> Attempt:
+        """The end of a prompt that no text encoder saw is recorded with the sample."""
+        lost = self.sampler.cut_text(task.prompt.text)
+        return attempt if lost is None else replace(attempt, changes=with_changes(attempt.changes, {"cut_text": lost}))
+
+    def _learn(self, what: str) -> None:
+        self._learned.append(what if self.sampler.dtype == self._dtype else f"{what}, where float32 is needed")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def within_memory(make: Callable[[], T]) -> T | None:
+    """What `make` gives, or None if there is no memory for it; then what it held is free again."""
+    try:
+        return make()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # The error is gone here, and with it the frames that held tensors.
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU, of PyTorch on the CPU, or of Python."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(CPU_IS_FULL.search(str(error)))
+
+
+def _not_finite(tensor: Tensor) -> str:
+    """How much of it is not finite, in words; empty if nothing is."""
+    share = 1 - float(torch.isfinite(tensor).float().mean())
+    return "" if share == 0 else f"{share:.1%}"

@@ -1,0 +1,105 @@
+"""What can be said of a dataset without loading a model: whether a job fits it, and whether nothing is left to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from madgen.dataset import manifest
+from madgen.dataset.claim import remove_work
+from madgen.dataset.index import is_tidy, write_index, write_quarantine
+from madgen.dataset.layout import DatasetDir
+from madgen.engine.launch import placement
+from madgen.monitor.status import status
+from madgen.plan.shards import Plan, shard_name
+from madgen.say import say
+from madgen.schema import Job, TrainerConfig
+from madgen.weights import resolve_dtype
+
+COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `generate` ended; `code` is the exit status."""
+
+    code: int
+    state: dict[str, Any]
+    seconds: float
+    made_here: int
+    tripped: str | None = None
+    """Why the run stopped itself, if it did."""
+
+
+def finished(job: Job, plan: Plan) -> Outcome | None:
+    """The outcome if nothing is left to do; None if there is, or if other processes wait for this one to join them."""
+    started, directory = time.monotonic(), DatasetDir(job.output_dir)
+    if job.retry is not None or joins_a_group(job.trainer) or not directory.manifest.exists():
+        return None
+    if not is_complete(directory, plan) or not manifest.at_hand(job):
+        return None
+    there = directory.read_manifest()["identity"]["backbone"]["dtype"]
+    dtype = there if job.backbone.dtype == "auto" else job.backbone.dtype  # nothing will be sampled here
+    manifest.check_directory(directory, manifest.build(job, plan, dtype), job.output.resume)
+    return finish(directory, started, 0)
+
+
+def refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
+    """Before the backbone is loaded; the writer checks again with what was loaded."""
+    content = None
+    if directory.manifest.exists() and (job.retry is not None or manifest.at_hand(job)):
+        dtype = resolve_dtype(job.backbone.dtype, "cuda" if on_gpu(job.trainer) else "cpu")
+        content = manifest.build(job, plan, dtype)
+    manifest.check_directory(directory, content, job.output.resume)
+
+
+def on_gpu(config: TrainerConfig) -> bool:
+    """Whether the trainer will take a GPU."""
+    import torch
+
+    return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def is_complete(directory: DatasetDir, plan: Plan) -> bool:
+    """Whether every planned shard is done."""
+    return {shard_name(plan.name, index) for index in range(plan.shard_count)} <= directory.done()
+
+
+def joins_a_group(config: TrainerConfig) -> bool:
+    """Whether other processes wait for this one to join them, even if nothing is left to do."""
+    return "LOCAL_RANK" in os.environ or placement(config).joins_a_group
+
+
+def finish(directory: DatasetDir, started: float, made_here: int, tripped: str | None = None) -> Outcome:
+    """Derived files and clean-up once all shards are there; then the state of the dataset."""
+    state = status(directory)
+    if state["quarantined"] or (directory.root / "quarantine.jsonl").exists():
+        write_quarantine(directory)
+    if state["complete"] and not is_tidy(directory):
+        write_index(directory)
+        remove_work(directory, lambda: status(directory)["complete"])
+    code = STOPPED if not state["complete"] else QUARANTINED if state["quarantined"] else COMPLETE
+    return Outcome(code, state, time.monotonic() - started, made_here, tripped)
+
+
+def report(outcome: Outcome, job: Job) -> None:
+    """The closing lines: what was made, where it is, what next."""
+    if not outcome.state:
+        return
+    state, out = outcome.state, job.output_dir
+    rate = outcome.made_here / outcome.seconds if outcome.seconds > 0 else 0.0
+    say(
+        f"{state['done']} of {state['planned']} panoramas in {out}/shards; "
+        f"{outcome.made_here} made now in {outcome.seconds:.0f} s ({rate:.2f}/s)"
+    )
+    if state["quarantined"]:
+        again = "" if outcome.tripped else "; to try them again: the same command with retry=quarantined"
+        say(f"{state['quarantined']} quarantined, see {out}/quarantine.jsonl{again}")
+    if outcome.tripped:
+        say(f"madgen: {outcome.tripped}; mend it, then go on with retry=quarantined")
+    elif outcome.code == STOPPED:
+        say("stopped early: run the same command again to continue")
+    elif outcome.made_here:
+        say(f"look at them: madgen preview {out}      check them: madgen verify {out}")

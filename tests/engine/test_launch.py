@@ -1,0 +1,119 @@
+"""Who started this process: srun, torchrun, or nobody; and what is said when the job wants something else."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+from madgen.engine.launch import place, placement, strategy
+from madgen.errors import UserError
+from madgen.schema import TrainerConfig
+
+
+def step(per_node="2(x2)", **others):
+    """What srun tells its tasks; the job's own numbers, which a step inherits, differ."""
+    return {
+        "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "demo", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0",
+        "SLURM_NTASKS_PER_NODE": "16", "SLURM_NNODES": "9", "SLURM_STEP_TASKS_PER_NODE": per_node, **others,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("per_node", "devices", "nodes"),
+    [("1", 1, 1), ("4", 4, 1), ("2(x2)", 2, 2), ("8(x128)", 8, 128), ("2,2(x3)", 2, 4)],
+)
+def test_a_step_of_srun(per_node, devices, nodes):
+    variables = step(per_node)
+    found = placement(TrainerConfig(), variables)
+    assert (found.kind, found.devices, found.nodes) == ("srun", devices, nodes)
+    assert found.joins_a_group == (devices * nodes > 1)
+    assert (variables["SLURM_NTASKS_PER_NODE"], variables["SLURM_NNODES"]) == (str(devices), str(nodes))
+
+
+def test_torchrun_goes_before_srun():
+    variables = step(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="2", WORLD_SIZE="6")
+    found = placement(TrainerConfig(), variables)
+    assert (found.kind, found.devices, found.nodes) == ("torchrun", 2, 3)
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"SLURM_JOB_ID": "1"}, step(SLURM_JOB_NAME="interactive"), step(SLURM_JOB_NAME="bash")]
+)
+def test_nobody(variables):
+    found = placement(TrainerConfig(devices=2), variables)
+    assert (found.kind, found.devices, found.nodes, found.joins_a_group) == ("alone", 2, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "said"),
+    [
+        ({"devices": 4}, step(), "srun started 2 tasks on a node (--ntasks-per-node=2); set trainer.devices=auto"),
+        ({"num_nodes": 3}, step(), "srun started tasks on 2 nodes in all (--nodes=2); set trainer.num_nodes=auto"),
+        ({}, step("2,1"), "srun started 2 + 1 tasks on 2 nodes; ask for the same number on each with --ntasks-per-n"),
+        ({}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, "this job has 4 tasks, but madgen was started once"),
+        ({"num_nodes": 2}, {}, "needs srun or torchrun"),
+        (
+            {"devices": 1},
+            {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
+            "torchrun started 2 tasks on a node (--nproc-per-node=2)",
+        ),
+    ],
+)
+def test_a_mismatch_is_told_in_the_words_of_who_started_it(config, variables, said):
+    with pytest.raises(UserError) as refused:
+        placement(TrainerConfig(**config), variables)
+    assert said in str(refused.value)
+
+
+def test_processes_meet_over_gloo_with_a_timeout():
+    for name in ("auto", "ddp"):
+        made = strategy(name, 2)
+        assert made.process_group_backend == "gloo"
+        assert made._timeout.total_seconds() == 1800
+    assert strategy("auto", 1) == "auto"
+
+
+def test_places_differ():
+    assert place({}) == 0
+    assert place({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}) == 3
+    assert place({"SLURM_PROCID": "0", "SLURM_ARRAY_TASK_ID": "7"}) == 7
+
+
+def test_torchrun(job_file, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "madgen"]
+    done = subprocess.run(
+        [*command, "generate", job_file, "trainer.devices=auto"], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4
+
+
+def test_a_rank_without_work_ends_while_another_works(job_file, tmp_path):
+    """One shard for three processes: rank 0 waits for whoever has it, the others need not."""
+    options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=100"]
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), *options]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    most, fewest = 0, 3
+    while process.poll() is None:
+        alive = len(running(process.pid))
+        if list((tmp_path / "out").glob("work/open/*.tar")):
+            fewest = min(fewest, alive)
+        most = max(most, alive)
+        time.sleep(0.05)
+    assert process.returncode == 0, process.stderr.read()
+    assert most == 2, "processes beside rank 0"
+    assert fewest < most
+    assert (tmp_path / "out/shards/job-000000.tar").exists()
+
+
+def running(pid):
+    """The children of a process."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid for pid in children if "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()]
+    except OSError:
+        return []

@@ -1,0 +1,102 @@
+"""Samples that cannot be made, from the command line to the disk and back."""
+
+import json
+
+import pytest
+import torch
+
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.verify import verify
+from madgen.sampler import PanoramaSampler
+
+
+@pytest.fixture
+def overflow(monkeypatch):
+    """While it is on, the panoramas of some seeds come out as NaN, in whatever precision."""
+    sample = PanoramaSampler.sample
+    bad = set()
+
+    def sampled(self, *arguments, **options):
+        latents = sample(self, *arguments, **options)
+        for position, seed in enumerate(options["seeds"]):
+            if seed in bad or "all" in bad:
+                latents[position] = torch.nan
+        return latents
+
+    monkeypatch.setattr(PanoramaSampler, "sample", sampled)
+    return bad
+
+
+def seeds(folder):
+    return [entry["seed"] for sidecar in DatasetDir(folder).sidecars() for entry in sidecar["samples"]]
+
+
+def tars(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shards/*.tar"))}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_sample_in_quarantine_is_tried_again_on_demand(madgen_here, job_file, tmp_path, overflow, batch_size):
+    options = [f"sampling.batch_size={batch_size}", "quarantine.max_share=1"]
+    assert madgen_here("generate", job_file, "output.dir=good", *options).code == 0
+    chosen = seeds(tmp_path / "good")[4:6]
+    overflow.update(chosen)
+    result = madgen_here("generate", job_file, *options)
+    assert result.code == 4, result.err
+    assert "2 quarantined, see out/quarantine.jsonl" in result.err
+    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["reason"]) for line in lines] == [(seed, "not_finite") for seed in chosen]
+    assert madgen_here("verify", "out").code == 4
+    state = json.loads(madgen_here("status", "out", "--json").out)
+    assert (state["done"], state["quarantined"], state["complete"]) == (8, 2, True)
+    again = madgen_here("generate", job_file, *options)
+    assert (again.code, "0 made now" in again.err) == (4, True)
+
+    overflow.clear()
+    result = madgen_here("generate", job_file, *options, "retry=quarantined")
+    assert result.code == 0, result.err
+    assert "2 made now" in result.err
+    assert tars(tmp_path / "out") == tars(tmp_path / "good")
+    assert not (tmp_path / "out/quarantine.jsonl").exists()
+    assert not (tmp_path / "out/work").exists()
+
+
+def test_a_retry_that_fails_again_leaves_the_rest_as_it_was(madgen_here, job_file, tmp_path, overflow):
+    assert madgen_here("generate", job_file, "output.dir=good").code == 0
+    overflow.add(seeds(tmp_path / "good")[4])
+    assert madgen_here("generate", job_file).code == 4
+    before = tars(tmp_path / "out")
+    assert madgen_here("generate", job_file, "retry=quarantined").code == 4
+    assert tars(tmp_path / "out") == before
+    assert verify(DatasetDir(tmp_path / "out")).complete
+
+
+def test_a_broken_model_stops_the_run(madgen_here, job_file, tmp_path, overflow):
+    overflow.add("all")
+    result = madgen_here("generate", job_file, "quarantine.window=3")
+    assert result.code == 3, result.err
+    assert "3 of the last 3 samples failed, more than quarantine.max_share=0.2 allows" in result.err
+    made = sum(len(json.loads(path.read_text())["quarantined"]) for path in (tmp_path / "out/shards").glob("*.json"))
+    assert 3 <= made < 10
+    overflow.clear()
+    result = madgen_here("generate", job_file, "retry=quarantined")
+    assert result.code == 0, result.err
+    assert verify(DatasetDir(tmp_path / "out")).present == 10
+
+
+def test_verify_repair_and_generate_mend_a_dataset(madgen_here, job_file, tmp_path):
+    assert madgen_here("generate", job_file).code == 0
+    before = tars(tmp_path / "out")
+    tar = tmp_path / "out/shards/job-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"IDAT") + 20] ^= 1
+    tar.write_bytes(data)
+    (tmp_path / "out/shards/job-000002.tar").unlink()
+    assert madgen_here("verify", "out").code == 1
+    result = madgen_here("verify", "out", "--repair")
+    assert (result.code, "2 shards are open again, 4 samples to make" in result.err) == (1, True), result.err
+    result = madgen_here("generate", job_file)
+    assert (result.code, "4 made now" in result.err) == (0, True), result.err
+    assert tars(tmp_path / "out") == before
+    assert madgen_here("verify", "out").code == 0
+    assert not (tmp_path / "out/work").exists()

@@ -1,0 +1,274 @@
+"""A safety checker over panoramas: a tiny random one of diffusers' own class, its threshold put between two crops."""
+
+import io
+import itertools
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from madgen import PanoramaSampler, UserError
+from madgen.backbones import _safety
+from madgen.engine.attempts import Attempts
+from madgen.engine.safety import Safety, blurred, crops
+from madgen.schema import SafetyConfig, SamplingConfig
+from madgen.types import Prompt, Task
+
+SIDE = 32
+"""Pixels of a view of the tiny backbone, and so of a crop."""
+
+
+@pytest.fixture(scope="module")
+def random_checker(tmp_path_factory):
+    """Folder in the pipeline layout of a checker that flags nothing."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checker") / "pipeline"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": SIDE, "patch_size": 8}
+    model = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config={**sizes, "vocab_size": 10}, vision_config=vision, projection_dim=8)
+    )
+    model.concept_embeds_weights[:] = 2.0  # no cosine is as large
+    model.special_care_embeds_weights[:] = 2.0
+    model.save_pretrained(folder / "safety_checker")
+    extractor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    extractor.save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+def flagging(checker, folder, shown, hidden):
+    """A copy of a checker's folder that flags the pictures `shown` and not those `hidden`."""
+    shutil.copytree(checker, folder)
+    loaded = _safety.load(str(checker))
+    embedded = []
+    with torch.no_grad():
+        for image in (*shown, *hidden):
+            pixels = loaded.extractor(image, return_tensors="pt", input_data_format="channels_last").pixel_values
+            embedded.append(torch.nn.functional.normalize(loaded.model.visual_projection(
+                loaded.model.vision_model(pixels)[1])))  # fmt: skip
+    first, others = torch.cat(embedded[: len(shown)]), torch.cat(embedded[len(shown) :])
+    concept = torch.nn.functional.normalize(first.mean(0) - others.mean(0), dim=0)
+    least, most = float((first @ concept).min()), float((others @ concept).max())
+    assert least - most > 0.002, "the checker cannot tell these pictures apart"
+    file = folder / "safety_checker/model.safetensors"
+    weights = load_file(file)
+    weights["concept_embeds"][3], weights["concept_embeds_weights"][3] = concept, (least + most) / 2
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def striped(random_checker, tmp_path_factory):
+    """Flags black and white stripes, not plain grey."""
+    stripes = np.zeros((SIDE, SIDE, 3), np.uint8)
+    stripes[:, ::4] = 255
+    grey = np.full_like(stripes, 128)
+    folder = tmp_path_factory.mktemp("checker") / "striped"
+    return flagging(random_checker, folder, [stripes], [grey]), stripes, grey
+
+
+@pytest.mark.parametrize(("height", "width", "size"), list(itertools.product((3, 8, 20), (5, 8, 21), (4, 8, 50))))
+def test_crops_cover_every_pixel_and_end_at_the_edge(height, width, size):
+    covered = np.zeros((height, width), int)
+    for left, top, right, bottom in crops(height, width, size):
+        assert (right - left, bottom - top) == (min(size, width), min(size, height))
+        covered[top:bottom, left:right] += 1
+    assert covered.min() == 1
+    assert covered[: height // size * size, : width // size * size].max(initial=1) <= 4
+    if height % size == width % size == 0:
+        assert covered.max() == 1
+
+
+def test_the_checker_s_verdicts_are_diffusers_own(random_checker, striped):
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    folder, stripes, grey = striped
+    ours = _safety.load(str(folder))
+    model = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker")
+    extractor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
+    pictures = [stripes, grey, 255 - stripes]
+    given = extractor([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+    _, theirs = model(clip_input=given, images=[np.zeros((2, 2))] * len(pictures))
+    assert [ours.flags(picture) for picture in pictures] == theirs
+    assert theirs[:2] == [True, False]
+
+
+def test_blurring_takes_the_shapes_of_the_boxes_alone():
+    picture = np.zeros((64, 160, 3), np.uint8)
+    picture[:, 2::5] = 255
+    changed = blurred(picture, [[64, 0, 128, 64]])
+    assert np.array_equal(changed[:, :64], picture[:, :64])
+    assert np.array_equal(changed[:, 128:], picture[:, 128:])
+    assert changed[16:48, 80:112].std() < 0.05 * picture[16:48, 80:112].std()
+    assert abs(changed[:, 64:128].mean() - picture[:, 64:128].mean()) < 6
+
+
+@pytest.mark.parametrize("action", ["keep", "blur", "drop"])
+def test_actions(tiny, striped, monkeypatch, action):
+    """A panorama of three crops of which the middle one is striped, and one that is all grey."""
+    folder, stripes, grey = striped
+    sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)
+    safety = Safety.load(SafetyConfig(checker=str(folder), action=action), sampler)
+    assert safety.size == SIDE
+    attempts = Attempts(sampler, SamplingConfig(num_inference_steps=1, guidance_scale=1.0), safety)
+    harmless = grey.copy()
+    harmless[0, 0] = 0  # or it would show nothing
+    pictures = iter([np.concatenate([grey, stripes, grey], 1), np.concatenate([harmless, grey, grey], 1)])
+    monkeypatch.setattr("madgen.engine.attempts.to_uint8", lambda pixels: next(pictures)[None])
+    tasks = [Task(f"{i}-0000", Prompt(str(i), "hills", "", 32, 96), 0, i) for i in range(2)]
+    shown, plain = attempts(tasks)
+    assert shown.changes == {"safety": {"flagged": [[32, 0, 64, 32]], "action": action}}
+    assert plain.changes == {"safety": {"flagged": [], "action": action}}
+    assert np.array_equal(plain.image_HWC, np.concatenate([harmless, grey, grey], 1))
+    assert "safety" in attempts.seconds
+    if action == "drop":
+        assert (shown.image_HWC, shown.reason) == (None, "unsafe")
+        assert shown.detail == "the safety checker flagged 1 of 3 crops"
+        return
+    assert shown.reason is None
+    assert np.array_equal(shown.image_HWC[:, 32:64], stripes) == (action == "keep")
+    assert np.array_equal(shown.image_HWC[:, :32], grey)
+    assert shown.image_HWC[:, 32:64].std() < (128 if action == "keep" else 20)
+
+
+def read(shards):
+    found = {}
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(("png", "json")):
+                    key, _, kind = member.name.partition(".")
+                    data = tar.extractfile(member).read()
+                    content = json.loads(data) if kind == "json" else np.array(Image.open(io.BytesIO(data)))
+                    found.setdefault(key, {})[kind] = content
+    return found
+
+
+def test_generate_and_regenerate_agree_and_other_checkers_are_another_job(madgen, job_file, random_checker, tmp_path):
+    job = (job_file, "prompts.limit=1", "sampling.width=80")
+    assert madgen("generate", *job, "output.dir=plain").code == 0
+    plain = read(tmp_path / "plain/shards")
+    assert all(sample["json"]["safety"] is None for sample in plain.values())
+    pictures = [sample["png"] for sample in plain.values()]
+    boxes = crops(32, 80, SIDE)
+    assert boxes == [[0, 0, 32, 32], [32, 0, 64, 32], [48, 0, 80, 32]]
+    cut = [[picture[top:bottom, left:right] for left, top, right, bottom in boxes] for picture in pictures]
+    checker = flagging(random_checker, tmp_path / "checker", [cut[0][1]], [cut[0][0], *cut[1]])
+    checked = (*job, f"safety.checker={checker}", "safety.action=blur")
+    result = madgen("generate", *checked)
+    assert result.code == 0, result.err
+    made = read(tmp_path / "out/shards")
+    for index, (key, sample) in enumerate(made.items()):
+        recorded = sample["json"]["safety"]
+        assert (recorded["checker"], recorded["action"]) == (str(checker), "blur")
+        assert (boxes[1] in recorded["flagged"]) == (index == 0)
+        assert np.array_equal(sample["png"], blurred(plain[key]["png"], recorded["flagged"]))
+        again = madgen("regenerate", "out", key, "-o", "again.png")
+        assert (again.code, "the same pixels" in again.out) == (0, True), again.err + again.out
+    refused = madgen("generate", *job)
+    assert (refused.code, "safety" in refused.err) == (2, True), refused.err
+    refused = madgen("generate", *checked, "safety.action=keep")
+    assert (refused.code, "safety.action: blur there, keep here" in refused.err) == (2, True), refused.err
+    config = checker / "feature_extractor/preprocessor_config.json"
+    config.write_text(config.read_text() + "\n")
+    refused = madgen("regenerate", "out", next(iter(made)), "-o", "other.png")
+    assert (refused.code, "holds other weights here" in refused.err) == (2, True), refused.err
+
+
+def test_one_picture_is_checked_too(madgen_here, tiny, striped, tmp_path):
+    folder, *_ = striped
+    weights = load_file(folder / "safety_checker/model.safetensors")
+    weights["concept_embeds_weights"][:] = -2.0  # everything is flagged
+    strict = tmp_path / "strict"
+    shutil.copytree(folder, strict)
+    save_file(weights, strict / "safety_checker/model.safetensors", metadata={"format": "pt"})
+    run = ("sample", "hills", f"backbone.pretrained={tiny}", "method.mad.steps=0", "sampling.num_inference_steps=1",
+           "sampling.height=32", "sampling.width=64", f"safety.checker={strict}", "-o", "p.png")  # fmt: skip
+    kept = madgen_here(*run)
+    assert (kept.code, "flagged 2 of 2 crops: [[0, 0, 32, 32], [32, 0, 64, 32]]" in kept.err) == (0, True), kept.err
+    (tmp_path / "p.png").unlink()
+    dropped = madgen_here(*run, "safety.action=drop")
+    assert (dropped.code, "safety.action=drop keeps the picture back" in dropped.err) == (2, True), dropped.err
+    assert not (tmp_path / "p.png").exists()
+
+
+def without(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def of_another_kind(folder):
+    config = folder / "safety_checker/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["CLIPModel"]}))
+
+
+def lacking_weights(folder):
+    file = folder / "safety_checker/model.safetensors"
+    weights = load_file(file)
+    del weights["concept_embeds"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def pickled(folder):
+    file = folder / "safety_checker/model.safetensors"
+    torch.save(load_file(file), folder / "safety_checker/pytorch_model.bin")
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("safety_checker/config.json"), "is a folder without safety_checker/config.json: not a safety checker"),
+        (without("feature_extractor/preprocessor_config.json"), "is a folder without feature_extractor/preprocessor"),
+        (of_another_kind, "holds no safety checker: its architectures are ['CLIPModel']"),
+        (lacking_weights, "lacks weights: concept_embeds"),
+        (pickled, "cannot load safety.checker="),
+        (lambda folder: (folder / "safety_checker/config.json").write_text("{"), "is not valid JSON"),
+    ],
+)
+def test_what_is_no_checker_is_refused_before_anything_is_written(
+    madgen_here, job_file, random_checker, tmp_path, change, message
+):
+    folder = tmp_path / "broken"
+    shutil.copytree(random_checker, folder)
+    change(folder)
+    refused = madgen_here("generate", job_file, f"safety.checker={folder}")
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1), refused.err
+    assert message in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("checker", "message"),
+    [
+        ("no-such-folder", "safety.checker='no-such-folder' is neither a folder, nor a hub id (owner/name)"),
+        ("nobody/no-such-checker", "in the local hub cache, and the hub cannot be reached from here"),
+        (".", "is a folder without config.json: not a safety checker"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_written(madgen_here, job_file, tmp_path, checker, message):
+    refused = madgen_here("generate", job_file, f"safety.checker={checker}")
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1), refused.err
+    assert message in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checker_of_its_own_folder(random_checker, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(random_checker / "safety_checker", folder)
+    with pytest.raises(UserError, match="without preprocessor_config"):
+        _safety.load(str(folder))
+    shutil.copy(random_checker / "feature_extractor/preprocessor_config.json", folder)
+    assert not _safety.load(str(folder)).flags(np.zeros((40, 40, 3), np.uint8))

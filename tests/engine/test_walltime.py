@@ -1,0 +1,117 @@
+"""No batch is started that cannot end before the job does; a signal before the first one."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+from madgen.engine.walltime import MARGIN_S, RECENT, SAFETY, Walltime, job_end
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_without_an_end_everything_fits(clock):
+    assert Walltime(None, clock).refuses(10**9) is None
+    assert Walltime(clock.now - 1, clock).refuses(10**9) is None, "an end in the past is none that is known"
+
+
+@pytest.mark.parametrize("cost", [1, 7, 100])
+def test_what_fits_ends_in_time(clock, cost):
+    """Law: a batch that takes what was measured, and the margin, ends before the limit."""
+    walltime = Walltime(clock.now + 500, clock)
+    started = 0
+    while walltime.refuses(cost) is None:
+        clock.now += cost * 0.5
+        walltime.record(cost, cost * 0.5)
+        started += 1
+    assert clock.now + MARGIN_S <= walltime.end
+    assert started > 0
+    assert clock.now + cost * 0.5 * SAFETY + MARGIN_S > walltime.end, "it stopped too early"
+
+
+def test_larger_panoramas_take_longer(clock):
+    walltime = Walltime(clock.now + 100, clock)
+    for _ in range(3):
+        walltime.record(10, 10.0)
+    assert walltime.refuses(20) is None
+    assert "the next batch may take 120 s" in walltime.refuses(100)
+
+
+def test_the_first_batch_warms_up_and_slow_ones_count(clock):
+    walltime = Walltime(clock.now + 100, clock)
+    walltime.record(1, 60.0)
+    assert walltime.expected(1) == 60
+    walltime.record(1, 1.0)
+    assert walltime.expected(1) == pytest.approx(SAFETY)
+    walltime.record(1, 9.0)
+    assert walltime.expected(1) == 9
+    for _ in range(RECENT):
+        walltime.record(1, 1.0)
+    assert walltime.expected(1) == pytest.approx(SAFETY)
+
+
+def test_waiting_ends_before_the_job_does(clock):
+    walltime = Walltime(clock.now + MARGIN_S + 1, clock)
+    assert walltime.refuses(0) is None
+    clock.now += 2
+    assert "nothing more can be done" in walltime.refuses(0)
+
+
+def test_where_the_end_comes_from(monkeypatch):
+    assert job_end({}) is None
+    assert job_end({"SLURM_JOB_END_TIME": "12"}) == 12
+    assert job_end({"SLURM_JOB_END_TIME": "12", "MADGEN_END_TIME": "34"}) == 34
+    assert job_end({"SLURM_JOB_ID": "1", "MADGEN_END_TIME": ""}) is None, "the batch script has asked in vain"
+    monkeypatch.setenv("PATH", "")
+    assert job_end({"SLURM_JOB_ID": "1"}) is None
+
+
+def test_squeue_is_asked(monkeypatch, tmp_path):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 2030-01-02T03:04:05\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert job_end({"SLURM_JOB_ID": "7"}) == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
+
+
+def test_generate_stops_in_time(madgen, job_file, tmp_path):
+    slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=200", "output.samples_per_shard=1"]
+    note, limit = tmp_path / "note", time.time() + MARGIN_S + 30
+    stopped = madgen("generate", job_file, *slow, MADGEN_END_TIME=str(limit), MADGEN_STOPPED=str(note))
+    assert time.time() < limit
+    assert stopped.code == 3, stopped.err
+    assert stopped.err.count("the job's time ends in") == 1
+    assert "the job's time ends" in note.read_text()
+    assert list((tmp_path / "out/shards").glob("*.tar"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_while_python_starts(job_file, tmp_path, number):
+    note = tmp_path / "note"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "madgen", "generate", job_file], cwd=tmp_path,
+        env=environment(MADGEN_STOPPED=str(note)), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    caught = 0
+    while not caught & 1 << (number - 1):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    process.send_signal(number)
+    assert "stopped before it began" in process.communicate(timeout=100)[1]
+    assert process.returncode == 3
+    assert note.exists()
+    assert not (tmp_path / "out").exists()
