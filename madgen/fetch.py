@@ -1,0 +1,54 @@
+"""`fetch`: everything that a job needs of the network, brought into the caches, for nodes that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from madgen.errors import UserError
+from madgen.schema import Job
+from madgen.weights import download_checker, lora_file, resolve_pretrained
+
+
+def fetch(job: Job) -> None:
+    """Downloads what is missing and says what lies where; UserError names the first that cannot be had."""
+    from huggingface_hub import constants
+
+    for name, found in _needed(job):
+        if not found:
+            print(f"{name}: on this disk already, nothing to download")
+        for path in found:
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            print(f"{name}: {size / 1e6:,.1f} MB in {len(files)} files, in {path}")
+    if constants.HF_HUB_OFFLINE:
+        print("HF_HUB_OFFLINE is set: nothing was downloaded, all of it is here")
+
+
+def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
+    from madgen.backbones import backbone_module
+    from madgen.backbones._loading import download
+
+    backbone = job.backbone
+    backbone_module(backbone.name)
+    config = backbone.config and resolve_pretrained(backbone.config)
+    pretrained = resolve_pretrained(backbone.pretrained)
+    yield (
+        f"backbone.pretrained={backbone.pretrained}",
+        download(pretrained, backbone.revision, backbone.variant, config),
+    )
+    for lora in backbone.loras:
+        local = Path(lora.weights).expanduser().exists()
+        file = lora_file(lora.weights, download=True)
+        if file is None:
+            raise UserError(f"the LoRA {lora.weights} cannot be had")
+        yield f"backbone.loras: {lora.weights}", [] if local else [file]
+    if job.safety.checker is not None:
+        yield f"safety.checker={job.safety.checker}", download_checker(job.safety.checker)
+    if job.method.sync.weight > 0 and job.method.sync.network != "random":
+        import torch
+
+        from madgen.perceptual import lpips
+
+        lpips(job.method.sync.network, torch.device("cpu"))
+        yield f"method.sync.network={job.method.sync.network}", [Path(torch.hub.get_dir()) / "checkpoints"]

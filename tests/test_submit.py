@@ -1,0 +1,85 @@
+"""`madgen submit`: the script it renders, and what it refuses before anything is submitted."""
+
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from madgen.submit import Resources, template
+
+
+def body(name):
+    return template(name).partition("set -euo pipefail\n")[2]
+
+
+def test_both_scripts_do_the_same_and_are_valid_bash():
+    assert body("generate") == body("array")
+    for name in ("generate.sbatch", "array.sbatch", "env.example.sh"):
+        subprocess.run(["bash", "-n", ROOT / "slurm" / name], check=True)
+    for name in ("generate", "array"):
+        for option in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):
+            assert f"#SBATCH {option}" in template(name)
+
+
+def test_the_rendered_script(madgen_here, job_file, tmp_path):
+    (tmp_path / "env.sh").touch()
+    options = ["--nodes", 2, "--tasks-per-node", 4, "--cpus-per-task", 2, "--time", "1-12:00:00", "--partition", "cpu"]
+    asked = ["submit", job_file, "trainer.devices=auto", "output.dir=a b", *options, "--sbatch=--signal=B:USR1@600"]
+    result = madgen_here(*asked, "--env", "env.sh", "--dry-run")
+    assert result.code == 0, result.err
+    subprocess.run(["bash", "-n"], input=result.out, text=True, check=True)
+    found = re.findall(r"^#SBATCH (.*)$", result.out, re.MULTILINE)
+    assert len({option.partition("=")[0] for option in found}) == len(found), "no option twice"
+    assert {
+        "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=2", "--time=1-12:00:00", "--partition=cpu", "--requeue",
+        "--signal=B:USR1@600", "--job-name=job",
+    } <= set(found)  # fmt: skip
+    assert "trainer.devices=auto 'output.dir=a b'" in result.out
+    assert f"MADGEN_ENV={tmp_path}/env.sh" in result.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_gpus_are_one_task_each():
+    lines = Resources(gpus_per_node=8).lines("x")
+    assert "#SBATCH --ntasks-per-node=8" in lines
+    assert "#SBATCH --gpus-per-node=8" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nodes", 0], "--nodes must be >= 1, got 0"),
+        (["--time", "tomorrow"], "--time must be like 24:00:00"),
+        (["--array", "0..7"], "--array must be like 0-63"),
+        (["--array", "0-7", "--nodes", 2], "an array task is one node's work"),
+        (["--tasks-per-node", 2], "trainer.devices=1, but 2 processes on a node are asked for"),
+        (["trainer.accelerator=gpu"], "no GPU is asked for; add --gpus-per-node 8"),
+        (["--gpus-per-node", 1], "trainer.accelerator=cpu would leave the GPUs idle"),
+        (["--sbatch", "oops"], "--sbatch takes an option of sbatch"),
+        (["--env", "nothing.sh"], "--env=nothing.sh is not a file"),
+        (["sampling.width=65"], "width=65 px"),
+        (["nonsense=1"], "unknown key"),
+        (["prompts.source=nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(madgen_here, job_file, options, said):
+    result = madgen_here("submit", job_file, *options, "--dry-run")
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_without_sbatch_it_says_so(madgen_here, job_file, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = madgen_here("submit", job_file)
+    assert result.code == 2
+    assert result.err == (
+        "madgen: there is no sbatch on this machine: run it on the cluster's login node, or add --dry-run\n"
+    )
+
+
+def test_more_workers_than_shards_is_mentioned(madgen_here, job_file):
+    result = madgen_here("submit", job_file, "--array", "0-63", "--dry-run")
+    assert result.code == 0
+    assert "4 shards for 64 workers" in result.err
