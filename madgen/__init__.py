@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from madgen.config import Job, load_job
+    from madgen.config import load_job
     from madgen.engine.datamodule import PromptDataModule
     from madgen.engine.module import PanoramaModule
     from madgen.engine.writer import ShardWriter
     from madgen.errors import UserError
     from madgen.sampler import PanoramaSampler
+    from madgen.schema import Job
     from madgen.types import Box, MaskFile, Region
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Job": "madgen.config",
+    "Job": "madgen.schema",
     "load_job": "madgen.config",
     "PanoramaModule": "madgen.engine.module",
     "PanoramaSampler": "madgen.sampler",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,14 @@ app = typer.Typer(
 )
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # of typer's own copy of click, which it does not export
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+DISK_TROUBLE = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES EPERM ENOTCONN ETIMEDOUT EREMOTEIO ESHUTDOWN EMFILE ENFILE "
+        "EBUSY ENODEV EHOSTDOWN EHOSTUNREACH ENOLCK ECONNRESET"
+    ).split()
+    if hasattr(errno, name)  # not every system knows them all
+}
 
 JobArguments = Annotated[list[str], typer.Argument(metavar="JOB.yaml [MORE.yaml ...] [key=value ...]")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")]
@@ -78,30 +84,95 @@ def _options(
 @app.command()
 def generate(job: JobArguments) -> None:
     """Make what is missing of a dataset: the main job."""
+    from madgen.engine.signals import end_before_it_begins
+
+    end_before_it_begins()
     loaded = _load_job(job)
+    from madgen.dataset.layout import DatasetDir
+    from madgen.engine.finish import finished, report
+    from madgen.plan.shards import build_plan
+
+    built = build_plan(loaded, DatasetDir(loaded.output_dir).plans)
+    outcome = finished(loaded, built)
+    if outcome is None:
+        from madgen.engine.forecast import forecast, warn
+
+        warn(built, forecast(loaded, built))  # what cannot work is told before Lightning is imported
+
+        from madgen.engine.run import generate as run
+
+        outcome = run(loaded, built)
+    report(outcome, loaded)
+    sys.exit(outcome.code)
+
+
+@app.command()
+def submit(
+    job: JobArguments,
+    nodes: Annotated[int, typer.Option("--nodes")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-node", help="one process each")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option("--tasks-per-node", help="processes, on CPU nodes")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="HH:MM:SS")] = None,
+    array: Annotated[str | None, typer.Option("--array", metavar="0-63[%K]", help="independent tasks instead")] = None,
+    partition: Annotated[str | None, typer.Option("--partition")] = None,
+    account: Annotated[str | None, typer.Option("--account")] = None,
+    qos: Annotated[str | None, typer.Option("--qos")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="any other, e.g. --sbatch=--exclusive")] = None,
+    env: Annotated[Path | None, typer.Option("--env", help="sourced first; see slurm/env.example.sh")] = None,
+    chain: Annotated[int, typer.Option("--chain", min=1, help="so many jobs, one after the other")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the script")] = False,
+) -> None:
+    """Render the sbatch script of a job, show it and submit it."""
+    loaded = _load_job(job)
+    from madgen import submit as slurm
+    from madgen.dataset.layout import DatasetDir
+    from madgen.dataset.manifest import check_directory
     from madgen.engine.forecast import forecast
     from madgen.plan.shards import build_plan
 
+    named = {"partition": partition, "account": account, "qos": qos}
+    resources = slurm.Resources(
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        gpus_per_node=gpus_per_node,
+        cpus_per_task=cpus_per_task,
+        time=time,
+        array=array,
+        options=[*(f"--{name}={value}" for name, value in named.items() if value is not None), *(sbatch or [])],
+    )
+    script = slurm.render(loaded, job, resources, env)
     built = build_plan(loaded)
-    forecast(loaded, built)  # what cannot work is told before Lightning is imported
-
-    from madgen.engine.run import generate as run
-    from madgen.engine.run import report
-
-    outcome = run(loaded, built)
-    report(outcome, loaded)
-    sys.exit(outcome.code)
+    forecast(loaded, built)
+    check_directory(DatasetDir(loaded.output_dir), None, loaded.output.resume)
+    if not dry_run:
+        slurm.require_sbatch()
+    print(script, end="")
+    if note := slurm.idle_workers(built.shard_count, resources.workers):
+        print(note, file=sys.stderr)
+    if not dry_run:
+        print(slurm.what_next(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
 
 
 @app.command()
 def plan(job: JobArguments, as_json: AsJson = False) -> None:
     """Show prompts, samples, shards, cost and disk of a job; writes nothing."""
     loaded = _load_job(job)
-    from madgen.engine.forecast import forecast, print_forecast
+    from madgen.engine.forecast import forecast, print_forecast, warn
     from madgen.plan.shards import build_plan
 
     built = build_plan(loaded)
-    print_forecast(loaded, built, forecast(loaded, built, assume_spec=True), as_json)
+    expected = forecast(loaded, built, assume_spec=True)
+    print_forecast(loaded, built, expected, as_json)
+    warn(built, expected)
+
+
+@app.command()
+def fetch(job: JobArguments) -> None:
+    """Download the weights a job needs, for compute nodes without a network."""
+    from madgen.fetch import fetch as run
+
+    run(_load_job(job))
 
 
 @app.command()
@@ -128,27 +199,27 @@ def status(directory: Directory, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(directory: Directory, as_json: AsJson = False) -> None:
+def verify(
+    directory: Directory,
+    as_json: AsJson = False,
+    repair: Annotated[bool, typer.Option("--repair", help="put what is broken back on the list of generate")] = False,
+) -> None:
     """Prove planned = present: every tar, member, checksum and picture."""
     from rich.progress import Progress
 
+    from madgen.dataset import verify as checks
     from madgen.dataset.layout import DatasetDir
-    from madgen.dataset.verify import verify as check
 
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("shards", total=None)
-        verdict = check(DatasetDir(directory), lambda done, total: progress.update(task, completed=done, total=total))
-    if as_json:
-        fields = {"complete": verdict.complete, "planned": verdict.planned, "present": verdict.present}
-        print(json.dumps({**fields, "problems": verdict.problems}, indent=1))
-    else:
-        for problem in verdict.problems:
-            print(problem)
-        if verdict.problems:
-            print("to mend: remove shards/NAME.json of each broken shard, then run generate again")
-        state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
-        print(f"{verdict.present} of {verdict.planned} panoramas present: {state}")
-    sys.exit(0 if verdict.complete else 1 if verdict.problems else 3)
+        found = checks.verify(DatasetDir(directory), lambda d, total: progress.update(task, completed=d, total=total))
+    checks.print_verdict(found, as_json)
+    if repair and found.broken:
+        from madgen.dataset.repair import repair as reopen
+
+        again = reopen(DatasetDir(directory), found)
+        print(f"{len(found.broken)} shards are open again, {again} samples to make; run generate", file=sys.stderr)
+    sys.exit(checks.exit_code(found))
 
 
 @app.command()
@@ -177,11 +248,12 @@ def preview(
 
 @app.command()
 def index(directory: Directory) -> None:
-    """Rebuild index.parquet and the dataset card from the sidecars."""
-    from madgen.dataset.index import write_index
+    """Rebuild index.parquet, quarantine.jsonl and the dataset card from the sidecars."""
+    from madgen.dataset.index import write_index, write_quarantine
     from madgen.dataset.layout import DatasetDir
 
     print(write_index(DatasetDir(directory)))
+    write_quarantine(DatasetDir(directory))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,17 +97,15 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Panoramas of one size, sampled at once; consecutive tasks of one shard."""
+    """Panoramas of one size, sampled at once; consecutive tasks of one shard.
+
+    Without tasks the shard is only to be published.
+    """
 
     shard: Shard
     start: int
     """Position of the first task in the shard."""
     tasks: tuple[Task, ...]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the shard is whole after this batch."""
-        return self.start + len(self.tasks) == len(self.shard.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +113,19 @@ class Idle:
     """In place of a Batch: nothing to claim now, but others are still at work and may die."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What became of one task: a picture, or why there is none."""
+
+    image_HWC: np.ndarray | None
+    """uint8 [H, W, 3]."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """What was done otherwise than the job says, or found out: merged into the sample's JSON."""
+    reason: str | None = None
+    """Why there is no picture, in one word: the sample is quarantined."""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

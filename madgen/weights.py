@@ -10,7 +10,17 @@ from pathlib import Path
 from madgen.errors import UserError
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+CHECKER_PARTS = ("safety_checker", "feature_extractor")  # folders of a pipeline
 LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls it in a folder or on the hub
+
+FETCH_IT = "; where there is a network (a login node), `madgen fetch JOB.yaml` downloads what a job needs"
+
+
+def offline_hint() -> str:
+    """The way out where something is missing that the hub may not be asked for."""
+    from huggingface_hub import constants
+
+    return FETCH_IT if constants.HF_HUB_OFFLINE else ""
 
 
 def resolve_pretrained(pretrained: str) -> str:
@@ -60,7 +70,7 @@ def require_weights_id(pretrained: str, revision: str | None = None, config: str
     found = weights_id(pretrained, revision, config)
     if found is None:
         missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
-        raise UserError(f"{missing} are not in the local hub cache (backbone.pretrained={pretrained})")
+        raise UserError(f"{missing} are not in the local hub cache (backbone.pretrained={pretrained}){FETCH_IT}")
     return found
 
 
@@ -97,7 +107,53 @@ def require_lora_id(weights: str) -> str:
     """`lora_id`, or UserError where the file is not at hand."""
     found = lora_id(weights)
     if found is None:
-        raise UserError(f"the LoRA {weights} is not in the local hub cache")
+        raise UserError(f"the LoRA {weights} is not in the local hub cache{FETCH_IT}")
+    return found
+
+
+def in_pipeline_layout(checker: str) -> bool:
+    """Whether a safety checker's folder or hub id is a pipeline's, where the checker lies in a folder of its own."""
+    folder, config = Path(checker).expanduser(), f"{CHECKER_PARTS[0]}/config.json"
+    if folder.is_dir():
+        return (folder / CHECKER_PARTS[0]).is_dir()
+    if _commit(checker, config, None) is None and _commit(checker, "config.json", None) is None:
+        try:
+            hub_file(checker, config, None, "safety.checker")
+        except UserError:
+            return False
+    return _commit(checker, config, None) is not None
+
+
+def download_checker(checker: str) -> list[Path]:
+    """Brings a safety checker into the hub cache; the folder there, none where it is a folder already."""
+    if Path(checker).expanduser().is_dir():
+        return []
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
+    parts = [f"{folder}*.{suffix}" for folder in folders for suffix in ("json", "safetensors")]
+    try:
+        return [Path(snapshot_download(checker, allow_patterns=parts))]
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"cannot download safety.checker={checker}: {str(error).strip().splitlines()[0]}") from error
+
+
+def checker_id(checker: str) -> str | None:
+    """Tells a safety checker from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
+    folder = Path(checker).expanduser()
+    if folder.is_dir():
+        parts = [folder / part for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [folder]
+        return "-".join(_folder_hash(part) for part in parts)
+    check_hub_id(checker, "safety.checker")
+    return _commit(checker, f"{CHECKER_PARTS[0]}/config.json", None) or _commit(checker, "config.json", None)
+
+
+def require_checker_id(checker: str) -> str:
+    """`checker_id`, or UserError where the files are not at hand."""
+    found = checker_id(checker)
+    if found is None:
+        raise UserError(f"safety.checker={checker} is not in the local hub cache{FETCH_IT}")
     return found
 
 
@@ -109,11 +165,12 @@ def hub_file(repository: str, name: str, revision: str | None, key: str = "backb
 
     logging.set_verbosity_error()  # without a network each retry would print two lines
     check_hub_id(repository, key)
-    missing = f"{key}={repository!r} is neither a folder, nor 'demo', nor a model"
+    missing = f"{key}={repository!r} is neither a folder, {_or_demo(key)}nor a model"
     try:
         return Path(hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:
-        raise UserError(f"{missing} in the local hub cache, and the hub cannot be reached from here") from error
+        why = f"the hub cannot be reached from here{FETCH_IT}"
+        raise UserError(f"{missing} in the local hub cache, and {why}") from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{missing} that the hub gives: {str(error).strip().splitlines()[0]}") from error
 
@@ -121,7 +178,11 @@ def hub_file(repository: str, name: str, revision: str | None, key: str = "backb
 def check_hub_id(name: str, key: str = "backbone.pretrained") -> None:
     """UserError for what cannot be the name of a repository."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII):
-        raise UserError(f"{key}={name!r} is neither a folder, nor 'demo', nor a hub id (owner/name)")
+        raise UserError(f"{key}={name!r} is neither a folder, {_or_demo(key)}nor a hub id (owner/name)")
+
+
+def _or_demo(key: str) -> str:
+    return "nor 'demo', " if key.startswith("backbone.") else ""
 
 
 def _commit(repository: str, name: str, revision: str | None) -> str | None:

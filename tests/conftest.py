@@ -41,6 +41,12 @@ def build_tiny_pipeline(folder: Path) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
+    slow = ("slurm", "invariants", "engine")
+    items.sort(key=lambda item: next((at for at, name in enumerate(slow) if name in item.path.parts), len(slow)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """Folder of the tiny pipeline."""

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "madgen"
 HOMES = {
-    "omegaconf": {"config"},
+    "omegaconf": {"config", "schema"},
     "diffusers": {"backbones", "demo"},
     "transformers": {"backbones", "demo"},
     "lightning": {"engine"},
@@ -19,21 +19,23 @@ HOMES = {
     "torchmetrics": {"perceptual", "metrics"},
 }
 FORBIDDEN = {  # room: rooms it must not know
-    "types": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "seeding": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "seeding": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "schema": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "config": {"plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "joint": {"config", "plan", "dataset", "backbones", "engine", "monitor", "cli", "sampler"},
-    "backbones": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "joint": {"config", "schema", "plan", "dataset", "backbones", "engine", "monitor", "cli", "sampler"},
+    "backbones": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
-    "geometry": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "composition": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "masks": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "perceptual": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "geometry": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
+    "submit": {"config", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "engine": {"cli"},
-    "demo": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "demo": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
 }
 JOINT_MAY_IMPORT = {
     "torch",

@@ -1,7 +1,8 @@
 import pytest
 
-from madgen.config import Job, load_job
+from madgen.config import load_job
 from madgen.errors import UserError
+from madgen.schema import Job
 
 
 @pytest.fixture
@@ -71,6 +72,12 @@ def test_a_job_is_frozen():
         ("output.samples_per_shard=0", "samples_per_shard must be > 0"),
         ("prompts.samples_per_prompt=0", "samples_per_prompt must be in 1..10000, got 0"),
         ("prompts.limit=0", "prompts.limit must be > 0"),
+        ("prompts.columns.text=caption", "a key of prompts.columns must be one of id, prompt, negative_prompt"),
+        ("prompts.columns.id=uid", "prompts.columns must say which column holds the prompt"),
+        ("prompts.columns={prompt: a, id: a}", "prompts.columns names a column twice: a, a"),
+        ("prompts.columns={prompt: 7}", "must be a text"),
+        ("prompts.columns={prompt: ''}", "prompts.columns.prompt is empty"),
+        ("prompts.split=''", "prompts.split is empty"),
         ("prompts.on_duplicate=maybe", "must be one of error, skip, rename"),
         ("trainer.devices=0", "trainer.devices must be a number > 0 or auto, got 0"),
         ("trainer.devices=true", "trainer.devices must be a number > 0 or auto"),
@@ -87,6 +94,15 @@ def test_a_job_is_frozen():
         ("method.sync.every=0", "must be >= 1 step"),
         ("method.sync.network=alex", "method.sync.network must be one of vgg, random"),
         ("method.regions.bootstrapping=-1", "must be >= 0 steps"),
+        ("safety.action=hide", "safety.action must be one of keep, blur, drop, got 'hide'"),
+        ("safety.action=drop", "safety.action=drop has no effect without a checker; set safety.checker"),
+        ("safety.checker=''", "safety.checker is empty; null switches it off"),
+        ("safety.checker=007", "safety.checker must be a text, YAML reads it as 7"),
+        ("safety=on", "safety"),
+        ("quarantine.max_share=1.1", "quarantine.max_share must be in 0..1, got 1.1; 1 is off"),
+        ("quarantine.max_share=.nan", "quarantine.max_share must be in 0..1, got nan"),
+        ("quarantine.window=0", "quarantine.window must be >= 1 sample, got 0"),
+        ("quarantine.windows=5", "unknown key 'quarantine.windows'; did you mean 'quarantine.window'"),
         # not there yet: refused, never ignored
         ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),

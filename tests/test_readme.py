@@ -1,5 +1,6 @@
 """The README's promises, run: its job, its commands, its Python."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -67,6 +68,11 @@ def test_the_commands_on_a_dataset(workplace):
     for line in commands:
         result = madgen(line.replace("/scratch/alps", "out/demo"), workplace)
         assert result.returncode == 0, result.stderr
+    for line in re.findall(r"`madgen (verify DIR --repair|regenerate DIR KEY -o F)`", README):
+        key = json.loads((workplace / "out/demo/shards/demo-000000.json").read_text())["samples"][0]["key"]
+        result = madgen(line.replace("DIR", "out/demo").replace("KEY", key).replace(" F", " again.png"), workplace)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (workplace / "again.png").exists()
     assert (workplace / "out/demo/preview.html").stat().st_size > 100_000
     assert (workplace / "out/demo/preview.png").exists()
 

@@ -32,5 +32,8 @@ class Observer:
     def shard_published(self, shard: ShardDone) -> None:
         """One shard is under its final name."""
 
+    def preempted(self) -> None:
+        """This worker ends early, because its machine is wanted back; `stopped` follows."""
+
     def stopped(self) -> None:
         """This worker has ended, for whatever reason."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
 from madgen.monitor.observer import Observer
 from madgen.monitor.status import eta_text, made
+from madgen.say import say
 from madgen.types import Record
 
 LOG_EVERY_S = 30.0
@@ -42,14 +42,16 @@ class ProgressReport(Observer):
             self._show()
 
     def _show(self) -> None:
+        began = time.monotonic()
         samples, elapsed = min(made(self.directory), self.planned), time.monotonic() - self.begin
         rate = (samples - self.first) / elapsed if elapsed > 1 and samples > self.first else None
         text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - samples) / rate)} left" if rate else "starting"
-        self.due = time.monotonic() + (DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S)
+        looked = time.monotonic() - began  # long where there are many shards: no more than a twentieth of the time
+        self.due = began + max(DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S, 20 * looked)
         if self.bar is not None:
             self.bar.update(self.task, completed=samples, rate=text)
         else:
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {samples}/{self.planned} panoramas, {text}", file=sys.stderr)
+            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {samples}/{self.planned} panoramas, {text}")
 
     def stopped(self) -> None:
         if self.bar is not None:

@@ -12,33 +12,31 @@ from typing import Any
 from madgen.dataset.claim import LEASE_S, Process, read_json
 from madgen.dataset.layout import DatasetDir
 
-_counts: dict[Path, int] = {}
+_counts: dict[Path, tuple[int, int]] = {}
 
 
 def count_done(directory: DatasetDir) -> int:
     """Samples in finished shards; each sidecar is read once a process."""
-    return _count(directory, directory.done())
+    return sum(_samples_in(directory.sidecar(name))[0] for name in directory.done())
 
 
-def _count(directory: DatasetDir, shards: set[str]) -> int:
-    return sum(_samples_in(directory.sidecar(name)) for name in shards)
-
-
-def _samples_in(sidecar: Path) -> int:
+def _samples_in(sidecar: Path) -> tuple[int, int]:
+    """How many samples a finished shard holds, and how many it has in quarantine."""
     path = sidecar.absolute()
     if path not in _counts:
         content = read_json(path)
         if not isinstance(content, dict) or "samples" not in content:  # damaged: `verify` says so
-            return 0
-        _counts[path] = len(content["samples"])
+            return 0, 0
+        _counts[path] = len(content["samples"]), len(content["quarantined"])
     return _counts[path]
 
 
 def made(directory: DatasetDir) -> int:
-    """Samples that lie in finished shards and in those that workers are writing; never falls while they write."""
+    """Samples that are settled, in finished shards and in those that workers are writing; never falls meanwhile."""
     beats = _heartbeats(directory)  # before the shards: one that is published in between is counted once
     done = directory.done()
-    return _count(directory, done) + sum(_in_flight(beat, done) for beat in beats)
+    settled = sum(sum(_samples_in(directory.sidecar(name))) for name in done)
+    return settled + sum(_in_flight(beat, done) for beat in beats)
 
 
 def _in_flight(beat: dict[str, Any], done: set[str]) -> int:
@@ -55,17 +53,26 @@ def status(directory: DatasetDir) -> dict[str, Any]:
     """What `madgen status --json` prints; rates are panoramas a second, times seconds."""
     manifest = directory.read_manifest()
     beats = _heartbeats(directory)
-    sidecars = list(directory.sidecars())
-    finished = {sidecar["shard"] for sidecar in sidecars}
-    planned = manifest["plan"]["samples"]
-    done = sum(len(sidecar["samples"]) for sidecar in sidecars)
-    quarantined = sum(len(sidecar["quarantined"]) for sidecar in sidecars)
+    finished: set[str] = set()
+    done = quarantined = 0
+    costs: list[float] = []  # seconds a sample, of each shard; sidecars are large, none is kept
+    plan, name = manifest["plan"], manifest["job"]["name"]
+    planned_shards = {f"{name}-{index:06d}" for index in range(plan["shards"])}
+    for sidecar in directory.sidecars():
+        if sidecar["shard"] not in planned_shards:
+            continue
+        finished.add(sidecar["shard"])
+        done += len(sidecar["samples"])
+        quarantined += len(sidecar["quarantined"])
+        if sidecar["made"]:
+            costs.append((sidecar["finished"] - sidecar["started"]) / sidecar["made"])
+    planned = plan["samples"]
     workers = [_worker(beat, finished) for beat in beats]
     flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
     live_rates = [worker["rate_per_s"] for worker in workers if worker["state"] != "dead" and worker["rate_per_s"]]
     rate = sum(live_rates) or None
     left = planned - done - quarantined - flying
-    interval = _eta_interval(left, rate, sidecars)
+    interval = _eta_interval(left, rate, costs)
     return {
         "name": manifest["job"]["name"],
         "fingerprint": manifest["fingerprint"],
@@ -73,11 +80,11 @@ def status(directory: DatasetDir) -> dict[str, Any]:
         "done": done,
         "in_flight": flying,
         "quarantined": quarantined,
-        "shards": {"planned": manifest["plan"]["shards"], "done": len(sidecars)},
+        "shards": {"planned": plan["shards"], "done": len(finished)},
         "rate_per_s": rate,
         "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
         "eta_interval_s": interval,
-        "complete": done + quarantined == planned and len(sidecars) == manifest["plan"]["shards"],
+        "complete": done + quarantined == planned and len(finished) == plan["shards"],
         "workers": workers,
     }
 
@@ -100,13 +107,8 @@ def _worker(content: dict[str, Any], finished: set[str]) -> dict[str, Any]:
     }
 
 
-def _eta_interval(left: int, rate: float | None, sidecars: list[dict[str, Any]]) -> list[float] | None:
+def _eta_interval(left: int, rate: float | None, costs: list[float]) -> list[float] | None:
     """Two standard errors around the ETA, from the spread of the finished shards' time a sample."""
-    costs = [
-        (sidecar["finished"] - sidecar["started"]) / len(sidecar["samples"])
-        for sidecar in sidecars
-        if sidecar["samples"]
-    ]
     if not rate or len(costs) < 3:
         return None
     relative = 2 * statistics.stdev(costs) / statistics.mean(costs) / math.sqrt(len(costs))

@@ -13,12 +13,12 @@ import numpy as np
 import wandb
 from PIL import Image
 
-from madgen.config import Job
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
 from madgen.monitor.status import count_done, made
+from madgen.schema import Job
 from madgen.types import Record
 
 LOG_EVERY_S = 5.0
@@ -75,6 +75,9 @@ class WandbRun(Observer):
             rates["megapixels_per_s"] /= 1e6
         known = {name: rate for name, rate in rates.items() if rate is not None}
         self.run.log({"samples": samples, "progress": samples / self.planned, **known, **values})
+
+    def preempted(self) -> None:
+        self.run.mark_preempting()
 
     def stopped(self) -> None:
         self.run.summary["samples"] = count_done(self.directory)

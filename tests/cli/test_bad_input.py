@@ -1,5 +1,6 @@
 """Wrong input: exit 2, one clear line, no traceback, nothing written."""
 
+import gzip
 import json
 
 import pytest
@@ -14,6 +15,10 @@ def listing(folder):
     [
         (["prompts.source=empty.txt"], "empty.txt holds no prompt"),
         (["prompts.source=missing.txt"], "prompts.source=missing.txt does not exist"),
+        (["prompts.source=none*.txt"], "none*.txt does not exist, and matches no file"),
+        (["prompts.source=hf://nobody/nothing"], "hf://nobody/nothing: the split 'train' cannot be read"),
+        (["prompts.split=test"], "prompts.split=test goes with a Hugging Face dataset"),
+        (["prompts.columns.prompt=caption"], "prompts.columns has no meaning with prompts.txt"),
         (["sampling.widht=64"], "unknown key 'sampling.widht'; did you mean 'sampling.width'?"),
         (
             ["sampling.width=65"],
@@ -43,12 +48,62 @@ def listing(folder):
         (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "there is no mask file none.png"),
         (["output.dir=other"], "(sampling.guidance_scale: 9.0 there, 2.0 here; prompts.limit: 1 there, None here"),
         (["sampling.num_inference_steps=2000"], "num_inference_steps"),
+        (["sampling.num_inference_steps=1000000000"], "sampling.num_inference_steps must be <= 10000"),
+        (["sampling.width=8000000000"], "is more than 67108864 px (2^26)"),
+        (["output.format=webp", "sampling.width=16416"], "webp ends at 16383 px a side; take another output.format"),
+        (["output.format=jpg", "sampling.width=65600"], "jpg ends at 65500 px a side"),
+        (["output.format=gif"], "output.format must be one of png, jpg, webp, got 'gif'"),
+        (["output.quality=0"], "output.quality must be in 1..100, got 0"),
+        (["output.samples_per_shard=0"], "output.samples_per_shard must be > 0, got 0"),
+        (["output.resume=always"], "output.resume must be one of if_same, never"),
+        (["retry=all"], "retry must be quarantined or null, got 'all'"),
+        (["quarantine.max_share=2"], "quarantine.max_share must be in 0..1, got 2"),
+        (["safety.checker=nowhere"], "nowhere"),
+        (["safety.action=drop"], "safety.action=drop has no effect without a checker"),
+        (["name=../escape"], "name must match [A-Za-z0-9_-]{1,96}, got '../escape'"),
+        (["name=a/b"], "name must match"),
+        (
+            ["prompts.source=hostile.jsonl"],
+            "id must match [A-Za-z0-9_-]{1,96} (webdataset keys hold no dots), got '../../x'",
+        ),
+        (["prompts.source=dots.jsonl"], "got 'a.b'"),
+        (["prompts.source=latin.txt"], "latin.txt:2 is not UTF-8 (byte 10)"),
+        (["prompts.source=twice.txt"], "set prompts.on_duplicate to skip or rename"),
+        (["prompts.source=cut.txt.gz"], "is no whole gzip file"),
+        (["prompts.source=nothing/*.txt"], "nothing/*.txt"),
+        (["prompts.source=foreign"], "is a directory"),
+        (["prompts.source=job.yaml"], "must end in"),
+        (["prompts.limit=0"], "prompts.limit must be > 0 prompts or null, got 0"),
+        (["prompts.samples_per_prompt=0"], "prompts.samples_per_prompt must be in 1..10000, got 0"),
+        (["prompts.source=text.csv"], "has no column 'prompt'"),
+        (["backbone.dtype=float8"], "backbone.dtype must be one of auto, float32, bfloat16, float16, got 'float8'"),
+        (["backbone.pretrained=weights.ckpt"], "is a pickle, which can run code when it is read"),
+        (["backbone.loras={}"], "backbone.loras is a list"),
+        (["[=1"], "an override is key=value, got '[=1'"),
+        (["backbone=sd"], "backbone holds keys of its own"),
+        (
+            ["method.views.layout=spiral"],
+            "method.views.layout must be one of overlapping, shifted, whole, got 'spiral'",
+        ),
+        (["method.mad.steps=-1"], "method.mad.steps must be >= 0, got -1"),
+        (["sampling.batch_size=0"], "sampling.batch_size must be > 0, got 0"),
+        (["sampling.decode=slow"], "sampling.decode must be one of auto, whole, tiled, got 'slow'"),
+        (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be >= 0, got inf"),
+        (["trainer.devices=0"], "trainer.devices must be a number > 0 or auto, got 0"),
+        (["monitor.wandb.mode=maybe"], "monitor.wandb.mode must be one of online, offline, disabled"),
     ],
 )
 def test_generate_refuses(madgen_here, job_file, tmp_path, overrides, message):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/photo.png").write_text("mine")
+    (tmp_path / "hostile.jsonl").write_text('{"prompt": "a", "id": "../../x"}')
+    (tmp_path / "dots.jsonl").write_text('{"prompt": "a", "id": "a.b"}')
+    (tmp_path / "latin.txt").write_bytes(b"a hill\ncaf\xe9\n")
+    (tmp_path / "twice.txt").write_text("a hill\na lake\na hill\n")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"a hill\n" * 999)[:-9])
+    (tmp_path / "text.csv").write_text("text\na hill\n")
+    (tmp_path / "weights.ckpt").write_bytes(b"x")
     if "output.dir=other" in overrides:
         assert madgen_here("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
                            "prompts.samples_per_prompt=1").code == 0  # fmt: skip
@@ -138,7 +193,7 @@ def test_a_tar_that_was_removed_is_made_again(madgen_here, job_file, tmp_path):
     content = tar.read_bytes()
     tar.unlink()
     broken = madgen_here("verify", "out")
-    assert (broken.code, "remove shards/NAME.json" in broken.out) == (1, True)
+    assert (broken.code, "verify --repair" in broken.out) == (1, True)
     assert madgen_here("generate", job_file, "prompts.limit=2").code == 0
     assert tar.read_bytes() == content
     assert madgen_here("verify", "out").code == 0

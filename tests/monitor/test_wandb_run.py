@@ -1,5 +1,7 @@
+import time
+
 import pytest
-from wandb_log import history, run
+from wandb_log import history, records, run
 
 
 @pytest.fixture
@@ -37,6 +39,15 @@ def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({run(log).run_id for log in logs}) == 1
     assert history(logs[-1])[-1]["samples"] == 10
+
+
+def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_path):
+    options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
+    limit = str(time.time() + 35)
+    result = madgen("generate", job_file, *options, WANDB_DIR=str(tmp_path), MADGEN_END_TIME=limit)
+    assert result.code == 3, result.err
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert any(record.HasField("preempting") for record in records(log))
 
 
 def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):

@@ -1,0 +1,30 @@
+import pyarrow.parquet as pq
+import pytest
+from plan_scale import FORMATS, captions, plan, write_prompts
+
+from madgen.plan.prompts import read_prompts
+
+
+def test_captions_are_realistic_and_different():
+    made = list(captions(5000))
+    assert len(set(made)) == 5000
+    assert all(20 <= len(caption.encode()) <= 80 for caption in made)
+    assert list(captions(20, 10)) == made[10:20]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("plan_scale.GROUP", 20)
+    path = tmp_path / f"p.{kind.partition('+')[0]}"
+    write_prompts(path, kind, 50)
+    table = read_prompts(str(path), negative_prompt="", height=128, width=768)
+    assert [prompt.text for prompt in table] == list(captions(50))
+    assert kind != "parquet" or pq.ParquetFile(path).num_row_groups == 3
+
+
+def test_a_plan_in_a_process_of_its_own(tmp_path):
+    path = tmp_path / "p.txt"
+    write_prompts(path, "txt", 50)
+    figures = plan(tmp_path, path)
+    assert figures["seconds"] > 0
+    assert figures["peak_mib"] > 0

@@ -1,0 +1,106 @@
+"""Whatever stands in a job or a prompt file: a plan, or one clear line; never a traceback."""
+
+import json
+import random
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from madgen.config import load_job
+from madgen.engine.forecast import forecast
+from madgen.errors import UserError
+from madgen.plan.shards import build_plan
+from madgen.schema import Job
+
+QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SECTIONS = {name: list(value) if isinstance(value, dict) else [] for name, value in Job().as_dict().items()}
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 100), st.integers(-(10**12), 10**12), st.floats(), st.text(max_size=20),
+    st.sampled_from(["auto", "demo", "whole", "shifted", "always", "DDIMScheduler", "${oc.env:HOME}", "???"]),
+    st.sampled_from([8 * 10**9, 2**31, 2**63, "../..", "webp", "/", "out", "prompts.txt"]),
+)  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+paths = st.one_of(
+    st.sampled_from([(section, key) for section, keys in SECTIONS.items() for key in keys]),
+    st.sampled_from([("method", a, b) for a in ("views", "mad", "sync", "regions")
+                     for b in ("size", "stride", "steps", "blocks", "weight", "every", "layout", "bootstrapping")]),
+    st.tuples(st.sampled_from(sorted(SECTIONS))),
+    st.lists(st.text(max_size=10), min_size=1, max_size=3).map(tuple),
+)  # fmt: skip
+
+
+def plan(path, overrides=()):
+    """What `madgen plan` does, up to printing."""
+    job = load_job(path, list(overrides))
+    return forecast(job, build_plan(job), assume_spec=True)
+
+
+def is_one_line(error):
+    text = str(error)
+    return bool(text.strip()) and "Traceback" not in text
+
+
+@pytest.fixture
+def job(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "prompts.txt").write_text("mountains\na meadow\n")
+    return {
+        "backbone": {"pretrained": str(tiny)},
+        "method": {"mad": {"steps": 1}},
+        "sampling": {"height": 32, "width": 64, "num_inference_steps": 2},
+        "prompts": {"source": "prompts.txt"},
+        "output": {"dir": "out"},
+    }
+
+
+@QUICK
+@given(changes=st.lists(st.tuples(paths, values), min_size=1, max_size=3))
+def test_jobs(job, tmp_path, changes):
+    content = json.loads(json.dumps(job))
+    for path, value in changes:
+        place = content
+        for key in path[:-1]:
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            place = place[key]
+        place[path[-1]] = value
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    try:
+        plan(tmp_path / "job.yaml")
+    except UserError as error:
+        assert is_one_line(error)
+
+
+@QUICK
+@given(seed=st.integers(0, 2**32), cuts=st.integers(1, 8))
+def test_jobs_with_damaged_bytes(job, tmp_path, seed, cuts):
+    """Bytes flipped, dropped and repeated anywhere in a good job file."""
+    chance, data = random.Random(seed), bytearray(yaml.safe_dump(job).encode())
+    for _ in range(cuts):
+        place = chance.randrange(len(data))
+        data[place : place + chance.randrange(3)] = bytes(chance.randrange(256) for _ in range(chance.randrange(3)))
+    (tmp_path / "job.yaml").write_bytes(data)
+    try:
+        plan(tmp_path / "job.yaml")
+    except UserError as error:
+        assert is_one_line(error)
+
+
+@QUICK
+@given(
+    key=st.text(max_size=20) | st.sampled_from([f"{a}.{b}" for a, keys in SECTIONS.items() for b in keys]),
+    value=st.text(max_size=15),
+)
+def test_overrides(job, tmp_path, key, value):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    try:
+        plan(tmp_path / "job.yaml", [f"{key}={value}"])
+    except UserError as error:
+        assert is_one_line(error)

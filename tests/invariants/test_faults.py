@@ -1,0 +1,56 @@
+"""Law 4 under kills, stops and failing calls: a short run of what `benchmarks/faults.py` does at length."""
+
+import subprocess
+
+import faults
+import pytest
+from faults_worker import Sabotage
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return faults.Lab(tmp_path_factory.mktemp("faults"), panoramas=12)
+
+
+def judge(outcome):
+    print(outcome.row())
+    assert outcome.problems == []
+
+
+def test_kills_at_random_instants(lab):
+    outcome = faults.kills(lab, 4, seed=1)
+    assert outcome.faults == 4
+    judge(outcome)
+
+
+def test_four_workers_one_killed_one_late(lab):
+    judge(faults.crowd(lab))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_worker_that_stands_still_past_its_lease(lab, late):
+    judge(faults.stopped(lab, late))
+
+
+@pytest.mark.parametrize("sabotage", Sabotage.all(), ids=lambda sabotage: sabotage.name)
+def test_a_call_that_fails(lab, sabotage):
+    judge(faults.sabotaged(lab, sabotage))
+
+
+@pytest.mark.parametrize("script", [faults.FULL_DISK, faults.LOST_DISK], ids=["full", "lost"])
+def test_a_disk_in_trouble(lab, script):
+    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("mounting in a namespace of one's own is not permitted here")
+    judge(faults.mounted(lab, "disk", script))
+
+
+def test_a_judge_sees_what_is_wrong(lab):
+    """A dataset with other bytes, a missing shard and a stray file is not called whole."""
+    directory = lab.new()
+    assert lab.finish(directory) == 0
+    directory.tar("job-000001").unlink()
+    (directory.root / "stray").write_text("x")
+    outcome = faults.Outcome("broken")
+    lab.judge(outcome, directory)
+    assert {"other bytes", "stray files ['stray']"} <= set(outcome.problems)
+    assert any("cannot be read" in problem for problem in outcome.problems)
