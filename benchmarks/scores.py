@@ -145,6 +145,16 @@ def wrap_ratio(image: np.ndarray) -> float:
     return float(across / column_steps(image).mean())
 
 
+def closure(images: Sequence[np.ndarray], period: int) -> float:
+    """Step from the last column to the first over that at every other `period`-th column, over all pictures together.
+
+    With the views' stride in pixels, borders of views are compared with borders of views: on a closed loop all are
+    alike, and the ratio is 1 up to chance.
+    """
+    around = [np.abs(image.astype(np.float32) - np.roll(image, 1, axis=1)).mean(axis=(0, 2)) for image in images]
+    return float(np.mean([steps[0] for steps in around]) / np.mean([steps[period::period] for steps in around]))
+
+
 def score(image: np.ndarray, named: Mapping[str, str], shift: int, last_shift: int) -> dict[str, object]:
     """Every score of one picture; `named` is what the caption says.
 

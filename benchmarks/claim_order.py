@@ -1,0 +1,155 @@
+"""How long the tail is: a simulation of claiming shards, `python benchmarks/claim_order.py [--workers 1000 ...]`.
+
+Panoramas of 512x1024 to 512x5120 px cost what `plan/cost.py` says (Stable Diffusion 2, 50 steps, guidance, overlapping
+views), at the paper's speed, with 10 % noise a panorama. Some workers are stragglers, of half the speed. Workers die at
+random and come back, as requeued jobs do; what they were making is lost, and their shard is taken over once their lease
+is over, with the whole panoramas that are in it. As in the engine, a worker looks at a few of the claims of others
+before it claims a free shard.
+
+The lower bound: all of the work, spread without gaps over the workers that are alive, each at its own speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from madgen.dataset.claim import LEASE_S
+from madgen.joint.schedule import SyncSchedule
+from madgen.joint.views import build_layout
+from madgen.plan.cost import view_evaluations
+from madgen.plan.order import LOOK_AT, claim_order
+
+WIDTHS = (1024, 2048, 3072, 4096, 5120)  # pixels, all of height 512, in equal numbers
+SECONDS_PER_EVALUATION = 44.3 / 2100  # the paper's 512x3072 px with MAD on an RTX A5000
+STRAGGLERS, STRAGGLER_SPEED = 0.03, 0.5
+HOURS_BETWEEN_DEATHS = 50.0  # of one worker
+DOWN_S = 300.0
+
+
+def panorama_seconds() -> np.ndarray:
+    """Of one panorama of each width, on a worker of speed 1."""
+    layouts = [build_layout("overlapping", 64, width // 8, 64, 16) for width in WIDTHS]
+    evaluations = [view_evaluations(layout, 50, 2, SyncSchedule(0.0, 0.95, 50, 1)) for layout in layouts]
+    return np.array(evaluations) * SECONDS_PER_EVALUATION
+
+
+@dataclass
+class Fleet:
+    """Workers, their speeds and when they die."""
+
+    workers: int
+    rng: np.random.Generator
+    speeds: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speeds = np.where(self.rng.random(self.workers) < STRAGGLERS, STRAGGLER_SPEED, 1.0)
+
+    def next_death(self) -> float:
+        return float(self.rng.exponential(HOURS_BETWEEN_DEATHS * 3600))
+
+
+def simulate(shards: list[np.ndarray], order: list[int], fleet: Fleet) -> tuple[float, float, int]:
+    """Makespan and lower bound in seconds, and how many deaths there were. `shards`: seconds of each panorama."""
+    waiting = list(reversed(order))
+    left = dict(enumerate(shards))
+    freed: list[tuple[float, int]] = []  # of the dead, by when their lease is over
+    free = [(0.0, worker) for worker in range(fleet.workers)]
+    dies = [fleet.next_death() for _ in range(fleet.workers)]
+    away: list[tuple[float, int]] = []  # (from when, whom) for the lower bound
+    idle: list[tuple[float, int]] = []
+    ended = 0.0
+    while left:
+        now, worker = heapq.heappop(free)
+        if now >= dies[worker]:  # while it had nothing to do
+            away.append((dies[worker], worker))
+            back = dies[worker] + DOWN_S
+            dies[worker] = back + fleet.next_death()
+            heapq.heappush(free, (max(now, back), worker))
+            continue
+        over = sum(when <= now for when, _ in freed)
+        if over and fleet.rng.random() < 1 - (1 - over / fleet.workers) ** LOOK_AT:
+            _, index = heapq.heappop(freed)
+        elif waiting:
+            index = waiting.pop()
+        elif freed:
+            over, index = heapq.heappop(freed)
+            if over > now:
+                heapq.heappush(freed, (over, index))
+                heapq.heappush(free, (over, worker))
+                continue
+        else:
+            idle.append((now, worker))  # until somebody dies
+            continue
+        ends = now + np.cumsum(left[index]) / fleet.speeds[worker]
+        if ends[-1] <= dies[worker]:
+            del left[index]
+            ended = max(ended, float(ends[-1]))
+            heapq.heappush(free, (float(ends[-1]), worker))
+            continue
+        whole = int(np.searchsorted(ends, dies[worker], side="right"))
+        left[index] = left[index][whole:]
+        heapq.heappush(freed, (dies[worker] + LEASE_S, index))
+        heapq.heappush(free, (dies[worker], worker))
+        if idle:
+            since, other = idle.pop()
+            heapq.heappush(free, (max(since, dies[worker] + LEASE_S), other))
+    return ended, bound(sum(float(part.sum()) for part in shards), fleet.speeds, away), len(away)
+
+
+def bound(work: float, speeds: np.ndarray, away: list[tuple[float, int]]) -> float:
+    """When workers that are never idle have done `work`, if each is away for a while after each of its deaths."""
+    everybody = float(speeds.sum())
+    until = work / everybody
+    for _ in range(50):
+        lost = sum(speeds[worker] * min(DOWN_S, max(0.0, until - begin)) for begin, worker in away)
+        until = (work + lost) / everybody
+    return until
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=1_000)
+    parser.add_argument("--panoramas", type=int, default=1_000_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples-per-shard", type=int, nargs="+", default=[128, 64, 32, 16, 8])
+    options = parser.parse_args()
+    each = panorama_seconds()
+    print(f"{options.panoramas:,} panoramas of {each.min():.0f} to {each.max():.0f} s, {options.workers:,} workers; "
+          f"makespan / lower bound, the worst of {options.seeds} runs\n")  # fmt: skip
+    print("| prompts | samples_per_shard | minutes a shard | shards a worker | lower bound, h | deaths ", end="")
+    print("| as numbered | longest first |")
+    print("|---|---|---|---|---|---|---|---|")
+    for sizes in ("mixed", "small ones first"):
+        for per_shard in options.samples_per_shard:
+            print(row(sizes, per_shard, options.panoramas, options.workers, options.seeds, each), flush=True)
+
+
+def row(sizes: str, per_shard: int, panoramas: int, workers: int, seeds: int, each: np.ndarray) -> str:
+    """One line of the table."""
+    worst, bounds, deaths = {"numbered": 0.0, "longest": 0.0}, 0.0, 0
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        planned = each[rng.integers(len(each), size=panoramas)]
+        if sizes != "mixed":
+            planned.sort()
+        parts = range(0, panoramas, per_shard)
+        took = planned * rng.lognormal(0.0, 0.1, panoramas)
+        shards = [took[begin : begin + per_shard] for begin in parts]
+        costs = [float(planned[begin : begin + per_shard].sum()) for begin in parts]
+        for name, order in (("numbered", list(range(len(shards)))), ("longest", claim_order(costs))):
+            makespan, least, deaths = simulate(shards, order, Fleet(workers, np.random.default_rng(seed)))
+            worst[name], bounds = max(worst[name], makespan / least), least
+    minutes = per_shard * each.mean() / 60
+    return (
+        f"| {sizes} | {per_shard} | {minutes:.0f} | {len(shards) / workers:.0f} | {bounds / 3600:.1f} | {deaths} "
+        f"| {worst['numbered']:.3f} | {worst['longest']:.3f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

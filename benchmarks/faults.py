@@ -1,0 +1,283 @@
+"""What happens to a dataset when its workers are killed, stopped or fail: `python benchmarks/faults.py [--kills 100]`.
+
+Every scenario makes a small dataset on the demo backbone with real processes and real signals, and holds it against
+the same dataset made without trouble: every key exactly once, tars of the same bytes, no more samples made again than
+were in flight, no stray files. Prints a table; exit status 1 if a law is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import multiprocessing
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import faults_worker
+from faults_worker import FINISHED, Sabotage, work
+
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.verify import verify
+
+PANORAMAS, SHARD, BATCH = 24, 5, 2
+LOST_A_KILL = 2 * BATCH
+"""A killed worker loses the batch that it was sampling and the one that it was writing."""
+JOB = f"""
+backbone: {{pretrained: demo}}
+method: {{mad: {{steps: 1}}}}
+sampling: {{height: 128, width: 192, num_inference_steps: 2, guidance_scale: 1.0, batch_size: {BATCH}}}
+prompts: {{source: prompts.txt}}
+output: {{samples_per_shard: {SHARD}}}
+monitor: {{wandb: {{mode: disabled}}}}
+trainer: {{accelerator: cpu, devices: 1}}
+"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["faults_worker"])
+
+
+@dataclass
+class Outcome:
+    """One row of the table."""
+
+    scenario: str
+    faults: int = 0
+    planned: int = 0
+    made: int = 0
+    allowed: int = 0
+    """Samples that may have been made again."""
+    problems: list[str] = field(default_factory=list)
+
+    def row(self) -> str:
+        """As Markdown."""
+        verdict = "; ".join(self.problems) or "exactly once, same bytes, nothing stray"
+        again = f"{self.made - self.planned} of at most {self.allowed}"
+        return f"| {self.scenario} | {self.faults} | {self.planned} | {again} | {verdict} |"
+
+
+class Lab:
+    """A folder with a job, its dataset made without trouble, and datasets made with it."""
+
+    def __init__(self, folder: Path, panoramas: int = PANORAMAS):
+        self.folder, self.panoramas = folder, panoramas
+        (folder / "job.yaml").write_text(JOB)
+        (folder / "prompts.txt").write_text("".join(f"hills at noon {i}\n" for i in range(panoramas)))
+        self.numbers = itertools.count()
+        self.reference = DatasetDir(folder / "reference")
+        assert self.finish(self.reference) == 0, (folder / "reference.log").read_text()
+        self.expected = tars(self.reference)
+
+    def new(self) -> DatasetDir:
+        """A directory for one dataset."""
+        return DatasetDir(self.folder / f"dataset-{next(self.numbers)}")
+
+    def start(self, directory: DatasetDir, sabotage: Sabotage | None = None, lease_s: float = 60.0):
+        """A worker, as another process."""
+        arguments = (self.folder, directory.root, sabotage, lease_s)
+        process = PROCESSES.Process(target=work, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def finish(self, directory: DatasetDir) -> int:
+        """Runs one worker until it ends; its exit status."""
+        process = self.start(directory)
+        process.join(600)
+        return process.exitcode
+
+    def made(self, directory: DatasetDir) -> int:
+        """Samples that all workers of a dataset have sampled, those that were lost included."""
+        return len(sampled(self.folder, directory).read_text().splitlines())
+
+    def judge(self, outcome: Outcome, directory: DatasetDir) -> None:
+        """Holds a finished dataset against the reference, and adds what is wrong with it."""
+        verdict = verify(directory)
+        outcome.planned += self.panoramas
+        outcome.made += self.made(directory)
+        outcome.problems += verdict.problems
+        if not verdict.complete:
+            outcome.problems.append(f"{verdict.present} of {verdict.planned} present")
+        if tars(directory) != self.expected:
+            outcome.problems.append("other bytes")
+        stray = {str(path.relative_to(directory.root)) for path in directory.root.rglob("*")} - FINISHED
+        stray = {name for name in stray if not name.startswith("shards/job-")}
+        if stray or (directory.root / "work").exists():
+            outcome.problems.append(f"stray files {sorted(stray)}")
+        if outcome.made - outcome.planned > outcome.allowed:
+            outcome.problems.append("too much made again")
+
+
+def sampled(folder: Path, directory: DatasetDir) -> Path:
+    """The log of what was sampled for a dataset."""
+    return folder / f"{directory.root.name}.sampled"
+
+
+def tars(directory: DatasetDir) -> dict[str, str]:
+    """sha256 of every tar."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.shards.glob("*.tar")}
+
+
+def kills(lab: Lab, count: int, seed: int = 0) -> Outcome:
+    """Two workers; one of them is killed with SIGKILL at a random instant and replaced, `count` times."""
+    chance, outcome = random.Random(seed), Outcome("2 workers, SIGKILL at random instants")
+    while outcome.faults < count:
+        directory = lab.new()
+        workers = [lab.start(directory) for _ in range(2)]
+        while outcome.faults < count and any(worker.is_alive() for worker in workers):
+            wait_for_samples(lab, directory, workers)
+            time.sleep(chance.uniform(0, 0.8))
+            victim = chance.randrange(2)
+            if workers[victim].is_alive():
+                workers[victim].kill()
+                workers[victim].join()
+                outcome.faults += 1
+                outcome.allowed += LOST_A_KILL
+                workers[victim] = lab.start(directory)
+        for worker in workers:
+            worker.join(600)
+        lab.finish(directory)  # both may have been killed at the very end
+        lab.judge(outcome, directory)
+    return outcome
+
+
+def wait_for_samples(lab: Lab, directory: DatasetDir, workers: list) -> None:
+    """Until another sample was sampled, or nobody is left to do so."""
+    log = sampled(lab.folder, directory)
+    before = log.stat().st_size if log.exists() else 0
+    while any(worker.is_alive() for worker in workers):
+        if log.exists() and log.stat().st_size > before:
+            return
+        time.sleep(0.005)
+
+
+def crowd(lab: Lab) -> Outcome:
+    """Four workers on one directory: one is killed, one starts late."""
+    outcome, directory = Outcome("4 workers, one killed, one late", faults=1, allowed=LOST_A_KILL), lab.new()
+    workers = [lab.start(directory) for _ in range(3)]
+    wait_for_samples(lab, directory, workers)
+    workers[0].kill()
+    workers.append(lab.start(directory))
+    for worker in workers:
+        worker.join(600)
+    outcome.problems += [f"exit {worker.exitcode}" for worker in workers[1:] if worker.exitcode]
+    lab.judge(outcome, directory)
+    return outcome
+
+
+def stopped(lab: Lab, late: bool) -> Outcome:
+    """A worker stands still (SIGSTOP) for longer than its lease, another takes over, and it goes on.
+
+    `late`: only when the other has finished the dataset.
+    """
+    when = "when all is done" if late else "while another works"
+    outcome, directory = Outcome(f"SIGSTOP past the lease, SIGCONT {when}", faults=1), lab.new()
+    sleeper = lab.start(directory, lease_s=1.0)
+    wait_for_samples(lab, directory, [sleeper])
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    other = lab.start(directory, lease_s=1.0)
+    wait_for_samples(lab, directory, [other])
+    if late:
+        other.join(600)
+    os.kill(sleeper.pid, signal.SIGCONT)
+    for worker in (other, sleeper):
+        worker.join(600)
+        outcome.problems += [f"exit {worker.exitcode}"] if worker.exitcode else []
+    # It goes on with its shard, which the other has; beside it, what a kill would have cost.
+    outcome.allowed = LOST_A_KILL + SHARD
+    lab.judge(outcome, directory)
+    return outcome
+
+
+def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
+    """One call fails; the run ends with a status that says so, and the next one completes the dataset."""
+    outcome, directory = (
+        Outcome(sabotage.name, faults=1, allowed=LOST_A_KILL),
+        lab.new(),
+    )
+    worker = lab.start(directory, sabotage)
+    worker.join(600)
+    if worker.exitcode != sabotage.status:
+        outcome.problems.append(f"exit {worker.exitcode}, expected {sabotage.status}")
+    if lab.finish(directory) != 0:
+        outcome.problems.append("did not finish")
+    lab.judge(outcome, directory)
+    return outcome
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=300k madgen $D
+worker; expect 3 "a full disk"
+worker; expect 3 "a disk that is still full"
+mount -o remount,size=64m $D
+worker; expect 0 "with space again"
+"""
+LOST_DISK = """
+mkdir real; mount --bind real $D
+worker & pid=$!
+until [ -e $D/$NAME/shards/job-000000.json ]; do sleep 0.01; done
+umount -l $D
+wait $pid; expect 3 "a file system that is gone"
+[ -z "$(ls $D)" ] || { echo "wrote below the mount point" >&2; exit 1; }
+mount --bind real $D
+worker; expect 0 "with the file system back"
+"""
+
+
+def mounted(lab: Lab, name: str, script: str) -> Outcome:
+    """Runs a script in a mount namespace of its own, where `worker` is a worker on a dataset in $D, an empty folder."""
+    outcome, directory = Outcome(name, faults=script.count("expect 3")), lab.new()
+    outcome.allowed = LOST_A_KILL * outcome.faults
+    worker = shlex.join([sys.executable, faults_worker.__file__, str(lab.folder)])
+    whole = f"""set -u; cd {shlex.quote(str(lab.folder))}; NAME={directory.root.name}; D=$PWD/mount-$NAME; mkdir $D
+        worker() {{ {worker} $D/$NAME; }}
+        expect() {{ code=$?; [ $code = $1 ] || {{ echo "$2: exit $code" >&2; exit 1; }}; }}
+        {script}
+        cp -r $D/$NAME {shlex.quote(str(directory.root))}"""
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", whole], capture_output=True, text=True, check=False)
+    if done.returncode:
+        outcome.problems.append(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
+    else:
+        lab.judge(outcome, directory)
+    return outcome
+
+
+def scenarios(lab: Lab, count: int) -> list[Callable[[], Outcome]]:
+    """Everything that goes into the table."""
+    faults = [lambda each=each: sabotaged(lab, each) for each in Sabotage.all()]
+    disks = [
+        lambda: mounted(lab, "a disk that fills up", FULL_DISK),
+        lambda: mounted(lab, "a file system that disappears", LOST_DISK),
+    ]
+    sleepers = [lambda late=late: stopped(lab, late) for late in (False, True)]
+    return [lambda: kills(lab, count), lambda: crowd(lab), *sleepers, *faults, *disks]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        print("| scenario | faults | panoramas | made again | outcome |\n|---|---|---|---|---|", flush=True)
+        broken = False
+        for scenario in scenarios(lab, options.kills):
+            outcome = scenario()
+            print(outcome.row(), flush=True)
+            broken = broken or bool(outcome.problems)
+    sys.exit(broken)
+
+
+if __name__ == "__main__":
+    main()
