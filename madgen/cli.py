@@ -34,6 +34,9 @@ DISK_TROUBLE = {
 JobArguments = Annotated[list[str], typer.Argument(metavar="JOB.yaml [MORE.yaml ...] [key=value ...]")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a dataset's directory (output.dir)")]
+Measured = Annotated[
+    Path | None, typer.Option("--measured", metavar="DIR", help="a dataset that tells the rate; default: the job's own")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 
 
@@ -109,11 +112,12 @@ def generate(job: JobArguments) -> None:
 @app.command()
 def submit(
     job: JobArguments,
-    nodes: Annotated[int, typer.Option("--nodes")] = 1,
+    nodes: Annotated[str, typer.Option("--nodes", metavar="N|auto", help="auto: as few as --time allows")] = "1",
     gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-node", help="one process each")] = None,
     tasks_per_node: Annotated[int | None, typer.Option("--tasks-per-node", help="processes, on CPU nodes")] = None,
     cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task")] = None,
-    time: Annotated[str | None, typer.Option("--time", metavar="HH:MM:SS")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="HH:MM:SS|auto", help="auto: from `plan`")] = None,
+    measured: Measured = None,
     array: Annotated[str | None, typer.Option("--array", metavar="0-63[%K]", help="independent tasks instead")] = None,
     partition: Annotated[str | None, typer.Option("--partition")] = None,
     account: Annotated[str | None, typer.Option("--account")] = None,
@@ -130,20 +134,29 @@ def submit(
     from madgen.dataset.manifest import check_directory
     from madgen.engine.forecast import forecast
     from madgen.plan.shards import build_plan
+    from madgen.sizing import AUTO, count
 
     named = {"partition": partition, "account": account, "qos": qos}
+    asked_nodes, asked_time = count("--nodes", nodes), None if time == AUTO else time
     resources = slurm.Resources(
-        nodes=nodes,
+        nodes=1 if asked_nodes is None else asked_nodes,
         tasks_per_node=tasks_per_node,
         gpus_per_node=gpus_per_node,
         cpus_per_task=cpus_per_task,
-        time=time,
+        time=asked_time,
         array=array,
         options=[*(f"--{name}={value}" for name, value in named.items() if value is not None), *(sbatch or [])],
     )
-    script = slurm.render(loaded, job, resources, env)
+    slurm.check(loaded, resources)
     built = build_plan(loaded)
-    forecast(loaded, built)
+    expected = forecast(loaded, built)
+    if AUTO in (nodes, time):
+        from madgen.engine.outlook import outlook
+        from madgen.sizing import pick
+
+        resources, why = pick(resources, outlook(built, expected.evaluations, loaded.output_dir, measured), nodes, time)
+        print(f"madgen: {why}", file=sys.stderr)
+    script = slurm.render(loaded, job, resources, env)
     check_directory(DatasetDir(loaded.output_dir), None, loaded.output.resume)
     if not dry_run:
         slurm.require_sbatch()
@@ -155,15 +168,22 @@ def submit(
 
 
 @app.command()
-def plan(job: JobArguments, as_json: AsJson = False) -> None:
-    """Show prompts, samples, shards, cost and disk of a job; writes nothing."""
+def plan(
+    job: JobArguments,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="how long with so many devices?")] = None,
+    measured: Measured = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show prompts, samples, shards, cost, disk and time of a job; writes nothing."""
     loaded = _load_job(job)
     from madgen.engine.forecast import forecast, print_forecast, warn
+    from madgen.engine.outlook import outlook
     from madgen.plan.shards import build_plan
 
     built = build_plan(loaded)
     expected = forecast(loaded, built, assume_spec=True)
-    print_forecast(loaded, built, expected, as_json)
+    ahead = outlook(built, expected.evaluations, loaded.output_dir, measured)
+    print_forecast(loaded, built, expected, ahead.told(workers), as_json)
     warn(built, expected)
 
 

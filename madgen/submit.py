@@ -61,6 +61,12 @@ class Resources:
         tasks = sum(len(range(int(first), int(last or first) + 1, int(step or 1))) for first, last, step in ranges)
         return tasks * self.nodes * self.tasks
 
+    @property
+    def at_once(self) -> int:
+        """As `workers`, of which an array may run only some at a time."""
+        most = (self.array or "").partition("%")[2]
+        return min(self.workers, int(most) * self.tasks) if most else self.workers
+
     def lines(self, name: str) -> list[str]:
         """The `#SBATCH` lines that take the place of the script's own."""
         given = {

@@ -37,6 +37,7 @@ class OpenShard:
         self.settled: list[Settled] = []
         self.made = 0
         self.seconds: dict[str, float] = {}
+        self.view_evaluations = 0
         self.started = time.time()
         directory.check_there()  # else a lost mount would be written under
         directory.open_shards.mkdir(parents=True, exist_ok=True)
@@ -72,12 +73,13 @@ class OpenShard:
         self._settle(Quarantined(reason, detail))
         self._copy_kept()
 
-    def commit(self, seconds: dict[str, float] | None = None) -> None:
-        """What was added survives a kill from here on; `seconds` says where the time went."""
+    def commit(self, seconds: dict[str, float] | None = None, view_evaluations: int = 0) -> None:
+        """What was added survives a kill from here on; it took `seconds` for so many view evaluations."""
         self._tar.flush()
         self._log.write(self._lines)
         self._log.flush()
         self._lines = b""
+        self.view_evaluations += view_evaluations
         for name, value in (seconds or {}).items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         if self.sources and not self.kept:
@@ -186,6 +188,7 @@ class OpenShard:
             "quarantined": [entry["key"] for entry in quarantine],
             "quarantine": quarantine,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "view_evaluations": self.view_evaluations,
             "made": self.made,
             "started": self.started,
             "finished": time.time(),

@@ -20,7 +20,7 @@ from madgen.engine.finish import is_complete
 from madgen.engine.forecast import view_costs
 from madgen.engine.launch import place
 from madgen.engine.walltime import Walltime, job_end
-from madgen.plan.cost import has_regions
+from madgen.plan.cost import has_regions, prompt_evaluations
 from madgen.plan.order import LOOK_AT, claim_order, shard_costs, turned
 from madgen.plan.shards import Plan, batches, build_plan, shard_name
 from madgen.say import say
@@ -76,7 +76,7 @@ class PromptDataModule(lightning.LightningDataModule):
 
     def evaluations(self, prompt: Prompt) -> int:
         """View evaluations of one panorama."""
-        return self._evaluations[prompt.height, prompt.width] * (1 + len(prompt.regions))
+        return prompt_evaluations(self._evaluations, prompt)
 
     @cached_property
     def _evaluations(self) -> dict[tuple[int, int], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from madgen.geometry import Geometry
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.masks import cell_weights
+from madgen.monitor.status import eta_text
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Method, check_negative_prompts
@@ -135,8 +137,8 @@ def warn(plan: Plan, forecast: Forecast) -> None:
         print(f"madgen: {line}", file=sys.stderr)
 
 
-def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> None:
-    """For people, or with `as_json` for scripts."""
+def print_forecast(job: Job, plan: Plan, forecast: Forecast, ahead: dict[str, Any], as_json: bool) -> None:
+    """For people, or with `as_json` for scripts; `ahead` is what `outlook` told."""
     cost, cuts, steps = forecast.cost, forecast.cuts, job.sampling.num_inference_steps
     content = {
         "name": job.name,
@@ -154,6 +156,7 @@ def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> N
         "spec_is_assumed": forecast.spec_is_assumed,
         "prompts_cut": None if cuts is None else cuts.prompts,
         "prompts_cut_is_exact": cuts is not None and cuts.checked == cuts.candidates,
+        **ahead,
     }
     if as_json:
         print(json.dumps(content, indent=1))
@@ -165,5 +168,20 @@ def print_forecast(job: Job, plan: Plan, forecast: Forecast, as_json: bool) -> N
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
     print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
     print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
+    for line in _time_lines(ahead):
+        print(f"  {line}")
     if forecast.spec_is_assumed:
         print(f"  note: {job.backbone.pretrained} is not at hand; planned with the shapes of its family")
+
+
+def _time_lines(ahead: dict[str, Any]) -> Iterator[str]:
+    """What is left, in hours, where something was measured."""
+    workers, wall_s, hours = ahead["workers"], ahead["wall_s"], ahead["device_hours_left"]
+    if hours is not None:
+        per_evaluation = f"{1000 * ahead['seconds_per_view_evaluation']:.3g} ms a view evaluation"
+        from_ = f"{per_evaluation}, measured on {ahead['measured_shards']} shards"
+        yield f"{ahead['shards_left']} shards left: {hours:,.2f} device hours ({from_})"
+    if wall_s is not None:
+        yield f"{workers} workers: {eta_text(wall_s)}"
+    elif workers is not None:
+        yield f"{workers} workers: not known before a shard is finished, or without --measured DIR"

@@ -148,7 +148,8 @@ class ShardWriter(lightning.Callback):
             if position >= len(shard.settled):  # otherwise it was salvaged
                 self._settle(shard, position, attempt)
         waited, self._waited = self._waited, 0.0
-        shard.commit({**item.panoramas.seconds, "write": time.perf_counter() - started, "wait": waited})
+        seconds = {**item.panoramas.seconds, "write": time.perf_counter() - started, "wait": waited}
+        shard.commit(seconds, self.data.cost(batch))
         if shard.complete:
             self._publish(shard)
         self.data.worker.beat(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.plan.shards import Plan
+from madgen.types import Prompt
 
 # Bytes a pixel of the 24 panoramas of jobs/demo.yaml at quality 95. They are soft: photographs take several times more.
 BYTES_PER_PIXEL = {"png": 0.75, "jpg": 0.22, "webp": 0.1}
@@ -52,6 +53,11 @@ def view_evaluations(layout: Layout, steps: int, passes: int, sync: SyncSchedule
         views = layout.at(step).count
         total += views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0)
     return passes * total
+
+
+def prompt_evaluations(evaluations: dict[tuple[int, int], int], prompt: Prompt) -> int:
+    """UNet view evaluations of one panorama of a prompt, each of its regions being a prompt too."""
+    return evaluations[prompt.height, prompt.width] * (1 + len(prompt.regions))
 
 
 def total_cost(plan: Plan, evaluations: dict[tuple[int, int], int], image_format: str) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 
 from madgen.plan.shards import Plan
@@ -35,6 +36,14 @@ def shard_costs(plan: Plan, cost: Callable[[Prompt], float]) -> list[float]:
 def claim_order(costs: list[float]) -> list[int]:
     """Indices of shards, the longest first; those of equal cost as they are numbered."""
     return sorted(range(len(costs)), key=lambda index: (-costs[index], index))
+
+
+def makespan(costs: list[float], workers: int) -> float:
+    """When the last of so many equal workers ends, each taking the longest shard that is left."""
+    free = [0.0] * min(workers, len(costs))
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(free, free[0] + cost)
+    return max(free, default=0.0)
 
 
 def turned(order: list[int], by: int) -> list[int]:

@@ -1,0 +1,122 @@
+"""Hours and wall time from what finished shards tell; nodes and time for `submit` from them."""
+
+import json
+import random
+
+import pytest
+
+from madgen.engine.outlook import Measured, Outlook, measure
+from madgen.errors import UserError
+from madgen.plan.order import makespan
+from madgen.sizing import START_S, count, nodes_within, seconds, time_for
+
+
+def ahead(missing, per_evaluation=2.0):
+    return Outlook(Measured(per_evaluation * 100, 100, 5), missing)
+
+
+@pytest.mark.parametrize(
+    ("costs", "workers", "expected"),
+    [([], 3, 0), ([5], 3, 5), ([3, 3, 2, 2, 2], 2, 7), ([4, 4, 4], 2, 8), ([1] * 10, 1, 10), ([9, 1, 1, 1], 2, 9)],
+)
+def test_makespan_of_the_longest_first(costs, workers, expected):
+    assert makespan(costs, workers) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_makespan_lies_between_its_bounds(seed):
+    rng = random.Random(seed)
+    costs = [rng.uniform(1, 10) for _ in range(rng.randint(1, 60))]
+    workers = rng.randint(1, 20)
+    least = max(sum(costs) / workers, max(costs))
+    assert least - 1e-9 <= makespan(costs, workers) <= (4 / 3) * least + max(costs)
+
+
+def test_hours_and_wall_time_are_those_of_what_is_left():
+    outlook = ahead([1800.0, 1800.0, 1800.0])
+    assert outlook.device_hours == pytest.approx(3.0)
+    assert [outlook.wall_s(workers) for workers in (1, 2, 3, 9)] == [10800, 7200, 3600, 3600]
+
+
+@pytest.mark.parametrize("within", [3600, 3601, 7199, 7200, 10800])
+def test_the_fewest_workers_are_enough_and_one_less_is_not(within):
+    outlook = ahead([1800.0, 1800.0, 1800.0])
+    fewest = outlook.fewest_workers(within)
+    assert outlook.wall_s(fewest) <= within
+    assert fewest == 1 or outlook.wall_s(fewest - 1) > within
+
+
+def test_a_shard_that_takes_longer_than_there_is_time_is_refused():
+    with pytest.raises(UserError, match=r"one shard takes 60 min, and there are 50 min .* lower output"):
+        ahead([1800.0]).fewest_workers(3000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("1-0", 86400), ("2-12", 216000), ("1-01:30", 91800),
+        ("1-01:30:15", 91815),
+    ],
+)  # fmt: skip
+def test_seconds_of_a_slurm_time(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 50])
+@pytest.mark.parametrize("shards", [0, 1, 7])
+def test_the_time_is_enough_and_nodes_picked_for_it_are_no_more(workers, shards):
+    outlook = ahead([1000.0] * shards)
+    time = time_for(outlook, workers)
+    assert seconds(time) >= START_S + outlook.wall_s(workers)
+    assert nodes_within(outlook, time, tasks_per_node=1) <= workers
+
+
+def test_numbers_and_auto():
+    assert (count("--nodes", "4"), count("--nodes", "auto")) == (4, None)
+    with pytest.raises(UserError, match="--nodes must be a number or auto, got 'many'"):
+        count("--nodes", "many")
+
+
+def test_nothing_is_known_before_a_shard_is_finished(tmp_path):
+    assert measure(tmp_path) is None
+    with pytest.raises(UserError, match="no finished shard"):
+        measure(tmp_path, required=True)
+
+
+@pytest.fixture
+def trial(madgen, job_file):
+    """Four panoramas of the job, in `trial`."""
+    assert madgen("generate", job_file, "prompts.limit=4", "output.dir=trial", "output.samples_per_shard=2").code == 0
+    return job_file
+
+
+def test_a_trial_tells_the_rate_of_the_job(madgen, trial, tmp_path):
+    sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "trial/shards").glob("*.json"))]
+    whole = json.loads(madgen("plan", trial, "prompts.limit=4", "--json").out)
+    assert sum(sidecar["view_evaluations"] for sidecar in sidecars) == whole["view_evaluations"]
+
+    planned = madgen("plan", trial, "output.samples_per_shard=1", "--measured=trial", "--workers=2", "--json")
+    told = json.loads(planned.out)
+    busy = sum(sidecar["seconds"][name] for sidecar in sidecars for name in ("sample", "decode", "wait"))
+    assert told["seconds_per_view_evaluation"] == pytest.approx(busy / whole["view_evaluations"])
+    assert told["measured_shards"] == len(sidecars)
+    assert told["shards_left"] == told["shards"]
+    hours = told["view_evaluations"] * told["seconds_per_view_evaluation"] / 3600
+    assert told["device_hours_left"] == pytest.approx(hours)
+    assert hours * 3600 / 2 <= told["wall_s"] * (1 + 1e-9)
+
+    text = madgen("plan", trial, "--measured=trial", "--workers=2").out
+    assert "device hours" in text
+    assert "2 workers: " in text
+
+    here = json.loads(madgen("plan", trial, "output.dir=trial", "prompts.limit=4", "output.samples_per_shard=2",
+                             "--workers=2", "--json").out)  # fmt: skip
+    assert (here["shards_left"], here["device_hours_left"], here["wall_s"]) == (0, 0, 0)
+
+    script = madgen("submit", trial, "trainer.devices=auto", "--measured=trial", "--tasks-per-node=2",
+                    "--time=auto", "--dry-run")  # fmt: skip
+    assert script.code == 0, script.err
+    assert "#SBATCH --time=00:15:00" in script.out
+    assert "--time=00:15:00" in script.err
+    script = madgen("submit", trial, "--measured=trial", "--nodes=auto", "--time=1:00:00", "--dry-run")
+    assert "#SBATCH --nodes=1\n" in script.out
