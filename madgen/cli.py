@@ -209,13 +209,16 @@ def sample(
 
 
 @app.command()
-def status(directory: Directory, as_json: AsJson = False) -> None:
+def status(
+    directory: Directory,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="look again every two seconds, until it is complete")] = False,
+) -> None:
     """Planned, done, in flight, rate, time left, and every worker; from files alone."""
     from madgen.dataset.layout import DatasetDir
-    from madgen.monitor.status import print_status
-    from madgen.monitor.status import status as read_status
+    from madgen.monitor.status_page import print_status
 
-    print_status(read_status(DatasetDir(directory)), as_json)
+    print_status(DatasetDir(directory), as_json, watch)
 
 
 @app.command()

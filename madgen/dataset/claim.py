@@ -74,6 +74,8 @@ class Worker:
         self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
         self.claimed: set[str] = set()
         self.report: dict[str, Any] = {"state": "starting", "samples": 0, "open": {}, "rate_per_s": None}
+        self.measure: Callable[[], dict[str, Any]] = dict
+        """What each heartbeat finds out anew."""
         self.started = time.time()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -110,6 +112,7 @@ class Worker:
                 "time": time.time(),
                 "claims": sorted(self.claimed),
                 **self.report,
+                **self.measure(),
             }
             temporary = self.heartbeat_file.with_suffix(".tmp")
             with contextlib.suppress(OSError):  # a file system that is away for a while: the next beat tries again
@@ -222,10 +225,18 @@ class Worker:
         return now - renewed < self.lease_s
 
     def forget_dead_workers(self) -> None:
-        """Removes the heartbeat files that dead workers left, so that `status` shows those that matter."""
+        """Removes the heartbeat files of dead workers that hold no claim, so that `status` shows those that matter.
+
+        One that holds a claim stays: without it nobody could tell that its worker is dead before the claim has aged.
+        """
         for path in self.directory.workers.glob("*.json"):
-            if not self.is_alive(path.stem, path):
+            if not self.is_alive(path.stem, path) and not self._holds_a_claim(path):
                 path.unlink(missing_ok=True)
+
+    def _holds_a_claim(self, heartbeat: Path) -> bool:
+        state = read_json(heartbeat) or {"claims": []}
+        claims = [read_json(self._claim_file(shard)) for shard in state["claims"]]
+        return any(claim is not None and claim["worker"] == heartbeat.stem for claim in claims)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

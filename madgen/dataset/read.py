@@ -33,10 +33,15 @@ def read_sample(directory: DatasetDir, key: str) -> Sample:
     for sidecar in directory.sidecars():
         for entry in sidecar["samples"]:
             if entry["key"] == key:
-                with open(directory.tar(sidecar["shard"]), "rb") as stream:
-                    stream.seek(entry["offset"])
-                    return _parse(stream.read(entry["size"]))
+                return read_entry(directory, sidecar["shard"], entry)
     raise UserError(f"{directory.root} has no finished sample {key!r}")
+
+
+def read_entry(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> Sample:
+    """The sample that an entry of a shard's sidecar tells of."""
+    with open(directory.tar(shard), "rb") as stream:
+        stream.seek(entry["offset"])
+        return _parse(stream.read(entry["size"]))
 
 
 def _parse(records: bytes) -> Sample:

@@ -122,11 +122,16 @@ class PromptDataModule(lightning.LightningDataModule):
         self.leave()
         self.stopping.clear()
 
-    def leave(self) -> None:
+    def give_back(self) -> None:
         """Open shards are left to whoever claims them next."""
-        for shard in self.opened.values():
+        for name, shard in self.opened.items():
             shard.leave()
+            self.worker.release(name)
         self.opened.clear()
+
+    def leave(self) -> None:
+        """As `give_back`, and ends the heartbeat."""
+        self.give_back()
         self.worker.close()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -178,7 +183,10 @@ class PromptDataModule(lightning.LightningDataModule):
         for index in [*others[:LOOK_AT], *free, *others[LOOK_AT:]]:
             if self.stopping.is_set():
                 return None
-            if (self.worker.take_over if names[index] in claimed else self.worker.claim)(names[index]):
+            if names[index] not in claimed and self.worker.claim(names[index]):
+                return index
+            if names[index] in claimed and self.worker.take_over(names[index]):
+                self.worker.forget_dead_workers()
                 return index
         return None
 

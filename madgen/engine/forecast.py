@@ -18,7 +18,7 @@ from madgen.geometry import Geometry
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.masks import cell_weights
-from madgen.monitor.status import eta_text
+from madgen.monitor.status_page import eta_text
 from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Method, check_negative_prompts

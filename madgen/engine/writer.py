@@ -19,6 +19,7 @@ from madgen.dataset.shard import OpenShard
 from madgen.engine.attempts import UNSAFE
 from madgen.engine.breaker import Breaker
 from madgen.engine.datamodule import PromptDataModule
+from madgen.engine.memory import peak_memory
 from madgen.engine.module import Panoramas
 from madgen.engine.signals import StopSignals
 from madgen.monitor.observer import Observer, ShardDone
@@ -50,7 +51,7 @@ class ShardWriter(lightning.Callback):
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._waited = 0.0
-        self._rate = Rate()
+        self._rate, self._pixels = Rate(), Rate()
         self._breaker = Breaker(job.quarantine.max_share, job.quarantine.window)
 
     @property
@@ -69,6 +70,9 @@ class ShardWriter(lightning.Callback):
         self.signals.install(lambda: self._stop(trainer))
         if trainer.global_rank != 0:
             self.observers = ()
+        self._rate.begin()
+        self._pixels.begin()
+        self.data.worker.measure = self._measure
         self._tell("started", self.directory, self.data.worker, self.data.manifest)
         self._idle.set()
         self.data.writing = True
@@ -110,10 +114,10 @@ class ShardWriter(lightning.Callback):
             self._thread.join()
             self._thread = None
             self.data.writing = False
-            self.data.leave()
-            if self.signals.preempting or self.data.out_of_time:
-                self._tell("preempted")
+            self._tell("ending", self.signals.preempting or self.data.out_of_time is not None)
+            self.data.give_back()
             self._tell("stopped")
+            self.data.leave()
         self.signals.restore()
 
     def _stop(self, trainer: Trainer) -> None:
@@ -142,21 +146,33 @@ class ShardWriter(lightning.Callback):
             self.data.stop()
 
     def _write_batch(self, item: _Finished) -> None:
-        batch, started = item.batch, time.perf_counter()
+        batch, started, made, pixels = item.batch, time.perf_counter(), 0, 0
         shard = self.data.opened[batch.shard.name]
         for position, attempt in enumerate(item.panoramas.attempts, batch.start):
             if position >= len(shard.settled):  # otherwise it was salvaged
                 self._settle(shard, position, attempt)
+                if attempt.image_HWC is not None:
+                    made, pixels = made + 1, pixels + attempt.image_HWC[..., 0].size
+        if made:
+            self._rate.add(made)
+            self._pixels.add(pixels)
         waited, self._waited = self._waited, 0.0
         seconds = {**item.panoramas.seconds, "write": time.perf_counter() - started, "wait": waited}
         shard.commit(seconds, self.data.cost(batch))
         if shard.complete:
             self._publish(shard)
-        self.data.worker.beat(
-            samples=self._rate.total,
-            open={name: len(shard.settled) for name, shard in dict(self.data.opened).items()},
-            rate_per_s=self._rate.per_second(),
-        )
+        self.data.worker.beat(open={name: len(shard.settled) for name, shard in dict(self.data.opened).items()})
+
+    def _measure(self) -> dict[str, Any]:
+        """What every heartbeat says of this worker's speed, also while a batch takes longer than others did."""
+        pixels = self._pixels.per_second()
+        return {
+            "samples": self._rate.total,
+            "rate_per_s": self._rate.per_second(),
+            "rate_error": self._rate.error(),
+            "megapixels_per_s": None if pixels is None else pixels / 1e6,
+            "memory_bytes": peak_memory(),
+        }
 
     def _settle(self, shard: OpenShard, position: int, attempt: Attempt) -> None:
         task, output = shard.shard.tasks[position], self.job.output
@@ -168,14 +184,15 @@ class ShardWriter(lightning.Callback):
         metadata = with_changes(sample_metadata(task, self.data.settings), attempt.changes)
         record = Record(task, attempt.image_HWC, metadata)
         shard.add(position, encode_sample(record, output.format, output.quality))
-        self._rate.add(1)
         self._tell("sample_written", record)
 
     def _watch(self, failed: bool) -> None:
         """A broken model must not burn a thousand GPU hours."""
+        before = self._breaker.tripped
         self._breaker.record(failed)
-        if self._breaker.tripped:
+        if self._breaker.tripped and before is None:
             self.data.stop()
+            self._tell("tripped", self._breaker.tripped)
 
     def _publish(self, shard: OpenShard) -> None:
         published = shard.publish(lambda: self.data.worker.owns(shard.shard.name))

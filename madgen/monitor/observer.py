@@ -32,8 +32,11 @@ class Observer:
     def shard_published(self, shard: ShardDone) -> None:
         """One shard is under its final name."""
 
-    def preempted(self) -> None:
-        """This worker ends early, because its machine is wanted back; `stopped` follows."""
+    def tripped(self, why: str) -> None:
+        """This worker stops, because too much failed."""
+
+    def ending(self, preempted: bool) -> None:
+        """Nothing more is written by this worker, whose heartbeat is still there; its machine may be wanted back."""
 
     def stopped(self) -> None:
         """This worker has ended, for whatever reason."""

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from madgen.dataset.claim import Worker
 from madgen.dataset.layout import DatasetDir
 from madgen.monitor.observer import Observer
-from madgen.monitor.status import eta_text, made
+from madgen.monitor.status import Status, settled
+from madgen.monitor.status_page import progress_text
 from madgen.say import say
 from madgen.types import Record
 
@@ -28,12 +29,11 @@ class ProgressReport(Observer):
         self.due = 0.0
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
-        self.directory, self.planned = directory, int(manifest["plan"]["samples"])
-        self.begin, self.first = time.monotonic(), made(directory)
+        self.status = Status(directory)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), console=self.console)
-            self.task: TaskID = self.bar.add_task(manifest["job"]["name"], total=self.planned, rate="")
+            self.task: TaskID = self.bar.add_task(manifest["job"]["name"], total=manifest["plan"]["samples"], rate="")
             self.bar.start()
         self._show()
 
@@ -43,15 +43,14 @@ class ProgressReport(Observer):
 
     def _show(self) -> None:
         began = time.monotonic()
-        samples, elapsed = min(made(self.directory), self.planned), time.monotonic() - self.begin
-        rate = (samples - self.first) / elapsed if elapsed > 1 and samples > self.first else None
-        text = f"{rate:.2f} panoramas/s, {eta_text((self.planned - samples) / rate)} left" if rate else "starting"
-        looked = time.monotonic() - began  # long where there are many shards: no more than a twentieth of the time
-        self.due = began + max(DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S, 20 * looked)
+        state = self.status.read()
+        text = progress_text(state) or "starting"
+        looked = time.monotonic() - began  # long where there are many workers: no more than a hundredth of the time
+        self.due = began + max(DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S, 100 * looked)
         if self.bar is not None:
-            self.bar.update(self.task, completed=samples, rate=text)
+            self.bar.update(self.task, completed=settled(state), rate=text)
         else:
-            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {samples}/{self.planned} panoramas, {text}")
+            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {settled(state)}/{state['planned']} panoramas, {text}")
 
     def stopped(self) -> None:
         if self.bar is not None:

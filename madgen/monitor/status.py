@@ -1,150 +1,141 @@
-"""The state of a dataset from its files alone, also of a run on another machine."""
+"""The state of a dataset from its files alone, also of a run on other machines."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import statistics
+import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from madgen.dataset.claim import LEASE_S, Process, read_json
+from madgen.dataset.claim import HEARTBEAT_S, LEASE_S, Process, read_json
 from madgen.dataset.layout import DatasetDir
+from madgen.monitor.totals import Totals
+from madgen.plan.shards import shard_name
 
-_counts: dict[Path, tuple[int, int]] = {}
-
-
-def count_done(directory: DatasetDir) -> int:
-    """Samples in finished shards; each sidecar is read once a process."""
-    return sum(_samples_in(directory.sidecar(name))[0] for name in directory.done())
-
-
-def _samples_in(sidecar: Path) -> tuple[int, int]:
-    """How many samples a finished shard holds, and how many it has in quarantine."""
-    path = sidecar.absolute()
-    if path not in _counts:
-        content = read_json(path)
-        if not isinstance(content, dict) or "samples" not in content:  # damaged: `verify` says so
-            return 0, 0
-        _counts[path] = len(content["samples"]), len(content["quarantined"])
-    return _counts[path]
-
-
-def made(directory: DatasetDir) -> int:
-    """Samples that are settled, in finished shards and in those that workers are writing; never falls meanwhile."""
-    beats = _heartbeats(directory)  # before the shards: one that is published in between is counted once
-    done = directory.done()
-    settled = sum(sum(_samples_in(directory.sidecar(name))) for name in done)
-    return settled + sum(_in_flight(beat, done) for beat in beats)
-
-
-def _in_flight(beat: dict[str, Any], done: set[str]) -> int:
-    """Samples in a worker's open shards, without those that it has published since it said so."""
-    return sum(samples for shard, samples in beat["open"].items() if shard not in done)
-
-
-def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
-    found = (read_json(path) for path in sorted(directory.workers.glob("*.json")))
-    return [content for content in found if content is not None]
+SILENT_S = 2 * HEARTBEAT_S
+"""A worker that was not heard of for so long is named; after its lease it counts as dead."""
+SLOW = 0.5
+"""A straggler works at less than this share of the median rate."""
 
 
 def status(directory: DatasetDir) -> dict[str, Any]:
-    """What `madgen status --json` prints; rates are panoramas a second, times seconds."""
-    manifest = directory.read_manifest()
-    beats = _heartbeats(directory)
-    finished: set[str] = set()
-    done = quarantined = 0
-    costs: list[float] = []  # seconds a sample, of each shard; sidecars are large, none is kept
-    plan, name = manifest["plan"], manifest["job"]["name"]
-    planned_shards = {f"{name}-{index:06d}" for index in range(plan["shards"])}
-    for sidecar in directory.sidecars():
-        if sidecar["shard"] not in planned_shards:
+    """What `madgen status --json` prints; rates are panoramas a second, times seconds. UserError: no dataset."""
+    return Status(directory).read()
+
+
+class Status:
+    """Looks at a dataset again and again; a finished shard is read once."""
+
+    def __init__(self, directory: DatasetDir):
+        self.directory = directory
+        self.totals = Totals(directory)
+        self._planned: set[str] = set()
+
+    def read(self) -> dict[str, Any]:
+        """The state now."""
+        manifest = self.directory.read_manifest()
+        beats = _heartbeats(self.directory)  # before the shards: one that is published in between is counted once
+        now = _now(self.directory) if beats else 0.0
+        plan, name = manifest["plan"], manifest["job"]["name"]
+        if len(self._planned) != plan["shards"]:
+            self._planned = {shard_name(name, index) for index in range(plan["shards"])}
+        done = self.totals.update(self._planned)
+        workers = [_worker(beat, now, done) for beat in beats]
+        live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
+        _mark_stragglers(live)
+        flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
+        quarantined = self.totals.quarantined.total()
+        rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
+        left = plan["samples"] - self.totals.samples - quarantined - flying
+        shards_done = len(self.totals.shards)
+        return {
+            "name": name,
+            "fingerprint": manifest["fingerprint"],
+            "planned": plan["samples"],
+            "done": self.totals.samples,
+            "in_flight": flying,
+            "quarantined": quarantined,
+            "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
+            "shards": {"planned": plan["shards"], "done": shards_done},
+            "rate_per_s": rate,
+            "megapixels_per_s": sum(worker["megapixels_per_s"] or 0.0 for worker in live) or None,
+            "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
+            "eta_interval_s": _interval(left, rate, live),
+            "seconds": {name: round(value, 3) for name, value in sorted(self.totals.seconds.items())},
+            "complete": self.totals.settled() == plan["samples"] and shards_done == plan["shards"],
+            "workers": workers,
+        }
+
+
+def settled(state: dict[str, Any]) -> int:
+    """Samples that are made, in quarantine, or in a shard that is being written."""
+    return min(state["planned"], state["done"] + state["quarantined"] + state["in_flight"])
+
+
+def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(directory.workers.glob("*.json")):
+        content = read_json(path)
+        try:
+            heard = path.stat().st_mtime
+        except FileNotFoundError:  # it has just ended
             continue
-        finished.add(sidecar["shard"])
-        done += len(sidecar["samples"])
-        quarantined += len(sidecar["quarantined"])
-        if sidecar["made"]:
-            costs.append((sidecar["finished"] - sidecar["started"]) / sidecar["made"])
-    planned = plan["samples"]
-    workers = [_worker(beat, finished) for beat in beats]
-    flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
-    live_rates = [worker["rate_per_s"] for worker in workers if worker["state"] != "dead" and worker["rate_per_s"]]
-    rate = sum(live_rates) or None
-    left = planned - done - quarantined - flying
-    interval = _eta_interval(left, rate, costs)
-    return {
-        "name": manifest["job"]["name"],
-        "fingerprint": manifest["fingerprint"],
-        "planned": planned,
-        "done": done,
-        "in_flight": flying,
-        "quarantined": quarantined,
-        "shards": {"planned": plan["shards"], "done": len(finished)},
-        "rate_per_s": rate,
-        "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
-        "eta_interval_s": interval,
-        "complete": done + quarantined == planned and len(finished) == plan["shards"],
-        "workers": workers,
-    }
+        if content is not None:
+            found.append({**content, "heard": heard})
+    return found
 
 
-def _worker(content: dict[str, Any], finished: set[str]) -> dict[str, Any]:
-    age = time.time() - content["time"]
+def _now(directory: DatasetDir) -> float:
+    """On the file server's clock, as heartbeats are: the clocks of two machines may differ by more than a lease."""
+    try:
+        with tempfile.TemporaryFile(dir=directory.workers) as stream:
+            return os.fstat(stream.fileno()).st_mtime
+    except OSError:  # somebody else's dataset, which may be read and not written
+        return time.time()
+
+
+def _worker(content: dict[str, Any], now: float, done: set[str]) -> dict[str, Any]:
+    age = max(0.0, now - content["heard"])
     process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
-    dead = age > LEASE_S or process.is_surely_dead()
+    state = "silent" if age > SILENT_S else content["state"]
+    if age > LEASE_S or process.is_surely_dead():
+        state = "dead"
+    works = state not in ("waiting", "silent", "dead")
     return {
         "id": content["id"],
         "host": content["host"],
         "device": content.get("device"),
         "rank": content.get("rank"),
-        "state": "dead" if dead else content["state"],
+        "state": state,
+        "straggler": False,
         "shard": content.get("shard"),
         "samples": content["samples"],
-        "in_flight": _in_flight(content, finished),
-        "rate_per_s": content["rate_per_s"],
-        "heartbeat_age_s": round(max(0.0, age), 1),
+        "in_flight": sum(samples for shard, samples in content["open"].items() if shard not in done),
+        "rate_per_s": content["rate_per_s"] if works else None,
+        "rate_error": content.get("rate_error"),
+        "megapixels_per_s": content.get("megapixels_per_s") if works else None,
+        "memory_bytes": content.get("memory_bytes"),
+        "heartbeat_age_s": round(age, 1),
     }
 
 
-def _eta_interval(left: int, rate: float | None, costs: list[float]) -> list[float] | None:
-    """Two standard errors around the ETA, from the spread of the finished shards' time a sample."""
-    if not rate or len(costs) < 3:
+def _mark_stragglers(live: list[dict[str, Any]]) -> None:
+    """By megapixels where they are told: workers may be at panoramas of different sizes."""
+    rates = {worker["id"]: worker["megapixels_per_s"] or worker["rate_per_s"] for worker in live}
+    known = [rate for rate in rates.values() if rate]
+    if len(known) >= 3:
+        least = SLOW * statistics.median(known)
+        for worker in live:
+            worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < least
+
+
+def _interval(left: int, rate: float | None, live: list[dict[str, Any]]) -> list[float] | None:
+    """Two standard errors around the time left, from how evenly each worker works."""
+    errors = [worker["rate_per_s"] * worker["rate_error"] for worker in live if worker["rate_per_s"]
+              and worker["rate_error"] is not None]  # fmt: skip
+    if not rate or not errors:
         return None
-    relative = 2 * statistics.stdev(costs) / statistics.mean(costs) / math.sqrt(len(costs))
-    return [max(0.0, left / rate * (1 - relative)), left / rate * (1 + relative)]
-
-
-def eta_text(seconds: float) -> str:
-    """`2 h 05 min`, `7 min`, `40 s`."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def print_status(state: dict[str, Any], as_json: bool) -> None:
-    """For people, or with `as_json` for scripts."""
-    if as_json:
-        print(json.dumps(state, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    percent = 100 * state["done"] / state["planned"]
-    console.print(f"[bold]{state['name']}[/]: {state['done']} of {state['planned']} panoramas ({percent:.1f} %), "
-                  f"{state['shards']['done']} of {state['shards']['planned']} shards", highlight=False)  # fmt: skip
-    details = [f"{state['in_flight']} in open shards", f"{state['quarantined']} quarantined"]
-    if state["rate_per_s"]:
-        details.append(f"{state['rate_per_s']:.2f} panoramas/s")
-        details.append(f"{eta_text(state['eta_s'])} left")
-    if state["eta_interval_s"]:
-        details.append("between " + " and ".join(eta_text(seconds) for seconds in state["eta_interval_s"]))
-    console.print("complete" if state["complete"] else ", ".join(details), highlight=False)
-    if state["workers"]:
-        table = Table("worker", "host", "device", "state", "shard", "samples", "rate/s", "heartbeat", box=None)
-        for worker in state["workers"]:
-            rate = f"{worker['rate_per_s']:.2f}" if worker["rate_per_s"] else "-"
-            table.add_row(worker["id"], worker["host"], str(worker["device"]), worker["state"], str(worker["shard"]),
-                          str(worker["samples"]), rate, f"{worker['heartbeat_age_s']} s ago")  # fmt: skip
-        console.print(table)
+    relative = min(math.hypot(*errors) / rate, 0.9)
+    return [left / (rate * (1 + relative)), left / (rate * (1 - relative))]

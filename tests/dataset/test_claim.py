@@ -92,6 +92,20 @@ def test_a_dead_process_of_this_host_loses_its_claim_at_once(worker, directory):
     assert fresh.claim("s")
 
 
+def test_a_dead_worker_is_forgotten_when_its_claims_are_taken(worker, directory):
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    gone, fresh = worker(), worker()
+    assert gone.claim("s")
+    gone.process = Process(gone.process.host, gone.process.boot, dead.pid, "1")
+    gone.beat()
+    fresh.forget_dead_workers()
+    assert fresh.claim("s")  # at once, and not when the claim has aged
+    fresh.forget_dead_workers()
+    assert not gone.heartbeat_file.exists()
+    assert fresh.heartbeat_file.exists()
+
+
 def test_an_empty_claim_ages_by_itself(worker, directory):
     one = worker(lease_s=30)
     claim = directory.claims / "s.json"

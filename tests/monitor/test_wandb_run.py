@@ -1,6 +1,11 @@
+import json
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
+from conftest import environment
 from wandb_log import history, records, run
 
 
@@ -14,7 +19,7 @@ def logged(madgen, job_file, tmp_path):
     return sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged):
+def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged, tmp_path):
     (log,) = logged
     rows = history(log)
     samples = [row["samples"] for row in rows]
@@ -24,7 +29,15 @@ def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged):
     rates = [row["panoramas_per_s"] for row in rows if "panoramas_per_s" in row]
     assert rates
     assert min(rates) > 0
-    assert sum(any(key.startswith("preview") for key in row) for row in rows) == 2  # samples 1 and 6
+    assert len(samples) == len(set(samples))
+    assert sum(row.get("preview/count", 0) for row in rows) == 2  # samples 1 and 6
+    assert (rows[-1]["shards_done"], rows[-1]["quarantined"], rows[-1]["workers"]) == (4, 0, 1)
+    assert rows[-1]["device/memory_gb"] > 0
+    sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "out/shards").glob("*.json"))]
+    seconds = {name: sum(sidecar["seconds"][name] for sidecar in sidecars) for name in sidecars[0]["seconds"]}
+    for name, value in seconds.items():
+        assert rows[-1][f"time_share/{name}"] == pytest.approx(value / sum(seconds.values()), abs=1e-3)
+    assert rows[-1]["samples_table/nrows"] == 10
     shares = [value for key, value in rows[-1].items() if key.startswith("time_share/")]
     assert sum(shares) == pytest.approx(1)
     config = {item.key: item.value_json for item in run(log).config.update}
@@ -55,3 +68,65 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
     result = madgen("generate", job_file, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path / "file"))
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
+
+
+def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
+    """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
+    options = ["prompts.samples_per_prompt=60", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), *options]
+    environ = environment(WANDB_DIR=str(tmp_path))
+    note = tmp_path / "out/work/wandb.json"
+    logged = 0
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
+        until(lambda before=logged: note.exists() and json.loads(note.read_text())["samples"] > before)
+        logged = json.loads(note.read_text())["samples"]
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 3
+    assert len({path.name for path in logs}) == 1
+    samples = [row["samples"] for log in logs for row in history(log)]
+    assert samples == sorted(set(samples))
+    assert samples[-1] == 300
+
+
+def until(true, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_online_without_a_key_is_offline_and_says_so(madgen, job_file, tmp_path):
+    here = {"WANDB_DIR": str(tmp_path), "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    result = madgen("generate", job_file, "monitor.wandb.mode=online", **here)
+    assert result.code == 0, result.err
+    assert "no W&B key here" in result.err
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_path):
+    """A socket that accepts nothing: everything is made, and the end does not wait for long."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        here = {"WANDB_DIR": str(tmp_path), "WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
+        result = madgen("generate", job_file, "monitor.wandb.mode=online", **here)
+    assert result.code == 0, result.err
+    assert "wandb sync" in result.err or "W&B is off" in result.err
+    assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
+
+
+def test_two_jobs_on_one_dataset_log_one_run(job_file, tmp_path):
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "prompts.samples_per_prompt=20",
+               "monitor.wandb.mode=offline"]  # fmt: skip
+    environ = environment(WANDB_DIR=str(tmp_path))
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    samples = [row["samples"] for log in logs for row in history(log)]
+    assert samples == sorted(set(samples))
+    assert samples[-1] == 100

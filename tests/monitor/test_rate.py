@@ -1,0 +1,73 @@
+import pytest
+
+from madgen.monitor.rate import Rate
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def rate(clock):
+    return Rate(300.0, clock)
+
+
+def make(rate, clock, seconds, count=1):
+    clock.now += seconds
+    rate.add(count)
+
+
+def test_nothing_is_known_before_anything_is_made(rate, clock):
+    clock.now += 10
+    assert (rate.per_second(), rate.error()) == (None, None)
+
+
+def test_the_first_batch_warms_up_and_does_not_count(rate, clock):
+    for seconds in (60, 2, 2, 2, 2):
+        make(rate, clock, seconds, count=4)
+    assert rate.per_second() == pytest.approx(2.0)
+    assert rate.error() == pytest.approx(0.0, abs=1e-9)
+    assert rate.total == 20
+
+
+def test_what_came_before_the_work_does_not_count(rate, clock):
+    clock.now += 1000
+    rate.begin()
+    make(rate, clock, 2)
+    assert rate.per_second() == pytest.approx(0.5)
+
+
+def test_an_overdue_batch_lowers_the_rate_and_a_usual_wait_does_not(rate, clock):
+    for _ in range(6):
+        make(rate, clock, 10)
+    assert rate.per_second() == pytest.approx(0.1)
+    clock.now += 10
+    assert rate.per_second() == pytest.approx(0.1)
+    clock.now += 90
+    assert rate.per_second() < 0.05
+
+
+def test_only_the_last_minutes_count(rate, clock):
+    for _ in range(100):
+        make(rate, clock, 10)
+    for _ in range(400):
+        make(rate, clock, 1)
+    assert rate.per_second() == pytest.approx(1.0)
+
+
+def test_uneven_work_has_a_wider_interval(clock):
+    even, uneven = Rate(300.0, clock), Rate(300.0, clock)
+    for step in range(40):
+        clock.now += 1 + step % 3
+        uneven.add(1)
+        even.add(1 + step % 3)
+    assert even.error() == pytest.approx(0.0, abs=1e-9)
+    assert 0.1 < uneven.error() < 1

@@ -1,0 +1,145 @@
+"""`madgen status`, of real workers that are stopped, go on and die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import environment
+
+from madgen.dataset.claim import HEARTBEAT_S
+from madgen.dataset.layout import DatasetDir, to_json
+from madgen.monitor.status import SILENT_S, Status, settled, status
+from madgen.monitor.status_page import eta_text, page, progress_text
+
+
+@pytest.fixture
+def running(job_file, tmp_path):
+    """A worker at work on 5000 panoramas."""
+    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "prompts.samples_per_prompt=1000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def until(true, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def test_a_worker_is_named_when_it_stops_and_when_it_dies(running, tmp_path):
+    directory = DatasetDir(tmp_path / "out")
+    until(directory.manifest.exists)
+    reader = Status(directory)
+
+    def worker():
+        (found,) = reader.read()["workers"] or [{"state": None, "rate_per_s": None}]
+        return found
+
+    until(lambda: worker()["rate_per_s"])
+    state = reader.read()
+    assert state["workers"][0]["state"] == "working"
+    assert state["eta_s"] == pytest.approx((5000 - settled(state)) / state["rate_per_s"])
+    low, high = until(lambda: reader.read()["eta_interval_s"])
+    assert 0 < low < high
+
+    os.kill(running.pid, signal.SIGSTOP)
+    silent = until(lambda: worker()["state"] == "silent" and worker())
+    assert silent["heartbeat_age_s"] <= SILENT_S + HEARTBEAT_S
+    assert reader.read()["rate_per_s"] is None
+    assert "silent: " in text(reader.read())
+
+    os.kill(running.pid, signal.SIGCONT)
+    until(lambda: worker()["state"] == "working")
+
+    running.kill()
+    running.wait()
+    assert worker()["state"] == "dead"
+    assert f"dead: {worker()['id']} on {worker()['host']}" in text(reader.read())
+
+
+def text(state):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(page(state))
+    return console.export_text()
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """A dataset of 100 panoramas with the heartbeats of workers that make `rates` panoramas a second."""
+
+    def make(rates, **more):
+        directory = DatasetDir(tmp_path)
+        directory.workers.mkdir(parents=True)
+        plan = {"samples": 100, "shards": 10}
+        directory.manifest.write_bytes(to_json({"job": {"name": "job"}, "plan": plan, "fingerprint": "f"}))
+        for index, rate in enumerate(rates):
+            beat = {
+                "id": f"w{index}", "host": f"[red]node{index}", "boot": "elsewhere", "pid": 1, "process_started": "1",
+                "state": "working", "samples": 5, "open": {"job-000000": 3}, "rate_per_s": rate, "rate_error": 0.1,
+                "megapixels_per_s": rate, **more,
+            }  # fmt: skip
+            (directory.workers / f"w{index}.json").write_bytes(to_json(beat))
+        return directory
+
+    return make
+
+
+def test_a_straggler_is_named(fleet):
+    state = status(fleet([1.0, 1.0, 1.1, 0.4]))
+    assert [worker["straggler"] for worker in state["workers"]] == [False, False, False, True]
+    assert "slow: w3 on [red]node3" in text(state), "a host's name is no markup"
+
+
+def test_rates_add_up_and_their_errors_less(fleet):
+    state = status(fleet([2.0] * 4))
+    assert (state["rate_per_s"], state["in_flight"]) == (8.0, 12)
+    assert state["eta_s"] == (100 - 12) / 8
+    assert state["eta_interval_s"] == pytest.approx([11 / 1.05, 11 / 0.95])
+    assert progress_text(state) == "8.00 panoramas/s, 11 s left (10 s to 12 s)"
+
+
+def test_who_waits_has_no_rate(fleet):
+    state = status(fleet([1.0, 1.0], state="waiting"))
+    assert (state["rate_per_s"], state["eta_s"]) == (None, None)
+
+
+def test_a_heartbeat_that_is_old_on_the_file_servers_clock(fleet):
+    directory = fleet([1.0, 1.0, 1.0])
+    now = time.time()
+    for index, age in enumerate((0, 20, 90)):
+        os.utime(directory.workers / f"w{index}.json", (now - age, now - age))
+    state = status(directory)
+    assert [worker["state"] for worker in state["workers"]] == ["working", "silent", "dead"]
+    assert (state["rate_per_s"], state["in_flight"]) == (1.0, 6)
+
+
+def test_a_shard_that_is_put_back_is_no_longer_counted(madgen, job_file, tmp_path):
+    assert madgen("generate", job_file).code == 0
+    reader = Status(DatasetDir(tmp_path / "out"))
+    assert (reader.read()["done"], reader.read()["complete"]) == (10, True)
+    (tmp_path / "out/shards/job-000000.json").unlink()
+    assert (reader.read()["done"], reader.read()["complete"]) == (7, False)
+
+
+def test_watching_ends_when_the_dataset_is_complete(madgen, job_file):
+    assert madgen("generate", job_file).code == 0
+    (line,) = madgen("status", "out", "--watch", "--json").out.splitlines()
+    assert json.loads(line)["complete"]
+    assert "10 of 10 panoramas (100.0 %), 4 of 4 shards" in madgen("status", "out", "--watch").out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(5, "5 s"), (89, "89 s"), (150, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min")]
+)
+def test_times_for_people(seconds, said):
+    assert eta_text(seconds) == said
