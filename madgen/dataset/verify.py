@@ -128,7 +128,7 @@ def _check_shard(directory: DatasetDir, name: str, plan: dict[str, Any]) -> _Sha
                 shard.present += 1
                 if key not in entries:
                     continue
-                problems = [*_check_sample(key, members, entries[key]["seed"]), *_check_bytes(raw, entries[key])]
+                problems = [*_check_sample(key, members, entries[key]), *_check_bytes(raw, entries[key])]
                 shard.problems += [f"{key}: {problem}" for problem in problems]
                 shard.whole += [] if problems else [entries[key]]
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError, UserError) as error:
@@ -185,7 +185,7 @@ def _check_bytes(raw: BinaryIO, entry: dict[str, Any]) -> list[str]:
     return []
 
 
-def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
+def _check_sample(key: str, members: dict[str, bytes], entry: dict[str, Any]) -> list[str]:
     problems = []
     images = [extension for extension in members if extension in IMAGE_FORMATS]
     if len(images) != 1 or set(members) != {*images, "json", "txt"}:
@@ -199,8 +199,10 @@ def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
         return [f"does not decode: {error}"]
     if size != (metadata["height"], metadata["width"]):
         problems.append(f"the picture is {size} px, its JSON says {metadata['height']}, {metadata['width']}")
-    if metadata["key"] != key or metadata["seed"] != seed:
+    if metadata["key"] != key or metadata["seed"] != entry["seed"]:
         problems.append("its JSON is that of another sample")
+    if metadata.get("scores") != entry.get("scores"):
+        problems.append("its scores are not those of its sidecar")
     if members["txt"].decode() != metadata["prompt"]:
         problems.append("its txt is not the prompt of its JSON")
     return problems
