@@ -7,6 +7,7 @@ Steps and distances are levels of 255, means over the channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -93,8 +94,7 @@ def coherence(image_HWC: np.ndarray) -> float | None:
     lefts = [number * (width - side) // (count - 1) for number in range(count)]
     edges = [top + number * side // BANDS for number in range(BANDS + 1)]
     distances = [
-        _distance([picture[first:last, left : left + side] for left in lefts])
-        for first, last in zip(edges, edges[1:], strict=False)
+        _distance([picture[first:last, left : left + side] for left in lefts]) for first, last in pairwise(edges)
     ]
     return float(1 / (1 + sum(distances) / BANDS / HALF))
 

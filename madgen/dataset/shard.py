@@ -21,8 +21,11 @@ from madgen.dataset.salvage import Salvage, sample_spans
 from madgen.files import sync_directory, write_atomically
 from madgen.types import Shard
 
-END_OF_TAR = 2 * tarfile.BLOCKSIZE
-"""Zeros that end a tar, which is then padded to whole records of 20 blocks."""
+
+def end_of_tar(size: int) -> bytes:
+    """Two empty blocks, and zeros up to whole records of 20 blocks, after `size` bytes of samples."""
+    end = 2 * tarfile.BLOCKSIZE
+    return bytes(-(size + end) % tarfile.RECORDSIZE + end)
 
 
 class OpenShard:
@@ -126,8 +129,7 @@ class OpenShard:
         if not self.complete:
             raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
         self.commit()
-        end = -(self._size + END_OF_TAR) % tarfile.RECORDSIZE + END_OF_TAR
-        self._tar.write(bytes(end))
+        self._tar.write(end_of_tar(self._size))
         self._tar.flush()
         os.fsync(self._tar.fileno())
         inode = os.fstat(self._tar.fileno()).st_ino

@@ -33,6 +33,7 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     broken: dict[str, Broken] = field(default_factory=dict)
     """Planned shards with a problem, without those that could not be read just now."""
+    mend: str = "madgen verify --repair, then generate again"
 
     @property
     def complete(self) -> bool:
@@ -69,6 +70,8 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     manifest = directory.read_manifest()
     plan = manifest["plan"]
     verdict = Verdict(plan["samples"])
+    if "filtered" in manifest:
+        verdict.mend = "remove it, then madgen filter again"
     tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
     committed = directory.committed()
     expected = {f"{manifest['job']['name']}-{index:06d}" for index in range(plan["shards"])}
@@ -217,7 +220,7 @@ def print_verdict(verdict: Verdict, as_json: bool) -> None:
     for problem in verdict.problems:
         print(problem)
     if verdict.broken:
-        print("to mend: madgen verify --repair, then generate again")
+        print(f"to mend: {verdict.mend}")
     state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
     quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""
     print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")
