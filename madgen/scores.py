@@ -17,7 +17,7 @@ DIGITS = 4
 NEAR = (-2, -1, 1, 2)
 """Where the steps beside a border are looked at: so many latent cells away."""
 BANDS = 8
-HALF = 16
+HALF = 32
 """Levels that crops differ by where `coherence` is one half."""
 
 
@@ -77,7 +77,7 @@ def _steps(image_HWC: np.ndarray, cell: int) -> np.ndarray:
 
 
 def coherence(image_HWC: np.ndarray) -> float | None:
-    """How alike square crops are, 0..1: `1 / (1 + d / 16)`, where `d` is how far their colours differ; 1 is uniform.
+    """How alike square crops are, 0..1: `1 / (1 + d / 32)`, where `d` is how far their colours differ; 1 is uniform.
 
     The crops stand side by side along the longer side, as large as the shorter side lets them, two at least. Each is
     cut lengthwise into 8 bands (sky and ground are compared with their like). `d` is the mean, over pairs of crops,

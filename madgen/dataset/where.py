@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from madgen.errors import UserError
 from madgen.schema import SCORES, nearest
@@ -81,38 +81,38 @@ class _Parser:
             with warnings.catch_warnings(action="ignore"):  # of escapes in texts that mean nothing
                 tree = ast.parse(source, mode="eval")
         except SyntaxError as error:
-            self._refuse(max(0, (error.offset or 1) - 1), "this cannot be read")
-        except (ValueError, RecursionError, MemoryError):
-            self._refuse(0, "this cannot be read")
+            raise self._error(max(0, (error.offset or 1) - 1), "this cannot be read") from error
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise self._error(0, "this cannot be read") from error
         part = self._part(tree.body, 0)
         self._expect(part, TRUTH, tree.body)
         return frozenset(self.scores), part.value
 
     def _word(self, found: re.Match[str]) -> str:
         if found["comment"]:
-            self._refuse(found.start(), "this cannot be read")
+            raise self._error(found.start(), "this cannot be read")
         if found["word"] == "is":
-            self._refuse(found.start(), "'is' has no meaning here; write == or contains")
+            raise self._error(found.start(), "'is' has no meaning here; write == or contains")
         return f"{'is':8}" if found["word"] else found[0]
 
-    def _refuse(self, at: int, problem: str) -> NoReturn:
+    def _error(self, at: int, problem: str) -> UserError:
         known = f'{", ".join(NUMBERS)}, prompt contains "text"'
-        raise UserError(
+        return UserError(
             f"--where, character {self.before + at + 1}: {problem}; "
             f"it may hold and, or, not, < <= > >= == != and {known}"
         )
 
-    def _refuse_node(self, node: ast.AST, problem: str) -> NoReturn:
+    def _at(self, node: ast.AST, problem: str) -> UserError:
         before = self.text.encode()[: getattr(node, "col_offset", 0)]  # ast counts bytes
-        self._refuse(len(before.decode(errors="ignore")), problem)
+        return self._error(len(before.decode(errors="ignore")), problem)
 
     def _expect(self, part: _Part, kind: str, node: ast.AST) -> None:
         if part.kind != kind:
-            self._refuse_node(node, f"this is {part.kind}, and {kind} is needed")
+            raise self._at(node, f"this is {part.kind}, and {kind} is needed")
 
     def _part(self, node: ast.expr, depth: int) -> _Part:
         if depth > DEEPEST:
-            self._refuse_node(node, f"more than {DEEPEST} levels deep")
+            raise self._at(node, f"more than {DEEPEST} levels deep")
         match node:
             case ast.Name(id=name):
                 return self._name(node, name)
@@ -128,7 +128,7 @@ class _Parser:
             case ast.Compare():
                 return self._comparison(node, depth)
             case _:
-                self._refuse_node(node, "this has no meaning here")
+                raise self._at(node, "this has no meaning here")
 
     def _truths(self, nodes: list[ast.expr], depth: int) -> list[_Part]:
         parts = [self._part(node, depth + 1) for node in nodes]
@@ -138,7 +138,7 @@ class _Parser:
 
     def _name(self, node: ast.expr, name: str) -> _Part:
         if name not in NAMES:
-            self._refuse_node(node, f"unknown name {name[:40]!r}{nearest(name[:40], NAMES).partition('; known')[0]}")
+            raise self._at(node, f"unknown name {name[:40]!r}{nearest(name[:40], NAMES).partition('; known')[0]}")
         if name in SCORES:
             self.scores.add(name)
         return _Part(TEXT if name == "prompt" else NUMBER, lambda row: row.get(name))
@@ -147,9 +147,9 @@ class _Parser:
         if isinstance(value, str):
             return _Part(TEXT, lambda row: value, literal=True)
         if type(value) not in (int, float):
-            self._refuse_node(node, "only numbers and texts in quotes are values here")
+            raise self._at(node, "only numbers and texts in quotes are values here")
         if not abs(value) <= LARGEST:
-            self._refuse_node(node, "numbers end at 2^63 here")
+            raise self._at(node, "numbers end at 2^63 here")
         return _Part(NUMBER, lambda row: value, literal=True)
 
     def _comparison(self, node: ast.Compare, depth: int) -> _Part:
@@ -168,9 +168,9 @@ class _Parser:
                 return _negated(self._contains(right, second, left, first))
         compare = COMPARE.get(type(op))
         if compare is None:
-            self._refuse_node(right, "this comparison has no meaning here")
+            raise self._at(right, "this comparison has no meaning here")
         if first.kind == TRUTH or (first.kind == TEXT and not isinstance(op, ast.Eq | ast.NotEq)):
-            self._refuse_node(left, f"{first.kind} has no order; a text goes with ==, != and contains")
+            raise self._at(left, f"{first.kind} has no order; a text goes with ==, != and contains")
         self._expect(second, first.kind, right)
         return _Part(TRUTH, lambda row: _known(compare, first.value(row), second.value(row)))
 
@@ -178,7 +178,7 @@ class _Parser:
         self._expect(whole, TEXT, left)
         self._expect(part, TEXT, right)
         if whole.literal or not part.literal:
-            self._refuse_node(left, 'write prompt contains "text"')
+            raise self._at(left, 'write prompt contains "text"')
         text = part.value({}).casefold()
         return _Part(TRUTH, lambda row: text in whole.value(row).casefold())
 
