@@ -32,7 +32,11 @@ RAMP = np.arange(64) * 2  # from half a cell to the next the mean rises by 8
         (step(100, 100), [32], 1.0),
         (picture(RAMP), [32], 1.0),
         (picture(RAMP + 10 * (np.arange(64) >= 32)), [32], 19 / 9),
-        (picture(RAMP + 10 * (np.arange(64) >= 32)), [16], 9 / (1 + (8 + 8 + 18) / 3)),  # cells 1, 3 and 4 are beside it
+        (
+            picture(RAMP + 10 * (np.arange(64) >= 32)),
+            [16],
+            9 / (1 + (8 + 8 + 18) / 3),
+        ),  # cells 1, 3 and 4 are beside it
         (step(), [16, 32], (1 + 15) / 1),  # of two borders one has a step
         (step(), [48], 1 / (1 + 30 / 3)),
         (step(at=33), [32], 1 + 30 * 3 / 4),  # three of the four columns of the half cell after it

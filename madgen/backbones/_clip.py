@@ -49,7 +49,6 @@ def load(model: str, device: str | torch.device = "cpu") -> Clip:
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
         kind = config.get("architectures") or config.get("model_type")
         raise UserError(f"{KEY}={model} holds no CLIP model: config.json says {kind}")
-    read_config(where, None, "preprocessor_config.json", KEY, "CLIP model")
     try:
         loaded, found = CLIPModel.from_pretrained(
             where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
