@@ -50,7 +50,10 @@ def seam(image_HWC: np.ndarray, rows: Sequence[int], columns: Sequence[int], cel
 
 
 def wrap(image_HWC: np.ndarray, cell: int) -> float | None:
-    """As `seam`, of the one border where the right edge of a closed picture meets the left one."""
+    """As `seam`, of the one border where the right edge of a closed picture meets the left one.
+
+    Being one border of one picture, it also tells of a tower that begins there: expect 0.6 to 2 of what is closed.
+    """
     near = cell * min(1 + max(NEAR), image_HWC.shape[1] // (2 * cell))
     around = np.concatenate([image_HWC[:, -near:], image_HWC[:, :near]], axis=1) if near else image_HWC[:, :0]
     return _ratio(around, [near], cell)

@@ -65,6 +65,7 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
     manifest = source.read_manifest()
     _check_target(target)
     kept, seen = choose(source, choice)
+    target = target.resolve()  # `.` has no name, and a link is no directory to rename over
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         out = DatasetDir(temporary)

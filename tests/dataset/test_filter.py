@@ -251,6 +251,10 @@ def test_the_target_must_be_free(source, tmp_path):
     (tmp_path / "empty").mkdir()
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "empty")
     assert verify(DatasetDir(tmp_path / "empty")).complete
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "link")
+    assert hashes(tmp_path / "place") == hashes(tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
     before = hashes(tmp_path)
     for target, message in (
