@@ -257,6 +257,33 @@ def regenerate(
     sys.exit(0 if run(directory, key, output) else 1)
 
 
+@app.command("filter")
+def filter_samples(
+    directory: Directory,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="EXPRESSION", help="coherence > 0.8 and seam < 1.2, prompt contains 'fog'"),
+    ] = None,
+    best: Annotated[int | None, typer.Option("--best", metavar="N", help="only so many samples of each prompt")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="SCORE", help="what --best goes by: coherence, clip, or the least seam or wrap"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEWDIR", help="where a dataset of them is to be")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", metavar="FILE", help="or only their keys, one a line")] = None,
+) -> None:
+    """Choose samples by their scores, without sampling again: a new dataset, or their keys."""
+    from madgen.dataset.choice import Choice
+    from madgen.dataset.filter import filter_dataset
+    from madgen.dataset.layout import DatasetDir
+    from madgen.dataset.where import parse
+
+    choice = Choice(parse(where) if where is not None else None, best, by)
+    filter_dataset(DatasetDir(directory), choice, output, keys)
+
+
 @app.command()
 def preview(
     directory: Directory,

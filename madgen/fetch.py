@@ -7,7 +7,7 @@ from pathlib import Path
 
 from madgen.errors import UserError
 from madgen.schema import Job
-from madgen.weights import download_checker, lora_file, resolve_pretrained
+from madgen.weights import download_checker, download_clip, lora_file, resolve_pretrained
 
 
 def fetch(job: Job) -> None:
@@ -45,6 +45,8 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
         yield f"backbone.loras: {lora.weights}", [] if local else [file]
     if job.safety.checker is not None:
         yield f"safety.checker={job.safety.checker}", download_checker(job.safety.checker)
+    if job.scores.clip is not None:
+        yield f"scores.clip={job.scores.clip}", download_clip(job.scores.clip)
     if job.method.sync.weight > 0 and job.method.sync.network != "random":
         import torch
 

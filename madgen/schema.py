@@ -11,6 +11,10 @@ from madgen.errors import UserError
 
 PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
 """What a line of a prompt file may say."""
+PIXEL_SCORES = ("seam", "wrap", "coherence")
+"""Of `madgen.scores`."""
+SCORES = (*PIXEL_SCORES, "clip")
+"""What the JSON of a sample may hold under `scores`."""
 
 
 def _check(condition: bool, message: str) -> None:
@@ -20,6 +24,14 @@ def _check(condition: bool, message: str) -> None:
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
     _check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to say after an unknown name: the nearest known one, or else all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +317,27 @@ class SafetyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresConfig:
+    """Numbers in each sample's JSON, in the sidecars and in `index.parquet`, to choose by: see `madgen filter`."""
+
+    enabled: tuple[str, ...] | None = None
+    """Scores of the pixels, see `madgen.scores`: `seam` (steps at the views' borders, 1 is seamless), `wrap` (the same
+    where a looped panorama closes) and `coherence` (how alike the crops are, 0..1). null: all that have a meaning for
+    the job, since they cost next to nothing and cannot be had later without touching the tars; []: none."""
+    clip: str | None = None
+    """A folder or Hugging Face hub id of a CLIP model (safetensors): `clip`, how well the panorama shows its prompt, is
+    100 times the cosine of text and picture, at least 0, mean over square crops. A panorama's regions do not count, and
+    no more of its prompt than the model's tokenizer takes. null: none."""
+
+    def __post_init__(self) -> None:
+        for name in self.enabled or ():
+            _check(name != "clip", "scores.enabled: clip needs a model, which switches it on: scores.clip=FOLDER_OR_ID")
+            _check(name in PIXEL_SCORES, f"scores.enabled: unknown score {name!r}{nearest(name, PIXEL_SCORES)}")
+        _check(len(set(self.enabled or ())) == len(self.enabled or ()), "scores.enabled names a score twice")
+        _check(self.clip != "", "scores.clip is empty; null switches it off")
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuarantineConfig:
     """When too many samples fail, something is wrong with the job or the machine, and the run stops."""
 
@@ -330,6 +363,7 @@ class Job:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -340,6 +374,21 @@ class Job:
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
+        meaningless = {name: why for name, why in self._without_meaning.items() if name in (self.scores.enabled or ())}
+        for name, why in meaningless.items():
+            raise UserError(f"scores.enabled: {name} has no meaning {why}; leave it out")
+
+    @property
+    def _without_meaning(self) -> dict[str, str]:
+        """Scores that no picture of this job can have, and why."""
+        seam = {"seam": "with layout=whole, which has no borders"} if self.method.views.layout == "whole" else {}
+        return seam if self.sampling.loop else {**seam, "wrap": "without sampling.loop=true"}
+
+    @property
+    def pixel_scores(self) -> tuple[str, ...]:
+        """The scores of the pixels that are recorded, in the order of `PIXEL_SCORES`."""
+        wanted = PIXEL_SCORES if self.scores.enabled is None else self.scores.enabled
+        return tuple(name for name in PIXEL_SCORES if name in wanted and name not in self._without_meaning)
 
     @property
     def output_dir(self) -> Path:

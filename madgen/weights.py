@@ -128,15 +128,44 @@ def download_checker(checker: str) -> list[Path]:
     """Brings a safety checker into the hub cache; the folder there, none where it is a folder already."""
     if Path(checker).expanduser().is_dir():
         return []
+    folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
+    parts = [f"{folder}*.{suffix}" for folder in folders for suffix in ("json", "safetensors")]
+    return [_snapshot(checker, parts, "safety.checker")]
+
+
+def _snapshot(repository: str, patterns: list[str], key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
-    parts = [f"{folder}*.{suffix}" for folder in folders for suffix in ("json", "safetensors")]
     try:
-        return [Path(snapshot_download(checker, allow_patterns=parts))]
+        return Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(f"cannot download safety.checker={checker}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"cannot download {key}={repository}: {str(error).strip().splitlines()[0]}") from error
+
+
+def download_clip(model: str) -> list[Path]:
+    """Brings a CLIP model into the hub cache; the folder there, none where it is a folder already."""
+    if Path(model).expanduser().is_dir():
+        return []
+    check_hub_id(model, "scores.clip")
+    return [_snapshot(model, ["*.json", "merges.txt", "*.safetensors"], "scores.clip")]
+
+
+def clip_id(model: str) -> str | None:
+    """Tells a CLIP model from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _folder_hash(folder)
+    check_hub_id(model, "scores.clip")
+    return _commit(model, "config.json", None)
+
+
+def require_clip_id(model: str) -> str:
+    """`clip_id`, or UserError where the files are not at hand."""
+    found = clip_id(model)
+    if found is None:
+        raise UserError(f"scores.clip={model} is not in the local hub cache{FETCH_IT}")
+    return found
 
 
 def checker_id(checker: str) -> str | None:

@@ -25,6 +25,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "config": {"plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "joint": {"config", "schema", "plan", "dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "backbones": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "scores": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},

@@ -103,6 +103,15 @@ def test_a_job_is_frozen():
         ("quarantine.max_share=.nan", "quarantine.max_share must be in 0..1, got nan"),
         ("quarantine.window=0", "quarantine.window must be >= 1 sample, got 0"),
         ("quarantine.windows=5", "unknown key 'quarantine.windows'; did you mean 'quarantine.window'"),
+        ("scores.enabled=[seem]", "scores.enabled: unknown score 'seem'; did you mean 'seam'?"),
+        ("scores.enabled=[beauty]", "scores.enabled: unknown score 'beauty'; known: seam, wrap, coherence"),
+        ("scores.enabled=[clip]", "clip needs a model, which switches it on: scores.clip="),
+        ("scores.enabled=[seam, seam]", "scores.enabled names a score twice"),
+        ("scores.enabled=seam", "scores.enabled is a list: write scores.enabled=[...]"),
+        ("scores.enabled=[wrap]", "scores.enabled: wrap has no meaning without sampling.loop=true; leave it out"),
+        ("scores.clip=''", "scores.clip is empty; null switches it off"),
+        ("scores.clips=x", "unknown key 'scores.clips'; did you mean 'scores.clip'?"),
+        ("scores.clip=7", "scores.clip must be a text, YAML reads it as 7"),
         # not there yet: refused, never ignored
         ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),
@@ -113,6 +122,26 @@ def test_bad_values_are_refused_with_a_way_out(override, message):
         load_job([], [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scores"),
+    [
+        ([], ("seam", "coherence")),
+        (["sampling.loop=true"], ("seam", "wrap", "coherence")),
+        (["method.views.layout=whole"], ("coherence",)),
+        (["scores.enabled=[coherence, seam]"], ("seam", "coherence")),
+        (["scores.enabled=[]"], ()),
+        (["scores.enabled=[wrap]", "sampling.loop=true"], ("wrap",)),
+    ],
+)
+def test_scores_that_have_a_meaning_for_the_job_are_the_default(overrides, scores):
+    assert load_job([], overrides).pixel_scores == scores
+
+
+def test_a_seam_needs_borders():
+    with pytest.raises(UserError, match="seam has no meaning with layout=whole"):
+        load_job([], ["scores.enabled=[seam]", "method.views.layout=whole"])
 
 
 @pytest.mark.parametrize(

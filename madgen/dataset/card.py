@@ -10,6 +10,7 @@ def card(manifest: dict[str, Any], samples: int, total_bytes: int) -> str:
     """Markdown for a dataset of `samples` panoramas in `total_bytes`."""
     job, identity = manifest["job"], manifest["identity"]
     mad, sampling = job["method"]["mad"], job["sampling"]
+    filtered = _filtered(manifest["filtered"]) if "filtered" in manifest else ""
     weights = f"({identity['backbone']['dtype']}), weights `{identity['backbone']['weights']}`"
     return f"""---
 pretty_name: {json.dumps(job["name"])}
@@ -25,7 +26,7 @@ configs:
 {samples} of {manifest["plan"]["samples"]} synthetic panoramas ({total_bytes / 1e6:.1f} MB), made by
 madgen {manifest["versions"]["madgen"] or ""} by joint diffusion over overlapping
 views. Read them with `webdataset`, or with `datasets.load_dataset("webdataset", data_files="shards/*.tar")`.
-
+{filtered}
 | | |
 |---|---|
 | backbone | `{job["backbone"]["pretrained"]}` {weights} |
@@ -34,6 +35,18 @@ views. Read them with `webdataset`, or with `datasets.load_dataset("webdataset",
 | fingerprint | `{manifest["fingerprint"]}` |
 
 The licence of the pictures follows from that of the backbone's weights.
+"""
+
+
+def _filtered(filtered: dict[str, Any]) -> str:
+    """Of what it is a part, and how that was chosen: indented, so that no prompt can break out of it."""
+    source = filtered["from"]
+    best = "" if filtered["best"] is None else f"--best {filtered['best']} --by {filtered['by']}"
+    where = "" if filtered["where"] is None else f"--where {json.dumps(filtered['where'], ensure_ascii=False)}"
+    return f"""
+Chosen from the {source["samples"]} panoramas of {source["name"]} (fingerprint `{source["fingerprint"]}`) by
+
+    madgen filter {" ".join(filter(None, (where, best)))}
 """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from madgen.dataset.card import card
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.files import atomic, write_atomically
+from madgen.schema import SCORES
 
 COLUMNS = ("key", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 
@@ -20,12 +21,13 @@ def write_index(directory: DatasetDir) -> Path:
 
     content = directory.read_manifest()
     types = {name: pyarrow.string() for name in ("key", "shard", "sha256", "prompt")}
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in COLUMNS])
+    types |= dict.fromkeys(SCORES, pyarrow.float64())  # null where a sample has none
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES)])
     path = directory.root / "index.parquet"
     samples = total_bytes = 0
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [{**sample, "shard": sidecar["shard"]} for sample in sidecar["samples"]]
+            rows = [{**sample, **sample.get("scores", {}), "shard": sidecar["shard"]} for sample in sidecar["samples"]]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             samples += len(rows)
             total_bytes += sum(row["size"] for row in rows)

@@ -26,6 +26,8 @@ class Piece:
     size: int
     """Bytes."""
     sha256: str
+    scores: dict[str, float] | None = None
+    """As in its JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,18 @@ def line(key: str, settled: Settled) -> bytes:
     """One sample's line."""
     if isinstance(settled, Quarantined):
         return to_json({"key": key, "reason": settled.reason, "detail": settled.detail})
-    return to_json({"key": key, "offset": settled.offset, "size": settled.size, "sha256": settled.sha256})
+    return to_json({"key": key, **span(settled)})
+
+
+def span(piece: Piece) -> dict[str, Any]:
+    """What a journal and a sidecar say of a piece: where it lies in its tar, and its scores if it has any."""
+    where = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
+    return where if piece.scores is None else {**where, "scores": piece.scores}
+
+
+def piece(path: Path, entry: dict[str, Any]) -> Piece:
+    """The piece that an entry tells of, in the file at `path`."""
+    return Piece(path, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
 
 
 def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
@@ -61,7 +74,7 @@ def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
             if "reason" in entry:
                 yield entry["key"], Quarantined(entry["reason"], entry["detail"])
             elif stream is not None and _is_whole(stream, entry):
-                yield entry["key"], Piece(tar, entry["offset"], entry["size"], entry["sha256"])
+                yield entry["key"], piece(tar, entry)
     finally:
         if stream is not None:
             stream.close()
@@ -85,7 +98,7 @@ def _parse(text: bytes) -> dict[str, Any] | None:
 
 def _is_span(entry: dict[str, Any]) -> bool:
     numbers = all(type(entry.get(name)) is int and entry[name] >= 0 for name in ("offset", "size"))
-    return numbers and entry.keys() >= {"key", "sha256"}
+    return numbers and entry.keys() >= {"key", "sha256"} and isinstance(entry.get("scores"), dict | None)
 
 
 def _is_whole(stream: BinaryIO, entry: dict[str, Any]) -> bool:

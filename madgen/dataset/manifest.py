@@ -9,6 +9,7 @@ import os
 import secrets
 from typing import Any
 
+from madgen import scores
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.errors import UserError
 from madgen.files import sync_directory
@@ -17,8 +18,10 @@ from madgen.plan.shards import Plan
 from madgen.schema import Job
 from madgen.weights import (
     checker_id,
+    clip_id,
     lora_id,
     require_checker_id,
+    require_clip_id,
     require_lora_id,
     require_weights_id,
     weights_id,
@@ -31,7 +34,13 @@ SAMPLING = ("loop", "num_inference_steps", "guidance_scale", "scheduler", "origi
 
 
 def identity(
-    job: Job, plan: Plan, dtype: str, weights: str, loras: list[str], checker: str | None = None
+    job: Job,
+    plan: Plan,
+    dtype: str,
+    weights: str,
+    loras: list[str],
+    checker: str | None = None,
+    clip: str | None = None,
 ) -> dict[str, Any]:
     """Everything that affects the bytes of the shards, and nothing that does not (devices, batch size, monitor)."""
     resolved = job.as_dict()
@@ -48,6 +57,7 @@ def identity(
         "method": _effective(resolved["method"], plan),
         "sampling": {name: resolved["sampling"][name] for name in SAMPLING},
         "safety": None if checker is None else {"weights": checker, "action": job.safety.action},
+        "scores": _scores(job, clip),
         "name": job.name,
         "prompts": {
             "digest": plan.prompts_digest,
@@ -69,6 +79,13 @@ def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }
+
+
+def _scores(job: Job, clip: str | None) -> dict[str, Any] | None:
+    """What is recorded under `scores`, which affects no picture; None where nothing is."""
+    if not job.pixel_scores and clip is None:
+        return None
+    return {"pixels": list(job.pixel_scores), "clip": clip, "version": scores.VERSION}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -112,6 +129,8 @@ def check_directory(directory: DatasetDir, content: dict[str, Any] | None, resum
         raise UserError(f"output.dir={root}: {occupied} is a file; choose a directory")
     if directory.manifest.exists():
         existing = directory.read_manifest()
+        if "filtered" in existing:
+            raise UserError(f"output.dir={root} holds what madgen filter chose of a dataset; choose another")
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
         changed = [] if content is None else _changed(existing, content)
@@ -186,7 +205,8 @@ def build(job: Job, plan: Plan, dtype: str) -> dict[str, Any]:
     weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config)
     loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
     checker = job.safety.checker and require_checker_id(job.safety.checker)
-    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker))
+    clip = job.scores.clip and require_clip_id(job.scores.clip)
+    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip))
 
 
 def at_hand(job: Job) -> bool:
@@ -194,4 +214,5 @@ def at_hand(job: Job) -> bool:
     backbone = job.backbone
     known = [weights_id(backbone.pretrained, backbone.revision, backbone.config)]
     known += [checker_id(job.safety.checker)] if job.safety.checker else []
+    known += [clip_id(job.scores.clip)] if job.scores.clip else []
     return None not in known + [lora_id(lora.weights) for lora in backbone.loras]

@@ -54,3 +54,8 @@ def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
         nested = isinstance(before, Mapping) and isinstance(value, Mapping)
         changed[key] = with_changes(before or {}, value) if nested else value
     return changed
+
+
+def with_scores(metadata: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, Any]:
+    """A copy of a sample's JSON with these scores beside those that it has."""
+    return with_changes(metadata, {"scores": scores} if scores else {})

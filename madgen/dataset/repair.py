@@ -5,6 +5,7 @@ from __future__ import annotations
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.salvage import reopen
 from madgen.dataset.verify import Verdict, planned_samples, sidecar_time
+from madgen.errors import UserError
 
 
 def repair(directory: DatasetDir, verdict: Verdict) -> int:
@@ -13,7 +14,10 @@ def repair(directory: DatasetDir, verdict: Verdict) -> int:
     A sidecar that was written after the check is left alone, and so are files that were not planned: they may be
     somebody's.
     """
-    plan, again = directory.read_manifest()["plan"], 0
+    manifest, again = directory.read_manifest(), 0
+    if "filtered" in manifest:
+        raise UserError(f"{directory.root} was not generated: remove it, then madgen filter again")
+    plan = manifest["plan"]
     for name, broken in verdict.broken.items():
         if sidecar_time(directory, name) == broken.changed:  # else a worker has mended it meanwhile
             reopen(directory, name, broken.whole)

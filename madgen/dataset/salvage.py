@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from madgen.dataset import journal
 from madgen.dataset.encode import is_png_of
 from madgen.dataset.journal import Piece, Quarantined, Settled
 from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.metadata import with_scores
 from madgen.files import write_atomically
 from madgen.types import Shard, Task
 
@@ -28,11 +32,16 @@ class Salvage:
 
 
 def salvage(
-    directory: DatasetDir, shard: Shard, metadata: Callable[[Task], dict[str, Any]], retry: bool = False
+    directory: DatasetDir,
+    shard: Shard,
+    metadata: Callable[[Task], dict[str, Any]],
+    retry: bool = False,
+    scores: Callable[[np.ndarray], dict[str, float]] | None = None,
 ) -> Salvage:
     """Looks for the samples of a shard that this worker has claimed; each is checked byte by byte.
 
-    `metadata` gives the JSON that a sample must have. `retry`: quarantined samples count as not made.
+    `metadata` gives the JSON that a sample must have, but for its `scores`, which come from its picture [H, W, 3].
+    `retry`: quarantined samples count as not made.
     """
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     kept: dict[int, Settled] = {}
@@ -47,14 +56,20 @@ def salvage(
     for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
         sources += [path] if path not in sources else []  # without a journal nothing vouches for it
     if not kept and published.exists():
-        kept.update(_adopt(published, shard, metadata))
+        kept.update(_adopt(published, shard, metadata, scores or (lambda image: {})))
     return Salvage(kept, sources)
 
 
-def _adopt(tar_file: Path, shard: Shard, metadata: Callable[[Task], dict[str, Any]]) -> dict[int, Settled]:
+def _adopt(
+    tar_file: Path,
+    shard: Shard,
+    metadata: Callable[[Task], dict[str, Any]],
+    scores: Callable[[np.ndarray], dict[str, float]],
+) -> dict[int, Settled]:
     """The samples of a tar that nothing vouches for: PNGs that decode, under the JSON that this job gives them.
 
-    Other formats hold no checksums, so their samples are made again.
+    Other formats hold no checksums, so their samples are made again; and so are those with a score that is not of the
+    pixels alone.
     """
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     found: dict[int, Settled] = {}
@@ -64,23 +79,33 @@ def _adopt(tar_file: Path, shard: Shard, metadata: Callable[[Task], dict[str, An
                 stream.seek(offset)
                 records = stream.read(size)
                 task = shard.tasks[positions[key]] if key in positions else None
-                if task is not None and _is_as_made(records, task, metadata(task)):
-                    found[positions[key]] = Piece(tar_file, offset, size, hashlib.sha256(records).hexdigest())
+                image = None if task is None else _picture(members := _members(records), task)
+                if task is None or image is None:
+                    continue
+                scored = scores(image)
+                if members["json"] == to_json(with_scores(metadata(task), scored)):
+                    digest = hashlib.sha256(records).hexdigest()
+                    found[positions[key]] = Piece(tar_file, offset, size, digest, scored or None)
     except (OSError, tarfile.TarError):
         return {}
     return found
 
 
-def _is_as_made(records: bytes, task: Task, metadata: dict[str, Any]) -> bool:
+def _members(records: bytes) -> dict[str, bytes]:
+    """The content of each file of a sample, by its suffix."""
     with tarfile.open(fileobj=io.BytesIO(records)) as tar:
         streams = {member.name.partition(".")[2]: tar.extractfile(member) for member in tar}
-        members = {name: stream.read() for name, stream in streams.items() if stream is not None}
-    return (
-        members.keys() == {"json", "png", "txt"}
-        and members["json"] == to_json(metadata)
-        and members["txt"] == task.prompt.text.encode()
-        and is_png_of(members["png"], task.prompt.height, task.prompt.width)
-    )
+        return {name: stream.read() for name, stream in streams.items() if stream is not None}
+
+
+def _picture(members: dict[str, bytes], task: Task) -> np.ndarray | None:
+    """The picture [H, W, 3] of a sample that is whole and of this task; None of another."""
+    if members.keys() != {"json", "png", "txt"} or members["txt"] != task.prompt.text.encode():
+        return None
+    if not is_png_of(members["png"], task.prompt.height, task.prompt.width):
+        return None
+    with Image.open(io.BytesIO(members["png"])) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def sample_spans(path: Path) -> list[tuple[str, int, int]]:
@@ -102,8 +127,7 @@ def reopen(directory: DatasetDir, name: str, entries: list[dict[str, Any]]) -> N
 
     The journal comes before the sidecar goes, so a crash in between leaves the shard as it was.
     """
-    pieces = {entry["key"]: Piece(Path(), entry["offset"], entry["size"], entry["sha256"]) for entry in entries}
-    lines = b"".join(journal.line(key, piece) for key, piece in pieces.items())
+    lines = b"".join(journal.line(entry["key"], journal.piece(Path(), entry)) for entry in entries)
     directory.open_shards.mkdir(parents=True, exist_ok=True)
     write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
     directory.sidecar(name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import secrets
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from madgen.dataset.salvage import Salvage, sample_spans
 from madgen.files import sync_directory, write_atomically
 from madgen.types import Shard
 
-END_OF_TAR = 2 * tarfile.BLOCKSIZE
-"""Zeros that end a tar, which is then padded to whole records of 20 blocks."""
+
+def end_of_tar(size: int) -> bytes:
+    """Two empty blocks, and zeros up to whole records of 20 blocks, after `size` bytes of samples."""
+    end = 2 * tarfile.BLOCKSIZE
+    return bytes(-(size + end) % tarfile.RECORDSIZE + end)
 
 
 class OpenShard:
@@ -58,11 +62,11 @@ class OpenShard:
         """Every task has its sample, or is quarantined."""
         return len(self.settled) == len(self.shard.tasks)
 
-    def add(self, position: int, sample: bytes) -> None:
-        """Appends the sample of the task at `position`, as `encode_sample` gives it."""
+    def add(self, position: int, sample: bytes, scores: dict[str, float] | None = None) -> None:
+        """Appends the sample of the task at `position`, as `encode_sample` gives it; `scores` as in its JSON."""
         self._expect(position)
         self._tar.write(sample)
-        self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest()))
+        self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest(), scores))
         self._size += len(sample)
         self.made += 1
         self._copy_kept()
@@ -111,7 +115,7 @@ class OpenShard:
             raise lost from None
         if digest.hexdigest() != piece.sha256:
             raise lost
-        self._settle(Piece(self.path, self._size, piece.size, piece.sha256))
+        self._settle(replace(piece, path=self.path, offset=self._size))
         self._size += piece.size
 
     def _settle(self, settled: Settled) -> None:
@@ -127,8 +131,7 @@ class OpenShard:
         if not self.complete:
             raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
         self.commit()
-        end = -(self._size + END_OF_TAR) % tarfile.RECORDSIZE + END_OF_TAR
-        self._tar.write(bytes(end))
+        self._tar.write(end_of_tar(self._size))
         self._tar.flush()
         os.fsync(self._tar.fileno())
         inode = os.fstat(self._tar.fileno()).st_ino
@@ -179,8 +182,7 @@ class OpenShard:
                 why = {"position": position, "reason": settled.reason, "detail": settled.detail}
                 quarantine.append({**about, **why})
             else:
-                where = {"offset": settled.offset, "size": settled.size, "sha256": settled.sha256}
-                samples.append({**about, **where, "height": prompt.height, "width": prompt.width})
+                samples.append({**about, **journal.span(settled), "height": prompt.height, "width": prompt.width})
         return {
             "shard": self.shard.name,
             "index": self.shard.index,

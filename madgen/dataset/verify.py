@@ -33,6 +33,7 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     broken: dict[str, Broken] = field(default_factory=dict)
     """Planned shards with a problem, without those that could not be read just now."""
+    mend: str = "madgen verify --repair, then generate again"
 
     @property
     def complete(self) -> bool:
@@ -69,6 +70,8 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     manifest = directory.read_manifest()
     plan = manifest["plan"]
     verdict = Verdict(plan["samples"])
+    if "filtered" in manifest:
+        verdict.mend = "remove it, then madgen filter again"
     tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
     committed = directory.committed()
     expected = {f"{manifest['job']['name']}-{index:06d}" for index in range(plan["shards"])}
@@ -128,7 +131,7 @@ def _check_shard(directory: DatasetDir, name: str, plan: dict[str, Any]) -> _Sha
                 shard.present += 1
                 if key not in entries:
                     continue
-                problems = [*_check_sample(key, members, entries[key]["seed"]), *_check_bytes(raw, entries[key])]
+                problems = [*_check_sample(key, members, entries[key]), *_check_bytes(raw, entries[key])]
                 shard.problems += [f"{key}: {problem}" for problem in problems]
                 shard.whole += [] if problems else [entries[key]]
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError, UserError) as error:
@@ -185,7 +188,7 @@ def _check_bytes(raw: BinaryIO, entry: dict[str, Any]) -> list[str]:
     return []
 
 
-def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
+def _check_sample(key: str, members: dict[str, bytes], entry: dict[str, Any]) -> list[str]:
     problems = []
     images = [extension for extension in members if extension in IMAGE_FORMATS]
     if len(images) != 1 or set(members) != {*images, "json", "txt"}:
@@ -199,8 +202,10 @@ def _check_sample(key: str, members: dict[str, bytes], seed: int) -> list[str]:
         return [f"does not decode: {error}"]
     if size != (metadata["height"], metadata["width"]):
         problems.append(f"the picture is {size} px, its JSON says {metadata['height']}, {metadata['width']}")
-    if metadata["key"] != key or metadata["seed"] != seed:
+    if metadata["key"] != key or metadata["seed"] != entry["seed"]:
         problems.append("its JSON is that of another sample")
+    if metadata.get("scores") != entry.get("scores"):
+        problems.append("its scores are not those of its sidecar")
     if members["txt"].decode() != metadata["prompt"]:
         problems.append("its txt is not the prompt of its JSON")
     return problems
@@ -215,7 +220,7 @@ def print_verdict(verdict: Verdict, as_json: bool) -> None:
     for problem in verdict.problems:
         print(problem)
     if verdict.broken:
-        print("to mend: madgen verify --repair, then generate again")
+        print(f"to mend: {verdict.mend}")
     state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
     quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""
     print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")

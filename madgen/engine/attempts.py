@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.dataset.metadata import with_changes
+from madgen.dataset.metadata import with_changes, with_scores
 from madgen.engine.safety import Safety
+from madgen.engine.scoring import ClipScore
 from madgen.sampler import PanoramaSampler, decodes_tiled, to_uint8
 from madgen.say import say
 from madgen.schema import SamplingConfig
@@ -49,8 +50,14 @@ class Attempts:
     Where memory runs out, less is done at once; what worked is remembered for each size, so later batches begin there.
     """
 
-    def __init__(self, sampler: PanoramaSampler, sampling: SamplingConfig, safety: Safety | None = None):
-        self.sampler, self.sampling, self.safety = sampler, sampling, safety
+    def __init__(
+        self,
+        sampler: PanoramaSampler,
+        sampling: SamplingConfig,
+        safety: Safety | None = None,
+        clip: ClipScore | None = None,
+    ):
+        self.sampler, self.sampling, self.safety, self.clip = sampler, sampling, safety, clip
         self.seconds: dict[str, float] = {}
         """Wall time of what was done for the last tasks."""
         self._rungs: dict[tuple[int, int, int, torch.dtype], int] = {}
@@ -64,7 +71,8 @@ class Attempts:
         first = self._attempts(tasks)
         mended = [self._in_float32(task, attempt) for task, attempt in zip(tasks, first, strict=True)]
         checked = [self._checked(attempt) for attempt in mended]
-        attempts = tuple(self._told_of_cuts(task, attempt) for task, attempt in zip(tasks, checked, strict=True))
+        scored = [self._scored(task, attempt) for task, attempt in zip(tasks, checked, strict=True)]
+        attempts = tuple(self._told_of_cuts(task, attempt) for task, attempt in zip(tasks, scored, strict=True))
         if self._learned:
             size = f"{tasks[0].prompt.height}x{tasks[0].prompt.width} px, batches of {len(tasks)}"
             say(f"madgen: out of memory at {size}; from now on {'; '.join(self._learned)}")
@@ -184,6 +192,17 @@ class Attempts:
         if checked.dropped:
             return Attempt(None, changes, UNSAFE, checked.said)
         return Attempt(checked.image_HWC, changes)
+
+    def _scored(self, task: Task, attempt: Attempt) -> Attempt:
+        """The score that needs the device; those of the pixels are the writer's."""
+        clip, image = self.clip, attempt.image_HWC
+        if clip is None or image is None:
+            return attempt
+        with self._timed("score"):
+            score = within_memory(lambda: clip(image, task.prompt.text))
+        if score is None:
+            return Attempt(None, attempt.changes, OUT_OF_MEMORY, "CLIP did not fit into memory")
+        return replace(attempt, changes=with_scores(attempt.changes, {"clip": score}))
 
     def _told_of_cuts(self, task: Task, attempt: Attempt) -> Attempt:
         """The end of a prompt that no text encoder saw is recorded with the sample."""

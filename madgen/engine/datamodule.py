@@ -19,6 +19,7 @@ from madgen.dataset.shard import OpenShard
 from madgen.engine.finish import is_complete
 from madgen.engine.forecast import view_costs
 from madgen.engine.launch import place
+from madgen.engine.scoring import PixelScores
 from madgen.engine.walltime import Walltime, job_end
 from madgen.plan.cost import has_regions, prompt_evaluations
 from madgen.plan.order import LOOK_AT, claim_order, shard_costs, turned
@@ -69,6 +70,12 @@ class PromptDataModule(lightning.LightningDataModule):
             reopen_quarantined(self.directory)
         self.finished = self.trainer.strategy.broadcast(is_complete(self.directory, self.plan))
         self.walltime, self.out_of_time = Walltime(job_end()), None
+
+    @cached_property
+    def pixel_scores(self) -> PixelScores:
+        """Of what the module samples, which has loaded its backbone by then."""
+        assert self.trainer is not None
+        return PixelScores(self.job, self.trainer.lightning_module.sampler)
 
     def cost(self, batch: Batch) -> int:
         """View evaluations."""
@@ -194,7 +201,9 @@ class PromptDataModule(lightning.LightningDataModule):
         """The batches of a shard in which a sample is missing; an empty one if only publishing is left."""
         shard = self.plan.shard(index)
         retry = self.job.retry == "quarantined"
-        found = salvage(self.directory, shard, lambda task: sample_metadata(task, self.settings), retry)
+        found = salvage(
+            self.directory, shard, lambda task: sample_metadata(task, self.settings), retry, self.pixel_scores
+        )
         self.opened[shard.name] = OpenShard(self.directory, shard, self.worker.id, found)
         if len(found.kept) == len(shard.tasks):
             yield Batch(shard, len(shard.tasks), ())

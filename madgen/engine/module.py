@@ -10,6 +10,7 @@ import torch
 
 from madgen.engine.attempts import Attempts
 from madgen.engine.safety import Safety
+from madgen.engine.scoring import ClipScore
 from madgen.sampler import PanoramaSampler
 from madgen.schema import Job
 from madgen.types import Attempt, Batch, Idle
@@ -22,7 +23,7 @@ class Panoramas:
     attempts: tuple[Attempt, ...]
     """In the order of the batch's tasks."""
     seconds: dict[str, float]
-    """Wall time of `sample`, `decode` and, where there is a checker, `safety`."""
+    """Wall time of `sample`, `decode` and, where there is a checker or CLIP, `safety` and `score`."""
 
 
 class PanoramaModule(lightning.LightningModule):
@@ -43,7 +44,9 @@ class PanoramaModule(lightning.LightningModule):
             self.sampler.new_scheduler(
                 self.job.sampling.num_inference_steps
             )  # refused here, before anything is written
-            self.attempts = Attempts(self.sampler, self.job.sampling, Safety.load(self.job.safety, self.sampler))
+            safety = Safety.load(self.job.safety, self.sampler)
+            clip = ClipScore.load(self.job.scores.clip, self.sampler)
+            self.attempts = Attempts(self.sampler, self.job.sampling, safety, clip)
 
     def transfer_batch_to_device(self, batch: Batch | Idle, device: torch.device, dataloader_idx: int) -> Batch | Idle:
         """Tasks are plain data; the sampler puts tensors where they belong."""

@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 
 from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.metadata import sample_metadata, with_changes
+from madgen.dataset.metadata import sample_metadata, with_changes, with_scores
 from madgen.dataset.shard import OpenShard
 from madgen.engine.attempts import UNSAFE
 from madgen.engine.breaker import Breaker
@@ -182,8 +182,9 @@ class ShardWriter(lightning.Callback):
             say(f"madgen: {task.key} is quarantined: {attempt.reason}: {attempt.detail}")
             return
         metadata = with_changes(sample_metadata(task, self.data.settings), attempt.changes)
+        metadata = with_scores(metadata, self.data.pixel_scores(attempt.image_HWC))
         record = Record(task, attempt.image_HWC, metadata)
-        shard.add(position, encode_sample(record, output.format, output.quality))
+        shard.add(position, encode_sample(record, output.format, output.quality), metadata.get("scores"))
         self._tell("sample_written", record)
 
     def _watch(self, failed: bool) -> None:

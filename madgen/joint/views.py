@@ -54,6 +54,12 @@ class Axis:
         """Whether one view is the canvas, cell by cell."""
         return self.starts == (0,) and self.size == self.extent
 
+    @property
+    def borders(self) -> list[int]:
+        """Where a view begins or ends inside the canvas: the cells after these borders."""
+        edges = {edge % self.extent for start in self.starts for edge in (start, start + self.size)}
+        return sorted(edges - {0})
+
     @cached_property
     def cells(self) -> list[int]:
         """Canvas cell of every cell of every view, views one after the other [V * size]."""

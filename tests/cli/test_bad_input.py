@@ -138,6 +138,9 @@ def test_resume_never_refuses_a_dataset(madgen_here, job_file):
         ["paint"],
         ["preview", "out", "--limit", "0"],
         ["regenerate", "out", "key"],
+        ["filter", "out"],
+        ["filter", "out", "--where", "seam < 2", "-o", "new"],
+        ["filter", "out", "--where", "seam <", "-o", "new"],
     ],
 )
 def test_no_job_no_command_no_option(madgen_here, arguments):

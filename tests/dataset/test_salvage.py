@@ -458,3 +458,67 @@ def test_spans_end_with_the_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     with open(tmp_path / "f", "rb") as stream, pytest.raises(OSError, match="ends 2 bytes early"):
         journal.span_sha256(stream, 1, 4)
+
+
+def scored(task):
+    """A sample with scores: its bytes and these."""
+    image = np.random.default_rng(task.seed).integers(0, 255, (8, 16, 3), dtype=np.uint8)
+    scores = {"seam": 1.0 + task.seed % 100 / 100}
+    return encode_sample(Record(task, image, {**metadata(task), "scores": scores}), "png", 95), scores
+
+
+def scores_in_sidecar(directory):
+    return [entry["scores"] for entry in json.loads(directory.sidecar("job-000000").read_text())["samples"]]
+
+
+def test_scores_are_kept_with_what_was_committed(directory):
+    """Left, copied, published, put back on the list, made again: the sidecar has them as the JSON does."""
+    shard = OpenShard(directory, SHARD, "w")
+    for position in range(3):
+        shard.add(position, *scored(SHARD.tasks[position]))
+    shard.commit()
+    shard._tar.write(b"half a sample")  # killed here
+    shard._tar.flush()
+    again = OpenShard(directory, SHARD, "v", found(directory))
+    assert len(again.settled) == 3
+    again.add(3, *scored(SHARD.tasks[3]))
+    again.publish()
+    expected = [scored(task)[1] for task in SHARD.tasks]
+    assert scores_in_sidecar(directory) == expected
+    whole = directory.tar("job-000000").read_bytes()
+    data = bytearray(whole)
+    data[again.settled[1].offset + 600] ^= 1
+    directory.tar("job-000000").write_bytes(data)
+    repair(directory, verify(directory))
+    last = OpenShard(directory, SHARD, "u", found(directory))
+    last.add(1, *scored(SHARD.tasks[1]))
+    last.publish()
+    assert (scores_in_sidecar(directory), last.made) == (expected, 1)
+    assert directory.tar("job-000000").read_bytes() == whole
+
+
+@pytest.mark.parametrize(("scores", "kept"), [("right", [0, 1, 2, 3]), ("wrong", []), (None, [])])
+def test_a_tar_that_nothing_vouches_for_has_the_scores_of_its_pictures(directory, scores, kept):
+    shard = OpenShard(directory, SHARD, "w")
+    for position, task in enumerate(SHARD.tasks):
+        shard.add(position, *scored(task))
+    shard.publish()
+    directory.sidecar("job-000000").unlink()
+    images = [np.random.default_rng(task.seed).integers(0, 255, (8, 16, 3), dtype=np.uint8) for task in SHARD.tasks]
+
+    def of_picture(image):
+        index = next(i for i, known in enumerate(images) if np.array_equal(known, image))
+        return scored(SHARD.tasks[index])[1] if scores == "right" else {"seam": 0.5}
+
+    adopted = salvage(directory, SHARD, metadata, scores=of_picture if scores else None).kept
+    assert sorted(adopted) == kept
+    assert [adopted[position].scores for position in kept] == [scored(SHARD.tasks[position])[1] for position in kept]
+
+
+def test_a_journal_whose_scores_are_no_table_is_cut_there(directory):
+    shard = begin(directory, 2)
+    shard.commit()
+    shard.leave()
+    first, second = shard.journal.read_bytes().splitlines()
+    shard.journal.write_bytes(first + b"\n" + json.dumps({**json.loads(second), "scores": [1]}).encode() + b"\n")
+    assert sorted(found(directory).kept) == [0]

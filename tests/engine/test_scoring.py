@@ -1,0 +1,331 @@
+"""Scores of a run, from end to end on the tiny backbone: in JSON, sidecar and index, the same however it was made."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from madgen import PanoramaSampler, UserError
+from madgen.backbones import _clip
+from madgen.config import load_job
+from madgen.engine.safety import crops
+from madgen.engine.scoring import ClipScore, PixelScores
+from madgen.scores import coherence, seam, wrap
+
+CELL = 4
+BORDERS = list(range(8, 64, 8))
+"""On a closed loop of 64 px the tiny backbone has views of 32 px every 8 px."""
+
+
+def read(folder):
+    """Per key: the picture, the JSON and the sidecar's entry."""
+    found = {}
+    for path in sorted((folder / "shards").glob("*.tar")):
+        entries = {entry["key"]: entry for entry in json.loads(path.with_suffix(".json").read_text())["samples"]}
+        with tarfile.open(path) as tar:
+            content = {member.name: tar.extractfile(member).read() for member in tar}
+        for key, entry in entries.items():
+            image = np.asarray(Image.open(io.BytesIO(content[f"{key}.png"])))
+            found[key] = image, json.loads(content[f"{key}.json"]), entry
+    return found
+
+
+def tars(folder):
+    return [path.read_bytes() for path in sorted((folder / "shards").glob("*.tar"))]
+
+
+def of_pixels(image):
+    values = {"seam": seam(image, [], BORDERS, CELL), "wrap": wrap(image, CELL), "coherence": coherence(image)}
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def test_every_sample_has_its_scores_whoever_made_it(madgen, job_file, tmp_path):
+    """Whatever batch, rank or shard; `filter` and `regenerate` work on it as a user runs them."""
+    from pyarrow import parquet
+
+    job = (job_file, "sampling.loop=true")
+    runs = {"one": [], "two": ["trainer.devices=2"], "batched": ["sampling.batch_size=4", "output.samples_per_shard=5"]}
+    for name, options in runs.items():
+        result = madgen("generate", *job, f"output.dir={name}", *options)
+        assert result.code == 0, result.err
+        made = read(tmp_path / name)
+        assert len(made) == 10
+        for image, metadata, entry in made.values():
+            assert metadata["scores"] == entry["scores"] == of_pixels(image)
+    assert tars(tmp_path / "two") == tars(tmp_path / "one")
+    made = read(tmp_path / "one")
+    rows = parquet.read_table(tmp_path / "one/index.parquet").to_pylist()
+    names = ("seam", "wrap", "coherence")
+    assert [{name: row[name] for name in names} for row in rows] == [entry["scores"] for *_, entry in made.values()]
+    assert {row["clip"] for row in rows} == {None}
+
+    values = sorted(metadata["scores"]["coherence"] for _, metadata, _ in made.values())
+    result = madgen("filter", "one", "--where", f"coherence >= {values[6]}", "-o", "chosen")
+    assert result.code == 0, result.err
+    assert result.out == "chosen: 4 of 10 samples\n"
+    verified = madgen("verify", "chosen")
+    assert (verified.code, verified.out) == (0, "4 of 4 panoramas present: as planned\n")
+    key = next(iter(read(tmp_path / "chosen")))
+    again = madgen("regenerate", "chosen", key, "-o", "again.png")
+    assert (again.code, "the same pixels" in again.out) == (0, True), again.out + again.err
+    refused = madgen("generate", *job, "output.dir=chosen")
+    assert (refused.code, "holds what madgen filter chose of a dataset" in refused.err) == (2, True), refused.err
+
+
+def test_scores_that_were_salvaged_are_still_there(madgen_here, job_file, tmp_path):
+    """A shard without its sidecar, and one of which a sample is damaged, end as they were."""
+    assert madgen_here("generate", job_file, "prompts.limit=3").code == 0
+    before, made = tars(tmp_path / "out"), read(tmp_path / "out")
+    assert all(set(entry["scores"]) == {"seam", "coherence"} for *_, entry in made.values())
+    (tmp_path / "out/shards/job-000000.json").unlink()
+    adopted = madgen_here("generate", job_file, "prompts.limit=3")
+    assert (adopted.code, "0 made now" in adopted.err) == (0, True), adopted.err
+    assert {key: entry for key, (*_, entry) in read(tmp_path / "out").items()} == {
+        key: entry for key, (*_, entry) in made.items()
+    }
+    tar = tmp_path / "out/shards/job-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[list(made.values())[4][2]["offset"] + 600] ^= 1
+    tar.write_bytes(data)
+    assert madgen_here("verify", "out", "--repair").code == 1
+    mended = madgen_here("generate", job_file, "prompts.limit=3")
+    assert (mended.code, "1 made now" in mended.err) == (0, True), mended.err
+    assert tars(tmp_path / "out") == before
+    assert [entry["scores"] for *_, entry in read(tmp_path / "out").values()] == [
+        entry["scores"] for *_, entry in made.values()
+    ]
+
+
+def test_other_scores_are_another_job(madgen_here, job_file, tmp_path):
+    plain = (job_file, "prompts.limit=1", "scores.enabled=[]")
+    assert madgen_here("generate", *plain).code == 0
+    assert all(
+        "scores" not in metadata and "scores" not in entry for _, metadata, entry in read(tmp_path / "out").values()
+    )
+    refused = madgen_here("generate", job_file, "prompts.limit=1")
+    assert (refused.code, "scores: None there, {'pixels': ['seam', 'coherence']" in refused.err) == (2, True), (
+        refused.err
+    )
+    assert madgen_here("generate", *plain).code == 0
+    refused = madgen_here("filter", "out", "--where", "seam < 2", "-o", "new")
+    assert (refused.code, "out has no scores; generate records them" in refused.err) == (2, True), refused.err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--where", "__import__('os').system('touch hacked')", "-o", "new"],
+        ["--where", "(" * 999 + "seam > 1" + ")" * 999, "-o", "new"],
+        ["--where", "not " * 400 + "seam > 1", "-o", "new"],
+        ["--where", "seam > " + "9" * 1900, "-o", "new"],
+        ["--where", "seam > 1e999", "-o", "new"],
+        ["--where", "sharpness > 1", "-o", "new"],
+        ["--where", "wrap > 1", "-o", "new"],
+        ["--where", "seam > 1000", "-o", "new"],
+        ["--where", "seam > 0"],
+        ["--where", "seam > 0", "-o", "new", "--keys", "keys.txt"],
+        ["--where", "seam > 0", "-o", "out"],
+        ["--where", "seam > 0", "-o", "prompts.txt"],
+        ["--where", "seam > 0", "--keys", "prompts.txt"],
+        ["-o", "new"],
+        ["--best", "1", "-o", "new"],
+        ["--best", "0", "--by", "seam", "-o", "new"],
+        ["--best", "one", "--by", "seam", "-o", "new"],
+        ["--by", "beauty", "--best", "1", "-o", "new"],
+    ],
+)
+def test_filter_refuses_in_one_line_and_writes_nothing(madgen_here, scored, tmp_path, arguments):
+    before = sorted(tmp_path.rglob("*"))
+    result = madgen_here("filter", "out", *arguments)
+    assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, ""), result.err
+    assert "Traceback" not in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory, tiny):
+    """A dataset of two panoramas."""
+    import subprocess
+    import sys
+
+    from conftest import environment
+
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "prompts.txt").write_text("a hill\na lake\n")
+    options = ["sampling.height=32", "sampling.width=64", "sampling.num_inference_steps=1", "method.mad.steps=0",
+               "sampling.guidance_scale=1", "prompts.source=prompts.txt", "trainer.accelerator=cpu",
+               "monitor.wandb.mode=disabled", f"backbone.pretrained={tiny}", "output.dir=out"]  # fmt: skip
+    (folder / "job.yaml").write_text("{}")
+    command = [sys.executable, "-m", "madgen", "generate", "job.yaml", *options]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def scored(one_shard, tmp_path):
+    shutil.copytree(one_shard, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "out"
+
+
+def test_a_list_of_keys(madgen_here, scored, tmp_path):
+    result = madgen_here("filter", "out", "--best", "1", "--by", "seam", "--keys", "keys.txt")
+    assert (result.code, result.out) == (0, "keys.txt: 2 of 2 samples\n"), result.err
+    assert (tmp_path / "keys.txt").read_text().split() == list(read(scored))
+
+
+def test_seams_of_moving_views_are_those_of_the_last_step(tiny):
+    """Three steps of views moved by 7, 3 and then 5 cells: these begin or end at cells 5, 8 and 13 of 16."""
+    options = ["method.views.layout=shifted", "method.mad.steps=0", "sampling.num_inference_steps=3"]
+    job = load_job([], [f"backbone.pretrained={tiny}", "sampling.height=32", "sampling.width=64", *options])
+    scores = PixelScores(job, PanoramaSampler.from_job(job))
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    assert scores(image)["seam"] == round(seam(image, [], [20, 32, 52], CELL), 4)
+    assert scores(image)["seam"] != round(seam(image, [], [32], CELL), 4)
+
+
+def test_a_grid_of_views_has_borders_in_both_directions(tiny):
+    job = load_job([], [f"backbone.pretrained={tiny}", "method.views.stride=4", "method.mad.steps=0"])
+    scores = PixelScores(job, PanoramaSampler.from_job(job))
+    image = np.full((48, 64, 3), 90, np.uint8)
+    image[16:] = 120
+    assert scores(image)["seam"] == 16.0, "of two borders, at 16 and 32 px, one has a step of 30"
+    assert scores(np.ascontiguousarray(image[:32]))["seam"] == 1.0, "one view high: no border lies across it"
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory):
+    """Folder of a tiny random CLIP model with its processor."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from madgen.demo.scenes import vocabulary
+    from madgen.demo.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip") / "model"
+    tokenizer = build_tokenizer(vocabulary(), folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {**sizes, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def cosine(folder, image, text):
+    """As transformers itself compares them."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    inputs = processor(text=[text], images=[Image.fromarray(image)], return_tensors="pt", truncation=True)
+    with torch.no_grad():
+        output = model(**inputs)
+    return float(output.logits_per_image / model.logit_scale.detach().exp())
+
+
+def test_clip_is_the_mean_cosine_over_squares(clip_model):
+    clip = _clip.load(str(clip_model))
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 100, 3), dtype=np.uint8)
+    found = []
+    for text in ("mountains over a meadow at noon", "the sea " * 40):
+        parts = [
+            cosine(clip_model, image[top:bottom, left:right], text) for left, top, right, bottom in crops(40, 100, 40)
+        ]
+        assert len(parts) == 3
+        found.append(np.mean([max(0, 100 * part) for part in parts]))
+        assert ClipScore(clip)(image, text) == pytest.approx(found[-1], abs=2e-4)
+    assert abs(found[0] - found[1]) > 0.01
+
+
+def test_clip_of_a_run(madgen, job_file, clip_model, tmp_path):
+    model = tmp_path / "clip"
+    shutil.copytree(clip_model, model)
+    job = (job_file, "prompts.limit=2", f"scores.clip={model}", "scores.enabled=[coherence]")
+    result = madgen("generate", *job)
+    assert result.code == 0, result.err
+    assert madgen("verify", "out").code == 0
+    score = ClipScore(_clip.load(str(model)))
+    made = read(tmp_path / "out")
+    for image, metadata, entry in made.values():
+        assert metadata["scores"] == entry["scores"]
+        assert set(entry["scores"]) == {"clip", "coherence"}
+        assert entry["scores"]["clip"] == pytest.approx(score(image, metadata["prompt"]), abs=2e-4)
+    again = madgen("regenerate", "out", next(iter(made)), "-o", "again.png")
+    assert (again.code, "the same pixels" in again.out) == (0, True), again.out + again.err
+    identity = json.loads((tmp_path / "out/dataset.json").read_text())["identity"]["scores"]
+    config = model / "config.json"
+    config.write_text(config.read_text() + "\n")
+    refused = madgen("generate", *job)
+    assert (refused.code, f"scores.clip: {identity['clip']} there" in refused.err) == (2, True), refused.err
+    shutil.copy(clip_model / "config.json", config)
+    plain = madgen("generate", job_file, "prompts.limit=2", "scores.enabled=[coherence]", "output.dir=plain")
+    assert plain.code == 0, plain.err
+    pictures = read(tmp_path / "plain")
+    assert all(np.array_equal(image, pictures[key][0]) for key, (image, *_) in made.items())
+
+
+def pickled(folder):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def lacking_weights(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def of_another_kind(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**content, "model_type": "siglip", "architectures": ["SiglipModel"]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pickled, "cannot load scores.clip="),
+        (lacking_weights, "lacks weights: text_projection.weight"),
+        (of_another_kind, "holds no CLIP model: config.json says ['SiglipModel']"),
+        (lambda folder: (folder / "config.json").unlink(), "is a folder without config.json: not a CLIP model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+    ],
+)
+def test_what_is_no_clip_model_is_refused(clip_model, tmp_path, change, message):
+    folder = tmp_path / "broken"
+    shutil.copytree(clip_model, folder)
+    change(folder)
+    with pytest.raises(UserError) as error:
+        _clip.load(str(folder))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no-such-folder", "scores.clip='no-such-folder' is neither a folder, nor a hub id (owner/name)"),
+        ("nobody/no-such-model", "in the local hub cache, and the hub cannot be reached from here"),
+        (".", "is a folder without config.json: not a CLIP model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused_before_anything_is_written(
+    madgen_here, job_file, tmp_path, model, message
+):
+    refused = madgen_here("generate", job_file, f"scores.clip={model}")
+    assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1), refused.err
+    assert message in refused.err
+    assert not (tmp_path / "out").exists()
