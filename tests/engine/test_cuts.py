@@ -1,6 +1,7 @@
 """Prompts that the text encoder does not see in full are counted before anything is sampled, and told apart."""
 
 import json
+import tarfile
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
     assert done.err == warning
     done = madgen("generate", job_file)
     assert (done.code, done.err.count("tokens"), done.err.startswith(warning)) == (0, 1, True)
+    cut = {}
+    for path in (tmp_path / "out/shards").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    told = json.load(tar.extractfile(member))
+                    cut.setdefault(told["prompt"], set()).add(told.get("cut_text"))
+    assert cut == {"a hill": {None}, LONG: {"at dawn"}}
 
 
 def test_a_sampler_tells_what_is_cut(tiny, tiny_xl, capfd):

@@ -15,6 +15,9 @@ import pytest
 from conftest import environment
 from PIL import Image
 
+from madgen import load_job
+from madgen.plan.shards import build_plan
+
 
 def hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shards/*.tar"))}
@@ -89,6 +92,45 @@ def test_the_same_command_again_does_nothing(finished, madgen, job_file):
     assert result.code == 0
     assert "0 made now" in result.err
     assert {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()} == before
+
+
+def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tmp_path):
+    """A thousand array tasks may come to find nothing to do."""
+    script = (
+        "import sys\n"
+        f"sys.argv = ['madgen', 'generate', {str(job_file)!r}]\n"
+        "from madgen.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stopped:\n    code = stopped.code or 0\n"
+        "print(code, [name for name in ('torch', 'lightning', 'diffusers', 'wandb') if name in sys.modules])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "0 []"
+    assert "0 made now" in run.stderr
+
+
+def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
+    """What the first worker saved is the plan for all later ones."""
+    options = ["prompts.samples_per_prompt=500"]
+    script = (
+        "import sys, madgen.engine.datamodule as module\n"
+        "module.LONG_LIST = 5\n"
+        f"sys.argv = {['madgen', 'generate', str(job_file), *options]}\n"
+        "from madgen.cli import main\nmain()\n"
+    )
+    errors = (tmp_path / "errors").open("w+")
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment(), stderr=errors)
+    plans = tmp_path / "out/work/plan"
+    while process.poll() is None and not list(plans.glob("*.arrow")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 3, (tmp_path / "errors").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("madgen.plan.shards._read", lambda job: pytest.fail("the prompts were read again"))
+    plan = build_plan(load_job([job_file], options), plans)
+    assert (plan.samples, plan.prompts[4].text) == (2500, "mountains over a meadow at noon 4")
 
 
 def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):

@@ -184,13 +184,27 @@ def test_generate_and_regenerate_agree_and_other_checkers_are_another_job(madgen
     assert (refused.code, "holds other weights here" in refused.err) == (2, True), refused.err
 
 
-def test_one_picture_is_checked_too(madgen_here, tiny, striped, tmp_path):
-    folder, *_ = striped
+@pytest.fixture
+def strict(random_checker, tmp_path):
+    """A checker that flags everything."""
+    folder = tmp_path / "strict"
+    shutil.copytree(random_checker, folder)
     weights = load_file(folder / "safety_checker/model.safetensors")
-    weights["concept_embeds_weights"][:] = -2.0  # everything is flagged
-    strict = tmp_path / "strict"
-    shutil.copytree(folder, strict)
-    save_file(weights, strict / "safety_checker/model.safetensors", metadata={"format": "pt"})
+    weights["concept_embeds_weights"][:] = -2.0
+    save_file(weights, folder / "safety_checker/model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_what_is_dropped_is_no_failure_of_the_model(madgen, job_file, strict, tmp_path):
+    """The breaker, which would stand none, lets all ten be quarantined."""
+    dropped = (f"safety.checker={strict}", "safety.action=drop", "quarantine.max_share=0", "quarantine.window=2")
+    result = madgen("generate", job_file, *dropped)
+    assert result.code == 4, result.err
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert reasons == ["unsafe"] * 10
+
+
+def test_one_picture_is_checked_too(madgen_here, tiny, strict, tmp_path):
     run = ("sample", "hills", f"backbone.pretrained={tiny}", "method.mad.steps=0", "sampling.num_inference_steps=1",
            "sampling.height=32", "sampling.width=64", f"safety.checker={strict}", "-o", "p.png")  # fmt: skip
     kept = madgen_here(*run)

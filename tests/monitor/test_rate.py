@@ -1,3 +1,7 @@
+import sys
+import threading
+import time
+
 import pytest
 
 from madgen.monitor.rate import Rate
@@ -71,3 +75,24 @@ def test_uneven_work_has_a_wider_interval(clock):
         even.add(1 + step % 3)
     assert even.error() == pytest.approx(0.0, abs=1e-9)
     assert 0.1 < uneven.error() < 1
+
+
+def test_it_may_be_asked_while_another_thread_counts():
+    rate, ended, seen = Rate(0.05), threading.Event(), []
+
+    def count():
+        while not ended.is_set():
+            rate.add(1)
+
+    thread = threading.Thread(target=count)
+    before, until = sys.getswitchinterval(), time.monotonic() + 1
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while time.monotonic() < until:
+            seen += [rate.per_second(), rate.error()]
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert max(value for value in seen if value is not None) > 0

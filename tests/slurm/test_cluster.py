@@ -307,6 +307,7 @@ def test_every_command_of_the_guide(cluster, conf, tmp_path):
             verified = verified or line.startswith("madgen verify")
             if line.startswith("madgen status"):
                 here.until_ended(job)
+            line = line.replace("generate jobs/alps.yaml ", f"generate jobs/alps.yaml {SMALL} trainer.accelerator=cpu ")
             here.run("bash", "-c", line.replace("1234", job))
     assert verified
     here.until_ended()

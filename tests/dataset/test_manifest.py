@@ -1,0 +1,65 @@
+"""Which settings make another dataset of a job, and which do not."""
+
+import pytest
+
+from madgen import load_job
+from madgen.dataset import manifest
+from madgen.plan.shards import build_plan
+
+OPEN = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_steps=20"]
+
+
+@pytest.fixture
+def fingerprint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a hill\n")
+
+    def of(*overrides):
+        job = load_job([], ["prompts.source=p.txt", *OPEN, *overrides])
+        return manifest.build(job, build_plan(job), "float32")["fingerprint"]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.sync.network=random",  # nothing is synchronized
+        "method.regions.bootstrapping=3",  # there are no regions
+        "output.quality=50",  # of PNG files
+        "sampling.batch_size=2",
+        "trainer.devices=2",
+        "output.dir=elsewhere",
+        "monitor.preview_every=3",
+    ],
+)
+def test_what_has_no_effect_is_no_other_job(fingerprint, override):
+    assert fingerprint(override) == fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.mad.steps=3",
+        "sampling.guidance_scale=2",
+        "sampling.num_inference_steps=21",
+        "sampling.loop=true",
+        "prompts.seed=1",
+        "prompts.samples_per_prompt=2",
+        "output.format=jpg",
+        "output.samples_per_shard=7",
+        "name=other",
+    ],
+)
+def test_what_changes_a_file_is_another_job(fingerprint, override):
+    assert fingerprint(override) != fingerprint()
+
+
+def test_settings_count_where_they_are_used(fingerprint):
+    across = "prompts.across=[a lake]"
+    assert fingerprint(across) != fingerprint()
+    assert fingerprint(across, "method.regions.bootstrapping=3") != fingerprint(across)
+    sync = ("method.sync.weight=20", "method.sync.network=random")
+    assert fingerprint(*sync) != fingerprint()
+    assert fingerprint(*sync, "method.sync.decay=0.5") != fingerprint(*sync)
+    assert fingerprint("output.format=jpg", "output.quality=50") != fingerprint("output.format=jpg")

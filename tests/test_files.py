@@ -1,0 +1,32 @@
+import pytest
+
+from madgen.files import atomic, write_atomically
+
+
+def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
+    path = tmp_path / "a"
+    with atomic(path) as stream:
+        stream.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_there_stays_if_writing_fails(tmp_path):
+    path = tmp_path / "a"
+    write_atomically(path, b"old")
+    with pytest.raises(ZeroDivisionError), atomic(path) as stream:
+        stream.write(b"half")
+        stream.write(b"%d" % (1 // 0))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_at_once_do_not_mix(tmp_path):
+    path = tmp_path / "a"
+    with atomic(path) as first:
+        first.write(b"first")
+        with atomic(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
