@@ -1,7 +1,8 @@
 """Trains the demo backbone from nothing: `python -m madgen.demo.train FOLDER`.
 
 Draws the scenes, fits the autoencoder, caches the latents, then fits UNet and text encoder on them. FOLDER becomes an
-ordinary diffusers pipeline folder. Seeded; hours on two CPU cores.
+ordinary diffusers pipeline folder. `--clip` names a folder for a small CLIP, which scores what the backbone draws.
+Seeded; hours on two CPU cores.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from madgen.demo.data import render
-from madgen.demo.scenes import vocabulary
+from madgen.demo.data import Pictures, render
+from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, vocabulary
 from madgen.demo.tokenizer import build_tokenizer
+from madgen.demo.train_clip import retrieval, save_clip, train_clip
 from madgen.demo.train_unet import new_scheduler, train_denoiser
 from madgen.demo.train_vae import encode, psnr, train_autoencoder
 
@@ -31,12 +33,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--unet-steps", type=int, default=4400)
     parser.add_argument("--keep-vae", action="store_true", help="use the autoencoder that is in FOLDER already")
     parser.add_argument("--improve-vae", action="store_true", help="go on with the autoencoder in FOLDER")
+    parser.add_argument("--clip", type=Path, help="where a small CLIP goes; none is trained without")
+    parser.add_argument("--clip-steps", type=int, default=1500)
+    parser.add_argument("--keep-backbone", action="store_true", help="train nothing but the CLIP")
     parser.add_argument("--compile", action="store_true", help="torch.compile: a minute to start, then faster")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-
     pictures = render(options.scenes, options.seed)
-    start = None
+    if not options.keep_backbone:
+        _train_backbone(options, pictures)
+    if options.clip is not None:
+        _train_extractor(options, pictures)
+
+
+def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
+    device, start = torch.device(options.device), None
     if options.keep_vae or options.improve_vae:
         start = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device)
     if start is None or options.improve_vae:
@@ -62,6 +72,20 @@ def main(arguments: list[str] | None = None) -> None:
         requires_safety_checker=False,
     ).save_pretrained(options.folder, safe_serialization=True)
     _forget_paths(options.folder)
+
+
+def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
+    device = torch.device(options.device)
+    vae = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device).eval()
+    options.clip.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(vocabulary(), options.clip)
+    clip = train_clip(pictures, vae, tokenizer, options.clip_steps, device, options.seed)
+    held_out = render(256, options.seed, held_out=True)
+    tables: dict[str, dict] = {"time": TIMES, "far": FARS, "ground": GROUNDS, "horizon": HORIZONS}
+    for name, table in tables.items():
+        print(f"CLIP: {100 * retrieval(clip, tokenizer, held_out, table, name):.0f} % of held-out scenes: {name}")
+    save_clip(clip, tokenizer, options.clip)
+    _forget_paths(options.clip)
 
 
 def _forget_paths(folder: Path) -> None:

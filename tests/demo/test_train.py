@@ -1,6 +1,12 @@
 import json
 
+import numpy as np
+import pytest
+
+from madgen.backbones import _clip
+from madgen.demo.scenes import Scene, caption, random_scene
 from madgen.demo.train import main
+from madgen.demo.train_clip import shows
 
 
 def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
@@ -9,7 +15,8 @@ def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
 
     from madgen import PanoramaSampler
 
-    main([str(tmp_path), "--scenes", "48", "--vae-steps", "2", "--unet-steps", "2", "--device", "cpu"])
+    few = ["--scenes", "48", "--vae-steps", "2", "--unet-steps", "2", "--clip-steps", "2", "--device", "cpu"]
+    main([str(tmp_path), *few, "--clip", str(tmp_path / "clip")])
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
     sampler = PanoramaSampler.from_pretrained(str(tmp_path), mad_steps=1, dtype="float32")
     latents = sampler.sample(
@@ -17,3 +24,28 @@ def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
     )
     assert latents.shape == (1, 4, 16, 32)
     assert torch.isfinite(latents).all()
+    score = _clip.load(str(tmp_path / "clip")).similarity(np.zeros((96, 96, 3), np.uint8), "dunes at noon")
+    assert -1 <= score <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("a landscape", True),
+        ("hills over a meadow at sunrise", True),
+        ("hills at dawn with clouds and a sun, low horizon", True),
+        ("hills at noon", False),
+        ("hills with trees", False),
+        ("hills with a moon", False),
+        ("a view, high horizon", False),
+    ],
+)
+def test_a_caption_fits_every_scene_that_has_what_it_names(text, fits):
+    assert shows(Scene("dawn", "hills", "meadow", "low", sun=True, clouds=True), text) == fits
+
+
+def test_any_caption_of_a_scene_fits_it():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scene = random_scene(rng)
+        assert shows(scene, caption(scene, rng))
