@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from rich.progress import track
 
-from madgen.demo.scenes import Scene, draw, is_held_out, random_scene
+from madgen.demo.scenes import Scene, caption, draw, is_held_out, random_scene
+
+EMPTY_CAPTIONS = 0.1
+"""Share of captions dropped, for classifier-free guidance."""
+UNKNOWN_WORDS = 0.15
+"""Share of captions with a meaningless word, so that free prompts do no harm."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,30 @@ def _render_one(job: tuple[int, int, bool]) -> tuple[Scene, np.ndarray]:
 def _scenes(rng: np.random.Generator) -> Iterator[Scene]:
     while True:
         yield random_scene(rng)
+
+
+def draw_captions(scenes: list[Scene], each: int, seed: int, *, corrupt: bool) -> list[list[str]]:
+    """`each` captions of every scene, drawn ahead of training: drawing them takes longer than a step on a GPU.
+
+    `corrupt` ones are now and then empty, or hold a word that means nothing.
+    """
+    jobs = [(seed, index, scene, each, corrupt) for index, scene in enumerate(scenes)]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        return list(track(pool.imap(_captions_of, jobs, chunksize=256), description="captions", total=len(jobs)))
+
+
+def _captions_of(job: tuple[int, int, Scene, int, bool]) -> list[str]:
+    seed, index, scene, each, corrupt = job
+    rng = np.random.default_rng((seed, index, 2))
+    texts = [caption(scene, rng) for _ in range(each)]
+    return [_corrupted(text, rng) for text in texts] if corrupt else texts
+
+
+def _corrupted(text: str, rng: np.random.Generator) -> str:
+    if rng.random() < EMPTY_CAPTIONS:
+        return ""
+    words = text.split(" ")
+    if rng.random() < UNKNOWN_WORDS:
+        nonsense = "".join(rng.choice(list(string.ascii_lowercase), int(rng.integers(3, 9))))
+        words.insert(int(rng.integers(0, len(words) + 1)), nonsense)
+    return " ".join(words)

@@ -13,18 +13,20 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from madgen.demo.data import Pictures
-from madgen.demo.scenes import WORDS, Scene, caption
+from madgen.demo.data import Pictures, draw_captions
+from madgen.demo.scenes import WORDS, Scene
 from madgen.demo.train_unet import tokenize
 from madgen.demo.train_vae import to_tensor
 
 SIDE = 64  # pixels: what the image tower sees of a square crop
 WIDTH = 128
 BATCH = 192
+CAPTIONS = 12  # of a scene, drawn ahead
 LEARNING_RATE = 1e-3
 MEAN = STD = (0.5, 0.5, 0.5)
 ATTRIBUTES = {word: name for name, words in WORDS.items() for word in words}
 """Which attribute a word of a caption names."""
+BITS = {name: 1 << bit for bit, name in enumerate([*WORDS, "clouds", "stars", "trees", "sun", "moon"])}
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -53,12 +55,27 @@ def new_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 def shows(scene: Scene, text: str) -> bool:
     """Whether everything that a caption names is in a scene."""
-    words = text.replace(",", "").split()
-    named = {ATTRIBUTES[word] for word in words if word in ATTRIBUTES}
+    return not _named(text) & ~_contents(scene)
+
+
+def fitting(scenes: list[Scene], texts: list[str]) -> Tensor:
+    """Which captions fit which scenes, [scenes, texts] of 0 and 1."""
+    there, named = np.array([_contents(scene) for scene in scenes]), np.array([_named(text) for text in texts])
+    return torch.from_numpy(((named[None] & ~there[:, None]) == 0).astype(np.float32))
+
+
+def _contents(scene: Scene) -> int:
+    """A bit for each attribute and thing that a scene has."""
     things = {"clouds": scene.clouds, "stars": scene.stars, "trees": scene.trees}
-    things |= {"sun": scene.sun and scene.time != "night", "moon": scene.sun and scene.time == "night"}
-    there = all(things[word] for word in words if word in things)
-    return there and named <= {scene.time, scene.far, scene.ground, scene.horizon}
+    things["moon" if scene.time == "night" else "sun"] = scene.sun
+    names = [scene.time, scene.far, scene.ground, scene.horizon, *(name for name, there in things.items() if there)]
+    return sum(BITS[name] for name in names)
+
+
+def _named(text: str) -> int:
+    """The bits of what a caption names."""
+    words = text.replace(",", "").split()
+    return sum({BITS[ATTRIBUTES.get(word, word)] for word in words if ATTRIBUTES.get(word, word) in BITS})
 
 
 @torch.no_grad()
@@ -93,17 +110,17 @@ def train_clip(
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 3))
     seen = torch.cat((shrunk(pictures.images, None, device), shrunk(pictures.images, vae, device)))
+    captions = draw_captions(pictures.scenes, CAPTIONS, seed, corrupt=False)
     model = new_clip(tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    running = 5.0
     for step in track(range(steps), description="CLIP"):
         rate = min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * max(rate, 0.01)
         chosen = rng.integers(0, len(pictures.scenes), BATCH)
         scenes = [pictures.scenes[index] for index in chosen]
-        texts = [caption(scene, rng) for scene in scenes]
-        fits = torch.tensor([[float(shows(scene, text)) for text in texts] for scene in scenes], device=device)
+        texts = [captions[index][int(rng.integers(CAPTIONS))] for index in chosen]
+        fits = fitting(scenes, texts).to(device)
         images = seen[chosen + len(pictures.scenes) * rng.integers(0, 2, BATCH)].to(device)
         images = images + 0.02 * torch.randn_like(images)
         image_embeds = model.visual_projection(model.vision_model(images).pooler_output)
@@ -113,9 +130,8 @@ def train_clip(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        running += 0.02 * (float(loss.detach()) - running)
         if step % 100 == 99:
-            print(f"CLIP step {step + 1}: loss {running:.3f}", flush=True)
+            print(f"CLIP step {step + 1}: loss {float(loss.detach()):.3f}", flush=True)
     return model.eval()
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
-import string
+from functools import partial
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from madgen.demo.scenes import Scene, caption
+from madgen.demo.pace import Pace
 
 LEARNING_RATE = 1e-3
-BATCH = 32
 EMA_DECAY = 0.999
-EMPTY_CAPTIONS = 0.1  # share of captions dropped, for classifier-free guidance
-UNKNOWN_WORDS = 0.15  # share of captions with a meaningless word, so that free prompts do no harm
 TEXT_WIDTH = 96
 
 
@@ -85,63 +79,52 @@ class _Loss(nn.Module):
 
 def train_denoiser(
     latents: Tensor,
-    scenes: list[Scene],
+    token_ids: Tensor,
     tokenizer: CLIPTokenizer,
-    steps: int,
+    pace: Pace,
+    batch: int,
     device: torch.device,
     seed: int,
-    compiled: bool = False,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains on scaled latents [N, 4, 16, 16] and fresh captions of their scenes; returns the averaged weights."""
+    """Trains on scaled latents [N, 4, 16, 16] and K tokenized captions of each [N, K, L]; returns averaged weights.
+
+    Everything is drawn on the device, where the data stays: a step waits for nothing.
+    """
     torch.manual_seed(seed)
-    rng = np.random.default_rng((seed, 2))
-    noise_generator = torch.Generator().manual_seed(seed)
     scheduler = new_scheduler()
-    text_encoder = new_text_encoder(tokenizer)
-    model = _Loss(new_unet(), text_encoder).to(device).to(memory_format=torch.channels_last)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    model = _Loss(new_unet(), new_text_encoder(tokenizer)).to(device)
+    model = model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
-    objective = torch.compile(model, dynamic=False) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    running = 1.0
-    for step in track(range(steps), description="denoiser"):
-        decay = 0.5 * (1 + math.cos(math.pi * max(0.0, step / steps - 0.3) / 0.7))
+    latents, token_ids = latents.to(device), token_ids.to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=device.type == "cuda"
+    )
+    draw = partial(torch.randint, generator=generator, device=device)
+    for step in pace:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200) * max(decay, 0.01)
-        chosen = rng.integers(0, len(latents), BATCH)
-        clean = latents[chosen]
-        token_ids = tokenize(tokenizer, [training_caption(scenes[index], rng) for index in chosen])
-        timesteps = torch.randint(0, 1000, (BATCH,), generator=noise_generator)
-        noise = torch.randn(clean.shape, generator=noise_generator)
+            group["lr"] = LEARNING_RATE * pace.rate(hold=0.3)
+        chosen, which = draw(len(latents), (batch,)), draw(token_ids.shape[1], (batch,))
+        clean, timesteps = latents[chosen], draw(1000, (batch,))
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         velocity = scheduler.get_velocity(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
-            loss = objective(*(tensor.to(device) for tensor in (noisy, timesteps, token_ids, velocity)))
+            loss = model(noisy, timesteps, token_ids[chosen, which], velocity)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         _move_average(average, model, min(EMA_DECAY, (1 + step) / (10 + step)))
-        running += 0.02 * (loss.item() - running)
-        if step % 100 == 0:
-            print(f"denoiser step {step} loss {running:.4f}", flush=True)
+        if step % 200 == 0:
+            pace.report("denoiser", f"loss {loss.item():.4f}")
     return average.unet.eval(), average.text_encoder.eval()
 
 
 @torch.no_grad()
 def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for old, new in zip(average.parameters(), model.parameters(), strict=True):
-        old.lerp_(new, 1 - decay)
-
-
-def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene, now and then empty, or with a word that means nothing."""
-    if rng.random() < EMPTY_CAPTIONS:
-        return ""
-    words = caption(scene, rng).split(" ")
-    if rng.random() < UNKNOWN_WORDS:
-        nonsense = "".join(rng.choice(list(string.ascii_lowercase), int(rng.integers(3, 9))))
-        words.insert(int(rng.integers(0, len(words) + 1)), nonsense)
-    return " ".join(words)
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from rich.progress import track
 from torch import Tensor, nn
+
+from madgen.demo.pace import Pace
 
 KL_WEIGHT = 2e-5
 GRADIENT_WEIGHT = 0.5
 LEARNING_RATE = 1.5e-3
-BATCH = 16
 CROP = 64  # pixels; most steps see crops, which are cheaper, the last quarter whole pictures
 
 
@@ -32,9 +30,9 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+def to_tensor(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1, channels last."""
-    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
 
 
@@ -58,48 +56,42 @@ class _Loss(nn.Module):
 
 
 def train_autoencoder(
-    images: np.ndarray,
-    steps: int,
-    device: torch.device,
-    seed: int,
-    compiled: bool = False,
-    start: AutoencoderKL | None = None,
+    images: np.ndarray, pace: Pace, batch: int, device: torch.device, seed: int, start: AutoencoderKL | None = None
 ) -> AutoencoderKL:
-    """Trains on uint8 pictures [N, 128, 128, 3], from `start` or from nothing.
+    """Trains on uint8 pictures [N, 128, 128, 3], `batch` crops or half as many whole ones, from `start` or nothing.
 
     The returned model's `scaling_factor` gives latents unit variance.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 1))
+    pictures = torch.from_numpy(images).to(device)
     vae = (start or new_autoencoder()).train().to(device=device, memory_format=torch.channels_last)
-    objective = torch.compile(_Loss(vae), dynamic=False) if compiled else _Loss(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, weight_decay=1e-4)
-    for step in track(range(steps), description="autoencoder"):
-        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+    objective = _Loss(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, weight_decay=1e-4, fused=device.type == "cuda")
+    for step in pace:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * max(decay, 0.01)
-        pictures = to_tensor(_batch(images, rng, whole=step >= 0.75 * steps), device)
+            group["lr"] = LEARNING_RATE * pace.rate()
         with torch.autocast(device.type, torch.bfloat16):
-            loss = objective(pictures)
+            loss = objective(_batch(pictures, rng, batch, whole=pace.done >= 0.75))
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 100 == 0:
-            print(f"autoencoder step {step} loss {loss.item():.4f}", flush=True)
+        if step % 200 == 0:
+            pace.report("autoencoder", f"loss {loss.item():.4f}")
     vae.eval()
     latents = encode(vae, images[:2048], device, scaled=False)
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return vae
 
 
-def _batch(images: np.ndarray, rng: np.random.Generator, whole: bool) -> np.ndarray:
+def _batch(pictures: Tensor, rng: np.random.Generator, batch: int, whole: bool) -> Tensor:
     """Half as many whole pictures as crops: twice the pixels."""
-    chosen = images[np.sort(rng.integers(0, len(images), BATCH // 2 if whole else BATCH))]
-    if whole:
-        return chosen
-    top, left = rng.integers(0, images.shape[1] - CROP + 1, 2)
-    return chosen[:, top : top + CROP, left : left + CROP]
+    chosen = pictures[torch.from_numpy(rng.integers(0, len(pictures), max(1, batch // 2) if whole else batch))]
+    if not whole:
+        top, left = rng.integers(0, chosen.shape[1] - CROP + 1, 2)
+        chosen = chosen[:, top : top + CROP, left : left + CROP]
+    return to_tensor(chosen, pictures.device)
 
 
 @torch.no_grad()

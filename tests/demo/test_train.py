@@ -15,8 +15,9 @@ def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
 
     from madgen import PanoramaSampler
 
-    few = ["--scenes", "48", "--vae-steps", "2", "--unet-steps", "2", "--clip-steps", "2", "--device", "cpu"]
-    main([str(tmp_path), *few, "--clip", str(tmp_path / "clip")])
+    few = {"scenes": 48, "vae-steps": 2, "vae-batch": 4, "unet-steps": 2, "unet-batch": 4, "clip-steps": 2}
+    few = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    main([str(tmp_path), *few, "--device", "cpu", "--clip", str(tmp_path / "clip")])
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
     sampler = PanoramaSampler.from_pretrained(str(tmp_path), mad_steps=1, dtype="float32")
     latents = sampler.sample(
