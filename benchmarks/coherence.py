@@ -16,21 +16,26 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import fidelity
+import numpy as np
 import scores
 from report import write_report
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, view_evaluations
+from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, unet_passes, view_evaluations
 
 from madgen import PanoramaSampler
 from madgen.joint.views import shifts
 from madgen.weights import require_weights_id
 
+FEATURES = "features.txt"
+"""Beside the cache: the crops' features, too many to keep in the repository."""
 VIEW, STRIDE = 16, 4  # latent cells of the demo backbone: its views and their default stride
 
 
@@ -81,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     work = [] if options.report else list(missing(study, chosen, known, options.panoramas, options.batch))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the workers would be left behind
     try:
-        run(study, work, cache, options.workers, options.threads)
+        run(study, work, cache, options)
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command goes on from {cache}")
     known = read_cache(cache)
@@ -90,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
         for setting in chosen
     }
     rows = {setting: [known[key] for key in wanted if key in known] for setting, wanted in keys.items()}
-    write_report(options.out, {setting: found for setting, found in rows.items() if found}, study.steps, study.weights)
+    distances = fidelity.distances(options.out, study, {s: wanted for s, wanted in keys.items() if rows[s]}, options)
+    write_report(options.out, {s: found for s, found in rows.items() if found}, study.steps, study.weights, distances)
     print(f"{options.out}: scores.jsonl, report.md, figure.png")
     return None
 
@@ -103,6 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', for instance 'seams:'")
     parser.add_argument("--pretrained", default="demo", help="another backbone of the same pictures")
     parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default 4)")
+    parser.add_argument("--device", default="cpu", help="a GPU samples in this process: cuda, with --batch 32 or so")
     parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--threads", type=_positive, default=1, help="of each process; 1 is fastest on a busy machine")
     parser.add_argument("--report", action="store_true", help="make no panorama; report those that are there")
@@ -137,29 +144,42 @@ def missing(study: Study, chosen: Iterable[Setting], known: dict, panoramas: int
             yield Work(setting, tuple(samples[start : start + batch]))
 
 
-def run(study: Study, work: list[Work], cache: Path, workers: int, threads: int) -> None:
-    """Makes and scores what is missing; this process alone writes the cache."""
+def run(study: Study, work: list[Work], cache: Path, options: argparse.Namespace) -> None:
+    """Makes and scores what is missing; this process alone writes the cache. A GPU samples here, processes score."""
     total = sum(len(item.samples) for item in work)
     if not total:
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    spawn = multiprocessing.get_context("spawn")
+    spawn, features = multiprocessing.get_context("spawn"), cache.with_name(FEATURES)
     with (
         Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True)) as progress,
         open(cache, "a") as stream,
-        ProcessPoolExecutor(min(workers, len(work)), spawn, _start_worker, (threads,)) as pool,
+        open(features, "a") as features_stream,
+        ProcessPoolExecutor(min(options.workers, len(work)), spawn, _start_worker, (options.threads,)) as pool,
     ):
         bar = progress.add_task("panoramas", total=total)
-        futures = [pool.submit(sample_and_score, study, item) for item in work]
         try:
-            for future in as_completed(futures):
-                rows = future.result()
+            for rows in _results(pool, study, work, options.device):
+                features_stream.writelines(f"{row['key']} {row.pop('features')}\n" for row in rows)
                 stream.writelines(json.dumps(row) + "\n" for row in rows)
                 stream.flush()
                 progress.advance(bar, len(rows))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else the rest of the study would still be made
             raise
+
+
+def _results(pool: ProcessPoolExecutor, study: Study, work: list[Work], device: str) -> Iterator[list[dict]]:
+    """Lines of the cache, as soon as they are there."""
+    pending: set[Future] = set()
+    for item in work:
+        if device == "cpu":
+            pending.add(pool.submit(sample_and_score, study, item))
+        else:
+            pending.add(pool.submit(rows_of, study, item, sampled(study, item, device)))
+            done, pending = wait(pending, timeout=0)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in as_completed(pending))
 
 
 def _start_worker(threads: int) -> None:
@@ -177,14 +197,25 @@ def _limit_threads(threads: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def sampler_of(study: Study, setting: Setting) -> PanoramaSampler:
+def sampler_of(study: Study, setting: Setting, device: str = "cpu") -> PanoramaSampler:
     """The last one is kept: the batches of a setting follow each other."""
-    return new_sampler(setting, study.pretrained, study.steps)
+    return new_sampler(setting, study.pretrained, study.steps, device)
 
 
-def sample_and_score(study: Study, work: Work) -> list[dict]:
-    """One line of the cache for each panorama."""
-    setting, sampler = work.setting, sampler_of(study, work.setting)
+@dataclass(frozen=True)
+class Sampled:
+    """Pictures of one piece of work, and what the setting tells of them."""
+
+    images: np.ndarray
+    features: list[np.ndarray]
+    """Of each picture's crops [crops, D], see `fidelity.py`."""
+    clips: list[float]
+    shared: dict[str, Any]
+    own_borders: list[int]
+
+
+def sampled(study: Study, work: Work, device: str = "cpu") -> Sampled:
+    setting, sampler = work.setting, sampler_of(study, work.setting, device)
     prompts, seeds = zip(*work.samples, strict=True)
     started = time.perf_counter()
     images = sampler.sample(
@@ -192,29 +223,43 @@ def sample_and_score(study: Study, work: Work) -> list[dict]:
         seeds=seeds,
         height=setting.height,
         width=setting.width,
-        num_inference_steps=study.steps,
+        num_inference_steps=setting.own_steps(study.steps),
         guidance_scale=GUIDANCE,
+        guidance_steps=setting.guidance_steps(study.steps),
         loop=setting.loop,
     )
-    seconds = (time.perf_counter() - started) / len(images)
     shared = {
         "setting": f"{setting.group}: {setting.name}",
         "weights": study.weights,
         "views": view_evaluations(sampler, setting, study.steps),
-        "seconds": round(seconds, 3),
+        "passes": unet_passes(sampler, setting, study.steps),
+        "seconds": round((time.perf_counter() - started) / len(images), 3),
     }
-    own = last_borders(sampler, setting, study.steps)
+    features, clips = fidelity.looks(images, prompts, device)
+    return Sampled(images, features, clips, shared, last_borders(sampler, setting, study.steps))
+
+
+def rows_of(study: Study, work: Work, made: Sampled) -> list[dict]:
+    """One line of the cache for each panorama."""
     return [
-        {"key": study.key(setting, prompt, seed), "prompt": prompt, "seed": seed, **shared}
+        {"key": study.key(work.setting, prompt, seed), "prompt": prompt, "seed": seed, **made.shared}
         | scores.score(image, PROMPTS[prompt], *study.borders())
-        | {"own seam": scores.seam(image, own) if own else None}
-        for prompt, seed, image in zip(prompts, seeds, images, strict=True)
+        | {"own seam": scores.seam(image, made.own_borders) if made.own_borders else None, "clip": clip}
+        | {"features": fidelity.packed(features)}
+        for (prompt, seed), image, features, clip in zip(
+            work.samples, made.images, made.features, made.clips, strict=True
+        )
     ]
+
+
+def sample_and_score(study: Study, work: Work) -> list[dict]:
+    """Both in one process."""
+    return rows_of(study, work, sampled(study, work))
 
 
 def last_borders(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[int]:
     """Pixels where the views of the last step meet; none where they overlap, or where there is only one."""
-    views = sampler.geometry.build(setting.height, setting.width, setting.loop).at(steps - 1)
+    views = sampler.geometry.build(setting.height, setting.width, setting.loop).at(setting.own_steps(steps) - 1)
     axis = views.columns if setting.width >= setting.height else views.rows
     starts = sorted(axis.starts)
     if setting.layout != "shifted" or any(b - a < axis.size for a, b in pairwise(starts[1:-1])):
@@ -229,12 +274,12 @@ def estimate(study: Study, chosen: list[Setting], options: argparse.Namespace) -
     work = list(missing(study, chosen, {}, options.panoramas, options.panoramas))
     total = 0.0
     for item in work:
-        sampler, setting = sampler_of(study, item.setting), item.setting
+        sampler, setting = sampler_of(study, item.setting, options.device), item.setting
         prompts, seeds = zip(*item.samples[: options.batch], strict=True)
         size = {"height": setting.height, "width": setting.width, "loop": setting.loop, "guidance_scale": GUIDANCE}
         started = time.process_time()
         sampler.sample(prompts, seeds=seeds, num_inference_steps=2, output="latent", **size)
-        seconds = (time.process_time() - started) * study.steps / 2 / len(prompts)
+        seconds = (time.process_time() - started) * setting.own_steps(study.steps) / 2 / len(prompts)
         total += seconds * len(item.samples)
         print(f"{seconds:7.2f} x {len(item.samples):3d}  {setting.group}: {setting.name}", flush=True)
     print(f"about {total / 60 / options.workers:.0f} min with {options.workers} workers on idle cores")

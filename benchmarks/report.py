@@ -18,6 +18,7 @@ COLUMNS = {  # name of a score: its heading
     "horizon": "horizon",
     "time": "time of day",
     "caption": "caption",
+    "clip": "demo CLIP",
     "variety colour": "variety: colour",
     "variety horizon": "variety: horizon",
     "seam": "seams",
@@ -35,6 +36,9 @@ Means ± standard error over the panoramas (variety: over the prompts); n panora
   deviation of the horizon's height (percent of the rows); pairs of crops that show another time of day (percent).
 - **caption**: of what the prompt names (time of day, ground, horizon), percent that crops show, told from the pixels by
   the nearest drawn scene. Prompts that name nothing of it do not count.
+- **demo CLIP, FD**: 100 times the cosine of crops and prompt by the small CLIP that comes with madgen; Fréchet distance
+  × 1000 of its features between all crops of the setting and square pictures of one view of the same prompts (as many
+  each as a setting has panoramas).
 - **variety**: standard deviation over the panoramas of one prompt, of mean colours (0..255) and horizon (percent).
 - **seams, last seams**: step at every 32nd column (there lie the borders of shifted views), and at the borders of a
   shifted last step's views alone, over the step at other borders of latent cells near by; 1 is none. The same columns
@@ -75,8 +79,8 @@ def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(numbers)), float(error)
 
 
-def write_report(folder: Path, rows: Rows, steps: int, weights: str) -> None:
-    """Writes `report.md`, and `figure.png` where matplotlib is installed."""
+def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: Mapping[str, float]) -> None:
+    """Writes `report.md`, and `figure.png` and `pareto.png` where matplotlib is installed."""
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in rows:
         groups[setting.group].append(setting)
@@ -87,7 +91,7 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str) -> None:
         NOTES,
     ]
     for group, members in groups.items():
-        parts.append(f"## {group}\n\n{table({setting: rows[setting] for setting in members}, steps)}\n")
+        parts.append(f"## {group}\n\n{table({setting: rows[setting] for setting in members}, steps, distances)}\n")
     (folder / "report.md").write_text("\n".join(parts))
     try:
         import matplotlib
@@ -96,21 +100,25 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str) -> None:
         return
     matplotlib.use("Agg")
     write_figure(folder / "figure.png", groups, rows)
+    if "cost" in groups:
+        write_pareto(folder / "pareto.png", groups["cost"], rows, distances)
 
 
-def table(rows: Rows, steps: int) -> str:
+def table(rows: Rows, steps: int, distances: Mapping[str, float]) -> str:
     """One line a setting, in Markdown."""
     lines = [
-        "| setting | canvas px | merged steps | n | views | s | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
+        "| setting | canvas px | steps, merged | n | views | UNet passes | FD | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
     first = next(iter(rows.values()))
     for setting, found in rows.items():
         found = with_change(found, first)
-        seconds = np.mean([row["seconds"] for row in found])
-        head = f"| {setting.name} | {setting.height}x{setting.width} | {setting.merged_steps(steps)} | {len(found)} "
+        distance = distances.get(f"{setting.group}: {setting.name}")
+        of_steps = f"{setting.own_steps(steps)}, {setting.merged_steps(steps)}"
+        head = f"| {setting.name} | {setting.height}x{setting.width} | {of_steps} | {len(found)} "
+        fd = "–" if distance is None else f"{distance:.1f}"
         cells = (cell(values(found, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
-        lines.append(f"{head}| {found[0]['views']:.0f} | {seconds:.1f} | " + " | ".join(cells) + " |")
+        lines.append(f"{head}| {found[0]['views']:.0f} | {found[0]['passes']:.0f} | {fd} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -134,6 +142,29 @@ def write_figure(path: Path, groups: Mapping[str, list[Setting]], rows: Rows) ->
     for axis, group in zip(axes[0], shown, strict=True):
         panels[group](axis, groups[group], rows)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapping[str, float]) -> None:
+    """Coherence and fidelity against UNet passes, one number a setting."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
+    for number, setting in enumerate(members, 1):
+        passes, (mean, error) = rows[setting][0]["passes"], mean_and_error(values(rows[setting], "colour"))
+        distance = distances.get(f"{setting.group}: {setting.name}", float("nan"))
+        marker = "s" if setting.layout == "shifted" else "o"
+        axes[0].errorbar(passes, mean, error, marker=marker, capsize=3, label=f"{number}  {setting.name}")
+        axes[1].plot(passes, distance, marker)
+        for axis, height in zip(axes, (mean, distance), strict=True):
+            axis.annotate(str(number), (passes, height), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes[0].set(ylabel="colour spread between crops (coherence)")
+    axes[1].set(ylabel="Fréchet distance x 1000 of demo CLIP features (fidelity)")
+    for axis in axes:
+        axis.set(xlabel="UNet passes over a view, a panorama", xlim=(0, None), ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

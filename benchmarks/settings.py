@@ -55,6 +55,11 @@ class Setting:
     """Share of the steps, the first ones, with overlapping views in a shifted layout."""
     overlap_last: float = 0.0
     """Share of the steps, the last ones, with overlapping views in a shifted layout."""
+    steps: float = 1.0
+    """Of the study's number of steps."""
+    scheduler: str | None = None
+    guided: tuple[float, float] | None = None
+    """Shares of the steps between which guidance acts."""
     height: int = 128
     width: int = 512
     loop: bool = False
@@ -68,9 +73,18 @@ class Setting:
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("group", "name", "share", "tau")}
         return {**fields, "merged_steps": self.merged_steps(steps)}
 
+    def own_steps(self, steps: int) -> int:
+        """Steps of this setting, in a study of `steps`."""
+        return round(self.steps * steps)
+
     def merged_steps(self, steps: int) -> int:
-        """τ, in steps of the study."""
-        return round(self.tau * steps)
+        """τ, in steps of the setting."""
+        return round(self.tau * self.own_steps(steps))
+
+    def guidance_steps(self, steps: int) -> tuple[int, int] | None:
+        """First step with guidance, and the first without it again."""
+        own = self.own_steps(steps)
+        return None if self.guided is None else (round(self.guided[0] * own), round(self.guided[1] * own))
 
 
 def tau(of_50: int) -> float:
@@ -81,8 +95,7 @@ def tau(of_50: int) -> float:
 def settings() -> list[Setting]:
     """Every setting, in the order of the report."""
     shifted = partial(Setting, layout="shifted")
-    seams, loop = partial(shifted, "seams"), partial(Setting, "loop", share=0.5)
-    half, quarter, eighth = ({"share": 1 / n} for n in (2, 4, 8))
+    seams, loop = partial(shifted, "seams"), partial(Setting, "loop")
     return [
         *(Setting("tau", f"MAD, τ={of_50} of 50", tau(of_50)) for of_50 in (0, 5, 15, 25, 50)),
         Setting("blocks", "down", 1.0, blocks=("down",), stride=8),
@@ -102,58 +115,92 @@ def settings() -> list[Setting]:
         shifted("methods", "MAD τ=15 of 50 overlapping, then shifted", tau(15), overlap_first=tau(15)),
         shifted("methods", "shifted, MAD in every step", 1.0),
         shifted("methods", "shifted, MAD in all but the last 4 of 20 steps", 0.8),
-        Setting("methods", "SyncDiffusion, untrained VGG16, 10 of 20 steps", extra=SYNC, share=1 / 8),
+        Setting("methods", "SyncDiffusion, untrained VGG16, 10 of 20 steps", extra=SYNC),
         seams("shifts of 4 cells", 1.0),
-        seams("shifts of 8 cells", 1.0, stride=8, **half),
-        seams("last step overlapping", 1.0, overlap_last=0.05, **half),
-        seams("last 2 of 20 overlapping", 1.0, overlap_last=0.1, **half),
-        seams("last 4 of 20 overlapping", 1.0, overlap_last=0.2, **half),
-        seams("last 2 of 20 without MAD", 0.9, **half),
-        seams("last 4 of 20 without MAD", 0.8, **half),
+        seams("shifts of 8 cells", 1.0, stride=8),
+        seams("last step overlapping", 1.0, overlap_last=0.05),
+        seams("last 2 of 20 overlapping", 1.0, overlap_last=0.1),
+        seams("last 4 of 20 overlapping", 1.0, overlap_last=0.2),
+        seams("last 2 of 20 without MAD", 0.9),
+        seams("last 4 of 20 without MAD", 0.8),
+        seams("last 4 of 20 without MAD, the last one overlapping", 0.8, overlap_last=0.05),
+        seams("last 4 of 20 without MAD, the last 2 overlapping", 0.8, overlap_last=0.1),
+        seams("last 2 of 20 without MAD and overlapping", 0.9, overlap_last=0.1),
         Setting("seams", "overlapping views, MAD in every step", 1.0),
-        *_sizes("widths", ((256, 128, half), (512, 128, {}), (768, 128, quarter), (1536, 128, eighth))),
-        *_sizes("vertical", ((128, 768, quarter),)),
+        *_sizes("widths", ((256, 128), (512, 128), (768, 128), (1536, 128))),
+        *_sizes("vertical", ((128, 512), (128, 768))),
         loop("overlapping, open", 1.0, stride=8),
         loop("overlapping, loop", 1.0, stride=8, loop=True),
         loop("shifted, open", 1.0, layout="shifted"),
         loop("shifted, loop", 1.0, layout="shifted", loop=True),
+        *_cheaper(),
     ]
 
 
-def _sizes(group: str, sizes: tuple[tuple[int, int, dict[str, float]], ...]) -> Iterator[Setting]:
-    for width, height, share in sizes:
-        where = {"width": width, "height": height, **share}
+def _cheaper() -> Iterator[Setting]:
+    """Fewer UNet passes on purpose: larger strides, shifted views, fewer steps, guidance in some steps only."""
+    cost, middle = partial(Setting, "cost"), (0.1, 0.8)
+    fast = partial(cost, layout="shifted", overlap_last=0.05)
+    yield cost("MAD τ=15 of 50, stride view/4", tau(15))
+    yield cost("MAD in every step, stride view/4", 1.0)
+    yield cost("MAD in every step, stride view/2", 1.0, stride=8)
+    yield cost("MAD in every step, stride view", 1.0, stride=16)
+    yield cost("MAD in every step, guided in the middle", 1.0, guided=middle)
+    yield fast("shifted, MAD τ=40, last step overlapping", 0.8)
+    yield fast("the same, guided in the middle", 0.8, guided=middle)
+    for scheduler in ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        name = scheduler.removesuffix("MultistepScheduler").removesuffix("Scheduler")
+        yield cost(f"MAD in every step, {name}, half the steps", 1.0, steps=0.5, scheduler=scheduler)
+        yield fast(f"shifted, MAD τ=40, {name}, half the steps", 0.8, steps=0.5, scheduler=scheduler, overlap_last=0.1)
+    yield fast(
+        "shifted, MAD τ=40, UniPC, half the steps, guided in the middle",
+        0.8,
+        steps=0.5,
+        scheduler="UniPCMultistepScheduler",
+        overlap_last=0.1,
+        guided=middle,
+    )
+
+
+def _sizes(group: str, sizes: tuple[tuple[int, int], ...]) -> Iterator[Setting]:
+    for width, height in sizes:
+        where = {"width": width, "height": height}
         yield Setting(group, f"{height}x{width}, MultiDiffusion", **where)
         yield Setting(group, f"{height}x{width}, MAD in every step", 1.0, **where)
 
 
 class StudyGeometry(Geometry):
-    """Views that change their kind on the way, as `Setting` asks; the sampler takes any `Layout`."""
+    """Shifted views that overlap in the first steps, as `Setting` asks; the sampler takes any `Layout`."""
 
     def __init__(self, plain: Geometry, setting: Setting, steps: int):
         self.__dict__.update(plain.__dict__)
-        self.setting, self.steps = setting, steps
+        self.first = round(setting.overlap_first * setting.own_steps(steps))
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         base = super().build(height, width, loop)
-        first, last = (round(getattr(self.setting, name) * self.steps) for name in ("overlap_first", "overlap_last"))
-        if not (first or last):
+        if not self.first:
             return base
         cells = (height // self.spec.factor, width // self.spec.factor, self.view_size)
-        overlapping = build_layout("overlapping", *cells, self.setting.stride or self.view_size // 4, loop)
-
-        def at(step: int):
-            return overlapping.at(step) if step < first or step >= self.steps - last else base.at(step)
-
-        return Layout(at)
+        overlapping = build_layout("overlapping", *cells, self.stride, loop)
+        return Layout(lambda step: overlapping.at(step) if step < self.first else base.at(step))
 
 
-def new_sampler(setting: Setting, pretrained: str, steps: int) -> PanoramaSampler:
-    """The sampler of a setting for `steps` steps."""
+def overlap_from(setting: Setting, steps: int) -> int | None:
+    """The step from which on shifted views overlap, in a study of `steps`."""
+    own = setting.own_steps(steps)
+    last = round(setting.overlap_last * own)
+    return own - last if last else None
+
+
+def new_sampler(setting: Setting, pretrained: str, steps: int, device: str = "cpu") -> PanoramaSampler:
+    """The sampler of a setting for a study of `steps` steps."""
     sampler = PanoramaSampler.from_pretrained(
         pretrained,
         layout=setting.layout,
         stride=setting.stride,
+        overlap_from=overlap_from(setting, steps),
+        scheduler=setting.scheduler,
+        device=device,
         mad_steps=setting.merged_steps(steps),
         mad_blocks=setting.blocks,
         cross_attention=setting.cross_attention,
@@ -169,7 +216,18 @@ def view_evaluations(sampler: PanoramaSampler, setting: Setting, steps: int) -> 
 
     One view that is the whole canvas counts by its area.
     """
+    return sum(_views(sampler, setting, steps))
+
+
+def unet_passes(sampler: PanoramaSampler, setting: Setting, steps: int) -> float:
+    """As `view_evaluations`, guidance's second pass counted."""
+    guided = range(*(setting.guidance_steps(steps) or (0, setting.own_steps(steps))))
+    return sum(views * (2 if step in guided else 1) for step, views in enumerate(_views(sampler, setting, steps)))
+
+
+def _views(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[float]:
+    """Of each step."""
     layout = sampler.geometry.build(setting.height, setting.width, setting.loop)
-    views = [layout.at(step) for step in range(steps)]
+    views = [layout.at(step) for step in range(setting.own_steps(steps))]
     area = sampler.backbone.spec.view_size**2
-    return sum(view.count * view.rows.size * view.columns.size / area for view in views)
+    return [view.count * view.rows.size * view.columns.size / area for view in views]

@@ -14,15 +14,23 @@ class Geometry:
     """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
 
     def __init__(
-        self, spec: BackboneSpec, layout: str, view_size: int | None, stride: int | None, merging: Merging | None
+        self,
+        spec: BackboneSpec,
+        layout: str,
+        view_size: int | None,
+        stride: int | None,
+        merging: Merging | None,
+        overlap_from: int | None = None,
     ):
-        self.spec, self.layout = spec, layout
+        self.spec, self.layout, self.overlap_from = spec, layout, overlap_from
+        if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
+            raise UserError(f"overlap_from must be a step >= 0 of layout=shifted, got {overlap_from} with {layout}")
         self.merged_steps = 0 if merging is None else merging.last_step()
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
-        if layout == "shifted" and self.merged_steps == 0:
+        if layout == "shifted" and self.merged_steps == 0 and overlap_from is None:
             if stride is not None:
-                raise UserError("method.views.stride has no meaning with layout=shifted and no MAD: leave it null")
+                raise UserError("method.views.stride has no meaning with layout=shifted and no MAD; leave it null")
             self.stride = 1  # views that never merge shift by any number of cells
         if layout == "whole" and (view_size or stride):
             raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
@@ -40,9 +48,11 @@ class Geometry:
             self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor
         cells = (height // factor, width // factor, self.view_size, self.stride)
-        layout = build_layout(self.layout, *cells, loop, self.merged_steps)
+        layout = build_layout(self.layout, *cells, loop, self.merged_steps, self.overlap_from)
         for step in range(min(self.merged_steps, self.view_size)):
             self._check_merging(layout.at(step))
+        if self.overlap_from is not None and self.overlap_from < self.merged_steps:
+            self._check_merging(layout.at(self.overlap_from))
         return layout
 
     def _check_views(self) -> None:

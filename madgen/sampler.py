@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ class PanoramaSampler:
         layout: str = "overlapping",
         view_size: int | None = None,
         stride: int | None = None,
+        overlap_from: int | None = None,
         mad_steps: int = 15,
         mad_blocks: Sequence[str] = ("down", "mid", "up"),
         cross_attention: str = "scheduled",
@@ -119,7 +120,7 @@ class PanoramaSampler:
             device=device,
         )
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
-        geometry = Geometry(backbone.spec, layout, view_size, stride, merging)
+        geometry = Geometry(backbone.spec, layout, view_size, stride, merging, overlap_from)
         backbone.merged_layers(merging)
         if sync_weight and layout == "whole":
             raise UserError("SyncDiffusion (sync weight > 0) compares views; layout=whole has only one")
@@ -140,6 +141,7 @@ class PanoramaSampler:
             layout=job.method.views.layout,
             view_size=job.method.views.size,
             stride=job.method.views.stride,
+            overlap_from=job.method.views.overlap_from,
             mad_steps=job.method.mad.steps,
             mad_blocks=job.method.mad.blocks,
             cross_attention=job.method.mad.cross_attention,
@@ -164,6 +166,7 @@ class PanoramaSampler:
         width: int,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
+        guidance_steps: Sequence[int] | None = None,
         seeds: Sequence[int],
         loop: bool = False,
         regions: Sequence[Sequence[Region]] | None = None,
@@ -180,6 +183,7 @@ class PanoramaSampler:
         method of that name. `chunk_views`: for less memory and in more time, prompt after prompt and at most so many
         views at once (all of a prompt's where their attention merges); None: everything at once. Only the last bits
         of the latents depend on it.
+        `guidance_steps`, (first, end): classifier-free guidance in these steps only.
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
@@ -201,7 +205,13 @@ class PanoramaSampler:
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
         noise = noise.to(scheduler.timesteps.device)
-        denoiser = _Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
+        denoiser: _Conditioned | _GuidedInSome
+        denoiser = guided = _Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
+        if guidance_steps is not None:
+            self._check_guidance_steps(guidance_steps, guidance_scale, num_inference_steps)
+            texts = rows(prompts, [[region.text for region in parts] for parts in regions])
+            plain = self.backbone.encode_prompts(texts, [""] * len(texts), 1.0)
+            denoiser = _GuidedInSome(guided, replace(guided, conditioning=plain), range(*guidance_steps))
         latents = joint_diffusion(
             noise,
             scheduler,
@@ -217,7 +227,7 @@ class PanoramaSampler:
                 loop,
                 self.method.bootstrapped_steps(num_inference_steps),
             ),
-            sync=self._sync(denoiser),
+            sync=self._sync(guided),
             on_step=on_step,
         )
         if output == "latent":
@@ -300,6 +310,16 @@ class PanoramaSampler:
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
 
+    def _check_guidance_steps(self, steps: Sequence[int], guidance_scale: float, count: int) -> None:
+        if self.backbone.spec.guidance_embedded or self.method.sync is not None:
+            reason = "SyncDiffusion foresees pictures at every step" if self.method.sync else "its guidance is embedded"
+            raise UserError(f"guidance_steps has no meaning here: {reason}; leave it out")
+        if guidance_scale <= 1 or len(steps) != 2 or not 0 <= steps[0] < steps[1] <= count:
+            raise UserError(
+                f"guidance_steps must be (first, end), 0 <= first < end <= {count} steps, and guidance_scale > 1, "
+                f"got {tuple(steps)} and {guidance_scale}"
+            )
+
 
 def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
     """A negative prompt that could have no effect is refused, not ignored."""
@@ -332,18 +352,35 @@ def sync_options(config: SyncConfig) -> dict[str, Any]:
     return {f"sync_{name}": value for name, value in asdict(config).items()}
 
 
+@dataclass(frozen=True)
 class _Conditioned:
     """A backbone bound to one batch's prompts: the loop's `Denoiser`."""
 
-    def __init__(self, backbone: Backbone, merging: Merging, conditioning: Any, chunk_views: int | None = None):
-        self.backbone, self.merging, self.conditioning = backbone, merging, conditioning
-        self.chunk_views = chunk_views
+    backbone: Backbone
+    merging: Merging
+    conditioning: Any
+    chunk_views: int | None = None
 
     def merged_attention(self, views: Views, step: int) -> Any:
         return self.backbone.merged_attention(views, step, self.merging, self.conditioning)
 
     def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
         return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, self.chunk_views)
+
+
+class _GuidedInSome:
+    """`guided` in some steps, in the others `plain`, which takes one pass."""
+
+    def __init__(self, guided: _Conditioned, plain: _Conditioned, steps: range):
+        self.guided, self.plain, self.steps = guided, plain, steps
+        self.current = plain
+
+    def merged_attention(self, views: Views, step: int) -> Any:
+        self.current = self.guided if step in self.steps else self.plain
+        return self.current.merged_attention(views, step)
+
+    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
+        return self.current.predict_noise(views_BVChw, timestep)
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

@@ -77,10 +77,19 @@ class ViewsConfig:
     """Latent cells; null is the size that the backbone was trained at."""
     stride: int | None = None
     """Latent cells; null is a quarter of the size. Has no meaning, and must be null, with `whole`, and with `shifted`
-    views that never merge."""
+    views that never merge or overlap."""
+    overlap_from: int | None = None
+    """Of `shifted`: views overlap, every `stride` cells, from this step on (the first is 0), which blends the last
+    borders; null: in no step."""
 
     def __post_init__(self) -> None:
         _one_of("method.views.layout", self.layout, ("overlapping", "shifted", "whole"))
+        first = self.overlap_from
+        _check(
+            first is None or (first >= 0 and self.layout == "shifted"),
+            f"method.views.overlap_from is a step >= 0 of layout=shifted, got {first} with layout={self.layout}; "
+            "leave it null",
+        )
         for name in ("size", "stride"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"method.views.{name} must be > 0 latent cells, got {value}")
@@ -161,6 +170,9 @@ class SamplingConfig:
     """360 degrees: the left edge meets the right one, in views, in attention and in decoding."""
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    guidance_steps: tuple[int, ...] | None = None
+    """`[first, end]`: classifier-free guidance in these steps only, `end` not among them; the others take one UNet
+    pass instead of two (Kynkäänniemi et al., 2024). Null: in all of them."""
     scheduler: str | None = None
     """A diffusers scheduler class; null is the checkpoint's own."""
     original_inference_steps: int | None = None
@@ -181,9 +193,24 @@ class SamplingConfig:
         _check(
             0 <= self.guidance_scale < float("inf"), f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}"
         )
+        self._check_guidance_steps()
         original = self.original_inference_steps
         _check(original is None or original > 0, f"sampling.original_inference_steps must be > 0, got {original}")
         _one_of("sampling.decode", self.decode, ("auto", "whole", "tiled"))
+
+    def _check_guidance_steps(self) -> None:
+        if self.guidance_steps is None:
+            return
+        _check(
+            len(self.guidance_steps) == 2
+            and 0 <= self.guidance_steps[0] < self.guidance_steps[1] <= self.num_inference_steps,
+            f"sampling.guidance_steps must be [first, end] with 0 <= first < end <= num_inference_steps="
+            f"{self.num_inference_steps}, got {list(self.guidance_steps)}; null is all steps",
+        )
+        _check(
+            self.guidance_scale > 1,
+            f"sampling.guidance_steps has no effect with guidance_scale={self.guidance_scale} <= 1; leave it null",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +401,16 @@ class Job:
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
+        first, steps = self.method.views.overlap_from, self.sampling.num_inference_steps
+        _check(
+            first is None or first < steps,
+            f"method.views.overlap_from={first} is beyond the last of sampling.num_inference_steps={steps} steps; "
+            "leave it null",
+        )
+        _check(
+            self.sampling.guidance_steps is None or not self.method.sync.weight,
+            "method.sync foresees pictures with guidance at every step; leave sampling.guidance_steps null",
+        )
         meaningless = {name: why for name, why in self._without_meaning.items() if name in (self.scores.enabled or ())}
         for name, why in meaningless.items():
             raise UserError(f"scores.enabled: {name} has no meaning {why}; leave it out")

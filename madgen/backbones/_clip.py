@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,20 @@ class Clip:
     @torch.no_grad()
     def similarity(self, image_HWC: np.ndarray, text: str) -> float:
         """Cosine of an RGB picture (uint8) and a text; the end of a text that is too long is not looked at."""
-        pixels = self.processor(images=image_HWC.copy(), return_tensors="pt", input_data_format="channels_last")
-        features = self.model.visual_projection(
+        return float(torch.nn.functional.cosine_similarity(self.features([image_HWC]), self._text(text))[0])
+
+    @torch.no_grad()
+    def features(self, images_HWC: Sequence[np.ndarray]) -> Tensor:
+        """Projected features float32 [N, D] of RGB pictures (uint8), not normalised."""
+        copies = [image.copy() for image in images_HWC]
+        pixels = self.processor(images=copies, return_tensors="pt", input_data_format="channels_last")
+        return self.model.visual_projection(
             self.model.vision_model(pixels.pixel_values.to(self.device, torch.float32)).pooler_output
         )
-        return float(torch.nn.functional.cosine_similarity(features, self._text(text))[0])
+
+    def text_features(self, text: str) -> Tensor:
+        """Projected features float32 [1, D] of a text, not normalised."""
+        return self._text(text)
 
     @torch.no_grad()
     def _embedded(self, text: str) -> Tensor:

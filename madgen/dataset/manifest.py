@@ -30,7 +30,10 @@ from madgen.weights import (
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 
 
-SAMPLING = ("loop", "num_inference_steps", "guidance_scale", "scheduler", "original_inference_steps", "decode")
+SAMPLING = (
+    "loop", "num_inference_steps", "guidance_scale", "guidance_steps", "scheduler", "original_inference_steps",
+    "decode",
+)  # fmt: skip
 
 
 def identity(

@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=32_768)
-    for part, steps, batch in (("vae", 12_000, 192), ("unet", 12_000, 512)):
+    for part, steps, batch in (("vae", 12_000, 192), ("unet", 12_000, 1024)):
         parser.add_argument(f"--{part}-steps", type=int, default=steps)
         parser.add_argument(f"--{part}-batch", type=int, default=batch)
         parser.add_argument(f"--{part}-seconds", type=float, default=math.inf)

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from madgen.demo.pace import Pace
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.2e-3
 EMA_DECAY = 0.999
 TEXT_WIDTH = 96
 

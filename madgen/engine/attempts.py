@@ -111,6 +111,7 @@ class Attempts:
                 width=prompts[0].width,
                 num_inference_steps=sampling.num_inference_steps,
                 guidance_scale=sampling.guidance_scale,
+                guidance_steps=sampling.guidance_steps,
                 seeds=[task.seed for task in tasks],
                 loop=sampling.loop,
                 regions=[prompt.regions for prompt in prompts],

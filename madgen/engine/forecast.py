@@ -61,6 +61,8 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         check_side(job.output.format, *size)
     _check_regions(job, plan, spec)
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
+    if job.sampling.guidance_steps is not None and spec.guidance_embedded:
+        raise UserError("sampling.guidance_steps has no meaning: the backbone embeds its guidance; leave it null")
     evaluations = _evaluations(job, spec, layouts)
     return Forecast(
         spec=spec,
@@ -104,17 +106,18 @@ def _merging(job: Job) -> Merging:
 
 def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
     views = job.method.views
-    geometry = Geometry(spec, views.layout, views.size, views.stride, _merging(job))
+    geometry = Geometry(spec, views.layout, views.size, views.stride, _merging(job), views.overlap_from)
     return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
 
 
 def _evaluations(job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout]) -> dict[tuple[int, int], int]:
-    scheduler, sync = _scheduler(job), job.method.sync
-    passes = 2 if job.sampling.guidance_scale > 1 and not spec.guidance_embedded else 1
-    passes *= 1 if scheduler is None else scheduler.order
+    scheduler, sync, sampling = _scheduler(job), job.method.sync, job.sampling
+    order = 1 if scheduler is None else scheduler.order
+    guided = range(*sampling.guidance_steps) if sampling.guidance_steps else range(sampling.num_inference_steps)
+    twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
+    passes = [order * (2 if twice and step in guided else 1) for step in range(sampling.num_inference_steps)]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    steps = job.sampling.num_inference_steps
-    return {size: view_evaluations(layout, steps, passes, schedule) for size, layout in layouts.items()}
+    return {size: view_evaluations(layout, passes, schedule) for size, layout in layouts.items()}
 
 
 def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:

@@ -72,6 +72,7 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
             width=sampling.width,
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
+            guidance_steps=sampling.guidance_steps,
             seeds=[job.prompts.seed],
             loop=sampling.loop,
             regions=[regions],

@@ -141,13 +141,21 @@ def shifts(size: int, stride: int) -> list[int]:
 
 
 def build_layout(
-    layout: str, height: int, width: int, size: int, stride: int, loop: bool = False, merged_steps: int = 0
+    layout: str,
+    height: int,
+    width: int,
+    size: int,
+    stride: int,
+    loop: bool = False,
+    merged_steps: int = 0,
+    overlap_from: int | None = None,
 ) -> Layout:
     """The views for a canvas of `height` x `width` latent cells.
 
     `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `shifted`: side by side, moved at each
     step (SpotDiffusion): by another multiple of `stride` in the first `merged_steps`, whose attention needs whole
-    cells of the UNet's coarsest level, then by any number of cells, which leaves no border twice in one place.
+    cells of the UNet's coarsest level, then by any number of cells, which leaves no border twice in one place; from
+    step `overlap_from` on they overlap as `overlapping` ones.
     `whole`: one view that is the canvas. `loop` wraps views around the vertical edge. Raises UserError when the views
     cannot cover the canvas exactly.
     """
@@ -156,16 +164,20 @@ def build_layout(
         return Layout(lambda step: whole)
     across = tuple((loop_starts if loop else view_starts)(width, size, stride))  # refuses what cannot be covered
     down = tuple(view_starts(height, size, stride))
+    overlapping = Views(Axis(height, size, down), Axis(width, size, across))
     if layout == "overlapping":
-        views = Views(Axis(height, size, down), Axis(width, size, across))
-        return Layout(lambda step: views)
+        return Layout(lambda step: overlapping)
     if layout == "shifted":
         coarse = [_shifted(height, width, size, shift, loop) for shift in shifts(size, stride)]
         # From the end of the cycle: its beginning is multiples of the stride, where borders have been already.
         fine = [_shifted(height, width, size, shift, loop) for shift in reversed(shifts(size, 1))]
-        return Layout(
-            lambda step: coarse[step % len(coarse)] if step < merged_steps else fine[(step - merged_steps) % len(fine)]
-        )
+
+        def at(step: int) -> Views:
+            if overlap_from is not None and step >= overlap_from:
+                return overlapping
+            return coarse[step % len(coarse)] if step < merged_steps else fine[(step - merged_steps) % len(fine)]
+
+        return Layout(at)
     raise UserError(f"method.views.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from madgen.joint.schedule import SyncSchedule
@@ -43,16 +44,16 @@ def _times_samples(plan: Plan, counts: Counter[tuple[int, int]]) -> Counter[tupl
     return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
-def view_evaluations(layout: Layout, steps: int, passes: int, sync: SyncSchedule) -> int:
-    """UNet view evaluations of one prompt on one panorama; `passes` a step: guidance and second order double them.
+def view_evaluations(layout: Layout, passes: Sequence[int], sync: SyncSchedule) -> int:
+    """UNet view evaluations of one prompt on one panorama; `passes` of each step: guidance and order double them.
 
     SyncDiffusion's gradient counts as 3 of them for each view but the anchor, which takes one.
     """
     total = 0
-    for step in range(steps):
+    for step, each in enumerate(passes):
         views = layout.at(step).count
-        total += views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0)
-    return passes * total
+        total += each * (views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0))
+    return total
 
 
 def prompt_evaluations(evaluations: dict[tuple[int, int], int], prompt: Prompt) -> int:

@@ -8,7 +8,7 @@ import coherence
 import pytest
 from conftest import ROOT, environment
 from report import mean_and_error, values
-from settings import PROMPTS, Setting, StudyGeometry, settings
+from settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 
 from madgen.backbones import Merging
 from madgen.backbones.sd import describe
@@ -21,7 +21,8 @@ STUDY = coherence.Study("demo", "some weights", 20)
 
 def build(setting, steps=20):
     merging = Merging(setting.merged_steps(steps), setting.blocks, setting.cross_attention)
-    plain = Geometry(describe(str(WEIGHTS)), setting.layout, None, setting.stride, merging)
+    overlap = overlap_from(setting, steps)
+    plain = Geometry(describe(str(WEIGHTS)), setting.layout, None, setting.stride, merging, overlap)
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 
 
