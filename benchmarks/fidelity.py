@@ -36,12 +36,19 @@ def looks(images: np.ndarray, prompts: Sequence[str], device: str) -> tuple[list
     import torch
 
     clip, parts = _clip(device), [scores.crops(image) for image in images]
-    features = clip.features([part for crops in parts for part in crops]).split([len(crops) for crops in parts])
+    features = _features([part for crops in parts for part in crops], device).split([len(crops) for crops in parts])
     cosines = [
         torch.nn.functional.cosine_similarity(found, clip.text_features(prompt)).mean()
         for found, prompt in zip(features, prompts, strict=True)
     ]
     return [found.cpu().numpy() for found in features], [100 * float(cosine) for cosine in cosines]
+
+
+def _features(images: list[np.ndarray], device: str) -> Any:
+    """Of length 1, float32 [N, D]."""
+    import torch
+
+    return torch.nn.functional.normalize(_clip(device).features(images))
 
 
 def packed(features: np.ndarray) -> str:
@@ -108,6 +115,6 @@ def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
                     num_inference_steps=study.steps,
                     guidance_scale=GUIDANCE,
                 )
-                found.append(_clip(device).features(list(images)).float().cpu().numpy())
+                found.append(_features(list(images), device).cpu().numpy())
         np.save(path, np.concatenate(found).astype(np.float16))
     return np.load(path).astype(np.float64)
