@@ -4,5 +4,5 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The diffusers folder that `backbone.pretrained: demo` stands for."""
-CLIP_WEIGHTS = Path(__file__).parent / "clip"
-"""A small CLIP of the same pictures, in the transformers layout: it scores what the backbone draws."""
+CLIP_WEIGHTS = Path(__file__).parent / "clip_weights"
+"""The transformers folder of the small CLIP that `--extractor demo` stands for."""
