@@ -10,10 +10,10 @@ const viewer = (() => {
     const at = grid.matches[position], sample = samples[at];
     current = position;
     known = null;
-    if (!root.open) root.showModal();
     byId("where").textContent = grouped(position + 1) + " / " + grouped(grid.matches.length);
     byId("previous").disabled = position === 0;
     byId("next").disabled = position === grid.matches.length - 1;
+    if (!root.open) root.showModal();
     byId("key").textContent = sample.key;
     byId("lead").textContent = sample.prompt;
     byId("scores").replaceChildren(...scoreNames.filter(({ name }) => name in sample.scores).map(({ name }) => {
@@ -168,8 +168,8 @@ const viewer = (() => {
     c: actions["copy-key"], r: actions["copy-command"],
   };
   const moves = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
-  root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+  document.addEventListener("keydown", (event) => {  // a button that is disabled loses the focus to the document
+    if (!root.open || byId("keys").open || event.ctrlKey || event.metaKey || event.altKey) return;
     const turning = event.key === " " && view() === turn && event.target.tagName !== "BUTTON";
     if (event.shiftKey && moves[event.key]) view().move(...moves[event.key]);
     else if (turning) turn.run();
