@@ -26,7 +26,7 @@ def directory(tmp_path):
 def blocks(page):
     """The data blocks of a page as a browser delimits them: {id: parsed JSON}."""
     found = re.findall(r'<script type="application/json" id="(\w+)">(.*?)</script', page, re.DOTALL | re.IGNORECASE)
-    return {name: json.loads(text) for name, text in found}
+    return {name: json.loads(text, parse_constant=pytest.fail) for name, text in found}
 
 
 def page_of(directory, **options):
@@ -248,6 +248,13 @@ def test_contact_sheet_refuses_more_than_it_holds(directory):
     add_shard(directory, 0, ["one"])
     with pytest.raises(UserError, match="at most 240"):
         gallery.write_contact_sheet(directory, limit=241)
+
+
+def test_a_score_that_is_no_number_is_none(directory):
+    add_shard(directory, 0, ["one", "two"], scores=[{"seam": float("nan")}, {"seam": 1.0, "wrap": None}])
+    data = blocks(page_of(directory))["index"]
+    assert [sample["scores"] for sample in data["samples"]] == [{}, {"seam": 1.0}]
+    assert [score["name"] for score in data["scores"]] == ["seam"]
 
 
 def test_a_sidecar_without_sizes_is_named(directory):

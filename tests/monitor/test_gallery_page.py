@@ -91,6 +91,10 @@ def shift_and(driver, key):
     ActionChains(driver).key_down(Keys.SHIFT).send_keys(key).key_up(Keys.SHIFT).perform()
 
 
+def drag(driver, by_x, by_y):
+    ActionChains(driver, duration=20).drag_and_drop_by_offset(by_id(driver, "stage"), by_x, by_y).perform()
+
+
 def first_card(driver):
     return driver.find_element(By.CSS_SELECTOR, ".card")
 
@@ -221,16 +225,14 @@ def test_metadata_is_whole_and_can_be_copied(visit, page):
     driver.execute_cdp_cmd(
         "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     )
-    for key, button in (("c", "copy-key"), ("r", "copy-command")):
-        for act in (lambda key=key: press(driver, key), by_id(driver, button).click):
-            driver.execute_async_script("navigator.clipboard.writeText('').then(arguments[0])")
-            act()
-            until(driver, lambda button=button: text(driver, button) == "Copied")
-            copied = driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-            until(driver, lambda button=button: text(driver, button) != "Copied")
-            assert copied == (
-                "0000_00" if button == "copy-key" else f"madgen regenerate {page.parent} 0000_00 -o 0000_00.png"
-            )
+    command = f"madgen regenerate {page.parent} 0000_00 -o 0000_00.png"
+    for copy, button, copied in (
+        (lambda: press(driver, "c"), "copy-key", "0000_00"),
+        (by_id(driver, "copy-command").click, "copy-command", command),
+    ):
+        copy()
+        until(driver, lambda button=button: text(driver, button) == "Copied")
+        assert driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == copied
 
 
 def test_a_panorama_is_dragged_and_zoomed(visit, page):
@@ -240,27 +242,27 @@ def test_a_panorama_is_dragged_and_zoomed(visit, page):
     left, top, width, height = picture_box(driver)
     assert width == pytest.approx(stage.size["width"], abs=0.5)
     assert width / height == pytest.approx(4, rel=0.01)
-    ActionChains(driver).drag_and_drop_by_offset(stage, 100, 40).perform()
+    drag(driver, 100, 40)
     assert picture_box(driver) == pytest.approx([left, top, width, height], abs=0.5), "whole, it has nowhere to go"
 
     box = stage.rect
     x, y = box["x"] + box["width"] / 2 + 100, box["y"] + box["height"] / 2
     origin = ScrollOrigin.from_element(stage, 100, 0)
     for _ in range(4):
-        ActionChains(driver).scroll_from_origin(origin, 0, -200).perform()
+        ActionChains(driver, duration=0).scroll_from_origin(origin, 0, -200).perform()
     zoomed = picture_box(driver)
     assert zoomed[2] > 2 * width
     assert (x - zoomed[0]) / zoomed[2] == pytest.approx((x - left) / width, abs=0.002), (
         "what is under the pointer stays"
     )
-    ActionChains(driver).drag_and_drop_by_offset(stage, -60, 0).perform()
+    drag(driver, -60, 0)
     dragged = picture_box(driver)
     assert [dragged[0] - zoomed[0], dragged[2]] == pytest.approx([-60, zoomed[2]], abs=0.5)
     shift_and(driver, Keys.ARROW_LEFT)
     assert picture_box(driver)[0] - dragged[0] == pytest.approx(80, abs=0.5)
-    ActionChains(driver).drag_and_drop_by_offset(stage, 400, 0).perform()
+    drag(driver, 400, 0)
     for _ in range(8):
-        ActionChains(driver).drag_and_drop_by_offset(stage, 400, 0).perform()
+        drag(driver, 400, 0)
     assert picture_box(driver)[0] == pytest.approx(box["x"], abs=0.5), "its edge stops at the edge of the screen"
     press(driver, "0")
     assert picture_box(driver) == pytest.approx([left, top, width, height], abs=0.5)
@@ -310,9 +312,9 @@ def test_a_loop_is_turned_without_end(visit, loop):
         expected = 180 + math.degrees(math.atan((x - 0.5) * width / focal))
         assert degrees(colour) == pytest.approx(expected, abs=1.5)
 
-    turned, step = 0.0, math.degrees(200 / focal)
+    turned, step = 0.0, math.degrees(350 / focal)
     while turned < 360 + step:  # once around and over the place where it closes
-        ActionChains(driver).drag_and_drop_by_offset(stage, -200, 0).perform()
+        drag(driver, -350, 0)
         turned += step
         (middle,) = colours(driver, 0.5)
         off = (degrees(middle) - 180 - turned + 180) % 360 - 180

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,12 +71,17 @@ def _listed(dataset: DatasetDir, name: str) -> Iterator[Place]:
                 prompt=str(entry["prompt"]),
                 height=int(entry["height"]),
                 width=int(entry["width"]),
-                scores={str(score): float(value) for score, value in entry.get("scores", {}).items()},
+                scores=_finite(entry.get("scores", {})),
             )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(
             f"{dataset.sidecar(name)} is no list of samples, each with its key, prompt, place and size"
         ) from None
+
+
+def _finite(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are numbers: JSON for a browser knows no NaN."""
+    return {name: float(value) for name, value in scores.items() if value is not None and math.isfinite(value)}
 
 
 def spread(found: list[Place], limit: int | None) -> list[Place]:
