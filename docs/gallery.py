@@ -14,10 +14,10 @@ from PIL import Image
 
 from madgen.monitor.gallery import write_gallery
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from browser import PHONE, open_chromium, show_on
 
+HERE = Path(__file__).resolve().parent
 DESKTOP = (1120, PHONE[1])
 GAP = 16
 SETTLE_MS = 1500
