@@ -124,9 +124,8 @@ const grid = (() => {
     drawing = true;
     requestAnimationFrame(() => { drawing = false; draw(); });
   }, { passive: true });
-  new ResizeObserver(() => {
-    if (root.clientWidth !== Math.round(width * columns + GAP * (columns - 1))) resized();
-  }).observe(root);
+  const fits = () => root.clientWidth === Math.round(width * columns + GAP * (columns - 1));
+  new ResizeObserver(() => requestAnimationFrame(() => { if (!fits()) resized(); })).observe(root);
   addEventListener("resize", draw);
 
   return {
