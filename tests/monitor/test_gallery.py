@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 
 import pytest
 from gallery_dataset import HOSTILE, SEED, add_shard, encoded, new_dataset, picture
@@ -262,3 +263,20 @@ def test_a_sidecar_without_sizes_is_named(directory):
     (directory / "shards" / "pano-000000.json").write_text('{"samples": [{"key": "a", "offset": 0, "size": 512}]}')
     with pytest.raises(UserError, match=r"pano-000000\.json is no list of samples"):
         gallery.write_gallery(directory)
+
+
+def test_a_real_dataset_and_the_command_that_makes_a_sample_again(madgen_here, job_file, tmp_path):
+    options = ["prompts.limit=1", "sampling.loop=true", "sampling.width=96"]
+    assert madgen_here("generate", job_file, *options).code == 0
+    result = madgen_here("preview", "out")
+    assert (result.code, result.out.split()) == (0, ["out/preview.html", "out/preview.png"])
+    data = blocks((tmp_path / "out/preview.html").read_text())
+    assert [score["name"] for score in data["index"]["scores"]] == [*data["index"]["samples"][0]["scores"]]
+    assert {"seam", "wrap"} <= data["index"]["samples"][0]["scores"].keys()
+    assert data["s0"]["loop"] is True
+    assert madgen_here("preview", "out", "--megabytes", 0, "--limit", 1).code == 0
+    assert blocks((tmp_path / "out/preview.html").read_text()).keys() == {"index", "s0"}
+    program, *arguments = shlex.split(data["s0"]["command"])
+    assert program == "madgen"
+    assert madgen_here(*arguments).code == 0
+    assert (tmp_path / arguments[-1]).exists()

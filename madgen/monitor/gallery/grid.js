@@ -11,7 +11,7 @@ const grid = (() => {
 
   function measure() {
     const whole = root.clientWidth;
-    columns = Math.max(1, Math.floor((whole + GAP) / (clamp(ratio * 96, 190, 480) + GAP)));
+    columns = Math.max(1, Math.floor((whole + GAP) / (clamp(ratio * 96, 150, 480) + GAP)));
     width = (whole - GAP * (columns - 1)) / columns;
     room = Math.round(Math.min(width / ratio, ratio < 1 ? 340 : 200));
     step = room + 38 + LINE * (longest * 8 > width ? 2 : 1) + GAP;  // pixels; 8 for a letter is on the safe side

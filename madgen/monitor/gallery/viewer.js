@@ -153,7 +153,7 @@ const viewer = (() => {
   const actions = {
     previous: () => step(-1), next: () => step(1),
     in: () => view().zoom(1.4), out: () => view().zoom(1 / 1.4), fit: () => view().toggle(), actual: () => view().actual(),
-    around: () => { around = !around; show(); }, close: () => root.close(),
+    around: () => { around = !around; show(); stage.focus({ preventScroll: true }); }, close: () => root.close(),
     "copy-key": () => copy("key", byId("copy-key")), "copy-command": () => copy("command", byId("copy-command")),
   };
   for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
