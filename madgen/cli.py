@@ -287,12 +287,25 @@ def filter_samples(
 @app.command()
 def preview(
     directory: Directory,
-    limit: Annotated[int | None, typer.Option(min=1, help="only so many panoramas")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="at most so many panoramas, evenly spaced")] = 10_000,
+    megabytes: Annotated[
+        int, typer.Option("--megabytes", min=0, metavar="MB", help="most MB of pictures in the page beside thumbnails")
+    ] = 64,
 ) -> None:
     """Write a self-contained HTML gallery and a contact sheet."""
+    from rich.progress import Progress
+
     from madgen.monitor.gallery import write_contact_sheet, write_gallery
 
-    print(write_gallery(directory, limit=limit))
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("panoramas", total=None)
+        page = write_gallery(
+            directory,
+            limit=limit,
+            budget=megabytes * 1_000_000,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print(page)
     print(write_contact_sheet(directory))
 
 

@@ -137,6 +137,7 @@ def test_resume_never_refuses_a_dataset(madgen_here, job_file):
         ["plan", "prompts.txt"],
         ["paint"],
         ["preview", "out", "--limit", "0"],
+        ["preview", "out", "--megabytes", "-1"],
         ["regenerate", "out", "key"],
         ["filter", "out"],
         ["filter", "out", "--where", "seam < 2", "-o", "new"],

@@ -1,73 +1,46 @@
-"""The preview page and the contact sheet, over small shards written here with tarfile."""
+"""The preview page as a file, and the contact sheet; `test_gallery_page.py` has the page in a browser."""
 
 import base64
+import hashlib
 import io
 import json
+import os
+import random
 import re
-import tarfile
+import shlex
 
 import pytest
+from gallery_dataset import HOSTILE, SEED, add_shard, encoded, new_dataset, picture
 from PIL import Image
 
 from madgen.errors import UserError
 from madgen.monitor import gallery
-
-HOSTILE = "a <script>alert('1')</script> & \"quoted\" <!--\n</script\u2028> <img src=https://x.invalid onerror=x>"
-SEED = 2**63 - 1
-
-
-def picture(colour, width=640, height=160, suffix="png"):
-    buffer = io.BytesIO()
-    image = Image.new("RGB", (width, height), colour)
-    image.paste("white", (0, 0, width // 2, height // 2))
-    image.save(buffer, format={"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[suffix])
-    return buffer.getvalue()
-
-
-def add_shard(directory, number, prompts, order=("json", "picture", "txt"), suffix="png", finished=True, **shape):
-    """A shard of one sample per prompt, keys `NNNN_II`; its sidecar only when it is finished."""
-    path = directory / "shards" / f"pano-{number:06d}.tar"
-    path.parent.mkdir(exist_ok=True)
-    listed = []
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for index, prompt in enumerate(prompts):
-            key = f"{number:04d}_{index:02d}"
-            meta = {"key": key, "prompt": prompt, "seed": SEED, "sampler": {"name": "md", "sizes": [64, 8]}}
-            image = picture((200, 40 * index % 256, 90), suffix=suffix, **shape)
-            contents = {"json": json.dumps(meta).encode(), "picture": image, "txt": prompt.encode()}
-            offset = tar.offset
-            for kind in order:
-                info = tarfile.TarInfo(f"{key}.{suffix if kind == 'picture' else kind}")
-                info.size = len(contents[kind])
-                tar.addfile(info, io.BytesIO(contents[kind]))
-            listed.append({"key": key, "offset": offset, "size": tar.offset - offset, "prompt": prompt})
-    if finished:
-        path.with_suffix(".json").write_text(json.dumps({"samples": listed}))
-    return path
+from madgen.monitor.gallery import blocks as blocks_module
 
 
 @pytest.fixture
 def directory(tmp_path):
     """A dataset of 1234 planned samples under the name of a hostile job; no shard yet."""
-    path = tmp_path / "my data"
-    path.mkdir()
-    (path / "dataset.json").write_text(json.dumps({"job": {"name": "a<b>&{{max}}"}, "plan": {"samples": 1234}}))
-    return path
+    return new_dataset(tmp_path / "my data", name="a<b>&{{max}}")
 
 
 def blocks(page):
     """The data blocks of a page as a browser delimits them: {id: parsed JSON}."""
     found = re.findall(r'<script type="application/json" id="(\w+)">(.*?)</script', page, re.DOTALL | re.IGNORECASE)
-    return {name: json.loads(text) for name, text in found}
+    return {name: json.loads(text, parse_constant=pytest.fail) for name, text in found}
 
 
 def page_of(directory, **options):
     return gallery.write_gallery(directory, **options).read_text(encoding="utf-8")
 
 
-def jpeg_of(uri):
+def samples_of(directory, **options):
+    return blocks(page_of(directory, **options))["index"]["samples"]
+
+
+def image_of(uri):
     kind, _, data = uri.partition(",")
-    assert kind == "data:image/jpeg;base64"
+    assert kind == "data:image/webp;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
@@ -75,7 +48,7 @@ def test_hostile_prompt_is_escaped_and_round_trips(directory):
     add_shard(directory, 0, [HOSTILE])
     page = page_of(directory)
     data = blocks(page)
-    assert data["index"][0]["prompt"] == HOSTILE
+    assert data["index"]["samples"][0]["prompt"] == HOSTILE
     assert ["prompt", HOSTILE] in data["s0"]["rows"]
     assert "alert(" in page
     for text in re.findall(r'<script type="application/json" id="\w+">(.*)</script>\n', page):
@@ -88,18 +61,29 @@ def test_title_is_escaped_and_counts_are_shown(directory):
     page = page_of(directory, limit=1)
     assert "<title>a&lt;b&gt;&amp;{{max}} · madgen</title>" in page
     assert "2 of 1,234 panoramas done" in page
-    assert "1 of them shown" in page
+    assert "1 of them here, evenly spaced · 160×640 px" in page
     assert 'value="2" max="1234"' in page
 
 
 def test_page_is_self_contained(directory):
     add_shard(directory, 0, [HOSTILE, "plain"])
-    page = gallery.DATA_MARK.join(re.split(r'<script type="application/json".*</script>\n', page_of(directory)))
+    page = "".join(re.split(r'<script type="application/json".*</script>\n', page_of(directory)))
     assert "default-src 'none'" in page
     assert 'name="viewport"' in page
     assert not re.search(r"https?://", page)
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:|//|\w+\.(js|css|png))""", page)
     assert not re.search(r"@import|url\(|innerHTML|document\.write|\bfetch\(", page)
+
+
+def test_policy_allows_the_pages_own_script_and_style_alone(directory):
+    add_shard(directory, 0, ["one"])
+    page = page_of(directory)
+    (policy,) = re.findall(r'Content-Security-Policy"\s+content="([^"]*)"', page)
+    for tag in ("script", "style"):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src &#x27;sha256-{digest}&#x27;;" in policy
+    assert "unsafe" not in policy
 
 
 def test_all_metadata_exact_and_command_quoted(directory):
@@ -109,43 +93,81 @@ def test_all_metadata_exact_and_command_quoted(directory):
         "key": "0000_00",
         "prompt": "one",
         "seed": str(SEED),
-        "sampler.name": "md",
-        "sampler.sizes": "[64, 8]",
+        "sampling.loop": "false",
+        "sampling.sizes": "[64, 8]",
     }
     assert details["command"] == f"madgen regenerate '{directory}' 0000_00 -o 0000_00.png"
 
 
 @pytest.mark.parametrize(("suffix", "mime"), [("png", "image/png"), ("jpg", "image/jpeg"), ("webp", "image/webp")])
 def test_pictures_and_thumbnails(directory, suffix, mime):
-    add_shard(directory, 0, ["one"], suffix=suffix)
+    add_shard(directory, 0, ["one"], suffix=suffix, scores=[{"seam": 1.25}])
     data = blocks(page_of(directory))
-    assert data["index"] == [{"key": "0000_00", "prompt": "one", "width": 640, "height": 160, "full": True}]
+    assert data["index"]["samples"] == [
+        {"key": "0000_00", "prompt": "one", "width": 640, "height": 160, "scores": {"seam": 1.25}}
+    ]
+    assert data["index"]["scores"] == [{"name": "seam", "lower": True}]
     assert data["f0"] == f"data:{mime};base64," + base64.b64encode(picture((200, 0, 90), suffix=suffix)).decode()
-    assert jpeg_of(data["s0"]["thumbnail"]).size == (512, 128)
+    assert image_of(data["s0"]["thumbnail"]).size == (512, 128)
 
 
-def test_beyond_the_budget_only_thumbnails(directory, monkeypatch):
-    add_shard(directory, 0, ["one", "two", "three"])
-    monkeypatch.setattr(gallery, "FULL_BYTES", len(picture((200, 0, 90))) + 10)
-    data = blocks(page_of(directory))
-    assert [entry["full"] for entry in data["index"]] == [True, False, False]
-    assert set(data) == {"index", "s0", "s1", "s2", "f0"}
-    assert (data["s1"]["shard"], data["s1"]["member"]) == ("shards/pano-000000.tar", "0000_01.png")
-    assert jpeg_of(data["s1"]["thumbnail"]).size == (512, 128)
+@pytest.mark.parametrize(("width", "height", "thumbnail"), [(320, 1280, (128, 512)), (64, 64, (64, 64))])
+def test_thumbnails_of_tall_and_of_small_pictures(directory, width, height, thumbnail):
+    add_shard(directory, 0, ["one"], width=width, height=height)
+    assert image_of(blocks(page_of(directory))["s0"]["thumbnail"]).size == thumbnail
+
+
+def test_the_budget_chooses_originals_then_previews_then_thumbnails(directory):
+    """All samples alike, the best that fits; pictures of noise, so that fewer pixels are fewer bytes."""
+    rng = random.Random(0)
+    noise = [encoded(Image.frombytes("RGB", (1200, 600), rng.randbytes(3 * 1200 * 600))) for _ in range(3)]
+    shard = add_shard(directory, 0, ["one", "two", "three"], pictures=noise, width=1200, height=600)
+    total, shown = shard.stat().st_size, []
+    for budget in (total, total // 2, total // 8, 1000):
+        data = blocks(page_of(directory, budget=budget))
+        embedded = [data.get(f"f{number}") for number in range(3)]
+        (side,) = {data[f"s{number}"]["preview"] for number in range(3)}
+        assert all(image_of(uri).size == (2 * side, side) for uri in embedded if side)
+        assert sum(len(uri or "") for uri in embedded) <= 1.4 * budget  # base64, and an estimate
+        shown.append(side)
+    assert shown == [0, 512, 256, None]
+    assert embedded == [None] * 3
+    assert (data["s1"]["shard"], data["s1"]["member"]) == ("pano-000000.tar", "0000_01.png")
+    with shard.open("rb") as file:
+        file.seek(data["s1"]["offset"])
+        assert noise[1] in file.read(data["s1"]["size"])
+
+
+def test_a_page_of_many_is_in_order_and_reads_little_ahead(directory, monkeypatch):
+    """What was read and is not yet written is in memory: at most two samples a core, however many there are."""
+    add_shard(directory, 0, [f"number {number}" for number in range(60)], width=64, height=16)
+    started, told, ahead = [], [], []
+
+    def counted(place):
+        started.append(place)
+        ahead.append(len(started) - len(told))
+        return read(place)
+
+    read = blocks_module.read
+    monkeypatch.setattr(blocks_module, "read", counted)
+    data = blocks(page_of(directory, progress=lambda *done: told.append(done)))
+    assert [dict(data[f"s{number}"]["rows"])["prompt"] for number in range(60)] == [f"number {n}" for n in range(60)]
+    assert told == [(number, 60) for number in range(1, 61)]
+    assert max(ahead) <= 2 * len(os.sched_getaffinity(0)) < 60 or len(os.sched_getaffinity(0)) >= 30
 
 
 def test_unfinished_shard_is_skipped(directory):
     add_shard(directory, 0, ["one", "two"])
     add_shard(directory, 1, ["three"], finished=False)
-    assert [entry["key"] for entry in blocks(page_of(directory))["index"]] == ["0000_00", "0000_01"]
+    assert [sample["key"] for sample in samples_of(directory)] == ["0000_00", "0000_01"]
     add_shard(directory, 1, ["three"])
-    assert [entry["key"] for entry in blocks(page_of(directory))["index"]] == ["0000_00", "0000_01", "0001_00"]
+    assert [sample["key"] for sample in samples_of(directory)] == ["0000_00", "0000_01", "0001_00"]
 
 
 def test_limit_is_spread_over_the_shards(directory):
     for number in range(3):
         add_shard(directory, number, ["one", "two", "three"])
-    keys = [entry["key"] for entry in blocks(page_of(directory, limit=3))["index"]]
+    keys = [sample["key"] for sample in samples_of(directory, limit=3)]
     assert keys == ["0000_00", "0001_01", "0002_02"]
 
 
@@ -227,3 +249,34 @@ def test_contact_sheet_refuses_more_than_it_holds(directory):
     add_shard(directory, 0, ["one"])
     with pytest.raises(UserError, match="at most 240"):
         gallery.write_contact_sheet(directory, limit=241)
+
+
+def test_a_score_that_is_no_number_is_none(directory):
+    add_shard(directory, 0, ["one", "two"], scores=[{"seam": float("nan")}, {"seam": 1.0, "wrap": None}])
+    data = blocks(page_of(directory))["index"]
+    assert [sample["scores"] for sample in data["samples"]] == [{}, {"seam": 1.0}]
+    assert [score["name"] for score in data["scores"]] == ["seam"]
+
+
+def test_a_sidecar_without_sizes_is_named(directory):
+    add_shard(directory, 0, ["one"])
+    (directory / "shards" / "pano-000000.json").write_text('{"samples": [{"key": "a", "offset": 0, "size": 512}]}')
+    with pytest.raises(UserError, match=r"pano-000000\.json is no list of samples"):
+        gallery.write_gallery(directory)
+
+
+def test_a_real_dataset_and_the_command_that_makes_a_sample_again(madgen_here, job_file, tmp_path):
+    options = ["prompts.limit=1", "sampling.loop=true", "sampling.width=96"]
+    assert madgen_here("generate", job_file, *options).code == 0
+    result = madgen_here("preview", "out")
+    assert (result.code, result.out.split()) == (0, ["out/preview.html", "out/preview.png"])
+    data = blocks((tmp_path / "out/preview.html").read_text())
+    assert [score["name"] for score in data["index"]["scores"]] == [*data["index"]["samples"][0]["scores"]]
+    assert {"seam", "wrap"} <= data["index"]["samples"][0]["scores"].keys()
+    assert data["s0"]["loop"] is True
+    assert madgen_here("preview", "out", "--megabytes", 0, "--limit", 1).code == 0
+    assert blocks((tmp_path / "out/preview.html").read_text()).keys() == {"index", "s0"}
+    program, *arguments = shlex.split(data["s0"]["command"])
+    assert program == "madgen"
+    assert madgen_here(*arguments).code == 0
+    assert (tmp_path / arguments[-1]).exists()
