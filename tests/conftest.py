@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
@@ -162,3 +163,20 @@ trainer: {{accelerator: cpu, devices: 1}}
 """
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def chromium_of_module(tmp_path_factory):
+    if not chromium_is_there():
+        pytest.skip(MISSING)
+    with open_chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def chromium(chromium_of_module):
+    """A selenium WebDriver of a real headless Chromium, one a module, at a blank page of a desktop's size."""
+    chromium_of_module.get("about:blank")
+    show_on(chromium_of_module, DESKTOP)
+    chromium_of_module.get_log("browser")
+    return chromium_of_module
