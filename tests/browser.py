@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests of pages: Debian's, driven through its chromedriver; it reaches no host but this."""
+"""A real headless Chromium for tests of pages: Debian's, through its chromedriver; it reaches no host but this one."""
 
 from __future__ import annotations
 
