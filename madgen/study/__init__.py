@@ -1,1 +1,1 @@
-"""A preference study: people say which of two panoramas of one prompt they prefer. It reads datasets, never the engine."""
+"""A preference study: which of two panoramas of one prompt do people prefer? Reads datasets, never the engine."""

@@ -86,7 +86,7 @@ def _participant(path: Path, key: dict[str, Any]) -> Participant:
 def _answer(entry: Any, key: dict[str, Any], path: Path) -> Answer:
     if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("item", "first", "second")):
         raise UserError(f"{path} is damaged: an answer needs an item, the pictures first and second, and a choice")
-    item, first, second, choice = (entry.get(name) for name in ("item", "first", "second", "choice"))
+    item, first, second, choice = entry["item"], entry["first"], entry["second"], entry.get("choice")
     if item not in key["items"] or sorted([first, second]) != sorted(key["items"][item]["pictures"]):
         raise UserError(f"{path} is damaged: the study has no {item} with the pictures {first} and {second}")
     if choice not in CHOICES[: 3 if key["ties"] else 2]:

@@ -98,7 +98,9 @@ def read_sources(roots: Sequence[Path]) -> list[Source]:
     if len(set(resolved)) < len(roots):
         raise UserError(f"the same dataset twice among {', '.join(map(str, roots))}")
     names = [path.name for path in resolved]
-    return [_source(root, name if names.count(name) == 1 else str(root)) for root, name in zip(roots, names, strict=True)]
+    return [
+        _source(root, name if names.count(name) == 1 else str(root)) for root, name in zip(roots, names, strict=True)
+    ]
 
 
 def _source(root: Path, name: str) -> Source:
@@ -181,7 +183,7 @@ def _wrong(kind: str, right: Picture, sources: Sequence[Source], ranked: Sequenc
 
 
 def _unlike(key: str, samples: dict[str, Place], ranked: Sequence[str]) -> list[str]:
-    """A sample of each other prompt of the dataset; first those whose prompts have the fewest words in common with it."""
+    """A sample of each other prompt of the dataset, first those that share the fewest words with this one's."""
     words = {other: set(samples[other].prompt.lower().split()) for other in (key, *ranked) if other in samples}
     own, seen = words[key], {samples[key].prompt}
     others = []

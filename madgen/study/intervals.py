@@ -1,9 +1,9 @@
 """How sure a win rate is, where each participant gave several answers.
 
-One person's answers are alike, so 20 people with 30 answers each are not 600 independent answers. The number of answers is
-divided by their design effect, the variance of the rate between participants over that of independent answers (at least
-1), and Wilson's score interval is taken of what is left, with Student's t for the number of participants. Unlike a
-bootstrap over participants it has no random numbers, and does not collapse to a point where everybody agrees.
+One person's answers are alike, so 20 people with 30 answers each are not 600 independent answers. The number of answers
+is divided by their design effect, the variance of the rate between participants over that of independent answers (at
+least 1), and Wilson's score interval is taken of what is left, with Student's t for the number of participants. Unlike
+a bootstrap over participants it has no random numbers, and does not collapse to a point where everybody agrees.
 Wilson (1927); the effective sample size and t are Korn and Graubard's (1998), who use them with Clopper and Pearson's.
 """
 

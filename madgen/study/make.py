@@ -59,7 +59,8 @@ def _report(target: Path, sources: Sequence[Source], items: Sequence[Item], pict
     print(f"{target / PAGE}: {asked} questions and {controls} controls, {len(pictures)} pictures, {size:.1f} MB")
     if large:
         print(f"{large} of the pictures are shrunk to {MOST_PIXELS} px there")
-    print(f"{target / KEY}: what was what; keep it from participants. Then: madgen study --score answers*.json -o {target}")
+    print(f"{target / KEY}: what was what; keep it from participants")
+    print(f"then: madgen study --score answers*.json -o {target}")
 
 
 # The key
@@ -112,9 +113,7 @@ def _of(picture: Picture) -> dict[str, Any]:
 # The page
 
 
-def _write_page(
-    stream: BinaryIO, key: dict[str, Any], pictures: dict[str, Picture], sources: Sequence[Source]
-) -> None:
+def _write_page(stream: BinaryIO, key: dict[str, Any], pictures: dict[str, Picture], sources: Sequence[Source]) -> None:
     """Nothing in it but ids, prompts, questions and pictures, in the order of the ids."""
     room = files("madgen.study")
     page, style, script = ((room / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))

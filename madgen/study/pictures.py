@@ -52,7 +52,7 @@ def blurred(image_HWC: np.ndarray) -> np.ndarray:
     """The same picture as if of `BLURRED` pixels."""
     image = Image.fromarray(image_HWC)
     scale = BLURRED / min(image.size)
-    coarse = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)  # type: ignore[arg-type]
+    coarse = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
     return np.asarray(coarse.resize(image.size, Image.Resampling.BICUBIC))
 
 

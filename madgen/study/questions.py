@@ -22,8 +22,8 @@ class Question:
 QUESTIONS = {
     "coherence": Question(
         "Which panorama looks more like one coherent scene?",
-        "In a coherent scene light, colours, ground and horizon go together from one end to the other, and things stand "
-        "where they could stand.",
+        "In a coherent scene light, colours, ground and horizon go together from one end to the other, and things "
+        "stand where they could stand.",
         "patchwork",
     ),
     "match": Question(

@@ -39,12 +39,14 @@ def _head(report: dict[str, Any]) -> Iterator[str]:
         f"{protocol['controls']} controls rightly; {report['answers']} answers are theirs. The panorama that was shown "
         f"first was preferred in {report['shown_first_preferred']:.1%} of those that are no tie."
     )
+    if people["dropped"]:
+        yield ""
     for name, dropped in people["dropped"].items():
         yield f"- dropped: {_escaped(name)}, {dropped['right']} of {protocol['controls']} right"
     yield ""
     yield (
-        f"Win rate: {protocol['rate']}. Intervals of {protocol['confidence']:.0%}: {protocol['interval']}. They speak of "
-        f"{protocol['of']}."
+        f"Win rate: {protocol['rate']}. Intervals of {protocol['confidence']:.0%}: {protocol['interval']}. They speak "
+        f"of {protocol['of']}."
     )
 
 

@@ -21,7 +21,7 @@ PROTOCOL = {
 
 
 def needed(key: dict[str, Any], right: int | None) -> int:
-    """Controls that a participant has to answer rightly; unless said otherwise all but one, as in the paper (5 of 6)."""
+    """Controls that a participant has to answer rightly; if nothing is said all but one, as in the paper (5 of 6)."""
     controls = sum("right" in item for item in key["items"].values())
     if right is None:
         return max(0, controls - 1)
@@ -89,15 +89,15 @@ def _comparison(
     }
     names = [key["datasets"][index]["name"] for index in pair]
     prompts = {item["prompt_id"]: item["prompt"] for item in items.values()}
-    by_prompt = {
-        prompt: {name: item for name, item in items.items() if item["prompt_id"] == prompt} for prompt in sorted(prompts)
-    }
-    rows = {prompt: _row(people, key, asked, pair[0]) for prompt, asked in by_prompt.items()}
+    of_prompt: dict[str, list[str]] = {prompt: [] for prompt in sorted(prompts)}
+    for name, item in items.items():
+        of_prompt[item["prompt_id"]].append(name)
+    rows = {prompt: _row(people, key, asked, pair[0]) for prompt, asked in of_prompt.items()}
     return {
         "question": question,
         "first": names[0],
         "second": names[1],
-        "overall": _row(people, key, items, pair[0]),
+        "overall": _row(people, key, list(items), pair[0]),
         "prompts": {prompt: {"prompt": prompts[prompt], **row} for prompt, row in rows.items() if row},
     }
 
@@ -106,9 +106,9 @@ def _datasets(item: dict[str, Any], key: dict[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(key["pictures"][picture]["dataset"] for picture in item["pictures"]))
 
 
-def _row(people: Sequence[Participant], key: dict[str, Any], items: dict[str, Any], first: int) -> dict[str, Any] | None:
+def _row(people: Sequence[Participant], key: dict[str, Any], items: Sequence[str], first: int) -> dict[str, Any] | None:
     """Wins of the dataset `first` in these items, with the interval; None without an answer."""
-    wins = [[_win(answer, key, first) for name, answer in person.answers.items() if name in items] for person in people]
+    wins = [[_win(person.answers[name], key, first) for name in items if name in person.answers] for person in people]
     flat = [win for given in wins for win in given]
     if not flat:
         return None
