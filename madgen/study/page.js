@@ -89,7 +89,6 @@
         const ratio = image.naturalWidth / image.naturalHeight;
         image.style.setProperty("--ratio", ratio);
         if (side === "first") $("pair").classList.toggle("tall", ratio < 1);
-        image.parentElement.scrollLeft = (image.parentElement.scrollWidth - image.parentElement.clientWidth) / 2;
       };
       image.src = data(item[side]);
     }
@@ -128,6 +127,7 @@
     $("status").textContent = left
       ? "You have answered " + answered() + " of " + items.length + " questions."
       : "You have answered all " + items.length + " questions.";
+    $("resume").classList.toggle("plain", left === 0);
     $("resume").textContent = left ? "Go on answering" : "Look at my answers again";
     $("who").textContent = state.participant;
     $("answers").value = exported();
@@ -200,6 +200,13 @@
     if (event.key !== "Backspace") choose(KEYS[event.key]);
     else if (state.at > 0) ask(state.at - 1);
   });
+
+  function enlarge() {
+    const large = $("pair").classList.toggle("large");
+    $("size").setAttribute("aria-pressed", String(large));
+    $("size").textContent = large ? "Show whole pictures" : "Enlarge both";
+  }
+  for (const id of ["size", "first", "second"]) $(id).addEventListener("click", enlarge);
 
   // Pictures that are wider than the screen move together.
   const strips = [...document.querySelectorAll(".strip")];

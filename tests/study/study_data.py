@@ -31,7 +31,7 @@ def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", i
             ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
             image = np.full((height, width, 3), shade, np.uint8)
             image[..., 0] = ramp[None, :] if width >= height else ramp[:, None]
-            image[..., 1] = 20 * int(task.key.rpartition("-")[0].removeprefix(ids))
+            image[..., 1] = 20 * int(task.prompt.id.removeprefix(ids)) + 9 * task.sample_index
             about = {"key": task.key, "seed": task.seed, "prompt": task.prompt.text, "height": height, "width": width}
             shard.add(position, encode_sample(Record(task, image, about), image_format, 95))
         shard.publish()

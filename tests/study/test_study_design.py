@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,9 +113,7 @@ def test_pictures_are_encoded_alike_whatever_they_were(tmp_path, datasets):
 
 
 def test_the_same_study_has_the_same_bytes(tmp_path, datasets):
-    first, second, other = (
-        made(tmp_path / name, datasets, seed=seed) for name, seed in (("a", 4), ("b", 4), ("c", 5))
-    )
+    first, second, other = (made(tmp_path / name, datasets, seed=seed) for name, seed in (("a", 4), ("b", 4), ("c", 5)))
     assert first == second
     assert first[1]["study"] != other[1]["study"]
     assert not set(first[1]["items"]) & set(other[1]["items"])
@@ -132,7 +131,7 @@ def test_a_patchwork_has_the_pieces_but_no_neighbours():
     pieces = patchwork(images)[0, ::4, 0]
     assert sorted(pieces % 10) == list(range(6))
     assert set(pieces // 10) == {0, 1}
-    assert all(abs(int(a) % 10 - int(b) % 10) != 1 for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(abs(int(a) % 10 - int(b) % 10) != 1 for a, b in pairwise(pieces))
     assert patchwork([images[0].transpose(1, 0, 2)])[::4, 0, 0].tolist() == [1, 3, 5, 0, 2, 4]
 
 

@@ -47,9 +47,8 @@ def test_the_design_effect_is_that_of_a_bootstrap_over_participants():
     stats = pytest.importorskip("scipy.stats")
     given = list(people(random.Random(1), 60, 12, 0.5))
     wins, counts = np.array([sum(answers) for answers in given]), np.array([len(answers) for answers in given])
-    found = stats.bootstrap(
-        (wins, counts), lambda w, n, axis: w.sum(axis) / n.sum(axis), paired=True, n_resamples=4000, rng=0, method="basic"
-    )  # fmt: skip
+    options = {"paired": True, "n_resamples": 4000, "rng": 0, "method": "basic"}
+    found = stats.bootstrap((wins, counts), lambda w, n, axis: w.sum(axis) / n.sum(axis), **options)
     rate = wins.sum() / counts.sum()
     expected = found.standard_error**2 / (rate * (1 - rate) / counts.sum())
     assert expected > 3

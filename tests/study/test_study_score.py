@@ -46,20 +46,17 @@ def scored(tmp_path, key, *answers, right=None):
 
 
 def test_planted_preferences_come_out(tmp_path, key):
-    """mad beats multi always; sync beats multi but for the second prompt; mad and sync are alike; in quality reversed."""
+    """In coherence mad beats multi, is like sync, and sync beats multi but for p1; in quality mad loses to both."""
 
     def prefer(item):
         pair = pair_of(item, key)
+        if pair == (1, 2):
+            return 1 if item["prompt_id"] == "p1" else 2
         if item["question"] == "quality":
             return max(pair)
-        if pair == (0, 2):
-            return None
-        return 0 if pair == (0, 1) or item["prompt_id"] == "p1" else 2
+        return 0 if pair == (0, 1) else None
 
-    def second_prompt(item):
-        return 1 if pair_of(item, key) == (1, 2) and item["prompt_id"] == "p1" else prefer(item)
-
-    answers = [answers_of(key, f"p{at}", second_prompt, swap=at % 2 == 1) for at in range(12)]
+    answers = [answers_of(key, f"p{at}", prefer, swap=at % 2 == 1) for at in range(12)]
     found = by_names(scored(tmp_path, key, *answers))
     assert {names: row["overall"]["rate"] for names, row in found.items()} == {
         ("coherence", "mad", "multi"): 1.0,
@@ -79,9 +76,9 @@ def test_planted_preferences_come_out(tmp_path, key):
 
 
 def test_the_interval_is_that_of_the_answers_by_participant(tmp_path, key):
-    """A third of the people always prefer one side: as many answers as two thirds of coin flips, far wider interval."""
-    answers = [answers_of(key, f"p{at}", lambda item, at=at: min(pair_of(item, key)) if at < 8 else max(pair_of(item, key)))
-               for at in range(12)]  # fmt: skip
+    """Eight people always prefer the one, four always the other: 12 opinions, however many answers."""
+    minds = [min] * 8 + [max] * 4
+    answers = [answers_of(key, f"p{at}", lambda item, m=mind: m(pair_of(item, key))) for at, mind in enumerate(minds)]
     overall = by_names(scored(tmp_path, key, *answers))["coherence", "mad", "multi"]["overall"]
     expected = rate_of([[1.0] * 8] * 8 + [[0.0] * 8] * 4)
     assert (overall["low"], overall["high"]) == (expected.low, expected.high)
@@ -89,7 +86,9 @@ def test_the_interval_is_that_of_the_answers_by_participant(tmp_path, key):
 
 
 def test_who_fails_the_controls_is_dropped(tmp_path, key):
-    good = [answers_of(key, f"good{at}", lambda item: min(pair_of(item, key)), right) for at, right in enumerate((5, 6))]
+    good = [
+        answers_of(key, f"good{at}", lambda item: min(pair_of(item, key)), right) for at, right in enumerate((5, 6))
+    ]
     bad = [answers_of(key, f"bad{at}", lambda item: max(pair_of(item, key)), right) for at, right in enumerate((4, 0))]
     early = answers_of(key, "early", lambda item: max(pair_of(item, key)))
     early["answers"] = [answer for answer in early["answers"] if "right" not in key["items"][answer["item"]]]
