@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.errors import UserError
-from madgen.study.make import KEY, VERSION
+from madgen.study.make import KEY, VERSION, study_id
 
 CHOICES = ("first", "second", "same")
 
@@ -39,8 +39,10 @@ def read_key(folder: Path) -> dict[str, Any]:
     """`key.json` of a study; UserError if there is none."""
     path = folder / KEY
     key = _object(path, f"; -o names the folder that `madgen study` made, with its {KEY}")
-    if key.get("madgen_study") != VERSION or not isinstance(key.get("items"), dict):
+    if key.get("madgen_study") != VERSION:
         raise UserError(f"{path} is no key of a madgen study of version {VERSION}")
+    if key.get("study") != study_id(key):
+        raise UserError(f"{path} is not as it was made, so that it says nothing of the answers; restore it from a copy")
     return key
 
 

@@ -86,8 +86,14 @@ def _key(sources: Sequence[Source], items: Sequence[Item], design: Design) -> tu
         "items": told,
         "pictures": {name: _of(picture) for picture, name in named.items()},
     }
-    key["study"] = hashlib.blake2b(to_json(key), digest_size=8).hexdigest()
+    key["study"] = study_id(key)
     return key, dict(sorted((name, picture) for picture, name in named.items()))
+
+
+def study_id(key: dict[str, Any]) -> str:
+    """What a key and the answers to it know each other by: a digest of all else in the key."""
+    content = {name: value for name, value in key.items() if name != "study"}
+    return hashlib.blake2b(to_json(content), digest_size=8).hexdigest()
 
 
 def _ids(rng: random.Random, count: int, letter: str) -> list[str]:

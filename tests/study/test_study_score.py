@@ -6,7 +6,7 @@ import pytest
 from study_data import TEXTS, answers_of, make_dataset, write_answers
 
 from madgen.errors import UserError
-from madgen.study.answers import read_answers
+from madgen.study.answers import read_answers, read_key
 from madgen.study.design import Design
 from madgen.study.intervals import rate_of
 from madgen.study.make import make_study
@@ -157,6 +157,23 @@ def test_what_is_no_answers_is_refused(tmp_path, key, text):
     (tmp_path / "answers.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"answers\.json"):
         read_answers([tmp_path / "answers.json"], key)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda key: key.pop("madgen_study"), "is no key of a madgen study"),
+        (lambda key: key.pop("items"), "is not as it was made"),
+        (lambda key: key["pictures"][min(key["pictures"])].update(dataset=9), "is not as it was made"),
+        (lambda key: key.update(study="0" * 16), "is not as it was made"),
+    ],
+)
+def test_a_key_that_was_changed_is_refused(study, key, damage, message):
+    assert read_key(study) == key
+    damage(key)
+    (study / "key.json").write_text(json.dumps(key))
+    with pytest.raises(UserError, match=message):
+        read_key(study)
 
 
 def test_ties_only_where_they_were_offered(tmp_path, roots):
