@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from madgen.backbones._files import described_by
 from madgen.dataset.encode import encode_image
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.read import read_sample
@@ -52,7 +53,8 @@ def _decode(data: bytes) -> np.ndarray:
 
 def _refuse_other_weights(metadata: dict[str, Any]) -> None:
     backbone, safety = metadata["backbone"], metadata.get("safety")
-    here = weights_id(backbone["pretrained"], backbone["revision"], backbone["config"])
+    pretrained, revision, config = backbone["pretrained"], backbone["revision"], backbone["config"]
+    here = weights_id(pretrained, revision, config or described_by(pretrained, revision))
     _check_same(backbone["pretrained"], here, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
