@@ -106,8 +106,8 @@ class PanoramaSampler:
         steps: see the keys of `method` in `madgen.schema`, whose defaults they share.
         """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
-        if cross_attention not in ("scheduled", "always"):
-            raise UserError(f"cross_attention must be scheduled or always, got {cross_attention!r}")
+        # Refuses what a job may not ask for either.
+        MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
@@ -142,9 +142,7 @@ class PanoramaSampler:
             view_size=job.method.views.size,
             stride=job.method.views.stride,
             overlap_from=job.method.views.overlap_from,
-            mad_steps=job.method.mad.steps,
-            mad_blocks=job.method.mad.blocks,
-            cross_attention=job.method.mad.cross_attention,
+            **mad_options(job.method.mad),
             **sync_options(job.method.sync),
             region_bootstrapping=job.method.regions.bootstrapping,
             scheduler=job.sampling.scheduler,
@@ -345,6 +343,11 @@ def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], 
     from madgen.perceptual import lpips
 
     return lpips(method.sync_network, backbone.device)
+
+
+def mad_options(config: MadConfig) -> dict[str, Any]:
+    """`method.mad` as arguments of `from_pretrained`."""
+    return {"mad_steps": config.steps, "mad_blocks": config.blocks, "cross_attention": config.cross_attention}
 
 
 def sync_options(config: SyncConfig) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
     never = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
     return {
         **method,
-        "mad": {"steps": 0, "blocks": [], "cross_attention": "scheduled"} if never else mad,
+        "mad": None if never else mad,
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }

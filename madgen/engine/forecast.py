@@ -134,7 +134,7 @@ def _evaluations(
     steps = backbone_module(job.backbone.name).evaluated_steps(
         own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
     )
-    guided = range(*sampling.guidance_steps) if sampling.guidance_steps else range(sampling.num_inference_steps)
+    guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
     passes = [(step, 2 if twice and step in guided else 1) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)

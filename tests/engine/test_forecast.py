@@ -41,14 +41,14 @@ def with_scheduler(tiny, folder, name):
     return folder
 
 
-def evaluated(folder, scheduler=None, steps=6):
+def evaluated(folder, scheduler=None, steps=6, **options):
     """Views that the UNet is run on for one panorama, told by the UNet."""
     sampler = PanoramaSampler.from_pretrained(str(folder), mad_steps=1, scheduler=scheduler, dtype="float32")
     seen = []
     sampler.backbone.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     size = {"height": 32, "width": 64, "num_inference_steps": steps, "guidance_scale": 7.5}
     with torch.no_grad():
-        sampler.sample(["a hill"], seeds=[0], output="latent", **size)
+        sampler.sample(["a hill"], seeds=[0], output="latent", **size, **options)
     return sum(seen)
 
 
@@ -92,3 +92,11 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for(planned, monkeypatch):
     assert planned("backbone.pretrained=nobody/nothing-of-the-kind", *size, assume=True).spec_is_assumed
     with pytest.raises(pytest.fail.Exception, match="waits"):
         planned("backbone.pretrained=nobody/nothing-of-the-kind", *size)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_guidance_in_some_steps_costs_what_it_takes(planned, tiny, name):
+    options = [f"backbone.pretrained={tiny}", "sampling.num_inference_steps=6", f"sampling.scheduler={name}"]
+    cost = planned(*options, "sampling.guidance_steps=[1,3]").cost
+    assert cost.view_evaluations == evaluated(tiny, name, guidance_steps=(1, 3))
+    assert cost.view_evaluations < planned(*options).cost.view_evaluations
