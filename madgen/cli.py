@@ -285,6 +285,28 @@ def filter_samples(
 
 
 @app.command()
+def study(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR DIR [DIR ...] | answers.json ...")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="STUDY", help="the study's folder")] = Path("study"),
+    pairs: Annotated[int | None, typer.Option("--pairs", metavar="N", help="for each two datasets; default 20")] = None,
+    controls: Annotated[int | None, typer.Option("--controls", metavar="N", help="in all; default 6")] = None,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", help="coherence, match, quality or both (coherence and match)")
+    ] = None,
+    ties: Annotated[bool | None, typer.Option("--ties", help='"no difference" is an answer too')] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="of the choice of pairs; default 0")] = None,
+    score: Annotated[bool, typer.Option("--score", help="read answers, write the report")] = False,
+    right: Annotated[int | None, typer.Option("--right", metavar="N", help="controls; default all but one")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which of two panoramas do people prefer? Make a page that asks them, or --score their answers."""
+    from madgen.study.command import run
+
+    design = {"pairs": pairs, "controls": controls, "questions": question, "ties": ties, "seed": seed}
+    run(paths, output, design, score, right, as_json)
+
+
+@app.command()
 def preview(
     directory: Directory,
     limit: Annotated[int, typer.Option(min=1, help="at most so many panoramas, evenly spaced")] = 10_000,

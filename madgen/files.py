@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from madgen.errors import UserError
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
@@ -31,6 +33,25 @@ def write_atomically(path: Path, data: bytes) -> None:
     """As `atomic`, of bytes that are at hand."""
     with atomic(path) as stream:
         stream.write(data)
+
+
+def check_new_directory(target: Path) -> None:
+    """UserError unless a directory can appear at `target` by rename: nothing is there, or an empty directory."""
+    if not target.parent.is_dir():
+        raise UserError(f"-o {target}: the folder {target.parent} does not exist")
+    if target.exists() and (not target.is_dir() or any(os.scandir(target))):
+        raise UserError(f"-o {target} is {'not empty' if target.is_dir() else 'a file'}; choose another directory")
+
+
+def publish_directory(temporary: Path, target: Path) -> None:
+    """Renames a directory that is whole; UserError if something has come to stand at `target` meanwhile."""
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise UserError(f"-o {target} is not empty any more; choose another directory") from error
+    sync_directory(target.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -20,7 +20,7 @@ from madgen.joint.loop import joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
 from madgen.joint.views import Views
-from madgen.schema import Job, SyncConfig
+from madgen.schema import Job, MadConfig, SamplingConfig, SyncConfig, ViewsConfig
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
@@ -81,18 +81,18 @@ class PanoramaSampler:
         variant: str | None = None,
         config: str | None = None,
         loras: Sequence[Lora | Mapping[str, Any]] = (),
-        layout: str = "overlapping",
+        layout: str = ViewsConfig.layout,
         view_size: int | None = None,
         stride: int | None = None,
         overlap_from: int | None = None,
-        mad_steps: int = 15,
-        mad_blocks: Sequence[str] = ("down", "mid", "up"),
-        cross_attention: str = "scheduled",
-        sync_weight: float = 0.0,
-        sync_decay: float = 0.95,
-        sync_steps: int = 50,
-        sync_every: int = 1,
-        sync_network: str = "vgg",
+        mad_steps: int = MadConfig.steps,
+        mad_blocks: Sequence[str] = MadConfig.blocks,
+        cross_attention: str = MadConfig.cross_attention,
+        sync_weight: float = SyncConfig.weight,
+        sync_decay: float = SyncConfig.decay,
+        sync_steps: int = SyncConfig.steps,
+        sync_every: int = SyncConfig.every,
+        sync_network: str = SyncConfig.network,
         region_bootstrapping: int | None = None,
         scheduler: str | None = None,
         original_inference_steps: int | None = None,
@@ -103,11 +103,11 @@ class PanoramaSampler:
 
         Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
         `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
-        steps: see the keys of `method` in `madgen.schema`.
+        steps: see the keys of `method` in `madgen.schema`, whose defaults they share.
         """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
-        if cross_attention not in ("scheduled", "always"):
-            raise UserError(f"cross_attention must be scheduled or always, got {cross_attention!r}")
+        # Refuses what a job may not ask for either.
+        MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
@@ -142,9 +142,7 @@ class PanoramaSampler:
             view_size=job.method.views.size,
             stride=job.method.views.stride,
             overlap_from=job.method.views.overlap_from,
-            mad_steps=job.method.mad.steps,
-            mad_blocks=job.method.mad.blocks,
-            cross_attention=job.method.mad.cross_attention,
+            **mad_options(job.method.mad),
             **sync_options(job.method.sync),
             region_bootstrapping=job.method.regions.bootstrapping,
             scheduler=job.sampling.scheduler,
@@ -164,8 +162,8 @@ class PanoramaSampler:
         negative_prompts: Sequence[str] | None = None,
         height: int,
         width: int,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int = SamplingConfig.num_inference_steps,
+        guidance_scale: float = SamplingConfig.guidance_scale,
         guidance_steps: Sequence[int] | None = None,
         seeds: Sequence[int],
         loop: bool = False,
@@ -345,6 +343,11 @@ def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], 
     from madgen.perceptual import lpips
 
     return lpips(method.sync_network, backbone.device)
+
+
+def mad_options(config: MadConfig) -> dict[str, Any]:
+    """`method.mad` as arguments of `from_pretrained`."""
+    return {"mad_steps": config.steps, "mad_blocks": config.blocks, "cross_attention": config.cross_attention}
 
 
 def sync_options(config: SyncConfig) -> dict[str, Any]:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from madgen.errors import UserError
 
@@ -186,17 +192,44 @@ def require_checker_id(checker: str) -> str:
     return found
 
 
+_impatient = ContextVar("impatient", default=False)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Within it nobody waits for a hub that cannot be reached: what is not in the cache is missing at once."""
+    token = _impatient.set(True)
+    try:
+        yield
+    finally:
+        _impatient.reset(token)
+
+
+@lru_cache
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub, or a proxy before it, takes a connection: asked once a process."""
+    url = urlsplit(endpoint)
+    if urllib.request.getproxies().get(url.scheme):
+        return True
+    try:
+        with socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3):
+            return True
+    except OSError:
+        return False
+
+
 def hub_file(repository: str, name: str, revision: str | None, key: str = "backbone.pretrained") -> Path:
     """A file of a hub id, downloaded if need be; UserError if it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # without a network each retry would print two lines
     check_hub_id(repository, key)
     missing = f"{key}={repository!r} is neither a folder, {_or_demo(key)}nor a model"
+    here = _impatient.get() and not _reachable(constants.ENDPOINT)  # the library would ask six times, for 23 s
     try:
-        return Path(hf_hub_download(repository, name, revision=revision))
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=here))
     except LocalEntryNotFoundError as error:
         why = f"the hub cannot be reached from here{FETCH_IT}"
         raise UserError(f"{missing} in the local hub cache, and {why}") from error

@@ -34,6 +34,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
+    "study": {"config", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "submit": {"config", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "engine": {"cli"},
     "demo": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

@@ -46,6 +46,11 @@ def config_source(pretrained: str, revision: str | None, config: str | None) -> 
     return where
 
 
+def described_by(pretrained: str, revision: str | None = None, config: str | None = None) -> str | None:
+    """The folder or hub id that a single file's config files are of, inferred if need be; None for other models."""
+    return None if single_file(pretrained) is None else config_source(pretrained, revision, config)
+
+
 def _inferred(file: Path) -> str:
     """The hub id whose config files diffusers takes for such weights: told from names and shapes of its tensors."""
     import torch

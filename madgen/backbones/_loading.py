@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from madgen.backbones import Lora
+from madgen.backbones import BackboneSpec, Lora
 from madgen.backbones._files import FILES, config_source, read_config
 from madgen.errors import UserError
 from madgen.weights import lora_file, offline_hint, single_file
 
+B = TypeVar("B")
 LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor an adapted layer
+
+
+class Checkpoint(TypedDict, total=False):
+    """What `load` of a backbone takes beside `pretrained`; the keys are those of `backbone` in the job."""
+
+    revision: str | None
+    variant: str | None
+    config: str | None
+    loras: Sequence[Lora]
+    dtype: torch.dtype
+    """Default: float32."""
+    device: str | torch.device
+    """Default: the CPU."""
+
+
+def load_backbone(
+    build: Callable[[Any, BackboneSpec, torch.dtype, torch.device], B],
+    describe: Callable[[str, str | None, str | None], BackboneSpec],
+    pretrained: str,
+    checkpoint: Checkpoint,
+    **options: Any,
+) -> B:
+    """What `build` makes of a checkpoint's pipeline and of what `describe` reads; `options`: see `load_pipeline`."""
+    revision, config = checkpoint.get("revision"), checkpoint.get("config")
+    dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
+    spec = describe(pretrained, revision, config)
+    pipeline = load_pipeline(
+        pretrained,
+        revision=revision,
+        variant=checkpoint.get("variant"),
+        config=config,
+        loras=checkpoint.get("loras", ()),
+        dtype=dtype,
+        **options,
+    )
+    return build(pipeline, spec, dtype, device)
 
 
 def load_pipeline(

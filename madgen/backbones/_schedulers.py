@@ -6,7 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from madgen.backbones._files import config_source, read_config
 from madgen.errors import UserError
+from madgen.joint.loop import steps_of
+
+EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+"""Known to take one evaluation a step: planning with these need not import diffusers."""
 
 
 def scheduler_class(name: str) -> Any:
@@ -39,6 +44,39 @@ def _needed(step: Callable[..., Any]) -> int:
     return sum(each.default is each.empty and each.kind is not each.VAR_KEYWORD for each in parameters)
 
 
+def own_scheduler(pretrained: str, revision: str | None = None, config: str | None = None) -> dict[str, Any] | None:
+    """The config of a checkpoint's own scheduler; None if it cannot be had."""
+    try:
+        where = config_source(pretrained, revision, config)
+        return read_config(where, revision, "scheduler/scheduler_config.json", "backbone.pretrained")
+    except UserError:
+        return None
+
+
+def evaluated_steps(
+    own: dict[str, Any] | None, name: str | None, num_inference_steps: int, original_inference_steps: int | None
+) -> list[int]:
+    """The step of each evaluation of the UNet, as in the loop, before anything is loaded.
+
+    `own` as `own_scheduler` has it, `name` as the job. Where `own` is None only the order of `name` is known. Raises
+    UserError as `new_scheduler` does.
+    """
+    theirs = None if own is None else own.get("_class_name")
+    if own is None or theirs is None:
+        order = 1 if name is None else scheduler_class(name).order
+        return [step for step in range(num_inference_steps) for _ in range(order)]
+    if (name or theirs) in EVALUATE_ONCE and theirs in EVALUATE_ONCE and original_inference_steps is None:
+        _check_steps(num_inference_steps, own.get("num_train_timesteps", num_inference_steps))
+        return list(range(num_inference_steps))
+    made = scheduler_class(theirs).from_config(own)
+    return steps_of(new_scheduler(made, name, num_inference_steps, original_inference_steps, "cpu"))
+
+
+def _check_steps(asked: int, trained: int) -> None:
+    if asked > trained:
+        raise UserError(f"sampling.num_inference_steps={asked} is more than the {trained} of training")
+
+
 def new_scheduler(
     own: Any, name: str | None, num_inference_steps: int, original_inference_steps: int | None, device: Any
 ) -> Any:
@@ -52,9 +90,7 @@ def new_scheduler(
     except (TypeError, ValueError) as error:
         raise UserError(f"sampling.scheduler={name} does not fit this checkpoint: {error}") from error
     check_scheduler(scheduler)
-    trained = own.config.num_train_timesteps
-    if num_inference_steps > trained:
-        raise UserError(f"sampling.num_inference_steps={num_inference_steps} is more than the {trained} of training")
+    _check_steps(num_inference_steps, own.config.num_train_timesteps)
     options = {}
     if original_inference_steps is not None:
         options["original_inference_steps"] = original_inference_steps

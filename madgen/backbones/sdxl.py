@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from madgen.backbones import BackboneSpec, Lora, _tokens
+from madgen.backbones import BackboneSpec, _tokens
 from madgen.backbones._files import check_class, read_configs
-from madgen.backbones._loading import load_pipeline
-from madgen.backbones._schedulers import scheduler_class
+from madgen.backbones._loading import Checkpoint, load_backbone
+from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.backbones._tokens import TextLimit
 from madgen.backbones._unet import Conditioning, Embedded, UNetBackbone, unet_spec
 from madgen.errors import UserError
 from madgen.weights import check_hub_id, single_file
 
-__all__ = ["StableDiffusionXL", "describe", "family_spec", "load", "scheduler_class", "text_limit"]
+__all__ = [
+    "StableDiffusionXL",
+    "describe",
+    "evaluated_steps",
+    "family_spec",
+    "load",
+    "own_scheduler",
+    "scheduler_class",
+    "text_limit",
+]
 
 PIPELINES = ("StableDiffusionXLPipeline",)
 
@@ -51,28 +59,10 @@ def text_limit(pretrained: str, revision: str | None = None, config: str | None 
     return _tokens.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
 
 
-def load(
-    pretrained: str,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    config: str | None = None,
-    loras: Sequence[Lora] = (),
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> StableDiffusionXL:
+def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusionXL:
     """Loads a diffusers folder, a hub id or a single file; safetensors only, nothing is unpickled."""
-    spec = describe(pretrained, revision, config)
-    pipeline = load_pipeline(
-        pretrained,
-        revision=revision,
-        variant=variant,
-        config=config,
-        loras=loras,
-        dtype=dtype,
-        add_watermarker=False,
-    )
-    return StableDiffusionXL(pipeline, spec, dtype, torch.device(device))
+    options = {"add_watermarker": False}
+    return load_backbone(StableDiffusionXL, describe, pretrained, checkpoint, **options)
 
 
 class StableDiffusionXL(UNetBackbone):

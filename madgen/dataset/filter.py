@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import secrets
@@ -19,7 +18,7 @@ from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.manifest import fingerprint
 from madgen.dataset.shard import end_of_tar
 from madgen.errors import UserError
-from madgen.files import sync_directory, write_atomically
+from madgen.files import check_new_directory, publish_directory, sync_directory, write_atomically
 from madgen.say import say
 
 Kept = dict[str, set[str]]
@@ -63,7 +62,7 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
     the source turns out to be damaged.
     """
     manifest = source.read_manifest()
-    _check_target(target)
+    check_new_directory(target)
     kept, seen = choose(source, choice)
     target = target.resolve()  # `.` has no name, and a link is no directory to rename over
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
@@ -75,28 +74,11 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
         write_atomically(out.manifest, to_json(content, indent=1))
         write_index(out)
         sync_directory(out.shards)
-        _publish(temporary, target)
+        publish_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return content["plan"]["samples"], seen
-
-
-def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise UserError(f"-o {target}: the folder {target.parent} does not exist")
-    if target.exists() and (not target.is_dir() or any(os.scandir(target))):
-        raise UserError(f"-o {target} is {'not empty' if target.is_dir() else 'a file'}; choose another directory")
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    try:
-        os.rename(temporary, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise UserError(f"-o {target} is not empty any more; choose another directory") from error
-    sync_directory(target.parent)
 
 
 def _entries(source: DatasetDir, kept: Kept) -> Iterator[tuple[str, dict[str, Any]]]:

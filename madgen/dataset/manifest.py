@@ -77,8 +77,11 @@ def identity(
 
 def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The method without settings of what this job does not use: changing them is no other job."""
+    mad = method["mad"]
+    never = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
     return {
         **method,
+        "mad": None if never else mad,
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }
@@ -203,19 +206,22 @@ def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     directory.shards.mkdir(exist_ok=True)
 
 
-def build(job: Job, plan: Plan, dtype: str) -> dict[str, Any]:
-    """The manifest of a job whose weights are at hand, sampled in `dtype` (which `auto` leaves to the device)."""
-    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config)
+def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> dict[str, Any]:
+    """The manifest of a job whose weights are at hand, sampled in `dtype` (which `auto` leaves to the device).
+
+    `config` is what describes a single file where the job does not say so.
+    """
+    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config or config)
     loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
     checker = job.safety.checker and require_checker_id(job.safety.checker)
     clip = job.scores.clip and require_clip_id(job.scores.clip)
     return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip))
 
 
-def at_hand(job: Job) -> bool:
+def at_hand(job: Job, config: str | None = None) -> bool:
     """Whether all the weights that `build` asks for are on this machine."""
     backbone = job.backbone
-    known = [weights_id(backbone.pretrained, backbone.revision, backbone.config)]
+    known = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]
     known += [checker_id(job.safety.checker)] if job.safety.checker else []
     known += [clip_id(job.scores.clip)] if job.scores.clip else []
     return None not in known + [lora_id(lora.weights) for lora in backbone.loras]

@@ -16,7 +16,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.metadata import sample_metadata, sample_settings
 from madgen.dataset.salvage import reopen_quarantined, salvage
 from madgen.dataset.shard import OpenShard
-from madgen.engine.finish import is_complete
+from madgen.engine.finish import described, is_complete
 from madgen.engine.forecast import view_costs
 from madgen.engine.launch import place
 from madgen.engine.scoring import PixelScores
@@ -111,7 +111,7 @@ class PromptDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         dtype = resolve_dtype(self.job.backbone.dtype, device.type)
-        self.manifest = manifest.build(self.job, self.plan, dtype)
+        self.manifest = manifest.build(self.job, self.plan, dtype, described(self.job.backbone))
         self.settings = sample_settings(self.job, self.manifest)
         manifest.create(self.directory, self.manifest)
         if (

@@ -15,8 +15,8 @@ from madgen.engine.launch import placement
 from madgen.monitor.status import status
 from madgen.plan.shards import Plan, shard_name
 from madgen.say import say
-from madgen.schema import Job, TrainerConfig
-from madgen.weights import resolve_dtype
+from madgen.schema import BackboneConfig, Job, TrainerConfig
+from madgen.weights import resolve_dtype, resolve_pretrained, single_file
 
 COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
 
@@ -38,21 +38,31 @@ def finished(job: Job, plan: Plan) -> Outcome | None:
     started, directory = time.monotonic(), DatasetDir(job.output_dir)
     if job.retry is not None or joins_a_group(job.trainer) or not directory.manifest.exists():
         return None
-    if not is_complete(directory, plan) or not manifest.at_hand(job):
+    if not is_complete(directory, plan) or not manifest.at_hand(job, config := described(job.backbone)):
         return None
     there = directory.read_manifest()["identity"]["backbone"]["dtype"]
     dtype = there if job.backbone.dtype == "auto" else job.backbone.dtype  # nothing will be sampled here
-    manifest.check_directory(directory, manifest.build(job, plan, dtype), job.output.resume)
+    manifest.check_directory(directory, manifest.build(job, plan, dtype, config), job.output.resume)
     return finish(directory, started, 0)
 
 
 def refuse_other_jobs(job: Job, plan: Plan, directory: DatasetDir) -> None:
     """Before the backbone is loaded; the writer checks again with what was loaded."""
-    content = None
-    if directory.manifest.exists() and (job.retry is not None or manifest.at_hand(job)):
+    content, config = None, described(job.backbone)
+    if directory.manifest.exists() and (job.retry is not None or manifest.at_hand(job, config)):
         dtype = resolve_dtype(job.backbone.dtype, "cuda" if on_gpu(job.trainer) else "cpu")
-        content = manifest.build(job, plan, dtype)
+        content = manifest.build(job, plan, dtype, config)
     manifest.check_directory(directory, content, job.output.resume)
+
+
+def described(backbone: BackboneConfig) -> str | None:
+    """Whose config files go with a single file; None for models that have their own."""
+    if single_file(backbone.pretrained) is None:
+        return None  # without the import of diffusers, which tells
+    from madgen.backbones._files import described_by
+
+    config = backbone.config and resolve_pretrained(backbone.config)
+    return described_by(backbone.pretrained, backbone.revision, config)
 
 
 def on_gpu(config: TrainerConfig) -> bool:

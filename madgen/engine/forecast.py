@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,11 @@ from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.masks import cell_weights
 from madgen.monitor.status_page import eta_text
-from madgen.plan.cost import Cost, sizes, total_cost, view_evaluations
+from madgen.plan.cost import Cost, has_regions, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Method, check_negative_prompts
 from madgen.schema import Job
-from madgen.weights import lora_file, resolve_pretrained
+from madgen.weights import impatient, lora_file, resolve_pretrained
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,8 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     spec, assumed = _spec(job, assume_spec)
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
-    scheduler = _scheduler(job)
-    if scheduler is not None:
-        method = Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
-        regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
-        check_regions_scheduler(scheduler, regions, method.bootstrapped_steps(job.sampling.num_inference_steps))
+    own = None if assumed else _own_scheduler(job)
+    _check_scheduler(job, plan, own)
     layouts = _layouts(job, plan, spec)
     for size in layouts:
         check_side(job.output.format, *size)
@@ -63,7 +61,7 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
     if job.sampling.guidance_steps is not None and spec.guidance_embedded:
         raise UserError("sampling.guidance_steps has no meaning: the backbone embeds its guidance; leave it null")
-    evaluations = _evaluations(job, spec, layouts)
+    evaluations = _evaluations(job, spec, layouts, own)
     return Forecast(
         spec=spec,
         spec_is_assumed=assumed,
@@ -77,26 +75,45 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
 
 def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], int]:
     """View evaluations of one prompt on one panorama of each size; nothing else is looked at."""
-    spec, _ = _spec(job, assume=True)
-    return _evaluations(job, spec, _layouts(job, plan, spec))
+    spec, assumed = _spec(job, assume=True)
+    return _evaluations(job, spec, _layouts(job, plan, spec), None if assumed else _own_scheduler(job))
 
 
 def _spec(job: Job, assume: bool) -> tuple[BackboneSpec, bool]:
     """The backbone's shapes, and whether they are only those of its family."""
     module, backbone = backbone_module(job.backbone.name), job.backbone
     try:
-        config = backbone.config and resolve_pretrained(backbone.config)
-        return module.describe(resolve_pretrained(backbone.pretrained), backbone.revision, config), False
+        with impatient() if assume else nullcontext():
+            return module.describe(*_files(job)), False
     except UserError:
         if not assume:
             raise
         return module.family_spec(backbone.pretrained), True
 
 
-def _scheduler(job: Job) -> Any:
-    """The class that the job names; None for the checkpoint's own."""
+def _files(job: Job) -> tuple[str, str | None, str | None]:
+    """Where the backbone's config files are looked for."""
+    backbone = job.backbone
+    config = backbone.config and resolve_pretrained(backbone.config)
+    return resolve_pretrained(backbone.pretrained), backbone.revision, config
+
+
+def _own_scheduler(job: Job) -> dict[str, Any] | None:
+    """The config of the checkpoint's own scheduler; None if it is not at hand."""
+    with impatient():
+        return backbone_module(job.backbone.name).own_scheduler(*_files(job))
+
+
+def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
+    """UserError for a scheduler that there is not, or that cannot bootstrap the regions that there are."""
     name = job.sampling.scheduler
-    return None if name is None else backbone_module(job.backbone.name).scheduler_class(name)
+    if name is None and has_regions(plan):
+        name = (own or {}).get("_class_name")
+    if name is not None:
+        method = Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
+        regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
+        steps = method.bootstrapped_steps(job.sampling.num_inference_steps)
+        check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
 
 
 def _merging(job: Job) -> Merging:
@@ -110,12 +127,16 @@ def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], 
     return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
 
 
-def _evaluations(job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout]) -> dict[tuple[int, int], int]:
-    scheduler, sync, sampling = _scheduler(job), job.method.sync, job.sampling
-    order = 1 if scheduler is None else scheduler.order
-    guided = range(*sampling.guidance_steps) if sampling.guidance_steps else range(sampling.num_inference_steps)
+def _evaluations(
+    job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
+) -> dict[tuple[int, int], int]:
+    sampling, sync = job.sampling, job.method.sync
+    steps = backbone_module(job.backbone.name).evaluated_steps(
+        own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
+    )
+    guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
-    passes = [order * (2 if twice and step in guided else 1) for step in range(sampling.num_inference_steps)]
+    passes = [(step, 2 if twice and step in guided else 1) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     return {size: view_evaluations(layout, passes, schedule) for size, layout in layouts.items()}
 

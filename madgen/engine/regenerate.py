@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from madgen.backbones._files import described_by
 from madgen.dataset.encode import encode_image
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.read import read_sample
@@ -19,8 +20,8 @@ from madgen.engine.single import check_output
 from madgen.errors import UserError
 from madgen.files import write_atomically
 from madgen.masks import region_from_json
-from madgen.sampler import PanoramaSampler, sync_options
-from madgen.schema import SafetyConfig, SyncConfig
+from madgen.sampler import PanoramaSampler, mad_options, sync_options
+from madgen.schema import MadConfig, SafetyConfig, SyncConfig
 from madgen.weights import checker_id, lora_id, weights_id
 
 
@@ -52,7 +53,8 @@ def _decode(data: bytes) -> np.ndarray:
 
 def _refuse_other_weights(metadata: dict[str, Any]) -> None:
     backbone, safety = metadata["backbone"], metadata.get("safety")
-    here = weights_id(backbone["pretrained"], backbone["revision"], backbone["config"])
+    pretrained, revision, config = backbone["pretrained"], backbone["revision"], backbone["config"]
+    here = weights_id(pretrained, revision, config or described_by(pretrained, revision))
     _check_same(backbone["pretrained"], here, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
@@ -75,10 +77,8 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
         layout=method["views"]["layout"],
         view_size=method["views"]["size"],
         stride=method["views"]["stride"],
-        overlap_from=method["views"]["overlap_from"],
-        mad_steps=method["mad"]["steps"],
-        mad_blocks=method["mad"]["blocks"],
-        cross_attention=method["mad"]["cross_attention"],
+        overlap_from=method["views"].get("overlap_from"),
+        **mad_options(MadConfig(**(method["mad"] or {"steps": 0}))),
         **sync_options(SyncConfig(**(method["sync"] or {}))),
         region_bootstrapping=(method["regions"] or {}).get("bootstrapping"),
         scheduler=sampling["scheduler"],
@@ -92,7 +92,7 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             width=metadata["width"],
             num_inference_steps=sampling["num_inference_steps"],
             guidance_scale=sampling["guidance_scale"],
-            guidance_steps=sampling["guidance_steps"],
+            guidance_steps=sampling.get("guidance_steps"),
             seeds=[metadata["seed"]],
             loop=sampling["loop"],
             regions=[[region_from_json(region) for region in metadata.get("regions", [])]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from madgen.joint.schedule import SyncSchedule
@@ -44,13 +44,14 @@ def _times_samples(plan: Plan, counts: Counter[tuple[int, int]]) -> Counter[tupl
     return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
-def view_evaluations(layout: Layout, passes: Sequence[int], sync: SyncSchedule) -> int:
-    """UNet view evaluations of one prompt on one panorama; `passes` of each step: guidance and order double them.
+def view_evaluations(layout: Layout, passes: Iterable[tuple[int, int]], sync: SyncSchedule) -> int:
+    """UNet view evaluations of one prompt on one panorama; `passes`: the step and the UNet passes of each evaluation.
 
+    Schedulers of second order have two evaluations a step; guidance takes two passes.
     SyncDiffusion's gradient counts as 3 of them for each view but the anchor, which takes one.
     """
     total = 0
-    for step, each in enumerate(passes):
+    for step, each in passes:
         views = layout.at(step).count
         total += each * (views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0))
     return total

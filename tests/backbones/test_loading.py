@@ -6,8 +6,12 @@ import pytest
 import torch
 from ldm_layout import save_single_file
 
-from madgen import PanoramaSampler, UserError
+from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import sd, sdxl
+from madgen.dataset import manifest
+from madgen.engine.finish import described
+from madgen.engine.regenerate import _refuse_other_weights
+from madgen.plan.shards import build_plan
 from madgen.weights import require_weights_id, weights_id
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent", "seeds": [4]}
@@ -109,6 +113,36 @@ def test_a_file_that_lacks_weights_is_refused(folders, files, tmp_path):
             PanoramaSampler.from_pretrained(str(tmp_path / "broken.safetensors"), config=config)
 
 
+def hub_cache(root, folder, repository, commit):
+    """A hub cache that holds a model's config files; their `main` is `commit`."""
+    at = root / f"models--{repository.replace('/', '--')}"
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            copy = at / "snapshots" / commit / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    (at / "refs").mkdir(exist_ok=True)
+    (at / "refs" / "main").write_text(commit)
+
+
+def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, folders, files):
+    """It is found in the hub's cache by name; another commit of it is another job, though the job does not name it."""
+    inferred, file = "stable-diffusion-v1-5/stable-diffusion-v1-5", str(files["sd"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    job = load_job([str(job_file)], [f"backbone={{pretrained: '{file}'}}"])
+    assert described(job.backbone) == inferred
+    assert not manifest.at_hand(job, inferred)
+    for commit in ("a" * 40, "b" * 40):
+        hub_cache(tmp_path / "cache", folders["sd"], inferred, commit)
+        assert manifest.at_hand(job, inferred)
+        identity = manifest.build(job, build_plan(job), "float32", described(job.backbone))["identity"]["backbone"]
+        assert identity["weights"] == f"{weights_id(file)}-commit-{commit}"
+        recorded = {"pretrained": file, "revision": None, "config": None, "loras": [], "weights": identity["weights"]}
+        _refuse_other_weights({"backbone": recorded})
+    with pytest.raises(UserError, match="other weights here"):
+        _refuse_other_weights({"backbone": {**recorded, "weights": f"{weights_id(file)}-commit-{'a' * 40}"}})
+
+
 @pytest.mark.parametrize(
     ("pretrained", "settings", "message"),
     [
@@ -147,8 +181,8 @@ def test_a_dataset_is_made_of_a_single_file_and_made_again(madgen, job_file, tmp
     assert madgen("plan", job_file, *overrides).code == 0
     done = madgen("generate", job_file, *overrides)
     assert done.code == 0, done.err
-    manifest = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert manifest["identity"]["backbone"]["weights"] == weights_id(str(files["sd"]), None, str(folders["sd"]))
+    written = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert written["identity"]["backbone"]["weights"] == weights_id(str(files["sd"]), None, str(folders["sd"]))
     key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"][0]["key"]
     again = madgen("regenerate", "out", key, "-o", "again.png")
     assert "the same pixels" in again.out, again.err

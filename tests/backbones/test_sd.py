@@ -1,10 +1,11 @@
+import inspect
 import json
 
 import pytest
 import torch
 
 import madgen.sampler
-from madgen import PanoramaSampler, UserError
+from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import Merging
 from madgen.backbones._unet import merges
 from madgen.backbones.sd import describe
@@ -195,6 +196,31 @@ def test_bad_arguments(tiny, change, message):
     arguments = {"prompts": ["a hill"], "seeds": [1], **SIZE, **change}
     with pytest.raises(UserError, match=message):
         sampler(tiny).sample(arguments.pop("prompts"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"mad_steps": -1}, "steps must be >= 0, got -1"),
+        ({"mad_blocks": []}, "blocks is empty"),
+        ({"cross_attention": "never"}, "cross_attention must be one of scheduled, always"),
+        ({"mad_blocks": ["middle"]}, "'middle' is neither down, mid, up nor a pattern"),
+    ],
+)
+def test_methods_that_a_job_may_not_ask_for_are_refused_here_too(tiny, method, message):
+    with pytest.raises(UserError, match=message):
+        sampler(tiny, **method)
+
+
+def test_what_is_not_said_is_what_a_job_would_have(tiny):
+    """One home for defaults: a sampler of nothing but a folder is the sampler of an empty job."""
+    job = load_job([], [f"backbone.pretrained={tiny}"])
+    bare, asked = PanoramaSampler.from_pretrained(str(tiny)), PanoramaSampler.from_job(job)
+    assert bare.method == asked.method
+    assert vars(bare.geometry) == vars(asked.geometry)
+    defaults = inspect.signature(PanoramaSampler.sample).parameters
+    for name in ("num_inference_steps", "guidance_scale", "loop", "decode"):
+        assert defaults[name].default == getattr(job.sampling, name)
 
 
 def test_the_nearest_sizes_that_an_error_names_work(tiny):

@@ -80,23 +80,35 @@ def naive_multidiffusion(pipeline, starts, prompt, negative, seed, steps, guidan
     for timestep in schedulers[0].timesteps:
         total, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
         for start, scheduler in zip(starts, schedulers, strict=True):
-            view = canvas[..., start : start + 8]
+            columns = [(start + offset) % 16 for offset in range(8)]
+            view = canvas[..., columns]
             twice = scheduler.scale_model_input(torch.cat([view, view]), timestep)
             added = {"text_embeds": summaries, "time_ids": sizes}
             noise = pipeline.unet(twice, timestep, encoder_hidden_states=embeddings, added_cond_kwargs=added).sample
             guided = noise[:1] + guidance_scale * (noise[1:] - noise[:1])
-            total[..., start : start + 8] += scheduler.step(guided, timestep, view).prev_sample
-            count[..., start : start + 8] += 1
+            total[..., columns] += scheduler.step(guided, timestep, view).prev_sample
+            count[..., columns] += 1
         canvas = total / count
     return canvas
 
 
-def test_multidiffusion_is_each_view_stepped_by_itself_then_averaged(tiny_xl, pipeline):
-    reference = naive_multidiffusion(pipeline, range(0, 9, 2), "a hill", "fog", 7, 3, 3.0)
-    run = {"negative_prompts": ["fog"], "seeds": [7], "output": "latent", **SIZE}
-    ours = sampler(tiny_xl, stride=2, mad_steps=0).sample(["a hill"], **run)
-    assert relative_error(ours, reference) <= 1e-4
-    assert relative_error(sampler(tiny_xl, stride=2, mad_steps=3).sample(["a hill"], **run), reference) > 1e-3
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_multidiffusion_is_each_view_stepped_by_itself_then_averaged(tiny_xl, pipeline, monkeypatch, loop, prediction):
+    """Flat and circular, as diffusers has it for Stable Diffusion alone (`tests/parity`)."""
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=prediction)
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
+    starts = range(0, 16, 2) if loop else range(0, 9, 2)
+    reference = naive_multidiffusion(pipeline, starts, "a hill", "fog", 7, 3, 3.0)
+    run = {"negative_prompts": ["fog"], "seeds": [7], "output": "latent", "loop": loop, **SIZE}
+
+    def latents(steps):
+        mad = sampler(tiny_xl, stride=2, mad_steps=steps)
+        mad.backbone.scheduler = scheduler
+        return mad.sample(["a hill"], **run)
+
+    assert relative_error(latents(0), reference) <= 1e-4
+    assert relative_error(latents(3), reference) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_what_changes_a_file_is_another_job(fingerprint, override):
     assert fingerprint(override) != fingerprint()
 
 
+def test_blocks_that_never_merge_are_no_other_job(fingerprint):
+    blocks, none, whole = "method.mad.blocks=[mid]", "method.mad.steps=0", "method.views.layout=whole"
+    assert fingerprint(none, blocks) == fingerprint(none)
+    assert fingerprint(none, "method.mad.cross_attention=always", blocks) != fingerprint(none, blocks)
+    assert fingerprint(whole, blocks) == fingerprint(whole, none) == fingerprint(whole)
+    assert fingerprint(whole) != fingerprint(none)
+    assert fingerprint(blocks) != fingerprint()
+
+
 def test_settings_count_where_they_are_used(fingerprint):
     across = "prompts.across=[a lake]"
     assert fingerprint(across) != fingerprint()

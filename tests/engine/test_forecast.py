@@ -1,0 +1,102 @@
+"""What a plan says its panoramas cost, against what sampling them takes; and that planning waits for nobody."""
+
+import json
+import socket
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler, load_job
+from madgen.engine.forecast import forecast
+from madgen.errors import UserError
+from madgen.plan.shards import build_plan
+
+SETTINGS = ["sampling.height=32", "sampling.width=64", "method.mad.steps=1", "prompts.source=p.txt"]
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a hill\n")
+
+    def of(*overrides, assume=False):
+        job = load_job([], [*SETTINGS, *overrides])
+        return forecast(job, build_plan(job), assume_spec=assume)
+
+    return of
+
+
+def with_scheduler(tiny, folder, name):
+    """The tiny checkpoint with another scheduler of its own."""
+    folder.mkdir()
+    for part in tiny.iterdir():
+        if part.name != "scheduler":
+            (folder / part.name).symlink_to(part)
+    config = json.loads((tiny / "scheduler" / "scheduler_config.json").read_text())
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "_class_name": name}))
+    index = json.loads((tiny / "model_index.json").read_text())
+    (folder / "model_index.json").unlink()
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}))
+    return folder
+
+
+def evaluated(folder, scheduler=None, steps=6, **options):
+    """Views that the UNet is run on for one panorama, told by the UNet."""
+    sampler = PanoramaSampler.from_pretrained(str(folder), mad_steps=1, scheduler=scheduler, dtype="float32")
+    seen = []
+    sampler.backbone.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    size = {"height": 32, "width": 64, "num_inference_steps": steps, "guidance_scale": 7.5}
+    with torch.no_grad():
+        sampler.sample(["a hill"], seeds=[0], output="latent", **size, **options)
+    return sum(seen)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "PNDM", "UniPCMultistep"]
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_the_cost_is_what_sampling_takes(planned, tiny, tmp_path, name, own):
+    folder = with_scheduler(tiny, tmp_path / "backbone", f"{name}Scheduler") if own else tiny
+    scheduler = None if own else f"{name}Scheduler"
+    options = [f"backbone.pretrained={folder}", "sampling.num_inference_steps=6"]
+    cost = planned(*options, *([] if own else [f"sampling.scheduler={scheduler}"])).cost
+    assert cost.view_evaluations == evaluated(folder, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.num_inference_steps=1001", "num_inference_steps=1001 is more than the 1000 of training"),
+        ("sampling.scheduler=FlowMatchEulerDiscreteScheduler", "does not step a canvas of noise"),
+        ("sampling.original_inference_steps=50", "is not known to DDIMScheduler"),
+    ],
+)
+def test_what_its_scheduler_cannot_do_is_refused_by_the_plan(planned, tiny, override, message):
+    with pytest.raises(UserError, match=message):
+        planned(f"backbone.pretrained={tiny}", override)
+
+
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(planned, monkeypatch):
+    """Without a network the hub's library asks again and again; a plan takes the family's shapes at once."""
+    from madgen import weights
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
+    weights._reachable.cache_clear()
+    size = ["sampling.height=512", "sampling.width=1024"]
+    assert planned("backbone.pretrained=nobody/nothing-of-the-kind", *size, assume=True).spec_is_assumed
+    with pytest.raises(pytest.fail.Exception, match="waits"):
+        planned("backbone.pretrained=nobody/nothing-of-the-kind", *size)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_guidance_in_some_steps_costs_what_it_takes(planned, tiny, name):
+    options = [f"backbone.pretrained={tiny}", "sampling.num_inference_steps=6", f"sampling.scheduler={name}"]
+    cost = planned(*options, "sampling.guidance_steps=[1,3]").cost
+    assert cost.view_evaluations == evaluated(tiny, name, guidance_steps=(1, 3))
+    assert cost.view_evaluations < planned(*options).cost.view_evaluations

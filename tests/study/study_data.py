@@ -1,0 +1,65 @@
+"""Small datasets to make studies of, and a participant who answers by what the key says."""
+
+import json
+
+import numpy as np
+
+from madgen.config import load_job
+from madgen.dataset import manifest
+from madgen.dataset.encode import encode_sample
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shard import OpenShard
+from madgen.plan.shards import Plan
+from madgen.plan.table import PromptTable
+from madgen.types import Prompt, Record
+
+HOSTILE = "a <script>alert('1')</script> & \"quoted\" <!--\n</script\u2028> <img src=https://x.invalid onerror=x>"
+TEXTS = ("snow on hills", "dunes at night", "a city by the sea", HOSTILE)
+
+
+def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", image_format="png"):
+    """A finished dataset; its pictures are ramps along the longer side, of one shade of blue each dataset."""
+    height, width = size
+    prompts = tuple(Prompt(f"{ids}{at}", text, "", height, width) for at, text in enumerate(texts))
+    plan = Plan("job", PromptTable.of(prompts, samples), samples, 3, 0)
+    directory = DatasetDir(root)
+    job = load_job([], ["name=job"])
+    manifest.create(directory, manifest.manifest(job, plan, manifest.identity(job, plan, "float32", str(shade), [])))
+    for index in range(plan.shard_count):
+        shard = OpenShard(directory, plan.shard(index), "w")
+        for position, task in enumerate(plan.shard(index).tasks):
+            ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+            image = np.full((height, width, 3), shade, np.uint8)
+            image[..., 0] = ramp[None, :] if width >= height else ramp[:, None]
+            image[..., 1] = 20 * int(task.prompt.id.removeprefix(ids)) + 9 * task.sample_index
+            about = {"key": task.key, "seed": task.seed, "prompt": task.prompt.text, "height": height, "width": width}
+            shard.add(position, encode_sample(Record(task, image, about), image_format, 95))
+        shard.publish()
+    return root
+
+
+def answers_of(key, name, prefer, controls_right=None, swap=False):
+    """What the page would export for a participant: `prefer(item) -> dataset index`, None for no difference."""
+    given, right = [], 0
+    for position, (item, about) in enumerate(key["items"].items()):
+        first, second = sorted(about["pictures"], reverse=swap)
+        if "right" in about:
+            right += 1
+            fails = controls_right is not None and right > controls_right
+            picked = about["right"] if not fails else next(p for p in (first, second) if p != about["right"])
+        else:
+            wanted = prefer(about)
+            picked = next((p for p in (first, second) if key["pictures"][p]["dataset"] == wanted), None)
+        choice = {first: "first", second: "second"}.get(picked, "same")
+        entry = {"item": item, "position": position, "first": first, "second": second, "choice": choice}
+        given.append({**entry, "seconds": 1.5})
+    about = {"madgen_study": 1, "study": key["study"], "participant": name, "seed": 1, "started": "", "finished": True}
+    return {**about, "answers": given}
+
+
+def write_answers(folder, *answers):
+    """One file each; their paths."""
+    paths = [folder / f"answers-{at}.json" for at, _ in enumerate(answers)]
+    for path, content in zip(paths, answers, strict=True):
+        path.write_text(json.dumps(content))
+    return paths
