@@ -75,7 +75,7 @@ def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=build_tokenizer(vocabulary(), options.folder / "tokenizer"),  # one that remembers no padding
         unet=unet.half(),  # halves the file; it is loaded in float32 all the same
         scheduler=new_scheduler(),
         safety_checker=None,
@@ -108,7 +108,7 @@ def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
     tables: dict[str, dict] = {"time": TIMES, "far": FARS, "ground": GROUNDS, "horizon": HORIZONS}
     for name, table in tables.items():
         print(f"CLIP: {100 * retrieval(clip, tokenizer, held_out, table, name):.0f} % of held-out scenes: {name}")
-    save_clip(clip, tokenizer, options.clip)
+    save_clip(clip, build_tokenizer(vocabulary(), options.clip), options.clip)  # remembers no padding
     _forget_paths(options.clip)
 
 
