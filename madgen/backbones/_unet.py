@@ -98,7 +98,10 @@ class UNetBackbone:
         self._refuse_unknown_attention()
 
     def _frozen(self, model: Any) -> Any:
+        """On the device; there, a GPU's convolutions want the channels last, and would turn them at every call."""
         self.models.append(model.to(self.device).eval().requires_grad_(False))
+        if self.device.type == "cuda":
+            model.to(memory_format=torch.channels_last)
         return model
 
     @contextmanager
