@@ -3,7 +3,7 @@
 In one run, alternating: madgen, the released MAD code (a checkout given by MAD_REFERENCE=folder), diffusers' panorama
 pipeline, a bare UNet forward on as many views, and direct inference. Results are checked equal first. Every row is
 appended to `speed.jsonl` in --out (default benchmarks/results) when it is measured, so that a run that is cut off loses
-one row at most; `speed.md`, `speed.json` and `speed.png` are made of all rows of that file. `--report` makes them again.
+one row at most; `speed.md`, `speed.json` and `speed.png` are made of all its rows. `--report` makes them again.
 
     --gpu --minutes 4       true SD 2 and SDXL shapes in bfloat16, in the order of importance, as far as the time goes
     --cpu                   the tiny shape, one thread (the default)
@@ -85,9 +85,7 @@ def bench_of(options: argparse.Namespace) -> Bench:
         )  # fmt: skip
     cpu = torch.device("cpu")
     if options.dry:
-        return Bench(
-            cpu, "tiny", "tiny-xl", 512, 640, (640, 768), (512, 640), 1, 1, f32, f32, "aot_eager", panoramas=2
-        )
+        return Bench(cpu, "tiny", "tiny-xl", 512, 640, (640, 768), (512, 640), 1, 1, f32, f32, "aot_eager", panoramas=2)
     width, steps = {"tiny": (1536, 2), "sd2": (1536, 1), "demo": (768, 10)}[options.shape]
     height = 128 if options.shape == "demo" else 512
     return Bench(cpu, options.shape, "", height, width, (), (0, 0), options.rounds, steps, f32, f32, panoramas=3)

@@ -112,9 +112,7 @@ def grids_of(views: Views, device: torch.device) -> Grids:
 
 
 @contextmanager
-def joint_attention(
-    layers: Mapping[str, AttentionLayer], processors: Mapping[str, JointAttention]
-) -> Iterator[None]:
+def joint_attention(layers: Mapping[str, AttentionLayer], processors: Mapping[str, JointAttention]) -> Iterator[None]:
     """Runs with the layers' `processors` installed and always restores the ones that were there."""
     original = {name: layer.processor for name, layer in layers.items()}
     try:
