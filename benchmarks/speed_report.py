@@ -209,8 +209,8 @@ def write_report(log: Path, out: Path) -> None:
 
 
 NOTES = """\
-Seconds are medians over alternating rounds, after one that does not count (in brackets the least and the most). The time
-of 50 steps with τ of them merged is put together from those of merged and of unmerged steps, measured by themselves in
+Seconds are medians over alternating rounds, after one that does not count (in brackets the least and the most); on one
+thread of a CPU they are the processor's. The time of 50 steps with τ of them merged is put together from those of merged and of unmerged steps, measured by themselves in
 runs of few steps; encoding the prompt is in them, decoding is not. The released code runs in float16 under autocast, as
 it was released, and keeps its cross-attention merged throughout; madgen follows the paper. Random weights."""
 
@@ -249,7 +249,8 @@ def _section(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 EXTRA = (
     "relative_error", "equal", "seconds_of_first_step", "seconds_of_first_run", "relative_error_to_eager",
-    "view_batch_size", "preset", "merged", "not merged", "after_sampling_seconds", "seconds_a_panorama", "decode_widest",
+    "view_batch_size", "preset", "merged", "not merged", "after_sampling_seconds", "seconds_a_panorama",
+    "decode_widest",
 )  # fmt: skip
 
 

@@ -231,7 +231,7 @@ def multidiffusion_compiled(bench: Bench) -> Row:
 
 
 def fast_method() -> tuple[str, Row, float]:
-    """The `fast` preset if there is one, else MAD with shifted views: its file, its method, its share of merged steps."""
+    """The `fast` preset if there is one, else MAD with shifted views: file, method, share of merged steps."""
     from madgen import load_job
 
     folder = Path(__file__).resolve().parent.parent / "configs"
@@ -248,7 +248,7 @@ def fast_method() -> tuple[str, Row, float]:
 
 
 def fast(bench: Bench) -> Row:
-    """The fast preset against MAD with a view every quarter of its size, whole runs with shares of steps as they are."""
+    """The fast preset against MAD with a view every quarter of its size: runs of 10 steps, in the same proportions."""
     name, method, merged = fast_method()
     steps = 10
     contenders = {"fast": bench.ours(merged, **method), "madgen, τ=15 of 50": bench.ours(TAU / PAPER_STEPS)}

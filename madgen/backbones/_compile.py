@@ -11,7 +11,7 @@ MOST_GRAPHS = 4096
 
 
 def compiled(model: torch.nn.Module, backend: str) -> Any:
-    """`model` in whole graphs; each is made when its shapes are first met, which takes a minute or more for a large UNet.
+    """`model` in whole graphs; each is made when its shapes are first met, which takes a minute for a large UNet.
 
     Kernels are not chosen by timing them where that would change the order of additions: another run of the same job
     must find the same ones.
@@ -20,7 +20,7 @@ def compiled(model: torch.nn.Module, backend: str) -> Any:
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MOST_GRAPHS)
-    options = {"deterministic": True} if backend == "inductor" and _has("deterministic") else None
+    options: Any = {"deterministic": True} if backend == "inductor" and _has("deterministic") else None
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend, options=options)
 
 

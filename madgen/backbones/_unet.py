@@ -228,8 +228,7 @@ class UNetBackbone:
         return noise.float().unflatten(0, (paths, count))
 
     def _network(self) -> Any:
-        """Compiled where views are denoised together; elsewhere (SyncDiffusion's gradients, float32 once in a while) the
-        UNet as it is, which needs no graphs of its own."""
+        """Compiled where views are denoised together; elsewhere (gradients, float32 for a while) the UNet as it is."""
         joint = self.compiled is not None and self._joint and not torch.is_grad_enabled()
         return self.compiled if joint and self.dtype == self.loaded_dtype else self.unet
 

@@ -3,8 +3,8 @@
 Averaging commutes with the linear projections, so the hidden states are merged first: the canvas has fewer tokens
 than its views together. Keys and values of the prompt do not depend on view or step: each layer computes them once.
 
-The processors stay the same objects from step to step, and what they do is told by flags and tensors: a compiled network
-has one graph for each set of layers that merge, and none is made again because a step or a prompt is another one.
+The processors stay the same objects from step to step, and what they do is told by flags and tensors: a compiled
+network has one graph for each set of layers that merge, and needs none for another step or prompt.
 """
 
 from __future__ import annotations

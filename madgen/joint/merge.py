@@ -1,7 +1,7 @@
 """Split a canvas into views and merge views by averaging: `merge(split(x)) == x`.
 
-Merging gathers, for each canvas cell, the view cells that lie on it, and adds them up in the order of the views. It never
-scatters with atomics, so the order of the additions, and with it the last bit, is the same on every run and device.
+Merging adds up, for each canvas cell, the view cells that lie on it, in the order of the views. It never scatters with
+atomics, so the order of the additions, and with it the last bit, is the same on every run and device.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _average(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
 
 
 def _pieces(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
-    """Sums, a stride's cells of all views at once: the last piece of a view lies where the first of a later one does."""
+    """Sums, a stride's cells of all views at once: where a view's last piece lies, there lies a later one's first."""
     assert axis.stride is not None
     depth = axis.size // axis.stride
     pieces = views.unflatten(dim + 1, (depth, axis.stride))
