@@ -210,9 +210,10 @@ def write_report(log: Path, out: Path) -> None:
 
 NOTES = """\
 Seconds are medians over alternating rounds, after one that does not count (in brackets the least and the most); on one
-thread of a CPU they are the processor's. The time X of unmerged steps, measured by themselves in runs of few steps; encoding the prompt is in them, decoding is not. The
-released code runs in float16 under autocast on a GPU, as it was released, and keeps its cross-attention merged
-throughout; madgen follows the paper. Random weights."""
+thread of a CPU they are the processor's. The time of 50 steps with τ of them merged is put together from those of
+merged and of unmerged steps, measured by themselves in runs of few steps; encoding the prompt is in them, decoding is
+not. The released code runs in float16 under autocast on a GPU, as it was released, and keeps its cross-attention
+merged throughout; madgen follows the paper. Random weights."""
 
 
 def _devices(rows: Rows) -> str:
