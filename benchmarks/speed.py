@@ -85,7 +85,22 @@ def bench_of(options: argparse.Namespace) -> Bench:
         )  # fmt: skip
     cpu = torch.device("cpu")
     if options.dry:
-        return Bench(cpu, "tiny", "tiny-xl", 512, 640, (640, 768), (512, 640), 1, 1, f32, f32, "aot_eager", panoramas=2)
+        return Bench(
+            cpu,
+            "tiny",
+            "tiny-xl",
+            512,
+            640,
+            (640, 768),
+            (512, 640),
+            1,
+            1,
+            f32,
+            f32,
+            "aot_eager",
+            panoramas=2,
+            share=0.1,
+        )
     width, steps = {"tiny": (1536, 2), "sd2": (1536, 1), "demo": (768, 10)}[options.shape]
     height = 128 if options.shape == "demo" else 512
     return Bench(cpu, options.shape, "", height, width, (), (0, 0), options.rounds, steps, f32, f32, panoramas=3)

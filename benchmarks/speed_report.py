@@ -100,22 +100,20 @@ class Targets:
         return worst, worst >= 0.95, said(found)
 
     def fast(self, against: str, least: float) -> Value | None:
-        row = self.row("fast")
-        if row is None:
+        """Whole panoramas of the preset against 50 steps of `against`; compiled against compiled, or the release."""
+        steady, steady_compiled = self.row("eager"), self.row("compiled")
+        row, compiled = self.row("fast"), self.row("fast_compiled")
+        if row is None or steady is None or f"{against}, merged" not in steady["median"]:
             return None
-        medians, steady = row["median"], self.row("eager")
-        if against == "released":
-            if steady is None or "released, merged" not in steady["median"]:
-                return None
-            theirs = mixed(steady["median"], "released", TAU) / STEPS
-        else:
-            theirs = medians["madgen, τ=15 of 50"]
-        found = {"without compile": theirs / medians["fast"]}
-        compiled = self.row("fast_compiled")
-        if compiled is not None and against == "released":
-            found["with compile"] = theirs / compiled["median"]["fast compiled"]
+        fast = statistics.median(row["seconds_a_panorama"]["fast"])
+        theirs = mixed(steady["median"], against, TAU)
+        found = {"without compile": theirs / fast}
+        if compiled is not None and (against == "released" or steady_compiled is not None):
+            if against != "released" and steady_compiled is not None:
+                theirs = mixed(steady_compiled["median"], "madgen compiled", TAU)
+            found["with compile"] = theirs / statistics.median(compiled["seconds_a_panorama"]["fast compiled"])
         best = max(found.values())
-        return best, best >= least, f"{row['preset']}: {said(found, '×')}"
+        return best, best >= least, f"{row['preset']}, {row['steps']} steps: {said(found, '×')}"
 
     def generate(self) -> Value | None:
         row = self.row("generate")

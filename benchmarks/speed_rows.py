@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from speed_contenders import (
+    GUIDANCE,
+    PROMPT,
     Run,
     Timing,
     alternate,
@@ -34,6 +36,9 @@ from speed_models import SHAPES, build_backbone, build_pipeline
 from speed_parts import shares
 
 from madgen import PanoramaSampler
+from madgen.backbones import Merging
+from madgen.geometry import Geometry
+from madgen.sampler import Method
 
 Row = dict[str, Any]
 PAPER_STEPS, TAU = 50, 15
@@ -57,6 +62,8 @@ class Bench:
     """Of the released code: float16 on a GPU, its own choice under autocast; it knows no bfloat16."""
     backend: str = "inductor"
     panoramas: int = 6
+    share: float = 1.0
+    """Of the fast preset's steps."""
     known: dict[str, Row] = field(default_factory=dict)
 
     @cached_property
@@ -242,39 +249,63 @@ def multidiffusion_compiled(bench: Bench) -> Row:
     return {"views": bench.views(8), "seconds_of_first_step": first, **bench.measure(contenders)}
 
 
-def fast_method() -> tuple[str, Row, float]:
-    """The `fast` preset if there is one, else MAD with shifted views: file, method, share of merged steps."""
+def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
+    """The `fast` preset if there is one, else MAD with shifted views: its file, its steps, and a whole panorama of it.
+
+    `bench.share` of its steps are taken, all its numbers of steps in proportion.
+    """
     from madgen import load_job
 
     folder = Path(__file__).resolve().parent.parent / "configs"
     path = next(path for path in (folder / "method/fast.yaml", folder / "method/mad-shifted.yaml") if path.exists())
     job = load_job([str(path)])
-    method = job.method
-    chosen = {
-        "layout": method.views.layout,
-        "stride": method.views.stride,
-        "blocks": tuple(method.mad.blocks),
-        "cross_attention": method.mad.cross_attention,
-    }
-    return path.name, chosen, method.mad.steps / job.sampling.num_inference_steps
+    mad, views, sampling = job.method.mad, job.method.views, job.sampling
+
+    def own(step: int) -> int:
+        return round(step * bench.share)
+
+    merging = Merging(own(mad.steps), tuple(mad.blocks), mad.cross_attention)
+    overlap = None if views.overlap_from is None else own(views.overlap_from)
+    geometry = Geometry(bench.backbone.spec, views.layout, views.size, views.stride, merging, overlap)
+    sampler = PanoramaSampler(bench.backbone, geometry, Method(merging), sampling.scheduler)
+    sampler.warns_of_cuts = False
+    guided = None if sampling.guidance_steps is None else tuple(own(step) for step in sampling.guidance_steps)
+    steps = own(sampling.num_inference_steps)
+
+    def run(_: int) -> Any:
+        graphs = bench.backbone.compiled
+        bench.backbone.compiled = graphs if compiled else None
+        try:
+            return sampler.sample(
+                [PROMPT], height=bench.height, width=bench.width, num_inference_steps=steps, guidance_scale=GUIDANCE,
+                guidance_steps=guided, seeds=[7], output="latent",
+            )  # fmt: skip
+        finally:
+            bench.backbone.compiled = graphs
+
+    return path.name, steps, run
 
 
 def fast(bench: Bench) -> Row:
-    """The fast preset against MAD with a view every quarter of its size: runs of 10 steps, in the same proportions."""
-    name, method, merged = fast_method()
-    steps = 10
-    contenders = {"fast": bench.ours(merged, **method), "madgen, τ=15 of 50": bench.ours(TAU / PAPER_STEPS)}
-    return {"preset": name, "merged": merged, **bench.measure(contenders, steps=steps)}
+    """Whole panoramas of the fast preset."""
+    name, steps, run = fast_run(bench, False)
+    timings = alternate({"fast": run}, 1, min(3, bench.rounds), warm=False)
+    return {"preset": name, "steps": steps, "seconds_a_panorama": {"fast": timings["fast"].seconds}}
 
 
 def fast_compiled(bench: Bench) -> Row:
-    """The fast preset with `backbone.compile: true`: graphs for both numbers of views."""
+    """The fast preset with `backbone.compile: true`: graphs for every number of views."""
     if bench.backbone.compiled is None:
         bench.backbone.compile(bench.backend)
-    name, method, merged = fast_method()
-    run = bench.ours(merged, True, **method)
-    first = timed(run, 10)[0]
-    return {"preset": name, "seconds_of_first_run": first, **bench.measure({"fast compiled": run}, steps=10)}
+    name, steps, run = fast_run(bench, True)
+    first = timed(run, 1)[0]
+    timings = alternate({"fast": run}, 1, min(3, bench.rounds), warm=False)
+    return {
+        "preset": name,
+        "steps": steps,
+        "seconds_of_first_run": first,
+        "seconds_a_panorama": {"fast compiled": timings["fast"].seconds},
+    }
 
 
 def growth(bench: Bench) -> Row:
