@@ -143,7 +143,7 @@ def panorama_pipeline(pipeline: Any, height: int, width: int, view_batch_size: i
 
 def bare(backbone: Any, views: int, compiled: Any = None) -> Run:
     """The UNet on as many views and nothing else: diffusers' own attention, all views in one batch."""
-    unet, spec = compiled or backbone.unet, backbone.spec
+    unet, spec = backbone.unet if compiled is None else compiled, backbone.spec
     conditioning = backbone.encode_prompts([PROMPT], [""], GUIDANCE)
     prompt = conditioning.embeddings_NTD.repeat_interleave(views, 0)
     more = backbone.view_conditions(conditioning, views, spec.view_size, spec.view_size)
