@@ -37,6 +37,13 @@ def test_fifty_steps_are_put_together_from_merged_and_unmerged_ones():
     assert found([EAGER], "bare UNet on")[:2] == (pytest.approx(5 / ours), True)
 
 
+def test_the_fast_preset_is_timed_as_whole_panoramas():
+    preset = row("fast", preset="fast.yaml", steps=25, seconds_a_panorama={"fast": [2.0, 1.0, 3.0]})
+    ours, theirs = 15 * 0.11 + 35 * 0.1, 15 * 0.3 + 35 * 0.2
+    assert found([EAGER, preset], "`fast` preset against MAD")[:2] == (pytest.approx(ours / 2), False)
+    assert found([EAGER, preset], "`fast` preset against the released")[:2] == (pytest.approx(theirs / 2), True)
+
+
 def test_what_was_not_run_is_left_empty(tmp_path):
     log = tmp_path / "speed.jsonl"
     log.write_text(json.dumps(row("growth", failed="OutOfTime: stopped after 9 s")) + "\n")
