@@ -105,13 +105,15 @@ class Targets:
         row, compiled = self.row("fast"), self.row("fast_compiled")
         if row is None or steady is None or f"{against}, merged" not in steady["median"]:
             return None
-        fast = statistics.median(row["seconds_a_panorama"]["fast"])
+        fast = statistics.median(row["seconds_a_panorama"]["fast"]) / row.get("share", 1.0)
         theirs = mixed(steady["median"], against, TAU)
         found = {"without compile": theirs / fast}
         if compiled is not None and (against == "released" or steady_compiled is not None):
             if against != "released" and steady_compiled is not None:
                 theirs = mixed(steady_compiled["median"], "madgen compiled", TAU)
-            found["with compile"] = theirs / statistics.median(compiled["seconds_a_panorama"]["fast compiled"])
+            found["with compile"] = theirs / (
+                statistics.median(compiled["seconds_a_panorama"]["fast compiled"]) / compiled.get("share", 1.0)
+            )
         best = max(found.values())
         return best, best >= least, f"{row['preset']}, {row['steps']} steps: {said(found, '×')}"
 
@@ -142,7 +144,8 @@ class Targets:
             "sampling": max(widest["peak_bytes"].values(), default=0),
             "decode": row["decode_widest"]["peak_bytes"],
         }
-        most = max(peaks.values()) / GIB
+        if not (most := max(peaks.values()) / GIB):  # a CPU's is not measured
+            return None
         return most, most < 24, said({name: value / GIB for name, value in peaks.items()}, "GiB")
 
     def xl(self) -> Value | None:
@@ -239,7 +242,7 @@ def _section(rows: dict[str, dict[str, Any]]) -> list[str]:
         if "seconds_a_step" in row:
             lines += _times(row)
         for width, one in row.get("widths", {}).items():
-            lines += [f"{width} px, {one['views']} views", "", *_times(one), ""]
+            lines += [f"{width} px, {one['views']} views", "", *_times(one)]
         for key, value in row.items():
             if key in EXTRA:
                 lines.append(f"- {key.replace('_', ' ')}: {_plain(value)}")
@@ -267,7 +270,7 @@ def _times(row: dict[str, Any]) -> list[str]:
         spread = f"{statistics.median(values):.4g} ({min(values):.4g} – {max(values):.4g})"
         peak = row["peak_bytes"].get(name)
         lines.append(f"| {name} | {spread} | {'–' if peak is None else f'{peak / GIB:.1f}'} |")
-    return lines
+    return [*lines, ""]
 
 
 def draw(rows: Rows, path: Path) -> None:

@@ -290,7 +290,8 @@ def fast(bench: Bench) -> Row:
     """Whole panoramas of the fast preset."""
     name, steps, run = fast_run(bench, False)
     timings = alternate({"fast": run}, 1, min(3, bench.rounds), warm=False)
-    return {"preset": name, "steps": steps, "seconds_a_panorama": {"fast": timings["fast"].seconds}}
+    found = {"fast": timings["fast"].seconds}
+    return {"preset": name, "steps": steps, "share": bench.share, "seconds_a_panorama": found}
 
 
 def fast_compiled(bench: Bench) -> Row:
@@ -303,6 +304,7 @@ def fast_compiled(bench: Bench) -> Row:
     return {
         "preset": name,
         "steps": steps,
+        "share": bench.share,
         "seconds_of_first_run": first,
         "seconds_a_panorama": {"fast compiled": timings["fast"].seconds},
     }
