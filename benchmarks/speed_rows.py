@@ -337,7 +337,7 @@ def xl(bench: Bench) -> Row:
         "madgen, not merged": madgen(backbone, height, width, 0.0, stride=16),
         "bare UNet": bare(backbone, views),
     }
-    return {"views": views, **as_row(alternate(contenders, 1, min(3, bench.rounds)))}
+    return {"size": f"{height}x{width}", "views": views, **as_row(alternate(contenders, 1, min(3, bench.rounds)))}
 
 
 def generate(bench: Bench) -> Row:
