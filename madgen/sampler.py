@@ -97,13 +97,15 @@ class PanoramaSampler:
         scheduler: str | None = None,
         original_inference_steps: int | None = None,
         dtype: str = "auto",
+        compile: bool = False,
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
         """Loads a diffusers folder, a hub id, a single file or `demo`, and fuses `loras` (weights, scale) into it.
 
         Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
         `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
-        steps: see the keys of `method` in `madgen.schema`, whose defaults they share.
+        steps: see the keys of `method` in `madgen.schema`, whose defaults they share. `compile`: the first panorama of
+        each size takes a minute or more longer, the others less time.
         """
         folder, device = resolve_pretrained(pretrained), torch.device(device)
         # Refuses what a job may not ask for either.
@@ -122,6 +124,8 @@ class PanoramaSampler:
         merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
         geometry = Geometry(backbone.spec, layout, view_size, stride, merging, overlap_from)
         backbone.merged_layers(merging)
+        if compile:
+            backbone.compile()
         if sync_weight and layout == "whole":
             raise UserError("SyncDiffusion (sync weight > 0) compares views; layout=whole has only one")
         sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
@@ -148,6 +152,7 @@ class PanoramaSampler:
             scheduler=job.sampling.scheduler,
             original_inference_steps=job.sampling.original_inference_steps,
             dtype=job.backbone.dtype,
+            compile=job.backbone.compile,
             device=device,
         )
         sampler.warns_of_cuts = False

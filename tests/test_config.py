@@ -118,7 +118,6 @@ def test_a_job_is_frozen():
         ("scores.clips=x", "unknown key 'scores.clips'; did you mean 'scores.clip'?"),
         ("scores.clip=7", "scores.clip must be a text, YAML reads it as 7"),
         # not there yet: refused, never ignored
-        ("backbone.compile=true", "not supported yet"),
         ("output.upload=s3://x", "not supported yet"),
     ],
 )

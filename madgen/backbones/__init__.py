@@ -82,6 +82,9 @@ class Backbone(Protocol):
     def cut_text(self, prompt: str) -> str | None:
         """The end of a prompt that a text encoder never sees, None if it sees all of it."""
 
+    def compile(self) -> None:
+        """From now on views are denoised in compiled graphs, which are made when a size is first met."""
+
     def merged_attention(
         self, views: Views, step: int, merging: Merging, conditioning: Any
     ) -> AbstractContextManager[None]:

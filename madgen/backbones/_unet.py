@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae
+from madgen.backbones._compile import compiled
 from madgen.errors import UserError
-from madgen.joint.attention import JointAttention, KeyValueCache, joint_attention
+from madgen.joint.attention import JointAttention, KeysValues, grids_of, joint_attention, keys_values
 from madgen.joint.guidance import classifier_free, guidance_embedding
 from madgen.joint.views import Views
 
@@ -49,28 +50,25 @@ class Conditioning:
     guidance_scale: float
     embedded_guidance_BD: Tensor | None = None
     pooled_ND: Tensor | None = None
-    cache: KeyValueCache = field(default_factory=KeyValueCache)
+    keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
+    """Of the prompts, for each cross-attention layer: projected once for all views and steps."""
 
     @property
     def paths(self) -> int:
         """How many UNet passes a view takes: N / B is 2 with classifier-free guidance."""
         return self.embeddings_NTD.shape[0]
 
-    @contextmanager
-    def alone(self, path: int) -> Iterator[Conditioning]:
-        """One path by itself; within it the layers' keys and values are those of its prompt."""
-
-        def own(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[path : path + 1]
-
-        one = replace(
+    def alone(self, path: int) -> Conditioning:
+        """One path by itself."""
+        own = slice(path, path + 1)
+        embedded, pooled = self.embedded_guidance_BD, self.pooled_ND
+        return replace(
             self,
-            embeddings_NTD=self.embeddings_NTD[path : path + 1],
-            embedded_guidance_BD=own(self.embedded_guidance_BD),
-            pooled_ND=own(self.pooled_ND),
+            embeddings_NTD=self.embeddings_NTD[own],
+            embedded_guidance_BD=None if embedded is None else embedded[own],
+            pooled_ND=None if pooled is None else pooled[own],
+            keys_values={name: (key[own], value[own]) for name, (key, value) in self.keys_values.items()},
         )
-        with self.cache.alone(path):
-            yield one
 
 
 class UNetBackbone:
@@ -83,17 +81,27 @@ class UNetBackbone:
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         self.spec, self.dtype, self.device = spec, dtype, device
+        self.loaded_dtype = dtype
         self.scheduler = pipeline.scheduler
         self.models: list[torch.nn.Module] = []
         self.unet = self._frozen(pipeline.unet)
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)
-        self.layers = sorted(self.unet.attn_processors)
+        self.attention = {  # by the names of diffusers' processors
+            f"{name}.processor": module for name, module in sorted(self.unet.named_modules()) if hasattr(module, "to_q")
+        }
+        self.layers = list(self.attention)
+        self.processors = {name: JointAttention(name) for name in self.layers}
+        self.compiled: Any = None
+        """The UNet with `torch.compile`; see `compile`."""
         self._refuse_unknown_attention()
 
     def _frozen(self, model: Any) -> Any:
+        """On the device; there, a GPU's convolutions want the channels last, and would turn them at every call."""
         self.models.append(model.to(self.device).eval().requires_grad_(False))
+        if self.device.type == "cuda":
+            model.to(memory_format=torch.channels_last)
         return model
 
     @contextmanager
@@ -106,6 +114,14 @@ class UNetBackbone:
                 yield
             finally:
                 self.dtype = before
+
+    def compile(self, backend: str = "inductor") -> None:
+        """From now on joint denoising runs in graphs of the UNet, one for each shape and each set of merged layers.
+
+        Shapes are static, so that a panorama's graph, and with it the last bit, does not depend on what was sampled
+        before it.
+        """
+        self.compiled = compiled(self.unet, backend)
 
     def _refuse_unknown_attention(self) -> None:
         for name, module in self.unet.named_modules():
@@ -139,7 +155,8 @@ class UNetBackbone:
             paths.insert(0, self.embed_negative(negative_prompts))
         hidden = torch.cat([path.hidden_NTD for path in paths])
         pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
-        return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None)
+        projected = {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)}
+        return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None, projected)
 
     def token_ids(self, tokenizer: Any, prompts: list[str]) -> Any:
         """The tokenizer's output for prompts of full length; `cut_text` tells what that leaves out."""
@@ -154,12 +171,17 @@ class UNetBackbone:
     def merged_attention(self, views: Views, step: int, merging: Merging, conditioning: Conditioning) -> Iterator[None]:
         """Installs one processor a layer for this step and restores the others after it."""
         chosen = self.merged_layers(merging) if views.count > 1 else set()  # merging one view changes nothing
-        processors = {
-            name: JointAttention(name, views, name in chosen and merges(name, step, merging), conditioning.cache)
-            for name in self.layers
-        }
-        with joint_attention(self.unet, processors):
+        grids = grids_of(views, self.device)
+        for name, processor in self.processors.items():
+            processor.grids = grids if name in chosen and merges(name, step, merging) else None
+        self._tell(conditioning)
+        with joint_attention(self.attention, self.processors):
             yield
+
+    def _tell(self, conditioning: Conditioning) -> None:
+        """The layers are told whose views come next."""
+        for name, processor in self.processors.items():
+            processor.paths, processor.prompt = conditioning.paths, conditioning.keys_values.get(name)
 
     def merged_layers(self, merging: Merging) -> set[str]:
         """The attention layers that `merging.blocks` selects; UserError if an entry selects none."""
@@ -194,7 +216,8 @@ class UNetBackbone:
         """The UNet on some views of the conditioning's paths, float32 [N, V, C, h, w]."""
         paths, count, _, height, width = views_NVChw.shape
         embedded = conditioning.embedded_guidance_BD
-        noise = self.unet(
+        self._tell(conditioning)
+        noise = self._network()(
             views_NVChw.flatten(0, 1),
             timestep,
             encoder_hidden_states=conditioning.embeddings_NTD,
@@ -204,17 +227,25 @@ class UNetBackbone:
         )[0]
         return noise.float().unflatten(0, (paths, count))
 
+    def _network(self) -> Any:
+        """Compiled where views are denoised together; elsewhere (gradients, float32 for a while) the UNet as it is."""
+        joint = self.compiled is not None and self._joint and not torch.is_grad_enabled()
+        return self.compiled if joint and self.dtype == self.loaded_dtype else self.unet
+
+    @property
+    def _joint(self) -> bool:
+        return all(layer.processor is self.processors[name] for name, layer in self.attention.items())
+
     def _chunked(self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, size: int) -> Tensor:
-        installed = [one for one in self.unet.attn_processors.values() if isinstance(one, JointAttention)]
-        if any(one.merged for one in installed):
-            size = views_NVChw.shape[1]
+        if joint := self._joint:
+            size = views_NVChw.shape[1] if any(one.merged for one in self.processors.values()) else size
         run: Any = self._pass
-        if torch.is_grad_enabled() and not installed:  # what joint attention keeps of a prompt is not made twice
+        if torch.is_grad_enabled() and not joint:  # what joint attention keeps of a prompt is not made twice
             run = partial(checkpoint, self._pass, use_reentrant=False)
         paths = []
         for path, views in enumerate(views_NVChw.split(1)):
-            with conditioning.alone(path) as one:
-                paths.append(torch.cat([run(chunk, timestep, one) for chunk in views.split(size, dim=1)], dim=1))
+            one = conditioning.alone(path)
+            paths.append(torch.cat([run(chunk, timestep, one) for chunk in views.split(size, dim=1)], dim=1))
         return torch.cat(paths)
 
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
@@ -235,8 +266,13 @@ class UNetBackbone:
         )
 
 
+def crosses(layer: str) -> bool:
+    """Whether a layer attends to the prompts; diffusers calls the cross-attention of a block `attn2`."""
+    return ".attn2." in layer
+
+
 def merges(layer: str, step: int, merging: Merging) -> bool:
-    """Whether a chosen layer merges at `step`; diffusers calls the cross-attention of a block `attn2`."""
-    if merging.cross_attention == "always" and ".attn2." in layer:
+    """Whether a chosen layer merges at `step`."""
+    if merging.cross_attention == "always" and crosses(layer):
         return True
     return step < merging.steps

@@ -53,6 +53,7 @@ def identity(
             "weights": weights,
             "variant": job.backbone.variant,
             "dtype": dtype,
+            **({"compile": True} if job.backbone.compile else {}),
             "loras": [
                 {"id": found, "scale": lora.scale} for found, lora in zip(loras, job.backbone.loras, strict=True)
             ],

@@ -74,6 +74,7 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
         loras=[{"weights": lora["weights"], "scale": lora["scale"]} for lora in backbone["loras"]],
         dtype=backbone.get("weights_dtype", backbone["dtype"]),
         device=device,
+        compile=backbone.get("compile", False),
         layout=method["views"]["layout"],
         view_size=method["views"]["size"],
         stride=method["views"]["stride"],

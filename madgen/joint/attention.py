@@ -2,69 +2,62 @@
 
 Averaging commutes with the linear projections, so the hidden states are merged first: the canvas has fewer tokens
 than its views together. Keys and values of the prompt do not depend on view or step: each layer computes them once.
+
+The processors stay the same objects from step to step, and what they do is told by flags and tensors: a compiled
+network has one graph for each set of layers that merge, and needs none for another step or prompt.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madgen.joint.merge import merge_cells, split_cells
+from madgen.joint.merge import Grid, grid_of, merge_cells, split_cells
 from madgen.joint.views import Views
 
-
-class KeyValueCache:
-    """Keys and values of the prompts: a layer projects them once for all paths, or once for each that comes alone."""
-
-    def __init__(self) -> None:
-        self._projected: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = {}
-        self._path: int | None = None
-
-    @contextmanager
-    def alone(self, path: int) -> Iterator[None]:
-        """Within it layers are given the prompt of this path alone."""
-        self._path = path
-        try:
-            yield
-        finally:
-            self._path = None
-
-    def get(self, layer: str, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Keys and values [N, T, D] of the paths at hand."""
-        key = layer, self._path
-        if key not in self._projected:
-            self._projected[key] = project()
-        return self._projected[key]
+KeysValues = tuple[Tensor, Tensor]
+"""Of the prompts, by head: [N, heads, T, D / heads]."""
+Grids = Mapping[int, Grid]
+"""By the number of tokens of a view: the views at a layer's resolution."""
 
 
-class AttentionHost(Protocol):
-    """A network whose attention layers take processors (diffusers' UNets)."""
+class AttentionLayer(Protocol):
+    """diffusers' `Attention`, of which this is used."""
 
-    @property
-    def attn_processors(self) -> Mapping[str, Any]: ...
-
-    def set_attn_processor(self, processor: Any) -> None: ...
+    processor: Any
+    heads: int
+    scale: float
+    to_q: Any
+    to_k: Any
+    to_v: Any
+    to_out: Any
 
 
 class JointAttention:
     """Attention of one layer over the views of one canvas.
 
-    `merged`: attend on the canvas and split the result; otherwise each view attends by itself. Hidden states are
-    [N * V, L, D], views innermost; those of the prompt are [N, T, D], shared by the views of a path. Where nothing
-    merges, V may be any part of the canvas's views.
+    `grids` given: attend on the canvas and split the result; None: each view attends by itself. Hidden states are
+    [N * V, L, D], views innermost; the prompts' keys and values, of cross-attention, are shared by the views of a path.
+    Where nothing merges, V may be any part of the canvas's views.
     """
 
-    def __init__(self, name: str, views: Views, merged: bool, cache: KeyValueCache):
-        self.name, self.views, self.merged, self.cache = name, views, merged, cache
+    def __init__(self, name: str, paths: int = 1, grids: Grids | None = None, prompt: KeysValues | None = None):
+        self.name, self.paths, self.grids, self.prompt = name, paths, grids, prompt
+
+    @property
+    def merged(self) -> bool:
+        """Whether views meet here."""
+        return self.grids is not None
 
     def __call__(
         self,
-        attn: Any,
+        attn: AttentionLayer,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -73,45 +66,59 @@ class JointAttention:
         if attention_mask is not None:
             raise ValueError(f"{self.name}: joint attention takes no attention mask")
         batch, tokens, width = hidden_states.shape
-        grid = self._grid(tokens)
-        if self.merged:
-            paths = batch // grid.count
-            size = (grid.rows.size, grid.columns.size)
-            canvas = merge_cells(hidden_states.reshape(paths, grid.count, *size, width), grid)
-            hidden_states = canvas.reshape(paths, -1, width)
+        if self.grids is not None:
+            grid = self.grids[tokens]
+            views = hidden_states.reshape(self.paths, -1, grid.rows.size, grid.columns.size, width)
+            canvas = merge_cells(views, grid)
+            output = self._attend(attn, canvas.flatten(1, 2), encoder_hidden_states is not None)
+            output = split_cells(output.reshape(*canvas.shape[:3], -1), grid)
         elif encoder_hidden_states is not None:  # each token asks the prompt by itself: views need not be told apart
-            hidden_states = hidden_states.reshape(len(encoder_hidden_states), -1, width)
-        output = self._attend(attn, hidden_states, encoder_hidden_states)
-        if self.merged:
-            output = split_cells(output.reshape(paths, grid.rows.extent, grid.columns.extent, -1), grid)
+            output = self._attend(attn, hidden_states.reshape(self.paths, -1, width), True)
+        else:
+            output = self._attend(attn, hidden_states, False)
         return output.reshape(batch, tokens, -1)
 
-    def _grid(self, tokens: int) -> Views:
-        """The views at this layer's resolution, told from the number of tokens of a view."""
-        cells = self.views.rows.size * self.views.columns.size
-        return self.views.scaled(math.isqrt(cells // tokens)) if self.merged else self.views
-
-    def _attend(self, attn: Any, hidden_NLD: Tensor, prompt_NTD: Tensor | None) -> Tensor:
-        query = attn.to_q(hidden_NLD)
-        if prompt_NTD is None:
-            key, value = attn.to_k(hidden_NLD), attn.to_v(hidden_NLD)
+    def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, crosses: bool) -> Tensor:
+        query = by_head(attn, attn.to_q(hidden_NLD))
+        if crosses:
+            assert self.prompt is not None, f"{self.name} was not told the prompts' keys and values"
+            key, value = self.prompt
         else:
-            key, value = self.cache.get(self.name, lambda: (attn.to_k(prompt_NTD), attn.to_v(prompt_NTD)))
-
-        def heads(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-        output = F.scaled_dot_product_attention(heads(query), heads(key), heads(value), scale=attn.scale)
+            key, value = by_head(attn, attn.to_k(hidden_NLD)), by_head(attn, attn.to_v(hidden_NLD))
+        output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         return attn.to_out[1](output)
 
 
+def by_head(attn: AttentionLayer, projected_NLD: Tensor) -> Tensor:
+    """[N, heads, L, D / heads]."""
+    return projected_NLD.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def keys_values(attn: AttentionLayer, prompt_NTD: Tensor) -> KeysValues:
+    """What every view and step asks the prompts."""
+    return by_head(attn, attn.to_k(prompt_NTD)), by_head(attn, attn.to_v(prompt_NTD))
+
+
+@lru_cache(maxsize=256)
+def grids_of(views: Views, device: torch.device) -> Grids:
+    """`views` at every resolution at which they fall on whole cells."""
+    finest, factors = views.rows.size * views.columns.size, []
+    factor = 1
+    while views.divisible(factor):
+        factors.append(factor)
+        factor *= 2
+    return {finest // factor**2: grid_of(views.scaled(factor), device) for factor in factors}
+
+
 @contextmanager
-def joint_attention(host: AttentionHost, processors: Mapping[str, JointAttention]) -> Iterator[None]:
-    """Runs with `processors` installed and always restores the ones that were there."""
-    original = dict(host.attn_processors)
-    host.set_attn_processor(dict(processors))  # diffusers empties the dict it is given
+def joint_attention(layers: Mapping[str, AttentionLayer], processors: Mapping[str, JointAttention]) -> Iterator[None]:
+    """Runs with the layers' `processors` installed and always restores the ones that were there."""
+    original = {name: layer.processor for name, layer in layers.items()}
     try:
+        for name, layer in layers.items():
+            layer.processor = processors[name]
         yield
     finally:
-        host.set_attn_processor(original)
+        for name, layer in layers.items():
+            layer.processor = original[name]

@@ -54,16 +54,18 @@ def joint_diffusion(
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     composition, sync = composition or OnePrompt(), sync or NoSync()
     latents = noise_BCHW * scheduler.init_noise_sigma
-    for step, timestep in zip(steps_of(scheduler), scheduler.timesteps, strict=True):
+    # Schedulers look timesteps up in tables on the CPU: one on a GPU would make every step wait for it.
+    times = scheduler.timesteps.cpu()
+    for step, timestep, time in zip(steps_of(scheduler), scheduler.timesteps, times, strict=True):
         views = layout.at(step)
         views_RVChw = split(composition.rows(latents, scheduler, timestep, step), views)
         if (pulled_RVChw := sync.pull(views_RVChw, views, scheduler, timestep, step)) is not None:
             latents = latents + composition.compose(merge(pulled_RVChw - views_RVChw, views))
             views_RVChw = pulled_RVChw
         with denoiser.merged_attention(views, step):
-            noise_views = denoiser.predict_noise(scheduler.scale_model_input(views_RVChw, timestep), timestep)
+            noise_views = denoiser.predict_noise(scheduler.scale_model_input(views_RVChw, time), timestep)
         noise = composition.compose(merge(noise_views, views))
-        latents = scheduler.step(noise, timestep, latents, **options).prev_sample
+        latents = scheduler.step(noise, time, latents, **options).prev_sample
         on_step(step)
     return latents
 

@@ -55,6 +55,15 @@ class Axis:
         return self.starts == (0,) and self.size == self.extent
 
     @property
+    def even_stride(self) -> int | None:
+        """The views' stride, if they are evenly spaced from edge to edge, do not wrap, and consist of whole strides."""
+        if len(self.starts) < 2:
+            return None
+        stride = self.starts[1] - self.starts[0]
+        even = stride > 0 and self.starts == tuple(range(0, self.extent - self.size + 1, stride))
+        return stride if even and self.size % stride == 0 and self.starts[-1] + self.size == self.extent else None
+
+    @property
     def borders(self) -> list[int]:
         """Where a view begins or ends inside the canvas: the cells after these borders."""
         edges = {edge % self.extent for start in self.starts for edge in (start, start + self.size)}

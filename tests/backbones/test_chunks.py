@@ -64,14 +64,14 @@ def test_the_unet_never_sees_more_at_once_than_asked(request, mad_steps, largest
     assert seen == [2 * 2 * VIEWS] * SIZE["num_inference_steps"]
 
 
-def test_the_prompts_keys_are_projected_once_a_path_in_chunks_too(request):
+def test_the_prompts_keys_are_projected_once_for_all_paths_in_chunks_too(request):
     mad = sampler(request, "sd", mad_steps=1)
     calls = []
     for name, module in mad.backbone.unet.named_modules():
         if name.endswith("attn2.to_k"):
             module.register_forward_hook(lambda *_: calls.append(1))
     mad.sample(**PROMPTS, **SIZE, chunk_views=2)
-    assert len(calls) == 7 * 4  # layers, and negative and prompt of two panoramas
+    assert len(calls) == 7  # layers
 
 
 def test_syncdiffusion_s_gradient_is_the_same_with_one_pass_kept_at_a_time(request):

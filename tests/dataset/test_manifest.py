@@ -40,6 +40,7 @@ def test_what_has_no_effect_is_no_other_job(fingerprint, override):
 @pytest.mark.parametrize(
     "override",
     [
+        "backbone.compile=true",
         "method.mad.steps=3",
         "sampling.guidance_scale=2",
         "sampling.num_inference_steps=21",

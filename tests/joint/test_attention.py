@@ -3,12 +3,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from madgen.joint.attention import JointAttention, KeyValueCache, joint_attention
-from madgen.joint.merge import merge_cells, split_cells
+from madgen.joint.attention import JointAttention, grids_of, joint_attention, keys_values
+from madgen.joint.merge import grid_of, merge_cells, split_cells
 from madgen.joint.views import Axis, Views
 
 VIEWS = Views(Axis(4, 4, (0,)), Axis(8, 4, (0, 2, 4)))
 WIDTH, HEADS = 8, 2
+DEVICE = torch.device("cpu")
+GRIDS, GRID = grids_of(VIEWS, DEVICE), grid_of(VIEWS, DEVICE)
 
 
 class Layer(nn.Module):
@@ -41,36 +43,37 @@ def hidden(layer):
 
 
 def test_merged_self_attention_is_merge_attend_split(layer, hidden):
-    ours = JointAttention("attn1", VIEWS, True, KeyValueCache())(layer, hidden)
-    canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), VIEWS).flatten(1, 2)
+    ours = JointAttention("attn1", len(hidden) // VIEWS.count, GRIDS)(layer, hidden)
+    canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), GRID).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(2, 4, 8, WIDTH)
-    torch.testing.assert_close(ours, split_cells(attended, VIEWS).reshape(6, 16, WIDTH))
+    torch.testing.assert_close(ours, split_cells(attended, GRID).reshape(6, 16, WIDTH))
 
 
 def test_unmerged_self_attention_keeps_views_apart(layer, hidden):
-    ours = JointAttention("attn1", VIEWS, False, KeyValueCache())(layer, hidden)
+    ours = JointAttention("attn1", 2)(layer, hidden)
     torch.testing.assert_close(ours, plain_attention(layer, hidden, hidden))
 
 
 def test_unmerged_cross_attention_equals_attention_per_view(layer, hidden):
     prompt = torch.randn(2, 5, WIDTH)
-    ours = JointAttention("attn2", VIEWS, False, KeyValueCache())(layer, hidden, prompt)
+    ours = JointAttention("attn2", 2, None, keys_values(layer, prompt))(layer, hidden, prompt)
     torch.testing.assert_close(ours, plain_attention(layer, hidden, prompt.repeat_interleave(3, 0)))
 
 
 def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
-    calls = []
+    calls, prompt = [], torch.ones(2, 5, WIDTH)
     layer.to_k.register_forward_hook(lambda *_: calls.append(1))
-    cache = KeyValueCache()
-    for merged in (True, True, False):
-        JointAttention("attn2", VIEWS, merged, cache)(layer, hidden, torch.ones(2, 5, WIDTH))
+    processor = JointAttention("attn2", 2, prompt=keys_values(layer, prompt))
+    for grids in (GRIDS, GRIDS, None):
+        processor.grids = grids
+        processor(layer, hidden, prompt)
     assert len(calls) == 1
 
 
 def test_a_layer_at_half_resolution_merges_there(layer):
     hidden = torch.randn(3, 4, WIDTH)  # views of 2x2 cells
-    ours = JointAttention("attn1", VIEWS, True, KeyValueCache())(layer, hidden)
-    coarse = VIEWS.scaled(2)
+    ours = JointAttention("attn1", len(hidden) // VIEWS.count, GRIDS)(layer, hidden)
+    coarse = grid_of(VIEWS.scaled(2), DEVICE)
     canvas = merge_cells(hidden.view(1, 3, 2, 2, WIDTH), coarse).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(1, 2, 4, WIDTH)
     torch.testing.assert_close(ours, split_cells(attended, coarse).reshape(3, 4, WIDTH))
@@ -78,15 +81,10 @@ def test_a_layer_at_half_resolution_merges_there(layer):
 
 def test_processors_are_restored_also_after_an_error():
     class Host:
-        attn_processors = {"a": "original"}
+        processor = "original"
 
-        def set_attn_processor(self, processor):
-            self.attn_processors = dict(processor)
-            processor.clear()  # as diffusers does
-
-    host, ours = Host(), {"a": "ours"}
-    with pytest.raises(RuntimeError), joint_attention(host, ours):
-        assert host.attn_processors == {"a": "ours"}
+    layers = {"a": Host(), "b": Host()}
+    with pytest.raises(RuntimeError), joint_attention(layers, {"a": "ours", "b": "ours too"}):
+        assert [layer.processor for layer in layers.values()] == ["ours", "ours too"]
         raise RuntimeError
-    assert host.attn_processors == {"a": "original"}
-    assert ours == {"a": "ours"}
+    assert [layer.processor for layer in layers.values()] == ["original", "original"]

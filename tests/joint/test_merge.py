@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madgen.joint.merge import merge, merge_cells, split, split_cells
+from madgen.joint.merge import grid_of, merge, merge_cells, split, split_cells
 from madgen.joint.views import Axis, Views, loop_starts, view_starts
 
 
@@ -53,6 +53,7 @@ def test_merge_is_the_plain_mean_over_the_views():
 def test_channels_last_and_first_agree():
     views = Views(Axis(6, 4, (0, 2)), Axis(8, 4, (0, 2, 4)))
     canvas = torch.randn(2, 3, 6, 8)
-    cells = split_cells(canvas.permute(0, 2, 3, 1), views)
+    grid = grid_of(views, canvas.device)
+    cells = split_cells(canvas.permute(0, 2, 3, 1), grid)
     assert torch.equal(cells.permute(0, 1, 4, 2, 3), split(canvas, views))
-    assert torch.equal(merge_cells(cells, views).permute(0, 3, 1, 2), merge(split(canvas, views), views))
+    assert torch.equal(merge_cells(cells, grid).permute(0, 3, 1, 2), merge(split(canvas, views), views))

@@ -1,0 +1,175 @@
+"""How fast madgen is, beside the references, on the same random weights: `python benchmarks/speed.py [--gpu]`.
+
+In one run, alternating: madgen, the released MAD code (a checkout given by MAD_REFERENCE=folder), diffusers' panorama
+pipeline, a bare UNet forward on as many views, and direct inference. Results are checked equal first. Every row is
+appended to `speed.jsonl` in --out (default benchmarks/results) when it is measured, so that a run that is cut off loses
+one row at most; `speed.md`, `speed.json` and `speed.png` are made of all its rows. `--report` makes them again.
+
+    --gpu --minutes 4       true SD 2 and SDXL shapes in bfloat16, in the order of importance, as far as the time goes
+    --cpu                   the tiny shape, one thread (the default)
+    --cpu --shape sd2       one step of the true SD 2 shape at 512x1536, float32: minutes a step
+    --cpu --shape demo      the demo backbone; its views are not of 64 cells, so the references cannot run it
+    --dry                   every row with tiny shapes: checks that the script works, not how fast anything is
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from speed_report import write_report
+from speed_rows import ROWS, Bench
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
+ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "parts", "generate"]}
+
+
+class OutOfTime(Exception):
+    """A row ran over."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    warnings.filterwarnings("ignore")
+    from madgen.backbones import quieten
+
+    quieten()
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / "speed.jsonl"
+    if not options.report:
+        if not (options.gpu or options.threads == 0):
+            torch.set_num_threads(options.threads)
+        measure(options, log)
+    write_report(log, options.out)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--shape", choices=ON_CPU, default="tiny", help="with --cpu")
+    parser.add_argument("--minutes", type=float, default=4.0, help="with --gpu: no row is begun that may take longer")
+    parser.add_argument("--rows", default="", help=f"only these, by commas: {','.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; 0: as many as there are cores")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    unknown = {row for row in options.rows.split(",") if row} - set(ROWS)
+    if unknown:
+        parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
+    if options.gpu and not options.dry and not torch.cuda.is_available():
+        parser.error("--gpu: no GPU here; --gpu --dry checks the script with tiny shapes")
+    return options
+
+
+def bench_of(options: argparse.Namespace) -> Bench:
+    """What is measured where."""
+    f32, half = torch.float32, torch.bfloat16
+    if options.gpu and not options.dry:
+        return Bench(
+            torch.device("cuda"), "sd2", "sdxl", 512, 3072, (1024, 2048, 4096, 8192), (1024, 4096), options.rounds, 4,
+            half, torch.float16,
+        )  # fmt: skip
+    cpu = torch.device("cpu")
+    if options.dry:
+        return Bench(
+            cpu,
+            "tiny",
+            "tiny-xl",
+            512,
+            640,
+            (640, 768),
+            (512, 640),
+            1,
+            1,
+            f32,
+            f32,
+            "aot_eager",
+            panoramas=2,
+            share=0.1,
+        )
+    width, steps = {"tiny": (1536, 2), "sd2": (1536, 1), "demo": (768, 10)}[options.shape]
+    height = 128 if options.shape == "demo" else 512
+    return Bench(cpu, options.shape, "", height, width, (), (0, 0), options.rounds, steps, f32, f32, panoramas=3)
+
+
+def measure(options: argparse.Namespace, log: Path) -> None:
+    """Row after row, each written down at once."""
+    started, bench = time.monotonic(), bench_of(options)
+    wanted = [row for row in options.rows.split(",") if row]
+    names = wanted or (list(ROWS) if options.gpu or options.dry else ON_CPU[options.shape])
+    bounded = options.gpu and not options.dry
+    run = {
+        "run": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "kind": "dry" if options.dry else "gpu" if options.gpu else f"cpu-{bench.shape}",
+        "device": device_name(bench.device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "size": f"{bench.height}x{bench.width}",
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "steps": bench.steps,
+    }
+    for name in names:
+        function, most = ROWS[name]
+        left = 60 * options.minutes - (time.monotonic() - started)
+        row: dict[str, Any] = {"row": name, **run}
+        if bounded and left < min(most, 25):
+            row["failed"] = f"not run: {left:.0f} s were left"
+        else:
+            began = time.monotonic()
+            row |= boxed(function, bench, int(min(most, left)) if bounded else 0)
+            row["took"] = time.monotonic() - began
+        bench.known[name] = row
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps({key: value for key, value in row.items() if key not in run}), flush=True)
+
+
+def boxed(function: Any, bench: Bench, seconds: int) -> dict[str, Any]:
+    """What a row found, or why it did not; stopped after `seconds` (0: never)."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime(f"stopped after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        return dict(function(bench))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        traceback.print_exc(limit=-6, file=sys.stderr)
+        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        torch.cuda.empty_cache()
+
+
+def device_name(device: torch.device) -> str:
+    """The card, or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,303 @@
+"""The speed benchmark's table and figure, from the rows of its log. A later row replaces an earlier one of its kind."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+Rows = dict[tuple[str, str], dict[str, Any]]
+"""By kind of run (gpu, cpu-tiny, cpu-sd2 …) and name of the row."""
+STEPS, TAU = 50, 15
+GIB = 2**30
+
+
+def read(log: Path) -> Rows:
+    """The newest row of each name that was measured; where none was, why."""
+    rows: Rows = {}
+    for line in log.read_text().splitlines() if log.exists() else []:
+        row = json.loads(line)
+        key = row["kind"], row["row"]
+        if key not in rows or "failed" not in row or "failed" in rows[key]:
+            rows[key] = row
+    return rows
+
+
+def mixed(medians: dict[str, float], name: str, tau: int) -> float:
+    """Seconds of 50 steps, `tau` of them merged, from those of single steps."""
+    return tau * medians[f"{name}, merged"] + (STEPS - tau) * medians[f"{name}, not merged"]
+
+
+Value = tuple[float, bool, str]
+"""What was measured, whether the target is met, and how it came about."""
+
+
+class Targets:
+    """The table of what the issue asks for; each method gives None where its rows were not run."""
+
+    def __init__(self, rows: Rows, kind: str = "gpu"):
+        self.rows, self.kind = rows, kind
+
+    def row(self, name: str, kind: str | None = None) -> dict[str, Any] | None:
+        found = self.rows.get((kind or self.kind, name))
+        return None if found is None or "failed" in found else found
+
+    def released(self) -> Value | None:
+        compiled, eager = self.row("compiled"), self.row("eager")
+        row = compiled or eager
+        if row is None or "released, merged" not in row["median"]:
+            return None
+        medians = row["median"]
+        theirs, plain = mixed(medians, "released", TAU), mixed(medians, "madgen", TAU)
+        said = f"without compile {theirs / plain:.2f} ×"
+        if compiled is None:
+            return theirs / plain, theirs / plain >= 1.5, "compile not measured"
+        ours = mixed(medians, "madgen compiled", TAU)
+        return theirs / ours, theirs / ours >= 1.5, f"with compile; {said}"
+
+    def on_cpu(self) -> Value | None:
+        ratios = {}
+        for kind in ("cpu-sd2", "cpu-tiny"):
+            row = self.row("eager", kind)
+            if row is not None and "released, merged" in row["median"]:
+                for step in ("merged", "not merged"):
+                    ratios[f"{kind[4:]} {step}"] = row["median"][f"released, {step}"] / row["median"][f"madgen, {step}"]
+        if not ratios:
+            return None
+        return min(ratios.values()), min(ratios.values()) >= 1.15, said(ratios, "×")
+
+    def against_none(self, tau: int, most: float) -> Value | None:
+        found = {}
+        for row, name in (("eager", "madgen"), ("compiled", "madgen compiled")):
+            if (measured := self.row(row)) is not None:
+                found[name] = mixed(measured["median"], name, tau) / mixed(measured["median"], name, 0)
+        if not found:
+            return None
+        return found.get("madgen compiled", found.get("madgen", 0.0)), min(found.values()) <= most, said(found, "×")
+
+    def multidiffusion(self) -> Value | None:
+        found = {}
+        for name in ("multidiffusion", "multidiffusion_compiled"):
+            if (row := self.row(name)) is not None:
+                theirs = row["median"]["diffusers"]
+                found |= {ours: theirs / value for ours, value in row["median"].items() if ours != "diffusers"}
+        return (max(found.values()), max(found.values()) >= 1.5, said(found, "×")) if found else None
+
+    def bare(self) -> Value | None:
+        found = {}
+        for row, limit, name in (
+            ("eager", "bare UNet", "madgen"),
+            ("compiled_bare", "bare UNet compiled", "madgen compiled"),
+        ):
+            if (measured := self.row(row)) is not None:
+                medians = measured["median"]
+                for tau in (0, TAU):
+                    found[f"{name} τ={tau}"] = STEPS * medians[limit] / mixed(medians, name, tau)
+        if not found:
+            return None
+        worst = min(value for key, value in found.items() if key.endswith(f"τ={TAU}"))
+        return worst, worst >= 0.95, said(found)
+
+    def fast(self, against: str, least: float) -> Value | None:
+        """Whole panoramas of the preset against 50 steps of `against`; compiled against compiled, or the release."""
+        steady, steady_compiled = self.row("eager"), self.row("compiled")
+        row, compiled = self.row("fast"), self.row("fast_compiled")
+        if row is None or steady is None or f"{against}, merged" not in steady["median"]:
+            return None
+        fast = statistics.median(row["seconds_a_panorama"]["fast"]) / row.get("share", 1.0)
+        theirs = mixed(steady["median"], against, TAU)
+        found = {"without compile": theirs / fast}
+        if compiled is not None and (against == "released" or steady_compiled is not None):
+            if against != "released" and steady_compiled is not None:
+                theirs = mixed(steady_compiled["median"], "madgen compiled", TAU)
+            found["with compile"] = theirs / (
+                statistics.median(compiled["seconds_a_panorama"]["fast compiled"]) / compiled.get("share", 1.0)
+            )
+        best = max(found.values())
+        return best, best >= least, f"{row['preset']}, {row['steps']} steps: {said(found, '×')}"
+
+    def generate(self) -> Value | None:
+        row = self.row("generate")
+        if row is None:
+            return None
+        ratio = row["median"]["sampler"] / row["median"]["generate"]
+        return ratio, ratio >= 0.97, f"{row['panoramas']} panoramas of {row['steps']} steps"
+
+    def growth(self) -> Value | None:
+        row = self.row("growth")
+        if row is None:
+            return None
+        took = {int(width): (mixed_row(one), one["views"]) for width, one in row["widths"].items()}
+        first, last = min(took), max(took)
+        plain = took[last][0] / took[first][0] / (last / first)
+        views = took[last][0] / took[first][0] / (took[last][1] / took[first][1])
+        note = f"{first} → {last} px; by views ({took[first][1]} → {took[last][1]}) {views:.2f} × linear"
+        return plain, plain <= 1.15, note
+
+    def memory(self) -> Value | None:
+        row = self.row("growth")
+        if row is None:
+            return None
+        widest = row["widths"][max(row["widths"], key=int)]
+        peaks = {
+            "sampling": max(widest["peak_bytes"].values(), default=0),
+            "decode": row["decode_widest"]["peak_bytes"],
+        }
+        if not (most := max(peaks.values()) / GIB):  # a CPU's is not measured
+            return None
+        return most, most < 24, said({name: value / GIB for name, value in peaks.items()}, "GiB")
+
+    def xl(self) -> Value | None:
+        row = self.row("xl")
+        if row is None:
+            return None
+        ratio = STEPS * row["median"]["bare UNet"] / mixed(row["median"], "madgen", TAU)
+        return ratio, ratio >= 0.95, f"{row['views']} views, without compile"
+
+
+def mixed_row(one: dict[str, Any]) -> float:
+    return TAU * one["median"]["merged"] + (STEPS - TAU) * one["median"]["not merged"]
+
+
+def said(values: dict[str, float], unit: str = "") -> str:
+    return "; ".join(f"{name} {value:.3g}{' ' * bool(unit)}{unit}" for name, value in values.items())
+
+
+def targets(rows: Rows, kind: str) -> list[tuple[str, str, Value | None]]:
+    """(figure, target, what was measured), in the issue's order."""
+    all_of = Targets(rows, kind)
+    return [
+        ("MAD (τ = 15 of 50) against the released code, SD 2 shape, GPU", "≥ 1.5 ×", all_of.released()),
+        ("the same on CPU, float32, no compile: SD 2 shape at 512×1536, tiny shapes", "≥ 1.15 ×", all_of.on_cpu()),
+        ("τ = 15 against τ = 0, 512×3072", "≤ 1.02", all_of.against_none(15, 1.02)),
+        ("τ = 50 against τ = 0, 512×3072", "≤ 1.10", all_of.against_none(50, 1.10)),
+        ("MultiDiffusion against diffusers' pipeline, stride 8", "≥ 1.5 ×", all_of.multidiffusion()),
+        ("sampler against the bare UNet on the same views", "≥ 0.95", all_of.bare()),
+        ("`fast` preset against MAD at stride view/4", "≥ 2.8 ×", all_of.fast("madgen", 2.8)),
+        ("`fast` preset against the released code, SD 2 shape, GPU", "≥ 4 ×", all_of.fast("released", 4.0)),
+        ("`generate` against the bare sampler", "≥ 0.97", all_of.generate()),
+        ("growth of time with width at τ = 15", "≤ 1.15 × linear", all_of.growth()),
+        ("peak memory at the widest, SD 2 shape, bf16 (GiB)", "< 24", all_of.memory()),
+        ("SDXL shape, 1024×4096, τ = 15, against its bare UNet", "≥ 0.95", all_of.xl()),
+    ]
+
+
+def write_report(log: Path, out: Path) -> None:
+    """speed.md, speed.json and speed.png in `out`."""
+    rows = read(log)
+    kinds = {kind for kind, _ in rows}
+    main = "gpu" if "gpu" in kinds else "dry" if kinds == {"dry"} else "gpu"
+    table = targets(rows, main)
+    lines = ["# Speed", "", f"`python benchmarks/speed.py`. {_devices(rows)}", "", NOTES, ""]
+    if main == "dry":
+        lines += ["**A dry run with tiny shapes: it shows that the script works and nothing else.**", ""]
+    lines += ["| figure, same run, same weights | target | measured | |", "|---|---|---|---|"]
+    for figure, target, value in table:
+        lines.append(f"| {figure} | {target} | {_measured(value)} |")
+    for kind in sorted(kinds):
+        lines += ["", f"## {kind}", *_section({name: row for (of, name), row in rows.items() if of == kind})]
+    (out / "speed.md").write_text("\n".join(lines) + "\n")
+    content = {
+        "targets": [
+            {"figure": f, "target": t, "measured": v and v[0], "met": v and v[1], "how": v and v[2]}
+            for f, t, v in table
+        ],
+        "rows": list(rows.values()),
+    }
+    (out / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
+    draw(rows, out / "speed.png")
+
+
+NOTES = """\
+Seconds are medians over alternating rounds, after one that does not count (in brackets the least and the most); on one
+thread of a CPU they are the processor's. The time of 50 steps with τ of them merged is put together from those of
+merged and of unmerged steps, measured by themselves in runs of few steps; encoding the prompt is in them, decoding is
+not. The released code runs in float16 under autocast on a GPU, as it was released, and keeps its cross-attention
+merged throughout; madgen follows the paper. Random weights."""
+
+
+def _devices(rows: Rows) -> str:
+    named = {(kind, row["device"], row["torch"], row["dtype"], row["threads"]) for (kind, _), row in rows.items()}
+    return "; ".join(
+        f"{kind}: {device}, torch {version}, {dtype}" + (f", {threads} thread(s)" if kind != "gpu" else "")
+        for kind, device, version, dtype, threads in sorted(named)
+    )
+
+
+def _measured(value: Value | None) -> str:
+    if value is None:
+        return "– | not run"
+    number, met, how = value
+    return f"{number:.3g} ({how}) | {'met' if met else 'missed'}"
+
+
+def _section(rows: dict[str, dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    for name, row in rows.items():
+        lines += ["", f"**{name}**, {row['size']}" + (f", {row['views']} views" if "views" in row else ""), ""]
+        if "failed" in row:
+            lines.append(f"- {row['failed']}")
+            continue
+        if "seconds_a_step" in row:
+            lines += _times(row)
+        for width, one in row.get("widths", {}).items():
+            lines += [f"{width} px, {one['views']} views", "", *_times(one)]
+        for key, value in row.items():
+            if key in EXTRA:
+                lines.append(f"- {key.replace('_', ' ')}: {_plain(value)}")
+    return lines
+
+
+EXTRA = (
+    "relative_error", "equal", "seconds_of_first_step", "seconds_of_first_run", "relative_error_to_eager",
+    "view_batch_size", "preset", "merged", "not merged", "after_sampling_seconds", "seconds_a_panorama",
+    "decode_widest",
+)  # fmt: skip
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    lines = ["| contender | seconds a step | peak memory, GiB |", "|---|---|---|"]
+    for name, values in row["seconds_a_step"].items():
+        spread = f"{statistics.median(values):.4g} ({min(values):.4g} – {max(values):.4g})"
+        peak = row["peak_bytes"].get(name)
+        lines.append(f"| {name} | {spread} | {'–' if peak is None else f'{peak / GIB:.1f}'} |")
+    return [*lines, ""]
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Seconds a step of every contender, one panel a row of the log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {key: row for key, row in rows.items() if row.get("seconds_a_step")}
+    if not shown:
+        return
+    sizes = [len(row["seconds_a_step"]) + 1.5 for row in shown.values()]
+    fig, axes = plt.subplots(
+        len(shown), 1, figsize=(8, 0.32 * sum(sizes) + 0.4), height_ratios=sizes, squeeze=False, layout="constrained"
+    )
+    for axis, ((kind, name), row) in zip(axes[:, 0], shown.items(), strict=True):
+        names = list(row["seconds_a_step"])[::-1]
+        values = [row["seconds_a_step"][one] for one in names]
+        medians = [statistics.median(one) for one in values]
+        spread = [[m - min(v) for m, v in zip(medians, values, strict=True)],
+                  [max(v) - m for m, v in zip(medians, values, strict=True)]]  # fmt: skip
+        colours = ["#4477aa" if one.startswith(("madgen", "fast")) else "#bbbbbb" for one in names]
+        axis.barh(names, medians, xerr=spread, color=colours, height=0.7)
+        axis.set_title(f"{kind}: {name}, {row['size']}, seconds a step", fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)

@@ -1,0 +1,105 @@
+"""How much is computed: what a step must do is done once, and nothing besides. Of times nothing is said here."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler
+from madgen.joint import loop
+
+RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
+VIEWS, CELLS, VIEW_CELLS = 5, 8 * 16, 8 * 8  # 8x16 latent cells in views of 8x8 every 2
+PATHS = 2  # negative and prompt
+
+
+def sampler(tiny, **method):
+    return PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **method)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Every call of the UNet's linear attention projections, of the UNet itself, and of the loop's split and merge."""
+    done = []
+
+    def watch(mad):
+        unet = mad.backbone.unet
+        unet.register_forward_pre_hook(
+            lambda _, given, named: done.append(("unet", len(given[0]), len(named["encoder_hidden_states"]))),
+            with_kwargs=True,
+        )
+        for name, module in unet.named_modules():
+            if name.rpartition(".")[2] in ("to_q", "to_k", "to_v"):
+                module.register_forward_pre_hook(
+                    lambda _, given, name=name: done.append((name, given[0].shape[0], given[0].shape[1]))
+                )
+        return mad
+
+    for name in ("split", "merge"):
+        real = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a, real=real, name=name: done.append((name, 1, 1)) or real(*a))
+    watch.done = done
+    return watch
+
+
+def calls(done, ending):
+    return [entry for entry in done if entry[0].endswith(ending)]
+
+
+@pytest.mark.parametrize("tau", [0, 1, 3])
+def test_views_are_evaluated_once_a_step_and_the_prompt_is_not_repeated_for_them(tiny, work, tau):
+    work(sampler(tiny, mad_steps=tau)).sample(["a hill"], seeds=[1], **RUN)
+    assert calls(work.done, "unet") == [("unet", PATHS * VIEWS, PATHS)] * RUN["num_inference_steps"]
+    assert Counter(name for name, *_ in work.done if name in ("split", "merge")) == {"split": 3, "merge": 3}
+
+
+@pytest.mark.parametrize("tau", [0, 1, 3])
+@pytest.mark.parametrize("cross_attention", ["scheduled", "always"])
+def test_the_prompt_is_projected_once_a_layer_for_all_views_and_steps(tiny, work, tau, cross_attention):
+    mad = work(sampler(tiny, mad_steps=tau, cross_attention=cross_attention))
+    mad.sample(["a hill", "the sea"], seeds=[1, 2], **RUN)
+    tokens = mad.backbone.tokenizer.model_max_length
+    for projection in ("attn2.to_k", "attn2.to_v"):
+        found = calls(work.done, projection)
+        assert len(found) == len({name for name, *_ in found}) == 7
+        assert {entry[1:] for entry in found} == {(2 * PATHS, tokens)}
+
+
+@pytest.mark.parametrize("projection", ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q"])
+def test_merged_layers_project_the_canvas_and_the_others_the_views(tiny, work, projection):
+    work(sampler(tiny, mad_steps=1)).sample(["a hill"], seeds=[1], **RUN)
+    tokens = Counter(batch * length for _, batch, length in calls(work.done, projection))
+    layers = {1: 3, 2: 4}  # by how coarse they are
+    expected = Counter()
+    for coarse, count in layers.items():
+        expected[PATHS * CELLS // coarse**2] += count  # one merged step
+        expected[PATHS * VIEWS * VIEW_CELLS // coarse**2] += 2 * count
+    assert tokens == expected
+
+
+@pytest.fixture
+def graphs():
+    """Of torch.compile, since this test began."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_sampler_has_two_graphs_a_size_and_gives_the_same(tiny, graphs):
+    mad = sampler(tiny, mad_steps=2)
+    plain = [mad.sample([prompt], seeds=[seed], **RUN) for prompt, seed in (("a hill", 1), ("the sea at night", 2))]
+    mad.backbone.compile("eager")  # graphs are what counts here, not what is made of them
+    for seed, (prompt, expected) in enumerate(zip(("a hill", "the sea at night"), plain, strict=True), 1):
+        compiled = mad.sample([prompt], seeds=[seed], **RUN)
+        assert float((compiled - expected).norm() / expected.norm()) <= 1e-4
+        assert graphs() == 2
+    other = {**RUN, "num_inference_steps": 1, "width": 40}  # another size: its merged step
+    before = mad.sample(["a hill"], seeds=[3], **other)
+    assert graphs() == 3
+    mad.backbone.compiled = None
+    torch.testing.assert_close(mad.sample(["a hill"], seeds=[3], **other), before, atol=1e-4, rtol=1e-4)
