@@ -64,7 +64,7 @@ def test_a_job_is_frozen():
         ("method.views.stride=0", "method.views.stride must be > 0 latent cells, got 0"),
         ("method.views.overlap_from=3", "overlap_from is a step >= 0 of layout=shifted, got 3 with layout=overlapping"),
         ("method.views={layout: shifted, overlap_from: 50}", "overlap_from=50 is beyond the last of"),
-        ("sampling.guidance_steps=[5, 60]", "[first, end] with 0 <= first < end <= num_inference_steps=50, got [5, 60]"),
+        ("sampling.guidance_steps=[5, 60]", "0 <= first < end <= num_inference_steps=50, got [5, 60]"),
         ("sampling.guidance_steps=[5]", "sampling.guidance_steps must be [first, end]"),
         ("sampling={guidance_scale: 1.0, guidance_steps: [0, 9]}", "no effect with guidance_scale=1.0 <= 1"),
         ("method=null", "method: "),
