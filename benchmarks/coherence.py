@@ -161,12 +161,21 @@ def run(study: Study, work: list[Work], cache: Path, options: argparse.Namespace
         try:
             for rows in _results(pool, study, work, options.device):
                 features_stream.writelines(f"{row['key']} {row.pop('features')}\n" for row in rows)
-                stream.writelines(json.dumps(row) + "\n" for row in rows)
+                stream.writelines(json.dumps(short(row)) + "\n" for row in rows)
                 stream.flush()
                 progress.advance(bar, len(rows))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else the rest of the study would still be made
             raise
+
+
+def short(value: Any) -> Any:
+    """Numbers to five digits: the cache is in the repository."""
+    if isinstance(value, dict):
+        return {name: short(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [short(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _results(pool: ProcessPoolExecutor, study: Study, work: list[Work], device: str) -> Iterator[list[dict]]:

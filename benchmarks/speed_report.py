@@ -192,6 +192,7 @@ def write_report(log: Path, out: Path) -> None:
     lines = ["# Speed", "", f"`python benchmarks/speed.py`. {_devices(rows)}", "", NOTES, ""]
     if main == "dry":
         lines += ["**A dry run with tiny shapes: it shows that the script works and nothing else.**", ""]
+    lines += [f"**{note}**\n" for note in dict.fromkeys(row["note"] for row in rows.values() if "note" in row)]
     lines += ["| figure, same run, same weights | target | measured | |", "|---|---|---|---|"]
     for figure, target, value in table:
         lines.append(f"| {figure} | {target} | {_measured(value)} |")

@@ -442,12 +442,12 @@ def parts(bench: Bench) -> Row:
 
 
 def layout(bench: Bench) -> Row:
-    """Convolutions' weights with channels last, as madgen keeps them on a GPU, against the contiguous ones."""
-    unet, other = bench.backbone.unet, bench.foreign_same.unet
-    timings = {"madgen, not merged": Timing(), "the same, contiguous": Timing()}
+    """Convolutions' weights with channels last against the contiguous ones, as madgen keeps them."""
+    formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+    timings = {name: Timing() for name in formats}
     for _ in range(bench.rounds):
-        for name, used in (("madgen, not merged", unet), ("the same, contiguous", other)):
-            run = bare_of(bench, used)
+        for name, memory_format in formats.items():
+            run = bare_of(bench, bench.foreign_same.unet.to(memory_format=memory_format))
             run(1)
             timings[name].seconds.append(timed(run, bench.steps)[0] / bench.steps)
     return as_row(timings)
