@@ -215,5 +215,5 @@ def _methods(axis, members, rows) -> None:
         axis.annotate(str(number + 1), (views, mean), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.set(xlabel="view evaluations a panorama", ylabel="colour spread between crops", title="Methods")
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 1.7)  # room for the legend above the points
+    axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 2.2)  # room for the legend above the points
     axis.legend(frameon=False, fontsize=7, loc="upper left")
