@@ -105,7 +105,7 @@ def test_the_script_runs_and_goes_on_where_it_was(tmp_path):
     assert len(lines) == 3
     assert json.loads(lines[0])["views"] > 0
     report = (tmp_path / "report.md").read_text()
-    assert "| shifted, no MAD (SpotDiffusion) | 128x512 | 0 | 3 | 10 |" in report
+    assert "| shifted, no MAD (SpotDiffusion) | 128x512 | 2, 0 | 3 | 10 |" in report
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     (tmp_path / "scores.jsonl").write_text("\n".join(lines)[:-9])  # the last line lost its end
     subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=300)
