@@ -16,6 +16,8 @@ from madgen.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""
+SIDECAR_FIELDS = {"shard", "samples", "quarantine", "seconds"}
+"""What every reader of a sidecar relies on."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ class DatasetDir:
             content = json.loads(path.read_text())
         except ValueError:
             content = None
-        if not isinstance(content, dict) or "samples" not in content:
-            raise UserError(f"{path} is damaged; remove it and run generate again, which makes its shard again")
+        if not isinstance(content, dict) or not content.keys() >= SIDECAR_FIELDS:
+            mend = f"madgen verify {self.root} --repair, then generate again, makes its shard again"
+            raise UserError(f"{path} is damaged; {mend}")
         return content
 
 
