@@ -160,19 +160,32 @@ def test_a_requeued_job_goes_on(cluster, complete):
     assert complete("requeued")
 
 
-def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, whole, workplace):
-    """SLURM sends it up to a minute early and looks every 30 s: the job has 35 s of work, as fast as it ran before."""
-    sidecars = (json.loads(path.read_text()) for path in (workplace / "whole/shards").glob("*.json"))
-    steps = int(60 * 35 / sum(sidecar["seconds"]["sample"] for sidecar in sidecars))
-    options = [f"sampling.num_inference_steps={steps}", "--time", 2, "--sbatch=--signal=B:USR1@90"]
-    job = cluster.submit("limit", *options)
+def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
+    """SLURM sends it 10 to 40 s after the start; the rank stands still until then, so its work cannot end first."""
+    job = cluster.submit("limit", "--time", 2, "--sbatch=--signal=B:USR1@80")
+    cluster.until_made("limit", 1)
+    rank = cluster.workers("limit")[0]["pid"]
+    os.kill(rank, signal.SIGSTOP)
+    try:
+        cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
+        assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the rank to drain")
+    log = cluster.log(job)
+    assert "stopped early" in log, log
+    cluster.until(lambda: cluster.state(job)["Restarts"] == "1", "the requeue")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal, however slow it is
     cluster.until_ended(job)
     state = cluster.state(job)
-    assert state["JobState"] == "COMPLETED", cluster.log(job)
-    log = cluster.log(job)
-    assert int(state["Restarts"]) > 0, log
-    assert "User defined signal 1" in log or "Exited with exit code 3" in log, log
-    assert exit_code(verify(DatasetDir(workplace / "limit"))) == 0
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+    assert complete("limit")
+
+
+def is_pending(process, number):
+    """Whether a stopped process has been sent a signal."""
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def test_a_preempted_job_gives_way_and_goes_on(cluster, complete):
