@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import multiprocessing
 import os
 import random
 import shlex
@@ -26,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faults_worker
+import forks
 from faults_worker import FINISHED, Sabotage, work
 
 from madgen.dataset.layout import DatasetDir
@@ -43,8 +43,6 @@ output: {{samples_per_shard: {SHARD}}}
 monitor: {{wandb: {{mode: disabled}}}}
 trainer: {{accelerator: cpu, devices: 1}}
 """
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["faults_worker"])
 
 
 @dataclass
@@ -85,7 +83,8 @@ class Lab:
     def start(self, directory: DatasetDir, sabotage: Sabotage | None = None, lease_s: float = 60.0):
         """A worker, as another process."""
         arguments = (self.folder, directory.root, sabotage, lease_s)
-        process = PROCESSES.Process(target=work, args=arguments, daemon=True)
+        forks.serve()
+        process = forks.CONTEXT.Process(target=work, args=arguments, daemon=True)
         process.start()
         return process
 

@@ -16,8 +16,6 @@ from madgen.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""
-SIDECAR_FIELDS = {"shard", "samples", "quarantine", "seconds"}
-"""What every reader of a sidecar relies on."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,18 @@ class DatasetDir:
 
     def read_sidecar(self, name: str) -> dict[str, Any]:
         """The sidecar of a shard; UserError with the way out if it is damaged."""
-        path = self.sidecar(name)
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(self.sidecar(name).read_text())
         except ValueError:
             content = None
-        if not isinstance(content, dict) or not content.keys() >= SIDECAR_FIELDS:
-            mend = f"madgen verify {self.root} --repair, then generate again, makes its shard again"
-            raise UserError(f"{path} is damaged; {mend}")
+        if not isinstance(content, dict) or "samples" not in content:
+            raise self.damaged(name)
         return content
+
+    def damaged(self, name: str) -> UserError:
+        """What is said of a sidecar that cannot be used, with the way out."""
+        mend = f"madgen verify {self.root} --repair, then generate again, makes its shard again"
+        return UserError(f"{self.sidecar(name)} is damaged; {mend}")
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:

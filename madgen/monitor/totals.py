@@ -43,8 +43,8 @@ class Totals:
                 self.shards[name] = _read(self.directory.read_sidecar(name))
             except FileNotFoundError:  # put back on the list just now
                 continue
-            except UserError as error:
-                self.damaged = self.damaged or error
+            except (UserError, KeyError, TypeError):
+                self.damaged = self.damaged or self.directory.damaged(name)
                 continue
             self._add(self.shards[name], 1)
         return done
