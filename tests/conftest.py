@@ -42,6 +42,11 @@ def build_tiny_pipeline(folder: Path) -> Path:
     return folder
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: the tests on SLURM wait for it most of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
     slow = ("slurm", "invariants", "engine")
