@@ -5,17 +5,20 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 
+import forks
 import pytest
 from conftest import environment
 from PIL import Image
 
 from madgen import load_job
+from madgen.cli import main
 from madgen.plan.shards import build_plan
 
 
@@ -265,26 +268,30 @@ def test_other_formats(madgen, job_file, tmp_path, image_format):
         assert any(name.endswith(f".{image_format}") for name in tar.getnames())
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_path):
+def peak(folder, arguments):
+    """Runs the command line and leaves its peak resident memory in MiB in the file `peak`."""
+    os.chdir(folder)
+    sys.argv = ["madgen", *arguments]
+    try:
+        main()
+    finally:
+        (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
     """Peak resident memory of 4 and of 120 panoramas of 128x1024 px: kept, 116 of them would be 45 MB."""
-    script = (
-        "import resource, sys; from madgen.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: code = end.code\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
-    )
     peaks = []
     for count in (2, 60):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
         job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
         steps.append("method.views.stride=8")
-        done = subprocess.run(
-            [sys.executable, "-c", script, "generate", str(job_file), *job, *steps],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stderr.strip().splitlines()[-1]))
+        process = forks.CONTEXT.Process(target=peak, args=(tmp_path, ["generate", str(job_file), *job, *steps]))
+        forks.serve()
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        peaks.append(int((tmp_path / "peak").read_text()))
     print(peaks)
     assert peaks[1] - peaks[0] < 30, peaks
 
