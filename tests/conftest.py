@@ -49,7 +49,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
-    slow = ("slurm", "invariants", "engine")
+    slow = ("slurm", "test_readme.py", "invariants", "engine", "demo")
     items.sort(key=lambda item: next((at for at, name in enumerate(slow) if name in item.path.parts), len(slow)))
 
 

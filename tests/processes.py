@@ -12,6 +12,7 @@ from pathlib import Path
 
 import forks
 
+MADGEN = "from madgen.cli import main; main()"
 READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_")
 
 
@@ -50,12 +51,12 @@ class Started:
 
 
 class Forked(Started):
-    """A fork, which has no imports to do."""
+    """A fork, which has no imports to do; with `program` of that Python code instead of `madgen`."""
 
-    def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str]):
+    def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str], program: str = MADGEN):
         super().__init__()
         forks.serve()
-        run = (["madgen", *map(str, arguments)], folder, env, self.streams)
+        run = (["madgen", *map(str, arguments)], folder, env, self.streams, program)
         self._process = forks.CONTEXT.Process(target=_run, args=run, daemon=True)
         self._process.start()
         self.pid = self._process.pid
@@ -94,13 +95,11 @@ def begin(arguments: tuple[object, ...], folder: Path, env: dict[str, str], chan
     return (Interpreter if fresh or several else Forked)(arguments, folder, env)
 
 
-def _run(arguments: list[str], folder: Path, env: dict[str, str], streams: list[Path]) -> None:
+def _run(arguments: list[str], folder: Path, env: dict[str, str], streams: list[Path], program: str) -> None:
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = arguments
-    from madgen.cli import main
-
-    main()
+    exec(program, {"__name__": "__main__"})

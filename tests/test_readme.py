@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
-from processes import begin
+from processes import Forked, begin
 
 README = (ROOT / "README.md").read_text()
 
@@ -108,8 +108,8 @@ def test_the_python_examples(workplace):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(examples) == 3
     for example in examples:
-        result = run([sys.executable, "-c", example], workplace)
-        assert result.returncode == 0, result.stderr
+        process = Forked((), workplace, environment(), example)
+        assert process.wait(600) == 0, process.said()
     assert len(list((workplace / "out/from-python/shards").glob("*.tar"))) == 1
 
 

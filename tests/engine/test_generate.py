@@ -5,20 +5,18 @@ import io
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 
-import forks
 import pytest
 from conftest import environment
 from PIL import Image
+from processes import MADGEN, Forked
 
 from madgen import load_job
-from madgen.cli import main
 from madgen.plan.shards import build_plan
 
 
@@ -117,19 +115,13 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     """What the first worker saved is the plan for all later ones."""
     options = ["prompts.samples_per_prompt=500"]
-    script = (
-        "import sys, madgen.engine.datamodule as module\n"
-        "module.LONG_LIST = 5\n"
-        f"sys.argv = {['madgen', 'generate', str(job_file), *options]}\n"
-        "from madgen.cli import main\nmain()\n"
-    )
-    errors = (tmp_path / "errors").open("w+")
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment(), stderr=errors)
+    script = f"import madgen.engine.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
+    process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
     plans = tmp_path / "out/work/plan"
     while process.poll() is None and not list(plans.glob("*.arrow")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 3, (tmp_path / "errors").read_text()
+    assert process.wait() == 3, process.said()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("madgen.plan.shards._read", lambda job: pytest.fail("the prompts were read again"))
     plan = build_plan(load_job([job_file], options), plans)
@@ -268,14 +260,13 @@ def test_other_formats(madgen, job_file, tmp_path, image_format):
         assert any(name.endswith(f".{image_format}") for name in tar.getnames())
 
 
-def peak(folder, arguments):
-    """Runs the command line and leaves its peak resident memory in MiB in the file `peak`."""
-    os.chdir(folder)
-    sys.argv = ["madgen", *arguments]
-    try:
-        main()
-    finally:
-        (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+PEAK = f"""
+import resource
+try:
+    {MADGEN}
+finally:
+    open("peak", "w").write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+"""
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
@@ -286,11 +277,8 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
         job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
         steps.append("method.views.stride=8")
-        process = forks.CONTEXT.Process(target=peak, args=(tmp_path, ["generate", str(job_file), *job, *steps]))
-        forks.serve()
-        process.start()
-        process.join()
-        assert process.exitcode == 0
+        process = Forked(("generate", job_file, *job, *steps), tmp_path, environment(), PEAK)
+        assert process.wait() == 0, process.said()
         peaks.append(int((tmp_path / "peak").read_text()))
     print(peaks)
     assert peaks[1] - peaks[0] < 30, peaks
@@ -305,10 +293,8 @@ trainer = lightning.Trainer(callbacks=[ShardWriter(job)], use_distributed_sample
     logger=False, enable_checkpointing=False)
 trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_predictions=False)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    process = Forked((), tmp_path, environment(), script)
+    assert process.wait() == 0, process.said()
     assert len(list((tmp_path / "api/shards").glob("*.json"))) == 4
 
 

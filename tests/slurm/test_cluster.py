@@ -118,6 +118,11 @@ class Cluster:
         ended = lambda: not self.run("squeue", "-h", "-j", listed, check=False).stdout.strip()  # noqa: E731
         self.until(ended, "the job's end", 0.5)
 
+    def complete_here(self, out):
+        """Makes what is missing on this machine, which sees the directory as the nodes do."""
+        process = begin(("generate", "job.yaml", f"output.dir={out}"), self.folder, environment())
+        assert process.wait(TIMEOUT_S) == 0, process.said()
+
     def workers(self, out):
         """Heartbeats by rank."""
         found = (json.loads(path.read_text()) for path in (self.folder / out / "work/workers").glob("*.json"))
@@ -254,15 +259,15 @@ def test_a_killed_rank_delays_nobody_and_a_chain_ends_at_once(cluster, complete)
     assert complete("killed")
 
 
-def test_where_rank_0_is_killed_the_others_end_and_one_more_job_completes(cluster, complete):
+def test_where_rank_0_is_killed_the_others_end_and_one_more_process_completes(cluster, complete):
     job = cluster.submit("killed-0", "--tasks-per-node", 2)
     kill(cluster, "killed-0", 0)
     cluster.until_ended(job)
-    cluster.until_ended(cluster.submit("killed-0"))
+    cluster.complete_here("killed-0")
     assert complete("killed-0")
 
 
-def test_kill_on_bad_exit_ends_the_job_and_one_more_completes(cluster, complete, workplace):
+def test_kill_on_bad_exit_ends_the_job_and_one_more_process_completes(cluster, complete, workplace):
     script = workplace / "kill.sbatch"
     script.write_text("#!/bin/bash\nsrun --kill-on-bad-exit=1 madgen generate job.yaml output.dir=bad-exit\n")
     options = ["--parsable", "--ntasks-per-node=2", "--cpus-per-task=1", "--output=job-%j.log"]
@@ -271,7 +276,7 @@ def test_kill_on_bad_exit_ends_the_job_and_one_more_completes(cluster, complete,
     kill(cluster, "bad-exit", 1)
     cluster.until_ended(job)
     assert cluster.state(job)["JobState"] == "FAILED"
-    cluster.until_ended(cluster.submit("bad-exit"))
+    cluster.complete_here("bad-exit")
     assert complete("bad-exit")
 
 
