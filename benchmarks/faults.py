@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import multiprocessing
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +23,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import faults_worker
+import faults_disk
+import forks
 from faults_worker import FINISHED, Sabotage, work
 
 from madgen.dataset.layout import DatasetDir
@@ -43,8 +42,6 @@ output: {{samples_per_shard: {SHARD}}}
 monitor: {{wandb: {{mode: disabled}}}}
 trainer: {{accelerator: cpu, devices: 1}}
 """
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["faults_worker"])
 
 
 @dataclass
@@ -85,7 +82,8 @@ class Lab:
     def start(self, directory: DatasetDir, sabotage: Sabotage | None = None, lease_s: float = 60.0):
         """A worker, as another process."""
         arguments = (self.folder, directory.root, sabotage, lease_s)
-        process = PROCESSES.Process(target=work, args=arguments, daemon=True)
+        forks.serve()
+        process = forks.CONTEXT.Process(target=work, args=arguments, daemon=True)
         process.start()
         return process
 
@@ -215,36 +213,12 @@ def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
     return outcome
 
 
-FULL_DISK = """
-mount -t tmpfs -o size=300k madgen $D
-worker; expect 3 "a full disk"
-worker; expect 3 "a disk that is still full"
-mount -o remount,size=64m $D
-worker; expect 0 "with space again"
-"""
-LOST_DISK = """
-mkdir real; mount --bind real $D
-worker & pid=$!
-until [ -e $D/$NAME/shards/job-000000.json ]; do sleep 0.01; done
-umount -l $D
-wait $pid; expect 3 "a file system that is gone"
-[ -z "$(ls $D)" ] || { echo "wrote below the mount point" >&2; exit 1; }
-mount --bind real $D
-worker; expect 0 "with the file system back"
-"""
-
-
-def mounted(lab: Lab, name: str, script: str) -> Outcome:
-    """Runs a script in a mount namespace of its own, where `worker` is a worker on a dataset in $D, an empty folder."""
-    outcome, directory = Outcome(name, faults=script.count("expect 3")), lab.new()
-    outcome.allowed = LOST_A_KILL * outcome.faults
-    worker = shlex.join([sys.executable, faults_worker.__file__, str(lab.folder)])
-    whole = f"""set -u; cd {shlex.quote(str(lab.folder))}; NAME={directory.root.name}; D=$PWD/mount-$NAME; mkdir $D
-        worker() {{ {worker} $D/$NAME; }}
-        expect() {{ code=$?; [ $code = $1 ] || {{ echo "$2: exit $code" >&2; exit 1; }}; }}
-        {script}
-        cp -r $D/$NAME {shlex.quote(str(directory.root))}"""
-    done = subprocess.run(["unshare", "-rm", "bash", "-c", whole], capture_output=True, text=True, check=False)
+def mounted(lab: Lab, disk: str) -> Outcome:
+    """A scenario of `faults_disk.py`, in a mount namespace of its own."""
+    scenario, _, stops = faults_disk.SCENARIOS[disk]
+    outcome, directory = Outcome(scenario, faults=stops, allowed=LOST_A_KILL * stops), lab.new()
+    command = [sys.executable, faults_disk.__file__, disk, str(lab.folder), str(directory.root)]
+    done = subprocess.run(["unshare", "-rm", *command], capture_output=True, text=True, check=False)
     if done.returncode:
         outcome.problems.append(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
     else:
@@ -255,10 +229,7 @@ def mounted(lab: Lab, name: str, script: str) -> Outcome:
 def scenarios(lab: Lab, count: int) -> list[Callable[[], Outcome]]:
     """Everything that goes into the table."""
     faults = [lambda each=each: sabotaged(lab, each) for each in Sabotage.all()]
-    disks = [
-        lambda: mounted(lab, "a disk that fills up", FULL_DISK),
-        lambda: mounted(lab, "a file system that disappears", LOST_DISK),
-    ]
+    disks = [lambda disk=disk: mounted(lab, disk) for disk in faults_disk.SCENARIOS]
     sleepers = [lambda late=late: stopped(lab, late) for late in (False, True)]
     return [lambda: kills(lab, count), lambda: crowd(lab), *sleepers, *faults, *disks]
 

@@ -131,7 +131,3 @@ def work(folder: Path, root: Path, sabotage: Sabotage | None, lease_s: float) ->
         sabotage.install()
     sys.argv = ["madgen", "generate", str(folder / "job.yaml"), f"output.dir={root}"]
     madgen.cli.main()
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]), None, 60.0)

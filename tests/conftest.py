@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
+from processes import Started, begin
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
@@ -42,9 +42,14 @@ def build_tiny_pipeline(folder: Path) -> Path:
     return folder
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: the tests on SLURM wait for it most of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
-    slow = ("slurm", "invariants", "engine")
+    slow = ("slurm", "test_readme.py", "invariants", "engine", "demo")
     items.sort(key=lambda item: next((at for at, name in enumerate(slow) if name in item.path.parts), len(slow)))
 
 
@@ -114,15 +119,26 @@ def environment(**extra: str | None) -> dict[str, str]:
 
 
 @pytest.fixture
-def madgen(tmp_path):
-    """Runs the command line in `tmp_path`: `madgen("plan", "job.yaml", "--json")`."""
+def start(tmp_path):
+    """Starts the command line in `tmp_path` as a process of its own, which does not outlive the test."""
+    started = []
+
+    def run(*arguments: object, **env: str | None) -> Started:
+        started.append(begin(arguments, tmp_path, environment(**env), env))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def madgen(start):
+    """Runs the command line in `tmp_path` as a process: `madgen("plan", "job.yaml", "--json")`."""
 
     def run(*arguments: object, timeout: float = 300, **env: str | None) -> Result:
-        command = [sys.executable, "-m", "madgen", *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        process = start(*arguments, **env)
+        return Result(process.wait(timeout), *process.said())
 
     return run
 

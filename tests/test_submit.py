@@ -13,9 +13,9 @@ def body(name):
     return template(name).partition("set -euo pipefail\n")[2]
 
 
-def test_both_scripts_do_the_same_and_are_valid_bash():
+def test_scripts_are_valid_bash_and_those_of_generate_do_the_same():
     assert body("generate") == body("array")
-    for name in ("generate.sbatch", "array.sbatch", "env.example.sh"):
+    for name in ("generate.sbatch", "array.sbatch", "evaluate.sbatch", "env.example.sh"):
         subprocess.run(["bash", "-n", ROOT / "slurm" / name], check=True)
     for name in ("generate", "array"):
         for option in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):

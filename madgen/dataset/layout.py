@@ -111,14 +111,18 @@ class DatasetDir:
 
     def read_sidecar(self, name: str) -> dict[str, Any]:
         """The sidecar of a shard; UserError with the way out if it is damaged."""
-        path = self.sidecar(name)
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(self.sidecar(name).read_text())
         except ValueError:
             content = None
         if not isinstance(content, dict) or "samples" not in content:
-            raise UserError(f"{path} is damaged; remove it and run generate again, which makes its shard again")
+            raise self.damaged(name)
         return content
+
+    def damaged(self, name: str) -> UserError:
+        """What is said of a sidecar that cannot be used, with the way out."""
+        mend = f"madgen verify {self.root} --repair, then generate again, makes its shard again"
+        return UserError(f"{self.sidecar(name)} is damaged; {mend}")
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:

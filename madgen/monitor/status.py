@@ -21,8 +21,11 @@ SLOW = 0.5
 
 
 def status(directory: DatasetDir) -> dict[str, Any]:
-    """What `madgen status --json` prints; rates are panoramas a second, times seconds. UserError: no dataset."""
-    return Status(directory).read()
+    """What `madgen status --json` prints; rates are panoramas a second, times seconds.
+
+    UserError: no dataset, or one with a damaged sidecar.
+    """
+    return Status(directory).read_whole()
 
 
 class Status:
@@ -33,8 +36,15 @@ class Status:
         self.totals = Totals(directory)
         self._planned: set[str] = set()
 
+    def read_whole(self) -> dict[str, Any]:
+        """The state now; UserError names a sidecar that is damaged."""
+        state = self.read()
+        if self.totals.damaged is not None:
+            raise self.totals.damaged
+        return state
+
     def read(self) -> dict[str, Any]:
-        """The state now."""
+        """The state now, without shards whose sidecars are damaged: those who watch a run must not end it."""
         manifest = self.directory.read_manifest()
         beats = _heartbeats(self.directory)  # before the shards: one that is published in between is counted once
         now = _now(self.directory) if beats else 0.0

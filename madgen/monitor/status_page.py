@@ -80,7 +80,7 @@ def _trouble(workers: list[dict[str, Any]]) -> list[str]:
 def print_status(directory: DatasetDir, as_json: bool, watch: bool) -> None:
     """Once, or with `watch` every two seconds until the dataset is complete; then in place, or a line of JSON each."""
     reader = Status(directory)
-    state = reader.read()
+    state = reader.read_whole()
     if not watch:
         print(json.dumps(state, indent=1)) if as_json else Console(highlight=False).print(page(state))
         return
@@ -90,7 +90,7 @@ def print_status(directory: DatasetDir, as_json: bool, watch: bool) -> None:
     with Live(page(state), console=Console(highlight=False), auto_refresh=False) as live:
         while not state["complete"]:
             time.sleep(REFRESH_S)
-            state = reader.read()
+            state = reader.read_whole()
             live.update(page(state), refresh=True)
 
 
@@ -98,5 +98,5 @@ def _watch_as_json(reader: Status, state: dict[str, Any]) -> None:
     print(json.dumps(state), flush=True)
     while not state["complete"]:
         time.sleep(REFRESH_S)
-        state = reader.read()
+        state = reader.read_whole()
         print(json.dumps(state), flush=True)

@@ -7,8 +7,8 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.dataset.claim import read_json
 from madgen.dataset.layout import DatasetDir
+from madgen.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,24 @@ class Totals:
         """By reason."""
         self.seconds: Counter[str] = Counter()
         """Worker seconds, by what they went into."""
+        self.damaged: UserError | None = None
+        """What is wrong with the first sidecar that could not be read at the last look; its shard is not counted."""
 
     def update(self, planned: Container[str]) -> set[str]:
         """The names of the planned shards that are finished, all of which are counted now, but for damaged ones."""
         done = {name for name in self.directory.done() if name in planned}
         for name in self.shards.keys() - done:  # put back on the list
             self._add(self.shards.pop(name), -1)
+        self.damaged = None
         for name in sorted(done - self.shards.keys()):
-            content = read_json(self.directory.sidecar(name))
-            if isinstance(content, dict) and "samples" in content:  # if not, `verify` says so
-                self.shards[name] = _read(content)
-                self._add(self.shards[name], 1)
+            try:
+                self.shards[name] = _read(self.directory.read_sidecar(name))
+            except FileNotFoundError:  # put back on the list just now
+                continue
+            except (UserError, KeyError, TypeError):
+                self.damaged = self.damaged or self.directory.damaged(name)
+                continue
+            self._add(self.shards[name], 1)
         return done
 
     def _add(self, shard: _Shard, sign: int) -> None:

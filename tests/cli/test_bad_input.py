@@ -184,11 +184,16 @@ def test_plan_writes_nothing_and_counts(madgen_here, job_file, tmp_path):
 def test_a_damaged_sidecar_is_named_with_the_way_out(madgen_here, job_file, tmp_path, damage):
     assert madgen_here("generate", job_file, "prompts.limit=1").code == 0
     (tmp_path / "out/shards/job-000000.json").write_text(damage)
-    for command in ("status", "index", "preview"):
-        result = madgen_here(command, "out")
+    again = ("generate", job_file, "prompts.limit=1")
+    for command in (("status", "out"), ("index", "out"), ("preview", "out"), again):
+        result = madgen_here(*command)
         assert (result.code, len(result.err.strip().splitlines())) == (2, 1), result.err
-        assert "job-000000.json" in result.err
+        assert "job-000000.json is damaged" in result.err
+        assert "madgen verify out --repair" in result.err
     assert madgen_here("verify", "out").code == 1
+    assert madgen_here("verify", "out", "--repair").code == 1
+    assert madgen_here(*again).code == 0
+    assert madgen_here("verify", "out").code == 0
 
 
 def test_a_tar_that_was_removed_is_made_again(madgen_here, job_file, tmp_path):

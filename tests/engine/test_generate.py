@@ -14,6 +14,7 @@ import time
 import pytest
 from conftest import environment
 from PIL import Image
+from processes import MADGEN, Forked
 
 from madgen import load_job
 from madgen.plan.shards import build_plan
@@ -114,19 +115,13 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     """What the first worker saved is the plan for all later ones."""
     options = ["prompts.samples_per_prompt=500"]
-    script = (
-        "import sys, madgen.engine.datamodule as module\n"
-        "module.LONG_LIST = 5\n"
-        f"sys.argv = {['madgen', 'generate', str(job_file), *options]}\n"
-        "from madgen.cli import main\nmain()\n"
-    )
-    errors = (tmp_path / "errors").open("w+")
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment(), stderr=errors)
+    script = f"import madgen.engine.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
+    process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
     plans = tmp_path / "out/work/plan"
     while process.poll() is None and not list(plans.glob("*.arrow")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 3, (tmp_path / "errors").read_text()
+    assert process.wait() == 3, process.said()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("madgen.plan.shards._read", lambda job: pytest.fail("the prompts were read again"))
     plan = build_plan(load_job([job_file], options), plans)
@@ -145,21 +140,18 @@ def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
     assert len({sidecar["worker"] for sidecar in sidecars}) == 2, "one process did all the work"
 
 
-def test_two_commands_at_once_share_a_directory(finished, job_file, tmp_path):
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=shared"]
-    started = [subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+def test_two_commands_at_once_share_a_directory(finished, start, job_file, tmp_path):
+    started = [start("generate", job_file, "output.dir=shared") for _ in range(2)]
+    assert [process.wait() for process in started] == [0, 0], [process.said() for process in started]
     assert hashes(tmp_path / "shared") == hashes(finished)
 
 
 SLOW = ["sampling.num_inference_steps=60", "output.samples_per_shard=1"]
 
 
-def interrupt(job_file, folder, *signals, overrides=()):
+def interrupt(start, job_file, folder, *signals, overrides=()):
     """Starts a slow run in `folder / "cut"`, sends signals once two shards are done; returns its exit status."""
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *SLOW, *overrides]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE)
+    process = start("generate", job_file, "output.dir=cut", *SLOW, *overrides)
     deadline = time.monotonic() + 180
     while len(list((folder / "cut/shards").glob("*.json"))) < 2:
         assert time.monotonic() < deadline
@@ -168,8 +160,7 @@ def interrupt(job_file, folder, *signals, overrides=()):
     for number in signals:
         process.send_signal(number)
         time.sleep(0.02)
-    process.communicate(timeout=120)
-    return process.returncode
+    return process.wait(120)
 
 
 @pytest.fixture
@@ -190,9 +181,9 @@ def whole(madgen, job_file, tmp_path):
         ([signal.SIGTERM], 3, 2),
     ],
 )
-def test_a_run_that_was_stopped_goes_on_where_it_was(whole, madgen, job_file, tmp_path, signals, code, devices):
-    overrides = [f"trainer.devices={devices}"]
-    assert interrupt(job_file, tmp_path, *signals, overrides=overrides) == code
+def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_file, tmp_path, signals, code, devices):
+    overrides = [f"trainer.devices={devices}"] if devices > 1 else []
+    assert interrupt(start, job_file, tmp_path, *signals, overrides=overrides) == code
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
     assert 2 <= len(first) < 10, "the signal came too late"
     time.sleep(1)
@@ -208,19 +199,17 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(whole, madgen, job_file, tm
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGKILL, -9)])
-def test_what_is_whole_in_an_open_shard_is_kept(madgen, job_file, tmp_path, number, code):
+def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_path, number, code):
     options = ["sampling.num_inference_steps=60", "output.samples_per_shard=10"]
     assert madgen("generate", job_file, "output.dir=whole", *options).code == 0
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "output.dir=cut", *options]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    process = start("generate", job_file, "output.dir=cut", *options)
     deadline, kept = time.monotonic() + 180, 0
     while kept < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None
         kept = sum(len(path.read_bytes().splitlines()) for path in (tmp_path / "cut").glob("work/open/*.jsonl"))
     process.send_signal(number)
-    process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.wait(120) == code
     result = madgen("generate", job_file, "output.dir=cut", *options)
     assert result.code == 0, result.err
     made = int(re.search(r"(\d+) made now", result.err).group(1))
@@ -271,26 +260,26 @@ def test_other_formats(madgen, job_file, tmp_path, image_format):
         assert any(name.endswith(f".{image_format}") for name in tar.getnames())
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(madgen, job_file, tmp_path):
+PEAK = f"""
+import resource
+try:
+    {MADGEN}
+finally:
+    open("peak", "w").write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
     """Peak resident memory of 4 and of 120 panoramas of 128x1024 px: kept, 116 of them would be 45 MB."""
-    script = (
-        "import resource, sys; from madgen.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: code = end.code\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
-    )
     peaks = []
     for count in (2, 60):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
         job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
         steps.append("method.views.stride=8")
-        done = subprocess.run(
-            [sys.executable, "-c", script, "generate", str(job_file), *job, *steps],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stderr.strip().splitlines()[-1]))
+        process = Forked(("generate", job_file, *job, *steps), tmp_path, environment(), PEAK)
+        assert process.wait() == 0, process.said()
+        peaks.append(int((tmp_path / "peak").read_text()))
     print(peaks)
     assert peaks[1] - peaks[0] < 30, peaks
 
@@ -304,10 +293,8 @@ trainer = lightning.Trainer(callbacks=[ShardWriter(job)], use_distributed_sample
     logger=False, enable_checkpointing=False)
 trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_predictions=False)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    process = Forked((), tmp_path, environment(), script)
+    assert process.wait() == 0, process.said()
     assert len(list((tmp_path / "api/shards").glob("*.json"))) == 4
 
 

@@ -8,7 +8,9 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from conftest import environment
 from PIL import Image
+from processes import begin
 
 from madgen import PanoramaSampler, UserError
 from madgen.backbones import _clip
@@ -151,20 +153,14 @@ def test_filter_refuses_in_one_line_and_writes_nothing(madgen_here, scored, tmp_
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory, tiny):
     """A dataset of two panoramas."""
-    import subprocess
-    import sys
-
-    from conftest import environment
-
     folder = tmp_path_factory.mktemp("scored")
     (folder / "prompts.txt").write_text("a hill\na lake\n")
     options = ["sampling.height=32", "sampling.width=64", "sampling.num_inference_steps=1", "method.mad.steps=0",
                "sampling.guidance_scale=1", "prompts.source=prompts.txt", "trainer.accelerator=cpu",
                "monitor.wandb.mode=disabled", f"backbone.pretrained={tiny}", "output.dir=out"]  # fmt: skip
     (folder / "job.yaml").write_text("{}")
-    command = [sys.executable, "-m", "madgen", "generate", "job.yaml", *options]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = begin(("generate", "job.yaml", *options), folder, environment())
+    assert process.wait() == 0, process.said()
     return folder
 
 

@@ -3,6 +3,7 @@
 import subprocess
 
 import faults
+import faults_disk
 import pytest
 from faults_worker import Sabotage
 
@@ -37,11 +38,11 @@ def test_a_call_that_fails(lab, sabotage):
     judge(faults.sabotaged(lab, sabotage))
 
 
-@pytest.mark.parametrize("script", [faults.FULL_DISK, faults.LOST_DISK], ids=["full", "lost"])
-def test_a_disk_in_trouble(lab, script):
+@pytest.mark.parametrize("disk", list(faults_disk.SCENARIOS))
+def test_a_disk_in_trouble(lab, disk):
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("mounting in a namespace of one's own is not permitted here")
-    judge(faults.mounted(lab, "disk", script))
+    judge(faults.mounted(lab, disk))
 
 
 def test_a_judge_sees_what_is_wrong(lab):

@@ -3,12 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import environment
 
 from madgen.dataset.claim import HEARTBEAT_S
 from madgen.dataset.layout import DatasetDir, to_json
@@ -17,13 +14,9 @@ from madgen.monitor.status_page import eta_text, page, progress_text
 
 
 @pytest.fixture
-def running(job_file, tmp_path):
+def running(start, job_file):
     """A worker at work on 5000 panoramas."""
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "prompts.samples_per_prompt=1000"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
-    yield process
-    process.kill()
-    process.wait()
+    return start("generate", job_file, "prompts.samples_per_prompt=1000")
 
 
 def until(true, timeout_s=120):
@@ -60,7 +53,6 @@ def test_a_worker_is_named_when_it_stops_and_when_it_dies(running, tmp_path):
     until(lambda: worker()["state"] == "working")
 
     running.kill()
-    running.wait()
     assert worker()["state"] == "dead"
     assert f"dead: {worker()['id']} on {worker()['host']}" in text(reader.read())
 

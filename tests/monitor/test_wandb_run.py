@@ -1,11 +1,8 @@
 import json
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import environment
 from wandb_log import history, records, run
 
 
@@ -56,7 +53,7 @@ def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp
 
 def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_path):
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
-    limit = str(time.time() + 35)
+    limit = str(time.time() + 22)
     result = madgen("generate", job_file, *options, WANDB_DIR=str(tmp_path), MADGEN_END_TIME=limit)
     assert result.code == 3, result.err
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
@@ -70,20 +67,18 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
+def test_a_killed_run_and_those_after_it_are_one_curve(start, job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
     options = ["prompts.samples_per_prompt=60", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), *options]
-    environ = environment(WANDB_DIR=str(tmp_path))
+    here = {"WANDB_DIR": str(tmp_path)}
     note = tmp_path / "out/work/wandb.json"
     logged = 0
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
+        process = start("generate", job_file, *options, **here)
         until(lambda before=logged: note.exists() and json.loads(note.read_text())["samples"] > before)
         logged = json.loads(note.read_text())["samples"]
         process.kill()
-        process.wait()
-    assert subprocess.run(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert start("generate", job_file, *options, **here).wait() == 0
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 3
     assert len({path.name for path in logs}) == 1
@@ -120,11 +115,9 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_two_jobs_on_one_dataset_log_one_run(job_file, tmp_path):
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), "prompts.samples_per_prompt=20",
-               "monitor.wandb.mode=offline"]  # fmt: skip
-    environ = environment(WANDB_DIR=str(tmp_path))
-    both = [subprocess.Popen(command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL) for _ in range(2)]
+def test_two_jobs_on_one_dataset_log_one_run(start, job_file, tmp_path):
+    options = ["prompts.samples_per_prompt=20", "monitor.wandb.mode=offline"]
+    both = [start("generate", job_file, *options, WANDB_DIR=str(tmp_path)) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     samples = [row["samples"] for log in logs for row in history(log)]

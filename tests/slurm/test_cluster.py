@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from processes import begin
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.verify import exit_code, verify
 
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
 TIMEOUT_S = 240
+EVERY_PROMPT = "prompts.limit=null"
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,15 @@ def conf():
 
 @pytest.fixture(scope="module")
 def workplace(tiny, tmp_path_factory):
-    """A job of 10 shards of one panorama, on which two processes work for some seconds."""
+    """A job of 40 shards of one panorama, on half of which two processes work for some seconds."""
     folder = tmp_path_factory.mktemp("cluster")
-    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))
+    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(8)))
     (folder / "job.yaml").write_text(
         f"""
 backbone: {{pretrained: {json.dumps(str(tiny))}}}
 method: {{mad: {{steps: 1}}}}
-sampling: {{height: 32, width: 64, num_inference_steps: 60, guidance_scale: 2.0}}
-prompts: {{source: prompts.txt, samples_per_prompt: 2}}
+sampling: {{height: 32, width: 64, num_inference_steps: 30, guidance_scale: 2.0}}
+prompts: {{source: prompts.txt, samples_per_prompt: 5, limit: 4}}
 output: {{samples_per_shard: 1}}
 monitor: {{wandb: {{mode: disabled}}}}
 trainer: {{accelerator: cpu}}
@@ -54,10 +56,12 @@ trainer: {{accelerator: cpu}}
 
 @pytest.fixture(scope="module")
 def whole(workplace):
-    """The bytes that one process writes."""
-    command = [sys.executable, "-m", "madgen", "generate", "job.yaml", "output.dir=whole"]
-    subprocess.run(command, cwd=workplace, env=environment(), check=True, timeout=TIMEOUT_S)
-    return hashes(workplace / "whole")
+    """The bytes that one process writes: of the job, and of the one with every prompt, by their numbers of shards."""
+    jobs = {"half": (), "whole": (EVERY_PROMPT,)}
+    for out, options in jobs.items():
+        process = begin(("generate", "job.yaml", f"output.dir={out}", *options), workplace, environment())
+        assert process.wait(TIMEOUT_S) == 0, process.said()
+    return {len(found): found for found in (hashes(workplace / out) for out in jobs)}
 
 
 def hashes(folder):
@@ -92,19 +96,32 @@ class Cluster:
         return dict(pair.split("=", 1) for pair in self.run("scontrol", "-o", "show", "job", job).stdout.split(" ")
                     if "=" in pair)  # fmt: skip
 
-    def until(self, true, what):
+    def until(self, true, what, every_s=0.1):
         deadline = time.monotonic() + TIMEOUT_S
         while not (found := true()):
             assert time.monotonic() < deadline, f"waited for {what}\n{self.logs()}"
-            time.sleep(0.1)
+            time.sleep(every_s)
         return found
 
+    def made(self, out):
+        return len(list((self.folder / out / "shards").glob("*.json")))
+
     def until_made(self, out, shards=2):
-        self.until(lambda: len(list((self.folder / out / "shards").glob("*.json"))) >= shards, f"{shards} shards")
+        self.until(lambda: self.made(out) >= shards, f"{shards} shards")
+
+    def until_state(self, job, **wanted):
+        """Until `scontrol` tells this of the job."""
+        self.until(lambda: self.state(job).items() >= wanted.items(), f"{wanted}", 0.5)
 
     def until_ended(self, *jobs):
         listed = ",".join(jobs or self.ids)
-        self.until(lambda: not self.run("squeue", "-h", "-j", listed, check=False).stdout.strip(), "the job's end")
+        ended = lambda: not self.run("squeue", "-h", "-j", listed, check=False).stdout.strip()  # noqa: E731
+        self.until(ended, "the job's end", 0.5)
+
+    def complete_here(self, out):
+        """Makes what is missing on this machine, which sees the directory as the nodes do."""
+        process = begin(("generate", "job.yaml", f"output.dir={out}"), self.folder, environment())
+        assert process.wait(TIMEOUT_S) == 0, process.said()
 
     def workers(self, out):
         """Heartbeats by rank."""
@@ -132,113 +149,135 @@ def cluster(conf, workplace):
 def complete(cluster, workplace, whole):
     """Every key once, with the bytes of one process."""
 
-    def check(out):
+    def check(out, shards=20):
         found = verify(DatasetDir(workplace / out))
         assert exit_code(found) == 0, cluster.logs()
-        assert hashes(workplace / out) == whole
+        assert hashes(workplace / out) == whole[shards]
         return True
 
     return check
 
 
 def test_two_nodes_with_two_tasks_make_the_bytes_of_one_process(cluster, complete):
-    job = cluster.submit("ddp", "--nodes", 2, "--tasks-per-node", 2)
-    cluster.until(lambda: sorted(cluster.workers("ddp")) == [0, 1, 2, 3], "four ranks at work")
-    cluster.until(lambda: {beat["host"] for beat in cluster.workers("ddp").values()} == {"n1", "n2"}, "both nodes")
+    job = cluster.submit("ddp", EVERY_PROMPT, "--nodes", 2, "--tasks-per-node", 2)
+    seen = {}
+
+    def all_were_seen():
+        seen.update({rank: beat["host"] for rank, beat in cluster.workers("ddp").items()})
+        return len(seen) == 4
+
+    cluster.until(all_were_seen, "four ranks at work")
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert set(seen.values()) == {"n1", "n2"}
     cluster.until_ended(job)
     assert cluster.state(job)["JobState"] == "COMPLETED", cluster.log(job)
-    assert complete("ddp")
+    assert complete("ddp", 40)
 
 
-def test_a_requeued_job_goes_on(cluster, complete):
-    job = cluster.submit("requeued", "--nodes", 2)
-    cluster.until_made("requeued")
+def test_whatever_happens_to_a_job_on_two_nodes_it_goes_on(cluster, complete):
+    """It is requeued, gives way to another, loses a node and is cancelled; one more job then completes the dataset."""
+    job = cluster.submit("events", EVERY_PROMPT, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
+
+    def goes_on(restarts):
+        cluster.until_state(job, JobState="RUNNING", Restarts=str(restarts))
+        cluster.until_made("events", cluster.made("events") + 2)
+
+    goes_on(0)
     cluster.run("scontrol", "requeue", job)
+    goes_on(1)
+
+    cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--wrap=sleep 1", "--output=/dev/null")
+    goes_on(2)
+
+    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the job to notice")
+    cluster.run("scontrol", "update", "nodename=n2", "state=resume", check=False)  # refused where it is back already
+    goes_on(3)
+
+    cluster.run("scancel", job)
     cluster.until_ended(job)
-    state = cluster.state(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
-    assert complete("requeued")
+    assert (cluster.state(job)["JobState"], cluster.state(job)["Restarts"]) == ("CANCELLED", "3"), cluster.log(job)
+    cluster.until_ended(cluster.submit("events", EVERY_PROMPT))
+    assert complete("events", 40)
 
 
-def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, whole, workplace):
-    """SLURM sends it up to a minute early and looks every 30 s: the job has 35 s of work, as fast as it ran before."""
-    sidecars = (json.loads(path.read_text()) for path in (workplace / "whole/shards").glob("*.json"))
-    steps = int(60 * 35 / sum(sidecar["seconds"]["sample"] for sidecar in sidecars))
-    options = [f"sampling.num_inference_steps={steps}", "--time", 2, "--sbatch=--signal=B:USR1@90"]
-    job = cluster.submit("limit", *options)
-    cluster.until_ended(job)
-    state = cluster.state(job)
-    assert state["JobState"] == "COMPLETED", cluster.log(job)
+def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
+    """SLURM sends it 10 to 40 s after the start; the rank stands still until then, so its work cannot end first."""
+    job = cluster.submit("limit", "--time", 2, "--sbatch=--signal=B:USR1@80")
+    cluster.until_made("limit", 1)
+    rank = cluster.workers("limit")[0]["pid"]
+    os.kill(rank, signal.SIGSTOP)
+    try:
+        cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
+        assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the rank to drain")
     log = cluster.log(job)
-    assert int(state["Restarts"]) > 0, log
-    assert "User defined signal 1" in log or "Exited with exit code 3" in log, log
-    assert exit_code(verify(DatasetDir(workplace / "limit"))) == 0
-
-
-def test_a_preempted_job_gives_way_and_goes_on(cluster, complete):
-    job = cluster.submit("preempted", "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
-    cluster.until_made("preempted")
-    other = cluster.run("sbatch", "--parsable", "--partition=main", "--nodes=2", "--exclusive", "--wrap=sleep 1").stdout
-    cluster.until_ended(job, other.strip())
+    assert "stopped early" in log, log
+    cluster.until_state(job, Restarts="1")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal, however slow it is
+    cluster.until_ended(job)
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
-    assert complete("preempted")
+    assert complete("limit")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_delays_nobody(cluster, complete, rank):
-    """The others go on; rank 0 takes over what a rank on its node leaves."""
-    out = f"killed-{rank}"
-    job = cluster.submit(out, "--tasks-per-node", 2)
+def test_a_job_that_was_restarted_too_often_is_not_requeued(cluster):
+    cluster.env["MADGEN_MAX_RESTARTS"] = "0"
+    job = cluster.submit("restarts")
+    cluster.until_made("restarts", 1)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.until_ended(job)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "3:0"), cluster.log(job)
+    assert "not requeued, this job has been restarted 0 times (MADGEN_MAX_RESTARTS)" in cluster.log(job)
+
+
+def is_pending(process, number):
+    """Whether a stopped process has been sent a signal."""
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def kill(cluster, out, rank):
+    """A rank that is at work, once panoramas are made."""
     cluster.until_made(out)
     beat = cluster.until(lambda: cluster.workers(out).get(rank), f"rank {rank} at work")
     os.kill(beat["pid"], signal.SIGKILL)
+
+
+def test_a_killed_rank_delays_nobody_and_a_chain_ends_at_once(cluster, complete):
+    """Rank 0 takes over what a rank on its node leaves; the next job of the chain finds the dataset complete."""
+    last = cluster.submit("killed", "--tasks-per-node", 2, "--chain", 2)
+    assert len(cluster.ids) == 2
+    kill(cluster, "killed", 1)
+    cluster.until_ended()
+    assert [cluster.state(job)["JobState"] for job in cluster.ids][1] == "COMPLETED"
+    assert "0 made now" in cluster.log(last)
+    assert "0 made now" not in cluster.log(cluster.ids[0])
+    assert complete("killed")
+
+
+def test_where_rank_0_is_killed_the_others_end_and_one_more_process_completes(cluster, complete):
+    job = cluster.submit("killed-0", "--tasks-per-node", 2)
+    kill(cluster, "killed-0", 0)
     cluster.until_ended(job)
-    if rank == 0:
-        cluster.until_ended(cluster.submit(out))
-    assert complete(out)
+    cluster.complete_here("killed-0")
+    assert complete("killed-0")
 
 
-def test_kill_on_bad_exit_ends_the_job_and_one_more_completes(cluster, complete, workplace):
+def test_kill_on_bad_exit_ends_the_job_and_one_more_process_completes(cluster, complete, workplace):
     script = workplace / "kill.sbatch"
     script.write_text("#!/bin/bash\nsrun --kill-on-bad-exit=1 madgen generate job.yaml output.dir=bad-exit\n")
     options = ["--parsable", "--ntasks-per-node=2", "--cpus-per-task=1", "--output=job-%j.log"]
     job = cluster.run("sbatch", *options, script).stdout.strip()
     cluster.ids.append(job)
-    cluster.until_made("bad-exit")
-    beat = cluster.until(lambda: cluster.workers("bad-exit").get(1), "rank 1 at work")
-    os.kill(beat["pid"], signal.SIGKILL)
+    kill(cluster, "bad-exit", 1)
     cluster.until_ended(job)
     assert cluster.state(job)["JobState"] == "FAILED"
-    cluster.until_ended(cluster.submit("bad-exit"))
+    cluster.complete_here("bad-exit")
     assert complete("bad-exit")
-
-
-def test_a_lost_node_makes_slurm_start_the_job_again(cluster, complete):
-    job = cluster.submit("node", "--nodes", 2)
-    cluster.until_made("node")
-    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the job to notice")
-
-    def ended():
-        cluster.run(
-            "scontrol", "update", "nodename=n2", "state=resume", check=False
-        )  # refused where it is back already
-        return not cluster.run("squeue", "-h", "-j", job, check=False).stdout.strip()
-
-    cluster.until(ended, "the job's end")
-    assert (cluster.state(job)["JobState"], cluster.state(job)["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
-    assert complete("node")
-
-
-def test_a_cancelled_job_stays_cancelled_and_one_more_completes(cluster, complete):
-    job = cluster.submit("cancelled", "--nodes", 2)
-    cluster.until_made("cancelled")
-    cluster.run("scancel", job)
-    cluster.until_ended(job)
-    assert (cluster.state(job)["JobState"], cluster.state(job)["Restarts"]) == ("CANCELLED", "0"), cluster.log(job)
-    cluster.until_ended(cluster.submit("cancelled"))
-    assert complete("cancelled")
 
 
 def test_an_array_loses_a_task_and_gets_two_more(cluster, complete):
@@ -248,16 +287,6 @@ def test_an_array_loses_a_task_and_gets_two_more(cluster, complete):
     more = cluster.submit("array", "--array", "0-1")
     cluster.until_ended(array, more)
     assert complete("array")
-
-
-def test_a_chain_ends_at_once_when_the_dataset_is_complete(cluster, complete):
-    """Here of the first test's, so that no rank loads a backbone."""
-    last = cluster.submit("ddp", "--chain", 2, "--tasks-per-node", 2)
-    assert len(cluster.ids) == 2
-    cluster.until_ended()
-    assert [cluster.state(job)["JobState"] for job in cluster.ids] == ["COMPLETED"] * 2
-    assert "0 made now" in cluster.log(last)
-    assert complete("ddp")
 
 
 def test_a_job_that_slurm_did_not_start_so_is_told_in_slurms_words(cluster):
