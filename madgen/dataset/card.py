@@ -1,4 +1,4 @@
-"""The dataset card: a README.md with the YAML header that the Hugging Face hub and `datasets` read, and its pictures."""
+"""The dataset card: a README.md with the YAML header that the Hugging Face hub and `datasets` read, and pictures."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ madgen {manifest["versions"]["madgen"] or ""} by joint diffusion over overlappin
 {filtered}
 {_gallery(facts)}
 ## How to read it
-`datasets.load_dataset("this folder or hub id")`, or `webdataset.WebDataset` over `shards/*.tar`. A sample is a picture, a
-JSON with everything that is needed to make it again, and its prompt as a text. `index.parquet` has a row for each sample:
+`datasets.load_dataset("this folder or hub id")`, or `webdataset.WebDataset` over `shards/*.tar`. A sample is a picture,
+a JSON with everything that is needed to make it again, and its prompt as a text. `index.parquet` has a row for each:
 prompt, seed, size, scores, and where its bytes lie.
 
 ## How it was made
