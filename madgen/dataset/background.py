@@ -24,13 +24,17 @@ class BackgroundUpload:
 
     def __init__(self, directory: DatasetDir, url: str):
         self.directory, self.url = directory, url
+        self._thread: threading.Thread | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._stopping, self._finishing = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
         self._fails = False
 
     def start(self, sweep: Callable[[], bool] = lambda: False) -> None:
         """Begins; where `sweep` is true also with finished shards that processes before this one left unsent."""
+        self._begin()
         self._thread = threading.Thread(target=self._work, args=(sweep,), name="upload", daemon=True)
         self._thread.start()
 
