@@ -37,7 +37,7 @@ class Unreliable:
         if is_put and self.hold_at and key.endswith(self.hold_at):
             environ["wsgi.input"].read(size // 2)
             self.held.set()
-            self.go_on.wait(60)
+            self.go_on.wait(600)
             return self._cut(environ)
         body = environ["wsgi.input"].read(size)
         if fault:

@@ -42,7 +42,7 @@ def local(folder):
 def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
     s3.hold_at = "job-000001.tar"
     killed = start()
-    assert s3.held.wait(120)
+    assert s3.held.wait(600)
     killed.kill()
     killed.communicate()
     s3.go_on.set()
@@ -52,14 +52,14 @@ def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, j
         event.clear()
     s3.hold_at = "job-000003.tar"
     stopped = start("monitor.wandb.mode=offline")
-    assert s3.held.wait(120)
+    assert s3.held.wait(600)
     said = []
     for line in stopped.stdout:
         said.append(line)
         if line.startswith("uploading to"):  # all is made, and it waits
             break
     os.kill(stopped.pid, signal.SIGTERM)
-    said = "".join([*said, stopped.communicate(timeout=60)[0]])
+    said = "".join([*said, stopped.communicate(timeout=600)[0]])
     assert stopped.returncode == 3, said
     assert "run the same command again" in said
     assert "is off" not in said, "W&B takes the place as a reference"
