@@ -18,7 +18,7 @@ import madgen.engine.run
 import madgen.engine.writer
 from madgen.sampler import PanoramaSampler
 
-FINISHED = {"dataset.json", "shards", "index.parquet", "README.md"}
+FINISHED = {"dataset.json", "shards", "index.parquet", "README.md", "samples"}
 """All that a complete dataset holds, beside its shards."""
 
 

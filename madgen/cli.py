@@ -93,11 +93,14 @@ def generate(job: JobArguments) -> None:
     loaded = _load_job(job)
     from madgen.dataset.layout import DatasetDir
     from madgen.engine.finish import finished, report
+    from madgen.engine.handover import hand_over
     from madgen.plan.shards import build_plan
 
     built = build_plan(loaded, DatasetDir(loaded.output_dir).plans)
     outcome = finished(loaded, built)
-    if outcome is None:
+    if outcome is not None:
+        outcome = hand_over(loaded, outcome)
+    else:
         from madgen.engine.forecast import forecast, warn
 
         warn(built, forecast(loaded, built))  # what cannot work is told before Lightning is imported
@@ -329,6 +332,21 @@ def preview(
         )
     print(page)
     print(write_contact_sheet(directory))
+
+
+@app.command()
+def push(
+    directory: Directory,
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/folder, gs://, hf://datasets/owner/name, ...")],
+) -> None:
+    """Upload a dataset to any fsspec file system; what is there, whole, is not sent again. Keys: from the environment.
+
+    Exit status 3: something is not there yet.
+    """
+    from madgen.dataset.layout import DatasetDir
+    from madgen.engine.handover import push_now
+
+    sys.exit(push_now(DatasetDir(directory), url))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,19 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def check_url(name: str, url: str) -> None:
+    """UserError for what is no URL of a folder, or might hold a secret, which is not shown then."""
+    protocol, _, rest = url.partition("://")
+    _check(
+        ":" not in rest.rpartition("@")[0] and "?" not in url and "#" not in url,
+        f"{name} must hold no password, key or query: it is written into files; keys come from the environment",
+    )
+    _check(
+        re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) is not None and rest.strip("/") != "" and url.isprintable(),
+        f"{name} must be a URL such as s3://bucket/folder or file:///a/folder, got {url!r}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +286,8 @@ class OutputConfig:
     quality: int = 95
     """Of `jpg` and `webp`, 1..100."""
     upload: str | None = None
+    """A URL of any file system that fsspec knows (`s3://bucket/folder`, `gs://`, `hf://datasets/owner/name`, `file://`):
+    every finished shard is sent there while others are made. Keys come from the environment, never from the job."""
     resume: str = "if_same"
     """`if_same`: go on with a dataset of the same job. `never`: refuse a directory that holds one."""
 
@@ -279,7 +295,8 @@ class OutputConfig:
         _check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
         _one_of("output.format", self.format, ("png", "jpg", "webp"))
         _check(1 <= self.quality <= 100, f"output.quality must be in 1..100, got {self.quality}")
-        _check(self.upload is None, "output.upload is not supported yet; leave it null")
+        if self.upload is not None:
+            check_url("output.upload", self.upload)
         _one_of("output.resume", self.resume, ("if_same", "never"))
 
 

@@ -117,8 +117,11 @@ def test_a_job_is_frozen():
         ("scores.clip=''", "scores.clip is empty; null switches it off"),
         ("scores.clips=x", "unknown key 'scores.clips'; did you mean 'scores.clip'?"),
         ("scores.clip=7", "scores.clip must be a text, YAML reads it as 7"),
-        # not there yet: refused, never ignored
-        ("output.upload=s3://x", "not supported yet"),
+        ("output.upload=bucket/folder", "output.upload must be a URL such as s3://bucket/folder"),
+        ("output.upload=s3://", "output.upload must be a URL such as s3://bucket/folder"),
+        ("output.upload=simplecache::s3://bucket/x", "output.upload must be a URL such as s3://bucket/folder"),
+        ("output.upload=s3://key:sec/ret@bucket/x", "output.upload must hold no password, key or query"),
+        ("output.upload='https://host/x?sig=secret'", "output.upload must hold no password, key or query"),
     ],
 )
 def test_bad_values_are_refused_with_a_way_out(override, message):

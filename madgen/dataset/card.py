@@ -1,41 +1,163 @@
-"""The dataset card: a README.md with the YAML header that the Hugging Face hub reads."""
+"""The dataset card: a README.md with the YAML header that the Hugging Face hub and `datasets` read, and pictures."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
 
-def card(manifest: dict[str, Any], samples: int, total_bytes: int) -> str:
-    """Markdown for a dataset of `samples` panoramas in `total_bytes`."""
-    job, identity = manifest["job"], manifest["identity"]
-    mad, sampling = job["method"]["mad"], job["sampling"]
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.read import read_entry
+from madgen.files import write_atomically
+
+PICTURES = 4
+PICTURE = (1536, 256)
+"""Width and height in pixels that a picture of the card never exceeds."""
+OWN_AFFAIR = ("trainer", "monitor", "retry", "quarantine")
+"""Sections of the job that say how it was run, not what was made."""
+
+
+@dataclass
+class Facts:
+    """What the card says of the samples."""
+
+    samples: int = 0
+    bytes: int = 0
+    quarantined: int = 0
+    scores: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Of each score, how many samples have it and their sum."""
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    """Files of the card's pictures and their prompts."""
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Counts a sample, as its sidecar tells of it."""
+        self.samples += 1
+        self.bytes += entry["size"]
+        for name, value in (entry.get("scores") or {}).items():
+            count, total = self.scores.get(name, (0, 0.0))
+            self.scores[name] = count + 1, total + value
+
+
+def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[str, int]]) -> None:
+    """`samples/1.jpg` and so on, evenly spaced samples in small: of `counts`, shards and how many samples they have."""
+    total, folder = sum(count for _, count in counts), directory.root / "samples"
+    wanted = [(2 * number + 1) * total // (2 * PICTURES) for number in range(min(PICTURES, total))]
+    if total < PICTURES:
+        wanted = list(range(total))
+    begin = 0
+    for shard, count in counts:
+        here = [index - begin for index in wanted if begin <= index < begin + count]
+        entries = directory.read_sidecar(shard)["samples"] if here else []
+        for entry in (entries[index] for index in here):
+            with contextlib.suppress(OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError):
+                picture = _small(directory, shard, entry)  # of a damaged sample there is none; `verify` says so
+                folder.mkdir(exist_ok=True)
+                path = folder / f"{len(facts.pictures) + 1}.jpg"
+                write_atomically(path, picture)
+                facts.pictures.append((f"samples/{path.name}", entry["prompt"]))
+        begin += count
+    for number in range(len(facts.pictures) + 1, PICTURES + 1):  # of a dataset that had more
+        (folder / f"{number}.jpg").unlink(missing_ok=True)
+
+
+def _small(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> bytes:
+    image, stream = Image.fromarray(read_entry(directory, shard, entry).image_HWC), io.BytesIO()
+    image.thumbnail(PICTURE)
+    image.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def card(manifest: dict[str, Any], facts: Facts) -> str:
+    """Markdown."""
+    job, licence = manifest["job"], manifest.get("licence", {}).get("backbone")
     filtered = _filtered(manifest["filtered"]) if "filtered" in manifest else ""
-    weights = f"({identity['backbone']['dtype']}), weights `{identity['backbone']['weights']}`"
+    lost = f", {facts.quarantined} could not be made (`quarantine.jsonl`)" if facts.quarantined else ""
     return f"""---
 pretty_name: {json.dumps(job["name"])}
-task_categories: [text-to-image]
-tags: [synthetic, panorama, webdataset, madgen]
-size_categories: [{_size_category(samples)}]
+license: {licence or "unknown"}
+task_categories: [text-to-image, unconditional-image-generation]
+tags: [synthetic, image, text, panorama, webdataset, madgen]
+size_categories: [{_size_category(facts.samples)}]
 configs:
 - config_name: default
   data_files: shards/*.tar
+dataset_info:
+- config_name: default
+  features:
+  - {{name: {job["output"]["format"]}, dtype: image}}
+  - {{name: json, dtype: json}}
+  - {{name: txt, dtype: string}}
+  - {{name: __key__, dtype: string}}
+  - {{name: __url__, dtype: string}}
 ---
 # {job["name"]}
 
-{samples} of {manifest["plan"]["samples"]} synthetic panoramas ({total_bytes / 1e6:.1f} MB), made by
-madgen {manifest["versions"]["madgen"] or ""} by joint diffusion over overlapping
-views. Read them with `webdataset`, or with `datasets.load_dataset("webdataset", data_files="shards/*.tar")`.
+{facts.samples} of {manifest["plan"]["samples"]} synthetic panoramas ({facts.bytes / 1e6:.1f} MB){lost}, made by
+madgen {manifest["versions"]["madgen"] or ""} by joint diffusion over overlapping views.
 {filtered}
-| | |
-|---|---|
-| backbone | `{job["backbone"]["pretrained"]}` {weights} |
-| method | {job["method"]["views"]["layout"]} views, MAD in the first {mad["steps"]} steps |
-| sampling | {sampling["num_inference_steps"]} steps, guidance scale {sampling["guidance_scale"]} |
-| fingerprint | `{manifest["fingerprint"]}` |
+{_gallery(facts)}
+## How to read it
+`datasets.load_dataset("this folder or hub id")`, or `webdataset.WebDataset` over `shards/*.tar`. A sample is a picture,
+a JSON with everything that is needed to make it again, and its prompt as a text. `index.parquet` has a row for each:
+prompt, seed, size, scores, and where its bytes lie.
 
-The licence of the pictures follows from that of the backbone's weights.
+## How it was made
+{_table(manifest, facts)}
+
+The licence of the pictures follows from that of the backbone's weights{_licence_hint(job, licence)}. The job:
+
+{_job_yaml(job)}
 """
+
+
+def _gallery(facts: Facts) -> str:
+    return "\n".join(f"![]({file})\n\n*{escaped(prompt)}*\n" for file, prompt in facts.pictures)
+
+
+def _table(manifest: dict[str, Any], facts: Facts) -> str:
+    job, identity = manifest["job"], manifest["identity"]
+    backbone, mad, sampling = identity["backbone"], job["method"]["mad"], job["sampling"]
+    rows = {
+        "prompts": manifest["plan"]["prompts"],
+        "backbone": f"{escaped(job['backbone']['pretrained'])}, {backbone['dtype']}, weights `{backbone['weights']}`",
+        "licence of its weights": manifest.get("licence", {}).get("backbone") or "not known",
+        "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
+        "sampling": f"{sampling['num_inference_steps']} steps, guidance scale {sampling['guidance_scale']}",
+        **{f"{name}, mean": f"{total / count:.4f} of {count}" for name, (count, total) in sorted(facts.scores.items())},
+        "fingerprint": f"`{manifest['fingerprint']}`",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _licence_hint(job: dict[str, Any], licence: str | None) -> str:
+    loras = len(job["backbone"]["loras"])
+    more = f", and from those of {loras} LoRA{'s' if loras > 1 else ''}" if loras else ""
+    return more if licence else f"{more}; it is not known here, see where they come from"
+
+
+def _job_yaml(job: dict[str, Any]) -> str:
+    """Indented, so that nothing in it can break out."""
+    import yaml
+
+    told = {name: value for name, value in job.items() if name not in OWN_AFFAIR}
+    told["output"] = {name: value for name, value in job["output"].items() if name not in ("dir", "upload", "resume")}
+    plain = json.loads(json.dumps(told))  # tuples are lists in YAML
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def escaped(text: str, most: int = 200) -> str:
+    """Any text as plain text in one line of Markdown."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = line if len(line) <= most else f"{line[: most - 1]}…"
+    return re.sub(r"([\\`*_{}\[\]()<>#!|&~$:@])", r"\\\1", line)
 
 
 def _filtered(filtered: dict[str, Any]) -> str:
@@ -51,5 +173,11 @@ Chosen from the {source["samples"]} panoramas of {source["name"]} (fingerprint `
 
 
 def _size_category(samples: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if samples < bound), "n>1M")
+    bounds = (
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+        (10_000_000, "1M<n<10M"),
+    )
+    return next((name for bound, name in bounds if samples < bound), "10M<n<100M")

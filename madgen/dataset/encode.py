@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import webdataset
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from madgen.dataset import embed
 from madgen.dataset.layout import to_json
 from madgen.errors import UserError
 from madgen.types import Record
@@ -25,10 +27,16 @@ def check_side(image_format: str, height: int, width: int) -> None:
         raise UserError(f"{height}x{width} px: {image_format} ends at {most} px a side; take another output.format")
 
 
-def encode_image(image_HWC: np.ndarray, image_format: str, quality: int, loop: bool = False) -> bytes:
+def encode_image(
+    image_HWC: np.ndarray,
+    image_format: str,
+    quality: int,
+    loop: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> bytes:
     """PNG (lossless), JPEG without chroma subsampling, or WebP; `quality` 1..100 for the latter two.
 
-    A panorama that closes (`loop`) says so to viewers, in GPano metadata.
+    `metadata`, a sample's JSON, is written into the file, see `embed`; a panorama that closes (`loop`) says so too.
     """
     options: dict[str, dict[str, Any]] = {
         "png": {"format": "PNG", "compress_level": 6},
@@ -36,38 +44,22 @@ def encode_image(image_HWC: np.ndarray, image_format: str, quality: int, loop: b
         "webp": {"format": "WEBP", "quality": quality, "method": 4},
     }
     chosen, stream = options[image_format], io.BytesIO()
-    if loop:
-        xmp = gpano(*image_HWC.shape[:2])
-        chosen |= {"pnginfo": _png_info(xmp)} if image_format == "png" else {"xmp": xmp.encode()}
+    fields = embed.gpano(*image_HWC.shape[:2]) if loop else None
+    if image_format == "png":
+        chosen["pnginfo"] = _png_info(metadata, fields)
+    elif metadata is not None or loop:
+        chosen["xmp"] = embed.xmp(metadata, fields)
     Image.fromarray(image_HWC).save(stream, **chosen)
     return stream.getvalue()
 
 
-def gpano(height: int, width: int) -> str:
-    """XMP that says: these pixels go once around, on a cylinder.
-
-    Not `equirectangular`: the rows of a sampled panorama are not angles, and a viewer would bend them.
-    """
-    fields = {
-        "ProjectionType": "cylindrical",
-        "FullPanoWidthPixels": width,
-        "FullPanoHeightPixels": height,
-        "CroppedAreaImageWidthPixels": width,
-        "CroppedAreaImageHeightPixels": height,
-        "CroppedAreaLeftPixels": 0,
-        "CroppedAreaTopPixels": 0,
-    }
-    attributes = " ".join(f'GPano:{name}="{value}"' for name, value in fields.items())
-    return (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" {attributes}/>'
-        "</rdf:RDF></x:xmpmeta>"
-    )
-
-
-def _png_info(xmp: str) -> PngInfo:
+def _png_info(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | None) -> PngInfo:
     info = PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", xmp)
+    if metadata is not None:
+        info.add_text("parameters", embed.parameters(metadata))
+        info.add_itxt("Description", embed.description(metadata))
+    if gpano is not None:
+        info.add_itxt("XML:com.adobe.xmp", embed.xmp(None, gpano).decode())
     return info
 
 
@@ -82,7 +74,7 @@ def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
     writer.write(
         {
             "__key__": record.task.key,
-            image_format: encode_image(record.image_HWC, image_format, quality, loop),
+            image_format: encode_image(record.image_HWC, image_format, quality, loop, record.metadata),
             "json": to_json(record.metadata),
             "txt": record.task.prompt.text.encode(),
         }

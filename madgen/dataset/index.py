@@ -5,34 +5,44 @@ All can be made again at any time."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from madgen.dataset.card import card
+from madgen.dataset.card import Facts, card, write_pictures
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.files import atomic, write_atomically
 from madgen.schema import SCORES
 
-COLUMNS = ("key", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
+COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 
 
 def write_index(directory: DatasetDir) -> Path:
-    """Rebuilds `index.parquet` (one row a sample, in order) and `README.md` from the sidecars."""
+    """Rebuilds `index.parquet` (one row a sample, in order), `README.md` and its pictures from the sidecars."""
     import pyarrow
     from pyarrow import parquet
 
     content = directory.read_manifest()
-    types = {name: pyarrow.string() for name in ("key", "shard", "sha256", "prompt")}
+    types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null where a sample has none
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES)])
     path = directory.root / "index.parquet"
-    samples = total_bytes = 0
+    facts, counts = Facts(), list[tuple[str, int]]()
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [{**sample, **sample.get("scores", {}), "shard": sidecar["shard"]} for sample in sidecar["samples"]]
+            rows = [_row(sidecar["shard"], sample) for sample in sidecar["samples"]]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            samples += len(rows)
-            total_bytes += sum(row["size"] for row in rows)
-    write_atomically(directory.root / "README.md", card(content, samples, total_bytes).encode())
+            counts.append((sidecar["shard"], len(rows)))
+            facts.quarantined += len(sidecar["quarantined"])
+            for sample in sidecar["samples"]:
+                facts.add(sample)
+    write_pictures(directory, facts, counts)
+    write_atomically(directory.root / "README.md", card(content, facts).encode())
     return path
+
+
+def _row(shard: str, sample: dict[str, Any]) -> dict[str, Any]:
+    prompt_id, _, number = sample["key"].rpartition("-")
+    about = {"shard": shard, "prompt_id": prompt_id, "sample_index": int(number)}
+    return {**sample, **sample.get("scores", {}), **about}
 
 
 def write_quarantine(directory: DatasetDir) -> None:

@@ -10,9 +10,11 @@ import secrets
 from typing import Any
 
 from madgen import scores
+from madgen.dataset.embed import VERSION as EMBEDDED
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.errors import UserError
 from madgen.files import sync_directory
+from madgen.licence import weights_licence
 from madgen.plan.cost import has_regions
 from madgen.plan.shards import Plan
 from madgen.schema import Job
@@ -72,6 +74,7 @@ def identity(
             "format": job.output.format,
             "quality": None if job.output.format == "png" else job.output.quality,
             "samples_per_shard": job.output.samples_per_shard,
+            "embedded": EMBEDDED,
         },
     }
 
@@ -107,14 +110,20 @@ def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": fingerprint(identity),
         "identity": identity,
         "job": job.as_dict(),
-        "plan": {
-            "prompts": len(plan.prompts),
-            "samples": plan.samples,
-            "shards": plan.shard_count,
-            "samples_per_shard": plan.samples_per_shard,
-            "keys_sha256": plan.keys_digest,
-        },
+        "plan": plan_totals(plan),
+        "licence": {"backbone": weights_licence(job.backbone.pretrained, job.backbone.revision)},
         "versions": {name: _version(name) for name in VERSIONED},
+    }
+
+
+def plan_totals(plan: Plan) -> dict[str, Any]:
+    """The plan in numbers."""
+    return {
+        "prompts": len(plan.prompts),
+        "samples": plan.samples,
+        "shards": plan.shard_count,
+        "samples_per_shard": plan.samples_per_shard,
+        "keys_sha256": plan.keys_digest,
     }
 
 

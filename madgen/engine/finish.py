@@ -31,6 +31,8 @@ class Outcome:
     made_here: int
     tripped: str | None = None
     """Why the run stopped itself, if it did."""
+    unsent: str | None = None
+    """Why the upload of a dataset that is made is not complete."""
 
 
 def finished(job: Job, plan: Plan) -> Outcome | None:
@@ -109,6 +111,10 @@ def report(outcome: Outcome, job: Job) -> None:
         say(f"{state['quarantined']} quarantined, see {out}/quarantine.jsonl{again}")
     if outcome.tripped:
         say(f"madgen: {outcome.tripped}; mend it, then go on with retry=quarantined")
+    elif outcome.unsent is not None:
+        where = job.output.upload
+        say(f"madgen: the upload to {where} is not complete: {outcome.unsent}; the same command goes on with it, "
+            f"or madgen push {out} {where}")  # fmt: skip
     elif outcome.code == STOPPED:
         say("stopped early: run the same command again to continue")
     elif outcome.made_here:

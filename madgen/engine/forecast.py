@@ -12,6 +12,7 @@ from typing import Any
 from madgen.backbones import BackboneSpec, Merging, backbone_module
 from madgen.composition import check_regions_scheduler
 from madgen.dataset.encode import check_side
+from madgen.dataset.upload import check_at_hand
 from madgen.engine.cuts import Cuts, count_cuts
 from madgen.engine.launch import rank
 from madgen.errors import UserError
@@ -49,6 +50,8 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
 
     `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
     """
+    if job.output.upload is not None:
+        check_at_hand("output.upload", job.output.upload)
     spec, assumed = _spec(job, assume_spec)
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there

@@ -34,7 +34,9 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     stored = read_sample(DatasetDir(directory), key)
     _refuse_other_weights(stored.metadata)
     again = _checked(*_sample(stored.metadata), stored.metadata)
-    write_atomically(output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"]))
+    write_atomically(
+        output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"], stored.metadata)
+    )
     job = DatasetDir(directory).read_manifest()["job"]
     decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 
 import lightning
 import torch
@@ -13,7 +14,8 @@ import torch
 from madgen import backbones
 from madgen.dataset.layout import DatasetDir
 from madgen.engine.datamodule import PromptDataModule
-from madgen.engine.finish import COMPLETE, Outcome, finish, on_gpu, refuse_other_jobs
+from madgen.engine.finish import COMPLETE, STOPPED, Outcome, finish, on_gpu, refuse_other_jobs
+from madgen.engine.handover import hand_over, refuse_other_place
 from madgen.engine.launch import placement, strategy
 from madgen.engine.module import PanoramaModule
 from madgen.engine.signals import tell_batch_script
@@ -31,6 +33,7 @@ def generate(job: Job, plan: Plan) -> Outcome:
     quieten()
     directory = DatasetDir(job.output_dir)
     refuse_other_jobs(job, plan, directory)
+    refuse_other_place(job, plan)
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
@@ -48,7 +51,10 @@ def generate(job: Job, plan: Plan) -> Outcome:
     directory.check_there()
     if trainer.global_rank != 0:
         return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
-    return finish(directory, started, writer.written, writer.tripped)
+    outcome = finish(directory, started, writer.written, writer.tripped)
+    if job.output.upload is not None and writer.signals.received is not None:
+        return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
+    return hand_over(job, outcome)
 
 
 def _fix_threads(config: TrainerConfig) -> None:

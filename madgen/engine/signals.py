@@ -52,14 +52,20 @@ class StopSignals:
 
 def end_before_it_begins() -> None:
     """Until a run takes over, SIGTERM and SIGUSR1 end this process as an early stop, of which nothing is lost."""
+    end_instead("stopped before it began")
+
+
+def end_instead(said: str, *more: int) -> None:
+    """SIGTERM, SIGUSR1 and `more` end this process at once, as an early stop."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        tell_batch_script("signal")
-        say(f"{signal.Signals(number).name}: stopped before it began")
+        if number != signal.SIGINT:
+            tell_batch_script("signal")
+        say(f"{signal.Signals(number).name}: {said}")
         raise SystemExit(3)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, *more):
             signal.signal(number, end)
 
 

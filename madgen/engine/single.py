@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,17 @@ def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list
         raise UserError("the prompt is empty")
     image_format = check_output(output)
     check_side(image_format, job.sampling.height, job.sampling.width)
-    data = encode_image(_sample(job, prompt), image_format, job.output.quality, job.sampling.loop)
+    image = _sample(job, prompt)
+    data = encode_image(image, image_format, job.output.quality, job.sampling.loop, _about(job, prompt))
     write_atomically(output, data)
     print(output)
+
+
+def _about(job: Job, prompt: str) -> dict[str, Any]:
+    """What is written into the picture: what a sample's JSON would say, without what only a dataset has."""
+    resolved = job.as_dict()
+    given = {name: resolved["prompts"][name] for name in ("negative_prompt", "seed", "regions", "across")}
+    return {"prompt": prompt, **given, **{name: resolved[name] for name in ("backbone", "method", "sampling")}}
 
 
 def check_output(output: Path) -> str:

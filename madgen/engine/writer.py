@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 from lightning import LightningModule, Trainer
 
+from madgen.dataset.background import BackgroundUpload
 from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.metadata import sample_metadata, with_changes, with_scores
@@ -27,6 +28,9 @@ from madgen.monitor.rate import Rate
 from madgen.say import say
 from madgen.schema import Job
 from madgen.types import Attempt, Batch, Idle, Record
+
+UPLOAD = "upload"
+"""The claim of the process that sends what others have left unsent."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ShardWriter(lightning.Callback):
         self._error: BaseException | None = None
         self._waited = 0.0
         self._rate, self._pixels = Rate(), Rate()
+        self._uploads = None if job.output.upload is None else BackgroundUpload(self.directory, job.output.upload)
         self._breaker = Breaker(job.quarantine.max_share, job.quarantine.window)
 
     @property
@@ -76,6 +81,8 @@ class ShardWriter(lightning.Callback):
         self._tell("started", self.directory, self.data.worker, self.data.manifest)
         self._idle.set()
         self.data.writing = True
+        if self._uploads is not None:
+            self._uploads.start(sweep=lambda: self.data.worker.claim(UPLOAD))
         self._thread = threading.Thread(target=self._write, name="shard-writer", daemon=True)
         self._thread.start()
 
@@ -98,7 +105,7 @@ class ShardWriter(lightning.Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is left, then raises what went wrong, if anything did."""
         self._put(None)
-        self.close()
+        self.close(wait_for_upload=True)
         if self._error is not None:
             raise self._error
 
@@ -108,7 +115,7 @@ class ShardWriter(lightning.Callback):
             self._put(None)
         self.close()
 
-    def close(self) -> None:
+    def close(self, wait_for_upload: bool = False) -> None:
         """Ends the writing thread; unfinished shards are left for the next worker, claims are given back."""
         if self._thread is not None:
             self._thread.join()
@@ -118,6 +125,9 @@ class ShardWriter(lightning.Callback):
             self.data.give_back()
             self._tell("stopped")
             self.data.leave()
+        if self._uploads is not None:
+            stopped = self.data.stopping.is_set if wait_for_upload else lambda: True
+            self._uploads.finish(stopped)
         self.signals.restore()
 
     def _stop(self, trainer: Trainer) -> None:
@@ -199,6 +209,8 @@ class ShardWriter(lightning.Callback):
         published = shard.publish(lambda: self.data.worker.owns(shard.shard.name))
         del self.data.opened[shard.shard.name]
         self.data.worker.release(shard.shard.name)
+        if published and self._uploads is not None:
+            self._uploads.add(shard.shard.name)
         if published:
             self._tell("shard_published", ShardDone(shard.shard.name, shard.made, shard.seconds))
 

@@ -209,9 +209,13 @@ class Log:
 
     def _artifact(self) -> wandb.Artifact:
         job, plan = self.manifest["job"], self.manifest["plan"]
-        about = {"fingerprint": self.manifest["fingerprint"], "plan": plan}
+        here, there = self.directory.root.resolve().as_uri(), job["output"]["upload"]
+        about = {"fingerprint": self.manifest["fingerprint"], "plan": plan, "upload": there}
         artifact = wandb.Artifact(job["name"], type="dataset", metadata=about)
-        artifact.add_reference(job["output"]["upload"] or self.directory.root.resolve().as_uri(), checksum=False)
+        try:
+            artifact.add_reference(there or here, checksum=False)
+        except (wandb.Error, ValueError):  # W&B wants a store's own client, and here may be another
+            artifact.add_reference(here, checksum=False)
         return artifact
 
 

@@ -1,4 +1,5 @@
 import io
+import json
 import xml.etree.ElementTree
 
 import numpy as np
@@ -25,6 +26,54 @@ def test_a_panorama_that_closes_says_so_and_no_other(image_format):
     said = {name.rpartition("}")[2]: value for name, value in description.attrib.items()}
     assert said["ProjectionType"] == "cylindrical"
     assert (said["FullPanoWidthPixels"], said["CroppedAreaImageHeightPixels"]) == ("64", "16")
+
+
+HOSTILE = [
+    "a plain one",
+    "\x00\x1b[31m \x85 \ufffe ]]> <script> & \"quoted\" 'too' </rdf:RDF>",
+    "Alpen 🏔️ в тумане 雪山",
+    "long & <long> 雪 " * 10_000,
+]
+
+
+def embedded(data):
+    """The parameters and the prompt that a picture file carries, and all its XMP attributes."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    said, prompt = {}, None
+    if xmp := image.info.get("xmp"):
+        (description,) = xml.etree.ElementTree.fromstring(xmp)[0]
+        said = {name.rpartition("}")[2]: value for name, value in description.attrib.items()}
+        prompt = "".join(description.itertext())
+    if image.format == "PNG":
+        return image.text["parameters"], image.text["Description"], said
+    return said["parameters"], prompt, said
+
+
+@pytest.mark.parametrize("prompt", HOSTILE, ids=["plain", "markup", "unicode", "long"])
+@pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
+def test_pictures_carry_their_parameters_whatever_the_prompt(image_format, prompt):
+    about = {
+        "key": "p-0000", "seed": 2**48 - 1, "prompt": prompt, "fingerprint": "f" * 32, "method": {"mad": {"steps": 15}},
+        "sampling": {"loop": True, "guidance_scale": 7.5}, "regions": [{"mask": "x" * 90_000, "prompt": prompt}],
+    }  # fmt: skip
+    data = encode_image(PIXELS, image_format, 95, True, about)
+    assert data == encode_image(PIXELS, image_format, 95, True, dict(reversed(about.items())))
+    assert np.array_equal(decode(data)[0], decode(encode_image(PIXELS, image_format, 95))[0])
+    parameters, told, xmp = embedded(data)
+    found = json.loads(parameters)
+    assert xmp["ProjectionType"] == "cylindrical"
+    assert all(found[name] == about[name] for name in ("key", "seed", "fingerprint", "sampling", "method"))
+    assert found["prompt"].rstrip("…") == prompt[: len(found["prompt"].rstrip("…"))]
+    assert len(found["prompt"]) >= min(len(prompt), 2000)
+    assert found["cut"] is True, "the mask alone is more than JPEG can hold"
+    assert told.isprintable()
+    assert told.startswith(" ".join(prompt.split())[:9]) or not prompt.isprintable()
+    assert len(told) <= 1000
+    del about["regions"]
+    assert (json.loads(embedded(encode_image(PIXELS, image_format, 95, True, about))[0]) == about) == (
+        len(prompt) < 50_000
+    )
 
 
 def test_png_is_lossless_and_the_same_bytes_each_time():

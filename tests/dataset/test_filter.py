@@ -116,7 +116,8 @@ def test_it_is_a_dataset_like_any_other(source, tmp_path):
 
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "new")
     new = DatasetDir(tmp_path / "new")
-    assert sorted(path.name for path in new.root.iterdir()) == ["README.md", "dataset.json", "index.parquet", "shards"]
+    names = ["README.md", "dataset.json", "index.parquet", "samples", "shards"]
+    assert sorted(path.name for path in new.root.iterdir()) == names
     assert sorted(path.name for path in new.shards.iterdir()) == [
         f"job-{index:06d}.{suffix}" for index in range(2) for suffix in ("json", "tar")
     ]

@@ -32,7 +32,8 @@ def finished(madgen, job_file, tmp_path):
 
 
 def test_the_dataset_is_as_the_contract_says(finished, madgen):
-    assert sorted(path.name for path in finished.iterdir()) == ["README.md", "dataset.json", "index.parquet", "shards"]
+    names = ["README.md", "dataset.json", "index.parquet", "samples", "shards"]
+    assert sorted(path.name for path in finished.iterdir()) == names
     names = [f"job-{i:06d}.{suffix}" for i in range(4) for suffix in ("json", "tar")]
     assert sorted(path.name for path in (finished / "shards").iterdir()) == sorted(names)
     sidecar = json.loads((finished / "shards/job-000001.json").read_text())

@@ -28,6 +28,12 @@ def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged, tmp_pa
     assert min(rates) > 0
     assert len(samples) == len(set(samples))
     assert sum(row.get("preview/count", 0) for row in rows) == 2  # samples 1 and 6
+    captions = [caption for row in rows for caption in row.get("preview/captions", [])]
+    assert [caption.split("\n")[0].split(": ")[1] for caption in captions] == [
+        "mountains over a meadow at noon 0",
+        "mountains over a meadow at noon 2",
+    ]
+    assert all("\ncoherence: 0." in caption and "\nseam: " in caption for caption in captions)
     assert (rows[-1]["shards_done"], rows[-1]["quarantined"], rows[-1]["workers"]) == (4, 0, 1)
     assert rows[-1]["device/memory_gb"] > 0
     sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "out/shards").glob("*.json"))]
@@ -113,6 +119,35 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
     assert result.code == 0, result.err
     assert "wandb sync" in result.err or "W&B is off" in result.err
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
+
+
+def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, monkeypatch):
+    from madgen.dataset.claim import Worker
+    from madgen.dataset.layout import DatasetDir, to_json
+    from madgen.monitor.wandb_run import Log
+    from madgen.schema import WandbConfig
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    directory = DatasetDir(tmp_path / "out")
+    directory.root.mkdir()
+    content = {"job": {"name": "job"}, "plan": {"samples": 10, "shards": 1}, "fingerprint": "f"}
+    directory.manifest.write_bytes(to_json(content))
+    worker, other = Worker(directory), Worker(directory)
+    for each in (worker, other):
+        each.start()
+    dead = json.loads(other.heartbeat_file.read_text()) | {"process_started": "of another life"}
+    other.close()
+    other.heartbeat_file.write_bytes(to_json(dead))
+    log = Log(WandbConfig(), directory, worker, content)
+    for _ in range(2):
+        log.look()
+    log.alert("stopped: too much fails", "9 of 10")
+    log.close()
+    worker.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    alerts = [record.alert for record in records(path) if record.HasField("alert")]
+    assert [alert.title for alert in alerts] == ["job lost a worker", "job stopped: too much fails"]
+    assert dead["id"] in alerts[0].text
 
 
 def test_two_jobs_on_one_dataset_log_one_run(start, job_file, tmp_path):

@@ -1,0 +1,97 @@
+"""The dataset card, as the libraries that read its header see it, and with prompts that would break out of it."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from madgen.config import load_job
+from madgen.dataset import manifest
+from madgen.dataset.card import escaped
+from madgen.dataset.encode import encode_sample
+from madgen.dataset.index import write_index
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shard import OpenShard
+from madgen.licence import weights_licence
+from madgen.plan.shards import Plan
+from madgen.plan.table import PromptTable
+from madgen.types import Prompt, Record
+
+TEXTS = ["a fjord", "**bold** <script>alert(1)</script> ](x) | `\n---\n# not a heading"] + ["hills"] * 6
+PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", text, "", 16, 32) for i, text in enumerate(TEXTS)), 1), 1, 7, 0)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """8 samples in two shards; the last one's JSON has more in it than the others'."""
+    directory, job = DatasetDir(tmp_path / "out"), load_job([], [r'prompts.negative_prompt="```\n---\nx"', "name=job"])
+    content = manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", []))
+    manifest.create(directory, content)
+    for index in range(2):
+        shard = OpenShard(directory, PLAN.shard(index), "w")
+        for position, task in enumerate(shard.shard.tasks):
+            image = np.random.default_rng(task.seed).integers(0, 255, (16, 32, 3), dtype=np.uint8)
+            about = {"key": task.key, "seed": task.seed, "prompt": task.prompt.text, "height": 16, "width": 32}
+            about |= {"cut_text": ["fog"]} if index else {}
+            scores = {"coherence": 0.25 + 0.5 * index}
+            shard.add(position, encode_sample(Record(task, image, {**about, "scores": scores}), "png", 95), scores)
+        shard.publish()
+    write_index(directory)
+    return directory
+
+
+def test_datasets_loads_the_folder_as_it_is(dataset, tmp_path):
+    import datasets
+
+    table = datasets.load_dataset(str(dataset.root), split="train", cache_dir=str(tmp_path / "cache"))
+    assert table["__key__"] == [f"p{i}-0000" for i in range(8)]
+    assert table["txt"] == TEXTS
+    assert table[0]["png"].size == (32, 16)
+    assert table[7]["json"]["cut_text"] == ["fog"], "also what the first samples do not have"
+    assert "cut_text" not in table[0]["json"]
+
+
+def test_the_card_says_what_it_is_and_nothing_breaks_out_of_it(dataset):
+    text = (dataset.root / "README.md").read_text()
+    assert text.startswith("---\n")
+    header = yaml.safe_load(text.split("\n---\n")[0])
+    assert header["license"] == "apache-2.0"
+    assert header["size_categories"] == ["n<1K"]
+    body = text.split("\n---\n", 1)[1]
+    assert [line for line in body.splitlines() if line.startswith(("# ", "---", "```", "<"))] == ["# job"]
+    assert "<script" not in body.replace("\\<", "")
+    assert "| coherence, mean | 0.3125 of 8 |" in body
+    job = yaml.safe_load("\n".join(line[4:] for line in body.split("The job:\n")[1].splitlines()))
+    assert job["prompts"]["negative_prompt"] == "```\n---\nx"
+    assert {"dir", "upload"}.isdisjoint(job["output"]), "places say nothing of a dataset"
+    pictures = sorted((dataset.root / "samples").iterdir())
+    assert [f"![](samples/{path.name})" in body for path in pictures] == [True] * 4
+    before = {path: path.read_bytes() for path in [*pictures, dataset.root / "README.md"]}
+    write_index(dataset)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_index_has_all_that_the_sidecars_say(dataset):
+    from pyarrow import parquet
+
+    rows = parquet.read_table(dataset.root / "index.parquet").to_pylist()
+    entries = [(sidecar["shard"], entry) for sidecar in dataset.sidecars() for entry in sidecar["samples"]]
+    for row, (shard, entry) in zip(rows, entries, strict=True):
+        assert row["shard"] == shard
+        assert row["coherence"] == entry["scores"]["coherence"]
+        assert all(row[name] == value for name, value in entry.items() if name != "scores")
+        assert f"{row['prompt_id']}-{row['sample_index']:04d}" == row["key"]
+
+
+def test_escaped_text_is_plain():
+    assert escaped("a *b*\n\x1b c") == r"a \*b\* c"
+    assert len(escaped("x" * 1000)) == 200
+
+
+def test_a_licence_is_that_of_the_model_card(tmp_path):
+    assert weights_licence(str(tmp_path)) is None
+    for line, licence in (("license: MIT-0", None), ("license: mit", "mit"), ("license: 'openrail++'", "openrail++")):
+        (tmp_path / "README.md").write_text(f"---\ntags: [x]\n{line}\n---\n# A model\nlicense: none\n")
+        assert weights_licence(str(tmp_path)) == licence
+    assert json.dumps(weights_licence("demo")) == '"apache-2.0"'

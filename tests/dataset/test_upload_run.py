@@ -1,0 +1,98 @@
+"""`generate` with `output.upload`: killed in the middle of an upload, gone on with, without a server, stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import environment
+from s3_server import KEYS, objects, s3_server
+
+from madgen.dataset import push as pushing
+
+URL = "s3://bucket/sets/alps"
+UPLOAD = f"output.upload={URL}"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    with s3_server(monkeypatch) as server:
+        yield server
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def start(job_file, tmp_path):
+    def start(*more):
+        command = [sys.executable, "-m", "madgen", "generate", str(job_file), UPLOAD, *more]
+        pipes = {"stderr": subprocess.STDOUT, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment(WANDB_DIR=str(tmp_path)), **pipes)
+
+    return start
+
+
+def local(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {f"sets/alps/{path.relative_to(folder)}": path.read_bytes() for path in files}
+
+
+def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
+    s3.hold_at = "job-000001.tar"
+    killed = start()
+    assert s3.held.wait(600)
+    killed.kill()
+    killed.communicate()
+    s3.go_on.set()
+    assert not [key for key in objects() if "000001" in key], "an object is there whole or not at all"
+
+    for event in (s3.held, s3.go_on):
+        event.clear()
+    s3.hold_at = "job-000003.tar"
+    stopped = start("monitor.wandb.mode=offline")
+    assert s3.held.wait(600)
+    said = []
+    for line in stopped.stdout:
+        said.append(line)
+        if line.startswith("uploading to"):  # all is made, and it waits
+            break
+    os.kill(stopped.pid, signal.SIGTERM)
+    said = "".join([*said, stopped.communicate(timeout=600)[0]])
+    assert stopped.returncode == 3, said
+    assert "run the same command again" in said
+    assert "is off" not in said, "W&B takes the place as a reference"
+    s3.hold_at = None
+    s3.go_on.set()
+
+    before = len(s3.stored)
+    for name in ("FIRST_S", "LONGEST_S"):
+        monkeypatch.setattr(pushing, name, 0.01)
+    s3.share, s3.faults = 1.0, ("error", "cut")
+    failed = madgen_here("generate", job_file, UPLOAD)
+    (line,) = [line for line in failed.err.splitlines() if "upload" in line]
+    assert line.startswith(f"madgen: the upload to {URL} is not complete: ")
+    assert line.endswith(f"the same command goes on with it, or madgen push out {URL}")
+    assert failed.code == 3
+    s3.share = 0.0
+    assert madgen_here("generate", job_file, UPLOAD).code == 0
+    assert objects() == local(tmp_path / "out")
+    assert not set(s3.stored[:before]) & set(s3.stored[before:]), "what was there is not sent again"
+    assert madgen_here("verify", "out").code == 0
+
+    secret = KEYS["AWS_SECRET_ACCESS_KEY"].encode()
+    everything = [*(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()), *objects().values()]
+    assert not [data for data in everything if secret in data]
+    assert secret.decode() not in said + failed.err
+    before = len(s3.stored)
+    assert madgen_here("push", "out", URL).code == 0
+    assert len(s3.stored) == before
+
+
+def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_here, job_file, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/dataset.json").write_text('{"fingerprint": "another"}')
+    result = madgen_here("generate", job_file, f"output.upload=file://{tmp_path}/there")
+    assert (result.code, (tmp_path / "out").exists()) == (2, False)
+    assert f"output.upload=file://{tmp_path}/there holds another dataset (another); choose another place" in result.err
