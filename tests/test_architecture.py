@@ -17,6 +17,9 @@ HOMES = {
     "webdataset": {"dataset"},
     "typer": {"cli"},
     "torchmetrics": {"perceptual", "metrics"},
+    "torch_fidelity": {"metrics"},
+    "matplotlib": {"metrics"},
+    "openTSNE": {"metrics"},
 }
 FORBIDDEN = {  # room: rooms it must not know
     "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
@@ -33,6 +36,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "metrics": {"config", "schema", "plan", "joint", "engine", "monitor", "cli", "sampler"},
     "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
     "submit": {"config", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "engine": {"cli"},
