@@ -285,6 +285,66 @@ def filter_samples(
 
 
 @app.command()
+def evaluate(
+    directory: Directory,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="a dataset of squares; made and kept without")
+    ] = None,
+    references: Annotated[int, typer.Option("--references", min=2, help="squares a prompt, where they are made")] = 500,
+    metrics: Annotated[str | None, typer.Option("--metrics", metavar="a,b", help="such as fid,kid,clip_score")] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option("--extractor", metavar="demo|paper|FOLDER[,role=...]", help="default: by the dataset's backbone"),
+    ] = None,
+    halves: Annotated[bool, typer.Option("--halves", help="one half against the other: of the squares")] = False,
+    pool: Annotated[
+        str, typer.Option("--pool", metavar="prompts|dataset", help="a score each, or one of all")
+    ] = "prompts",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the crops")] = 0,
+    crop: Annotated[int | None, typer.Option("--crop", min=8, help="pixels; default: a view")] = None,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda")] = "auto",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="panoramas at once")] = 8,
+    wandb: Annotated[bool, typer.Option("--wandb", help="into the dataset's run as well")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="default: DIR/report")] = None,
+) -> None:
+    """The paper's scores of a dataset: report.json, report.md and plots."""
+    from madgen import evaluation
+
+    asked = evaluation.Request(
+        directory,
+        reference,
+        references,
+        metrics,
+        extractor,
+        seed,
+        crop,
+        halves,
+        pool,
+        output,
+        device,
+        batch,
+        wandb=wandb,
+    )
+    written = evaluation.run(asked)
+    if written is not None:
+        print(written)
+
+
+@app.command()
+def compare(
+    reports: Annotated[list[str], typer.Argument(metavar="[name=]DIR ...", help="datasets or reports")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.md", help="and its plots beside")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="also numbers of different protocols, with a note")] = False,
+) -> None:
+    """Reports side by side as in the paper's tables, best and second best marked."""
+    from madgen.evaluation import compare as run
+
+    print(run(reports, output, mixed), end="")
+
+
+@app.command()
 def preview(
     directory: Directory,
     limit: Annotated[int | None, typer.Option(min=1, help="only so many panoramas")] = None,

@@ -27,9 +27,7 @@ def check_protocols(rows: Sequence[Row]) -> None:
     """UserError naming what differs where two rows have numbers of different protocols."""
     if found := list(_mismatches(rows)):
         more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise UserError(
-            f"these are numbers of different protocols: {found[0]}{more}; --mixed compares them all the same"
-        )
+        raise UserError(f"numbers of different protocols: {found[0]}{more}; --mixed shows them all the same")
 
 
 def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
@@ -52,7 +50,7 @@ def differences(first: Any, second: Any, prefix: str = "") -> dict[str, tuple[An
 
 
 def table(rows: Sequence[Row], mixed: bool = False) -> str:
-    """A table in Markdown: the best of a column in bold, the second best underlined. UserError unless `mixed`, see above."""
+    """A table in Markdown: the best of a column bold, the second best underlined. See `check_protocols`."""
     if not mixed:
         check_protocols(rows)
     names = [name for name in METRICS if any(name in row.report["metrics"] for row in rows)]
@@ -64,10 +62,7 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
     marks |= {name: _marks([_extra(row, name) for row in rows], False) for name in extras}
     for at, row in enumerate(rows):
         cells = [marks[name][at].format(_shown(row, name)) for name in names]
-        cells += [
-            marks[name][at].format(f"{(row.extra or {})[name]:.3g}" if name in (row.extra or {}) else "–")
-            for name in extras
-        ]
+        cells += [marks[name][at].format(_shown_extra(row, name)) for name in extras]
         lines.append(f"| {cell(row.label)} | " + " | ".join(cells) + " |")
     lines += ["", *_notes(rows, heads, mixed)]
     return "\n".join(lines) + "\n"
@@ -76,6 +71,11 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
 def _shown(row: Row, name: str) -> str:
     found = row.report["metrics"].get(name)
     return "–" if found is None else value(found)
+
+
+def _shown_extra(row: Row, name: str) -> str:
+    found = (row.extra or {}).get(name)
+    return "–" if found is None else f"{found:.3g}"
 
 
 def _mean(row: Row, name: str) -> float | None:

@@ -14,8 +14,7 @@ def distance(features_ND: np.ndarray, reference_MD: np.ndarray) -> float:
     """`|m - m'|² + Tr(S + S' - 2 (S S')^½)`, in float64; at least two rows each.
 
     With `S = A'A` and `S' = B'B`, the trace of the root is the sum of the singular values of `A B'`: exact also where
-    there are fewer pictures than features, as in the paper, and S has no inverse. Eigenvalues of `S S'`, as torchmetrics
-    takes them, are then mostly noise around 0, and cost more.
+    there are fewer pictures than features, as in the paper, and S has no inverse, and then cheaper than eigenvalues.
     """
     mean, root = _gaussian(features_ND)
     reference_mean, reference_root = _gaussian(reference_MD)

@@ -1,4 +1,4 @@
-"""Plots of reports: bars with error bars, and the trade-off of coherence against FID. The metrics' home of matplotlib."""
+"""Plots of reports: bars with error bars, and the trade-off of coherence against FID. The home of matplotlib."""
 
 from __future__ import annotations
 

@@ -76,11 +76,13 @@ def value(found: dict[str, Any]) -> str:
 
 
 def number(plain: float | None, scale: float) -> str:
-    """Two decimals, or three digits of what is small."""
+    """Two decimals; three, or two digits, of what is small."""
     if plain is None:
         return "–"
     scaled = plain * scale
-    return f"{scaled:.2f}" if abs(scaled) >= 0.1 or scaled == 0 else f"{scaled:.3g}"
+    if abs(scaled) >= 1:
+        return f"{scaled:.2f}"
+    return f"{scaled:.3f}" if abs(scaled) >= 0.01 else f"{scaled:.2g}"
 
 
 def cell(text: str) -> str:
