@@ -345,6 +345,26 @@ def compare(
 
 
 @app.command()
+def paper(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="one of jobs/paper, or like them")],
+    overrides: Overrides = None,
+    demo: Annotated[bool, typer.Option("--demo", help="the same with the demo backbone")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="the least of that, to see it work")] = False,
+    extractor: Annotated[str | None, typer.Option("--extractor", help="instead of the file's; see evaluate")] = None,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="for the scores")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="default: out/paper")] = None,
+) -> None:
+    """A table or figure of the paper: generate, evaluate and draw what its file says; goes on where it was."""
+    from madgen.paper.plan import load_paper
+    from madgen.paper.run import run
+
+    planned = load_paper(file, demo, quick, overrides or [], extractor)
+    variant = "-quick" if quick else "-demo" if demo else ""
+    for path in run(planned, output or Path(f"out/paper{variant}"), device):
+        print(path)
+
+
+@app.command()
 def preview(
     directory: Directory,
     limit: Annotated[int | None, typer.Option(min=1, help="only so many panoramas")] = None,

@@ -33,6 +33,7 @@ def lpips(network: str, device: torch.device) -> Callable[[Tensor, Tensor], Tens
     return distance
 
 
+@lru_cache(maxsize=2)
 def lpips_network(trained: bool, who: str, way_out: str) -> Any:
     """LPIPS over VGG16, on the CPU; `who` needs it, and `way_out` is what else can be done, for the UserError."""
     from torchmetrics.functional.image.lpips import _LPIPS  # its public class cannot leave the network untrained
@@ -40,6 +41,7 @@ def lpips_network(trained: bool, who: str, way_out: str) -> Any:
     return _loaded(lambda: _LPIPS(net="vgg", pnet_rand=not trained), "VGG16", who, way_out)
 
 
+@lru_cache(maxsize=2)
 def vgg19(trained: bool, who: str, way_out: str) -> Any:
     """The convolutions of torchvision's VGG19, on the CPU, as `lpips_network`."""
     from torchvision.models import VGG19_Weights

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from madgen.config import load_job
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.read import read_metadata
 from madgen.errors import UserError
 from madgen.files import write_atomically
+from madgen.plan.shards import build_plan
+from madgen.schema import Job
 from madgen.seeding import derived_seed
 
 BATCH = 4
@@ -71,23 +74,39 @@ def make_reference(directory: DatasetDir, side: int, per_prompt: int) -> Dataset
     prompts, file = folder.with_suffix(".jsonl"), folder.with_suffix(".yaml")
     write_atomically(prompts, lines)
     write_atomically(file, to_json(reference_job(content, side, per_prompt, prompts, folder), indent=1))
-    code = generate_apart(file)
+    code = generate(load_job(file), file)
     if code not in (0, 4):
         sys.exit(code)
     return DatasetDir(folder)
 
 
-def generate_apart(*arguments: str | Path) -> int:
-    """`madgen generate` in a process of its own, alone on this process's device; its exit status.
+def generate(job: Job, file: Path) -> int:
+    """`madgen generate` of a job, which `file` holds; its exit status.
 
-    Of processes that were started together each runs one: they share the work by its claim files.
+    In this process where it needs no other; else in one of its own, as Lightning starts the others by running the
+    command line again. Of processes that were started together each runs one, alone on its device: they share the work
+    by its claim files.
     """
+    import torch
+
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ or torch.cuda.device_count() > 1:
+        return _generate_apart(file)
+    from madgen.engine.finish import finished, report
+    from madgen.engine.run import generate as run
+
+    built = build_plan(job, DatasetDir(job.output_dir).plans)
+    outcome = finished(job, built) or run(job, built)
+    report(outcome, job)
+    return outcome.code
+
+
+def _generate_apart(file: Path) -> int:
     ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     local = os.environ.get("LOCAL_RANK")
     if local is not None and "CUDA_VISIBLE_DEVICES" not in environment:
         environment["CUDA_VISIBLE_DEVICES"] = local
-    command = [sys.executable, "-m", "madgen", "generate", *map(str, arguments)]
+    command = [sys.executable, "-m", "madgen", "generate", str(file)]
     return subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
 
 
