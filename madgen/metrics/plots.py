@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.errors import UserError
+from madgen.metrics import METRICS
 from madgen.metrics.report import heading
 
 DPI = 120
@@ -26,9 +27,18 @@ def pyplot() -> Any:
     return loaded
 
 
+def font_with_greek() -> str:
+    """The file of the font that comes with matplotlib."""
+    pyplot()
+    from matplotlib import font_manager
+
+    return font_manager.findfont("DejaVu Sans")
+
+
 def plot_prompts(report: Mapping[str, Any], path: Path) -> None:
     """A panel a metric: a bar a prompt, and their mean with its deviation."""
-    names = [name for name, found in report["metrics"].items() if found["per_prompt"] and found["mean"] is not None]
+    having = {name for name, found in report["metrics"].items() if found["per_prompt"] and found["mean"] is not None}
+    names = [name for name in METRICS if name in having]
     labels = list(report["prompts"].values())
     panels = _panels(len(names), height=1.4 + 0.28 * len(labels))
     for axes, name in zip(panels, names, strict=False):
@@ -41,12 +51,12 @@ def plot_prompts(report: Mapping[str, Any], path: Path) -> None:
         shown = [label if len(label) < 34 else label[:32] + "…" for label in labels]
         axes.set_yticks([-1, *range(len(labels))], ["mean ± deviation", *shown], fontsize=7)
         axes.invert_yaxis()
-    _save(path)
+    save(path)
 
 
 def plot_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> None:
     """A panel a metric: a bar a report, with the deviation over prompts."""
-    names = list(dict.fromkeys(name for _, report in rows for name in report["metrics"]))
+    names = [name for name in METRICS if any(name in report["metrics"] for _, report in rows)]
     panels = _panels(len(names), height=1.2 + 0.3 * len(rows))
     for axes, name in zip(panels, names, strict=False):
         having = [(label, report["metrics"][name]) for label, report in rows if name in report["metrics"]]
@@ -57,7 +67,7 @@ def plot_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> None
         axes.set_yticks(range(len(having)), [label for label, _ in having], fontsize=7)
         axes.invert_yaxis()
         axes.set_title(heading(having[0][1]) if having else name, fontsize=9)
-    _save(path)
+    save(path)
 
 
 def plot_trade_off(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> bool:
@@ -81,7 +91,7 @@ def plot_trade_off(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) ->
     axes.set_xlabel(f"{heading(across)} ({across['network']})", fontsize=8)
     axes.set_ylabel(f"{heading(up)} ({up['network']})", fontsize=8)
     axes.legend(fontsize=7)
-    _save(path)
+    save(path)
     return True
 
 
@@ -98,7 +108,8 @@ def _scaled(plain: float | None, found: Mapping[str, Any]) -> float:
     return 0.0 if plain is None else plain * found["scale"]
 
 
-def _save(path: Path) -> None:
+def save(path: Path) -> None:
+    """Writes the figure at hand and closes it."""
     plot = pyplot()
     plot.tight_layout()
     plot.savefig(path, dpi=DPI)

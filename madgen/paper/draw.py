@@ -13,7 +13,7 @@ from madgen.dataset.read import read_entry
 from madgen.files import write_atomically
 from madgen.metrics import metric
 from madgen.metrics.compare import Row, table
-from madgen.metrics.plots import _save, plot_bars, plot_trade_off, pyplot
+from madgen.metrics.plots import font_with_greek, plot_bars, plot_trade_off, pyplot, save
 from madgen.paper.plan import RUNTIME, Made, Paper
 
 MARGIN, WIDEST = 6, 1536
@@ -77,7 +77,7 @@ def stacked(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures under each other, no wider than 1536 px, each with its label above."""
     width = min(WIDEST, max(image.width for _, image in rows))
     small = [(label, _fitted(image, width)) for label, image in rows]
-    font = ImageFont.load_default(size=16)
+    font = ImageFont.truetype(font_with_greek(), size=16)
     height = sum(image.height + 22 + MARGIN for _, image in small)
     sheet, top = Image.new("RGB", (width + 2 * MARGIN, height), "white"), 0
     pen = ImageDraw.Draw(sheet)
@@ -112,7 +112,7 @@ def _lines(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
         axes.set_xlabel(f"{paper.varied} (px)" if str(paper.varied).startswith("sampling.") else str(paper.varied))
         axes.set_title(_heading(name) + _seen_through(made, name), fontsize=9)
         axes.legend(fontsize=7)
-    _save(folder / f"{paper.name}.png")
+    save(folder / f"{paper.name}.png")
     write_atomically(folder / "numbers.md", ("\n".join(numbers) + "\n").encode())
     return [folder / f"{paper.name}.png", folder / "numbers.md"]
 

@@ -17,7 +17,6 @@ against the other, as the paper's rows of plain Stable Diffusion.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,8 +58,9 @@ class Setting:
         source = Path(self.job.prompts.source)
         asked["prompts"]["source"] = source.read_text() if source.is_file() else str(source)
         what = {key: value for key, value in asked.items() if key not in NOT_OF_PICTURES}
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.label} {self.value or ''}".lower().replace("τ", "tau")).strip("-")
-        return f"{words}-{digest(what)}"
+        method, size = self.job.method, f"{self.job.sampling.height}x{self.job.sampling.width}"
+        how = f"{method.views.layout}-tau{method.mad.steps}" + ("-sync" if method.sync.weight else "")
+        return f"{how}-{size}-{digest(what)}"
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ def _settings(
         if key not in (*OF_A_SETTING, *JOB_KEYS):
             raise UserError(f"{path}: {label}: unknown key {key!r}{nearest(key, (*OF_A_SETTING, *JOB_KEYS))}")
     common, quiet = content.get("job") or {}, {"monitor": {"wandb": {"mode": "disabled"}}}
-    job = job_of((common, own, quiet), path.stem, path, overrides)
+    job = job_of((common, own, quiet), "paper", path, overrides)
     plain = Setting(label, str(entry.get("group", "")), job, bool(entry.get("squares", False)))
     if plain.squares or not content.get("vary"):
         return [plain]
     key, values = next(iter(content["vary"].items()))
     found = []
     for value in values:
-        varied = job_of((common, own, quiet), path.stem, path, [*overrides, f"{key}={value}"])
+        varied = job_of((common, own, quiet), "paper", path, [*overrides, f"{key}={value}"])
         found.append(replace(plain, job=varied, value=value))
     return found
 

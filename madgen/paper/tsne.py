@@ -13,7 +13,7 @@ from madgen.errors import UserError
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse
 from madgen.metrics.parts import Collected, Column, collect
-from madgen.metrics.plots import _save, pyplot
+from madgen.metrics.plots import pyplot, save
 from madgen.metrics.runner import measure, pick_device
 from madgen.paper.plan import Made, Paper
 from madgen.reference import view_side
@@ -51,7 +51,7 @@ def plot_map(paper: Paper, made: Sequence[Made], path: Path) -> str:
         axes.set_yticks([])
     panels[0][0].legend(fontsize=7)
     figure.suptitle(f"features of {network.label}", fontsize=9)
-    _save(path)
+    save(path)
     lines = [f"Coverage: share of squares with a crop no farther than the {NEIGHBOURS}-th nearest square.", ""]
     lines += ["| | coverage |", "|---|---|"]
     return "\n".join([*lines, *(f"| {label} | {np.mean(values):.3f} |" for label, values in covered.items())])
