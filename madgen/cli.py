@@ -297,6 +297,7 @@ def evaluate(
         typer.Option("--extractor", metavar="demo|paper|FOLDER[,role=...]", help="default: by the dataset's backbone"),
     ] = None,
     halves: Annotated[bool, typer.Option("--halves", help="one half against the other: of the squares")] = False,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="a prompt, with --halves")] = 1000,
     pool: Annotated[
         str, typer.Option("--pool", metavar="prompts|dataset", help="a score each, or one of all")
     ] = "prompts",
@@ -319,6 +320,7 @@ def evaluate(
         seed,
         crop,
         halves,
+        pairs,
         pool,
         output,
         device,

@@ -34,6 +34,7 @@ class Request:
     seed: int = 0
     crop: int | None = None
     halves: bool = False
+    pairs: int = 1000
     pool: str = "prompts"
     output: Path | None = None
     device: str = "auto"
@@ -62,7 +63,7 @@ def run(request: Request) -> Path | None:
 
 
 def _metrics(request: Request, extractor: str) -> tuple[str, ...]:
-    from madgen.metrics import METRICS, against_reference, metric
+    from madgen.metrics import METRICS, metric
 
     if request.halves and request.reference:
         raise UserError("--halves compares a dataset with itself: leave --reference out")
@@ -74,8 +75,7 @@ def _metrics(request: Request, extractor: str) -> tuple[str, ...]:
             metric(name)
         return tuple(name for name in METRICS if name in names)
     off = OFF_BY_DEFAULT.get(extractor.partition(",")[0], ("fd_dinov2",))
-    chosen = tuple(name for name in METRICS if name not in off)
-    return tuple(name for name in chosen if against_reference(name)) if request.halves else chosen
+    return tuple(name for name in METRICS if name not in off)
 
 
 def _evaluation(
@@ -106,6 +106,7 @@ def _evaluation(
         parts=_parts(directory, output),
         reference_parts=_parts(reference or directory, output),
         halves=request.halves,
+        pairs=request.pairs,
         pool=request.pool,
         batch=request.batch,
     )

@@ -19,7 +19,7 @@ HOMES = {
     "torchmetrics": {"perceptual", "metrics"},
     "torch_fidelity": {"metrics"},
     "matplotlib": {"metrics"},
-    "openTSNE": {"metrics"},
+    "openTSNE": {"paper"},
 }
 FORBIDDEN = {  # room: rooms it must not know
     "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

@@ -18,6 +18,7 @@ from madgen.metrics import against_reference, metric
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, Network
 from madgen.metrics.giqa import NEIGHBOURS
+from madgen.metrics.pairs import score_pairs
 from madgen.metrics.parts import Collected, Column, collect, digest, prompt_of
 from madgen.metrics.runner import Place, measure
 
@@ -40,6 +41,9 @@ class Evaluation:
     """Where partial results of the dataset go."""
     reference_parts: Path
     halves: bool = False
+    """No reference: one half of the pictures against the other, and pairs of pictures instead of pairs of crops."""
+    pairs: int = 1000
+    """A prompt, with `halves`."""
     pool: str = "prompts"
     """`prompts`: a score for each, then their mean and deviation; `dataset`: one score of everything."""
     batch: int = 8
@@ -63,6 +67,10 @@ class Evaluation:
         """One for each metric; metrics that look at the same features share theirs."""
         return {name: self.column(name) for name in self.metrics}
 
+    def between_pictures(self, name: str) -> bool:
+        """Whether a metric of pairs of crops compares different pictures here."""
+        return self.halves and getattr(metric(name), "CROPS", "") == "all"
+
     def distinct(self, names: Sequence[str]) -> list[Column]:
         """The columns of these metrics, each once."""
         return list({self.columns[name].id: self.columns[name] for name in names}.values())
@@ -77,7 +85,8 @@ def evaluate(asked: Evaluation, place: Place | None = None) -> dict[str, Any] | 
     place = Place.here() if place is None else place
     compared = [name for name in asked.metrics if against_reference(name)]
     prompts = _check(asked, compared)
-    found = measure(asked.directory, asked.distinct(asked.metrics), asked.parts, asked.crops, asked.batch, place)
+    names = [name for name in asked.metrics if not asked.between_pictures(name)]
+    found = measure(asked.directory, asked.distinct(names), asked.parts, asked.crops, asked.batch, place)
     if compared and asked.reference is not None:
         columns = asked.distinct(compared)
         found &= measure(asked.reference, columns, asked.reference_parts, asked.crops, asked.batch, place)
@@ -149,15 +158,11 @@ def _enough(compared: Sequence[str], counts: dict[str, int], asked: Evaluation, 
 
 def _scored(asked: Evaluation, name: str) -> dict[str, Any]:
     module, column = metric(name), asked.columns[name]
-    own = collect(asked.directory, column, asked.parts)
-    rows = own.of_prompts() if asked.pool == "prompts" else {"": slice(0, len(own.keys))}
+    counts = counted(asked.directory)
     protocol: dict[str, Any] = {"metric": name, "version": VERSION, "definition": module.DEFINITION}
     protocol |= {"network": column.protocol["of"], "crops": column.protocol["crops"], "pool": asked.pool}
-    protocol |= {"prompts": digest(sorted({prompt_of(key) for key in own.keys}))}
-    if against_reference(name):
-        values = _distances(asked, name, own, rows, protocol)
-    else:
-        values = {prompt: _mean(own.values[part]) for prompt, part in rows.items()}
+    protocol |= {"prompts": digest(sorted(counts))}
+    values = _values(asked, name, protocol)
     known = [value for value in values.values() if not math.isnan(value)]
     deviation = float(np.std(known)) if asked.pool == "prompts" and len(known) > 1 else None
     return {
@@ -167,11 +172,27 @@ def _scored(asked: Evaluation, name: str) -> dict[str, Any]:
         "scale": module.SCALE,
         "mean": float(np.mean(known)) if known else None,
         "std": deviation,
-        "count": len(own.keys),
+        "count": sum(count for _, count in counts.values()),
         "per_prompt": {prompt: None if math.isnan(value) else value for prompt, value in values.items() if prompt},
         "protocol": protocol,
         "protocol_id": digest(protocol),
     }
+
+
+def _values(asked: Evaluation, name: str, protocol: dict[str, Any]) -> dict[str, float]:
+    """A score for each prompt, or one under "" for all; notes in the protocol what they were compared with."""
+    column = asked.columns[name]
+    if asked.between_pictures(name):
+        protocol["crops"] = asked.crops.describe("random") | {"compared": "random pairs of pictures of a prompt"}
+        protocol["pictures"] = {"pairs": asked.pairs}
+        network, module = asked.networks[metric(name).NETWORK], metric(name)
+        found = score_pairs(asked.directory, module, network, column, asked.parts, asked.crops, asked.pairs)
+        return found if asked.pool == "prompts" else {"": float(np.mean(list(found.values())))}
+    own = collect(asked.directory, column, asked.parts)
+    rows = own.of_prompts() if asked.pool == "prompts" else {"": slice(0, len(own.keys))}
+    if against_reference(name):
+        return _distances(asked, name, own, rows, protocol)
+    return {prompt: _mean(own.values[part]) for prompt, part in rows.items()}
 
 
 def _mean(values: np.ndarray) -> float:

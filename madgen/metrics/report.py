@@ -104,7 +104,9 @@ def _protocol(found: dict[str, Any]) -> str:
         parts.append(f"reference {reference['fingerprint'][:12]}, {_span(reference)} pictures each")
     elif reference:
         parts.append("one random half against the other")
-    if "pictures" in protocol:
+    if "pairs" in protocol.get("pictures", ()):
+        parts.append(f"{protocol['pictures']['pairs']} {crops['compared']}, or all that there are")
+    elif "pictures" in protocol:
         parts.append(f"{_span(protocol['pictures'])} pictures each")
     return "; ".join(parts) + f". `{found['protocol_id']}`"
 

@@ -56,7 +56,10 @@ def _counts(made: Sequence[Made]) -> str:
     prompts = sorted({about["prompts"] for _, about in counted})
     told = f"{' or '.join(map(str, samples))} panoramas a row, {' or '.join(map(str, prompts))} prompts."
     if any(entry.setting.squares for entry in made):
-        told += " Rows of squares are the backbone's own, one half against the other: for comparison, not ranked."
+        told += (
+            " Squares are the backbone's own, one half against the other and pairs of pictures in place of pairs of "
+        )
+        told += "crops: for comparison, not ranked."
     return told
 
 

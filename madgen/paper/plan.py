@@ -7,6 +7,7 @@
     metrics: [fid, kid, runtime]    # none for pictures
     draw: {kind: table | pictures | lines | tsne, ...}
     references: 500                 # squares a prompt
+    pairs: 1000                     # of squares a prompt, where these are a row
     extractor: paper
     demo: {...}                     # keys that replace these with --demo: the same with the demo backbone, in minutes
     quick: {...}                    # on top of `demo`, with --quick: in seconds, for tests
@@ -34,7 +35,7 @@ from madgen.schema import Job, nearest
 QUICK = ", in the least size: shows that it works, and no more"
 RUNTIME = "runtime"
 KINDS = ("table", "pictures", "lines", "tsne")
-KEYS = ("title", "job", "settings", "vary", "metrics", "draw", "references", "extractor", "pool")
+KEYS = ("title", "job", "settings", "vary", "metrics", "draw", "references", "pairs", "extractor", "pool")
 OF_A_SETTING = ("label", "group", "squares", "base")
 NOT_OF_PICTURES = ("name", "output", "monitor", "trainer", "retry", "quarantine")
 JOB_KEYS = tuple(Job().as_dict())
@@ -73,6 +74,7 @@ class Paper:
     metrics: tuple[str, ...]
     draw: dict[str, Any]
     references: int
+    pairs: int
     extractor: str
     pool: str
     varied: str | None = None
@@ -103,6 +105,7 @@ def load_paper(
         metrics=tuple(content.get("metrics") or ()),
         draw=content["draw"],
         references=int(content.get("references", 500)),
+        pairs=int(content.get("pairs", 1000)),
         extractor=extractor or content.get("extractor", "paper"),
         pool=content.get("pool", "prompts"),
         varied=next(iter(content.get("vary") or {}), None),

@@ -72,6 +72,7 @@ def _report(
         extractor=paper.extractor,
         pool=paper.pool,
         halves=reference is None,
+        pairs=paper.pairs,
         output=directory.root / "report" / paper.name,
         device=device,
         plots=False,
@@ -85,7 +86,7 @@ def _squares(setting: Setting, made: list[Made], paper: Paper, device: str) -> M
     references = [e.reference for e in made if e.reference is not None and e.setting.group == setting.group]
     if not references:
         raise UserError(f"{setting.label}: squares: true needs a setting of its group that is compared with them")
-    names = [name for name in paper.metrics if name == "clip_score" or name in compared(paper.metrics)]
+    names = [name for name in paper.metrics if name != RUNTIME]
     return Made(setting, references[0], _report(references[0], names, paper, device))
 
 

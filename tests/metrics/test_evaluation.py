@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from synthetic import PROMPTS, textures
+from synthetic import PROMPTS, cut, textures
 
 from madgen.errors import UserError
 from madgen.metrics import giqa
 from madgen.metrics.crops import Crops
 from madgen.metrics.evaluate import Evaluation, evaluate
 from madgen.metrics.extractors import Extractors, parse
+from madgen.metrics.pairs import draw
 from madgen.metrics.parts import Column, collect
 from madgen.metrics.runner import Place, measure
 
@@ -153,6 +154,27 @@ def test_halves_take_the_place_of_a_reference(asked, dataset):
     assert report["metrics"]["fid"]["protocol"]["reference"] == {"kind": "halves", "seed": 0}
     assert abs(report["metrics"]["kid"]["mean"]) < 0.05
     assert report["metrics"]["fid"]["mean"] > 0
+
+
+def test_halves_compare_random_pairs_of_pictures(asked, dataset, networks):
+    """In place of pairs of crops of a picture."""
+    made = dataset("squares-too", textures(PROMPTS, 5, 32, 40, seed=3))
+    every = [draw([f"p0-000{n}" for n in range(5)], count, 0) for count in (10, 1000, 4)]
+    assert len(set(every[0])) == 10
+    assert every[0] == every[1]
+    assert len(set(every[2])) == 4
+    assert all(first < second for first, second in every[0])
+    asking = asked(made, reference=None, halves=True, metrics=("coherence",), pairs=4)
+    report = evaluate(asking)
+    found = report["metrics"]["coherence"]
+    pictures = {picture.key: picture for picture in cut(textures(PROMPTS, 5, 32, 40, seed=3))}
+    expected = []
+    for first, second in every[2]:
+        features = networks["clip"].image_features([pictures[first].crop, pictures[second].crop])
+        expected.append(float(torch.nn.functional.cosine_similarity(*features[:, None])))
+    assert found["per_prompt"]["p0"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found["protocol"]["pictures"] == {"pairs": 4}
+    assert evaluate(asking) == report  # from what was kept
 
 
 def test_pooled_there_is_one_score_and_no_deviation(asked, dataset, panoramas):

@@ -1,7 +1,6 @@
 """Law 7 of `jobs/paper`: every file loads and plans in every variant, and its quick variant makes what it promises."""
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +68,10 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_quick_variant_from_end_to_end(path, folder, small_clip, monkeypatch, capsys):
-    began = time.process_time()
-    options = ["--quick", "--extractor", f"{small_clip},vgg=random", "-o", folder, "trainer.accelerator=cpu"]
+def test_the_quick_variant_from_end_to_end(path, folder, monkeypatch, capsys):
+    options = ["--quick", "-o", folder, "trainer.accelerator=cpu"]
     assert run(monkeypatch, path, *options) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    print(f"{path.stem}: {time.process_time() - began:.1f} s of processor time")
     assert printed
     for file in printed:
         assert file.parent == folder / path.stem
@@ -86,7 +83,7 @@ def test_the_quick_variant_from_end_to_end(path, folder, small_clip, monkeypatch
         assert all(setting.label in text for setting in paper.settings)
     if paper.draw["kind"] == "table":
         assert "**" in text
-        assert "openai-random-clip" in text
+        assert "demo CLIP" in text
 
     made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.tar")}
     assert run(monkeypatch, path, *options) == 0  # everything is there
