@@ -188,11 +188,19 @@ def plan(
 
 
 @app.command()
-def fetch(job: JobArguments) -> None:
+def fetch(
+    job: JobArguments,
+    extractor: Annotated[
+        str | None, typer.Option("--extractor", metavar="paper|...", help="the networks of evaluate as well")
+    ] = None,
+) -> None:
     """Download the weights a job needs, for compute nodes without a network."""
     from madgen.fetch import fetch as run
+    from madgen.fetch import fetch_networks
 
     run(_load_job(job))
+    if extractor is not None:
+        fetch_networks(extractor)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from madgen.dataset.read import read_entry
 from madgen.files import atomic
 from madgen.metrics.crops import Crops, Picture
 from madgen.metrics.parts import Column, digest, prompt_of
-from madgen.metrics.runner import Bar
+from madgen.metrics.runner import Bar, same_numbers
 from madgen.seeding import derived_seed
 
 
@@ -58,7 +58,9 @@ def score_pairs(
             content = digest([[entries[key][1]["sha256"] for key in pair] for pair in drawn])
             path = folder / column.id / f"pairs-{content}.npy"
             if not path.exists():
-                values = [_score(directory, module, network, crops, [entries[key] for key in pair]) for pair in drawn]
+                with same_numbers():
+                    found_in = [[entries[key] for key in pair] for pair in drawn]
+                    values = [_score(directory, module, network, crops, both) for both in found_in]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic(path) as stream:
                     np.save(stream, np.array(values))

@@ -110,7 +110,7 @@ def measure(
     theirs = [part for number, part in enumerate(parts) if number % place.world != place.rank]
     bar = Bar(f"scores of {directory.root}", sum(len(part.entries) for part in mine))
     try:
-        with _same_numbers():
+        with same_numbers():
             for part in mine:
                 _measure_shard(part, columns, crops, batch, bar)
             if place.rank == 0:
@@ -121,7 +121,7 @@ def measure(
 
 
 @contextmanager
-def _same_numbers() -> Iterator[None]:
+def same_numbers() -> Iterator[None]:
     """float32 means float32, on GPUs too."""
     with (
         torch.no_grad(),

@@ -82,3 +82,16 @@ def test_a_hash_of_the_weights_tells_networks_apart(clip_folder, tmp_path):
     model.save_pretrained(tmp_path / "other")
     CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path / "other")
     assert first.weights != Extractors(parse(f"{tmp_path / 'other'},vgg=random"), device)["clip"].weights
+
+
+def test_fetch_brings_the_networks_of_evaluate(clip_folder, capsys):
+    from madgen.fetch import fetch_networks
+
+    fetch_networks(f"{clip_folder},vgg=random")
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        f"--extractor {role}" for role in ("clip", "features", "lpips", "style")
+    ]
+    assert "untrained VGG16" in told[2]
+    with pytest.raises(UserError, match="--extractor papers: neither paper, demo"):
+        fetch_networks("papers")

@@ -85,9 +85,10 @@ def test_the_quick_variant_from_end_to_end(path, folder, monkeypatch, capsys):
         assert "**" in text
         assert "demo CLIP" in text
 
-    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.tar")}
-    assert run(monkeypatch, path, *options) == 0  # everything is there
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.tar")} == made
+    if path.stem in ("table1", "fig9"):  # everything is there
+        made = {file: file.stat().st_mtime_ns for suffix in ("tar", "npy") for file in folder.rglob(f"*.{suffix}")}
+        assert run(monkeypatch, path, *options) == 0
+        assert {file: file.stat().st_mtime_ns for file in made} == made
 
 
 def test_coverage_tells_the_share_of_squares_that_crops_reach():
