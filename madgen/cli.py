@@ -191,11 +191,19 @@ def plan(
 
 
 @app.command()
-def fetch(job: JobArguments) -> None:
+def fetch(
+    job: JobArguments,
+    extractor: Annotated[
+        str | None, typer.Option("--extractor", metavar="paper|...", help="the networks of evaluate as well")
+    ] = None,
+) -> None:
     """Download the weights a job needs, for compute nodes without a network."""
     from madgen.fetch import fetch as run
+    from madgen.fetch import fetch_networks
 
     run(_load_job(job))
+    if extractor is not None:
+        fetch_networks(extractor)
 
 
 @app.command()
@@ -307,6 +315,88 @@ def study(
 
     design = {"pairs": pairs, "controls": controls, "questions": question, "ties": ties, "seed": seed}
     run(paths, output, design, score, right, as_json)
+
+
+@app.command()
+def evaluate(
+    directory: Directory,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="a dataset of squares; made and kept without")
+    ] = None,
+    references: Annotated[int, typer.Option("--references", min=2, help="squares a prompt, where they are made")] = 500,
+    metrics: Annotated[str | None, typer.Option("--metrics", metavar="a,b", help="such as fid,kid,clip_score")] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option("--extractor", metavar="demo|paper|FOLDER[,role=...]", help="default: by the dataset's backbone"),
+    ] = None,
+    halves: Annotated[bool, typer.Option("--halves", help="one half against the other: of the squares")] = False,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="a prompt, with --halves")] = 1000,
+    pool: Annotated[
+        str, typer.Option("--pool", metavar="prompts|dataset", help="a score each, or one of all")
+    ] = "prompts",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the crops")] = 0,
+    crop: Annotated[int | None, typer.Option("--crop", min=8, help="pixels; default: a view")] = None,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda")] = "auto",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="panoramas at once")] = 8,
+    wandb: Annotated[bool, typer.Option("--wandb", help="into the dataset's run as well")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="default: DIR/report")] = None,
+) -> None:
+    """The paper's scores of a dataset: report.json, report.md and plots."""
+    from madgen import evaluation
+
+    asked = evaluation.Request(
+        directory,
+        reference,
+        references,
+        metrics,
+        extractor,
+        seed,
+        crop,
+        halves,
+        pairs,
+        pool,
+        output,
+        device,
+        batch,
+        wandb=wandb,
+    )
+    written = evaluation.run(asked)
+    if written is not None:
+        print(written)
+
+
+@app.command()
+def compare(
+    reports: Annotated[list[str], typer.Argument(metavar="[name=]DIR ...", help="datasets or reports")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.md", help="and its plots beside")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="also numbers of different protocols, with a note")] = False,
+) -> None:
+    """Reports side by side as in the paper's tables, best and second best marked."""
+    from madgen.evaluation import compare as run
+
+    print(run(reports, output, mixed), end="")
+
+
+@app.command()
+def paper(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="one of jobs/paper, or like them")],
+    overrides: Overrides = None,
+    demo: Annotated[bool, typer.Option("--demo", help="the same with the demo backbone")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="the least of that, to see it work")] = False,
+    extractor: Annotated[str | None, typer.Option("--extractor", help="instead of the file's; see evaluate")] = None,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="for the scores")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="default: out/paper")] = None,
+) -> None:
+    """A table or figure of the paper: generate, evaluate and draw what its file says; goes on where it was."""
+    from madgen.paper.plan import load_paper
+    from madgen.paper.run import run
+
+    planned = load_paper(file, demo, quick, overrides or [], extractor)
+    variant = "-quick" if quick else "-demo" if demo else ""
+    for path in run(planned, output or Path(f"out/paper{variant}"), device):
+        print(path)
 
 
 @app.command()

@@ -24,9 +24,18 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
     Raises UserError on a missing file, bad YAML, an unknown key (naming the nearest one) or a bad value.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    layers = [OmegaConf.create({"name": files[0].stem if files else "job"})]
-    layers += [layer for file in files for layer in _layers(file, ())]
-    layers += [_override(text) for text in overrides]
+    layers = [layer for file in files for layer in _layers(file, ())]
+    return _build(layers, files[0].stem if files else "job", files, overrides)
+
+
+def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides: Sequence[str] = ()) -> Job:
+    """As `load_job`, of what job files could hold: parts of `file`, to which their bases and sources are relative."""
+    layers = [layer for content in contents for layer in _with_bases(content, file.resolve(), ())]
+    return _build(layers, name, [file], overrides)
+
+
+def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides: Sequence[str]) -> Job:
+    layers = [OmegaConf.create({"name": name}), *layers, *(_override(text) for text in overrides)]
     for layer in layers:
         _refuse_tables_for_lists(OmegaConf.to_container(layer), Job().as_dict())
     try:
@@ -114,7 +123,11 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} must hold keys and values at its top level")
     content: Any = OmegaConf.to_container(loaded)
-    base = content.pop("base", None) or []
+    return _with_bases(content, path, seen)
+
+
+def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
+    base, content = content.get("base") or [], {key: value for key, value in content.items() if key != "base"}
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
         raise UserError(f"{path}: base must be a file or a list of files, got {base!r}")

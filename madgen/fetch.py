@@ -25,6 +25,19 @@ def fetch(job: Job) -> None:
         print("HF_HUB_OFFLINE is set: nothing was downloaded, all of it is here")
 
 
+def fetch_networks(extractor: str) -> None:
+    """Downloads the networks of `madgen evaluate --extractor`; UserError names the first that cannot be had."""
+    import torch
+
+    from madgen.metrics.extractors import Extractors, parse
+
+    choice = parse(extractor)
+    networks = Extractors(choice, torch.device("cpu"))
+    for role in ("clip", "features", "lpips", "style", "dinov2"):
+        if choice.get(role) != "none":
+            print(f"--extractor {role}: {networks[role].label}, weights {networks[role].weights}")
+
+
 def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
     from madgen.backbones import backbone_module
     from madgen.backbones._loading import download

@@ -18,6 +18,9 @@ HOMES = {
     "fsspec": {"dataset/upload.py"},
     "typer": {"cli"},
     "torchmetrics": {"perceptual", "metrics"},
+    "torch_fidelity": {"metrics"},
+    "matplotlib": {"metrics"},
+    "openTSNE": {"paper"},
 }
 FORBIDDEN = {  # room: rooms it must not know
     "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
@@ -35,6 +38,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "metrics": {"config", "schema", "plan", "joint", "engine", "monitor", "cli", "sampler"},
     "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
     "study": {"config", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "submit": {"config", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

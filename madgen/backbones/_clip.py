@@ -49,23 +49,23 @@ class Clip:
         return self.model.text_projection(output.pooler_output)
 
 
-def load(model: str, device: str | torch.device = "cpu") -> Clip:
-    """Loads a folder or hub id; UserError if it holds no CLIP model in safetensors."""
+def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip:
+    """Loads a folder or hub id, the value of `key`; UserError if it holds no CLIP model in safetensors."""
     from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPProcessor
 
     where = str(Path(model).expanduser())
-    config = read_config(where, None, "config.json", KEY, "CLIP model")
+    config = read_config(where, None, "config.json", key, "CLIP model")
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
         kind = config.get("architectures") or config.get("model_type")
-        raise UserError(f"{KEY}={model} holds no CLIP model: config.json says {kind}")
+        raise UserError(f"{key}={model} holds no CLIP model: config.json says {kind}")
     try:
         loaded, found = CLIPModel.from_pretrained(
             where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         processor = CLIPProcessor.from_pretrained(where)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load {KEY}={model}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"cannot load {key}={model}: {str(error).strip().splitlines()[0]}") from error
     if found["missing_keys"]:
-        raise UserError(f"{KEY}={model} lacks weights: {sorted(found['missing_keys'])[0]}")
+        raise UserError(f"{key}={model} lacks weights: {sorted(found['missing_keys'])[0]}")
     return Clip(loaded, processor, torch.device(device))

@@ -39,14 +39,27 @@ def read_sample(directory: DatasetDir, key: str) -> Sample:
 
 def read_entry(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> Sample:
     """The sample that an entry of a shard's sidecar tells of."""
+    return _parse(_records(directory, shard, entry))
+
+
+def read_metadata(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a sample, without looking at its picture."""
+    return json.loads(_members(_records(directory, shard, entry))["json"])
+
+
+def _records(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> bytes:
     with open(directory.tar(shard), "rb") as stream:
         stream.seek(entry["offset"])
-        return _parse(stream.read(entry["size"]))
+        return stream.read(entry["size"])
+
+
+def _members(records: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
+        return {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
 def _parse(records: bytes) -> Sample:
-    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
-        members = {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    members = _members(records)
     image_format = next(name for name in IMAGE_FORMATS if name in members)
     with Image.open(io.BytesIO(members[image_format])) as image:
         return Sample(json.loads(members["json"]), np.asarray(image.convert("RGB")), image_format)

@@ -1,0 +1,29 @@
+"""KID: squared maximum mean discrepancy of the crops' features from the reference's (Bińkowski et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LABEL, HIGHER_IS_BETTER, SCALE = "KID", False, 1000
+NETWORK = "features"
+DEFINITION = "unbiased estimate over all pictures (no subsets), kernel (x'y / D + 1)^3"
+ROWS = 1024
+
+
+def distance(features_ND: np.ndarray, reference_MD: np.ndarray) -> float:
+    """In float64; at least two rows each. Around 0, and so at times below it, where both come from one distribution."""
+    count, of_reference = len(features_ND), len(reference_MD)
+    within = _kernel_sum(features_ND, features_ND, diagonal=False) / (count * (count - 1))
+    beyond = _kernel_sum(reference_MD, reference_MD, diagonal=False) / (of_reference * (of_reference - 1))
+    return within + beyond - 2 * _kernel_sum(features_ND, reference_MD) / (count * of_reference)
+
+
+def _kernel_sum(first_ND: np.ndarray, second_MD: np.ndarray, diagonal: bool = True) -> float:
+    width, total = first_ND.shape[1], 0.0
+    for start in range(0, len(first_ND), ROWS):
+        part = first_ND[start : start + ROWS].astype(np.float64)
+        for other in range(0, len(second_MD), ROWS):
+            total += float(((part @ second_MD[other : other + ROWS].astype(np.float64).T / width + 1) ** 3).sum())
+        if not diagonal:
+            total -= float((((part**2).sum(axis=1) / width + 1) ** 3).sum())
+    return total

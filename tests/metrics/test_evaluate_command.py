@@ -1,0 +1,151 @@
+"""`madgen evaluate` and `madgen compare` as a user runs them, on the tiny backbone and a random CLIP."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import PROMPTS, textures, write_dataset
+
+from madgen.dataset.layout import DatasetDir
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = "clip_score,intra_style,fid,kid,coherence"
+
+
+def report_of(folder):
+    return json.loads((folder / "report" / "report.json").read_text())
+
+
+@pytest.fixture
+def scored(madgen, madgen_here, job_file, tmp_path, clip_folder):
+    """A dataset and another one of the same job with other pictures, evaluated."""
+    extractor = f"{clip_folder},vgg=random"
+    made = madgen("generate", job_file, "output.dir=md", "prompts.limit=2")
+    assert made.code == 0, made.err
+    entries = [entry for sidecar in DatasetDir(tmp_path / "md").sidecars() for entry in sidecar["samples"]]
+    images = [image for _, _, image in textures(PROMPTS, 2, 32, 64)]
+    others = [(entry["key"], entry["prompt"], image) for entry, image in zip(entries, images, strict=True)]
+    write_dataset(tmp_path / "mad", others)
+    shutil.copy(tmp_path / "md" / "dataset.json", tmp_path / "mad" / "dataset.json")
+    for name in ("md", "mad"):
+        done = madgen_here("evaluate", name, "--metrics", FEW, "--extractor", extractor, "--references", 3)
+        assert done.code == 0, done.err
+    return extractor
+
+
+def test_reports_share_a_reference_and_stand_side_by_side(scored, madgen_here, tmp_path):
+    reports = [report_of(tmp_path / name) for name in ("md", "mad")]
+    references = sorted(tmp_path.glob("reference-*/dataset.json"))
+    assert len(references) == 1
+    content = json.loads(references[0].read_text())
+    sampling, method = content["job"]["sampling"], content["job"]["method"]
+    assert (sampling["height"], sampling["width"], method["views"]["layout"]) == (32, 32, "whole")
+    assert content["plan"]["samples"] == 2 * 3
+    for report in reports:
+        protocol = report["metrics"]["fid"]["protocol"]
+        assert protocol["reference"]["fingerprint"] == content["fingerprint"]
+        assert protocol["crops"]["side_px"] == 32  # a view of the tiny backbone
+        assert set(report["metrics"]) == set(FEW.split(","))
+    for name in ("report.md", "prompts.png", "trade-off.png"):
+        assert (tmp_path / "md" / "report" / name).stat().st_size > 500
+
+    told = madgen_here("compare", "MultiDiffusion=md", "MAD=mad", "-o", "table.md")
+    assert told.code == 0, told.err
+    rows = {line.split("|")[1].strip(): line for line in told.out.splitlines() if line.startswith("|")}
+    for name, report, other in (("MultiDiffusion", *reports), ("MAD", *reversed(reports))):
+        cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
+        for cell, metric in zip(cells, FEW.split(","), strict=True):
+            mine, theirs = report["metrics"][metric], other["metrics"][metric]["mean"]
+            best = mine["mean"] > theirs if mine["higher_is_better"] else mine["mean"] < theirs
+            assert cell.startswith("**" if best else "<u>")
+    assert (tmp_path / "table.md").read_text() == told.out
+    assert (tmp_path / "table.png").stat().st_size > 500
+
+    again = madgen_here("evaluate", "mad", "--extractor", scored, "--metrics", FEW, "--references", 3, "--seed", 1)
+    assert again.code == 0, again.err
+    refused = madgen_here("compare", "md", "mad")
+    assert refused.code == 2
+    assert "clip_score: crops.seed is 0 in md, 1 in mad" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    mixed = madgen_here("compare", "md", "mad", "--mixed")
+    assert mixed.code == 0
+    assert "- fid: crops.seed is 0 in md, 1 in mad" in mixed.out
+
+
+def test_two_processes_of_torchrun_s_environment_write_the_same_report(tmp_path, clip_folder, madgen_here, monkeypatch):
+    write_dataset(tmp_path / "a", textures(PROMPTS, 4, 32, 96))
+    write_dataset(tmp_path / "squares", textures(PROMPTS, 9, 32, 32, seed=1))
+    options = ["--reference", "squares", "--extractor", f"{clip_folder},vgg=random", "--crop", "32", "--device", "cpu"]
+    options += ["--metrics", "clip_score,fid,giqa"]
+    done = madgen_here("evaluate", "a", *options, "-o", "alone")
+    assert done.code == 0, done.err
+    expected = (tmp_path / "alone" / "report.json").read_bytes()
+    for parts in ("a", "squares"):
+        for path in (tmp_path / parts / "report").rglob("*.npy"):
+            path.unlink()
+    command = [sys.executable, "-m", "madgen", "evaluate", "a", *options, "-o", "shared"]
+    world = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    other = subprocess.Popen(command, cwd=tmp_path, env={**world, "RANK": "1"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = madgen_here("evaluate", "a", *options, "-o", "shared")
+    assert done.code == 0, done.err
+    assert other.wait(timeout=200) == 0
+    assert (tmp_path / "shared" / "report.json").read_bytes() == expected
+
+
+def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, monkeypatch):
+    from madgen.monitor.wandb_report import summary
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
+    content = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    wandb = {"mode": "offline", "project": "p", "entity": None, "group": None, "id": "scores"}
+    content["job"] |= {"monitor": {"wandb": wandb}, "backbone": {"pretrained": "demo"}}
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content))
+    options = ["--extractor", f"{clip_folder},vgg=random", "--crop", "32", "--metrics", "clip_score", "--wandb"]
+    done = madgen_here("evaluate", "a", *options)
+    assert done.code == 0, done.err
+    assert list((tmp_path / "wandb").glob("offline-run-*-scores/run-scores.wandb"))
+    report = report_of(tmp_path / "a")
+    assert summary(report)["scores/clip_score"] == report["metrics"]["clip_score"]["mean"]
+    assert summary(report)["scores/clip_score_protocol"] == report["metrics"]["clip_score"]["protocol_id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere"], "nowhere holds no madgen dataset"),
+        (["evaluate", "a", "--metrics", "fidd"], "unknown metric 'fidd'; known: clip_score"),
+        (["evaluate", "a", "--extractor", "alex"], "--extractor alex: neither paper, demo"),
+        (["evaluate", "a", "--pool", "all"], "--pool must be prompts or dataset, got 'all'"),
+        (["evaluate", "a", "--halves", "--reference", "b"], "leave --reference out"),
+        (["evaluate", "a", "--reference", "b", "--metrics", "fid"], "b holds no madgen dataset"),
+        (["evaluate", "a", "--device", "tpu"], "--device tpu:"),
+        (["compare", "a"], "a holds no report.json; run madgen evaluate a"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, madgen_here, clip_folder):
+    write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
+    content = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    content["job"]["backbone"] = {"pretrained": str(clip_folder)}
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content))
+    more = ["--crop", "32"] if arguments[0] == "evaluate" else []
+    if "--extractor" not in arguments and more:
+        more += ["--extractor", f"{clip_folder},vgg=random"]
+    before = sorted(tmp_path.rglob("*"))
+    refused = madgen_here(*arguments, *more)
+    assert refused.code == 2
+    assert message in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,118 @@
+"""Law 7 of `jobs/paper`: every file loads and plans in every variant, and its quick variant makes what it promises."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from madgen.cli import main
+from madgen.engine.forecast import forecast
+from madgen.errors import UserError
+from madgen.paper.plan import load_paper
+from madgen.paper.tsne import coverage
+from madgen.plan.shards import build_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "jobs" / "paper").glob("*.yaml"))
+NAMES = ["fig10", "fig3", "fig4", "fig8", "fig9", "table1", "table2", "table3", "table4"]
+
+
+def test_they_are_there():
+    assert sorted(path.stem for path in FILES) == NAMES
+
+
+@pytest.mark.parametrize("variant", [{}, {"demo": True}, {"quick": True}], ids=["real", "demo", "quick"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_plans(path, variant, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = ROOT / "jobs" / "prompts" / "paper-demo.json"  # GPT1k is not ours to ship
+    overrides = [f"prompts.source={source}"] if path.stem == "table3" and not variant else []
+    paper = load_paper(path, **variant, overrides=overrides)
+    assert len({setting.name for setting in paper.settings if not setting.squares}) >= 2
+    for setting in paper.settings:
+        built = build_plan(setting.job)
+        assert min(forecast(setting.job, built, assume_spec=True).evaluations.values()) > 0
+        assert (setting.job.backbone.pretrained == "demo") == bool(variant)
+
+
+def test_the_paper_s_settings():
+    table = load_paper(ROOT / "jobs/paper/table1.yaml")
+    jobs = {setting.label: setting.job for setting in table.settings}
+    assert (table.references, table.extractor, table.pool) == (500, "paper", "prompts")
+    for job in jobs.values():
+        assert (job.sampling.height, job.sampling.width, job.sampling.num_inference_steps) == (512, 3072, 50)
+        assert (job.sampling.guidance_scale, job.prompts.samples_per_prompt) == (7.5, 500)
+    assert [jobs[f"MAD (τ={tau})"].method.mad.steps for tau in (5, 15, 25, 40, 50)] == [5, 15, 25, 40, 50]
+    assert (jobs["MD"].method.mad.steps, jobs["SyncD"].method.sync.weight) == (0, 20.0)
+    assert jobs["SD-L"].method.views.layout == "whole"
+    widths = {setting.value for setting in load_paper(ROOT / "jobs/paper/fig8.yaml").settings}
+    assert widths == {1024, 2048, 3072, 4096, 5120}
+    lcm = load_paper(ROOT / "jobs/paper/table4.yaml").settings
+    assert {(s.job.sampling.num_inference_steps, s.job.method.mad.steps) for s in lcm if "MAD" in s.label} == {
+        (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (4, 0), (4, 2), (4, 4),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("paper")
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["madgen", "paper", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_quick_variant_from_end_to_end(path, folder, monkeypatch, capsys):
+    options = ["--quick", "-o", folder, "trainer.accelerator=cpu"]
+    assert run(monkeypatch, path, *options) == 0
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed
+    for file in printed:
+        assert file.parent == folder / path.stem
+        if file.suffix == ".png":
+            assert np.asarray(Image.open(file).convert("L")).std() > 1
+    paper = load_paper(path, quick=True)
+    text = "".join(file.read_text() for file in printed if file.suffix == ".md")
+    if paper.draw["kind"] != "pictures":
+        assert all(setting.label in text for setting in paper.settings)
+    if paper.draw["kind"] == "table":
+        assert "**" in text
+        assert "demo CLIP" in text
+
+    if path.stem in ("table1", "fig9"):  # everything is there
+        made = {file: file.stat().st_mtime_ns for suffix in ("tar", "npy") for file in folder.rglob(f"*.{suffix}")}
+        assert run(monkeypatch, path, *options) == 0
+        assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+def test_coverage_tells_the_share_of_squares_that_crops_reach():
+    squares = np.array([[0.0], [1.0], [10.0], [11.0]])
+    assert coverage(np.array([[0.5]]), squares, 1) == 0.5
+    assert coverage(np.array([[0.5], [10.2]]), squares, 1) == 1.0
+    assert coverage(np.array([[100.0]]), squares, 1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("settings: [{label: a}]\ndraw: {kind: tabel}", "draw.kind must be one of table, pictures, lines, tsne"),
+        ("settings: [{label: a}]\ndraw: {kind: table}\nmetrics: [fidd]", "unknown metric 'fidd'; did you mean 'fid'"),
+        ("settings: [{label: a, methd: {}}]\ndraw: {kind: table}", "a: unknown key 'methd'; did you mean 'method'"),
+        ("settings: [{label: a, method: {mad: {step: 1}}}]\ndraw: {kind: table}", "method.mad.step"),
+        ("settings: [{label: a}, {label: a}]\ndraw: {kind: table}", "two settings have one label"),
+        ("setings: []\ndraw: {kind: table}", "unknown key 'setings'; did you mean 'settings'"),
+        ("settings: a", "settings must be a list"),
+        ("- a", "must hold keys and values"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(text, message, tmp_path):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        load_paper(tmp_path / "p.yaml")
