@@ -202,11 +202,13 @@ def test_whatever_happens_to_a_job_on_two_nodes_it_goes_on(cluster, complete):
 
 
 def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
-    """SLURM sends it 10 to 40 s after the start; the rank stands still until then, so its work cannot end first."""
-    job = cluster.submit("limit", "--time", 2, "--sbatch=--signal=B:USR1@80")
+    """The rank stands still until it comes, up to 40 s after the limit was set, so that the work cannot end first."""
+    job = cluster.submit("limit", "--sbatch=--signal=B:USR1@80")
     cluster.until_made("limit", 1)
     rank = cluster.workers("limit")[0]["pid"]
     os.kill(rank, signal.SIGSTOP)
+    hours, minutes, _ = map(int, cluster.state(job)["RunTime"].split(":"))
+    cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * hours + minutes + 2}")
     try:
         cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
         assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
