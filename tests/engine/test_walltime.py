@@ -89,8 +89,9 @@ def test_squeue_is_asked(monkeypatch, tmp_path):
 
 
 def test_generate_stops_in_time(madgen, job_file, tmp_path):
-    slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=200", "output.samples_per_shard=1"]
-    note, limit = tmp_path / "note", time.time() + MARGIN_S + 12
+    slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=50", "output.samples_per_shard=1"]
+    assert madgen("plan", job_file).code == 0  # processes fork at once from now on
+    note, limit = tmp_path / "note", time.time() + MARGIN_S + 15
     stopped = madgen("generate", job_file, *slow, MADGEN_END_TIME=str(limit), MADGEN_STOPPED=str(note))
     assert time.time() < limit
     assert stopped.code == 3, stopped.err
