@@ -42,6 +42,7 @@ def build_tiny_pipeline(folder: Path) -> Path:
     return folder
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores: the tests on SLURM wait for it most of the time."""
     return (os.cpu_count() or 1) + 1
