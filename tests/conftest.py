@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
-from processes import Started, begin
+from processes import Started, begin, environment
 
-ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
 
@@ -110,13 +109,6 @@ class Result:
     code: int
     out: str
     err: str
-
-
-def environment(**extra: str | None) -> dict[str, str]:
-    """This process's environment without what would steer a run; None removes a variable."""
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
-    merged = {**keep, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **extra}
-    return {name: value for name, value in merged.items() if value is not None}
 
 
 @pytest.fixture

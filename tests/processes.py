@@ -13,7 +13,15 @@ from pathlib import Path
 import forks
 
 MADGEN = "from madgen.cli import main; main()"
+ROOT = Path(__file__).resolve().parent.parent
 READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_")
+
+
+def environment(**extra: str | None) -> dict[str, str]:
+    """This process's environment without what would steer a run; None removes a variable."""
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
+    merged = {**keep, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **extra}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 class Started:

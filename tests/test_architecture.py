@@ -106,3 +106,11 @@ def test_public_names_are_there():
     assert all(getattr(madgen, name) is not None for name in madgen.__all__)
     with pytest.raises(AttributeError):
         madgen.nothing  # noqa: B018
+
+
+def test_files_of_tests_have_names_of_their_own_and_import_no_conftest():
+    """pytest collects them by their names alone, and there is more than one conftest.py."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    names = [path.name for path in files if path.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
+    assert [path for path in files if "conftest" in set(imports(path))] == []

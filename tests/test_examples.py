@@ -4,7 +4,7 @@ import runpy
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 from madgen.config import load_job
 from madgen.dataset import manifest

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
-from processes import Forked, begin
+from processes import ROOT, Forked, begin, environment
 
 README = (ROOT / "README.md").read_text()
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 from madgen.submit import Resources, template
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from processes import ROOT
 
 from madgen import PanoramaSampler, UserError
 from madgen.types import Box, Region

@@ -6,7 +6,7 @@ import sys
 
 import coherence
 import pytest
-from conftest import ROOT, environment
+from processes import ROOT, environment
 from report import mean_and_error, values
 from settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import environment
+from processes import environment
 from s3_server import KEYS, objects, s3_server
 
 from madgen.dataset import push as pushing

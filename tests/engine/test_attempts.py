@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from processes import environment
 from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler

@@ -12,9 +12,8 @@ import tarfile
 import time
 
 import pytest
-from conftest import environment
 from PIL import Image
-from processes import MADGEN, Forked
+from processes import MADGEN, Forked, environment
 
 from madgen import load_job
 from madgen.plan.shards import build_plan

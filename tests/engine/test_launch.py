@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from processes import environment
 
 from madgen.engine.launch import place, placement, strategy
 from madgen.errors import UserError

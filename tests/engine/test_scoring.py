@@ -8,9 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import environment
 from PIL import Image
-from processes import begin
+from processes import begin, environment
 
 from madgen import PanoramaSampler, UserError
 from madgen.backbones import _clip

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from processes import environment
 
 from madgen.engine.walltime import MARGIN_S, RECENT, SAFETY, Walltime, job_end
 

@@ -4,7 +4,7 @@ import ast
 import json
 from pathlib import Path
 
-from conftest import ROOT
+from processes import ROOT
 
 import madgen as package
 

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
-from processes import begin
+from processes import ROOT, begin, environment
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.verify import exit_code, verify
