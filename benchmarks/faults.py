@@ -27,6 +27,7 @@ import faults_disk
 import forks
 from faults_worker import FINISHED, Sabotage, work
 
+from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.verify import verify
 
@@ -108,7 +109,7 @@ class Lab:
         if tars(directory) != self.expected:
             outcome.problems.append("other bytes")
         stray = {str(path.relative_to(directory.root)) for path in directory.root.rglob("*")} - FINISHED
-        stray = {name for name in stray if not name.startswith("shards/job-")}
+        stray = {name for name in stray if not name.startswith("shards/job-")} - {"samples", *PICTURE_FILES}
         if stray or (directory.root / "work").exists():
             outcome.problems.append(f"stray files {sorted(stray)}")
         if outcome.made - outcome.planned > outcome.allowed:

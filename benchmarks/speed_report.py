@@ -74,7 +74,8 @@ class Targets:
                 found[name] = mixed(measured["median"], name, tau) / mixed(measured["median"], name, 0)
         if not found:
             return None
-        return found.get("madgen compiled", found.get("madgen", 0.0)), min(found.values()) <= most, said(found, "×")
+        shown = found.get("madgen compiled", found.get("madgen", 0.0))
+        return shown, shown <= most, said(found, "×")
 
     def multidiffusion(self) -> Value | None:
         found = {}

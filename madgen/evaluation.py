@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ def run(request: Request) -> Path | None:
     content = directory.read_manifest()
     extractor = request.extractor or ("demo" if content["job"]["backbone"]["pretrained"] == "demo" else "paper")
     names = _metrics(request, extractor)
+    if request.plots:
+        from madgen.metrics.plots import pyplot
+
+        pyplot()  # what is not installed is told before anything is computed
     side = request.crop or view_side(content["job"])
     asked = _evaluation(request, directory, names, extractor, side)
 
@@ -57,7 +61,7 @@ def run(request: Request) -> Path | None:
 
     if asked.reference is None and not request.halves and any(against_reference(name) for name in names):
         reference = make_reference(directory, side, request.references)
-        asked = _evaluation(request, directory, names, extractor, side, reference)
+        asked = replace(asked, reference=reference, reference_parts=_parts(reference, report_folder(request)))
     report = evaluate(asked)
     return None if report is None else _publish(request, directory, report)
 
@@ -84,7 +88,6 @@ def _evaluation(
     names: Sequence[str],
     extractor: str,
     side: int,
-    reference: DatasetDir | None = None,
 ) -> Any:
     from madgen import backbones
     from madgen.metrics.crops import Crops
@@ -93,7 +96,8 @@ def _evaluation(
     from madgen.metrics.runner import pick_device
 
     backbones.quieten()
-    if reference is None and request.reference is not None:
+    reference = None
+    if request.reference is not None:
         reference = DatasetDir(request.reference)
         reference.read_manifest()
     output = report_folder(request)

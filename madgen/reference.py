@@ -100,12 +100,22 @@ def generate(job: Job, file: Path) -> int:
     return outcome.code
 
 
+def _own_device(count: int) -> dict[str, str]:
+    """Of processes that were started together: the one of `count` visible GPUs that is this one's."""
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if local is None or count == 0:
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible or [str(number) for number in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": visible[int(local) % len(visible)]}
+
+
 def _generate_apart(file: Path) -> int:
+    import torch
+
     ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    local = os.environ.get("LOCAL_RANK")
-    if local is not None and "CUDA_VISIBLE_DEVICES" not in environment:
-        environment["CUDA_VISIBLE_DEVICES"] = local
+    environment |= _own_device(torch.cuda.device_count())
     command = [sys.executable, "-m", "madgen", "generate", str(file)]
     return subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
 

@@ -196,6 +196,9 @@ class PanoramaSampler:
             raise UserError(f"chunk_views must be >= 1 or None, got {chunk_views}")
         self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
         layout = self.geometry.build(height, width, loop)
+        first = self.geometry.overlap_from
+        if first is not None and first >= num_inference_steps:
+            raise UserError(f"overlap_from={first} is beyond the last of {num_inference_steps} steps; leave it out")
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
         conditioning = self.backbone.encode_prompts(

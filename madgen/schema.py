@@ -37,9 +37,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def check_url(name: str, url: str) -> None:
     """UserError for what is no URL of a folder, or might hold a secret, which is not shown then."""
-    protocol, _, rest = url.partition("://")
+    protocol, separator, rest = url.partition("://")
     _check(
-        ":" not in rest.rpartition("@")[0] and "?" not in url and "#" not in url,
+        ":" not in (rest if separator else url).rpartition("@")[0] and "?" not in url and "#" not in url,
         f"{name} must hold no password, key or query: it is written into files; keys come from the environment",
     )
     _check(

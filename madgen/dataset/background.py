@@ -35,7 +35,8 @@ class BackgroundUpload:
     def start(self, sweep: Callable[[], bool] = lambda: False) -> None:
         """Begins; where `sweep` is true also with finished shards that processes before this one left unsent."""
         self._begin()
-        self._thread = threading.Thread(target=self._work, args=(sweep,), name="upload", daemon=True)
+        own = self._queue, self._stopping, self._finishing  # an interrupted run's thread may still live, with its own
+        self._thread = threading.Thread(target=self._work, args=(sweep, *own), name="upload", daemon=True)
         self._thread.start()
 
     def add(self, shard: str) -> None:
@@ -60,9 +61,15 @@ class BackgroundUpload:
         self._queue.put(None)
         self._thread = None
 
-    def _work(self, sweep: Callable[[], bool]) -> None:
+    def _work(
+        self,
+        sweep: Callable[[], bool],
+        todo: queue.Queue[str | None],
+        stopping: threading.Event,
+        finishing: threading.Event,
+    ) -> None:
         try:
-            sender = Push(self.directory, open_remote("output.upload", self.url), self._stopping)
+            sender = Push(self.directory, open_remote("output.upload", self.url), stopping)
         except UserError as error:
             return say(f"madgen: {error}")
         with contextlib.suppress(UnsentError, OSError):
@@ -70,24 +77,25 @@ class BackgroundUpload:
                 listing = sender.listing()
                 for left in sorted(self.directory.done()):
                     if not {f"shards/{left}.tar", f"shards/{left}.json"} <= listing.keys():
-                        self._queue.put(left)
-        while (shard := self._queue.get()) is not None and not self._stopping.is_set():
-            self._send(sender, shard)
+                        todo.put(left)
+        while (shard := todo.get()) is not None and not stopping.is_set():
+            if not self._send(sender, shard) and not finishing.wait(PAUSE_S):
+                todo.put(shard)
         return None
 
-    def _send(self, sender: Push, shard: str) -> None:
+    def _send(self, sender: Push, shard: str) -> bool:
+        """Whether there is nothing left to do for it."""
         if not self.directory.is_done(shard):  # put back on the list meanwhile
-            return
+            return True
         try:
             sender.shard(shard)
         except Exception as error:  # nothing that happens here may stop a run
             why = str(error) if isinstance(error, UnsentError) else told(error)
-            if not self._fails and not self._stopping.is_set():
+            if not self._fails and not sender.stopping.is_set():
                 say(f"madgen: cannot upload to {self.url}: {why}; sampling goes on, and it is tried again")
             self._fails = True
-            if not self._finishing.wait(PAUSE_S):
-                self._queue.put(shard)
-            return
+            return False
         if self._fails:
             say(f"madgen: uploading to {self.url} works again")
             self._fails = False
+        return True

@@ -18,6 +18,8 @@ from madgen.dataset.read import read_entry
 from madgen.files import write_atomically
 
 PICTURES = 4
+PICTURE_FILES = tuple(f"samples/{number}.jpg" for number in range(1, PICTURES + 1))
+"""The only names that pictures beside the card have."""
 PICTURE = (1536, 256)
 """Width and height in pixels that a picture of the card never exceeds."""
 OWN_AFFAIR = ("trainer", "monitor", "retry", "quarantine")

@@ -12,9 +12,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
+from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.upload import Remote, check_at_hand, told
@@ -183,8 +183,8 @@ def _is_same(found: dict[str, Any], manifest: dict[str, Any]) -> bool:
 
 def _is_left_over(name: str) -> bool:
     """Of a process that was killed while it wrote there."""
-    last = name.rpartition("/")[2]
-    return last.startswith(".") and last.endswith(".part")
+    folder, _, last = name.rpartition("/")
+    return folder in ("", "shards", "samples") and last.startswith(".") and last.endswith(".part")
 
 
 def _shards(sender: Push, names: list[str], listing: Listing, on_shard: Callable[[int, int, int], None]) -> int:
@@ -206,9 +206,8 @@ def _shards(sender: Push, names: list[str], listing: Listing, on_shard: Callable
 
 def _rest(sender: Push, listing: Listing) -> None:
     root = sender.directory.root
-    if not (root / "index.parquet").exists():
+    if not all((root / name).exists() for name in ("index.parquet", "README.md")):
         write_index(sender.directory)
-    pictures = {f"samples/{path.name}" for path in (root / "samples").glob("*.jpg")}
-    old = {name for name in listing if Path(name).match("samples/*.jpg") or _is_left_over(name)}
-    for name in ("dataset.json", "index.parquet", "README.md", *sorted(pictures | old), "quarantine.jsonl"):
+    old = {name for name in listing if _is_left_over(name)}  # nothing else there is anybody's to remove
+    for name in ("dataset.json", "index.parquet", "README.md", *PICTURE_FILES, *sorted(old), "quarantine.jsonl"):
         sender.file(name, listing)

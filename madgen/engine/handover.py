@@ -17,7 +17,7 @@ from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.push import Push, Pushed, open_remote, push, refuse_other
 from madgen.dataset.upload import check_at_hand, told
-from madgen.engine.finish import COMPLETE, QUARANTINED, STOPPED, Outcome, on_gpu
+from madgen.engine.finish import COMPLETE, QUARANTINED, STOPPED, Outcome, described, on_gpu
 from madgen.engine.launch import rank
 from madgen.engine.signals import end_instead
 from madgen.errors import UserError
@@ -83,15 +83,16 @@ def _content(job: Job, plan: Plan) -> dict[str, Any]:
     directory = DatasetDir(job.output_dir)
     if directory.manifest.exists():
         return directory.read_manifest()
-    if manifest.at_hand(job):
-        return manifest.build(job, plan, resolve_dtype(job.backbone.dtype, "cuda" if on_gpu(job.trainer) else "cpu"))
+    config, device = described(job.backbone), "cuda" if on_gpu(job.trainer) else "cpu"
+    if manifest.at_hand(job, config):
+        return manifest.build(job, plan, resolve_dtype(job.backbone.dtype, device), config)
     return {"fingerprint": None, "job": job.as_dict(), "plan": manifest.plan_totals(plan)}
 
 
 def refuse_other_place(job: Job, plan: Plan) -> None:
     """UserError before anything is made if `output.upload` holds another dataset; a place that is away is only told."""
     url = job.output.upload
-    if url is None or rank() != 0:
+    if url is None:
         return
     check_at_hand("output.upload", url)
     content = _content(job, plan)
@@ -109,6 +110,6 @@ def refuse_other_place(job: Job, plan: Plan) -> None:
     thread.join(LOOK_S)
     if found and isinstance(found[0], UserError):
         raise found[0]
-    if found or thread.is_alive():
+    if (found or thread.is_alive()) and rank() == 0:
         why = told(found[0].__cause__ or found[0]) if found else f"no answer in {LOOK_S:.0f} s"
         say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling goes on, and it is tried again")

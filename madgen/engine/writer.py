@@ -82,7 +82,8 @@ class ShardWriter(lightning.Callback):
         self._idle.set()
         self.data.writing = True
         if self._uploads is not None:
-            self._uploads.start(sweep=lambda: self.data.worker.claim(UPLOAD))
+            claimed = self.data.worker.claim(UPLOAD)
+            self._uploads.start(sweep=lambda: claimed)
         self._thread = threading.Thread(target=self._write, name="shard-writer", daemon=True)
         self._thread.start()
 

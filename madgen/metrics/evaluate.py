@@ -187,7 +187,7 @@ def _values(asked: Evaluation, name: str, protocol: dict[str, Any]) -> dict[str,
         protocol["pictures"] = {"pairs": asked.pairs}
         network, module = asked.networks[metric(name).NETWORK], metric(name)
         found = score_pairs(asked.directory, module, network, column, asked.parts, asked.crops, asked.pairs)
-        return found if asked.pool == "prompts" else {"": float(np.mean(list(found.values())))}
+        return found if asked.pool == "prompts" else {"": _mean(np.array(list(found.values())))}
     own = collect(asked.directory, column, asked.parts)
     rows = own.of_prompts() if asked.pool == "prompts" else {"": slice(0, len(own.keys))}
     if against_reference(name):
@@ -196,7 +196,8 @@ def _values(asked: Evaluation, name: str, protocol: dict[str, Any]) -> dict[str,
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(np.asarray(values).mean())
+    known = np.asarray(values)[~np.isnan(values)]  # a picture of one crop has no pairs of them
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _distances(

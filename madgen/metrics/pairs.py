@@ -5,6 +5,7 @@ The paper has intra-LPIPS and intra-Style of plain Stable Diffusion so, over 100
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def score_pairs(
     bar, found = Bar(f"pairs of {directory.root}", sum(map(len, pairs.values()))), {}
     try:
         for prompt, drawn in pairs.items():
-            content = digest([[entries[key][1]["sha256"] for key in pair] for pair in drawn])
+            content = digest([crops.seed, [[entries[key][1]["sha256"] for key in pair] for pair in drawn]])
             path = folder / column.id / f"pairs-{content}.npy"
             if not path.exists():
                 with same_numbers():
@@ -65,7 +66,8 @@ def score_pairs(
                 with atomic(path) as stream:
                     np.save(stream, np.array(values))
             bar.advance(len(drawn))
-            found[prompt] = float(np.load(path).mean())
+            values_of = np.load(path)
+            found[prompt] = float(values_of.mean()) if values_of.size else math.nan
     finally:
         bar.stop()
     return found

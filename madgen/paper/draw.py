@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.read import read_entry
+from madgen.errors import UserError
 from madgen.files import write_atomically
 from madgen.metrics import metric
 from madgen.metrics.compare import Row, table
@@ -20,10 +23,23 @@ MARGIN, WIDEST = 6, 1536
 """Pixels."""
 
 
-def draw(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
-    """Writes what `draw.kind` says into a folder; the files."""
-    kinds = {"table": _table, "pictures": _pictures, "lines": _lines, "tsne": _tsne}
+def draw(paper: Paper, made: Sequence[Made], folder: Path, device: str = "auto") -> list[Path]:
+    """Writes what `draw.kind` says into a folder, features computed on `device`; the files."""
+    kinds: dict[str, Callable[..., list[Path]]] = {
+        "table": _table,
+        "pictures": _pictures,
+        "lines": _lines,
+        "tsne": partial(_tsne, device=device),
+    }
     return kinds[paper.draw["kind"]](paper, made, folder)
+
+
+def check_at_hand(paper: Paper) -> None:
+    """UserError before anything is made if what draws is not installed."""
+    if paper.draw["kind"] != "pictures":
+        pyplot()
+    if paper.draw["kind"] == "tsne" and importlib.util.find_spec("openTSNE") is None:
+        raise UserError("a t-SNE map needs openTSNE: pip install 'madgen[eval]'")
 
 
 def _table(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
@@ -135,13 +151,14 @@ def _value(entry: Made, name: str) -> tuple[float, float]:
     if name == RUNTIME:
         return next(iter(entry.extra.values()), math.nan), 0.0
     found: dict[str, Any] = (entry.report or {"metrics": {}})["metrics"][name]
-    return found["mean"] * found["scale"], (found["std"] or 0.0) * found["scale"]
+    mean = math.nan if found["mean"] is None else found["mean"] * found["scale"]
+    return mean, (found["std"] or 0.0) * found["scale"]
 
 
-def _tsne(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
+def _tsne(paper: Paper, made: Sequence[Made], folder: Path, device: str) -> list[Path]:
     from madgen.paper.tsne import plot_map
 
     path = folder / f"{paper.name}.png"
-    shares = plot_map(paper, made, path)
+    shares = plot_map(paper, made, path, device)
     write_atomically(folder / "numbers.md", (f"# {paper.title}\n\n{shares}\n").encode())
     return [path, folder / "numbers.md"]

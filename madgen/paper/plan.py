@@ -85,6 +85,9 @@ def load_paper(
     path: Path, demo: bool = False, quick: bool = False, overrides: Sequence[str] = (), extractor: str | None = None
 ) -> Paper:
     """Reads a file and plans its jobs; UserError for what is not as above."""
+    taken = [text for text in overrides if text.startswith(("output.", "name="))]
+    if taken:
+        raise UserError(f"{taken[0]}: where the datasets of a paper file go, and how, is its own; -o names the folder")
     content = _read(path)
     shown = {key: content.pop(key, None) for key in ("demo", "quick")}
     for name in ("demo", "quick")[: 2 if quick else 1 if demo else 0]:

@@ -23,6 +23,7 @@ from madgen.schema import OutputConfig
 
 def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
     """Makes what is missing under `folder`; the files that were drawn. Exits as `generate` where that stops."""
+    draw.check_at_hand(paper)
     sets = folder / "sets"
     sets.mkdir(parents=True, exist_ok=True)
     made = [_generated(setting, sets) for setting in paper.settings if not setting.squares]
@@ -31,7 +32,7 @@ def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
     everything = sorted([*made, *apart], key=lambda entry: paper.settings.index(entry.setting))
     target = folder / paper.name
     target.mkdir(exist_ok=True)
-    return draw.draw(paper, everything, target)
+    return draw.draw(paper, everything, target, device)
 
 
 def _generated(setting: Setting, sets: Path) -> Made:

@@ -22,13 +22,13 @@ SEED = 0
 NEIGHBOURS = 5
 
 
-def plot_map(paper: Paper, made: Sequence[Made], path: Path) -> str:
+def plot_map(paper: Paper, made: Sequence[Made], path: Path, device: str = "auto") -> str:
     """Squares grey, the crops of each setting in a colour, a panel a prompt; and a table of what is covered."""
     try:
         from openTSNE import TSNE
     except ImportError as error:
         raise UserError("a t-SNE map needs openTSNE: pip install 'madgen[eval]'") from error
-    network = Extractors(parse(paper.extractor), pick_device("auto"))["features"]
+    network = Extractors(parse(paper.extractor), pick_device(device))["features"]
     reference = made[0].reference
     assert reference is not None
     crops = Crops(view_side(made[0].directory.read_manifest()["job"]))

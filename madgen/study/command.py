@@ -16,7 +16,7 @@ def run(
     given = {name: value for name, value in design.items() if value is not None}
     if score:
         if given:
-            name = next(iter(given)).removesuffix("s") if "questions" in given else next(iter(given))
+            name = {"questions": "question"}.get(first := next(iter(given)), first)
             raise UserError(f"--{name} is for making a study, not for --score: the answers know what was asked")
         from madgen.study.report import score_study
 
