@@ -53,9 +53,12 @@ def write_dataset(folder: Path, count: int, width: int, per_shard: int = 50) -> 
                     info = tarfile.TarInfo(f"{key}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-                checksum = hashlib.sha256(stream.getvalue()).hexdigest()
                 place = {"offset": offset, "size": tar.offset - offset}
-                entries.append({"key": key, "prompt": PROMPTS[prompt], "sha256": checksum, **place})
+                entries.append({"key": key, "prompt": PROMPTS[prompt], **place})
+        written = (folder / "shards" / f"{name}.tar").read_bytes()
+        for entry in entries:
+            records = written[entry["offset"] : entry["offset"] + entry["size"]]
+            entry["sha256"] = hashlib.sha256(records).hexdigest()
         (folder / "shards" / f"{name}.json").write_text(json.dumps({"shard": name, "samples": entries}))
     about = {"job": {"name": "made"}, "plan": {"samples": count}, "fingerprint": "made", "identity": {}}
     (folder / "dataset.json").write_text(json.dumps(about))

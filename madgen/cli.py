@@ -40,6 +40,16 @@ Measured = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="for scripts")]
 
 
+WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What becomes of a wrong `-o`, or of a file where a folder should be."""
+
+
+def _was_named(error: OSError) -> bool:
+    """Whether the path at fault is one that the user gave, or lies in it."""
+    paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+    return any(argument in path for argument in sys.argv[2:] for path in paths if len(argument) > 1)
+
+
 def main() -> None:
     """Entry point. Exit status: 0 complete, 2 wrong input, 3 stopped early, 4 some samples quarantined, 1 a bug."""
     try:
@@ -47,14 +57,19 @@ def main() -> None:
     except USAGE_ERROR as error:
         message = error.format_message()
         # Without any argument it is the help, which is meant to have more than one line.
-        print(message if len(sys.argv) == 1 else f"madgen: {message}; see madgen --help", file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        help_ = f"see {context.command_path if context else 'madgen'} --help"
+        print(message if len(sys.argv) == 1 else f"madgen: {message.rstrip('.')}; {help_}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"madgen: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
-            raise
+            if not (isinstance(error, WRONG_PATH) and _was_named(error)):
+                raise
+            print(f"madgen: {error.filename2 or error.filename}: {error.strerror}; name another path", file=sys.stderr)
+            sys.exit(2)
         print(f"madgen: {error}; mend that, then run the same command again to continue", file=sys.stderr)
         # Lightning kills the other ranks at once if one of the processes it started ends with anything but 0.
         sys.exit(0 if int(os.environ.get("LOCAL_RANK", "0")) > 0 else 3)

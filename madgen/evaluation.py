@@ -6,6 +6,7 @@ Ties metrics to the rest: they read datasets, and know no job, no backbone and n
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,11 +60,24 @@ def run(request: Request) -> Path | None:
     from madgen.metrics import against_reference
     from madgen.metrics.evaluate import evaluate
 
-    if asked.reference is None and not request.halves and any(against_reference(name) for name in names):
+    compared = [name for name in names if against_reference(name)]
+    if compared and request.pool == "prompts" and not request.halves:
+        _refuse_few(directory, compared)
+    if asked.reference is None and not request.halves and compared:
         reference = make_reference(directory, side, request.references)
         asked = replace(asked, reference=reference, reference_parts=_parts(reference, report_folder(request)))
     report = evaluate(asked)
     return None if report is None else _publish(request, directory, report)
+
+
+def _refuse_few(directory: DatasetDir, compared: Sequence[str]) -> None:
+    """Before squares are made."""
+    from madgen.metrics.parts import prompt_of
+
+    counts = Counter(prompt_of(entry["key"]) for sidecar in directory.sidecars() for entry in sidecar["samples"])
+    if counts and min(counts.values()) < 2:
+        what = f"{', '.join(compared)} {'need' if len(compared) > 1 else 'needs'} at least 2 pictures of a prompt"
+        raise UserError(f"{what}, got {min(counts.values())}: more samples, or one score of all: --pool dataset")
 
 
 def _metrics(request: Request, extractor: str) -> tuple[str, ...]:
@@ -75,6 +89,8 @@ def _metrics(request: Request, extractor: str) -> tuple[str, ...]:
         raise UserError(f"--pool must be prompts or dataset, got {request.pool!r}")
     if request.metrics is not None:
         names = [name.strip() for name in request.metrics.split(",") if name.strip()]
+        if not names:
+            raise UserError(f"--metrics={request.metrics} names none; known: {', '.join(METRICS)}")
         for name in names:
             metric(name)
         return tuple(name for name in METRICS if name in names)
@@ -98,6 +114,8 @@ def _evaluation(
     backbones.quieten()
     reference = None
     if request.reference is not None:
+        if request.reference.resolve() == directory.root.resolve():
+            raise UserError(f"--reference={request.reference} is the dataset itself; --halves compares it with itself")
         reference = DatasetDir(request.reference)
         reference.read_manifest()
     output = report_folder(request)

@@ -16,14 +16,17 @@ from typing import Any, TypeVar
 
 from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.index import write_index
+from madgen.dataset.journal import span_sha256
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.upload import Remote, check_at_hand, told
 from madgen.errors import UserError
 
 ATTEMPTS, FIRST_S, LONGEST_S = 9, 0.5, 30.0
 """Of one file: waits double from the first to the longest, a minute and a half in all."""
-HOPELESS = (PermissionError, FileNotFoundError)
-"""Not allowed, no such bucket: not tried so often."""
+HOPELESS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)
+"""Not allowed, no such bucket, no name of one: not tried so often."""
+NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")
+"""Errors of a store's client, which is not imported here."""
 SHARDS_GIVEN_UP = 3
 """After so many in a row nothing more is tried."""
 
@@ -74,8 +77,22 @@ class Push:
         if self._is_committed(tar, sidecar, listing):
             self.pushed.there += 2
             return
+        self._refuse_damaged(name)
         self.tried(tar, lambda: self._send(tar, mark=sidecar))
         self.tried(sidecar, lambda: self._send(sidecar))
+
+    def _refuse_damaged(self, name: str) -> None:
+        """UserError if the tar is not what its sidecar says: nothing broken is handed over as whole."""
+        sidecar = self.directory.read_sidecar(name)
+        with open(self.directory.tar(name), "rb") as stream:
+            for entry in sidecar["samples"]:
+                try:
+                    whole = span_sha256(stream, entry["offset"], entry["size"]) == entry["sha256"]
+                except OSError:
+                    whole = False
+                if not whole:
+                    again = f"madgen verify {self.directory.root} --repair has it made again"
+                    raise UserError(f"{self.directory.tar(name)}: sample {entry['key']} is damaged; {again}")
 
     def _is_committed(self, tar: str, sidecar: str, listing: Listing | None) -> bool:
         """As far as its commit mark says; the tar was checked before that was sent."""
@@ -120,11 +137,16 @@ class Push:
             try:
                 return call()
             except Exception as error:  # each file system has errors of its own
-                attempts = min(attempts, 2) if isinstance(error, HOPELESS) else attempts
+                attempts = min(attempts, 2) if is_hopeless(error) else attempts
                 wait = min(LONGEST_S, FIRST_S * 2**attempt) * random.uniform(0.5, 1.0)
                 if attempt + 1 >= attempts or self.stopping.wait(wait):
                     raise UnsentError(f"{what}: {told(error)}") from error
         raise AssertionError("at least one attempt")
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether it will not go away by itself."""
+    return isinstance(error, HOPELESS) or type(error).__name__ in NO_KEYS
 
 
 def push(
@@ -199,7 +221,7 @@ def _shards(sender: Push, names: list[str], listing: Listing, on_shard: Callable
             if in_a_row == SHARDS_GIVEN_UP:
                 failed += len(names) - done - 1
                 break
-        on_shard(done + 1, len(names), sender.pushed.sent_bytes)
+        on_shard(done + 1 - failed, len(names), sender.pushed.sent_bytes)
     sender.pushed.trouble = trouble or None
     return failed
 

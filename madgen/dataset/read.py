@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -50,7 +51,13 @@ def read_metadata(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> d
 def _records(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> bytes:
     with open(directory.tar(shard), "rb") as stream:
         stream.seek(entry["offset"])
-        return stream.read(entry["size"])
+        records = stream.read(entry["size"])
+    if hashlib.sha256(records).hexdigest() != entry["sha256"]:
+        raise UserError(
+            f"{directory.tar(shard)}: sample {entry['key']} is not what was written; "
+            f"madgen verify {directory.root} --repair has it made again"
+        )
+    return records
 
 
 def _members(records: bytes) -> dict[str, bytes]:

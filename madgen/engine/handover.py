@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.push import Push, Pushed, open_remote, push, refuse_other
+from madgen.dataset.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
 from madgen.dataset.upload import check_at_hand, told
 from madgen.engine.finish import COMPLETE, QUARANTINED, STOPPED, Outcome, described, on_gpu
 from madgen.engine.launch import rank
@@ -110,6 +110,8 @@ def refuse_other_place(job: Job, plan: Plan) -> None:
     thread.join(LOOK_S)
     if found and isinstance(found[0], UserError):
         raise found[0]
+    if found and is_hopeless(found[0].__cause__ or found[0]):
+        raise UserError(f"output.upload={url} cannot be used: {told(found[0].__cause__ or found[0])}")
     if (found or thread.is_alive()) and rank() == 0:
         why = told(found[0].__cause__ or found[0]) if found else f"no answer in {LOOK_S:.0f} s"
         say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling goes on, and it is tried again")

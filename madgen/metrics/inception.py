@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -41,7 +40,7 @@ def load(weights: Path | None, device: torch.device) -> Inception:
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would unpickle anything
         module = FeatureExtractorInceptionV3("inception", [FEATURES], feature_extractor_weights_path=str(path))
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, torch.serialization.pickle.UnpicklingError) as error:
         raise UserError(
             f"--extractor features={path} holds no Inception weights: {str(error).splitlines()[0]}"
         ) from error

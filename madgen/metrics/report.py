@@ -32,6 +32,14 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {found}: {error}") from error
     if not isinstance(report, dict) or report.get("madgen_report") != VERSION:
         raise UserError(f"{found} is no report of this version ({VERSION}); run madgen evaluate again")
+    metrics = report.get("metrics")
+    fields = {"mean", "std", "scale", "protocol", "label"}
+    if not (isinstance(metrics, dict) and isinstance(report.get("dataset"), dict) and metrics):
+        raise UserError(f"{found} is damaged: it has no scores; run madgen evaluate again")
+    for name, score in metrics.items():
+        known = isinstance(score, dict) and fields <= score.keys() and isinstance(score["mean"], int | float | None)
+        if not known:
+            raise UserError(f"{found} is damaged at {name}; run madgen evaluate again")
     return report
 
 

@@ -53,6 +53,7 @@ class Place(NamedTuple):
     shard: str
     offset: int
     size: int
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _pixels(picture: Picture, sources: Sequence[Source]) -> np.ndarray:
 def _read(source: Source, key: str) -> np.ndarray:
     place = source.samples[key]
     try:
-        return read_entry(source.directory, place.shard, place._asdict()).image_HWC
+        return read_entry(source.directory, place.shard, place._asdict() | {"key": key}).image_HWC
     except (OSError, tarfile.TarError, KeyError, ValueError, StopIteration, AttributeError) as error:
         where = source.directory.tar(place.shard)
         raise UserError(f"{where}: {key} cannot be read ({error}); see madgen verify {source.directory.root}") from None

@@ -29,10 +29,13 @@ def write_shard(folder, shard, samples):
             for suffix, data in (("png", stream.getvalue()), ("json", json.dumps(metadata).encode())):
                 add(tar, f"{key}.{suffix}", data)
             add(tar, f"{key}.txt", prompt.encode())
-            checksum = hashlib.sha256(stream.getvalue()).hexdigest()
             shape = {"height": image.shape[0], "width": image.shape[1]}
             entries.append({"key": key, "prompt": prompt, "offset": offset, "size": tar.offset - offset} | shape)
-            entries[-1] |= {"sha256": checksum, "seed": 0}
+            entries[-1]["seed"] = 0
+    written = path.read_bytes()
+    for entry in entries:
+        records = written[entry["offset"] : entry["offset"] + entry["size"]]
+        entry["sha256"] = hashlib.sha256(records).hexdigest()
     sidecar = {"shard": shard, "samples": entries, "quarantine": [], "quarantined": []}
     path.with_suffix(".json").write_text(json.dumps(sidecar))
 

@@ -1,5 +1,6 @@
 """Small datasets as `generate` would leave them, written with tarfile alone, for the tests of the gallery."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -55,6 +56,10 @@ def add_shard(
                 tar.addfile(info, io.BytesIO(contents[kind]))
             size = {"offset": offset, "size": tar.offset - offset, "width": width, "height": height}
             listed.append({"key": key, "prompt": prompt, **size, **found})
+    written = path.read_bytes()
+    for entry in listed:
+        records = written[entry["offset"] : entry["offset"] + entry["size"]]
+        entry["sha256"] = hashlib.sha256(records).hexdigest()
     if finished:
         path.with_suffix(".json").write_text(json.dumps({"samples": listed}))
     return path
