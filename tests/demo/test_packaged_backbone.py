@@ -32,13 +32,13 @@ def test_diffusers_loads_and_runs_it_as_it_is():
     assert image.shape == (128, 128, 3)
 
 
-def test_the_autoencoder_reconstructs_held_out_scenes_at_26_5_db():
+def test_the_autoencoder_reconstructs_held_out_scenes_at_26_db():
     from diffusers import AutoencoderKL
 
     from madgen.demo.train_vae import psnr
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae")
-    assert psnr(vae, render(64, 7, held_out=True).images, torch.device("cpu")) >= 26.5
+    assert psnr(vae, render(64, 7, held_out=True).images, torch.device("cpu")) >= 26
 
 
 def profile(image):
