@@ -91,6 +91,7 @@ def finish(directory: DatasetDir, started: float, made_here: int, tripped: str |
         write_quarantine(directory)
     if state["complete"] and not is_tidy(directory):
         write_index(directory)
+        directory.sweep()
         remove_work(directory, lambda: status(directory)["complete"])
     code = STOPPED if not state["complete"] else QUARANTINED if state["quarantined"] else COMPLETE
     return Outcome(code, state, time.monotonic() - started, made_here, tripped)

@@ -144,3 +144,16 @@ def test_an_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypat
 def test_differences_name_the_keys():
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 2, "c": (1,)}, "d": 2}
     assert manifest.differences(old, new) == ["a.b: 1 there, 2 here"]
+
+
+def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
+    directory = DatasetDir(tmp_path)
+    (tmp_path / "samples").mkdir()
+    old = [".dataset.json.0123456789ab", ".index.parquet.0123456789ab", "samples/.1.jpg.0123456789ab"]
+    kept = [".README.md.0123456789ab", ".index.parquet", ".hidden.folder", "README.md"]
+    for name in [*old, *kept]:
+        (tmp_path / name).write_text("x")
+    for name in old[1:]:
+        os.utime(tmp_path / name, (0, 0))
+    directory.sweep()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
