@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,11 +16,44 @@ from typing import BinaryIO
 
 from madgen.errors import UserError
 
+LEFT_OVER_S = 60.0
+"""A temporary file of another machine that nobody has written to for so long belongs to nobody."""
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it has its name: its own in all processes of all machines."""
+    return path.with_name(f".{path.name}.{_host()}{os.getpid():08x}{secrets.token_hex(4)}")
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether `path` is of the kind of `temporary_path`, and its process has been killed."""
+    found = re.fullmatch(r"\..+\.([0-9a-f]{6})([0-9a-f]{8})[0-9a-f]{8}", path.name)
+    if found is None:
+        return False
+    if found[1] == _host():
+        return not _is_running(int(found[2], 16))
+    return time.time() - path.stat().st_mtime > LEFT_OVER_S
+
+
+def _host() -> str:
+    """This machine in six letters."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, but there
+    return True
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content stands under `path` when the block ends, whole; nothing is left if it fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as stream:
             yield stream

@@ -7,20 +7,16 @@ import errno
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from madgen.errors import UserError
+from madgen.files import is_left_over
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""
-
-
-LEFT_OVER_S = 60.0
-"""A temporary file that nobody has written to for so long belongs to nobody."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +105,11 @@ class DatasetDir:
         return content
 
     def sweep(self) -> None:
-        """Removes what killed workers left of files that they were writing beside the shards.
-
-        Nobody writes a manifest any more where one is; other files may just be written by a worker that finishes too.
-        """
-        for path in [*self.root.glob(".*"), *self.root.glob("samples/.*")]:
-            if re.fullmatch(r"\..+\.[0-9a-f]{12}", path.name):
-                with contextlib.suppress(OSError):
-                    if path.name.startswith(".dataset.json.") or time.time() - path.stat().st_mtime > LEFT_OVER_S:
-                        path.unlink()
+        """Removes what killed workers left of files that they were writing."""
+        for path in [*self.root.glob(".*"), *self.root.glob("samples/.*"), *self.shards.glob(".*")]:
+            with contextlib.suppress(OSError):
+                if is_left_over(path):
+                    path.unlink()
 
     def sidecars(self) -> Iterator[dict[str, Any]]:
         """The sidecars of the finished shards, in order."""

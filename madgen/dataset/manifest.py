@@ -6,14 +6,13 @@ import errno
 import hashlib
 import importlib.metadata
 import os
-import secrets
 from typing import Any
 
 from madgen import scores
 from madgen.dataset.embed import VERSION as EMBEDDED
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.errors import UserError
-from madgen.files import sync_directory
+from madgen.files import sync_directory, temporary_path
 from madgen.licence import weights_licence
 from madgen.plan.cost import has_regions
 from madgen.plan.shards import Plan
@@ -191,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     """Writes `dataset.json` unless it is there; of several workers at once, one writes and the others check."""
-    temporary = directory.root / f".dataset.json.{secrets.token_hex(6)}"
+    temporary = temporary_path(directory.manifest)
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:

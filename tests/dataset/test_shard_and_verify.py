@@ -1,9 +1,12 @@
 import json
 import os
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
+from processes import environment
 
 from madgen.config import load_job
 from madgen.dataset import manifest
@@ -11,7 +14,7 @@ from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shard import OpenShard
 from madgen.dataset.verify import verify
-from madgen.files import write_atomically
+from madgen.files import temporary_path, write_atomically
 from madgen.plan.shards import Plan
 from madgen.plan.table import PromptTable
 from madgen.types import Prompt, Record
@@ -148,12 +151,21 @@ def test_differences_name_the_keys():
 
 def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
     directory = DatasetDir(tmp_path)
-    (tmp_path / "samples").mkdir()
-    old = [".dataset.json.0123456789ab", ".index.parquet.0123456789ab", "samples/.1.jpg.0123456789ab"]
-    kept = [".README.md.0123456789ab", ".index.parquet", ".hidden.folder", "README.md"]
-    for name in [*old, *kept]:
-        (tmp_path / name).write_text("x")
-    for name in old[1:]:
-        os.utime(tmp_path / name, (0, 0))
+    for folder in ("samples", "shards"):
+        (tmp_path / folder).mkdir()
+    names = ("dataset.json", "index.parquet", "samples/1.jpg", "shards/job-000000.json")
+    started = (
+        "import sys, pathlib, madgen.files as f; [f.temporary_path(pathlib.Path(n)).touch() for n in sys.argv[1:]]"
+    )
+    subprocess.run([sys.executable, "-c", started, *names], cwd=tmp_path, env=environment(), check=True)  # has ended
+    left = {path for path in tmp_path.rglob(".*") if path.is_file()}
+    assert len(left) == len(names)
+    elsewhere = tmp_path / ".README.md.ffffff0000000100000000"
+    kept = {tmp_path / "README.md", tmp_path / ".hidden.folder", temporary_path(tmp_path / "index.parquet"), elsewhere}
+    for path in kept:
+        path.touch()
     directory.sweep()
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
+    os.utime(elsewhere, (0, 0))
+    directory.sweep()
+    assert not elsewhere.exists()
