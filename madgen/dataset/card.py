@@ -15,8 +15,11 @@ from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.read import read_entry
+from madgen.errors import UserError
 from madgen.files import write_atomically
 
+UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
+"""What reading a damaged sample may end in."""
 PICTURES = 4
 PICTURE_FILES = tuple(f"samples/{number}.jpg" for number in range(1, PICTURES + 1))
 """The only names that pictures beside the card have."""
@@ -58,7 +61,7 @@ def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[s
         here = [index - begin for index in wanted if begin <= index < begin + count]
         entries = directory.read_sidecar(shard)["samples"] if here else []
         for entry in (entries[index] for index in here):
-            with contextlib.suppress(OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError):
+            with contextlib.suppress(UserError, *UNREADABLE):
                 picture = _small(directory, shard, entry)  # of a damaged sample there is none; `verify` says so
                 folder.mkdir(exist_ok=True)
                 path = folder / f"{len(facts.pictures) + 1}.jpg"
