@@ -221,7 +221,7 @@ def mounted(lab: Lab, disk: str) -> Outcome:
     command = [sys.executable, faults_disk.__file__, disk, str(lab.folder), str(directory.root)]
     done = subprocess.run(["unshare", "-rm", *command], capture_output=True, text=True, check=False)
     if done.returncode:
-        outcome.problems.append(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
+        outcome.problems.append(f"exit {done.returncode}: {done.stderr.strip()[-3000:]}")
     else:
         lab.judge(outcome, directory)
     return outcome

@@ -1,4 +1,4 @@
-"""Disks in trouble, for `faults.py`: `unshare -rm python faults_disk.py full|read-only|lost FOLDER DATASET`.
+"""Disks in trouble, for `faults.py`: `unshare -rm python faults_disk.py full|read-only|lost|vanishing FOLDER DATASET`.
 
 Mounts a disk, runs workers of a dataset on it one after the other, and copies what they made to DATASET. Exit status 1
 with a line where a worker ends with another status than it should.
@@ -6,13 +6,17 @@ with a line where a worker ends with another status than it should.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from faults_worker import work
 
@@ -25,13 +29,14 @@ class Bench:
         self.dataset = self.disk / name
         self.disk.mkdir()
 
-    def start(self) -> int:
-        """A worker's process id."""
+    def start(self, prepare: Callable[[], None] = lambda: None, lease_s: float = 60.0) -> int:
+        """A worker's process id; `prepare` is called in it first."""
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                work(self.folder, self.dataset, None, 60.0)
+                prepare()
+                work(self.folder, self.dataset, None, lease_s)
             except SystemExit as stopped:
                 code = int(stopped.code or 0)
             except BaseException:
@@ -39,11 +44,24 @@ class Bench:
             os._exit(code)
         return pid
 
+    @property
+    def sampled(self) -> Path:
+        """Where workers log what they sample."""
+        return self.folder / f"{self.dataset.name}.sampled"
+
     def expect(self, status: int, when: str, pid: int | None = None) -> None:
         """Waits for a worker, by default a new one, to end with this status."""
-        found = os.waitstatus_to_exitcode(os.waitpid(pid or self.start(), 0)[1])
-        if found != status:
-            sys.exit(f"{when}: exit {found}, expected {status}")
+        self.must_be(status, self.end_of(pid or self.start()), when)
+
+    def end_of(self, pid: int) -> int:
+        """Waits for a worker; its exit status."""
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def must_be(self, expected: int, status: int, when: str) -> None:
+        """Ends with what the worker has said, if it is another status."""
+        if status != expected:
+            log = self.folder / f"{self.dataset.name}.log"
+            sys.exit(f"{when}: exit {status}, expected {expected}\n{log.read_text()[-3000:]}")
 
 
 def mount(*arguments: object) -> None:
@@ -68,11 +86,17 @@ def read_only(bench: Bench) -> None:
     bench.expect(0, "once it can be written")
 
 
+def mount_real(bench: Bench) -> Path:
+    """A folder that is the disk, as a server's is."""
+    real = bench.disk.with_name(f"{bench.disk.name}-real")
+    real.mkdir(exist_ok=True)
+    mount("--bind", real, bench.disk)
+    return real
+
+
 def lost(bench: Bench) -> None:
     """It is taken away below a worker, and comes back."""
-    real = bench.disk.with_name(f"{bench.disk.name}-real")
-    real.mkdir()
-    mount("--bind", real, bench.disk)
+    real = mount_real(bench)
     pid = bench.start()
     while not (bench.dataset / "shards/job-000000.json").exists():
         time.sleep(0.01)
@@ -84,10 +108,76 @@ def lost(bench: Bench) -> None:
     bench.expect(0, "with the file system back")
 
 
+@dataclass
+class Vanishing:
+    """Takes the disk away in the process that calls `install`, before a call of a kind that was not met yet.
+
+    Kinds are told apart by what is done in which folder to which sort of file, from the first finished shard on.
+    """
+
+    disk: Path
+    met: set[str]
+    log: Path
+    """A line for each kind."""
+    on: bool = False
+
+    def install(self) -> None:
+        """For as long as the process lives."""
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in CALLS or not (paths := [str(path) for path in arguments if str(self.disk) in str(path)]):
+            return
+        last = Path(paths[-1])
+        sort = last.suffix if last.suffix in (".tar", ".json", ".jsonl") else ""  # others have a name of their own
+        kind = f"{event} {last.parent.name}/*{sort}"
+        if self.on and kind not in self.met:
+            self.on = False
+            with open(self.log, "a") as log:
+                log.write(f"{kind}\n")
+            if ctypes.CDLL(None).umount2(os.fsencode(self.disk), MNT_DETACH):
+                os._exit(99)
+        elif event == "os.rename" and last.parent.name == "shards" and last.suffix == ".json":
+            self.on = True
+
+
+CALLS = set("open os.listdir os.scandir os.mkdir os.rename os.link os.remove os.rmdir".split())
+MNT_DETACH = 2
+
+
+def vanishing(bench: Bench) -> None:
+    """It is taken away before a call of each kind, and comes back for the next worker, until no kind is left."""
+    log, made, results = bench.folder / f"{bench.dataset.name}.met", bench.sampled, set()
+    real = mount_real(bench)
+    while True:
+        fresh = not bench.dataset.exists()
+        met = log.read_text().splitlines() if log.exists() else []
+        status = bench.end_of(bench.start(Vanishing(bench.disk, set(met), log).install, lease_s=2.0))
+        mounted = bench.disk.samefile(real)
+        if not mounted and list(bench.disk.iterdir()):
+            sys.exit(f"wrote below the mount point, after {met[-1]}")
+        if mounted:
+            bench.must_be(0, status, "a run that went to its end")
+            results.add(tuple(sorted((tar.name, tar.read_bytes()) for tar in bench.dataset.glob("shards/*.tar"))))
+            if fresh:
+                break  # no call was of a new kind
+            shutil.rmtree(bench.dataset)
+            made.unlink()
+        else:
+            finished = (real / bench.dataset.name / "README.md").exists()  # only tidying up was left
+            bench.must_be(
+                0 if finished and status == 0 else 3, status, f"gone before {log.read_text().splitlines()[-1]}"
+            )
+            mount("--bind", real, bench.disk)
+    if len(results) != 1 or len(met) < 15:
+        sys.exit(f"{len(results)} different datasets after {len(met)} disappearances")
+
+
 SCENARIOS = {
     "full": ("a disk that fills up", full, 2),
     "read-only": ("a disk that is read-only", read_only, 1),
     "lost": ("a file system that disappears", lost, 1),
+    "vanishing": ("the same, before a call of each kind", vanishing, 1),
 }
 """What each is called, what it does, and how often a worker is stopped."""
 

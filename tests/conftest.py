@@ -156,6 +156,17 @@ def madgen_here(tmp_path, monkeypatch, capfd):
 
 
 @pytest.fixture
+def wandb_here(tmp_path, monkeypatch):
+    """W&B in this process logs to `tmp_path`; it would go on with the folder of the test before."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
 def job_file(tmp_path, tiny) -> Path:
     """A job of 10 panoramas of 32x64 px in 4 shards on the tiny backbone."""
     (tmp_path / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))

@@ -88,8 +88,8 @@ class Worker:
     def start(self) -> None:
         """Begins to beat; claims may be made after this."""
         self._stop.clear()
-        self.directory.claims.mkdir(parents=True, exist_ok=True)
-        self.directory.workers.mkdir(parents=True, exist_ok=True)
+        self.directory.make_in_work(self.directory.claims)
+        self.directory.make_in_work(self.directory.workers)
         self.beat()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._thread.start()
@@ -157,8 +157,8 @@ class Worker:
         self.directory.check_there()
         if self.directory.is_done(shard):
             return False
-        self.directory.claims.mkdir(parents=True, exist_ok=True)  # somebody may have removed `work/`
         try:
+            self.directory.make_in_work(self.directory.claims)  # somebody may have removed `work/`
             temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
             os.link(temporary, self._claim_file(shard))
         except FileExistsError:
@@ -263,6 +263,6 @@ def remove_work(directory: DatasetDir, complete: Callable[[], bool] = lambda: Tr
         for path in sorted(aside.rglob("*")):
             target = directory.work / path.relative_to(aside)
             if path.is_file() and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
+                directory.make_in_work(target.parent)
                 os.replace(path, target)
     shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,27 @@ class DatasetDir:
             os.stat(self.manifest)
         except (FileNotFoundError, NotADirectoryError):
             raise OSError(errno.ESTALE, "the dataset has disappeared", str(self.root)) from None
+
+    def make_in_work(self, folder: Path) -> None:
+        """A folder of `work/`; FileNotFoundError if the dataset is gone, as nothing is written below a lost mount."""
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            self.work.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def disappearance_is_told(self, began: Callable[[], bool]) -> Iterator[None]:
+        """Within it a file that is missing because the whole dataset is, is told as that: OSError (ESTALE).
+
+        `began` says whether the dataset was there before.
+        """
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, UserError):
+            if began():
+                self.check_there()
+            raise
 
     def read_manifest(self) -> dict[str, Any]:
         """`dataset.json`; UserError if this is no dataset."""

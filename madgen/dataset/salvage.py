@@ -128,7 +128,7 @@ def reopen(directory: DatasetDir, name: str, entries: list[dict[str, Any]]) -> N
     The journal comes before the sidecar goes, so a crash in between leaves the shard as it was.
     """
     lines = b"".join(journal.line(entry["key"], journal.piece(Path(), entry)) for entry in entries)
-    directory.open_shards.mkdir(parents=True, exist_ok=True)
+    directory.make_in_work(directory.open_shards)
     write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
     directory.sidecar(name).unlink(missing_ok=True)
 

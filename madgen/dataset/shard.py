@@ -43,8 +43,7 @@ class OpenShard:
         self.seconds: dict[str, float] = {}
         self.view_evaluations = 0
         self.started = time.time()
-        directory.check_there()  # else a lost mount would be written under
-        directory.open_shards.mkdir(parents=True, exist_ok=True)
+        directory.make_in_work(directory.open_shards)
         self.path = directory.open_shards / f"{shard.name}.{secrets.token_hex(6)}.tar"
         self.journal = self.path.with_suffix(".jsonl")
         self._tar = open(self.path, "xb")  # noqa: SIM115 -- closed by publish, leave or discard

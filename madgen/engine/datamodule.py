@@ -56,6 +56,8 @@ class PromptDataModule(lightning.LightningDataModule):
         self.walltime = Walltime(None)
         self.out_of_time: str | None = None
         """Why no batch was started any more, if it was the time limit of the job."""
+        self.begun = False
+        """The dataset is there, and this process takes part in it."""
         self.finished = False
         """Nothing was left to do when this began."""
 
@@ -119,10 +121,12 @@ class PromptDataModule(lightning.LightningDataModule):
             and len(self.plan.prompts) >= LONG_LIST
             and not (self.directory.plans / f"{self.plan.key}.arrow").exists()
         ):
+            self.directory.make_in_work(self.directory.plans)
             self.plan.save(self.directory.plans)
         self.worker.start()
         self.worker.forget_dead_workers()
         self.worker.beat(rank=self.trainer.global_rank, device=str(device))
+        self.begun = True
 
     def teardown(self, stage: str) -> None:
         """Gives back what was not published; the module can be used again."""

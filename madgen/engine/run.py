@@ -38,6 +38,20 @@ def generate(job: Job, plan: Plan) -> Outcome:
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
     data = PromptDataModule(job, plan)
+    with directory.disappearance_is_told(began=lambda: data.begun):
+        _predict(trainer, job, data, writer)
+        if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
+            tell_batch_script(data.out_of_time or "signal")
+        directory.check_there()
+        if trainer.global_rank != 0:
+            return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
+        outcome = finish(directory, started, writer.written, writer.tripped)
+    if job.output.upload is not None and writer.signals.received is not None:
+        return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
+    return hand_over(job, outcome)
+
+
+def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
     writer.signals.install(data.stop)
     try:
         trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
@@ -46,15 +60,6 @@ def generate(job: Job, plan: Plan) -> Outcome:
             raise
     finally:
         writer.signals.restore()
-    if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
-        tell_batch_script(data.out_of_time or "signal")
-    directory.check_there()
-    if trainer.global_rank != 0:
-        return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
-    outcome = finish(directory, started, writer.written, writer.tripped)
-    if job.output.upload is not None and writer.signals.received is not None:
-        return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
-    return hand_over(job, outcome)
 
 
 def _fix_threads(config: TrainerConfig) -> None:

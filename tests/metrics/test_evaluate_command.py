@@ -104,10 +104,9 @@ def test_two_processes_of_torchrun_s_environment_write_the_same_report(tmp_path,
     assert (tmp_path / "shared" / "report.json").read_bytes() == expected
 
 
-def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, monkeypatch):
+def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, wandb_here):
     from madgen.monitor.wandb_report import summary
 
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
     content = json.loads((tmp_path / "a" / "dataset.json").read_text())
     wandb = {"mode": "offline", "project": "p", "entity": None, "group": None, "id": "scores"}

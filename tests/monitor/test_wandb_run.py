@@ -122,13 +122,12 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, monkeypatch):
+def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     from madgen.dataset.claim import Worker
     from madgen.dataset.layout import DatasetDir, to_json
     from madgen.monitor.wandb_run import Log
     from madgen.schema import WandbConfig
 
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     directory = DatasetDir(tmp_path / "out")
     directory.root.mkdir()
     content = {"job": {"name": "job"}, "plan": {"samples": 10, "shards": 1}, "fingerprint": "f"}

@@ -181,8 +181,9 @@ def test_order_and_sides_are_each_participants_own(person, key):
         orders.append(tuple(answer["item"] for answer in content["answers"]))
         sides.update(answer["first"] == key["items"][answer["item"]]["pictures"][0] for answer in content["answers"])
         assert sorted(orders[-1]) == sorted(key["items"])
-    assert len(set(orders)) == 12
-    assert len({order[0] for order in orders}) > 3
+    # Of 8! orders and 8 first places at random; fewer than these come once in some 300,000 runs.
+    assert len(set(orders)) >= 11
+    assert len({order[0] for order in orders}) >= 3
     assert 25 < sides[True] < 71  # of 96; a fair coin leaves this once in 300,000 times
 
 
