@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = "from madgen.cli import main; main()"
-UNWATCHED = f"import madgen.engine.run as run; run._observers = lambda job: (); {COMMAND}"
+COMMAND = ("-m", "madgen")
+UNWATCHED = (
+    "-c", "import madgen.engine.run as run; run._observers = lambda job: (); from madgen.cli import main; main()"
+)  # fmt: skip
 COMPARED = {
     "processes": ((COMMAND, "trainer.devices=1"), (COMMAND, "trainer.devices=2")),
     "monitoring": ((UNWATCHED, "trainer.devices=1"), (COMMAND, "trainer.devices=1", "monitor.preview_every=5")),
@@ -37,7 +39,7 @@ class Run:
     processor: float
 
 
-def run(program: str, options: tuple[str, ...], prompts: int) -> Run:
+def run(program: tuple[str, ...], options: tuple[str, ...], prompts: int) -> Run:
     """Makes the demo's panoramas with one thread a process."""
     with tempfile.TemporaryDirectory() as folder:
         job = ["jobs/demo.yaml", f"output.dir={folder}/out", f"prompts.limit={prompts}", *options]
@@ -45,7 +47,7 @@ def run(program: str, options: tuple[str, ...], prompts: int) -> Run:
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         with open(f"{folder}/log", "w+") as log:
             done = subprocess.run(
-                [sys.executable, "-c", program, "generate", *job], cwd=ROOT, env=environ, stderr=log, check=False
+                [sys.executable, *program, "generate", *job], cwd=ROOT, env=environ, stderr=log, check=False
             )
             log.seek(0)
             if done.returncode != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import socket
 import urllib.request
@@ -14,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from madgen.errors import UserError
+from madgen.node import once
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 CHECKER_PARTS = ("safety_checker", "feature_extractor")  # folders of a pipeline
@@ -77,6 +79,30 @@ def require_weights_id(pretrained: str, revision: str | None = None, config: str
     if found is None:
         missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
         raise UserError(f"{missing} are not in the local hub cache (backbone.pretrained={pretrained}){FETCH_IT}")
+    return found
+
+
+def weight_files(pretrained: str, revision: str | None, variant: str | None) -> list[Path]:
+    """The files that loading a backbone reads, of a folder or of the hub cache; none that would be downloaded."""
+    if (file := single_file(pretrained)) is not None:
+        return [file]
+    index = Path(resolve_pretrained(pretrained)) / "model_index.json"
+    if not index.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(pretrained, index.name, revision=revision)
+        if not isinstance(cached, str):
+            return []
+        index = Path(cached)
+    try:
+        parts = [name for name, of in json.loads(index.read_text()).items() if isinstance(of, list) and of[0]]
+    except ValueError:  # told where it is loaded
+        return []
+    found: list[Path] = []
+    for part in sorted(set(parts) - set(CHECKER_PARTS)):
+        files = sorted((index.parent / part).glob("*.safetensors"))
+        plain = [path for path in files if path.name.count(".") == 1]
+        found += [path for path in files if variant and re.search(rf"\.{re.escape(variant)}[.-]", path.name)] or plain
     return found
 
 
@@ -256,9 +282,13 @@ def _commit(repository: str, name: str, revision: str | None) -> str | None:
 
 @lru_cache
 def _file_hash(file: Path, changed: int) -> str:
-    """Read once a process, unless the file was `changed` since (mtime in ns)."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """Read once a node, unless the file was `changed` since (mtime in ns)."""
+
+    def read() -> str:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    return once(file, "blake2b, 16 bytes", read)
 
 
 @lru_cache
@@ -266,7 +296,11 @@ def _folder_hash(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".safetensors", ".json", ".txt") and path.is_file():
-            with open(path, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = once(path, "sha256", lambda path=path: _sha256(path))  # type: ignore[misc]
             digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

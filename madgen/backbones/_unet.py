@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae
 from madgen.backbones._compile import compiled
+from madgen.backbones._feed_forward import keep_in_cache
 from madgen.errors import UserError
 from madgen.joint.attention import JointAttention, KeysValues, grids_of, joint_attention, keys_values
 from madgen.joint.guidance import classifier_free, guidance_embedding
@@ -85,6 +86,8 @@ class UNetBackbone:
         self.scheduler = pipeline.scheduler
         self.models: list[torch.nn.Module] = []
         self.unet = self._frozen(pipeline.unet)
+        if self.device.type == "cpu":
+            keep_in_cache(self.unet)
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)

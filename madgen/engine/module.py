@@ -11,9 +11,11 @@ import torch
 from madgen.engine.attempts import Attempts
 from madgen.engine.safety import Safety
 from madgen.engine.scoring import ClipScore
+from madgen.node import fetch_ahead
 from madgen.sampler import PanoramaSampler
 from madgen.schema import Job
 from madgen.types import Attempt, Batch, Idle
+from madgen.weights import weight_files
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PanoramaModule(lightning.LightningModule):
         if getattr(self.trainer.datamodule, "finished", False):
             return
         if self.sampler is None:
+            backbone = self.job.backbone
+            fetch_ahead(weight_files(backbone.pretrained, backbone.revision, backbone.variant))
             self.sampler = PanoramaSampler.from_job(self.job, self.trainer.strategy.root_device)
             self.sampler.new_scheduler(
                 self.job.sampling.num_inference_steps

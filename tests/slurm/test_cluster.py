@@ -19,6 +19,7 @@ from madgen.dataset.verify import exit_code, verify
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
 TIMEOUT_S = 240
 EVERY_PROMPT = "prompts.limit=null"
+QUICK = ("sampling.num_inference_steps=3", "method.mad.steps=2", "monitor.wandb.mode=disabled")
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +84,9 @@ class Cluster:
         assert not check or done.returncode == 0, done.stderr + done.stdout
         return done
 
-    def submit(self, out, *options):
+    def submit(self, out, *options, job="job.yaml"):
         """The job's id."""
-        command = [sys.executable, "-m", "madgen", "submit", "job.yaml", f"output.dir={out}", "--cpus-per-task", 1]
+        command = [sys.executable, "-m", "madgen", "submit", job, f"output.dir={out}", "--cpus-per-task", 1]
         said = self.run(*command, "--time", 10, *options).stderr
         self.ids += re.findall(r"scancel (.*?)  ", said)[0].split()
         return self.ids[-1]
@@ -171,6 +172,20 @@ def test_two_nodes_with_two_tasks_make_the_bytes_of_one_process(cluster, complet
     cluster.until_ended(job)
     assert cluster.state(job)["JobState"] == "COMPLETED", cluster.log(job)
     assert complete("ddp", 40)
+
+
+def test_the_demo_job_on_two_nodes_makes_the_bytes_of_one_process(cluster, workplace):
+    """With fewer and quicker panoramas than the file asks for."""
+    job = str(ROOT / "jobs/demo.yaml")
+    options = ["trainer.accelerator=cpu", "prompts.limit=8", "output.samples_per_shard=1", *QUICK]
+    process = begin(("generate", job, "output.dir=demo-alone", *options), workplace, environment())
+    assert process.wait(TIMEOUT_S) == 0, process.said()
+    number = cluster.submit("demo", *options, "--nodes", 2, "--tasks-per-node", 2, job=job)
+    cluster.until_ended(number)
+    assert cluster.state(number)["JobState"] == "COMPLETED", cluster.logs()
+    assert exit_code(verify(DatasetDir(workplace / "demo"))) == 0
+    assert len(hashes(workplace / "demo")) == 8
+    assert hashes(workplace / "demo") == hashes(workplace / "demo-alone")
 
 
 def test_whatever_happens_to_a_job_on_two_nodes_it_goes_on(cluster, complete):
@@ -302,6 +317,7 @@ def test_a_job_that_slurm_did_not_start_so_is_told_in_slurms_words(cluster):
 
 
 GUIDE = (ROOT / "slurm/README.md").read_text()
+SCORES = "--metrics clip_score"
 SMALL = "prompts.limit=2 sampling.num_inference_steps=2 sampling.width=256 monitor.wandb.mode=disabled "
 
 
@@ -327,6 +343,13 @@ def test_every_command_of_the_guide(cluster, conf, tmp_path):
                 (tmp_path / "rendered.sbatch").write_text(shown.stdout)
                 script = "sbatch rendered.sbatch"
             here.run("bash", "-c", script.replace("sbatch ", "sbatch --test-only ", 1))
+            if "evaluate.sbatch" in line:
+                evaluation = line.replace("--gpus-per-node 1 ", "--parsable ").replace("out/alps", f"out/demo {SCORES}")
+                number = here.run("bash", "-c", evaluation).stdout.strip()
+                here.until_ended(number)
+                said = (tmp_path / f"madgen-evaluate-{number}.log").read_text()
+                assert here.state(number)["JobState"] == "COMPLETED", said
+                assert json.loads((tmp_path / "out/demo/report/report.json").read_text())["metrics"]["clip_score"]
         elif line.startswith("madgen submit"):
             said = here.run(
                 "bash", "-c", line.replace("demo.yaml ", f"demo.yaml {SMALL} trainer.accelerator=cpu ")

@@ -1,0 +1,38 @@
+"""Feed-forward layers in parts."""
+
+import pytest
+import torch
+from diffusers.models.attention import FeedForward
+
+from madgen import PanoramaSampler
+from madgen.backbones._feed_forward import ROWS, keep_in_cache
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32), (3, ROWS, 32), (5, ROWS // 4 + 7, 32)])
+def test_parts_change_nothing(shape):
+    torch.manual_seed(0)
+    layer = FeedForward(32, activation_fn="geglu").eval()
+    hidden = torch.randn(shape)
+    whole = layer(hidden)
+    seen = []
+    layer.net[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:-1].numel()))
+    keep_in_cache(layer)
+    torch.testing.assert_close(layer(hidden), whole, rtol=1e-6, atol=1e-7)
+    assert max(seen) <= ROWS
+    assert sum(seen) == hidden.shape[:-1].numel()
+
+
+def test_gradients_flow_through_the_parts():
+    layer = FeedForward(16).eval()
+    keep_in_cache(layer)
+    hidden = torch.randn(3, ROWS, 16, requires_grad=True)
+    layer(hidden).square().sum().backward()
+    assert hidden.grad.abs().amin(dim=(1, 2)).shape == (3,)
+    assert hidden.grad.abs().sum(dim=2).min() > 0
+
+
+def test_the_unet_of_a_cpu_works_in_parts(tiny):
+    unet = PanoramaSampler.from_pretrained(str(tiny), dtype="float32").backbone.unet
+    layers = [module for module in unet.modules() if isinstance(module, FeedForward)]
+    assert layers
+    assert all("forward" in vars(layer) for layer in layers)
