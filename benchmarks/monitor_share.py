@@ -1,4 +1,4 @@
-"""What watching costs, within one run: `python benchmarks/monitor_share.py [--panoramas 8]`.
+"""What watching costs, within one run: `python benchmarks/monitor_share.py [--panoramas 24]`.
 
 A run of the demo job with an offline W&B run and a preview of every fifth panorama, in which the processor time of the
 threads that watch is counted: importing W&B, what observers do in the writing thread, and W&B's own thread. Unlike a
@@ -37,9 +37,10 @@ def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Runs the job and prints seconds of processor time, and their share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--panoramas", type=int, default=8, help="of at most 24")
+    parser.add_argument("--panoramas", type=int, default=24, help="of at most 24")
     given = parser.parse_args()
     before = time.thread_time()
+    import madgen.monitor.early  # noqa: F401 -- as the command does
     from madgen.monitor.wandb_run import WandbRun
 
     SPENT["import of W&B"] = time.thread_time() - before

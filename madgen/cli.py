@@ -116,6 +116,11 @@ def generate(job: JobArguments) -> None:
     if outcome is not None:
         outcome = hand_over(loaded, outcome)
     else:
+        from madgen.engine.launch import rank
+
+        if loaded.monitor.wandb.mode != "disabled" and rank() == 0:
+            import madgen.monitor.early  # noqa: F401 -- before torch, or it takes longer
+
         from madgen.engine.forecast import forecast, warn
 
         warn(built, forecast(loaded, built))  # what cannot work is told before Lightning is imported

@@ -16,7 +16,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.engine.datamodule import PromptDataModule
 from madgen.engine.finish import COMPLETE, STOPPED, Outcome, finish, on_gpu, refuse_other_jobs
 from madgen.engine.handover import hand_over, refuse_other_place
-from madgen.engine.launch import placement, strategy
+from madgen.engine.launch import placement, rank, strategy
 from madgen.engine.module import PanoramaModule
 from madgen.engine.signals import tell_batch_script
 from madgen.engine.writer import ShardWriter
@@ -72,6 +72,8 @@ def _fix_threads(config: TrainerConfig) -> None:
 
 
 def _observers(job: Job) -> tuple[Observer, ...]:
+    if rank() != 0:
+        return ()
     if job.monitor.wandb.mode == "disabled":
         return (ProgressReport(),)
     from madgen.monitor.wandb_run import WandbRun
