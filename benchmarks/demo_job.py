@@ -3,7 +3,7 @@
 `processes`: one process with one thread against two of them, on two cores. `monitoring`: without any observer against
 the bar and an offline W&B run with a preview of every fifth panorama. Prints wall-clock seconds of the whole command
 and of the time in which panoramas were made (from `dataset.json`, which is written when the backbone is loaded, to the
-last sidecar), the processor time of all its processes, and their ratios round by round.
+last sidecar), the processor time of the first process, and their ratios round by round.
 """
 
 from __future__ import annotations

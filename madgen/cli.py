@@ -45,9 +45,11 @@ WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 
 
 def _was_named(error: OSError) -> bool:
-    """Whether the path at fault is one that the user gave, or lies in it."""
+    """Whether the path at fault is one that the user gave, lies in it, or stands aside until it is whole."""
     paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
-    return any(argument in path for argument in sys.argv[2:] for path in paths if len(argument) > 1)
+    given = [argument for argument in sys.argv[2:] if len(argument) > 1]
+    aside = [str(path.with_name(f".{path.name}.")) for path in map(Path, given) if path.name]
+    return any(part in path for part in [*given, *aside] for path in paths)
 
 
 def main() -> None:
