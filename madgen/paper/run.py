@@ -38,7 +38,7 @@ def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
 def _generated(setting: Setting, sets: Path) -> Made:
     """The dataset of a setting, finished."""
     target = sets / setting.name
-    job = replace(setting.job, output=OutputConfig(dir=str(target), samples_per_shard=32))
+    job = replace(setting.job, output=OutputConfig(dir=str(target), samples_per_shard=8))
     file = target.with_name(f"{target.name}.yaml")
     write_atomically(file, to_json({**job.as_dict(), "name": job.name}, indent=1))
     say(f"{setting.label}{'' if setting.value is None else f' at {setting.value}'}: {target}")

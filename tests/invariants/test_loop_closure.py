@@ -2,33 +2,34 @@
 
 import numpy as np
 import pytest
-from scores import closure
+from scores import CELL, closure
 from settings import GUIDANCE, PROMPTS
 
 from madgen import PanoramaSampler
 
-STRIDE, BATCH = 32, 16  # px, panoramas
+STRIDE, BATCH = 4 * CELL, 16  # px, panoramas
 
 
-@pytest.fixture(scope="module")
-def sampler():
-    return PanoramaSampler.from_pretrained("demo", mad_steps=2, dtype="float32")
-
-
-def pictures(sampler, count, loop):
-    size = {"height": 128, "width": 192, "num_inference_steps": 6, "guidance_scale": GUIDANCE, "loop": loop}
+def pictures(sampler, count, loop, width, steps):
+    size = {"height": 128, "width": width, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "loop": loop}
     for start in range(0, count, BATCH):
         yield from sampler.sample(list(PROMPTS), seeds=list(range(start, start + BATCH)), **size)
 
 
-def test_the_step_across_the_edge_is_no_larger_than_elsewhere(sampler):
-    """The edge is a border of views, and is compared with the other borders of views.
-
-    One column of a picture says little: the ratio over 96 panoramas is known to some 0.08.
-    """
+@pytest.mark.parametrize(
+    ("layout", "mad_steps", "width", "steps", "period"),
+    [
+        # The edge is a border of views, and is compared with the other borders of views.
+        ("overlapping", 2, 192, 6, STRIDE),
+        # No border of views is where it was: the edge is a border of latent cells, as there is one every 8 px.
+        ("shifted", 6, 256, 10, CELL),
+    ],
+)
+def test_the_step_across_the_edge_is_no_larger_than_elsewhere(layout, mad_steps, width, steps, period):
+    """One column of a picture says little: the ratio over 96 panoramas is known to some 0.08."""
+    sampler = PanoramaSampler.from_pretrained("demo", layout=layout, mad_steps=mad_steps, dtype="float32")
     closed, open_ = (
-        closure(list(pictures(sampler, 96, True)), STRIDE),
-        closure(list(pictures(sampler, 16, False)), STRIDE),
+        closure(list(pictures(sampler, count, loop, width, steps)), period) for count, loop in ((96, True), (16, False))
     )
     print(f"closed {closed:.2f}, open {open_:.2f}")
     assert closed <= 1.1
