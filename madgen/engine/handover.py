@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
@@ -70,6 +72,9 @@ def _teller(progress: Progress, url: str) -> Callable[[int, int, int], None]:
 def push_now(directory: DatasetDir, url: str) -> int:
     """`madgen push`: the exit status, 3 if something is not there yet."""
     check_url("URL", url)
+    there = Path(urlsplit(url).path) if url.startswith("file:") else None
+    if there is not None and directory.root.resolve() in [there.resolve(), *there.resolve().parents]:
+        raise UserError(f"{url} lies in the dataset {directory.root} itself; push it to another place")
     pushed = push_with_progress(directory, url, "URL")
     if pushed.trouble:
         say(f"madgen: the upload is not complete: {pushed.trouble}; the same command goes on with it")

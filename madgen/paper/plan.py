@@ -92,7 +92,8 @@ def load_paper(
     shown = {key: content.pop(key, None) for key in ("demo", "quick")}
     for name in ("demo", "quick")[: 2 if quick else 1 if demo else 0]:
         if shown[name] is None:
-            raise UserError(f"{path} has no variant {name!r}")
+            what = f"has no variant {name!r}" if "settings" in content else "is no table or figure: it has no settings"
+            raise UserError(f"{path} {what}; jobs/paper has some that do")
         above = shown[name]
         below = content.get("job") if name == "quick" else {}  # a demo's job has nothing of the real one's
         content = {**content, **above, "job": _deep(below or {}, above.get("job") or {})}

@@ -172,6 +172,17 @@ def test_what_cannot_be_sent_is_told_in_a_line(s3, make, madgen_here, impatient)
     assert (result.code, "needs the package ossfs: pip install ossfs" in result.err) == (2, True)
 
 
+def test_a_dataset_is_not_pushed_into_itself(make, madgen_here, tmp_path):
+    make()
+    before = sorted(tmp_path.rglob("*"))
+    for url in ((tmp_path / "out").as_uri(), (tmp_path / "out/copy").as_uri()):
+        result = madgen_here("push", "out", url)
+        assert (result.code, result.err) == (
+            2, f"madgen: {url} lies in the dataset out itself; push it to another place\n"
+        )  # fmt: skip
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_checksums_that_stores_tell_are_those_of_other_programs(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"panorama\n" * 1000)

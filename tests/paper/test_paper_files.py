@@ -37,6 +37,11 @@ def test_every_file_plans(path, variant, monkeypatch):
         assert (setting.job.backbone.pretrained == "demo") == bool(variant)
 
 
+def test_what_is_no_table_is_told():
+    with pytest.raises(UserError, match=r"demo.yaml is no table or figure: it has no settings"):
+        load_paper(ROOT / "jobs/demo.yaml", demo=True)
+
+
 def test_the_paper_s_settings():
     table = load_paper(ROOT / "jobs/paper/table1.yaml")
     jobs = {setting.label: setting.job for setting in table.settings}

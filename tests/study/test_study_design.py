@@ -119,6 +119,13 @@ def test_the_same_study_has_the_same_bytes(tmp_path, datasets):
     assert not set(first[1]["items"]) & set(other[1]["items"])
 
 
+def test_where_no_folder_can_be_made_is_told(datasets, madgen_here):
+    done = madgen_here("study", *datasets, "-o", "/proc/study")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert done.err.startswith("madgen: /proc/")
+    assert "name another path" in done.err
+
+
 def test_hostile_prompts_are_data(tmp_path, datasets):
     page, _ = made(tmp_path / "study", datasets)
     assert HOSTILE in {item["prompt"] for item in blocks(page)["study"]["items"]}
