@@ -143,6 +143,10 @@ class SyncConfig:
         _check(0 <= self.weight < float("inf"), f"method.sync.weight must be >= 0, got {self.weight}; 0 is off")
         _check(0 < self.decay <= 1, f"method.sync.decay must be in 0..1 and not 0, got {self.decay}; 1 is no decay")
         _check(self.steps >= 0, f"method.sync.steps must be >= 0, got {self.steps}")
+        _check(
+            self.steps > 0 or self.weight == 0,
+            f"method.sync.steps=0 leaves method.sync.weight={self.weight:g} without effect; set the weight 0",
+        )
         _check(self.every >= 1, f"method.sync.every must be >= 1 step, got {self.every}; 1 is at each step")
         _one_of("method.sync.network", self.network, ("vgg", "random"))
 

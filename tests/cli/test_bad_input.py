@@ -44,6 +44,7 @@ def listing(folder):
         (["prompts.seed=-5"], "prompts.seed must be in 0..2^63-1, got -5"),
         (["method.mad.blocks=up"], "method.mad.blocks is a list: write method.mad.blocks=[...]"),
         (["method.sync.weight=-1"], "method.sync.weight must be >= 0, got -1"),
+        (["method.sync.weight=20", "method.sync.steps=0"], "method.sync.steps=0 leaves method.sync.weight=20 without"),
         (["prompts.regions=[{mask: [0, 0, 80, 8], prompt: a hut}]"], "need 0 <= 0 < 80 <= 64 px"),
         (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "there is no mask file none.png"),
         (["output.dir=other"], "(sampling.guidance_scale: 9.0 there, 2.0 here; prompts.limit: 1 there, None here"),
