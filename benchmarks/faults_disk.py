@@ -25,9 +25,9 @@ class Bench:
     """A folder to mount something on, in which the workers' dataset is."""
 
     def __init__(self, folder: Path, name: str):
-        self.folder, self.disk = folder, folder / f"mount-{name}"
+        self.folder, self.disk = folder, folder / "mounts" / name
         self.dataset = self.disk / name
-        self.disk.mkdir()
+        self.disk.mkdir(parents=True)
 
     def start(self, prepare: Callable[[], None] = lambda: None, lease_s: float = 60.0) -> int:
         """A worker's process id; `prepare` is called in it first."""
@@ -141,30 +141,37 @@ class Vanishing:
             self.on = True
 
 
+DERIVED = {"index.parquet", "README.md", "samples"}
+"""Made of finished shards when all are there; what was begun may be ended where the disk was."""
 CALLS = set("open os.listdir os.scandir os.mkdir os.rename os.link os.remove os.rmdir".split())
 MNT_DETACH = 2
 
 
 def vanishing(bench: Bench) -> None:
-    """It is taken away before a call of each kind, and comes back for the next worker, until no kind is left."""
+    """It is taken away before a call of each kind, and comes back for the next worker, until no kind is left.
+
+    The dataset is all of the disk, so that its folder is still there then, and empty.
+    """
+    bench.dataset = bench.disk
     log, made, results = bench.folder / f"{bench.dataset.name}.met", bench.sampled, set()
     real = mount_real(bench)
     while True:
-        fresh = not bench.dataset.exists()
+        fresh = not (bench.dataset / "dataset.json").exists()
         met = log.read_text().splitlines() if log.exists() else []
         status = bench.end_of(bench.start(Vanishing(bench.disk, set(met), log).install, lease_s=2.0))
         mounted = bench.disk.samefile(real)
-        if not mounted and list(bench.disk.iterdir()):
+        if not mounted and {path.name for path in bench.disk.iterdir()} - DERIVED:
             sys.exit(f"wrote below the mount point, after {met[-1]}")
         if mounted:
             bench.must_be(0, status, "a run that went to its end")
             results.add(tuple(sorted((tar.name, tar.read_bytes()) for tar in bench.dataset.glob("shards/*.tar"))))
             if fresh:
                 break  # no call was of a new kind
-            shutil.rmtree(bench.dataset)
+            for path in bench.dataset.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             made.unlink()
         else:
-            finished = (real / bench.dataset.name / "README.md").exists()  # only tidying up was left
+            finished = (real / "README.md").exists()  # only tidying up was left
             bench.must_be(
                 0 if finished and status == 0 else 3, status, f"gone before {log.read_text().splitlines()[-1]}"
             )

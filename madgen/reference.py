@@ -89,7 +89,8 @@ def generate(job: Job, file: Path) -> int:
     """
     import torch
 
-    if "RANK" in os.environ or "SLURM_PROCID" in os.environ or torch.cuda.device_count() > 1:
+    several = torch.cuda.device_count() > 1 if job.trainer.devices == "auto" else job.trainer.devices != 1
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ or several:
         return _generate_apart(file)
     from madgen.engine.finish import finished, report
     from madgen.engine.run import generate as run

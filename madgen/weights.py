@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -284,9 +285,8 @@ def _commit(repository: str, name: str, revision: str | None) -> str | None:
 def _file_hash(file: Path, changed: int) -> str:
     """Read once a node, unless the file was `changed` since (mtime in ns)."""
 
-    def read() -> str:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    def read(stream: BufferedReader) -> str:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
     return once(file, "blake2b, 16 bytes", read)
 
@@ -296,11 +296,6 @@ def _folder_hash(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".safetensors", ".json", ".txt") and path.is_file():
-            content = once(path, "sha256", lambda path=path: _sha256(path))  # type: ignore[misc]
+            content = once(path, "sha256", lambda stream: hashlib.file_digest(stream, "sha256").hexdigest())
             digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from madgen.files import is_left_over
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""
+GONE = "the dataset has disappeared"
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,28 @@ class DatasetDir:
         try:
             os.stat(self.manifest)
         except (FileNotFoundError, NotADirectoryError):
-            raise OSError(errno.ESTALE, "the dataset has disappeared", str(self.root)) from None
+            raise OSError(errno.ESTALE, GONE, str(self.root)) from None
 
     def make_in_work(self, folder: Path) -> None:
-        """A folder of `work/`; FileNotFoundError if the dataset is gone, as nothing is written below a lost mount."""
+        """A folder of `work/`; OSError (ESTALE) if the dataset is gone: nothing is written below a lost mount."""
+        if folder.is_dir():
+            return
         try:
-            folder.mkdir(exist_ok=True)
-        except FileNotFoundError:
-            self.work.mkdir(exist_ok=True)
-            folder.mkdir(exist_ok=True)
+            root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            self.check_there()
+            raise
+        try:  # all in the folder that is open, whatever comes to stand in its place
+            if self.manifest.name not in os.listdir(root):
+                raise OSError(errno.ESTALE, GONE, str(self.root))
+            for path in (self.work, folder):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path.relative_to(self.root), dir_fd=root)
+        finally:
+            os.close(root)
 
     @contextlib.contextmanager
-    def disappearance_is_told(self, began: Callable[[], bool]) -> Iterator[None]:
+    def disappearance_is_told(self, began: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Within it a file that is missing because the whole dataset is, is told as that: OSError (ESTALE).
 
         `began` says whether the dataset was there before.

@@ -56,8 +56,8 @@ class PromptDataModule(lightning.LightningDataModule):
         self.walltime = Walltime(None)
         self.out_of_time: str | None = None
         """Why no batch was started any more, if it was the time limit of the job."""
-        self.begun = False
-        """The dataset is there, and this process takes part in it."""
+        self.was_there = self.directory.manifest.exists()
+        """The dataset: what is missing of it then has disappeared."""
         self.finished = False
         """Nothing was left to do when this began."""
 
@@ -115,7 +115,10 @@ class PromptDataModule(lightning.LightningDataModule):
         dtype = resolve_dtype(self.job.backbone.dtype, device.type)
         self.manifest = manifest.build(self.job, self.plan, dtype, described(self.job.backbone))
         self.settings = sample_settings(self.job, self.manifest)
+        if self.was_there:
+            self.directory.check_there()  # a disk may go while the backbone is loaded
         manifest.create(self.directory, self.manifest)
+        self.was_there = True
         if (
             self.trainer.is_global_zero
             and len(self.plan.prompts) >= LONG_LIST
@@ -126,7 +129,6 @@ class PromptDataModule(lightning.LightningDataModule):
         self.worker.start()
         self.worker.forget_dead_workers()
         self.worker.beat(rank=self.trainer.global_rank, device=str(device))
-        self.begun = True
 
     def teardown(self, stage: str) -> None:
         """Gives back what was not published; the module can be used again."""

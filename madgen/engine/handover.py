@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
@@ -18,7 +17,7 @@ from rich.progress import Progress
 from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
-from madgen.dataset.upload import check_at_hand, told
+from madgen.dataset.upload import Remote, check_at_hand, told
 from madgen.engine.finish import COMPLETE, QUARANTINED, STOPPED, Outcome, described, on_gpu
 from madgen.engine.launch import rank
 from madgen.engine.signals import end_instead
@@ -39,7 +38,9 @@ def hand_over(job: Job, outcome: Outcome) -> Outcome:
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
     end_instead("stopped while it was uploaded: the same command goes on", signal.SIGINT)
-    pushed = push_with_progress(DatasetDir(job.output_dir), url, "output.upload")
+    directory = DatasetDir(job.output_dir)
+    with directory.disappearance_is_told():
+        pushed = push_with_progress(directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
 
 
@@ -72,15 +73,19 @@ def _teller(progress: Progress, url: str) -> Callable[[int, int, int], None]:
 def push_now(directory: DatasetDir, url: str) -> int:
     """`madgen push`: the exit status, 3 if something is not there yet."""
     check_url("URL", url)
-    there = Path(urlsplit(url).path) if url.startswith("file:") else None
-    if there is not None and directory.root.resolve() in [there.resolve(), *there.resolve().parents]:
-        raise UserError(f"{url} lies in the dataset {directory.root} itself; push it to another place")
+    _refuse_itself(directory, open_remote("URL", url), "URL")
     pushed = push_with_progress(directory, url, "URL")
     if pushed.trouble:
         say(f"madgen: the upload is not complete: {pushed.trouble}; the same command goes on with it")
     elif not pushed.complete:
         say(f"madgen: {pushed.shards_left} shards are not made yet; push again when the dataset is complete")
     return COMPLETE if pushed.complete else STOPPED
+
+
+def _refuse_itself(directory: DatasetDir, remote: Remote, name: str) -> None:
+    there = Path(remote.root).resolve()
+    if remote.protocol == "file" and directory.root.resolve() in [there, *there.parents]:
+        raise UserError(f"{name}={remote.url} lies in the dataset {directory.root} itself; name another place")
 
 
 def _content(job: Job, plan: Plan) -> dict[str, Any]:
@@ -105,7 +110,9 @@ def refuse_other_place(job: Job, plan: Plan) -> None:
 
     def look() -> None:
         try:
-            sender = Push(DatasetDir(job.output_dir), open_remote("output.upload", url), attempts=2)
+            remote = open_remote("output.upload", url)
+            _refuse_itself(DatasetDir(job.output_dir), remote, "output.upload")
+            sender = Push(DatasetDir(job.output_dir), remote, attempts=2)
             refuse_other(sender, sender.listing(), content, "output.upload")
         except Exception as error:
             found.append(error)

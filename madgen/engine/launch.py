@@ -78,7 +78,7 @@ def _alone(config: TrainerConfig) -> Placement:
     return Placement("alone", config.devices, 1)
 
 
-def _interactive(variables: MutableMapping[str, str]) -> bool:
+def _interactive(variables: Mapping[str, str]) -> bool:
     """A shell inside an allocation: as on any machine."""
     return variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
@@ -111,8 +111,13 @@ def _agree(config: TrainerConfig, devices: int, nodes: int, starter: str, per_no
 
 def rank(variables: Mapping[str, str] = os.environ) -> int:
     """Of this process among those that were started with it, before Lightning knows; 0 for one that is alone."""
-    ranks = (variables.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((int(text) for text in ranks if text), 0)
+    if "TORCHELASTIC_RUN_ID" in variables:
+        name = "RANK"
+    elif "SLURM_STEP_ID" in variables and not _interactive(variables):
+        name = "SLURM_PROCID"
+    else:
+        name = "LOCAL_RANK"  # of those that Lightning has started
+    return int(variables.get(name) or 0)
 
 
 def place(variables: Mapping[str, str] = os.environ) -> int:

@@ -38,7 +38,7 @@ def generate(job: Job, plan: Plan) -> Outcome:
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
     data = PromptDataModule(job, plan)
-    with directory.disappearance_is_told(began=lambda: data.begun):
+    with directory.disappearance_is_told(began=lambda: data.was_there):
         _predict(trainer, job, data, writer)
         if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
             tell_batch_script(data.out_of_time or "signal")

@@ -85,7 +85,7 @@ class Plan:
         """Writes the prompts to a folder, where `build_plan` of the same job finds them. Raises OSError."""
         if not self.key:
             raise ValueError("only a plan of `build_plan` has a key to be saved under")
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(exist_ok=True)
         path = cache / f"{self.key}.arrow"
         self.prompts.save(path)
         return path

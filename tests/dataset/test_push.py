@@ -175,10 +175,10 @@ def test_what_cannot_be_sent_is_told_in_a_line(s3, make, madgen_here, impatient)
 def test_a_dataset_is_not_pushed_into_itself(make, madgen_here, tmp_path):
     make()
     before = sorted(tmp_path.rglob("*"))
-    for url in ((tmp_path / "out").as_uri(), (tmp_path / "out/copy").as_uri()):
+    for url in ((tmp_path / "out").as_uri(), (tmp_path / "out/copy").as_uri(), "file://out/copy"):
         result = madgen_here("push", "out", url)
         assert (result.code, result.err) == (
-            2, f"madgen: {url} lies in the dataset out itself; push it to another place\n"
+            2, f"madgen: URL={url} lies in the dataset out itself; name another place\n"
         )  # fmt: skip
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import environment
 
-from madgen.engine.launch import place, placement, strategy
+from madgen.engine.launch import place, placement, rank, strategy
 from madgen.errors import UserError
 from madgen.schema import TrainerConfig
 
@@ -77,9 +77,14 @@ def test_processes_meet_over_gloo_with_a_timeout():
 
 
 def test_places_differ():
+    assert rank({}) == rank({"RANK": "3", "WORLD_SIZE": "4"}) == 0  # nobody whom madgen takes for a starter
+    assert rank({"LOCAL_RANK": "1"}) == 1
+    assert rank(step(SLURM_PROCID="3")) == 3
+    assert rank(step(SLURM_PROCID="3", SLURM_JOB_NAME="interactive", LOCAL_RANK="1")) == 1
+    assert rank(step(TORCHELASTIC_RUN_ID="x", RANK="2")) == 2
     assert place({}) == 0
-    assert place({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}) == 3
-    assert place({"SLURM_PROCID": "0", "SLURM_ARRAY_TASK_ID": "7"}) == 7
+    assert place(step(SLURM_PROCID="3", SLURM_LOCALID="1")) == 3
+    assert place(step(SLURM_ARRAY_TASK_ID="7")) == 7
 
 
 def test_torchrun(job_file, tmp_path):

@@ -1,0 +1,47 @@
+"""A dataset that is gone, below whatever looks for its files."""
+
+import errno
+import shutil
+
+import pytest
+
+from madgen.dataset.layout import DatasetDir
+from madgen.errors import UserError
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = DatasetDir(tmp_path / "out")
+    made.root.mkdir()
+    made.manifest.write_text("{}")
+    return made
+
+
+def lose(directory):
+    """As when the disk that the dataset is on has gone: its mount point is there, and empty."""
+    shutil.rmtree(directory.root)
+    directory.root.mkdir()
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "gone"), NotADirectoryError(20, "gone"), UserError("no dataset")]
+)
+def test_it_is_told_as_what_it_is(directory, error):
+    with pytest.raises(type(error)), directory.disappearance_is_told():
+        raise error
+    lose(directory)
+    with pytest.raises(type(error)), directory.disappearance_is_told(began=lambda: False):
+        raise error
+    with pytest.raises(OSError, match="has disappeared") as told, directory.disappearance_is_told():
+        raise error
+    assert told.value.errno == errno.ESTALE
+
+
+def test_nothing_is_made_where_it_was(directory):
+    directory.make_in_work(directory.claims)
+    directory.make_in_work(directory.claims)
+    assert directory.claims.is_dir()
+    lose(directory)
+    with pytest.raises(OSError, match="has disappeared"):
+        directory.make_in_work(directory.open_shards)
+    assert list(directory.root.iterdir()) == []
