@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.read import read_entry
@@ -125,7 +126,8 @@ def _lines(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
             across = [entry.setting.value for entry in line]
             axes.errorbar(across, [v for v, _ in found], yerr=[e for _, e in found], marker="o", capsize=3, label=label)
         for entry in line:
-            cells = " | ".join(f"{v:.4g}" + (f" ± {e:.3g}" if e else "") for v, e in (_value(entry, n) for n in names))
+            found = [_value(entry, name) for name in names]
+            cells = " | ".join(_digits(mean, 4) + (f" ± {_digits(std, 3)}" if std else "") for mean, std in found)
             numbers.append(f"| {label} | {entry.setting.value} | {cells} |")
     for axes, name in zip(panels[0], names, strict=True):
         axes.set_xlabel(f"{paper.varied} (px)" if str(paper.varied).startswith("sampling.") else str(paper.varied))
@@ -134,6 +136,11 @@ def _lines(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
     save(folder / f"{paper.name}.png")
     write_atomically(folder / "numbers.md", ("\n".join(numbers) + "\n").encode())
     return [folder / f"{paper.name}.png", folder / "numbers.md"]
+
+
+def _digits(value: float, count: int) -> str:
+    """So many digits that count, without an exponent."""
+    return np.format_float_positional(value, precision=count, unique=False, fractional=False, trim="-")
 
 
 def _heading(name: str) -> str:

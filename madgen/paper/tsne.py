@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.errors import UserError
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse
-from madgen.metrics.parts import Collected, Column, collect
+from madgen.metrics.parts import Collected, Column, collect, prompt_of
 from madgen.metrics.plots import pyplot, save
 from madgen.metrics.runner import measure, pick_device
 from madgen.paper.plan import Made, Paper
@@ -20,6 +21,8 @@ from madgen.reference import view_side
 
 SEED = 0
 NEIGHBOURS = 5
+COLUMNS = 3
+"""Panels side by side."""
 
 
 def plot_map(paper: Paper, made: Sequence[Made], path: Path, device: str = "auto") -> str:
@@ -36,9 +39,15 @@ def plot_map(paper: Paper, made: Sequence[Made], path: Path, device: str = "auto
     tiles = {entry.setting.label: _tiles(entry.directory, network, crops) for entry in made}
     prompts = list(squares.of_prompts())
     plot = pyplot()
-    figure, panels = plot.subplots(1, len(prompts), figsize=(4 * len(prompts), 4), squeeze=False)
+    texts = {prompt_of(sample["key"]): sample["prompt"] for part in reference.sidecars() for sample in part["samples"]}
+    across = min(COLUMNS, len(prompts))
+    down = -(-len(prompts) // across)
+    figure, grid = plot.subplots(down, across, figsize=(4 * across, 4.2 * down), squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(prompts) :]:
+        axes.axis("off")
     covered: dict[str, list[float]] = {label: [] for label in tiles}
-    for axes, prompt in zip(panels[0], prompts, strict=True):
+    for axes, prompt in zip(panels, prompts, strict=False):
         of_squares = _rows(squares, prompt)
         perplexity = min(30, max(2, (len(of_squares) - 1) // 3))
         placed = TSNE(perplexity=perplexity, random_state=SEED, n_jobs=1).fit(of_squares)
@@ -47,9 +56,10 @@ def plot_map(paper: Paper, made: Sequence[Made], path: Path, device: str = "auto
             own = _rows(found, prompt)
             axes.scatter(*np.asarray(placed.transform(own)).T, s=6, alpha=0.6, color=f"C{number}", label=label)
             covered[label].append(coverage(own, of_squares))
+        axes.set_title(shorten(texts[prompt], 48, placeholder=" …"), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
-    panels[0][0].legend(fontsize=7)
+    panels[0].legend(fontsize=7)
     figure.suptitle(f"features of {network.label}", fontsize=9)
     save(path)
     lines = [f"Coverage: share of squares with a crop no farther than the {NEIGHBOURS}-th nearest square.", ""]
