@@ -58,6 +58,7 @@ class Setting:
         asked = self.job.as_dict()
         source = Path(self.job.prompts.source)
         asked["prompts"]["source"] = source.read_text() if source.is_file() else str(source)
+        del asked["sampling"]["batch_size"]
         what = {key: value for key, value in asked.items() if key not in NOT_OF_PICTURES}
         method, size = self.job.method, f"{self.job.sampling.height}x{self.job.sampling.width}"
         how = f"{method.views.layout}-tau{method.mad.steps}" + ("-sync" if method.sync.weight else "")
