@@ -141,11 +141,15 @@ def _mark_stragglers(live: list[dict[str, Any]]) -> None:
             worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < least
 
 
+COMMON_ERROR = 0.08
+"""Of a rate: the last batches, and what else a machine does. Steady runs showed up to 7 % (`benchmarks/eta.py`)."""
+
+
 def _interval(left: int, rate: float | None, live: list[dict[str, Any]]) -> list[float] | None:
-    """Two standard errors around the time left, from how evenly each worker works."""
+    """Around the time left: two standard errors, from how evenly each worker works, and what is common to all."""
     errors = [worker["rate_per_s"] * worker["rate_error"] for worker in live if worker["rate_per_s"]
               and worker["rate_error"] is not None]  # fmt: skip
     if not rate or not errors:
         return None
-    relative = min(math.hypot(*errors) / rate, 0.9)
+    relative = min(math.hypot(math.hypot(*errors) / rate, COMMON_ERROR), 0.9)
     return [left / (rate * (1 + relative)), left / (rate * (1 - relative))]
