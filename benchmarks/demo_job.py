@@ -26,7 +26,10 @@ UNWATCHED = (
 )  # fmt: skip
 COMPARED = {
     "processes": ((COMMAND, "trainer.devices=1"), (COMMAND, "trainer.devices=2")),
-    "monitoring": ((UNWATCHED, "trainer.devices=1"), (COMMAND, "trainer.devices=1", "monitor.preview_every=5")),
+    "monitoring": (
+        (UNWATCHED, "trainer.devices=1", "monitor.wandb.mode=disabled"),
+        (COMMAND, "trainer.devices=1", "monitor.preview_every=5"),
+    ),
 }
 
 

@@ -108,6 +108,12 @@ def lost(bench: Bench) -> None:
     bench.expect(0, "with the file system back")
 
 
+DERIVED = {"index.parquet", "README.md", "samples"}
+"""Made of finished shards when all are there; what was begun may be ended where the disk was."""
+CALLS = set("open os.listdir os.scandir os.mkdir os.rename os.link os.remove os.rmdir".split())
+MNT_DETACH = 2
+
+
 @dataclass
 class Vanishing:
     """Takes the disk away in the process that calls `install`, before a call of a kind that was not met yet.
@@ -139,12 +145,6 @@ class Vanishing:
                 os._exit(99)
         elif event == "os.rename" and last.parent.name == "shards" and last.suffix == ".json":
             self.on = True
-
-
-DERIVED = {"index.parquet", "README.md", "samples"}
-"""Made of finished shards when all are there; what was begun may be ended where the disk was."""
-CALLS = set("open os.listdir os.scandir os.mkdir os.rename os.link os.remove os.rmdir".split())
-MNT_DETACH = 2
 
 
 def vanishing(bench: Bench) -> None:

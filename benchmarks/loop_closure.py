@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from scores import CELL, closure
 from settings import GUIDANCE, PROMPTS
 
-from madgen import PanoramaSampler
+from madgen import PanoramaSampler, load_job
 
 STRIDE = 4 * CELL
-METHODS: dict[str, tuple[dict[str, Any], int]] = {
-    "MultiDiffusion": ({"mad_steps": 0}, 20),
-    "MAD in every step": ({"mad_steps": 20}, 20),
-    "MAD, shifted views (16 of 20)": ({"layout": "shifted", "mad_steps": 16}, 20),
-    "fast (20 of 25)": ({"layout": "shifted", "mad_steps": 20, "scheduler": "UniPCMultistepScheduler"}, 25),
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+METHODS = {
+    "MultiDiffusion": ("multidiffusion",),
+    "MAD in every step": ("mad", "method.mad.steps=20"),
+    "MAD, shifted views (16 of 20)": ("mad-shifted", "method.mad.steps=16"),
+    "fast (20 of 25)": ("fast",),
 }
+"""A preset of configs/method, and what is set beside it: four fifths of the demo's 20 steps, or all."""
 
 
-def pictures(options: dict[str, Any], steps: int, count: int, device: str, loop: bool) -> Iterator[np.ndarray]:
+def pictures(name: str, count: int, device: str, loop: bool) -> Iterator[np.ndarray]:
     """The same prompts and seeds in every method, uint8 [128, 512, 3]."""
-    sampler = PanoramaSampler.from_pretrained("demo", dtype="float32", device=device, **options)
+    preset, *changes = METHODS[name]
+    job = load_job([CONFIGS / "backbone/demo.yaml", CONFIGS / f"method/{preset}.yaml"], changes)
+    sampler, steps = PanoramaSampler.from_job(job, device), job.sampling.num_inference_steps
     size = {"height": 128, "width": 512, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "loop": loop}
     prompts = list(PROMPTS)
     for seed in range(0, count, 8):
@@ -44,9 +48,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     print("| method | | all columns | borders of cells | borders of views |\n|---|---|---|---|---|")
-    for name, (options, steps) in METHODS.items():
+    for name in METHODS:
         for loop in (True, False):
-            made = list(pictures(options, steps, given.panoramas if loop else 8, given.device, loop))
+            made = list(pictures(name, given.panoramas if loop else 8, given.device, loop))
             row = " | ".join(f"{closure(made, period):.2f}" for period in (1, CELL, STRIDE))
             print(f"| {name} | {'loop' if loop else 'open'} | {row} |", flush=True)
 

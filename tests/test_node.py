@@ -30,7 +30,6 @@ def own_node(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(tmp_path) -> Path:
-    """As weights are: not changed just now."""
     (tmp_path / "weights").write_bytes(os.urandom(1000))
     return tmp_path / "weights"
 
@@ -96,6 +95,7 @@ def test_whoever_waits_for_a_process_that_is_killed_reads_itself(file, tmp_path,
         if log.exists():
             break
         time.sleep(0.01)
+    assert log.exists()
     waits = FORK.Process(target=asked, args=(file, log))
     waits.start()
     waits.join(0.3)

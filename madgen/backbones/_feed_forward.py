@@ -1,7 +1,8 @@
 """Feed-forward layers on a CPU: so many rows at a time that what lies between their two products stays in its caches.
 
-Without this, processes on the cores of one machine wait for each other's memory: the demo job took 1.2 times as long
-beside another one. Parts are even, for few rows by themselves may take another path with other last bits.
+Without this, processes on the cores of one machine wait for each other's memory: sampling the demo's panoramas took
+1.2 times as long beside another process. Parts are even, for few rows by themselves may take another path with other
+last bits.
 """
 
 from __future__ import annotations

@@ -83,8 +83,7 @@ def push_now(directory: DatasetDir, url: str) -> int:
 
 
 def _refuse_itself(directory: DatasetDir, remote: Remote, name: str) -> None:
-    there = Path(remote.root).resolve()
-    if remote.protocol == "file" and directory.root.resolve() in [there, *there.parents]:
+    if remote.protocol == "file" and Path(remote.root).resolve().is_relative_to(directory.root.resolve()):
         raise UserError(f"{name}={remote.url} lies in the dataset {directory.root} itself; name another place")
 
 

@@ -1,7 +1,7 @@
 """Imports the parts of W&B that `wandb.init` would import, some 0.1 s of processor time.
 
 Its data models search all modules that are loaded for their own source: with torch and diffusers among these it takes
-five times as long, and runs beside the sampling.
+three times as long, and runs beside the sampling.
 """
 
 import contextlib

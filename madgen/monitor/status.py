@@ -18,6 +18,9 @@ SILENT_S = 2 * HEARTBEAT_S
 """A worker that was not heard of for so long is named; after its lease it counts as dead."""
 SLOW = 0.5
 """A straggler works at less than this share of the median rate."""
+COMMON_ERROR = 0.08
+"""Of a rate, shared by all workers: in two steady runs the time left was off by up to 7 % between the first tenth and
+the last (`benchmarks/eta.py`)."""
 
 
 def status(directory: DatasetDir) -> dict[str, Any]:
@@ -139,10 +142,6 @@ def _mark_stragglers(live: list[dict[str, Any]]) -> None:
         least = SLOW * statistics.median(known)
         for worker in live:
             worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < least
-
-
-COMMON_ERROR = 0.08
-"""Of a rate: the last batches, and what else a machine does. Steady runs showed up to 7 % (`benchmarks/eta.py`)."""
 
 
 def _interval(left: int, rate: float | None, live: list[dict[str, Any]]) -> list[float] | None:

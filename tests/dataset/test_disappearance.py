@@ -45,3 +45,13 @@ def test_nothing_is_made_where_it_was(directory):
     with pytest.raises(OSError, match="has disappeared"):
         directory.make_in_work(directory.open_shards)
     assert list(directory.root.iterdir()) == []
+
+
+def test_a_disk_that_goes_while_the_backbone_loads_is_not_begun_anew(madgen_here, job_file, tmp_path, monkeypatch):
+    out = DatasetDir(tmp_path / "out")
+    assert madgen_here("generate", job_file).code == 0
+    out.sidecar("job-000001").unlink()
+    monkeypatch.setattr("madgen.engine.module.fetch_ahead", lambda files: lose(out))
+    result = madgen_here("generate", job_file)
+    assert (result.code, "the dataset has disappeared" in result.err) == (3, True)
+    assert list(out.root.iterdir()) == []

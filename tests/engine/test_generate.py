@@ -117,7 +117,7 @@ def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     options = ["prompts.samples_per_prompt=500"]
     script = f"import madgen.engine.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
     process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
-    plans = tmp_path / "out/work/plan"
+    plans = tmp_path.joinpath("out", "work", "plan")
     while process.poll() is None and not list(plans.glob("*.arrow")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)

@@ -78,7 +78,7 @@ def test_a_killed_run_and_those_after_it_are_one_curve(start, job_file, tmp_path
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
     options = ["prompts.samples_per_prompt=60", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
     here = {"WANDB_DIR": str(tmp_path)}
-    note = tmp_path / "out/work/wandb.json"
+    note = tmp_path.joinpath("out", "work", "wandb.json")
     logged = 0
     for _ in range(2):
         process = start("generate", job_file, *options, **here)

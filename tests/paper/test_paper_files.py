@@ -1,6 +1,7 @@
 """Law 7 of `jobs/paper`: every file loads and plans in every variant, and its quick variant makes what it promises."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 from PIL import Image
 
 from madgen.cli import main
+from madgen.engine.finish import Outcome
 from madgen.engine.forecast import forecast
 from madgen.errors import UserError
 from madgen.paper.plan import load_paper
 from madgen.paper.tsne import coverage
 from madgen.plan.shards import build_plan
+from madgen.reference import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "jobs" / "paper").glob("*.yaml"))
@@ -40,6 +43,18 @@ def test_every_file_plans(path, variant, monkeypatch):
 def test_what_is_no_table_is_told():
     with pytest.raises(UserError, match=r"demo.yaml is no table or figure: it has no settings"):
         load_paper(ROOT / "jobs/demo.yaml", demo=True)
+
+
+@pytest.mark.parametrize(("devices", "apart"), [("auto", False), (1, False), (2, True)])
+def test_what_takes_several_processes_runs_in_one_of_its_own(devices, apart, tmp_path, monkeypatch):
+    """Lightning starts the others by running the command line again, which is to be that of `generate`."""
+    ran = []
+    monkeypatch.setattr("madgen.reference._generate_apart", lambda file: ran.append("apart") or 0)
+    monkeypatch.setattr("madgen.engine.finish.finished", lambda job, plan: ran.append("here") or Outcome(0, {}, 0.0, 0))
+    job = load_paper(ROOT / "jobs/paper/fig10.yaml", quick=True).settings[0].job
+    job = replace(job, trainer=replace(job.trainer, devices=devices))
+    assert generate(job, tmp_path / "job.yaml") == 0
+    assert ran == ["apart" if apart else "here"]
 
 
 def test_the_paper_s_settings():
