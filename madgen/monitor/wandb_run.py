@@ -63,18 +63,19 @@ class WandbRun(Observer):
 
     def ending(self, preempted: bool) -> None:
         state = self.log.status.read()  # now, while this worker's heartbeat still tells its rate
-        self._do(lambda: self.log.last(state, preempted))
+        self._do(lambda: self.log.last(state, preempted), patience_s=STOP_S / 2)
 
     def stopped(self) -> None:
-        self._do(None)
-        self._thread.join(STOP_S)
+        began = time.monotonic()
+        self._do(None, patience_s=STOP_S)
+        self._thread.join(max(0.0, began + STOP_S - time.monotonic()))
         if self._thread.is_alive():
             say(f"madgen: W&B does not answer; `wandb sync --append {self.log.folder}` sends what is missing later")
 
-    def _do(self, task: Callable[[], None] | None) -> None:
-        """Leaves it out where W&B is so slow that others wait already."""
+    def _do(self, task: Callable[[], None] | None, patience_s: float = 0.01) -> None:
+        """Leaves it out where W&B is so slow that others wait already, and still do after `patience_s`."""
         with contextlib.suppress(queue.Full):
-            self._tasks.put(task, timeout=None if task is None and self._thread.is_alive() else 0.01)
+            self._tasks.put(task, timeout=patience_s if self._thread.is_alive() else 0.01)
 
     def _work(self) -> None:
         try:

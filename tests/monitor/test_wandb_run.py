@@ -1,9 +1,14 @@
 import json
 import socket
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+import wandb
 from wandb_log import history, records, run
+
+from madgen.schema import Job
 
 
 @pytest.fixture
@@ -76,22 +81,26 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
 
 def test_a_killed_run_and_those_after_it_are_one_curve(start, job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
-    options = ["prompts.samples_per_prompt=60", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
+    options = ["prompts.samples_per_prompt=120", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
     here = {"WANDB_DIR": str(tmp_path)}
     note = tmp_path.joinpath("out", "work", "wandb.json")
-    logged = 0
-    for _ in range(2):
-        process = start("generate", job_file, *options, **here)
-        until(lambda before=logged: note.exists() and json.loads(note.read_text())["samples"] > before)
-        logged = json.loads(note.read_text())["samples"]
-        process.kill()
-    assert start("generate", job_file, *options, **here).wait() == 0
-    logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(logs) == 3
-    assert len({path.name for path in logs}) == 1
-    samples = [row["samples"] for log in logs for row in history(log)]
+
+    def logs():
+        return sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+    first = start("generate", job_file, *options, **here)
+    until(lambda: note.exists() and json.loads(note.read_text())["samples"] > 0)
+    first.kill()
+    second = start("generate", job_file, *options, **here)
+    until(lambda: len(logs()) == 2)  # its log is open, and may not have a point
+    second.kill()
+    third = start("generate", job_file, *options, **here)
+    assert third.wait() == 0
+    assert len(logs()) == 3, third.said()[1]
+    assert len({path.name for path in logs()}) == 1
+    samples = [row["samples"] for log in logs() for row in history(log)]
     assert samples == sorted(set(samples))
-    assert samples[-1] == 300
+    assert samples[-1] == 600
 
 
 def until(true, timeout_s=120):
@@ -122,6 +131,51 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
+def test_a_run_that_hangs_is_waited_for_no_longer_than_told(monkeypatch):
+    """With its queue full: neither the last point nor the end is waited for without limit."""
+    from madgen.monitor import wandb_run
+
+    monkeypatch.setattr(wandb_run, "STOP_S", 0.5)
+    hung, released = threading.Event(), threading.Event()
+
+    def hang():
+        hung.set()
+        released.wait()
+
+    run = wandb_run.WandbRun(Job())
+    run.log = SimpleNamespace(folder="wandb/latest-run", status=SimpleNamespace(read=dict), close=lambda: None)
+    run._do(hang)
+    run._thread.start()
+    assert hung.wait(60)
+    for _ in range(17):
+        run._do(hang)
+    began = time.monotonic()
+    run.ending(preempted=False)
+    run.stopped()
+    assert time.monotonic() - began < 30
+    assert run._thread.is_alive()
+    released.set()
+
+
+def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
+    from madgen.monitor import wandb_run
+
+    told, go = [], threading.Event()
+    run = wandb_run.WandbRun(Job())
+    run.log = SimpleNamespace(
+        status=SimpleNamespace(read=lambda: "the last state"),
+        last=lambda state, preempted: told.append((state, preempted)),
+        close=lambda: told.append("closed"),
+    )
+    for _ in range(17):
+        run._do(go.wait)
+    run._thread.start()
+    threading.Timer(0.2, go.set).start()
+    run.ending(preempted=True)
+    run.stopped()
+    assert told == [("the last state", True), "closed"]
+
+
 def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     from madgen.dataset.claim import Worker
     from madgen.dataset.layout import DatasetDir, to_json
@@ -144,6 +198,7 @@ def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     log.alert("stopped: too much fails", "9 of 10")
     log.close()
     worker.close()
+    wandb.teardown()  # the file may still be written when a run is finished
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     alerts = [record.alert for record in records(path) if record.HasField("alert")]
     assert [alert.title for alert in alerts] == ["job lost a worker", "job stopped: too much fails"]
