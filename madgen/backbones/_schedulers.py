@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from madgen.joint.loop import steps_of
 
 EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 """Known to take one evaluation a step: planning with these need not import diffusers."""
+
+LOOK_FURTHER = 32
 
 
 def scheduler_class(name: str) -> Any:
@@ -102,5 +105,17 @@ def new_scheduler(
     try:
         scheduler.set_timesteps(num_inference_steps, device=device, **options)
     except ValueError as error:
-        raise UserError(f"sampling.num_inference_steps={num_inference_steps}: {error}") from error
+        raise UserError(_no_such_steps(scheduler, num_inference_steps, options, str(error))) from error
     return scheduler
+
+
+def _no_such_steps(scheduler: Any, asked: int, options: dict[str, Any], why: str) -> str:
+    """What is wrong with a number of steps: too few, where a few more do; else what the scheduler says."""
+    for steps in range(asked + 1, asked + LOOK_FURTHER):
+        with contextlib.suppress(ValueError):
+            scheduler.set_timesteps(steps, **options)
+            return (
+                f"sampling.num_inference_steps={asked} is not possible with {type(scheduler).__name__}; "
+                f"the next number that is: {steps}"
+            )
+    return f"sampling.num_inference_steps={asked}: {why}"

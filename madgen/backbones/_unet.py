@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae
 from madgen.backbones._compile import compiled
 from madgen.backbones._feed_forward import keep_in_cache
+from madgen.backbones._files import read_configs
 from madgen.errors import UserError
 from madgen.joint.attention import JointAttention, KeysValues, grids_of, joint_attention, keys_values
 from madgen.joint.guidance import classifier_free, guidance_embedding
@@ -33,6 +34,37 @@ def unet_spec(unet: dict[str, Any], vae: dict[str, Any]) -> BackboneSpec:
         coarsest=2 ** (len(unet["block_out_channels"]) - 1),
         guidance_embedded=unet.get("time_cond_proj_dim") is not None,
     )
+
+
+def attention_of(unet: torch.nn.Module) -> dict[str, Any]:
+    """The attention layers, by the names of diffusers' processors."""
+    return {f"{name}.processor": module for name, module in sorted(unet.named_modules()) if hasattr(module, "to_q")}
+
+
+def select_layers(layers: Sequence[str], blocks: Sequence[str]) -> set[str]:
+    """Those that `blocks` (down, mid, up, or patterns of names) select; UserError if an entry selects none."""
+    chosen: set[str] = set()
+    for block in blocks:
+        found = fnmatch.filter(layers, BLOCK_PATTERNS.get(block, block))
+        if not found:
+            raise UserError(
+                f"method.mad.blocks: {block!r} is neither down, mid, up nor a pattern of a layer such as {layers[0]!r}"
+            )
+        chosen.update(found)
+    return chosen
+
+
+def check_blocks(
+    blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
+) -> None:
+    """As `select_layers`, of the config files alone: no weights are read."""
+    if set(blocks) <= set(BLOCK_PATTERNS):
+        return  # without the import of diffusers
+    from diffusers import UNet2DConditionModel
+
+    _, unet, _ = read_configs(pretrained, revision, config)
+    with torch.device("meta"):
+        select_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
 
 
 @dataclass(frozen=True)
@@ -91,9 +123,7 @@ class UNetBackbone:
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)
-        self.attention = {  # by the names of diffusers' processors
-            f"{name}.processor": module for name, module in sorted(self.unet.named_modules()) if hasattr(module, "to_q")
-        }
+        self.attention = attention_of(self.unet)
         self.layers = list(self.attention)
         self.processors = {name: JointAttention(name) for name in self.layers}
         self.compiled: Any = None
@@ -186,16 +216,7 @@ class UNetBackbone:
 
     def merged_layers(self, merging: Merging) -> set[str]:
         """The attention layers that `merging.blocks` selects; UserError if an entry selects none."""
-        chosen: set[str] = set()
-        for block in merging.blocks:
-            found = fnmatch.filter(self.layers, BLOCK_PATTERNS.get(block, block))
-            if not found:
-                raise UserError(
-                    f"method.mad.blocks: {block!r} is neither down, mid, up nor a pattern of a layer such as "
-                    f"{self.layers[0]!r}"
-                )
-            chosen.update(found)
-        return chosen
+        return select_layers(self.layers, merging.blocks)
 
     def predict_noise(
         self, views_BVChw: Tensor, timestep: Tensor, conditioning: Conditioning, chunk_views: int | None = None

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -179,6 +180,25 @@ def test_plan_writes_nothing_and_counts(madgen_here, job_file, tmp_path):
     text = madgen_here("plan", job_file).out
     assert "10 panoramas in 4 shards" in text
     assert listing(tmp_path) == before
+
+
+def test_plan_refuses_layers_that_there_are_not_without_weights(madgen_here, job_file, tiny, tmp_path):
+    """Patterns are held against the config files, as a login node without the weights has them."""
+    configs = tmp_path / "configs"
+    shutil.copytree(tiny, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    plan = ("plan", job_file, f"backbone.pretrained={configs}")
+    assert madgen_here(*plan, "method.mad.blocks=[mid, 'up_blocks.*.attn1.*']").code == 0
+    result = madgen_here(*plan, "method.mad.blocks=[mid, 'up_blocks.*.attn3.*']")
+    assert (result.code, result.out) == (2, "")
+    assert "'up_blocks.*.attn3.*' is neither down, mid, up nor a pattern of a layer such as" in result.err
+
+
+def test_the_next_number_of_steps_that_a_scheduler_has_is_named(madgen_here, job_file):
+    plan = ("plan", job_file, "sampling.scheduler=PNDMScheduler")
+    result = madgen_here(*plan, "sampling.num_inference_steps=2")
+    assert result.code == 2
+    assert "num_inference_steps=2 is not possible with PNDMScheduler; the next number that is: 4" in result.err
+    assert madgen_here(*plan, "sampling.num_inference_steps=4").code == 0
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"shard": "job-000000"}'])
