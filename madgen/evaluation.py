@@ -165,6 +165,16 @@ def _publish(request: Request, directory: DatasetDir, report: dict[str, Any]) ->
     return path
 
 
+def _named(text: str) -> tuple[str, str]:
+    """The label and the path of `label=PATH`, or of a path, which may hold a sign of equality itself."""
+    label, separator, path = text.partition("=")
+    if not separator or Path(text).exists():
+        return Path(text).name, text
+    if not label or not path:
+        raise UserError(f"{text!r} is neither a path nor name=PATH")
+    return label, path
+
+
 def compare(labelled: Sequence[str], output: Path | None, mixed: bool) -> str:
     """The table of some reports, `label=PATH` or `PATH`; with its plots beside `output`, if that is given."""
     from madgen.metrics.compare import Row, table
@@ -173,9 +183,8 @@ def compare(labelled: Sequence[str], output: Path | None, mixed: bool) -> str:
 
     rows = []
     for text in labelled:
-        label, separator, path = text.partition("=")
-        found = read_report(Path(path if separator and not Path(text).exists() else text).expanduser())
-        rows.append(Row(label if separator and not Path(text).exists() else Path(text).name, found))
+        label, path = _named(text)
+        rows.append(Row(label, read_report(Path(path).expanduser())))
     if len({row.label for row in rows}) != len(rows):
         raise UserError("two reports have one name; write name=PATH")
     written = table(rows, mixed)

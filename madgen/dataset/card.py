@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.read import read_entry
 from madgen.errors import UserError
 from madgen.files import write_atomically
+from madgen.markdown import escaped
 
 UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
 """What reading a damaged sample may end in."""
@@ -156,13 +156,6 @@ def _job_yaml(job: dict[str, Any]) -> str:
     plain = json.loads(json.dumps(told))  # tuples are lists in YAML
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def escaped(text: str, most: int = 200) -> str:
-    """Any text as plain text in one line of Markdown."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    line = line if len(line) <= most else f"{line[: most - 1]}…"
-    return re.sub(r"([\\`*_{}\[\]()<>#!|&~$:@])", r"\\\1", line)
 
 
 def _filtered(filtered: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from madgen.errors import UserError
 from madgen.metrics import METRICS
-from madgen.metrics.report import cell, heading, value
+from madgen.metrics.report import heading, value
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,14 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
     for at, row in enumerate(rows):
         cells = [marks[name][at].format(_shown(row, name)) for name in names]
         cells += [marks[name][at].format(_shown_extra(row, name)) for name in extras]
-        lines.append(f"| {cell(row.label)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_cell(row.label)} | " + " | ".join(cells) + " |")
     lines += ["", *_notes(rows, heads, mixed)]
     return "\n".join(lines) + "\n"
+
+
+def _cell(label: str) -> str:
+    """A name that the user gave, in a table that is read as it is, too."""
+    return " ".join(label.split()).replace("|", "\\|")
 
 
 def _shown(row: Row, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from madgen.dataset.layout import to_json
 from madgen.errors import UserError
 from madgen.files import write_atomically
+from madgen.markdown import escaped
 from madgen.metrics.evaluate import VERSION
 
 
@@ -61,7 +62,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         lines.append("|---" * (1 + len(metrics)) + "|")
         for prompt, text in report["prompts"].items():
             cells = [number(found["per_prompt"].get(prompt), found["scale"]) for found in metrics.values()]
-            lines.append(f"| {cell(text)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {escaped(text)} | " + " | ".join(cells) + " |")
     lines += ["", "## Protocol", ""]
     lines += [f"- {found['label']}: {_protocol(found)}" for found in metrics.values()]
     return "\n".join(lines) + "\n"
@@ -91,11 +92,6 @@ def number(plain: float | None, scale: float) -> str:
     if abs(scaled) >= 1:
         return f"{scaled:.2f}"
     return f"{scaled:.3f}" if abs(scaled) >= 0.01 else f"{scaled:.2g}"
-
-
-def cell(text: str) -> str:
-    """In a table of Markdown."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _protocol(found: dict[str, Any]) -> str:

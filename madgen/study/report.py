@@ -8,6 +8,7 @@ from typing import Any
 
 from madgen.dataset.layout import to_json
 from madgen.files import write_atomically
+from madgen.markdown import escaped
 from madgen.study.answers import read_answers, read_key
 from madgen.study.questions import QUESTIONS
 from madgen.study.score import score
@@ -42,7 +43,7 @@ def _head(report: dict[str, Any]) -> Iterator[str]:
     if people["dropped"]:
         yield ""
     for name, dropped in people["dropped"].items():
-        yield f"- dropped: {_escaped(name)}, {dropped['right']} of {protocol['controls']} right"
+        yield f"- dropped: {escaped(name)}, {dropped['right']} of {protocol['controls']} right"
     yield ""
     yield (
         f"Win rate: {protocol['rate']}. Intervals of {protocol['confidence']:.0%}: {protocol['interval']}. They speak "
@@ -51,7 +52,7 @@ def _head(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:
-    first, second = _escaped(found["first"]), _escaped(found["second"])
+    first, second = escaped(found["first"]), escaped(found["second"])
     yield ""
     yield f"## {first} against {second}"
     yield f"{QUESTIONS[found['question']].text}" if found["question"] in QUESTIONS else found["question"]
@@ -60,9 +61,7 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     yield _line("**all**", found["overall"])
     for row in found["prompts"].values():
-        text = row["prompt"]
-        short = text if len(text) <= PROMPT_CHARACTERS else f"{text[: PROMPT_CHARACTERS - 1]}…"
-        yield _line(_escaped(short), row)
+        yield _line(escaped(row["prompt"], PROMPT_CHARACTERS), row)
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
@@ -70,9 +69,3 @@ def _line(name: str, row: dict[str, Any]) -> str:
         f"| {name} | {row['rate']:.1%} | {row['low']:.1%} – {row['high']:.1%} | {row['wins']} | {row['losses']} | "
         f"{row['ties']} | {row['participants']} | {row['design_effect']:.2f} |"
     )
-
-
-def _escaped(text: str) -> str:
-    """On one line, and no markup of Markdown or HTML."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{character}" if character in "\\`*_[]|#" else character for character in line)

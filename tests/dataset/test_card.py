@@ -8,7 +8,6 @@ import yaml
 
 from madgen.config import load_job
 from madgen.dataset import manifest
-from madgen.dataset.card import escaped
 from madgen.dataset.encode import encode_sample
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
@@ -82,11 +81,6 @@ def test_the_index_has_all_that_the_sidecars_say(dataset):
         assert row["coherence"] == entry["scores"]["coherence"]
         assert all(row[name] == value for name, value in entry.items() if name != "scores")
         assert f"{row['prompt_id']}-{row['sample_index']:04d}" == row["key"]
-
-
-def test_escaped_text_is_plain():
-    assert escaped("a *b*\n\x1b c") == r"a \*b\* c"
-    assert len(escaped("x" * 1000)) == 200
 
 
 def test_a_licence_is_that_of_the_model_card(tmp_path):

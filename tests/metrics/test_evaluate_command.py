@@ -132,6 +132,8 @@ def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, wandb_he
         (["evaluate", "a", "--reference", "b", "--metrics", "fid"], "b holds no madgen dataset"),
         (["evaluate", "a", "--device", "tpu"], "--device tpu:"),
         (["compare", "a"], "a holds no report.json; run madgen evaluate a"),
+        (["compare", "=a"], "'=a' is neither a path nor name=PATH"),
+        (["compare", "MAD="], "'MAD=' is neither a path nor name=PATH"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, madgen_here, clip_folder):

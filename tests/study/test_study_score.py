@@ -1,6 +1,7 @@
 """Answers to win rates: what was planted comes out, who fails the controls is dropped, and what is refused."""
 
 import json
+import re
 
 import pytest
 from study_data import TEXTS, answers_of, make_dataset, write_answers
@@ -189,10 +190,11 @@ def test_the_table_stays_a_table(tmp_path, study, key, capsys):
     score_study(path, study, None, as_json=False)
     printed = capsys.readouterr().out
     assert printed == (study / "report.md").read_text()
-    assert "- dropped: fails &lt;b&gt;, 0 of 6 right" in printed
+    assert r"- dropped: fails \<b\>, 0 of 6 right" in printed
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert {len(line.replace("\\|", "").split("|")) for line in rows} == {10}
-    assert "<script" not in printed
+    assert "<script" in printed.replace("\\", "")  # as text: no sign of HTML stands unescaped
+    assert not re.search(r"(?<!\\)<", printed)
     assert "| **all** | 100.0% | 0.0% – 100.0% | 8 | 0 | 0 | 1 | 8.00 |" in rows
     report = json.loads((study / "report.json").read_text())
     score_study(path, study, None, as_json=True)

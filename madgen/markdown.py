@@ -1,0 +1,12 @@
+"""Texts that others wrote, in the Markdown that madgen writes."""
+
+from __future__ import annotations
+
+import re
+
+
+def escaped(text: str, most: int = 200) -> str:
+    """Any text as plain text in one line, no longer than `most` characters before it is escaped."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = line if len(line) <= most else f"{line[: most - 1]}…"
+    return re.sub(r"([\\`*_{}\[\]()<>#!|&~$:@])", r"\\\1", line)

@@ -1,0 +1,7 @@
+from madgen.markdown import escaped
+
+
+def test_escaped_text_is_plain():
+    assert escaped("a *b*\n\x1b c") == r"a \*b\* c"
+    assert escaped("<b> | [x](y)") == r"\<b\> \| \[x\]\(y\)"
+    assert len(escaped("x" * 1000)) == 200
