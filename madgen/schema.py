@@ -14,6 +14,8 @@ PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "
 """What a line of a prompt file may say."""
 PIXEL_SCORES = ("seam", "wrap", "coherence")
 """Of `madgen.scores`."""
+AUTO_BATCH = "auto"
+"""The value of `sampling.batch_size` that stands for as many as keep the device busy."""
 SCORES = (*PIXEL_SCORES, "clip")
 """What the JSON of a sample may hold under `scores`."""
 
@@ -198,12 +200,18 @@ class SamplingConfig:
     decode: str = "auto"
     """`whole` panoramas at once, `tiled` for less memory (tiles of two views, blended), or `auto`: tiled above 2^22
     pixels."""
-    batch_size: int = 1
-    """Panoramas at once on a device."""
+    batch_size: Any = 1
+    """Panoramas at once on a device. `auto`: on a GPU as many of a size as keep it busy, on a CPU one. Where memory
+    runs out, fewer are sampled at a time. The last bits of a picture may depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "num_inference_steps", "batch_size"):
+        for name in ("height", "width", "num_inference_steps"):
             _check(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        size = self.batch_size
+        _check(
+            size == AUTO_BATCH or (type(size) is int and size > 0),
+            f"sampling.batch_size must be a number > 0 or auto, got {size!r}",
+        )
         _check(
             self.num_inference_steps <= 10_000,
             f"sampling.num_inference_steps must be <= 10000, got {self.num_inference_steps}",

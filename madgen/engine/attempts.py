@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from madgen.dataset.metadata import with_changes, with_scores
+from madgen.engine.ladder import Rung
 from madgen.engine.safety import Safety
 from madgen.engine.scoring import ClipScore
 from madgen.sampler import PanoramaSampler, decodes_tiled, to_uint8
@@ -33,12 +34,6 @@ OUT_OF_MEMORY, NOT_FINITE, CONSTANT, UNSAFE = "out_of_memory", "not_finite", "co
 CPU_IS_FULL = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|could not (create|execute) a primitive$"
 )
-LADDER: tuple[tuple[int | None, str], ...] = (
-    (None, ""),
-    (4, "4 views at a time, all of a prompt's where attention merges them"),
-    (1, "one panorama and one view at a time, all of a prompt's where attention merges them"),
-)
-"""`chunk_views` of one attempt to sample after the other, in words; on the last rung each panorama is alone."""
 TILED = "decoding in tiles"
 LEAST_RANGE = 4
 """A picture none of whose channels spans this many of the 256 values shows nothing."""
@@ -60,7 +55,7 @@ class Attempts:
         self.sampler, self.sampling, self.safety, self.clip = sampler, sampling, safety, clip
         self.seconds: dict[str, float] = {}
         """Wall time of what was done for the last tasks."""
-        self._rungs: dict[tuple[int, int, int, torch.dtype], int] = {}
+        self._rungs: dict[tuple[int, int, torch.dtype], Rung] = {}
         self._tiled: set[tuple[int, int, torch.dtype]] = set()
         self._learned: list[str] = []
         self._dtype = sampler.dtype
@@ -86,19 +81,31 @@ class Attempts:
     def _sampled(self, tasks: Sequence[Task]) -> list[Tensor | None]:
         """Latents [1, C, h, w] of each task, from the first rung that has room for them; None where no rung has."""
         prompt = tasks[0].prompt
-        size = prompt.height, prompt.width, len(tasks), self.sampler.dtype
-        begin, last = self._rungs.get(size, 0), len(LADDER) - 1
-        for rung in range(begin, len(LADDER)):
-            groups = [[task] for task in tasks] if rung == last else [tasks]
-            chunk_views, said = LADDER[rung]
-            found = [self._sample(group, chunk_views) for group in groups]
-            if rung == last or None not in found:
+        size = prompt.height, prompt.width, self.sampler.dtype
+        known = self._rungs.get(size, Rung(len(tasks)))
+        begin = replace(known, panoramas=min(known.panoramas, len(tasks)))
+        rungs = [begin, *begin.below()]
+        for rung in rungs:
+            found = self._sample_groups(rung.groups(tasks), rung.chunk_views, whatever_comes=rung == rungs[-1])
+            if found is not None:
                 break
-        self._rungs[size] = rung
-        if rung > begin:
-            self._learn(said)
-        missing: list[Tensor | None] = [None]
-        return [latents for group in found for latents in group or missing]
+        assert found is not None
+        if rung != begin:
+            self._rungs[size] = rung
+            self._learn(str(rung))
+        return found
+
+    def _sample_groups(
+        self, groups: Sequence[Sequence[Task]], chunk_views: int | None, whatever_comes: bool
+    ) -> list[Tensor | None] | None:
+        """Latents of each task; None where there is no room for a group, or for it alone with `whatever_comes`."""
+        found: list[Tensor | None] = []
+        for group in groups:
+            latents = self._sample(group, chunk_views)
+            if latents is None and not whatever_comes:
+                return None
+            found += latents or [None] * len(group)
+        return found
 
     def _sample(self, tasks: Sequence[Task], chunk_views: int | None) -> list[Tensor] | None:
         sampling, prompts = self.sampling, [task.prompt for task in tasks]
@@ -128,7 +135,7 @@ class Attempts:
 
     def _picture(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
         if latents_1CHW is None:
-            return Attempt(None, {}, OUT_OF_MEMORY, f"sampling did not fit into memory, nor with {LADDER[-1][1]}")
+            return Attempt(None, {}, OUT_OF_MEMORY, f"sampling did not fit into memory, nor did it with {Rung(1, 1)}")
         if broken := _not_finite(latents_1CHW):
             return Attempt(None, {}, NOT_FINITE, f"{broken} of the latents are not finite")
         with self._timed("decode"):

@@ -16,6 +16,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.metadata import sample_metadata, sample_settings
 from madgen.dataset.salvage import reopen_quarantined, salvage
 from madgen.dataset.shard import OpenShard
+from madgen.engine.batching import BatchSizes
 from madgen.engine.finish import described, is_complete
 from madgen.engine.forecast import view_costs
 from madgen.engine.launch import place
@@ -78,6 +79,14 @@ class PromptDataModule(lightning.LightningDataModule):
         """Of what the module samples, which has loaded its backbone by then."""
         assert self.trainer is not None
         return PixelScores(self.job, self.trainer.lightning_module.sampler)
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """As `pixel_scores`, of the module's sampler."""
+        assert self.trainer is not None
+        sampling, geometry = self.job.sampling, self.trainer.lightning_module.sampler.geometry
+        device = self.trainer.strategy.root_device
+        return BatchSizes(sampling.batch_size, geometry, sampling.loop, device.type)
 
     def cost(self, batch: Batch) -> int:
         """View evaluations."""
@@ -213,7 +222,7 @@ class PromptDataModule(lightning.LightningDataModule):
         self.opened[shard.name] = OpenShard(self.directory, shard, self.worker.id, found)
         if len(found.kept) == len(shard.tasks):
             yield Batch(shard, len(shard.tasks), ())
-        for batch in batches(shard, self.job.sampling.batch_size):
+        for batch in batches(shard, self.batch_sizes):
             if all(position in found.kept for position in range(batch.start, batch.start + len(batch.tasks))):
                 continue
             if self.stopping.is_set():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,13 +130,17 @@ def _read(job: Job) -> PromptTable:
     )
 
 
-def batches(shard: Shard, batch_size: int) -> Iterator[Batch]:
-    """Cuts a shard at fixed positions, so that a resumed shard runs the same batches; one size a batch."""
+def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch]:
+    """Cuts a shard at fixed positions, so that a resumed shard runs the same batches; one size a batch.
+
+    `batch_size`: how many panoramas of a prompt's size go together.
+    """
     start = 0
     while start < len(shard.tasks):
         first = shard.tasks[start].prompt
         stop = start
-        while stop < min(start + batch_size, len(shard.tasks)):
+        most = min(start + batch_size(first), len(shard.tasks))
+        while stop < most:
             prompt = shard.tasks[stop].prompt
             if (prompt.height, prompt.width) != (first.height, first.width):
                 break

@@ -54,6 +54,8 @@ def listing(folder):
         (["sampling.width=8000000000"], "is more than 67108864 px (2^26)"),
         (["output.format=webp", "sampling.width=16416"], "webp ends at 16383 px a side; take another output.format"),
         (["output.format=jpg", "sampling.width=65600"], "jpg ends at 65500 px a side"),
+        (["sampling.batch_size=0"], "sampling.batch_size must be a number > 0 or auto, got 0"),
+        (["sampling.batch_size=many"], "sampling.batch_size must be a number > 0 or auto, got 'many'"),
         (["output.format=gif"], "output.format must be one of png, jpg, webp, got 'gif'"),
         (["output.quality=0"], "output.quality must be in 1..100, got 0"),
         (["output.samples_per_shard=0"], "output.samples_per_shard must be > 0, got 0"),

@@ -71,18 +71,36 @@ def test_without_trouble_the_pictures_are_the_sampler_s(attempts, capfd):
     assert capfd.readouterr().err == ""
 
 
+ONE_BY_ONE = [(1, None)] * 3
+
+
 def close(one, other):
     return all(np.abs(a.image_HWC.astype(int) - b.image_HWC).max() <= 1 for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("full", "expected", "said"),
+    ("full", "expected", "last", "said"),
     [
-        (lambda size, chunk: chunk is None, [(3, None), (3, 4)], "4 views at a time"),
-        (lambda size, chunk: size > 1 or chunk != 1, [(3, None), (3, 4), (1, 1), (1, 1), (1, 1)], "one panorama and"),
+        (lambda size, chunk: size > 2, [(3, None), (2, None), (1, None)], 2, "2 panoramas at a time"),
+        (lambda size, chunk: size > 1, [(3, None), (2, None), *ONE_BY_ONE], 3, "one panorama at a time"),
+        (
+            lambda size, chunk: chunk is None,
+            [(3, None), (2, None), (1, None), (1, 4), (1, 4), (1, 4)],
+            3,
+            "one panorama and 4 views at a time",
+        ),
+        (
+            lambda size, chunk: chunk != 1,
+            [(3, None), (2, None), (1, None), (1, 4), (1, 1), (1, 1), (1, 1)],
+            3,
+            "one panorama and one view at a time",
+        ),
     ],
 )
-def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(attempts, tight, capfd, full, expected, said):
+def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(
+    attempts, tight, capfd, full, expected, last, said
+):
+    """`expected`: panoramas and views of each try; the `last` ones are all that is tried from then on."""
     reference = attempts(tasks(width=96))
     asked = tight(full)
     made = attempts(tasks(width=96))
@@ -94,8 +112,11 @@ def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(attempts, t
     assert f"out of memory at 32x96 px, batches of 3; from now on {said}" in lines[0]
     asked.clear()
     attempts(tasks(width=96))
-    assert [one for one in asked if one != "auto"] == [one for one in expected if one[1] == expected[-1][1]]
+    assert [one for one in asked if one != "auto"] == expected[-last:]
     assert capfd.readouterr().err == ""
+    asked.clear()
+    attempts(tasks(width=96)[:1])
+    assert asked[0] == expected[-1], "so does a smaller batch"
     asked.clear()
     attempts(tasks(width=64))
     assert asked[0] == (3, None), "another size begins at the top"

@@ -26,7 +26,7 @@ def test_every_sample_is_in_exactly_one_shard_in_order(prompts, samples, shard):
 def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, size):
     made = plan(prompts, 2, shard)
     for index in range(made.shard_count):
-        cut = list(batches(made.shard(index), size))
+        cut = list(batches(made.shard(index), lambda prompt: size))
         assert tuple(task for batch in cut for task in batch.tasks) == made.shard(index).tasks
         assert all(len(batch.tasks) <= size for batch in cut)
         assert all(len({(task.prompt.height, task.prompt.width) for task in batch.tasks}) == 1 for batch in cut)
