@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
 from processes import Started, begin, environment
+
+from madgen.engine.signals import STOPPING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
@@ -146,8 +149,11 @@ def madgen_here(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["madgen", *map(str, arguments)])
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         capfd.readouterr()
+        handlers = {number: signal.getsignal(number) for number in STOPPING}  # which `generate` takes over
         with pytest.raises(SystemExit) as stopped:
             main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         code, printed = stopped.value.code, capfd.readouterr()
         assert code is None or isinstance(code, int)
         return Result(code or 0, printed.out, printed.err)

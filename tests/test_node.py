@@ -55,6 +55,8 @@ def test_of_processes_that_ask_together_one_reads(file, tmp_path, settled):
     log = tmp_path / "log"
     with FORK.Pool(4) as pool:
         answers = pool.starmap(asked, [(file, log, 0.3)] * 8)
+        pool.close()
+        pool.join()  # a signal to end, which `with` sends, may find handlers of the tests before
     assert answers == ["what it says: 1000"] * 8
     assert log.read_text() == "read\n"
 

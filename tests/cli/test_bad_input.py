@@ -90,7 +90,6 @@ def listing(folder):
             "method.views.layout must be one of overlapping, shifted, whole, got 'spiral'",
         ),
         (["method.mad.steps=-1"], "method.mad.steps must be >= 0, got -1"),
-        (["sampling.batch_size=0"], "sampling.batch_size must be > 0, got 0"),
         (["sampling.decode=slow"], "sampling.decode must be one of auto, whole, tiled, got 'slow'"),
         (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be >= 0, got inf"),
         (["trainer.devices=0"], "trainer.devices must be a number > 0 or auto, got 0"),

@@ -91,7 +91,7 @@ def test_the_same_command_again_does_nothing(finished, madgen, job_file):
     before = {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()}
     result = madgen("generate", job_file)
     assert result.code == 0
-    assert "0 made now" in result.err
+    assert "; 0 made now" in result.err
     assert {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()} == before
 
 
@@ -109,7 +109,7 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
         [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[-1] == "0 []"
-    assert "0 made now" in run.stderr
+    assert "; 0 made now" in run.stderr
 
 
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
@@ -311,5 +311,5 @@ def test_a_claim_left_by_a_dead_worker_is_taken_over(finished, madgen, job_file,
     os.utime(claims / "job-000002.json", (0, 0))
     result = madgen("generate", job_file)
     assert result.code == 0, result.err
-    assert "3 made now" in result.err
+    assert "; 3 made now" in result.err
     assert not (finished / "work").exists()
