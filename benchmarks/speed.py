@@ -32,7 +32,7 @@ from speed_rows import ROWS, Bench
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
-ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "parts", "generate"]}
+ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compiled", "parts", "generate"]}
 
 
 class OutOfTime(Exception):

@@ -1,5 +1,6 @@
 """How much is computed: what a step must do is done once, and nothing besides. Of times nothing is said here."""
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -103,3 +104,17 @@ def test_a_compiled_sampler_has_two_graphs_a_size_and_gives_the_same(tiny, graph
     assert graphs() == 3
     mad.backbone.compiled = None
     torch.testing.assert_close(mad.sample(["a hill"], seeds=[3], **other), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++ here")
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
+    """`backbone.compile: true` as a user has it: real kernels of both graphs."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    mad = sampler(tiny, mad_steps=2)
+    expected = mad.sample(["a hill"], seeds=[1], **RUN)
+    mad.backbone.compile()
+    compiled = [mad.sample(["a hill"], seeds=[1], **RUN) for _ in range(2)]
+    assert graphs() == 2
+    assert float((compiled[0] - expected).norm() / expected.norm()) <= 1e-4
+    assert torch.equal(*compiled)

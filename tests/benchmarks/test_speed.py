@@ -37,6 +37,26 @@ def test_fifty_steps_are_put_together_from_merged_and_unmerged_ones():
     assert found([EAGER], "bare UNet on")[:2] == (pytest.approx(5 / ours), True)
 
 
+def test_on_a_cpu_a_panorama_must_be_faster_and_no_step_slower():
+    def measured(kind, theirs):
+        ours = {"madgen_merged": 1.0, "madgen_not_merged": 1.0}
+        return row("eager", kind, views=9, **steps(**ours, **theirs))
+
+    sd2 = measured("cpu-sd2", {"released_merged": 2.0, "released_not_merged": 1.0})
+    tiny = measured("cpu-tiny", {"released_merged": 2.0, "released_not_merged": 0.9})
+    value, met, told = found([sd2], "the same on CPU")
+    assert (value, met) == (pytest.approx(1.3), True)
+    assert "sd2 1.3 ×; steps: sd2 merged 2 ×; sd2 not merged 1 ×" in told
+    assert found([sd2, tiny], "the same on CPU")[:2] == (pytest.approx(1.23), False)
+
+
+def test_generate_is_told_of_a_cpu_where_no_gpu_was():
+    ran = {"panoramas": 3, "steps": 2, "median": {"sampler": 0.99, "generate": 1.0}}
+    assert found([row("generate", "cpu-tiny", **ran)], "`generate`") == (0.99, True, "cpu-tiny, 3 panoramas of 2 steps")
+    on_gpu = row("generate", **{**ran, "median": {"sampler": 0.9, "generate": 1.0}})
+    assert found([on_gpu, row("generate", "cpu-tiny", **ran)], "`generate`")[:2] == (0.9, False)
+
+
 def test_the_fast_preset_is_timed_as_whole_panoramas():
     preset = row("fast", preset="fast.yaml", steps=25, seconds_a_panorama={"fast": [2.0, 1.0, 3.0]})
     ours, theirs = 15 * 0.11 + 35 * 0.1, 15 * 0.3 + 35 * 0.2
