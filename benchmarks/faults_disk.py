@@ -96,9 +96,24 @@ def mount_real(bench: Bench) -> Path:
 
 def lost(bench: Bench) -> None:
     """It is taken away below a worker, and comes back."""
-    real = mount_real(bench)
-    pid = bench.start()
-    while not (bench.dataset / "shards/job-000000.json").exists():
+    real, first = mount_real(bench), bench.dataset / "shards/job-000000.json"
+
+    def linger() -> None:
+        """Nothing is left to do soon, and the disk is to go before."""
+        from madgen import PanoramaSampler
+
+        sample = PanoramaSampler.sample
+
+        def late(*arguments: Any, **options: Any) -> Any:
+            time.sleep(3 if first.exists() else 0)
+            return sample(*arguments, **options)
+
+        PanoramaSampler.sample = late  # type: ignore[method-assign]
+
+    pid = bench.start(linger)
+    while not first.exists():
+        if (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            bench.must_be(3, os.waitstatus_to_exitcode(ended[1]), "a worker whose disk is there")
         time.sleep(0.01)
     subprocess.run(["umount", "-l", bench.disk], check=True)
     bench.expect(3, "a file system that is gone", pid)

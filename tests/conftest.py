@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
+from hypothesis import HealthCheck, settings
 from processes import Started, begin, environment
 
 from madgen.engine.signals import STOPPING
 
+# The same examples in each run, and no time limit: machines stand still at times.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
 
@@ -139,6 +143,15 @@ def madgen(start):
     return run
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """What a test's commands install in this process is gone after it."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def madgen_here(tmp_path, monkeypatch, capfd):
     """As `madgen`, in this process: for what is refused before any work begins, where a process each would be slow."""
@@ -149,11 +162,8 @@ def madgen_here(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["madgen", *map(str, arguments)])
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         capfd.readouterr()
-        handlers = {number: signal.getsignal(number) for number in STOPPING}  # which `generate` takes over
         with pytest.raises(SystemExit) as stopped:
             main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         code, printed = stopped.value.code, capfd.readouterr()
         assert code is None or isinstance(code, int)
         return Result(code or 0, printed.out, printed.err)

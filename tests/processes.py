@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,7 +42,9 @@ class Started:
         return out, err
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        """Nothing where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Also one that stands still; nothing where it has ended."""

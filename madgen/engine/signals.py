@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,17 +53,17 @@ class StopSignals:
 
 def end_before_it_begins() -> None:
     """Until a run takes over, SIGTERM and SIGUSR1 end this process as an early stop, of which nothing is lost."""
-    end_instead("stopped before it began")
+    end_instead("stopped before it began", leave=os._exit)  # an exception would be lost where modules are imported
 
 
-def end_instead(said: str, *more: int) -> None:
+def end_instead(said: str, *more: int, leave: Callable[[int], None] = sys.exit) -> None:
     """SIGTERM, SIGUSR1 and `more` end this process at once, as an early stop."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             tell_batch_script("signal")
         say(f"{signal.Signals(number).name}: {said}")
-        raise SystemExit(3)
+        leave(3)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, *more):

@@ -132,7 +132,13 @@ def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
     """Also where nobody says how many threads there are: Lightning would give each of two processes half as many."""
     for devices, folder in ((1, "one"), (2, "two")):
         result = madgen(
-            "generate", job_file, f"trainer.devices={devices}", f"output.dir={folder}", OMP_NUM_THREADS=None
+            "generate",
+            job_file,
+            f"trainer.devices={devices}",
+            f"output.dir={folder}",
+            "output.samples_per_shard=1",
+            "sampling.num_inference_steps=20",
+            OMP_NUM_THREADS=None,
         )
         assert result.code == 0, result.err
     assert hashes(tmp_path / "two") == hashes(tmp_path / "one")

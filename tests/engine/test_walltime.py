@@ -91,7 +91,7 @@ def test_squeue_is_asked(monkeypatch, tmp_path):
 def test_generate_stops_in_time(madgen, job_file, tmp_path):
     slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=50", "output.samples_per_shard=1"]
     assert madgen("plan", job_file).code == 0  # processes fork at once from now on
-    note, limit = tmp_path / "note", time.time() + MARGIN_S + 15
+    note, limit = tmp_path / "note", time.time() + MARGIN_S + 25
     stopped = madgen("generate", job_file, *slow, MADGEN_END_TIME=str(limit), MADGEN_STOPPED=str(note))
     assert time.time() < limit
     assert stopped.code == 3, stopped.err
@@ -109,6 +109,7 @@ def test_a_signal_while_python_starts(job_file, tmp_path, number):
     )  # fmt: skip
     caught = 0
     while not caught & 1 << (number - 1):
+        assert process.poll() is None
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     process.send_signal(number)

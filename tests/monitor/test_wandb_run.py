@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
-from wandb_log import history, records, run
+from processes import MADGEN, Forked, environment
+from wandb_log import ended, history, records, run
 
+from madgen.dataset.claim import read_json
+from madgen.engine.walltime import MARGIN_S
 from madgen.schema import Job
 
 
@@ -23,7 +26,7 @@ def logged(madgen, job_file, tmp_path):
 
 def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged, tmp_path):
     (log,) = logged
-    rows = history(log)
+    rows = history(ended(log))
     samples = [row["samples"] for row in rows]
     assert samples == sorted(samples)
     assert rows[-1]["samples"] == 10
@@ -59,17 +62,18 @@ def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp
     assert result.code == 0, result.err
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({run(log).run_id for log in logs}) == 1
-    assert history(logs[-1])[-1]["samples"] == 10
+    assert history(ended(logs[-1]))[-1]["samples"] == 10
 
 
 def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_path):
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
+    options += ["sampling.num_inference_steps=20"]
     assert madgen("plan", job_file).code == 0  # processes fork at once from now on
-    limit = str(time.time() + 25)
+    limit = str(time.time() + MARGIN_S + 25)
     result = madgen("generate", job_file, *options, WANDB_DIR=str(tmp_path), MADGEN_END_TIME=limit)
     assert result.code == 3, result.err
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert any(record.HasField("preempting") for record in records(log))
+    assert any(record.HasField("preempting") for record in records(ended(log)))
 
 
 def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
@@ -79,28 +83,32 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_a_killed_run_and_those_after_it_are_one_curve(start, job_file, tmp_path):
+def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
-    options = ["prompts.samples_per_prompt=120", "monitor.wandb.mode=offline", "monitor.preview_every=1"]
-    here = {"WANDB_DIR": str(tmp_path)}
+    arguments = ("generate", job_file, "prompts.samples_per_prompt=60", "monitor.wandb.mode=offline")
+    often = f"import madgen.monitor.wandb_run as run; run.LOG_EVERY_S = 0.3; {MADGEN}"
     note = tmp_path.joinpath("out", "work", "wandb.json")
+
+    def start():
+        return Forked((*arguments, "monitor.preview_every=1"), tmp_path, environment(WANDB_DIR=str(tmp_path)), often)
 
     def logs():
         return sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
-    first = start("generate", job_file, *options, **here)
-    until(lambda: note.exists() and json.loads(note.read_text())["samples"] > 0)
+    first = start()
+    until(lambda: (read_json(note) or {"samples": 0})["samples"] > 0)
     first.kill()
-    second = start("generate", job_file, *options, **here)
+    second = start()
     until(lambda: len(logs()) == 2)  # its log is open, and may not have a point
     second.kill()
-    third = start("generate", job_file, *options, **here)
+    third = start()
     assert third.wait() == 0
+    ended(logs()[-1])
     assert len(logs()) == 3, third.said()[1]
     assert len({path.name for path in logs()}) == 1
     samples = [row["samples"] for log in logs() for row in history(log)]
     assert samples == sorted(set(samples))
-    assert samples[-1] == 600
+    assert samples[-1] == 300
 
 
 def until(true, timeout_s=120):
@@ -210,6 +218,6 @@ def test_two_jobs_on_one_dataset_log_one_run(start, job_file, tmp_path):
     both = [start("generate", job_file, *options, WANDB_DIR=str(tmp_path)) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     logs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    samples = [row["samples"] for log in logs for row in history(log)]
+    samples = [row["samples"] for log in logs for row in history(ended(log))]
     assert samples == sorted(set(samples))
     assert samples[-1] == 100

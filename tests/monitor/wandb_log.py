@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
@@ -18,6 +19,8 @@ def records(path: Path):
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):  # is being written
+            return
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (WHOLE, LAST):
@@ -25,6 +28,15 @@ def records(path: Path):
             record.ParseFromString(parts)
             parts = b""
             yield record
+
+
+def ended(path: Path) -> Path:
+    """The log of a run that ends by itself, when it has: W&B's own process closes it after ours is gone."""
+    deadline = time.monotonic() + 60
+    while not any(record.HasField("exit") for record in records(path)):
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.05)
+    return path
 
 
 def history(path: Path) -> list[dict]:

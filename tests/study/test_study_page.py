@@ -1,7 +1,6 @@
 """The page in a real Chromium: answered by a script, handed over, scored."""
 
 import json
-import time
 from collections import Counter
 
 import pytest
@@ -114,7 +113,7 @@ def test_answers_are_handed_over_and_scored(person, chromium, folder, tmp_path, 
         sitting.find("#download").click()
         sitting.find("#copy").click()
         path = tmp_path / f"answers-{name}.json"
-        WebDriverWait(chromium, 20).until(lambda _, path=path: path.exists())
+        WebDriverWait(chromium, 60).until(lambda _, path=path: path.exists())
         pasted = chromium.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
         assert json.loads(pasted) == json.loads(path.read_text()) == sitting.exported()
         assert json.loads(pasted)["finished"] is True
@@ -126,7 +125,7 @@ def test_answers_are_handed_over_and_scored(person, chromium, folder, tmp_path, 
     assert (found["first"], found["second"], found["overall"]["rate"]) == ("mad", "multi", 1.0)
     assert found["overall"]["answers"] == 10
     assert report["participants"] == {"given": 3, "kept": 2, "dropped": {"eve": {"right": 0, "answered": 3}}}
-    assert 0 < report["shown_first_preferred"] < 1
+    assert 0 <= report["shown_first_preferred"] <= 1  # of ten answers, whose sides were drawn
 
 
 def test_keys_answer_and_go_back(person):
@@ -240,7 +239,9 @@ def test_a_phone_shows_both_whole_and_enlarges_them_together(person, chromium):
     show_on(chromium, PHONE, touch=True)
     sitting = person("phone")
     sitting.begin()
-    WebDriverWait(chromium, 20).until(lambda _: sitting.find("#second").size["height"] > 30)
+    WebDriverWait(chromium, 60).until(
+        lambda _: all(sitting.find(side).size["height"] > 30 for side in ("#first", "#second"))
+    )
     width, height = PHONE
     assert chromium.execute_script("return document.scrollingElement.scrollWidth") <= width
     for side in ("first", "second"):
@@ -255,7 +256,7 @@ def test_a_phone_shows_both_whole_and_enlarges_them_together(person, chromium):
     assert sitting.find("#first").rect["height"] > 200
     chromium.execute_script("document.querySelector('.strip').scrollLeft = 300")
     scrolled = "return [...document.querySelectorAll('.strip')].map((strip) => Math.round(strip.scrollLeft))"
-    WebDriverWait(chromium, 20).until(lambda _: chromium.execute_script(scrolled) == [300, 300])
+    WebDriverWait(chromium, 60).until(lambda _: chromium.execute_script(scrolled) == [300, 300])
     assert chromium.execute_script("return document.scrollingElement.scrollWidth") <= width
 
 
@@ -264,7 +265,8 @@ def test_tall_panoramas_stand_side_by_side_and_without_ties(person, chromium, tm
     make_study(roots, tmp_path / "study", Design(pairs=2, controls=0))
     sitting = person("tall", tmp_path / "study")
     sitting.begin()
-    time.sleep(0.2)
+    pair = sitting.find("#pair")
+    WebDriverWait(chromium, 60).until(lambda _: "tall" in pair.get_attribute("class"))
     first, second = sitting.find("#first").rect, sitting.find("#second").rect
     assert first["x"] + first["width"] <= second["x"]
     assert abs(first["y"] - second["y"]) < 2
