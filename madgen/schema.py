@@ -201,8 +201,9 @@ class SamplingConfig:
     """`whole` panoramas at once, `tiled` for less memory (tiles of two views, blended), or `auto`: tiled above 2^22
     pixels."""
     batch_size: Any = 1
-    """Panoramas at once on a device. `auto`: on a GPU as many of a size as keep it busy, on a CPU one. Where memory
-    runs out, fewer are sampled at a time. The last bits of a picture may depend on it."""
+    """Panoramas at once on a device, of prompts of one size in a row. `auto`: on an NVIDIA GPU as many as keep it busy,
+    on other devices one. Where memory runs out, fewer are sampled at a time. The last bits of a picture may depend on
+    it."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_inference_steps"):

@@ -33,6 +33,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
+    "markdown": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "node": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "licence": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "geometry": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},

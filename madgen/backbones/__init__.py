@@ -1,8 +1,8 @@
 """Pretrained diffusion models. The file name is the registry key: `backbones/sd.py` is `backbone.name: sd`.
 
 A backbone module has `describe(...) -> BackboneSpec` (reads config files only), `family_spec(...)`, `load(...) ->
-Backbone` and `scheduler_class`. What several share lies in modules whose names begin with `_`. The only home of
-diffusers and transformers besides `madgen.demo`.
+Backbone`, `scheduler_class`, `check_blocks` and what else CONTRIBUTING.md lists. What several share lies in modules
+whose names begin with `_`. The only home of diffusers and transformers besides `madgen.demo`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "Eu
 """Known to take one evaluation a step: planning with these need not import diffusers."""
 
 LOOK_FURTHER = 32
+"""Numbers of steps beyond one that a scheduler does not have that are tried, to name one that it has."""
 
 
 def scheduler_class(name: str) -> Any:
@@ -111,7 +112,8 @@ def new_scheduler(
 
 def _no_such_steps(scheduler: Any, asked: int, options: dict[str, Any], why: str) -> str:
     """What is wrong with a number of steps: too few, where a few more do; else what the scheduler says."""
-    for steps in range(asked + 1, asked + LOOK_FURTHER):
+    most = min(asked + LOOK_FURTHER, scheduler.config.num_train_timesteps)
+    for steps in range(asked + 1, most + 1):
         with contextlib.suppress(ValueError):
             scheduler.set_timesteps(steps, **options)
             return (

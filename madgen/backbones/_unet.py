@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae
+from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae, quieten
 from madgen.backbones._compile import compiled
 from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
@@ -46,6 +46,8 @@ def select_layers(layers: Sequence[str], blocks: Sequence[str]) -> set[str]:
     chosen: set[str] = set()
     for block in blocks:
         found = fnmatch.filter(layers, BLOCK_PATTERNS.get(block, block))
+        if not found and block in BLOCK_PATTERNS:
+            raise UserError(f"method.mad.blocks: {block!r} of this backbone has no attention layers; leave it out")
         if not found:
             raise UserError(
                 f"method.mad.blocks: {block!r} is neither down, mid, up nor a pattern of a layer such as {layers[0]!r}"
@@ -58,11 +60,17 @@ def check_blocks(
     blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
 ) -> None:
     """As `select_layers`, of the config files alone: no weights are read."""
-    if set(blocks) <= set(BLOCK_PATTERNS):
+    _, unet, _ = read_configs(pretrained, revision, config)
+    attend = {
+        "down": any("CrossAttn" in name for name in unet.get("down_block_types", ())),
+        "mid": "CrossAttn" in str(unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")),
+        "up": any("CrossAttn" in name for name in unet.get("up_block_types", ())),
+    }
+    if all(attend.get(block) for block in blocks):
         return  # without the import of diffusers
     from diffusers import UNet2DConditionModel
 
-    _, unet, _ = read_configs(pretrained, revision, config)
+    quieten()
     with torch.device("meta"):
         select_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
 

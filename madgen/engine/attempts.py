@@ -55,7 +55,7 @@ class Attempts:
         self.sampler, self.sampling, self.safety, self.clip = sampler, sampling, safety, clip
         self.seconds: dict[str, float] = {}
         """Wall time of what was done for the last tasks."""
-        self._rungs: dict[tuple[int, int, torch.dtype], Rung] = {}
+        self._rungs: dict[tuple[int, int, int, torch.dtype], Rung] = {}
         self._tiled: set[tuple[int, int, torch.dtype]] = set()
         self._learned: list[str] = []
         self._dtype = sampler.dtype
@@ -81,7 +81,8 @@ class Attempts:
     def _sampled(self, tasks: Sequence[Task]) -> list[Tensor | None]:
         """Latents [1, C, h, w] of each task, from the first rung that has room for them; None where no rung has."""
         prompt = tasks[0].prompt
-        size = prompt.height, prompt.width, self.sampler.dtype
+        prompts = 1 + max(len(task.prompt.regions) for task in tasks)
+        size = prompt.height, prompt.width, prompts, self.sampler.dtype
         known = self._rungs.get(size, Rung(len(tasks)))
         begin = replace(known, panoramas=min(known.panoramas, len(tasks)))
         rungs = [begin, *begin.below()]

@@ -84,9 +84,8 @@ class PromptDataModule(lightning.LightningDataModule):
     def batch_sizes(self) -> BatchSizes:
         """As `pixel_scores`, of the module's sampler."""
         assert self.trainer is not None
-        sampling, geometry = self.job.sampling, self.trainer.lightning_module.sampler.geometry
-        device = self.trainer.strategy.root_device
-        return BatchSizes(sampling.batch_size, geometry, sampling.loop, device.type)
+        geometry, device = self.trainer.lightning_module.sampler.geometry, self.trainer.strategy.root_device
+        return BatchSizes(self.job.sampling, geometry, device.type)
 
     def cost(self, batch: Batch) -> int:
         """View evaluations."""

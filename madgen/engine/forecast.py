@@ -56,7 +56,8 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
     if not assumed:
-        backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *_files(job))
+        with impatient() if assume_spec else nullcontext():
+            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *_files(job))
     own = None if assumed else _own_scheduler(job)
     _check_scheduler(job, plan, own)
     layouts = _layouts(job, plan, spec)

@@ -18,7 +18,7 @@ from madgen.engine.finish import COMPLETE, STOPPED, Outcome, finish, on_gpu, ref
 from madgen.engine.handover import hand_over, refuse_other_place
 from madgen.engine.launch import placement, rank, strategy
 from madgen.engine.module import PanoramaModule
-from madgen.engine.signals import tell_batch_script
+from madgen.engine.signals import ending_instead, tell_batch_script
 from madgen.engine.writer import ShardWriter
 from madgen.errors import UserError
 from madgen.monitor.observer import Observer
@@ -45,7 +45,8 @@ def generate(job: Job, plan: Plan) -> Outcome:
         directory.check_there()
         if trainer.global_rank != 0:
             return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
-        outcome = finish(directory, started, writer.written, writer.tripped)
+        with ending_instead("stopped while the index was made: the same command makes it"):
+            outcome = finish(directory, started, writer.written, writer.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
         return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
     return hand_over(job, outcome)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,6 +68,19 @@ def end_instead(said: str, *more: int, leave: Callable[[int], None] = sys.exit) 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, *more):
             signal.signal(number, end)
+
+
+@contextlib.contextmanager
+def ending_instead(said: str) -> Iterator[None]:
+    """`end_instead` within it; then the handlers of before."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    end_instead(said)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def tell_batch_script(reason: str) -> None:

@@ -12,6 +12,8 @@ from madgen.files import write_atomically
 from madgen.markdown import escaped
 from madgen.metrics.evaluate import VERSION
 
+PROMPT_CHARACTERS = 2000
+
 
 def write_report(report: dict[str, Any], folder: Path) -> Path:
     """Writes `report.json` and `report.md` into a folder; the path of the latter."""
@@ -62,7 +64,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         lines.append("|---" * (1 + len(metrics)) + "|")
         for prompt, text in report["prompts"].items():
             cells = [number(found["per_prompt"].get(prompt), found["scale"]) for found in metrics.values()]
-            lines.append(f"| {escaped(text)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {escaped(text, PROMPT_CHARACTERS)} | " + " | ".join(cells) + " |")
     lines += ["", "## Protocol", ""]
     lines += [f"- {found['label']}: {_protocol(found)}" for found in metrics.values()]
     return "\n".join(lines) + "\n"

@@ -45,6 +45,7 @@ class WandbRun(Observer):
         self.job, self.seen = job, 0
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(16)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._patience_s = STOP_S
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
         self.log = Log(self.job.monitor.wandb, directory, worker, manifest)
@@ -63,12 +64,14 @@ class WandbRun(Observer):
 
     def ending(self, preempted: bool) -> None:
         state = self.log.status.read()  # now, while this worker's heartbeat still tells its rate
-        self._do(lambda: self.log.last(state, preempted), patience_s=STOP_S / 2)
+        began = time.monotonic()
+        self._do(lambda: self.log.last(state, preempted), patience_s=self._patience_s / 2)
+        self._patience_s -= time.monotonic() - began
 
     def stopped(self) -> None:
-        began = time.monotonic()
-        self._do(None, patience_s=STOP_S)
-        self._thread.join(max(0.0, began + STOP_S - time.monotonic()))
+        end = time.monotonic() + self._patience_s
+        self._do(None, patience_s=self._patience_s)
+        self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
             say(f"madgen: W&B does not answer; `wandb sync --append {self.log.folder}` sends what is missing later")
 
@@ -78,20 +81,22 @@ class WandbRun(Observer):
             self._tasks.put(task, timeout=patience_s if self._thread.is_alive() else 0.01)
 
     def _work(self) -> None:
+        going = True
         try:
-            while True:
+            while going:
                 try:
                     task = self._tasks.get(timeout=LOG_EVERY_S)
                 except queue.Empty:
                     task = self.log.look
                 if task is None:
-                    break
-                task()
+                    going = False
+                else:
+                    task()
             self.log.close()
         except Exception as error:
             say(f"madgen: W&B is off: {' '.join(str(error).split())}")
-            while self._tasks.get() is not None:  # nobody waits for what is not logged
-                pass
+            while going:  # nobody waits for what is not logged
+                going = self._tasks.get() is not None
 
 
 class Log:

@@ -133,16 +133,17 @@ def _read(job: Job) -> PromptTable:
 def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch]:
     """Cuts a shard at fixed positions, so that a resumed shard runs the same batches; one size a batch.
 
-    `batch_size`: how many panoramas of a prompt's size go together.
+    `batch_size`: how many panoramas like a prompt's go together.
     """
     start = 0
     while start < len(shard.tasks):
         first = shard.tasks[start].prompt
-        stop = start
-        most = min(start + batch_size(first), len(shard.tasks))
-        while stop < most:
+        size = batch_size(first)
+        alike = first.height, first.width, size
+        stop = start + 1
+        while stop < min(start + size, len(shard.tasks)):
             prompt = shard.tasks[stop].prompt
-            if (prompt.height, prompt.width) != (first.height, first.width):
+            if (prompt.height, prompt.width, batch_size(prompt)) != alike:
                 break
             stop += 1
         yield Batch(shard, start, shard.tasks[start:stop])

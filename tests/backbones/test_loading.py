@@ -1,15 +1,20 @@
 """Single files in the original layout, variants, and what is refused before anything is loaded."""
 
 import json
+import shutil
+import socket
 
+import huggingface_hub
 import pytest
 import torch
 from ldm_layout import save_single_file
 
-from madgen import PanoramaSampler, UserError, load_job
+from madgen import PanoramaSampler, UserError, load_job, weights
 from madgen.backbones import sd, sdxl
+from madgen.backbones.sd import check_blocks
 from madgen.dataset import manifest
 from madgen.engine.finish import described
+from madgen.engine.forecast import forecast
 from madgen.engine.regenerate import _refuse_other_weights
 from madgen.plan.shards import build_plan
 from madgen.weights import require_weights_id, weight_files, weights_id
@@ -154,6 +159,38 @@ def hub_cache(root, folder, repository, commit):
             copy.write_bytes(path.read_bytes())
     (at / "refs").mkdir(exist_ok=True)
     (at / "refs" / "main").write_text(commit)
+
+
+def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monkeypatch, folders):
+    """The config files are in the cache; nobody is asked for newer ones where there is no network."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for name, value in {"ENDPOINT": endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    hub_cache(tmp_path / "cache", folders["sd"], "nobody/model", "a" * 40)
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        lambda *names, local_files_only=False, download=huggingface_hub.hf_hub_download, **options: (
+            asked.append(local_files_only) or download(*names, local_files_only=local_files_only, **options)
+        ),
+    )
+    weights._reachable.cache_clear()
+    job = load_job([str(job_file)], ["backbone={pretrained: nobody/model}", "method.mad.blocks=['*attn1*']"])
+    assert not forecast(job, build_plan(job), assume_spec=True).spec_is_assumed
+    assert asked
+    assert all(asked)
+
+
+def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp_path):
+    shutil.copytree(folders["sd"], tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = tmp_path / "small/unet/config.json"
+    check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"mid_block_type": None}))
+    check_blocks(["down", "up"], str(tmp_path / "small"))
+    with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; leave it out"):
+        check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
 
 
 def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, folders, files):

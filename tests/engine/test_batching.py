@@ -1,20 +1,27 @@
+import json
+
 import pytest
 
-from madgen.backbones import BackboneSpec
-from madgen.engine.batching import BatchSizes
+from madgen.backbones import BackboneSpec, Merging
+from madgen.engine.batching import MOST, BatchSizes
 from madgen.engine.ladder import Rung
 from madgen.geometry import Geometry
-from madgen.types import Prompt
+from madgen.schema import SamplingConfig
+from madgen.types import Prompt, Region
 
-SPEC = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=False)
+SD2 = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=False)
+SDXL = BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance_embedded=False)
+LCM = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=True)
 
 
-def sizes(asked, device="cuda", layout="overlapping", loop=False):
-    return BatchSizes(asked, Geometry(SPEC, layout, None, None, None), loop, device)
+def sizes(asked="auto", device="cuda", spec=SD2, layout="overlapping", overlap_from=None, **sampling):
+    merging = Merging(10, ("down", "mid", "up"), "scheduled")
+    geometry = Geometry(spec, layout, None, None, merging, overlap_from)
+    return BatchSizes(SamplingConfig(batch_size=asked, **sampling), geometry, device)
 
 
-def prompt(width, height=512):
-    return Prompt("0", "hills", "", height, width)
+def prompt(width, height=512, regions=()):
+    return Prompt("0", "hills", "", height, width, regions=regions)
 
 
 @pytest.mark.parametrize(
@@ -22,20 +29,42 @@ def prompt(width, height=512):
     [(512, 1, 32), (640, 2, 16), (1024, 5, 7), (3072, 21, 2), (4736, 34, 1), (8192, 61, 1)],
 )
 def test_auto_fills_a_gpu_with_views(width, views, batch):
-    geometry = Geometry(SPEC, "overlapping", None, None, None)
-    assert geometry.build(512, width).at(0).count == views
-    assert sizes("auto")(prompt(width)) == batch
+    made = sizes()
+    assert made.geometry.build(512, width).at(0).count == views
+    assert made(prompt(width)) == batch
 
 
 def test_auto_counts_what_a_step_computes():
-    assert sizes("auto", layout="whole")(prompt(1024)) == 16  # as much as two views
-    assert sizes("auto", layout="shifted")(prompt(1024)) == 11  # three views, moved by some cells
-    assert sizes("auto", loop=True)(prompt(1024)) == 4  # eight views, which wrap around
+    assert sizes(layout="whole")(prompt(1024)) == 16  # as much as two views
+    assert sizes(layout="shifted")(prompt(1024)) == 16
+    assert sizes(layout="shifted", overlap_from=40)(prompt(1024)) == 7, "the last steps have five views"
+    assert sizes(loop=True)(prompt(1024)) == 4, "eight views, which wrap around"
+    assert sizes(guidance_scale=1.0)(prompt(1024)) == 13, "half as much without guidance"
+    assert sizes(spec=LCM)(prompt(1024)) == 13
+    assert sizes(spec=SDXL)(prompt(1024, 1024)) == 8, "a view is four of Stable Diffusion 2"
+    assert sizes(layout="whole")(prompt(64, 64)) == MOST
+
+
+def test_auto_counts_the_prompts_on_a_panorama():
+    region = Region((0, 0, 8, 8), "a hut")
+    assert sizes()(prompt(1024, regions=(region,) * 4)) == 2
 
 
 def test_on_a_cpu_auto_is_one_and_a_number_is_that_number():
-    assert sizes("auto", device="cpu")(prompt(512)) == 1
+    assert sizes(device="cpu")(prompt(512)) == 1
     assert sizes(3)(prompt(8192)) == 3
+
+
+def test_a_run_makes_batches_of_that_size(madgen_here, job_file, tmp_path, monkeypatch):
+    """10 panoramas in shards of 3; five views of 8 x 8 cells each, twice for guidance."""
+    from madgen.engine.attempts import Attempts
+
+    monkeypatch.setattr("madgen.engine.batching.BUSY_CELLS", {"cpu": 2 * 5 * 64 + 1})
+    seen, make = [], Attempts.__call__
+    monkeypatch.setattr(Attempts, "__call__", lambda self, tasks: seen.append(len(tasks)) or make(self, tasks))
+    assert madgen_here("generate", job_file, "sampling.batch_size=auto").code == 0
+    assert seen == [2, 1, 2, 1, 2, 1, 1]
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["job"]["sampling"]["batch_size"] == "auto"
 
 
 def test_a_rung_says_what_is_done_and_what_takes_less():

@@ -32,6 +32,16 @@ def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, si
         assert all(len({(task.prompt.height, task.prompt.width) for task in batch.tasks}) == 1 for batch in cut)
 
 
+def test_a_batch_is_of_prompts_that_take_as_many():
+    lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64) for i in range(7))
+    made = Plan("job", PromptTable.of(lines, 1), 1, 7, 0)
+    takes = {"p0": 2, "p1": 2, "p2": 2, "p3": 1, "p4": 3, "p5": 3, "p6": 3}
+    cut = batches(made.shard(0), lambda prompt: takes[prompt.id])
+    assert [[task.prompt.id for task in batch.tasks] for batch in cut] == [
+        ["p0", "p1"], ["p2"], ["p3"], ["p4", "p5", "p6"]
+    ]  # fmt: skip
+
+
 def test_a_seed_depends_on_identity_alone():
     one, other = plan(shard=3), plan(shard=5)
     assert [one.task(i).seed for i in range(10)] == [other.task(i).seed for i in range(10)]
