@@ -52,7 +52,10 @@ def test_on_a_cpu_a_panorama_must_be_faster_and_no_step_slower():
 
 def test_generate_is_told_of_a_cpu_where_no_gpu_was():
     ran = {"panoramas": 3, "steps": 2, "median": {"sampler": 0.99, "generate": 1.0}}
-    assert found([row("generate", "cpu-tiny", **ran)], "`generate`") == (0.99, True, "cpu-tiny, 3 panoramas of 2 steps")
+    tiny, demo = (row("generate", kind, **ran) for kind in ("cpu-tiny", "cpu-demo"))
+    assert found([tiny], "`generate`") == (0.99, True, "cpu-tiny, 3 panoramas of 2 steps: 0.99")
+    demo["median"] = {"sampler": 0.9, "generate": 1.0}
+    assert found([tiny, demo], "`generate`")[:2] == (0.9, False)
     on_gpu = row("generate", **{**ran, "median": {"sampler": 0.9, "generate": 1.0}})
     assert found([on_gpu, row("generate", "cpu-tiny", **ran)], "`generate`")[:2] == (0.9, False)
 
