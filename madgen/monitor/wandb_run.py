@@ -66,7 +66,7 @@ class WandbRun(Observer):
         state = self.log.status.read()  # now, while this worker's heartbeat still tells its rate
         began = time.monotonic()
         self._do(lambda: self.log.last(state, preempted), patience_s=self._patience_s / 2)
-        self._patience_s -= time.monotonic() - began
+        self._patience_s = max(0.0, self._patience_s - (time.monotonic() - began))
 
     def stopped(self) -> None:
         end = time.monotonic() + self._patience_s
