@@ -144,16 +144,25 @@ def test_keys_answer_and_go_back(person):
     assert sitting.shown()["where"] == "6 of 8"
 
 
+def reload(driver):
+    """Until the new page's script has run."""
+    driver.execute_script("window.old = true")
+    driver.refresh()
+    WebDriverWait(driver, 60).until(
+        lambda _: driver.execute_script("return !window.old && document.readyState === 'complete'")
+    )
+
+
 def test_a_reload_loses_nothing(person, chromium):
     sitting = person("reload")
     sitting.begin()
     sitting.press("1", "2", "1")
     before = sitting.shown()
-    chromium.refresh()
+    reload(chromium)
     assert sitting.shown() == before
     sitting.answer_all(0, count=5)
     answers = sitting.exported()["answers"]
-    chromium.refresh()
+    reload(chromium)
     assert sitting.exported()["answers"] == answers
     assert [answer["choice"] for answer in answers[:3]] == ["first", "second", "first"]
     assert [answer["position"] for answer in answers] == list(range(8))
