@@ -293,6 +293,22 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
     assert peaks[1] - peaks[0] < 30, peaks
 
 
+def test_a_signal_while_the_index_is_made_says_so(madgen, job_file, tmp_path):
+    script = f"""
+import os, signal
+import madgen.engine.run as run
+finish = run.finish
+run.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or finish(*arguments)
+{MADGEN}"""
+    process = Forked(("generate", job_file), tmp_path, environment(), script)
+    assert process.wait() == 3
+    assert "SIGTERM: stopped while the index was made: the same command makes it" in process.said()[1]
+    assert not (tmp_path / "out/index.parquet").exists()
+    result = madgen("generate", job_file)
+    assert (result.code, "; 0 made now" in result.err) == (0, True)
+    assert (tmp_path / "out/index.parquet").exists()
+
+
 def test_python_api_of_the_readme(job_file, tmp_path):
     script = """
 import lightning

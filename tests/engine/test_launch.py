@@ -112,7 +112,7 @@ def test_a_rank_without_work_ends_while_another_works(job_file, tmp_path):
         most = max(most, alive)
         time.sleep(0.05)
     assert process.returncode == 0, said.read_text()
-    assert most >= 2, "processes beside rank 0"
+    assert most >= 2, "processes beside rank 0"  # a helper of a moment may be seen too
     assert fewest < most
     assert (tmp_path / "out/shards/job-000000.tar").exists()
 

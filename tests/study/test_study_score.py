@@ -228,3 +228,16 @@ def test_wrong_input_is_one_line_and_2(madgen_here, tmp_path, roots, arguments, 
     assert message in result.err
     assert len(result.err.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"mad", "multi", "sync"}
+
+
+def test_how_often_the_first_was_preferred_is_told(tmp_path, key):
+    """Of those who pass the controls and of answers that are no tie; sides swapped, it is the rest to one."""
+    shares = []
+    for swap in (False, True):
+        given = answers_of(key, "one", lambda item: min(pair_of(item, key)), swap=swap)
+        report = scored(tmp_path, key, given, answers_of(key, "fails", lambda item: None, 0))
+        asked = [answer for answer in given["answers"] if "right" not in key["items"][answer["item"]]]
+        decided = [answer["choice"] for answer in asked if answer["choice"] != "same"]
+        assert report["shown_first_preferred"] == decided.count("first") / len(decided)
+        shares.append(report["shown_first_preferred"])
+    assert sum(shares) == pytest.approx(1)
