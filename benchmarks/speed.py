@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed_bench import Bench
 from speed_report import write_report
-from speed_rows import ROWS, Bench
+from speed_rows import ROWS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
@@ -80,7 +81,7 @@ def bench_of(options: argparse.Namespace) -> Bench:
     f32, half = torch.float32, torch.bfloat16
     if options.gpu and not options.dry:
         return Bench(
-            torch.device("cuda"), "sd2", "sdxl", 512, 3072, (1024, 2048, 4096, 8192), (1024, 4096), options.rounds, 4,
+            torch.device("cuda"), "sd2", "sdxl", 512, 3072, (1024, 2048, 4096, 8192), (1024, 4096), options.rounds, 10,
             half, torch.float16,
         )  # fmt: skip
     cpu = torch.device("cpu")

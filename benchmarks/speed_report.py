@@ -265,7 +265,7 @@ def _section(rows: dict[str, dict[str, Any]]) -> list[str]:
 EXTRA = (
     "relative_error", "equal", "seconds_of_first_step", "seconds_of_first_run", "relative_error_to_eager",
     "view_batch_size", "preset", "merged", "not merged", "after_sampling_seconds", "seconds_a_panorama",
-    "decode_widest",
+    "decode_widest", "decode_seconds", "same_bytes", "auto",
 )  # fmt: skip
 
 

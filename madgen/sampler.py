@@ -294,6 +294,10 @@ class PanoramaSampler:
         """Within it UNet, VAE and text encoders are float32, whatever `dtype` they were loaded in; then as before."""
         return self.backbone.in_float32()
 
+    def release_memory(self) -> bool:
+        """For when memory runs out: what is held for speed alone is given back; False if there is nothing."""
+        return self.backbone.release_memory()
+
     def _check(
         self,
         prompts: Sequence[str],

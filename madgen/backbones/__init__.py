@@ -101,6 +101,9 @@ class Backbone(Protocol):
     def in_float32(self) -> AbstractContextManager[None]:
         """Within it everything is computed in float32; afterwards precision and weights are what they were."""
 
+    def release_memory(self) -> bool:
+        """Gives back, for good, what is held for speed alone; False if there is nothing."""
+
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other.
 

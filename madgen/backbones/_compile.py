@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ MOST_GRAPHS = 4096
 """A graph more would be an error; by default the ninth shape would silently run uncompiled."""
 
 
-def compiled(model: torch.nn.Module, backend: str) -> Any:
-    """`model` in whole graphs; each is made when its shapes are first met, which takes a minute for a large UNet.
+def compiled(model: Callable[..., Any], backend: str) -> Any:
+    """`model`, a module or a function, in whole graphs.
 
-    Kernels are not chosen by timing them where that would change the order of additions: another run of the same job
-    must find the same ones.
+    Each is made when its shapes are first met, which takes a minute for a large UNet. Kernels are not chosen by timing
+    them where that would change the order of additions: another run of the same job must find the same ones.
     """
     import torch._dynamo.config as dynamo
 
@@ -22,6 +23,17 @@ def compiled(model: torch.nn.Module, backend: str) -> Any:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MOST_GRAPHS)
     options: Any = {"deterministic": True} if backend == "inductor" and _has("deterministic") else None
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+
+def compile_forward(model: torch.nn.Module, backend: str, when: Callable[[], bool]) -> None:
+    """From now on `model` runs in compiled graphs in calls at whose time `when()` holds, else as it is."""
+    plain: Any = model.forward
+    graphs = compiled(plain, backend)
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        return (graphs if when() else plain)(*arguments, **options)
+
+    model.forward = forward
 
 
 def _has(option: str) -> bool:

@@ -14,11 +14,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae, quieten
-from madgen.backbones._compile import compiled
+from madgen.backbones._compile import compile_forward, compiled
 from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
+from madgen.backbones._graphs import MOST_CELLS, Graphs
 from madgen.errors import UserError
-from madgen.joint.attention import JointAttention, KeysValues, grids_of, joint_attention, keys_values
+from madgen.joint.attention import (
+    Grids,
+    JointAttention,
+    KeysValues,
+    grids_of,
+    joint_attention,
+    keys_values,
+)
 from madgen.joint.guidance import classifier_free, guidance_embedding
 from madgen.joint.views import Views
 
@@ -93,6 +101,8 @@ class Conditioning:
     pooled_ND: Tensor | None = None
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
     """Of the prompts, for each cross-attention layer: projected once for all views and steps."""
+    conditions: dict[tuple[int, int, int], dict[str, Tensor] | None] = field(default_factory=dict)
+    """What else the UNet is told of views, by their number and size: made once for all steps."""
 
     @property
     def paths(self) -> int:
@@ -109,7 +119,22 @@ class Conditioning:
             embedded_guidance_BD=None if embedded is None else embedded[own],
             pooled_ND=None if pooled is None else pooled[own],
             keys_values={name: (key[own], value[own]) for name, (key, value) in self.keys_values.items()},
+            conditions={},
         )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All tensors that a pass of the UNet reads besides its weights."""
+
+    views: Tensor
+    timestep: Tensor
+    hidden: Tensor
+    embedded_guidance: Tensor | None
+    conditions: dict[str, Tensor] | None
+    keys_values: Mapping[str, KeysValues]
+    grids: Grids | None
+    """Of the layers that merge."""
 
 
 class UNetBackbone:
@@ -136,6 +161,9 @@ class UNetBackbone:
         self.processors = {name: JointAttention(name) for name in self.layers}
         self.compiled: Any = None
         """The UNet with `torch.compile`; see `compile`."""
+        self._negative: tuple[Any, Embedded] | None = None
+        self.graphs = Graphs() if self.device.type == "cuda" else None
+        """Of passes that are launched faster so; None: launched kernel by kernel."""
         self._refuse_unknown_attention()
 
     def _frozen(self, model: Any) -> Any:
@@ -147,6 +175,8 @@ class UNetBackbone:
     def in_float32(self) -> Iterator[None]:
         """Within it all models compute in float32, on the weights as they are; then in the precision of before."""
         before = self.dtype
+        if self.graphs is not None:
+            self.graphs.clear()  # they read the weights where they are now
         with _precision.in_float32(self.models):
             try:
                 self.dtype = torch.float32
@@ -154,13 +184,27 @@ class UNetBackbone:
             finally:
                 self.dtype = before
 
+    def release_memory(self) -> bool:
+        """Gives back, for good, what is held for speed alone; False if there is nothing."""
+        if self.graphs is None:
+            return False
+        self.graphs = None
+        return True
+
     def compile(self, backend: str = "inductor") -> None:
-        """From now on joint denoising runs in graphs of the UNet, one for each shape and each set of merged layers.
+        """From now on joint denoising and decoding run in compiled graphs, one for each shape and each set of merged
+        layers.
 
         Shapes are static, so that a panorama's graph, and with it the last bit, does not depend on what was sampled
         before it.
         """
+        if "forward" not in vars(self.vae.decoder):
+            compile_forward(self.vae.decoder, backend, self._runs_compiled)
         self.compiled = compiled(self.unet, backend)
+
+    def _runs_compiled(self) -> bool:
+        """Gradients, and float32 for a while, go without."""
+        return self.compiled is not None and not torch.is_grad_enabled() and self.dtype == self.loaded_dtype
 
     def _refuse_unknown_attention(self) -> None:
         for name, module in self.unet.named_modules():
@@ -191,11 +235,18 @@ class UNetBackbone:
             weights = torch.full((len(prompts),), guidance_scale - 1)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
         elif guidance_scale > 1:
-            paths.insert(0, self.embed_negative(negative_prompts))
+            paths.insert(0, self._embedded_negative(negative_prompts))
         hidden = torch.cat([path.hidden_NTD for path in paths])
         pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
         projected = {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)}
         return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None, projected)
+
+    def _embedded_negative(self, prompts: list[str]) -> Embedded:
+        """Kept until others are asked for: in most jobs they are the same for all panoramas."""
+        key = (tuple(prompts), self.dtype)
+        if self._negative is None or self._negative[0] != key:
+            self._negative = key, self.embed_negative(prompts)
+        return self._negative[1]
 
     def token_ids(self, tokenizer: Any, prompts: list[str]) -> Any:
         """The tokenizer's output for prompts of full length; `cut_text` tells what that leaves out."""
@@ -213,14 +264,8 @@ class UNetBackbone:
         grids = grids_of(views, self.device)
         for name, processor in self.processors.items():
             processor.grids = grids if name in chosen and merges(name, step, merging) else None
-        self._tell(conditioning)
         with joint_attention(self.attention, self.processors):
             yield
-
-    def _tell(self, conditioning: Conditioning) -> None:
-        """The layers are told whose views come next."""
-        for name, processor in self.processors.items():
-            processor.paths, processor.prompt = conditioning.paths, conditioning.keys_values.get(name)
 
     def merged_layers(self, merging: Merging) -> set[str]:
         """The attention layers that `merging.blocks` selects; UserError if an entry selects none."""
@@ -237,30 +282,56 @@ class UNetBackbone:
         batch = len(views_BVChw)
         views = views_BVChw.to(self.dtype).repeat(conditioning.paths // batch, 1, 1, 1, 1)
         if chunk_views is None:
-            noise = self._pass(views, timestep, conditioning)
+            joint = self._joint and self.dtype == self.loaded_dtype
+            noise = self._pass(views, timestep, conditioning, self.graphs if joint else None)
         else:
             noise = self._chunked(views, timestep, conditioning, chunk_views)
         return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
 
-    def _pass(self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def _pass(
+        self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, graphs: Graphs | None = None
+    ) -> Tensor:
         """The UNet on some views of the conditioning's paths, float32 [N, V, C, h, w]."""
         paths, count, _, height, width = views_NVChw.shape
-        embedded = conditioning.embedded_guidance_BD
-        self._tell(conditioning)
-        noise = self._network()(
+        embedded, size = conditioning.embedded_guidance_BD, (count, height, width)
+        if size not in conditioning.conditions:
+            conditioning.conditions[size] = self.view_conditions(conditioning, *size)
+        merged = tuple(name for name, processor in self.processors.items() if processor.merged)
+        inputs = _Inputs(
             views_NVChw.flatten(0, 1),
             timestep,
-            encoder_hidden_states=conditioning.embeddings_NTD,
-            timestep_cond=None if embedded is None else embedded.repeat_interleave(count, 0),
-            added_cond_kwargs=self.view_conditions(conditioning, count, height, width),
+            conditioning.embeddings_NTD,
+            None if embedded is None else embedded.repeat_interleave(count, 0),
+            conditioning.conditions[size],
+            conditioning.keys_values,
+            self.processors[merged[0]].grids if merged else None,
+        )
+        network = self._network()
+        if graphs is None or torch.is_grad_enabled() or paths * count * height * width > MOST_CELLS:
+            noise = self._run(network, merged, inputs)
+        else:
+            noise = graphs(partial(self._run, network, merged), (merged, network is self.unet), inputs)
+        return noise.unflatten(0, (paths, count))
+
+    def _run(self, network: Any, merged: Sequence[str], inputs: _Inputs) -> Tensor:
+        """The UNet on all views, float32 [N * V, C, h, w]; the layers are told whose views come."""
+        for name, processor in self.processors.items():
+            processor.paths, processor.prompt = len(inputs.hidden), inputs.keys_values.get(name)
+        for name in merged:
+            self.processors[name].grids = inputs.grids
+        noise: Tensor = network(
+            inputs.views,
+            inputs.timestep,
+            encoder_hidden_states=inputs.hidden,
+            timestep_cond=inputs.embedded_guidance,
+            added_cond_kwargs=inputs.conditions,
             return_dict=False,
         )[0]
-        return noise.float().unflatten(0, (paths, count))
+        return noise.float()
 
     def _network(self) -> Any:
         """Compiled where views are denoised together; elsewhere (gradients, float32 for a while) the UNet as it is."""
-        joint = self.compiled is not None and self._joint and not torch.is_grad_enabled()
-        return self.compiled if joint and self.dtype == self.loaded_dtype else self.unet
+        return self.compiled if self._runs_compiled() and self._joint else self.unet
 
     @property
     def _joint(self) -> bool:

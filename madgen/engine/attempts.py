@@ -131,7 +131,7 @@ class Attempts:
             return latents
 
         with self._timed("sample"):
-            latents = within_memory(sample)
+            latents = self._within_memory(sample)
         return None if latents is None else list(latents.split(1))
 
     def _picture(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
@@ -147,7 +147,7 @@ class Attempts:
         size, asked = (height, width, self.sampler.dtype), self.sampling.decode
         modes = ["tiled"] if size in self._tiled or decodes_tiled(height, width, asked) else [asked, "tiled"]
         for mode in modes:
-            attempt = within_memory(partial(self._decode, latents_1CHW, mode))
+            attempt = self._within_memory(partial(self._decode, latents_1CHW, mode))
             if attempt is not None:
                 break
         if attempt is None:
@@ -178,7 +178,7 @@ class Attempts:
                 return self._attempts([task])[0]
 
         before = str(self.sampler.dtype).removeprefix("torch.")
-        made = within_memory(again) or Attempt(None, {}, OUT_OF_MEMORY, "no memory for it")
+        made = self._within_memory(again) or Attempt(None, {}, OUT_OF_MEMORY, "no memory for it")
         if made.reason is None:
             return replace(
                 made,
@@ -194,7 +194,7 @@ class Attempts:
             return attempt
         safety = self.safety
         with self._timed("safety"):
-            checked = within_memory(lambda: safety(image))
+            checked = self._within_memory(lambda: safety(image))
         if checked is None:
             return Attempt(None, attempt.changes, OUT_OF_MEMORY, "the safety checker did not fit into memory")
         changes = with_changes(attempt.changes, checked.changes)
@@ -208,7 +208,7 @@ class Attempts:
         if clip is None or image is None:
             return attempt
         with self._timed("score"):
-            score = within_memory(lambda: clip(image, task.prompt.text))
+            score = self._within_memory(lambda: clip(image, task.prompt.text))
         if score is None:
             return Attempt(None, attempt.changes, OUT_OF_MEMORY, "CLIP did not fit into memory")
         return replace(attempt, changes=with_scores(attempt.changes, {"clip": score}))
@@ -217,6 +217,11 @@ class Attempts:
         """The end of a prompt that no text encoder saw is recorded with the sample."""
         lost = self.sampler.cut_text(task.prompt.text)
         return attempt if lost is None else replace(attempt, changes=with_changes(attempt.changes, {"cut_text": lost}))
+
+    def _within_memory(self, make: Callable[[], T]) -> T | None:
+        """As `within_memory`; before a lack is believed, the sampler gives back what it holds for speed alone."""
+        made = within_memory(make)
+        return within_memory(make) if made is None and self.sampler.release_memory() else made
 
     def _learn(self, what: str) -> None:
         self._learned.append(what if self.sampler.dtype == self._dtype else f"{what}, where float32 is needed")

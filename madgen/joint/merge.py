@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from madgen.joint import fused
 from madgen.joint.views import Axis, Views
 
 
@@ -52,12 +53,19 @@ class Grid:
 
     rows: AxisGrid
     columns: AxisGrid
+    fused: fused.Rows | None = None
+    """Where there are kernels for both at once."""
 
 
 @lru_cache(maxsize=1024)
 def grid_of(views: Views, device: torch.device) -> Grid:
     """The views' grid; made once for each device."""
-    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
+    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device), _rows(views, device))
+
+
+@torch.inference_mode(False)
+def _rows(views: Views, device: torch.device) -> fused.Rows | None:
+    return fused.rows_of(views, device) if fused.is_possible(device) and views.count > 1 else None
 
 
 @torch.inference_mode(False)  # it is kept, and a later gradient may pass through it
@@ -84,6 +92,9 @@ def split_cells(canvas_BHWD: Tensor, grid: Grid) -> Tensor:
     """`split` with channels last: [B, H, W, D] to [B, V, h, w, D]."""
     rows, columns = grid.rows, grid.columns
     batch, width = canvas_BHWD.shape[0], canvas_BHWD.shape[-1]
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.fits(canvas_BHWD):
+        cells = fused.split(canvas_BHWD.flatten(1, 2), grid.fused)
+        return cells.view(batch, rows.count * columns.count, rows.size, columns.size, width)
     cells = canvas_BHWD
     if rows.cells is not None:
         cells = cells.index_select(1, rows.cells)
@@ -97,6 +108,9 @@ def merge_cells(views_BVhwD: Tensor, grid: Grid) -> Tensor:
     """`merge` with channels last: [B, V, h, w, D] to [B, H, W, D]."""
     rows, columns = grid.rows, grid.columns
     batch, width = views_BVhwD.shape[0], views_BVhwD.shape[-1]
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.fits(views_BVhwD):
+        extents = [axis.size if axis.covers is None else len(axis.covers) for axis in (rows, columns)]
+        return fused.merge(views_BVhwD.flatten(1, 3), grid.fused).view(batch, *extents, width)
     parts = views_BVhwD.reshape(batch, rows.count, columns.count, rows.size, columns.size, width)
     return _average(_average(parts.transpose(2, 3), columns, 3), rows, 1)  # first in [B, Y, h, X, w, D]
 

@@ -1,0 +1,150 @@
+"""CUDA graphs of a network's passes: all kernels of a pass are launched at once, so that a GPU that is faster than the
+CPU that launches them one by one does not wait for it. The kernels, and with them the bytes, are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_CELLS = 2 * 32 * 64**2
+"""Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches."""
+MOST_GRAPHS = 16
+"""Kept at once: they share their memory, but each has some for its inputs."""
+
+Run = Callable[[Any], Tensor]
+Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Of a function without arguments: what does the same again, on the same tensors, and the tensor that it writes."""
+
+
+class Graphs:
+    """`graphs(run, key, inputs)` is `run(inputs)`, from the third time on with one launch.
+
+    `inputs` are dataclasses, mappings and tuples of tensors and plain values; inputs whose tensors have other shapes,
+    or whose plain values differ, have a graph of their own, and so has every `key`, which says what else `run` depends
+    on. Tensors that stay the same objects must stay the same in value. Not for gradients.
+    """
+
+    def __init__(self, capture: Capture | None = None):
+        self._capture = capture or CudaCapture()
+        self._graphs: OrderedDict[Hashable, Run | None] = OrderedDict()
+
+    def __call__(self, run: Run, key: Hashable, inputs: Any) -> Tensor:
+        key = key, signature(inputs)
+        if key not in self._graphs:  # libraries choose and load their kernels now, which they cannot in a capture
+            self._graphs[key] = None
+            if len(self._graphs) > MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+            return run(inputs)
+        self._graphs.move_to_end(key)
+        graph = self._graphs[key]
+        if graph is None:
+            graph = self._graphs[key] = self._made(run, inputs)
+        return graph(inputs)
+
+    def __len__(self) -> int:
+        """How many passes have been met."""
+        return len(self._graphs)
+
+    def clear(self) -> None:
+        """Forgets all graphs, whose memory is free then; to be called before weights move."""
+        self._graphs.clear()
+
+    def _made(self, run: Run, inputs: Any) -> Run:
+        try:
+            return _Graph(self._capture, run, inputs)
+        except RuntimeError as error:  # out of memory too: what needs less may still be possible
+            why = str(error).partition("\n")[0]
+            print(f"madgen: no CUDA graph of a UNet pass, which takes longer without: {why}", file=sys.stderr)
+            return run
+
+
+class CudaCapture:
+    """Captures on the current device. Graphs share one pool of memory: none runs while another's output is read.
+
+    They also have a stream of their own: cuBLAS keeps its workspace by stream, in the pool of the graph that was
+    captured there first. On PyTorch's one stream for all captures another sampler's graphs would lose theirs when that
+    pool goes, and crash.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._stream: Any = None
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        if self._pool is None:
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            output = run()
+        return graph.replay, output
+
+
+class _Graph:
+    """One captured pass and the tensors that it reads."""
+
+    def __init__(self, capture: Capture, run: Run, inputs: Any):
+        own = mapped(inputs, torch.clone)
+        self._replay, self._output = capture(lambda: run(own))
+        self._own = list(tensors(own))
+        self._given: list[Tensor] = list(tensors(inputs))
+
+    def __call__(self, inputs: Any) -> Tensor:
+        given = list(tensors(inputs))
+        changed = [
+            (own, now) for own, before, now in zip(self._own, self._given, given, strict=True) if now is not before
+        ]
+        if changed:
+            torch._foreach_copy_([own for own, _ in changed], [now for _, now in changed])  # in a launch or two
+        self._given = given
+        self._replay()
+        return self._output.clone()
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Tensors and plain values, in the order in which they are held."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield key
+            yield from leaves(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from leaves(one)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name))
+    else:
+        yield value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in `value`."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def signature(value: Any) -> Hashable:
+    """The same for values that differ in nothing but what is in their tensors."""
+    return tuple(
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves(value)
+    )
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `function` of its tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(one, function) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(mapped(one, function) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: mapped(getattr(value, field.name), function) for field in fields(value)})
+    return value

@@ -1,0 +1,182 @@
+"""CUDA graphs without a GPU: a capture that calls the pass again, on the tensors that a graph would read."""
+
+import pytest
+import torch
+
+from madgen import PanoramaSampler
+from madgen.backbones._graphs import MOST_GRAPHS, Graphs, mapped, signature
+from madgen.types import Box, Region
+
+RUN = {"height": 32, "num_inference_steps": 6, "guidance_scale": 3.0, "output": "latent"}
+
+
+class Recorder:
+    """What a CUDA graph does: the same function again on the same tensors, into the same output."""
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def __call__(self, run):
+        self.captured += 1
+        output = run().clone()
+
+        def replay():
+            self.replayed += 1
+            output.copy_(run())
+
+        output.fill_(float("nan"))  # a capture computes nothing
+        return replay, output
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def with_graphs(sampler, recorder):
+    sampler.backbone.graphs = Graphs(recorder)
+    return sampler
+
+
+METHODS = {
+    "overlapping": {"mad_steps": 3},
+    "cross-attention throughout": {"mad_steps": 2, "cross_attention": "always"},
+    "shifted": {"layout": "shifted", "mad_steps": 4},
+    "shifted, then overlapping": {"layout": "shifted", "mad_steps": 3, "overlap_from": 4},
+    "whole": {"layout": "whole", "mad_steps": 0},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("width", [64, 96])
+def test_the_pictures_are_those_without_graphs(tiny, recorder, method, width):
+    options = {"width": width, **RUN}
+    plain = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **METHODS[method])
+    first = plain.sample(["a hill", "the sea"], seeds=[1, 2], **options)
+    second = plain.sample(["a wood", "dunes"], seeds=[3, 4], **options)
+    graphed = with_graphs(plain, recorder)
+    assert torch.equal(graphed.sample(["a hill", "the sea"], seeds=[1, 2], **options), first)
+    assert torch.equal(graphed.sample(["a wood", "dunes"], seeds=[3, 4], **options), second)
+    passes = len(graphed.backbone.graphs)
+    assert recorder.captured == passes
+    assert recorder.replayed == 2 * RUN["num_inference_steps"] - passes  # all but the first of its kind
+
+
+def test_guidance_in_some_steps_and_regions(tiny, recorder):
+    options = {
+        "seeds": [1],
+        "regions": [[Region(Box(0, 0, 20, 32), "a lake")]],
+        "width": 64,
+        "guidance_steps": (1, 4),
+        **RUN,
+    }
+    plain = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3)
+    expected = plain.sample(["a hill"], **options)
+    assert torch.equal(with_graphs(plain, recorder).sample(["a hill"], **options), expected)
+    assert recorder.captured
+    assert recorder.replayed
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny_xl"])
+def test_what_is_made_in_float32_in_between_changes_nothing(request, recorder, family):
+    """It moves the weights, which graphs read where they were."""
+    options = {"seeds": [1], "width": 64, **RUN}
+    half = PanoramaSampler.from_pretrained(
+        str(request.getfixturevalue(family)), name="sdxl" if "xl" in family else "sd", dtype="bfloat16", mad_steps=3
+    )
+    expected = half.sample(["a hill"], **options)
+    with half.in_float32():
+        in_float32 = half.sample(["a hill"], **options)
+    with_graphs(half, recorder)
+    assert torch.equal(half.sample(["a hill"], **options), expected)
+    before = recorder.captured
+    with half.in_float32():
+        assert len(half.backbone.graphs) == 0
+        assert torch.equal(half.sample(["a hill"], **options), in_float32)
+        assert len(half.backbone.graphs) == 0
+    assert torch.equal(half.sample(["a hill"], **options), expected)
+    assert recorder.captured == 2 * before
+
+
+def test_views_a_few_at_a_time_and_gradients_take_none(tiny, recorder):
+    mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
+    mad.sample(["a hill"], seeds=[1], width=64, chunk_views=2, **RUN)
+    assert len(mad.backbone.graphs) == 0
+
+
+def test_large_passes_take_none(tiny, recorder, monkeypatch):
+    from madgen.backbones import _unet
+
+    mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
+    cells = 2 * 5 * 8 * 8  # negative and prompt, views, and their cells
+    monkeypatch.setattr(_unet, "MOST_CELLS", cells - 1)
+    mad.sample(["a hill"], seeds=[1], width=64, **RUN)
+    assert len(mad.backbone.graphs) == 0
+    monkeypatch.setattr(_unet, "MOST_CELLS", cells)
+    mad.sample(["a hill"], seeds=[1], width=64, **RUN)
+    assert len(mad.backbone.graphs) == 2
+
+
+def test_a_graph_that_cannot_be_made_is_done_without(tiny, capfd):
+    def broken(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    mad = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3)
+    expected = mad.sample(["a hill"], seeds=[1], width=64, **RUN)
+    capfd.readouterr()
+    assert torch.equal(with_graphs(mad, broken).sample(["a hill"], seeds=[1], width=64, **RUN), expected)
+    said = capfd.readouterr().err.splitlines()
+    reason = "operation not permitted when stream is capturing"
+    assert said == [f"madgen: no CUDA graph of a UNet pass, which takes longer without: {reason}"] * 2
+
+
+def test_memory_that_is_given_back_is_not_taken_again(tiny, recorder):
+    mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3), recorder)
+    mad.sample(["a hill"], seeds=[1], width=64, **RUN)
+    assert mad.release_memory()
+    assert not mad.release_memory()
+    before = recorder.captured
+    mad.sample(["a hill"], seeds=[1], width=64, **RUN)
+    assert recorder.captured == before
+
+
+def test_so_many_are_kept():
+    recorder, given = Recorder(), [torch.ones(length) for length in range(1, MOST_GRAPHS + 2)]
+    graphs = Graphs(recorder)
+    for tensor in [*given, given[0], given[1], given[-1]]:  # the first was dropped, so was then the second
+        assert torch.equal(graphs(lambda inputs: 2 * inputs[0], "double", (tensor,)), 2 * tensor)
+    assert len(graphs) == MOST_GRAPHS
+    assert recorder.captured == 1
+
+
+def test_what_a_pass_depends_on_tells_graphs_apart():
+    recorder = Recorder()
+    graphs = Graphs(recorder)
+    for factor in (2, 3):
+        for _ in range(3):
+            found = graphs(lambda inputs, factor=factor: factor * inputs["x"], factor, {"x": torch.ones(2), "y": None})
+            assert found.tolist() == [factor, factor]
+    assert recorder.captured == 2
+
+
+def test_signatures_tell_shapes_and_plain_values_and_not_what_is_in_tensors():
+    value = Box(1, 2, 3, 4)
+    one = {"a": (torch.zeros(2, 3), 5, None), "b": value}
+    assert signature(one) == signature({"a": (torch.ones(2, 3), 5, None), "b": value})
+    for other in (
+        {"a": (torch.zeros(3, 2), 5, None), "b": value},
+        {"a": (torch.zeros(2, 3).double(), 5, None), "b": value},
+        {"a": (torch.zeros(3, 2).T, 5, None), "b": value},
+        {"a": (torch.zeros(2, 3), 6, None), "b": value},
+        {"a": (torch.zeros(2, 3), 5, torch.zeros(1)), "b": value},
+        {"a": (torch.zeros(2, 3), 5, None), "b": Box(1, 2, 3, 5)},
+    ):
+        assert signature(one) != signature(other)
+
+
+def test_copies_hold_nothing_of_the_original():
+    given = {"a": (torch.zeros(2), 5), "b": Box(1, 2, 3, 4)}
+    copied = mapped(given, torch.clone)
+    given["a"][0].fill_(1)
+    assert copied["a"][0].tolist() == [0, 0]
+    assert copied["b"] == given["b"]
