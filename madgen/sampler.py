@@ -156,6 +156,8 @@ class PanoramaSampler:
             device=device,
         )
         sampler.warns_of_cuts = False
+        if not job.backbone.cuda_graphs:
+            sampler.release_memory()
         return sampler
 
     @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
@@ -399,5 +401,10 @@ class _GuidedInSome:
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
-    """Pixels in 0..1 to uint8 [B, H, W, 3], rounded as diffusers does."""
-    return (pixels_B3HW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    """Pixels in 0..1 to uint8 [B, H, W, 3]."""
+    return levels(pixels_B3HW).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """0..1 to whole numbers of 0..255, rounded as diffusers does."""
+    return (pixels * 255).round()

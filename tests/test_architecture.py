@@ -21,6 +21,7 @@ HOMES = {
     "torch_fidelity": {"metrics"},
     "matplotlib": {"metrics"},
     "openTSNE": {"paper"},
+    "triton": {"joint/_kernels.py"},
 }
 FORBIDDEN = {  # room: rooms it must not know
     "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
@@ -49,6 +50,7 @@ FORBIDDEN = {  # room: rooms it must not know
 }
 JOINT_MAY_IMPORT = {
     "torch",
+    "triton",  # comes with it
     "madgen",
     "math",
     "copy",

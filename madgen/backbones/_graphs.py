@@ -5,7 +5,6 @@ CPU that launches them one by one does not wait for it. The kernels, and with th
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -33,16 +32,15 @@ class Graphs:
 
     def __init__(self, capture: Capture | None = None):
         self._capture = capture or CudaCapture()
-        self._graphs: OrderedDict[Hashable, Run | None] = OrderedDict()
+        self._graphs: dict[Hashable, Run | None] = {}
 
     def __call__(self, run: Run, key: Hashable, inputs: Any) -> Tensor:
         key = key, signature(inputs)
         if key not in self._graphs:  # libraries choose and load their kernels now, which they cannot in a capture
+            if len(self._graphs) == MOST_GRAPHS:
+                self.clear()  # all of them, for they share what cuBLAS and the allocator keep
             self._graphs[key] = None
-            if len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
             return run(inputs)
-        self._graphs.move_to_end(key)
         graph = self._graphs[key]
         if graph is None:
             graph = self._graphs[key] = self._made(run, inputs)

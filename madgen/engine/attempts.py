@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from madgen.dataset.metadata import with_changes, with_scores
 from madgen.engine.ladder import Rung
 from madgen.engine.safety import Safety
 from madgen.engine.scoring import ClipScore
-from madgen.sampler import PanoramaSampler, decodes_tiled, to_uint8
+from madgen.sampler import PanoramaSampler, decodes_tiled, levels, to_uint8
 from madgen.say import say
 from madgen.schema import SamplingConfig
 from madgen.types import Attempt, Task
@@ -161,12 +160,12 @@ class Attempts:
 
     def _decode(self, latents_1CHW: Tensor, mode: str) -> Attempt:
         pixels_13HW = self.sampler.decode_pixels(latents_1CHW, self.sampling.loop, mode)
-        if broken := _not_finite(pixels_13HW):
-            return Attempt(None, {}, NOT_FINITE, f"{broken} of the decoded values are not finite")
-        image = to_uint8(pixels_13HW)[0]
-        if (span := int(np.ptp(image, axis=(0, 1)).max())) < LEAST_RANGE:
+        lows, highs = pixels_13HW.flatten(2).aminmax(dim=2)  # of each channel; what is not a number passes through
+        if not torch.isfinite(lows + highs).all():
+            return Attempt(None, {}, NOT_FINITE, f"{_not_finite(pixels_13HW)} of the decoded values are not finite")
+        if (span := int((levels(highs) - levels(lows)).max())) < LEAST_RANGE:
             return Attempt(None, {}, CONSTANT, f"the picture shows nothing: no channel spans more than {span} of 255")
-        return Attempt(image)
+        return Attempt(to_uint8(pixels_13HW)[0])
 
     def _in_float32(self, task: Task, attempt: Attempt) -> Attempt:
         """An attempt whose numbers went wrong, made again by itself in float32; others as they are."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class Rows:
 
 def is_possible(device: torch.device) -> bool:
     """Whether the kernels run there."""
-    return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+    return device.type == "cuda" and torch.version.hip is None and _kernels() is not None
 
 
 def rows_of(views: Views, device: torch.device) -> Rows:
@@ -87,6 +86,8 @@ def _launch(kernel: Any, output: Tensor, given: Tensor, *tables: Tensor, **optio
 
 @cache
 def _kernels() -> Any:
-    from madgen.joint import _kernels
-
+    try:
+        from madgen.joint import _kernels
+    except ImportError:  # PyTorch for Windows comes without Triton
+        return None
     return _kernels

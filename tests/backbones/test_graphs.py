@@ -140,13 +140,15 @@ def test_memory_that_is_given_back_is_not_taken_again(tiny, recorder):
     assert recorder.captured == before
 
 
-def test_so_many_are_kept():
+def test_beyond_so_many_all_are_made_anew():
     recorder, given = Recorder(), [torch.ones(length) for length in range(1, MOST_GRAPHS + 2)]
     graphs = Graphs(recorder)
-    for tensor in [*given, given[0], given[1], given[-1]]:  # the first was dropped, so was then the second
+    met = []
+    for tensor in [*given, given[-1], given[0], given[0]]:
         assert torch.equal(graphs(lambda inputs: 2 * inputs[0], "double", (tensor,)), 2 * tensor)
-    assert len(graphs) == MOST_GRAPHS
-    assert recorder.captured == 1
+        met.append(len(graphs))
+    assert met == [*range(1, MOST_GRAPHS + 1), 1, 1, 2, 2]
+    assert recorder.captured == 2
 
 
 def test_what_a_pass_depends_on_tells_graphs_apart():

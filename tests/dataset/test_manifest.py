@@ -28,6 +28,7 @@ def fingerprint(tmp_path, monkeypatch):
         "method.regions.bootstrapping=3",  # there are no regions
         "output.quality=50",  # of PNG files
         "sampling.batch_size=2",
+        "backbone.cuda_graphs=false",
         "trainer.devices=2",
         "output.dir=elsewhere",
         "monitor.preview_every=3",

@@ -1,0 +1,102 @@
+"""The kernels of split and merge, run by Triton's interpreter: on a CPU, in a process of its own."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from madgen.joint import fused
+from madgen.joint.merge import grid_of
+from madgen.joint.views import build_layout
+
+CPU = torch.device("cpu")
+LAYOUTS = {
+    "overlapping": (("overlapping", 16, 48, 16, 4), {}),
+    "overlapping both ways": (("overlapping", 32, 48, 16, 4), {}),
+    "a loop": (("overlapping", 16, 48, 16, 4), {"loop": True}),
+    "shifted": (("shifted", 16, 48, 16, 4), {"merged_steps": 4}),
+    "shifted both ways, a loop": (("shifted", 32, 48, 16, 4), {"merged_steps": 4, "loop": True}),
+}
+
+
+def views_of(layout, step=1):
+    positional, named = LAYOUTS[layout]
+    return build_layout(*positional, **named).at(step)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tables_say_where_views_lie(layout):
+    """By brute force: which cells of which views lie on a cell of the canvas."""
+    views = views_of(layout)
+    rows = fused.rows_of(views, CPU)
+    cells = [
+        (top + y) % views.rows.extent * views.columns.extent + (left + x) % views.columns.extent
+        for top in views.rows.starts
+        for left in views.columns.starts
+        for y in range(views.rows.size)
+        for x in range(views.columns.size)
+    ]
+    assert rows.cells.tolist() == cells
+    for cell, (found, covers) in enumerate(zip(rows.positions.T.tolist(), rows.covers.tolist(), strict=True)):
+        expected = [position for position, lies in enumerate(cells) if lies == cell]
+        assert sorted(position for position in found if position >= 0) == expected
+        assert covers == len(expected)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
+def test_the_kernels_do_what_pytorch_s_operations_do():
+    from processes import environment  # not to be found where this file is the program
+
+    done = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, timeout=300,
+        env=environment() | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (0, [str(len(LAYOUTS) * 6)]), done.stderr
+
+
+def test_a_cpu_does_without():
+    assert not fused.is_possible(CPU)
+    assert grid_of(views_of("overlapping"), CPU).fused is None
+
+
+def test_what_bears_gradients_or_lies_otherwise_in_memory_is_left_to_pytorch():
+    hidden = torch.zeros(2, 3, 4)
+    assert fused.fits(hidden)
+    assert not fused.fits(hidden.transpose(1, 2))
+    assert not fused.fits(hidden.double())
+    assert not fused.fits(hidden.requires_grad_())
+    with torch.no_grad():
+        assert fused.fits(hidden)
+
+
+def compare(layout, step, dtype):
+    """Whether both ways to split are equal, and both to merge as close as their precision allows."""
+    from dataclasses import replace
+
+    from madgen.joint.merge import merge_cells, split_cells
+
+    views = views_of(layout, step)
+    plain = grid_of(views, CPU)
+    rows = replace(plain, fused=fused.rows_of(views, CPU))
+    torch.manual_seed(step)
+    cells = torch.randn(2, views.count, 16, 16, 72).to(dtype)  # more than a program's channels, no multiple of them
+    canvas = torch.randn(2, views.rows.extent, views.columns.extent, 72).to(dtype)
+    assert torch.equal(split_cells(canvas, rows), split_cells(canvas, plain))
+    merged, exact = merge_cells(cells, rows), merge_cells(cells.double(), plain)
+    assert merged.dtype == dtype
+    assert merged.shape == exact.shape
+    error = float((merged.double() - exact).norm() / exact.norm())
+    most = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]  # the interpreter cuts off what a GPU rounds
+    assert error < most, (layout, step, dtype, error)
+
+
+if __name__ == "__main__":
+    checked = [
+        compare(layout, step, dtype)
+        for layout in LAYOUTS
+        for step in (0, 1, 5)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    print(len(checked))
