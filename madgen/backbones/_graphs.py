@@ -14,8 +14,8 @@ from torch import Tensor
 
 MOST_CELLS = 2 * 32 * 64**2
 """Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches."""
-MOST_GRAPHS = 16
-"""Kept at once: they share their memory, but each has some for its inputs."""
+MOST_GRAPHS = 32
+"""Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""
 
 Run = Callable[[Any], Tensor]
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
@@ -30,8 +30,8 @@ class Graphs:
     on. Tensors that stay the same objects must stay the same in value. Not for gradients.
     """
 
-    def __init__(self, capture: Capture | None = None):
-        self._capture = capture or CudaCapture()
+    def __init__(self, capture: Capture):
+        self._capture = capture
         self._graphs: dict[Hashable, Run | None] = {}
 
     def __call__(self, run: Run, key: Hashable, inputs: Any) -> Tensor:
@@ -64,24 +64,26 @@ class Graphs:
 
 
 class CudaCapture:
-    """Captures on the current device. Graphs share one pool of memory: none runs while another's output is read.
+    """Captures on a device. Graphs share one pool of memory: none runs while another's output is read.
 
     They also have a stream of their own: cuBLAS keeps its workspace by stream, in the pool of the graph that was
     captured there first. On PyTorch's one stream for all captures another sampler's graphs would lose theirs when that
     pool goes, and crash.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device):
+        self._device = device
         self._pool: Any = None
         self._stream: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        if self._pool is None:
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            output = run()
+        with torch.cuda.device(self._device):
+            if self._pool is None:
+                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                output = run()
         return graph.replay, output
 
 

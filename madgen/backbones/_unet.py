@@ -17,7 +17,7 @@ from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _to
 from madgen.backbones._compile import compile_forward, compiled
 from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
-from madgen.backbones._graphs import MOST_CELLS, Graphs
+from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
 from madgen.errors import UserError
 from madgen.joint.attention import (
     Grids,
@@ -162,7 +162,7 @@ class UNetBackbone:
         self.compiled: Any = None
         """The UNet with `torch.compile`; see `compile`."""
         self._negative: tuple[Any, Embedded] | None = None
-        self.graphs = Graphs() if self.device.type == "cuda" else None
+        self.graphs = Graphs(CudaCapture(self.device)) if self.device.type == "cuda" else None
         """Of passes that are launched faster so; None: launched kernel by kernel."""
         self._refuse_unknown_attention()
 
@@ -310,7 +310,7 @@ class UNetBackbone:
         if graphs is None or torch.is_grad_enabled() or paths * count * height * width > MOST_CELLS:
             noise = self._run(network, merged, inputs)
         else:
-            noise = graphs(partial(self._run, network, merged), (merged, network is self.unet), inputs)
+            noise = graphs(partial(self._run, network, merged), (merged, network), inputs)
         return noise.unflatten(0, (paths, count))
 
     def _run(self, network: Any, merged: Sequence[str], inputs: _Inputs) -> Tensor:

@@ -81,7 +81,8 @@ def merge(views_BKD: Tensor, rows: Rows) -> Tensor:
 def _launch(kernel: Any, output: Tensor, given: Tensor, *tables: Tensor, **options: int) -> None:
     batch, count, width = output.shape
     grid = (-(-count // CELLS), -(-width // CHANNELS), batch)
-    kernel[grid](output, given, *tables, count, given.shape[1], width, CELLS=CELLS, CHANNELS=CHANNELS, **options)
+    with torch.cuda.device_of(output):  # Triton launches on the current one
+        kernel[grid](output, given, *tables, count, given.shape[1], width, CELLS=CELLS, CHANNELS=CHANNELS, **options)
 
 
 @cache

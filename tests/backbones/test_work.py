@@ -118,3 +118,21 @@ def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
     assert graphs() == 2
     assert float((compiled[0] - expected).norm() / expected.norm()) <= 1e-4
     assert torch.equal(*compiled)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
+    mad = sampler(tiny, mad_steps=0)
+    latents = mad.sample(["a hill"], seeds=[1], **RUN)
+    plain = mad.decode_pixels(latents)
+    mad.backbone.compile("eager")
+    mad.backbone.compile("eager")  # once more: nothing is wrapped twice
+    assert graphs() == 0
+    torch.testing.assert_close(mad.decode_pixels(latents), plain, atol=1e-5, rtol=1e-5)
+    assert graphs() == 1
+    mad.decode_pixels(latents)
+    mad.backbone.decode(latents.requires_grad_()).sum().backward()
+    assert latents.grad is not None
+    assert graphs() == 1
+    mad.backbone.compiled = None
+    assert torch.equal(mad.decode_pixels(latents.detach()), plain)

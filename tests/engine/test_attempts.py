@@ -122,6 +122,15 @@ def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(
     assert asked[0] == (3, None), "another size begins at the top"
 
 
+def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(attempts, tight, capfd, monkeypatch):
+    held = ["CUDA graphs"]
+    monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
+    asked = tight(full_decode=lambda mode: held != [])
+    assert [attempt.changes for attempt in attempts(tasks())] == [{}] * 3
+    assert asked == [(3, None), "auto", "auto", "auto", "auto"]  # the first was decoded again, as before
+    assert capfd.readouterr().err == ""
+
+
 def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_json(attempts, tight, capfd):
     asked = tight(full_decode=lambda mode: mode != "tiled")
     made = attempts(tasks(width=96))

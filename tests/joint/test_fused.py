@@ -13,11 +13,11 @@ from madgen.joint.views import build_layout
 
 CPU = torch.device("cpu")
 LAYOUTS = {
-    "overlapping": (("overlapping", 16, 48, 16, 4), {}),
-    "overlapping both ways": (("overlapping", 32, 48, 16, 4), {}),
-    "a loop": (("overlapping", 16, 48, 16, 4), {"loop": True}),
-    "shifted": (("shifted", 16, 48, 16, 4), {"merged_steps": 4}),
-    "shifted both ways, a loop": (("shifted", 32, 48, 16, 4), {"merged_steps": 4, "loop": True}),
+    "overlapping": (("overlapping", 8, 24, 8, 2), {}),
+    "overlapping both ways": (("overlapping", 12, 20, 8, 2), {}),
+    "a loop": (("overlapping", 8, 24, 8, 2), {"loop": True}),
+    "shifted": (("shifted", 8, 24, 8, 2), {"merged_steps": 4}),
+    "shifted both ways, a loop": (("shifted", 16, 24, 8, 2), {"merged_steps": 4, "loop": True}),
 }
 
 
@@ -53,7 +53,7 @@ def test_the_kernels_do_what_pytorch_s_operations_do():
         [sys.executable, __file__], capture_output=True, text=True, timeout=300,
         env=environment() | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert (done.returncode, done.stdout.split()) == (0, [str(len(LAYOUTS) * 6)]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, [str(len(LAYOUTS) * 4)]), done.stderr
 
 
 def test_a_cpu_does_without():
@@ -81,7 +81,7 @@ def compare(layout, step, dtype):
     plain = grid_of(views, CPU)
     rows = replace(plain, fused=fused.rows_of(views, CPU))
     torch.manual_seed(step)
-    cells = torch.randn(2, views.count, 16, 16, 72).to(dtype)  # more than a program's channels, no multiple of them
+    cells = torch.randn(2, views.count, 8, 8, 72).to(dtype)  # more than a program's channels, no multiple of them
     canvas = torch.randn(2, views.rows.extent, views.columns.extent, 72).to(dtype)
     assert torch.equal(split_cells(canvas, rows), split_cells(canvas, plain))
     merged, exact = merge_cells(cells, rows), merge_cells(cells.double(), plain)
@@ -96,7 +96,7 @@ if __name__ == "__main__":
     checked = [
         compare(layout, step, dtype)
         for layout in LAYOUTS
-        for step in (0, 1, 5)
+        for step in (0, 1)
         for dtype in (torch.float32, torch.bfloat16)
     ]
     print(len(checked))
