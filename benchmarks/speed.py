@@ -9,7 +9,7 @@ one row at most; `speed.md`, `speed.json` and `speed.png` are made of all its ro
     --cpu                   the tiny shape, one thread (the default)
     --cpu --shape sd2       one step of the true SD 2 shape at 512x1536, float32: minutes a step
     --cpu --shape demo      the demo backbone; its views are not of 64 cells, so the references cannot run it
-    --dry                   every row with tiny shapes: checks that the script works, not how fast anything is
+    --dry                   tiny shapes, all rows that need no GPU: whether the script works, not how fast anything is
 """
 
 from __future__ import annotations

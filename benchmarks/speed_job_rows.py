@@ -99,8 +99,10 @@ def parts(bench: Bench) -> Row:
     """Where the time of a step goes, by torch's profiler, and what comes after sampling."""
     bench.backbone.compiled, graphs = None, bench.backbone.graphs
     bench.backbone.graphs = None  # the profiler does not see what a graph's kernels are of
-    found: Row = {name: shares(bench.ours(merged)) for name, merged in (("merged", 1.0), ("not merged", 0.0))}
-    bench.backbone.graphs = graphs
+    try:
+        found: Row = {name: shares(bench.ours(merged)) for name, merged in (("merged", 1.0), ("not merged", 0.0))}
+    finally:
+        bench.backbone.graphs = graphs
     sampler = sampler_of(bench.backbone, 0)
     latents = bench.ours(0.0)(1)
     sampler.decode(latents)

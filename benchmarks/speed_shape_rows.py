@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from speed_bench import Bench, Row, as_row
-from speed_contenders import Run, Timing, alternate, bare, madgen, plain_attention, sampler_of, timed
+from speed_contenders import GUIDANCE, PROMPT, Run, Timing, alternate, bare, madgen, plain_attention, sampler_of, timed
 from speed_models import SHAPES, build_backbone, build_pipeline
+from torch import Tensor
 
 STEPS_OF_ALL_WIDTHS = 20 * 1024
 """Steps of a run, times its width: prompts are encoded once a run, which few steps of a narrow panorama would hide."""
@@ -79,10 +82,29 @@ def graphs(bench: Bench) -> Row:
 
         return one_by_one
 
-    found: Row = {"widths": {}, "same_bytes": True}
+    found: Row = {"widths": {}, "same_bytes": same_bytes(bench, launched)}
     for width in (512, *bench.widths[:2], bench.width):
         run = bench.ours(0.5, width=width)
-        found["same_bytes"] &= torch.equal(run(10), launched(run)(10))
-        contenders = {"CUDA graphs": run, "kernel by kernel": launched(run)}
-        found["widths"][str(width)] = {"views": bench.views(width=width), **as_row(alternate(contenders, 10, 2))}
+        row = as_row(alternate({"CUDA graphs": run, "kernel by kernel": launched(run)}, 10, 2))
+        found["widths"][str(width)] = {"views": bench.views(width=width), **row, "peak_bytes": {}}
     return found
+
+
+def same_bytes(bench: Bench, launched: Callable[[Run], Run]) -> bool:
+    """Of panoramas of several prompts, one after the other, in both layouts; and after weights have moved."""
+    width, same = bench.widths[0], True
+    for layout in ("overlapping", "shifted"):
+        sampler = sampler_of(bench.backbone, 3, layout=layout)
+        sampler.warns_of_cuts = False
+
+        def sample(steps: int, sampler: Any = sampler, seed: int = 0) -> Tensor:
+            options = {"height": bench.height, "width": width, "num_inference_steps": steps, "output": "latent"}
+            return sampler.sample([f"{PROMPT} {seed}"], seeds=[seed], guidance_scale=GUIDANCE, **options)
+
+        for seed in range(3):
+            run = partial(sample, seed=seed)
+            same &= torch.equal(run(10), launched(run)(10))
+            if seed == 1:
+                with bench.backbone.in_float32():
+                    pass
+    return same

@@ -157,7 +157,7 @@ class PanoramaSampler:
         )
         sampler.warns_of_cuts = False
         if not job.backbone.cuda_graphs:
-            sampler.release_memory()
+            sampler.forgo_graphs()
         return sampler
 
     @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
@@ -269,7 +269,9 @@ class PanoramaSampler:
         if self.method.sync is None:
             return None
         assert self.distance is not None
-        return SyncGuidance(self.method.sync, denoiser, self.backbone.decode, self.distance)
+        # With gradients never compiled; so the anchor, which takes none, is not either.
+        decode = torch.enable_grad()(self.backbone.decode)
+        return SyncGuidance(self.method.sync, denoiser, decode, self.distance)
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
@@ -299,6 +301,10 @@ class PanoramaSampler:
     def release_memory(self) -> bool:
         """For when memory runs out: what is held for speed alone is given back; False if there is nothing."""
         return self.backbone.release_memory()
+
+    def forgo_graphs(self) -> None:
+        """No CUDA graphs from now on."""
+        self.backbone.forgo_graphs()
 
     def _check(
         self,

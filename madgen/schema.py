@@ -77,10 +77,10 @@ class BackboneConfig:
     dtype: str = "auto"
     """`auto` is float32 on a CPU and bfloat16 on a GPU."""
     compile: bool = False
-    """`torch.compile` the UNet: faster steps, after a minute or more for each size of panorama; last bits change."""
+    """`torch.compile` UNet and decoder: faster, after some minutes for each size of panorama; last bits change."""
     cuda_graphs: bool = True
-    """On an NVIDIA GPU: a pass over few views is launched at once, which is faster and takes some memory; the pictures
-    stay the same."""
+    """On an NVIDIA GPU: a pass over few views (up to 32 of 64x64 cells, with guidance) is launched at once, which is
+    faster and keeps its memory; the pictures stay the same."""
 
     def __post_init__(self) -> None:
         _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

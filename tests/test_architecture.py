@@ -51,6 +51,7 @@ FORBIDDEN = {  # room: rooms it must not know
 JOINT_MAY_IMPORT = {
     "torch",
     "triton",  # comes with it
+    "sys",
     "madgen",
     "math",
     "copy",

@@ -83,7 +83,7 @@ class Backbone(Protocol):
         """The end of a prompt that a text encoder never sees, None if it sees all of it."""
 
     def compile(self) -> None:
-        """From now on views are denoised in compiled graphs, which are made when a size is first met."""
+        """From now on views are denoised and panoramas decoded in compiled graphs, made when a size is first met."""
 
     def merged_attention(
         self, views: Views, step: int, merging: Merging, conditioning: Any
@@ -102,7 +102,10 @@ class Backbone(Protocol):
         """Within it everything is computed in float32; afterwards precision and weights are what they were."""
 
     def release_memory(self) -> bool:
-        """Gives back, for good, what is held for speed alone; False if there is nothing."""
+        """Gives back what is held for speed alone; False if there is nothing."""
+
+    def forgo_graphs(self) -> None:
+        """From now on nothing is held for speed alone."""
 
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other.

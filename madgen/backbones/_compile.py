@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,15 +26,17 @@ def compiled(model: Callable[..., Any], backend: str) -> Any:
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
-def compile_forward(model: torch.nn.Module, backend: str, when: Callable[[], bool]) -> None:
-    """From now on `model` runs in compiled graphs in calls at whose time `when()` holds, else as it is."""
-    plain: Any = model.forward
-    graphs = compiled(plain, backend)
-
-    def forward(*arguments: Any, **options: Any) -> Any:
-        return (graphs if when() else plain)(*arguments, **options)
-
-    model.forward = forward
+@contextmanager
+def instead(model: torch.nn.Module, graphs: Any) -> Iterator[None]:
+    """Within it a call of `model` runs `graphs`; None: the model as it is."""
+    if graphs is None:
+        yield
+        return
+    model.forward = graphs
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _has(option: str) -> bool:

@@ -7,19 +7,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 MOST_CELLS = 2 * 32 * 64**2
-"""Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches."""
+"""Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches.
+
+An H200 waits for its CPU up to some 12 x 64^2 cells; the rest is for slower CPUs and faster GPUs.
+"""
 MOST_GRAPHS = 32
 """Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""
 
 Run = Callable[[Any], Tensor]
-Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Of a function without arguments: what does the same again, on the same tensors, and the tensor that it writes."""
+
+
+class Capture(Protocol):
+    """How graphs are made."""
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Of a function: what does the same again, on the same tensors, and the tensor that it writes."""
+
+    def forget(self) -> None:
+        """All that was captured is gone, and its memory free."""
 
 
 class Graphs:
@@ -27,39 +38,49 @@ class Graphs:
 
     `inputs` are dataclasses, mappings and tuples of tensors and plain values; inputs whose tensors have other shapes,
     or whose plain values differ, have a graph of their own, and so has every `key`, which says what else `run` depends
-    on. Tensors that stay the same objects must stay the same in value. Not for gradients.
+    on. Tensors that stay the same objects must stay the same in value. Not for gradients. If one cannot be captured,
+    no other is.
     """
 
     def __init__(self, capture: Capture):
         self._capture = capture
         self._graphs: dict[Hashable, Run | None] = {}
+        self._off = False
 
     def __call__(self, run: Run, key: Hashable, inputs: Any) -> Tensor:
+        if self._off:
+            return run(inputs)
         key = key, signature(inputs)
         if key not in self._graphs:  # libraries choose and load their kernels now, which they cannot in a capture
             if len(self._graphs) == MOST_GRAPHS:
                 self.clear()  # all of them, for they share what cuBLAS and the allocator keep
             self._graphs[key] = None
             return run(inputs)
-        graph = self._graphs[key]
-        if graph is None:
-            graph = self._graphs[key] = self._made(run, inputs)
+        graph = self._graphs[key] or self._made(run, inputs)
+        if not self._off:
+            self._graphs[key] = graph
         return graph(inputs)
 
     def __len__(self) -> int:
         """How many passes have been met."""
         return len(self._graphs)
 
-    def clear(self) -> None:
-        """Forgets all graphs, whose memory is free then; to be called before weights move."""
+    def clear(self) -> bool:
+        """Forgets all graphs, whose memory is free then; False if there were none. To be called before weights move."""
+        held = any(self._graphs.values())
         self._graphs.clear()
+        if held:
+            self._capture.forget()
+        return held
 
     def _made(self, run: Run, inputs: Any) -> Run:
         try:
             return _Graph(self._capture, run, inputs)
         except RuntimeError as error:  # out of memory too: what needs less may still be possible
+            self._off = True
+            self.clear()
             why = str(error).partition("\n")[0]
-            print(f"madgen: no CUDA graph of a UNet pass, which takes longer without: {why}", file=sys.stderr)
+            print(f"madgen: goes on without CUDA graphs, which may take longer: {why}", file=sys.stderr)
             return run
 
 
@@ -77,14 +98,21 @@ class CudaCapture:
         self._stream: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        with torch.cuda.device(self._device):
-            if self._pool is None:
-                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        # The outer stream is the current one: a capture that fails may leave its own current.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # Other threads may use CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 output = run()
         return graph.replay, output
+
+    def forget(self) -> None:
+        """The pool of graphs that are gone cannot be used again, and cuBLAS would keep its part of it."""
+        self._pool = None
+        if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # as Lightning does
+            clear()
 
 
 class _Graph:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae, quieten
-from madgen.backbones._compile import compile_forward, compiled
+from madgen.backbones._compile import compiled, instead
 from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
 from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
@@ -161,6 +161,7 @@ class UNetBackbone:
         self.processors = {name: JointAttention(name) for name in self.layers}
         self.compiled: Any = None
         """The UNet with `torch.compile`; see `compile`."""
+        self._compiled_decoder: Any = None
         self._negative: tuple[Any, Embedded] | None = None
         self.graphs = Graphs(CudaCapture(self.device)) if self.device.type == "cuda" else None
         """Of passes that are launched faster so; None: launched kernel by kernel."""
@@ -185,11 +186,13 @@ class UNetBackbone:
                 self.dtype = before
 
     def release_memory(self) -> bool:
-        """Gives back, for good, what is held for speed alone; False if there is nothing."""
-        if self.graphs is None:
-            return False
+        """Gives back what is held for speed alone; False if there is nothing."""
+        return self.graphs is not None and self.graphs.clear()
+
+    def forgo_graphs(self) -> None:
+        """From now on passes are launched kernel by kernel."""
+        self.release_memory()
         self.graphs = None
-        return True
 
     def compile(self, backend: str = "inductor") -> None:
         """From now on joint denoising and decoding run in compiled graphs, one for each shape and each set of merged
@@ -198,9 +201,8 @@ class UNetBackbone:
         Shapes are static, so that a panorama's graph, and with it the last bit, does not depend on what was sampled
         before it.
         """
-        if "forward" not in vars(self.vae.decoder):
-            compile_forward(self.vae.decoder, backend, self._runs_compiled)
         self.compiled = compiled(self.unet, backend)
+        self._compiled_decoder = compiled(self.vae.decoder.forward, backend)
 
     def _runs_compiled(self) -> bool:
         """Gradients, and float32 for a while, go without."""
@@ -261,9 +263,10 @@ class UNetBackbone:
     def merged_attention(self, views: Views, step: int, merging: Merging, conditioning: Conditioning) -> Iterator[None]:
         """Installs one processor a layer for this step and restores the others after it."""
         chosen = self.merged_layers(merging) if views.count > 1 else set()  # merging one view changes nothing
-        grids = grids_of(views, self.device)
+        merged = {name for name in chosen if merges(name, step, merging)}
+        grids = grids_of(views, self.device) if merged else None
         for name, processor in self.processors.items():
-            processor.grids = grids if name in chosen and merges(name, step, merging) else None
+            processor.grids = grids if name in merged else None
         with joint_attention(self.attention, self.processors):
             yield
 
@@ -352,7 +355,8 @@ class UNetBackbone:
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Pixels in 0..1, float32; `tiled` in tiles of at most two views' cells a side. See `_vae.decode`."""
         tile = 2 * self.spec.view_size if tiled else None
-        return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
+        with instead(self.vae.decoder, self._compiled_decoder if self._runs_compiled() else None):
+            return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""

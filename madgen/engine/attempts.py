@@ -33,7 +33,9 @@ OUT_OF_MEMORY, NOT_FINITE, CONSTANT, UNSAFE = "out_of_memory", "not_finite", "co
 CPU_IS_FULL = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|could not (create|execute) a primitive$"
 )
-TILED = "decoding in tiles"
+CUDA_IS_FULL = "CUDA error: out of memory"
+"""Where not PyTorch's allocator asked for it: a graph's launch, a library."""
+TILED, NO_GRAPHS = "decoding in tiles", "without CUDA graphs"
 LEAST_RANGE = 4
 """A picture none of whose channels spans this many of the 256 values shows nothing."""
 
@@ -220,7 +222,12 @@ class Attempts:
     def _within_memory(self, make: Callable[[], T]) -> T | None:
         """As `within_memory`; before a lack is believed, the sampler gives back what it holds for speed alone."""
         made = within_memory(make)
-        return within_memory(make) if made is None and self.sampler.release_memory() else made
+        if made is None and self.sampler.release_memory():
+            made = within_memory(make)
+            if made is not None:  # so that was what there was no room for
+                self.sampler.forgo_graphs()
+                self._learn(NO_GRAPHS)
+        return made
 
     def _learn(self, what: str) -> None:
         self._learned.append(what if self.sampler.dtype == self._dtype else f"{what}, where float32 is needed")
@@ -249,7 +256,9 @@ def within_memory(make: Callable[[], T]) -> T | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the GPU, of PyTorch on the CPU, or of Python."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(CPU_IS_FULL.search(str(error)))
+    said = str(error)
+    full = CUDA_IS_FULL in said or CPU_IS_FULL.search(said) is not None
+    return full or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _not_finite(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madgen.joint.merge import Grid, grid_of, merge_cells, split_cells
+from madgen.joint.merge import Grid, merge_cells, split_cells, with_kernels
 from madgen.joint.views import Views
 
 KeysValues = tuple[Tensor, Tensor]
@@ -108,7 +108,7 @@ def grids_of(views: Views, device: torch.device) -> Grids:
     while views.divisible(factor):
         factors.append(factor)
         factor *= 2
-    return {finest // factor**2: grid_of(views.scaled(factor), device) for factor in factors}
+    return {finest // factor**2: with_kernels(views.scaled(factor), device) for factor in factors}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Diffusion 2's shape that is a twelfth of the time (H200). Triton comes with PyTo
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,9 +58,25 @@ def _positions(axis: Axis) -> tuple[Tensor, Tensor]:
     return found.div(axis.size, rounding_mode="floor"), found % axis.size
 
 
-def fits(hidden: Tensor) -> bool:
+def takes(hidden: Tensor) -> bool:
     """Whether the kernels take it; they bear no gradients."""
-    return hidden.is_contiguous() and hidden.dtype in DTYPES and not (hidden.requires_grad and torch.is_grad_enabled())
+    bears = hidden.requires_grad and torch.is_grad_enabled()
+    return hidden.is_contiguous() and not bears and hidden.dtype in DTYPES and _works(hidden.device, hidden.dtype)
+
+
+@cache
+def _works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton can make the kernels and they give what they should: it needs a C compiler, and a GPU it knows."""
+    views = Views(Axis(1, 1, (0,)), Axis(3, 2, (0, 1)))
+    rows, canvas = rows_of(views, device), torch.tensor([[[3.0], [5.0], [7.0]]], device=device, dtype=dtype)
+    try:
+        if torch.allclose(merge(split(canvas, rows), rows), canvas, rtol=0.01):
+            return True
+        why = "they give something else"
+    except Exception as error:  # of Triton, the C compiler, the driver
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    print(f"madgen: goes on without Triton's kernels for {dtype}, which takes longer: {why}", file=sys.stderr)
+    return False
 
 
 def split(canvas_BLD: Tensor, rows: Rows) -> Tensor:

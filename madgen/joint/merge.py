@@ -1,12 +1,12 @@
 """Split a canvas into views and merge views by averaging: `merge(split(x)) == x`.
 
 Merging adds up, for each canvas cell, the view cells that lie on it, in the order of the views. It never scatters with
-atomics, so the order of the additions, and with it the last bit, is the same on every run and device.
+atomics, so the order of the additions, and with it the last bit, is the same on every run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -60,12 +60,14 @@ class Grid:
 @lru_cache(maxsize=1024)
 def grid_of(views: Views, device: torch.device) -> Grid:
     """The views' grid; made once for each device."""
-    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device), _rows(views, device))
+    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
 
 
 @torch.inference_mode(False)
-def _rows(views: Views, device: torch.device) -> fused.Rows | None:
-    return fused.rows_of(views, device) if fused.is_possible(device) and views.count > 1 else None
+def with_kernels(views: Views, device: torch.device) -> Grid:
+    """As `grid_of`; where there are kernels for it, with their tables."""
+    grid = grid_of(views, device)
+    return replace(grid, fused=fused.rows_of(views, device)) if fused.is_possible(device) else grid
 
 
 @torch.inference_mode(False)  # it is kept, and a later gradient may pass through it
@@ -92,7 +94,7 @@ def split_cells(canvas_BHWD: Tensor, grid: Grid) -> Tensor:
     """`split` with channels last: [B, H, W, D] to [B, V, h, w, D]."""
     rows, columns = grid.rows, grid.columns
     batch, width = canvas_BHWD.shape[0], canvas_BHWD.shape[-1]
-    if not torch.compiler.is_compiling() and grid.fused is not None and fused.fits(canvas_BHWD):
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.takes(canvas_BHWD):
         cells = fused.split(canvas_BHWD.flatten(1, 2), grid.fused)
         return cells.view(batch, rows.count * columns.count, rows.size, columns.size, width)
     cells = canvas_BHWD
@@ -108,7 +110,7 @@ def merge_cells(views_BVhwD: Tensor, grid: Grid) -> Tensor:
     """`merge` with channels last: [B, V, h, w, D] to [B, H, W, D]."""
     rows, columns = grid.rows, grid.columns
     batch, width = views_BVhwD.shape[0], views_BVhwD.shape[-1]
-    if not torch.compiler.is_compiling() and grid.fused is not None and fused.fits(views_BVhwD):
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.takes(views_BVhwD):
         extents = [axis.size if axis.covers is None else len(axis.covers) for axis in (rows, columns)]
         return fused.merge(views_BVhwD.flatten(1, 3), grid.fused).view(batch, *extents, width)
     parts = views_BVhwD.reshape(batch, rows.count, columns.count, rows.size, columns.size, width)

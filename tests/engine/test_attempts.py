@@ -124,11 +124,30 @@ def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(
 
 def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(attempts, tight, capfd, monkeypatch):
     held = ["CUDA graphs"]
+    forgone = []
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
+    monkeypatch.setattr(attempts.sampler, "forgo_graphs", lambda: forgone.append(True))
     asked = tight(full_decode=lambda mode: held != [])
     assert [attempt.changes for attempt in attempts(tasks())] == [{}] * 3
     assert asked == [(3, None), "auto", "auto", "auto", "auto"]  # the first was decoded again, as before
-    assert capfd.readouterr().err == ""
+    assert forgone == [True]
+    said = "madgen: out of memory at 32x64 px, batches of 3; from now on without CUDA graphs\n"
+    assert capfd.readouterr().err == said
+
+
+def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypatch):
+    held = ["CUDA graphs"]
+    monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
+    monkeypatch.setattr(attempts.sampler, "forgo_graphs", lambda: pytest.fail("they were not to blame"))
+    asked = tight(full_sample=lambda size, chunk: size > 1)
+    assert [attempt.reason for attempt in attempts(tasks())] == [None] * 3
+    assert asked[:4] == [(3, None), (3, None), (2, None), (1, None)]
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory\nCUDA kernel errors might be asynchronous"])
+def test_memory_that_is_not_the_allocator_s_is_memory_too(said):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_json(attempts, tight, capfd):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from madgen.joint import fused
-from madgen.joint.merge import grid_of
+from madgen.joint.merge import grid_of, with_kernels
 from madgen.joint.views import build_layout
 
 CPU = torch.device("cpu")
@@ -58,17 +58,29 @@ def test_the_kernels_do_what_pytorch_s_operations_do():
 
 def test_a_cpu_does_without():
     assert not fused.is_possible(CPU)
-    assert grid_of(views_of("overlapping"), CPU).fused is None
+    assert with_kernels(views_of("overlapping"), CPU).fused is None
 
 
-def test_what_bears_gradients_or_lies_otherwise_in_memory_is_left_to_pytorch():
+def test_what_bears_gradients_or_lies_otherwise_in_memory_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(fused, "_works", lambda device, dtype: True)
     hidden = torch.zeros(2, 3, 4)
-    assert fused.fits(hidden)
-    assert not fused.fits(hidden.transpose(1, 2))
-    assert not fused.fits(hidden.double())
-    assert not fused.fits(hidden.requires_grad_())
+    assert fused.takes(hidden)
+    assert not fused.takes(hidden.transpose(1, 2))
+    assert not fused.takes(hidden.double())
+    assert not fused.takes(hidden.requires_grad_())
     with torch.no_grad():
-        assert fused.fits(hidden)
+        assert fused.takes(hidden)
+
+
+def test_kernels_that_do_not_work_are_done_without_and_told_of_once(capfd):
+    """As on this CPU, where Triton finds no GPU; in the interpreter they do, see `compare`."""
+    fused._works.cache_clear()
+    try:
+        assert [fused.takes(torch.zeros(2, 3, 4)) for _ in range(2)] == [False, False]
+    finally:
+        fused._works.cache_clear()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("madgen: goes on without Triton's kernels for torch.float32, which takes longer: ")
 
 
 def compare(layout, step, dtype):
@@ -77,6 +89,7 @@ def compare(layout, step, dtype):
 
     from madgen.joint.merge import merge_cells, split_cells
 
+    assert fused.takes(torch.zeros(1, dtype=dtype))
     views = views_of(layout, step)
     plain = grid_of(views, CPU)
     rows = replace(plain, fused=fused.rows_of(views, CPU))
