@@ -2,11 +2,12 @@
 
 In one run, alternating: madgen, the released MAD code (a checkout given by MAD_REFERENCE=folder), diffusers' panorama
 pipeline, a bare UNet forward on as many views, and direct inference. Results are checked equal first. Every row is
-appended to `speed.jsonl` in --out (default benchmarks/results) when it is measured, so that a run that is cut off loses
-one row at most; `speed.md`, `speed.json` and `speed.png` are made of all its rows. `--report` makes them again.
+appended to `speed.jsonl` in --out (default out/speed) when it is measured, so that a run that is cut off loses one row
+at most; `speed.md`, `speed.json` and `speed.png` are made of all its rows. `--report` makes them again. The repository
+keeps those of benchmarks/results.
 
     --gpu --minutes 4       true SD 2 and SDXL shapes in bfloat16, in the order of importance, as far as the time goes
-    --cpu                   the tiny shape, one thread (the default)
+    --cpu                   the tiny shape, one thread
     --cpu --shape sd2       one step of the true SD 2 shape at 512x1536, float32: minutes a step
     --cpu --shape demo      the demo backbone; its views are not of 64 cells, so the references cannot run it
     --dry                   tiny shapes, all rows that need no GPU: whether the script works, not how fast anything is
@@ -31,7 +32,6 @@ from speed_bench import Bench
 from speed_report import write_report
 from speed_rows import ROWS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
 ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compiled", "parts", "generate"]}
 
@@ -66,8 +66,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default="", help=f"only these, by commas: {','.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; 0: as many as there are cores")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("out/speed"))
     options = parser.parse_args(arguments)
+    if not (options.gpu or options.cpu or options.dry or options.report):
+        parser.error("say where: --cpu, --gpu or --dry; or --report")
+    if options.rounds < 1 or options.threads < 0:
+        parser.error(f"need --rounds >= 1 and --threads >= 0, got {options.rounds} and {options.threads}")
+    if options.report and not (options.out / "speed.jsonl").exists():
+        parser.error(f"--report: {options.out / 'speed.jsonl'} does not exist; name the folder of a run with --out")
+    options.rows = options.rows.replace(" ", "")
     unknown = {row for row in options.rows.split(",") if row} - set(ROWS)
     if unknown:
         parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
@@ -112,6 +119,8 @@ def measure(options: argparse.Namespace, log: Path) -> None:
     started, bench = time.monotonic(), bench_of(options)
     wanted = [row for row in options.rows.split(",") if row]
     names = wanted or (list(ROWS) if options.gpu or options.dry else ON_CPU[options.shape])
+    if bench.device.type == "cpu":
+        names = [name for name in names if name != "graphs"]
     bounded = options.gpu and not options.dry
     run = {
         "run": time.strftime("%Y-%m-%d %H:%M:%S"),

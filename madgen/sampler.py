@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, BackboneSpec, Lora, Merging, as_lora, backbone_module
+from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
+from madgen.checks import check_decode, check_device, check_negative_prompts, check_numbers
 from madgen.composition import check_regions_scheduler, composition, rows
 from madgen.errors import UserError
 from madgen.geometry import Geometry
 from madgen.joint.loop import joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
-from madgen.joint.views import Views
+from madgen.joint.views import LAYOUTS, Views
 from madgen.schema import Job, MadConfig, SamplingConfig, SyncConfig, ViewsConfig
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DECODES = ("auto", "whole", "tiled")
 WHOLE_AT_MOST = 2**22
 """Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
 
@@ -107,7 +107,9 @@ class PanoramaSampler:
         steps: see the keys of `method` in `madgen.schema`, whose defaults they share. `compile`: the first panorama of
         each size takes a minute or more longer, the others less time.
         """
-        folder, device = resolve_pretrained(pretrained), torch.device(device)
+        folder, device = resolve_pretrained(pretrained), check_device(device)
+        if layout not in LAYOUTS:
+            raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         # Refuses what a job may not ask for either.
         MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
         if dtype not in ("auto", *DTYPES):
@@ -194,6 +196,7 @@ class PanoramaSampler:
         """
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
         self._check(prompts, negatives, seeds, regions, guidance_scale, decode, output)
+        check_numbers(seeds, guidance_scale, num_inference_steps)
         if chunk_views is not None and chunk_views < 1:
             raise UserError(f"chunk_views must be >= 1 or None, got {chunk_views}")
         self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
@@ -284,7 +287,7 @@ class PanoramaSampler:
     @torch.no_grad()
     def decode_pixels(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> Tensor:
         """As `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
-        _check_decode(decode)
+        check_decode(decode)
         height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
         tiled = decodes_tiled(height, width, decode)
         return self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled)
@@ -323,7 +326,7 @@ class PanoramaSampler:
             )
         if regions is not None and len(regions) != len(prompts):
             raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(regions)}")
-        _check_decode(decode)
+        check_decode(decode)
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
@@ -339,21 +342,9 @@ class PanoramaSampler:
             )
 
 
-def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
-    """A negative prompt that could have no effect is refused, not ignored."""
-    if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
-        reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
-        raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
-
-
 def decodes_tiled(height: int, width: int, decode: str) -> bool:
     """Whether panoramas of this size (pixels) are decoded in tiles."""
     return decode == "tiled" or (decode == "auto" and height * width > WHOLE_AT_MOST)
-
-
-def _check_decode(decode: str) -> None:
-    if decode not in DECODES:
-        raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
 
 
 def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -15,7 +15,7 @@ import forks
 
 MADGEN = "from madgen.cli import main; main()"
 ROOT = Path(__file__).resolve().parent.parent
-READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_")
+READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_", "CXX", "TORCHINDUCTOR_")
 
 
 def environment(**extra: str | None) -> dict[str, str]:

@@ -51,7 +51,6 @@ FORBIDDEN = {  # room: rooms it must not know
 JOINT_MAY_IMPORT = {
     "torch",
     "triton",  # comes with it
-    "sys",
     "madgen",
     "math",
     "copy",

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from madgen.errors import UserError
+
 MOST_GRAPHS = 4096
 """A graph more would be an error; by default the ninth shape would silently run uncompiled."""
+
+
+def check_compiler(backend: str, device: torch.device) -> None:
+    """UserError if PyTorch cannot make kernels for `device` here, told by making one; it takes some seconds."""
+    if backend != "inductor":
+        return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # who has no GPU knows
+    try:
+        compiled(lambda tensor: tensor + 1, backend)(torch.ones(8, device=device))
+    except Exception as error:  # of Dynamo, Inductor, Triton, a compiler, the cache's folder
+        cause = getattr(error, "inner_exception", error)
+        why = str(cause).strip().partition("\n")[0]
+        raise UserError(
+            f"backbone.compile: PyTorch cannot compile here: {type(cause).__name__}: {why}; it needs a C++ compiler "
+            "(g++) and a folder for its cache (TORCHINDUCTOR_CACHE_DIR); or set it to false"
+        ) from error
 
 
 def compiled(model: Callable[..., Any], backend: str) -> Any:

@@ -4,13 +4,14 @@ CPU that launches them one by one does not wait for it. The kernels, and with th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from madgen.say import say
 
 MOST_CELLS = 2 * 32 * 64**2
 """Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches.
@@ -80,7 +81,7 @@ class Graphs:
             self._off = True
             self.clear()
             why = str(error).partition("\n")[0]
-            print(f"madgen: goes on without CUDA graphs, which may take longer: {why}", file=sys.stderr)
+            say(f"madgen: goes on without CUDA graphs, which may take longer: {why}")
             return run
 
 

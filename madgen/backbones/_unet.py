@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae, quieten
-from madgen.backbones._compile import compiled, instead
+from madgen.backbones._compile import check_compiler, compiled, instead
 from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
 from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
@@ -199,8 +199,9 @@ class UNetBackbone:
         layers.
 
         Shapes are static, so that a panorama's graph, and with it the last bit, does not depend on what was sampled
-        before it.
+        before it. UserError if PyTorch cannot compile here.
         """
+        check_compiler(backend, self.device)
         self.compiled = compiled(self.unet, backend)
         self._compiled_decoder = compiled(self.vae.decoder.forward, backend)
 

@@ -180,8 +180,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{key}.")
         elif _plain(before) != _plain(after):
-            found.append(f"{prefix}{key}: {before} there, {after} here")
+            found.append(f"{prefix}{key}: {_told(before, key)} there, {_told(after, key)} here")
     return found
+
+
+def _told(value: Any, key: str) -> Any:
+    """As a job has it."""
+    if value is None and key == "compile":  # left out where it is not on
+        return "false"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:

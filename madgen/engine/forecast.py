@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from madgen.backbones import BackboneSpec, Merging, backbone_module
+from madgen.checks import check_negative_prompts
 from madgen.composition import check_regions_scheduler
 from madgen.dataset.encode import check_side
 from madgen.dataset.upload import check_at_hand
@@ -23,7 +24,7 @@ from madgen.masks import cell_weights
 from madgen.monitor.status_page import eta_text
 from madgen.plan.cost import Cost, has_regions, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
-from madgen.sampler import Method, check_negative_prompts
+from madgen.sampler import Method
 from madgen.schema import Job
 from madgen.weights import impatient, lora_file, resolve_pretrained
 

@@ -13,6 +13,7 @@ from madgen.engine.safety import Safety
 from madgen.engine.scoring import ClipScore
 from madgen.node import fetch_ahead
 from madgen.sampler import PanoramaSampler
+from madgen.say import say
 from madgen.schema import Job
 from madgen.types import Attempt, Batch, Idle
 from madgen.weights import weight_files
@@ -43,6 +44,8 @@ class PanoramaModule(lightning.LightningModule):
             return
         if self.sampler is None:
             backbone = self.job.backbone
+            if backbone.compile and self.trainer.is_global_zero:
+                say("madgen: the first panoramas of each size wait until their kernels are compiled, a minute or more")
             fetch_ahead(weight_files(backbone.pretrained, backbone.revision, backbone.variant))
             self.sampler = PanoramaSampler.from_job(self.job, self.trainer.strategy.root_device)
             self.sampler.new_scheduler(

@@ -30,7 +30,10 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
 
     JPEG and WebP are compared after the same encoding. Another device or batch size may differ in the last bit.
     """
+    from madgen.engine.run import quieten  # which brings Lightning
+
     image_format = check_output(output)
+    quieten()
     stored = read_sample(DatasetDir(directory), key)
     _refuse_other_weights(stored.metadata)
     again = _checked(*_sample(stored.metadata), stored.metadata)

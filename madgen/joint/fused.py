@@ -6,7 +6,6 @@ Diffusion 2's shape that is a twelfth of the time (H200). Triton comes with PyTo
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from madgen.joint.views import Axis, Views
+from madgen.say import say
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, CHANNELS = 32, 64
@@ -75,7 +75,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
         why = "they give something else"
     except Exception as error:  # of Triton, the C compiler, the driver
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    print(f"madgen: goes on without Triton's kernels for {dtype}, which takes longer: {why}", file=sys.stderr)
+    say(f"madgen: goes on without Triton's kernels for {dtype}, which takes longer: {why}")
     return False
 
 

@@ -128,8 +128,9 @@ def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
     mad = sampler(tiny, mad_steps=2)
     expected = mad.sample(["a hill"], seeds=[1], **RUN)
     mad.backbone.compile()
+    before = graphs()
     compiled = [mad.sample(["a hill"], seeds=[1], **RUN) for _ in range(2)]
-    assert graphs() == 2
+    assert graphs() == before + 2
     assert float((compiled[0] - expected).norm() / expected.norm()) <= 1e-4
     assert torch.equal(*compiled)
 
@@ -149,3 +150,13 @@ def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
     assert graphs() == 1
     mad.backbone.compiled = None
     assert torch.equal(mad.decode_pixels(latents.detach()), plain)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_file, tmp_path):
+    given = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = madgen("generate", job_file, "backbone.compile=true", f"output.dir={tmp_path / 'out'}", **given)
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1].startswith("madgen: backbone.compile: PyTorch cannot compile here: InvalidCxx")
+    assert "Traceback" not in done.err
+    assert not tmp_path.joinpath("out", "dataset.json").exists()

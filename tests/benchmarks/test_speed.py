@@ -109,8 +109,23 @@ def test_relative_error_sees_what_is_not_a_number():
 
 def test_unknown_rows_are_refused(capsys):
     with pytest.raises(SystemExit):
-        parse(["--rows", "eagre"])
+        parse(["--cpu", "--rows", "eagre"])
     assert "unknown eagre; known: equal, eager" in capsys.readouterr().err
+    assert parse(["--cpu", "--rows", "equal, eager"]).rows == "equal,eager"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say where: --cpu, --gpu or --dry; or --report"),
+        (["--cpu", "--rounds", "0"], "need --rounds >= 1 and --threads >= 0, got 0 and 1"),
+        (["--report", "--out", "nowhere"], "nowhere/speed.jsonl does not exist"),
+    ],
+)
+def test_a_run_must_be_possible(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert said in capsys.readouterr().err
 
 
 def test_a_row_that_fails_is_written_down_and_the_others_go_on(tmp_path, monkeypatch):

@@ -1,0 +1,59 @@
+"""What may be asked of the sampler: UserError names what is wrong and the way out."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from madgen.backbones import BackboneSpec
+from madgen.errors import UserError
+
+DECODES = ("auto", "whole", "tiled")
+
+
+def check_numbers(seeds: Sequence[int], guidance_scale: float, num_inference_steps: int) -> None:
+    """Finite, and whole where they count something."""
+    if not math.isfinite(guidance_scale):
+        raise UserError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    if not _lies(num_inference_steps, range(1, sys.maxsize)):
+        raise UserError(f"num_inference_steps must be a whole number >= 1, got {num_inference_steps}")
+    for seed in seeds:
+        if not _lies(seed, range(2**64)):
+            raise UserError(f"a seed must be a whole number of 0..2^64 - 1, got {seed}")
+
+
+def _lies(value: Any, where: range) -> bool:
+    """Whether it is a whole number, of Python or of another library, and one of these."""
+    try:
+        return operator.index(value) in where
+    except TypeError:
+        return False
+
+
+def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
+    """A negative prompt that could have no effect is refused, not ignored."""
+    if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
+        reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
+        raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """One that is here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name!r} is none that PyTorch knows; cpu and cuda are two of them") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={str(name)!r}: PyTorch finds no GPU here; take cpu")
+    return device
+
+
+def check_decode(decode: str) -> None:
+    """A way to decode."""
+    if decode not in DECODES:
+        raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
