@@ -33,6 +33,7 @@ from speed_report import write_report
 from speed_rows import ROWS
 
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
+NEED_GPU = {"graphs"}
 ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compiled", "parts", "generate"]}
 
 
@@ -78,6 +79,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     unknown = {row for row in options.rows.split(",") if row} - set(ROWS)
     if unknown:
         parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
+    if (impossible := NEED_GPU & set(options.rows.split(","))) and (options.dry or not options.gpu):
+        parser.error(f"--rows: {', '.join(impossible)} needs a GPU: --gpu, and not --dry")
     if options.gpu and not options.dry and not torch.cuda.is_available():
         parser.error("--gpu: no GPU here; --gpu --dry checks the script with tiny shapes")
     return options
@@ -118,9 +121,8 @@ def measure(options: argparse.Namespace, log: Path) -> None:
     """Row after row, each written down at once."""
     started, bench = time.monotonic(), bench_of(options)
     wanted = [row for row in options.rows.split(",") if row]
-    names = wanted or (list(ROWS) if options.gpu or options.dry else ON_CPU[options.shape])
-    if bench.device.type == "cpu":
-        names = [name for name in names if name != "graphs"]
+    every = [name for name in ROWS if name not in NEED_GPU or bench.device.type == "cuda"]
+    names = wanted or (every if options.gpu or options.dry else ON_CPU[options.shape])
     bounded = options.gpu and not options.dry
     run = {
         "run": time.strftime("%Y-%m-%d %H:%M:%S"),

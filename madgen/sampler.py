@@ -20,7 +20,7 @@ from madgen.geometry import Geometry
 from madgen.joint.loop import joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
-from madgen.joint.views import LAYOUTS, Views
+from madgen.joint.views import Views
 from madgen.schema import Job, MadConfig, SamplingConfig, SyncConfig, ViewsConfig
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
@@ -108,9 +108,8 @@ class PanoramaSampler:
         each size takes a minute or more longer, the others less time.
         """
         folder, device = resolve_pretrained(pretrained), check_device(device)
-        if layout not in LAYOUTS:
-            raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         # Refuses what a job may not ask for either.
+        ViewsConfig(layout=layout, size=view_size, stride=stride, overlap_from=overlap_from)
         MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")

@@ -39,6 +39,27 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
             PanoramaSampler.from_pretrained("demo", device="cuda")
 
 
-def test_an_unknown_layout_is_refused_before_anything_is_loaded():
-    with pytest.raises(UserError, match="layout must be one of overlapping, shifted, whole, got 'x'"):
-        PanoramaSampler.from_pretrained("demo", layout="x")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layout": "x"}, "method.views.layout must be one of overlapping, shifted, whole, got 'x'"),
+        ({"stride": 0}, "method.views.stride must be > 0 latent cells, got 0"),
+        ({"mad_steps": -1}, "method.mad.steps must be >= 0, got -1"),
+    ],
+)
+def test_what_no_job_may_ask_for_is_refused_before_anything_is_loaded(options, said, monkeypatch):
+    from madgen.backbones import sd
+
+    monkeypatch.setattr(sd, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match=said):
+        PanoramaSampler.from_pretrained("demo", **options)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_cuda_graphs_are_switched_by_the_job(on, monkeypatch):
+    from madgen import load_job
+
+    forgone = []
+    monkeypatch.setattr(PanoramaSampler, "forgo_graphs", lambda _: forgone.append(True))
+    PanoramaSampler.from_job(load_job([], [f"backbone.cuda_graphs={str(on).lower()}"]))
+    assert forgone == ([] if on else [True])

@@ -16,7 +16,7 @@ from madgen.say import say
 MOST_CELLS = 2 * 32 * 64**2
 """Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches.
 
-An H200 waits for its CPU up to some 12 x 64^2 cells; the rest is for slower CPUs and faster GPUs.
+An H200 waited for its CPU at 10 x 64^2 cells, and hardly at 26; the rest is for slower CPUs and faster GPUs.
 """
 MOST_GRAPHS = 32
 """Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""

@@ -19,14 +19,7 @@ from madgen.backbones._feed_forward import keep_in_cache
 from madgen.backbones._files import read_configs
 from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
 from madgen.errors import UserError
-from madgen.joint.attention import (
-    Grids,
-    JointAttention,
-    KeysValues,
-    grids_of,
-    joint_attention,
-    keys_values,
-)
+from madgen.joint.attention import Grids, JointAttention, KeysValues, grids_of, joint_attention, keys_values
 from madgen.joint.guidance import classifier_free, guidance_embedding
 from madgen.joint.views import Views
 

@@ -12,7 +12,7 @@ BUSY_CELLS = {"cuda": 2 * 32 * 64**2}
 """Latent cells in one UNet pass that keep a device busy; of other devices one panorama does.
 
 Measured with Stable Diffusion 2's shape on one H200: with more than 32 views of 64 x 64 cells, each with and without
-guidance, the time of a view hardly falls (`growth` in benchmarks/results/speed.md).
+guidance, the time of a view hardly falls (`growth` and `batch` in benchmarks/results/speed.md).
 """
 MOST = 64
 """Panoramas at once, however small they are."""

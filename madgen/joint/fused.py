@@ -1,6 +1,6 @@
 """Split and merge in one pass over the memory each, for NVIDIA GPUs: what `merge.py` does, on rows of channels.
 
-PyTorch's own operations take five passes for a merge of four views, and two for a split; in a merged step of Stable
+PyTorch's own operations take six passes for a merge of four views, and two for a split; in a merged step of Stable
 Diffusion 2's shape that is a twelfth of the time (H200). Triton comes with PyTorch's CUDA builds.
 """
 

@@ -113,6 +113,17 @@ def test_views_a_few_at_a_time_and_gradients_take_none(tiny, recorder):
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
     mad.sample(["a hill"], seeds=[1], width=64, chunk_views=2, **RUN)
     assert len(mad.backbone.graphs) == 0
+    backbone = mad.backbone
+    views = mad.geometry.build(32, 64).at(0)
+    conditioning = backbone.encode_prompts(["a hill"], [""], 3.0)
+    noise = torch.randn(1, views.count, 4, 8, 8, requires_grad=True)
+    with backbone.merged_attention(views, 0, mad.method.merging, conditioning):
+        backbone.predict_noise(noise, torch.tensor(5), conditioning).sum().backward()
+        assert len(backbone.graphs) == 0
+        with torch.no_grad():
+            backbone.predict_noise(noise, torch.tensor(5), conditioning)
+    assert noise.grad is not None
+    assert len(backbone.graphs) == 1
 
 
 def test_large_passes_take_none(tiny, recorder, monkeypatch):

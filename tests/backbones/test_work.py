@@ -80,6 +80,14 @@ def test_negative_prompts_are_embedded_once_for_all_panoramas(tiny):
     assert not torch.equal(other, expected)
 
 
+def test_what_sdxl_is_told_of_views_is_made_once_a_panorama(tiny_xl, monkeypatch):
+    mad, made = PanoramaSampler.from_pretrained(str(tiny_xl), name="sdxl", dtype="float32", mad_steps=1), []
+    real = mad.backbone.view_conditions
+    monkeypatch.setattr(mad.backbone, "view_conditions", lambda *given: made.append(given[1:]) or real(*given))
+    mad.sample(["a hill"], seeds=[1], **RUN)
+    assert made == [(VIEWS, 8, 8)]
+
+
 @pytest.mark.parametrize("projection", ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q"])
 def test_merged_layers_project_the_canvas_and_the_others_the_views(tiny, work, projection):
     work(sampler(tiny, mad_steps=1)).sample(["a hill"], seeds=[1], **RUN)
@@ -160,3 +168,11 @@ def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_
     assert done.err.splitlines()[-1].startswith("madgen: backbone.compile: PyTorch cannot compile here: InvalidCxx")
     assert "Traceback" not in done.err
     assert not tmp_path.joinpath("out", "dataset.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_syncdiffusion_compares_pictures_that_are_all_decoded_uncompiled(tiny, graphs):
+    mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")
+    mad.backbone.compile("eager")
+    mad.sample(["a hill"], seeds=[1], **RUN)
+    assert graphs() == 1  # the UNet's

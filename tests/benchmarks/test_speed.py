@@ -119,6 +119,7 @@ def test_unknown_rows_are_refused(capsys):
     [
         ([], "say where: --cpu, --gpu or --dry; or --report"),
         (["--cpu", "--rounds", "0"], "need --rounds >= 1 and --threads >= 0, got 0 and 1"),
+        (["--cpu", "--rows", "equal,graphs"], "--rows: graphs needs a GPU: --gpu, and not --dry"),
         (["--report", "--out", "nowhere"], "nowhere/speed.jsonl does not exist"),
     ],
 )

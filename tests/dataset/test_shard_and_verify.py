@@ -147,6 +147,7 @@ def test_an_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypat
 def test_differences_name_the_keys():
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 2, "c": (1,)}, "d": 2}
     assert manifest.differences(old, new) == ["a.b: 1 there, 2 here"]
+    assert manifest.differences({}, {"compile": True}) == ["compile: false there, true here"]
 
 
 def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
