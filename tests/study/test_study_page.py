@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from browser import PHONE, show_on
+from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -53,7 +54,9 @@ class Person:
         self.find("#start button").click()
 
     def shown(self):
-        return self.driver.execute_script(SHOWN)
+        """What is asked, as soon as its pictures are in place."""
+        waiting = WebDriverWait(self.driver, 60, ignored_exceptions=[JavascriptException])
+        return waiting.until(lambda driver: driver.execute_script(SHOWN))
 
     def item(self, shown):
         pair = sorted((shown["first"], shown["second"]))
