@@ -59,6 +59,8 @@ class Bench:
         for name in ("unet", "vae", "text_encoder"):
             parts[name] = copy.deepcopy(parts[name]).to(dtype=dtype, memory_format=torch.contiguous_format).eval()
             parts[name].requires_grad_(False)
+            for module in parts[name].modules():
+                vars(module).pop("forward", None)  # what ours does otherwise on a CPU
         plain_attention(parts["unet"])
         parts["scheduler"] = copy.deepcopy(ours.scheduler)
         return type(ours)(**parts, requires_safety_checker=False)

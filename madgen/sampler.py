@@ -15,12 +15,12 @@ from torch import Tensor
 from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
 from madgen.checks import check_decode, check_device, check_negative_prompts, check_numbers
 from madgen.composition import check_regions_scheduler, composition, rows
+from madgen.denoising import BySteps, Conditioned
 from madgen.errors import UserError
 from madgen.geometry import Geometry
-from madgen.joint.loop import joint_diffusion
+from madgen.joint.loop import Denoiser, joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
-from madgen.joint.views import Views
 from madgen.schema import Job, MadConfig, SamplingConfig, SyncConfig, ViewsConfig
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
@@ -205,38 +205,32 @@ class PanoramaSampler:
             raise UserError(f"overlap_from={first} is beyond the last of {num_inference_steps} steps; leave it out")
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
+        canvases = [index for index, parts in enumerate(regions) for _ in range(1 + len(parts))]
         conditioning = self.backbone.encode_prompts(
             rows(prompts, [[region.text for region in parts] for parts in regions]),
             rows(negatives, [[region.negative for region in parts] for parts in regions]),
             guidance_scale,
+            canvases if self.method.sync is None else None,  # which pulls each prompt's views its own way
         )
         scheduler = self.new_scheduler(num_inference_steps)
-        check_regions_scheduler(type(scheduler), regions, self.method.bootstrapped_steps(num_inference_steps))
+        bootstrapping = self.method.bootstrapped_steps(num_inference_steps)
+        check_regions_scheduler(type(scheduler), regions, bootstrapping)
         draws = generators(list(seeds))
         noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
         noise = noise.to(scheduler.timesteps.device)
-        denoiser: _Conditioned | _GuidedInSome
-        denoiser = guided = _Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
+        together = composition(regions, self.backbone, noise, (height, width), seeds, loop, bootstrapping)
+        guided = Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
         if guidance_steps is not None:
             self._check_guidance_steps(guidance_steps, guidance_scale, num_inference_steps)
-            texts = rows(prompts, [[region.text for region in parts] for parts in regions])
-            plain = self.backbone.encode_prompts(texts, [""] * len(texts), 1.0)
-            denoiser = _GuidedInSome(guided, replace(guided, conditioning=plain), range(*guidance_steps))
+        apart_in = None if together is None or together.bootstrap is None else range(together.bootstrap.steps)
+        guided_in = None if guidance_steps is None else range(*guidance_steps)
         latents = joint_diffusion(
             noise,
             scheduler,
             layout,
-            denoiser,
+            _denoiser(guided, apart_in, guided_in),
             draws,
-            composition=composition(
-                regions,
-                self.backbone,
-                noise,
-                (height, width),
-                seeds,
-                loop,
-                self.method.bootstrapped_steps(num_inference_steps),
-            ),
+            composition=together,
             sync=self._sync(guided),
             on_step=on_step,
         )
@@ -267,7 +261,7 @@ class PanoramaSampler:
                 raise UserError(f"method.sync: {error}; take a scheduler such as DDIMScheduler") from error
         return scheduler
 
-    def _sync(self, denoiser: _Conditioned) -> SyncGuidance | None:
+    def _sync(self, denoiser: Conditioned) -> SyncGuidance | None:
         if self.method.sync is None:
             return None
         assert self.distance is not None
@@ -365,35 +359,14 @@ def sync_options(config: SyncConfig) -> dict[str, Any]:
     return {f"sync_{name}": value for name, value in asdict(config).items()}
 
 
-@dataclass(frozen=True)
-class _Conditioned:
-    """A backbone bound to one batch's prompts: the loop's `Denoiser`."""
-
-    backbone: Backbone
-    merging: Merging
-    conditioning: Any
-    chunk_views: int | None = None
-
-    def merged_attention(self, views: Views, step: int) -> Any:
-        return self.backbone.merged_attention(views, step, self.merging, self.conditioning)
-
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
-        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, self.chunk_views)
-
-
-class _GuidedInSome:
-    """`guided` in some steps, in the others `plain`, which takes one pass."""
-
-    def __init__(self, guided: _Conditioned, plain: _Conditioned, steps: range):
-        self.guided, self.plain, self.steps = guided, plain, steps
-        self.current = plain
-
-    def merged_attention(self, views: Views, step: int) -> Any:
-        self.current = self.guided if step in self.steps else self.plain
-        return self.current.merged_attention(views, step)
-
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
-        return self.current.predict_noise(views_BVChw, timestep)
+def _denoiser(guided: Conditioned, apart_in: range | None, guided_in: range | None) -> Denoiser:
+    """Whose prompts see views of their own in the steps `apart_in`, and which is guided in the steps `guided_in`."""
+    denoiser: Denoiser = guided
+    if apart_in is not None:
+        denoiser = BySteps(replace(guided, conditioning=guided.conditioning.apart()), guided, apart_in)
+    if guided_in is not None:
+        denoiser = BySteps(denoiser, replace(guided, conditioning=guided.conditioning.unguided()), guided_in)
+    return denoiser
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

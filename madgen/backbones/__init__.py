@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,8 +76,17 @@ class Backbone(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Any:
-        """What `predict_noise` is conditioned on; computed once a batch."""
+    def encode_prompts(
+        self,
+        prompts: list[str],
+        negative_prompts: list[str],
+        guidance_scale: float,
+        canvases: Sequence[int] | None = None,
+    ) -> Any:
+        """What `predict_noise` is conditioned on (`Conditioning` in `_conditioning`); computed once a batch.
+
+        `canvases`: of which canvas each prompt is, where those of one see the same views.
+        """
 
     def cut_text(self, prompt: str) -> str | None:
         """The end of a prompt that a text encoder never sees, None if it sees all of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _tokens, _vae, quieten
+from madgen.backbones import BackboneSpec, Merging, _cpu, _precision, _schedulers, _tokens, _vae, quieten
 from madgen.backbones._compile import check_compiler, compiled, instead
-from madgen.backbones._feed_forward import keep_in_cache
+from madgen.backbones._conditioning import Conditioning, Embedded, shared
 from madgen.backbones._files import read_configs
 from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
+from madgen.backbones._once import Once
 from madgen.errors import UserError
 from madgen.joint.attention import Grids, JointAttention, KeysValues, grids_of, joint_attention, keys_values
-from madgen.joint.guidance import classifier_free, guidance_embedding
+from madgen.joint.guidance import guidance_embedding
 from madgen.joint.views import Views
 
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
@@ -77,46 +78,6 @@ def check_blocks(
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Prompts as the UNet takes them: the text encoders' hidden states, and their summary where it takes one."""
-
-    hidden_NTD: Tensor
-    pooled_ND: Tensor | None = None
-
-
-@dataclass
-class Conditioning:
-    """The prompts of a batch, N = 2B paths with classifier-free guidance (negative ones first), else N = B."""
-
-    embeddings_NTD: Tensor
-    guidance_scale: float
-    embedded_guidance_BD: Tensor | None = None
-    pooled_ND: Tensor | None = None
-    keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
-    """Of the prompts, for each cross-attention layer: projected once for all views and steps."""
-    conditions: dict[tuple[int, int, int], dict[str, Tensor] | None] = field(default_factory=dict)
-    """What else the UNet is told of views, by their number and size: made once for all steps."""
-
-    @property
-    def paths(self) -> int:
-        """How many UNet passes a view takes: N / B is 2 with classifier-free guidance."""
-        return self.embeddings_NTD.shape[0]
-
-    def alone(self, path: int) -> Conditioning:
-        """One path by itself."""
-        own = slice(path, path + 1)
-        embedded, pooled = self.embedded_guidance_BD, self.pooled_ND
-        return replace(
-            self,
-            embeddings_NTD=self.embeddings_NTD[own],
-            embedded_guidance_BD=None if embedded is None else embedded[own],
-            pooled_ND=None if pooled is None else pooled[own],
-            keys_values={name: (key[own], value[own]) for name, (key, value) in self.keys_values.items()},
-            conditions={},
-        )
-
-
-@dataclass(frozen=True)
 class _Inputs:
     """All tensors that a pass of the UNet reads besides its weights."""
 
@@ -128,6 +89,8 @@ class _Inputs:
     keys_values: Mapping[str, KeysValues]
     grids: Grids | None
     """Of the layers that merge."""
+    twice: bool
+    """The second half of the views is the first again."""
 
 
 class UNetBackbone:
@@ -145,13 +108,14 @@ class UNetBackbone:
         self.models: list[torch.nn.Module] = []
         self.unet = self._frozen(pipeline.unet)
         if self.device.type == "cpu":
-            keep_in_cache(self.unet)
+            _cpu.prepare(self.unet)
         # An fp16 VAE overflows where its config says so.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
         self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)
         self.attention = attention_of(self.unet)
         self.layers = list(self.attention)
         self.processors = {name: JointAttention(name) for name in self.layers}
+        self.once = Once(self.unet, self.processors)
         self.compiled: Any = None
         """The UNet with `torch.compile`; see `compile`."""
         self._compiled_decoder: Any = None
@@ -223,19 +187,31 @@ class UNetBackbone:
         return None
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str], negative_prompts: list[str], guidance_scale: float) -> Conditioning:
-        """Embeddings of each prompt, and of each negative prompt where guidance takes a second pass."""
-        paths, embedded = [self.embed(prompts)], None
+    def encode_prompts(
+        self,
+        prompts: list[str],
+        negative_prompts: list[str],
+        guidance_scale: float,
+        canvases: Sequence[int] | None = None,
+    ) -> Conditioning:
+        """Embeddings of each prompt, and of each negative prompt where guidance takes a second pass.
+
+        Prompts of one of `canvases` see the same views, and share their negative prompt where that is the same.
+        """
+        paths, embedded, common = [self.embed(prompts)], None, None
         if self.spec.guidance_embedded:
             # diffusers' convention: a guidance scale of 1 is no guidance
             weights = torch.full((len(prompts),), guidance_scale - 1)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
         elif guidance_scale > 1:
+            common = shared(negative_prompts, canvases, self.device) if canvases is not None else None
+            if common is not None:
+                negative_prompts = [negative_prompts[first] for first in common.first_U.tolist()]
             paths.insert(0, self._embedded_negative(negative_prompts))
         hidden = torch.cat([path.hidden_NTD for path in paths])
         pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
         projected = {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)}
-        return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None, projected)
+        return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None, projected, common)
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Kept until others are asked for: in most jobs they are the same for all panoramas."""
@@ -277,18 +253,24 @@ class UNetBackbone:
         path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
         """
         batch = len(views_BVChw)
-        views = views_BVChw.to(self.dtype).repeat(conditioning.paths // batch, 1, 1, 1, 1)
+        views = conditioning.views(views_BVChw.to(self.dtype))
         if chunk_views is None:
             joint = self._joint and self.dtype == self.loaded_dtype
-            noise = self._pass(views, timestep, conditioning, self.graphs if joint else None)
+            twice = self._joint and conditioning.paths == 2 * batch
+            noise = self._pass(views, timestep, conditioning, self.graphs if joint else None, twice)
         else:
             noise = self._chunked(views, timestep, conditioning, chunk_views)
-        return classifier_free(noise, conditioning.guidance_scale) if conditioning.paths > batch else noise
+        return conditioning.guided(noise, batch)
 
     def _pass(
-        self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, graphs: Graphs | None = None
+        self,
+        views_NVChw: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        graphs: Graphs | None = None,
+        twice: bool = False,
     ) -> Tensor:
-        """The UNet on some views of the conditioning's paths, float32 [N, V, C, h, w]."""
+        """The UNet on some views of the conditioning's paths, float32 [N, V, C, h, w]; `twice`: N / 2 of them twice."""
         paths, count, _, height, width = views_NVChw.shape
         embedded, size = conditioning.embedded_guidance_BD, (count, height, width)
         if size not in conditioning.conditions:
@@ -302,6 +284,7 @@ class UNetBackbone:
             conditioning.conditions[size],
             conditioning.keys_values,
             self.processors[merged[0]].grids if merged else None,
+            twice,
         )
         network = self._network()
         if graphs is None or torch.is_grad_enabled() or paths * count * height * width > MOST_CELLS:
@@ -316,14 +299,15 @@ class UNetBackbone:
             processor.paths, processor.prompt = len(inputs.hidden), inputs.keys_values.get(name)
         for name in merged:
             self.processors[name].grids = inputs.grids
-        noise: Tensor = network(
-            inputs.views,
-            inputs.timestep,
-            encoder_hidden_states=inputs.hidden,
-            timestep_cond=inputs.embedded_guidance,
-            added_cond_kwargs=inputs.conditions,
-            return_dict=False,
-        )[0]
+        with self.once.switched(inputs.twice):
+            noise: Tensor = network(
+                inputs.views,
+                inputs.timestep,
+                encoder_hidden_states=inputs.hidden,
+                timestep_cond=inputs.embedded_guidance,
+                added_cond_kwargs=inputs.conditions,
+                return_dict=False,
+            )[0]
         return noise.float()
 
     def _network(self) -> Any:
@@ -342,7 +326,7 @@ class UNetBackbone:
             run = partial(checkpoint, self._pass, use_reentrant=False)
         paths = []
         for path, views in enumerate(views_NVChw.split(1)):
-            one = conditioning.alone(path)
+            one = conditioning.picked(slice(path, path + 1))
             paths.append(torch.cat([run(chunk, timestep, one) for chunk in views.split(size, dim=1)], dim=1))
         return torch.cat(paths)
 

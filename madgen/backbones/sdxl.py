@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec, _tokens
+from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._files import check_class, read_configs
 from madgen.backbones._loading import Checkpoint, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.backbones._tokens import TextLimit
-from madgen.backbones._unet import Conditioning, Embedded, UNetBackbone, check_blocks, unet_spec
+from madgen.backbones._unet import UNetBackbone, check_blocks, unet_spec
 from madgen.errors import UserError
 from madgen.weights import check_hub_id, single_file
 

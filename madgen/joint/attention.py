@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madgen import onednn
 from madgen.joint.merge import Grid, merge_cells, split_cells, with_kernels
 from madgen.joint.views import Views
 
@@ -45,10 +46,14 @@ class JointAttention:
     `grids` given: attend on the canvas and split the result; None: each view attends by itself. Hidden states are
     [N * V, L, D], views innermost; the prompts' keys and values, of cross-attention, are shared by the views of a path.
     Where nothing merges, V may be any part of the canvas's views.
+
+    `twice`: the second half of the paths is the first again, and is not attended to by itself.
     """
 
     def __init__(self, name: str, paths: int = 1, grids: Grids | None = None, prompt: KeysValues | None = None):
         self.name, self.paths, self.grids, self.prompt = name, paths, grids, prompt
+        self.twice = False
+        self._by_onednn = onednn.is_faster()
 
     @property
     def merged(self) -> bool:
@@ -65,17 +70,23 @@ class JointAttention:
     ) -> Tensor:
         if attention_mask is not None:
             raise ValueError(f"{self.name}: joint attention takes no attention mask")
-        batch, tokens, width = hidden_states.shape
+        if self.twice:
+            once = self._of_views(attn, hidden_states[: len(hidden_states) // 2], self.paths // 2, False)
+            return torch.cat([once, once])
+        return self._of_views(attn, hidden_states, self.paths, encoder_hidden_states is not None)
+
+    def _of_views(self, attn: AttentionLayer, hidden_MLD: Tensor, paths: int, crosses: bool) -> Tensor:
+        """M = paths * V."""
+        batch, tokens, width = hidden_MLD.shape
         if self.grids is not None:
             grid = self.grids[tokens]
-            views = hidden_states.reshape(self.paths, -1, grid.rows.size, grid.columns.size, width)
-            canvas = merge_cells(views, grid)
-            output = self._attend(attn, canvas.flatten(1, 2), encoder_hidden_states is not None)
+            canvas = merge_cells(hidden_MLD.reshape(paths, -1, grid.rows.size, grid.columns.size, width), grid)
+            output = self._attend(attn, canvas.flatten(1, 2), crosses)
             output = split_cells(output.reshape(*canvas.shape[:3], -1), grid)
-        elif encoder_hidden_states is not None:  # each token asks the prompt by itself: views need not be told apart
-            output = self._attend(attn, hidden_states.reshape(self.paths, -1, width), True)
+        elif crosses:  # each token asks the prompt by itself: views need not be told apart
+            output = self._attend(attn, hidden_MLD.reshape(paths, -1, width), True)
         else:
-            output = self._attend(attn, hidden_states, False)
+            output = self._attend(attn, hidden_MLD, False)
         return output.reshape(batch, tokens, -1)
 
     def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, crosses: bool) -> Tensor:
@@ -85,7 +96,10 @@ class JointAttention:
             key, value = self.prompt
         else:
             key, value = by_head(attn, attn.to_k(hidden_NLD)), by_head(attn, attn.to_v(hidden_NLD))
-        output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        if self._by_onednn and onednn.attends(query, key, value):
+            output = onednn.attention(query, key, value, attn.scale)
+        else:
+            output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         return attn.to_out[1](output)
 

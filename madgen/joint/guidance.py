@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 
-def classifier_free(noise_NVChw: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance: the first half of the paths is unconditional. Returns [N/2, V, C, h, w]."""
-    unconditional, conditional = noise_NVChw.chunk(2)
+def classifier_free(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance, of noise predictions of one shape."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from madgen import PanoramaSampler
+from madgen import Box, PanoramaSampler, Region
+from madgen.backbones import _unet
 from madgen.joint import loop
 
 RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
@@ -88,16 +89,91 @@ def test_what_sdxl_is_told_of_views_is_made_once_a_panorama(tiny_xl, monkeypatch
     assert made == [(VIEWS, 8, 8)]
 
 
+@pytest.mark.parametrize(
+    ("guidance_scale", "chunk_views", "images"), [(3.0, None, [VIEWS]), (1.0, None, [VIEWS]), (3.0, 2, [2, 2, 1] * 2)]
+)
+def test_the_residual_block_before_the_first_prompt_sees_each_view_once(tiny, guidance_scale, chunk_views, images):
+    """Unless the paths of guidance are passes by themselves."""
+    mad, seen = sampler(tiny, mad_steps=0), []
+    block = mad.backbone.unet.down_blocks[0].resnets[0]
+    block.conv1.register_forward_hook(lambda _, given, made: seen.append(len(made)))
+    run = {**RUN, "guidance_scale": guidance_scale}
+    mad.sample(["a hill"], seeds=[1], chunk_views=chunk_views, **run)
+    assert seen == images * RUN["num_inference_steps"]
+
+
+def test_paths_that_are_told_apart_before_the_first_prompt_have_nothing_in_common(tiny_xl):
+    mad = sampler(tiny_xl, name="sdxl", mad_steps=1)
+    assert not mad.backbone.once.possible
+    seen = []
+    mad.backbone.unet.down_blocks[0].resnets[0].conv1.register_forward_hook(lambda _, x, made: seen.append(len(made)))
+    mad.sample(["a hill"], seeds=[1], **RUN)
+    assert seen == [PATHS * VIEWS] * RUN["num_inference_steps"]
+
+
+@pytest.mark.parametrize("tau", [0, 3])
+def test_what_the_paths_have_in_common_is_what_each_would_compute(tiny, tau):
+    mad, run = sampler(tiny, mad_steps=tau), {"negative_prompts": ["fog", ""], "seeds": [1, 2], **RUN}
+    once = mad.sample(["a hill", "the sea"], **run)
+    mad.backbone.once.possible = False
+    twice = mad.sample(["a hill", "the sea"], **run)
+    assert float((once - twice).norm() / twice.norm()) <= 1e-5
+
+
+def test_the_network_by_itself_is_as_it_was(tiny):
+    """Whatever was sampled before: what is in common is so within a pass alone."""
+    mad = sampler(tiny, mad_steps=1)
+    unet, views = mad.backbone.unet, torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompt = mad.backbone.embed(["a hill"]).hidden_NTD.repeat(4, 1, 1)
+    before = unet(views, 500, encoder_hidden_states=prompt).sample
+    with pytest.raises(KeyboardInterrupt):
+        mad.sample(["a hill"], seeds=[1], on_step=lambda step: (_ for _ in ()).throw(KeyboardInterrupt), **RUN)
+    assert torch.equal(unet(views, 500, encoder_hidden_states=prompt).sample, before)
+
+
+REGIONS = [[Region(Box(0, 0, 32, 32), "a hut"), Region(Box(24, 0, 64, 24), "a tree", "fog")], []]
+
+
+@pytest.mark.parametrize("bootstrapped", [0, 1, 3])
+def test_prompts_of_one_canvas_share_their_negative_prompt_once_they_see_the_same(tiny, work, bootstrapped):
+    """Five prompts on two canvases: the first has two negative ones among three prompts, the other has one."""
+    mad = work(sampler(tiny, mad_steps=0, region_bootstrapping=bootstrapped))
+    mad.sample(["dunes", "the sea"], seeds=[1, 2], regions=REGIONS, **RUN)
+    prompts, negatives = 4, 3
+    apart, together = ("unet", 2 * prompts * VIEWS, 2 * prompts), ("unet", (prompts + negatives) * VIEWS, 7)
+    assert calls(work.done, "unet") == [apart] * bootstrapped + [together] * (3 - bootstrapped)
+
+
+@pytest.mark.parametrize("how", [{"mad_steps": 0}, {"mad_steps": 2}, {"region_bootstrapping": 0, "mad_steps": 3}])
+@pytest.mark.parametrize(("model", "name"), [("tiny", "sd"), ("tiny_xl", "sdxl")])
+@pytest.mark.parametrize("more", [{}, {"guidance_steps": (0, 2)}, {"chunk_views": 2}])
+def test_shared_negative_prompts_change_nothing(model, name, how, more, request, monkeypatch):
+    mad = sampler(request.getfixturevalue(model), name=name, **how)
+    given = {"seeds": [1, 2], "regions": REGIONS, "negative_prompts": ["", "rain"], **RUN, **more}
+    shared = mad.sample(["dunes", "the sea"], **given)
+    monkeypatch.setattr(_unet, "shared", lambda *_: None)
+    apart = mad.sample(["dunes", "the sea"], **given)
+    assert float((shared - apart).norm() / apart.norm()) <= 1e-5
+
+
+def test_prompts_are_embedded_once_for_steps_with_guidance_and_without(tiny):
+    mad, embedded = sampler(tiny, mad_steps=1), []
+    mad.backbone.text_encoder.register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
+    mad.sample(["the sea", "a hill"], seeds=[2, 1], guidance_steps=(1, 2), **RUN)
+    assert embedded == [2, 2]
+
+
 @pytest.mark.parametrize("projection", ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q"])
 def test_merged_layers_project_the_canvas_and_the_others_the_views(tiny, work, projection):
     work(sampler(tiny, mad_steps=1)).sample(["a hill"], seeds=[1], **RUN)
     tokens = Counter(batch * length for _, batch, length in calls(work.done, projection))
-    layers = {1: 3, 2: 4}  # by how coarse they are
+    first = projection.startswith("attn1")  # before the first prompt both paths are one
+    layers = [(1, PATHS, 3 - first), (1, 1, first), (2, PATHS, 4)]  # how coarse, of how many paths, how many
     expected = Counter()
-    for coarse, count in layers.items():
-        expected[PATHS * CELLS // coarse**2] += count  # one merged step
-        expected[PATHS * VIEWS * VIEW_CELLS // coarse**2] += 2 * count
-    assert tokens == expected
+    for coarse, paths, count in layers:
+        expected[paths * CELLS // coarse**2] += count  # one merged step
+        expected[paths * VIEWS * VIEW_CELLS // coarse**2] += 2 * count
+    assert tokens == +expected
 
 
 @pytest.fixture

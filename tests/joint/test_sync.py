@@ -5,11 +5,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from madgen import Box, PanoramaSampler, Region, UserError
+from madgen.denoising import Conditioned
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, foreseen_latents
 from madgen.joint.views import Axis, Views
 from madgen.perceptual import lpips
-from madgen.sampler import _Conditioned
 
 THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
@@ -47,7 +47,7 @@ def guidance(tiny):
     """SyncDiffusion on the tiny pipeline, LPIPS over an untrained VGG16, at the first of 3 steps."""
     sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)
     conditioning = sampler.backbone.encode_prompts(["a hill", "the sea"], ["", "fog"], 3.0)
-    denoiser = _Conditioned(sampler.backbone, sampler.method.merging, conditioning)
+    denoiser = Conditioned(sampler.backbone, sampler.method.merging, conditioning)
     distance = lpips("random", torch.device("cpu"))
     guidance = SyncGuidance(SyncSchedule(100.0, 1.0, 3, 1), denoiser, sampler.backbone.decode, distance)
     scheduler = sampler.new_scheduler(3)
