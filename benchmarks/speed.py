@@ -34,7 +34,7 @@ from speed_rows import ROWS
 
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
 NEED_GPU = {"graphs"}
-ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compiled", "parts", "generate"]}
+ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compiled", "parts", "generate", "regions"]}
 
 
 class OutOfTime(Exception):

@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from madgen import PanoramaSampler
+from madgen import PanoramaSampler, Region
 from madgen.backbones import Merging
 from madgen.geometry import Geometry
 from madgen.sampler import Method
@@ -49,7 +49,14 @@ def sampler_of(backbone: Any, tau: int, stride: int | None = None, layout: str =
 
 
 def madgen(
-    backbone: Any, height: int, width: int, merged: float, compiled: bool = False, seed: int = 7, **method: Any
+    backbone: Any,
+    height: int,
+    width: int,
+    merged: float,
+    compiled: bool = False,
+    seed: int = 7,
+    regions: Sequence[Region] = (),
+    **method: Any,
 ) -> Run:
     """`merged`: the share of the steps in which attention merges."""
 
@@ -62,7 +69,7 @@ def madgen(
         try:
             return sampler.sample(
                 [PROMPT], height=height, width=width, num_inference_steps=steps, guidance_scale=GUIDANCE,
-                seeds=[seed], output="latent",
+                seeds=[seed], regions=[regions], output="latent",
             )  # fmt: skip
         finally:
             backbone.compiled = graphs

@@ -23,7 +23,7 @@ from speed_contenders import (
     timed,
 )
 from speed_job_rows import batch, generate, parts
-from speed_shape_rows import graphs, growth, layout, xl
+from speed_shape_rows import graphs, growth, layout, regions, xl
 
 from madgen import PanoramaSampler
 from madgen.backbones import Merging
@@ -233,6 +233,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Row], float]] = {
     "batch": (batch, 40),
     "growth": (growth, 50),
     "generate": (generate, 60),
+    "regions": (regions, 40),
     "parts": (parts, 20),
     "xl": (xl, 50),
     "layout": (layout, 20),

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from speed_bench import Bench, Row, as_row
-from speed_contenders import GUIDANCE, PROMPT, Run, Timing, alternate, bare, madgen, plain_attention, sampler_of, timed
+from speed_contenders import (
+    GUIDANCE,
+    PROMPT,
+    Run,
+    Timing,
+    alternate,
+    bare,
+    madgen,
+    plain_attention,
+    relative_error,
+    sampler_of,
+    timed,
+)
 from speed_models import SHAPES, build_backbone, build_pipeline
 from torch import Tensor
 
+PROMPTS = ("a hut", "a tree", "a lake")
+"""Of regions."""
 STEPS_OF_ALL_WIDTHS = 20 * 1024
 """Steps of a run, times its width: prompts are encoded once a run, which few steps of a narrow panorama would hide."""
 
@@ -45,6 +60,23 @@ def xl(bench: Bench) -> Row:
         "bare UNet": bare(backbone, views),
     }
     return {"size": f"{height}x{width}", "views": views, **as_row(alternate(contenders, 1, min(3, bench.rounds)))}
+
+
+def regions(bench: Bench) -> Row:
+    """Three regions over a background: their negative prompt, the same for all, in one pass or in one for each."""
+    from madgen import Box, Region
+    from madgen.backbones import _unet
+
+    third, height = bench.width // 3, bench.height
+    parts = [Region(Box(third * k, height // 2, third * (k + 1), height), text) for k, text in enumerate(PROMPTS)]
+    shared = bench.ours(0.3, regions=parts)
+
+    def apart(steps: int) -> Any:
+        with mock.patch.object(_unet, "shared", return_value=None):
+            return shared(steps)
+
+    found = bench.measure({"madgen, shared": shared, "madgen, a pass each": apart}, steps=10)
+    return {"views": bench.views(), "relative_error": {"shared": relative_error(shared(5), apart(5))}, **found}
 
 
 def layout(bench: Bench) -> Row:
