@@ -12,7 +12,7 @@ from madgen.errors import UserError
 from madgen.joint.regions import Bootstrap, Regions, with_background
 from madgen.masks import cell_weights
 from madgen.seeding import derived_seed
-from madgen.types import Ramp, Region
+from madgen.types import Region
 
 PanoramaRegions = Sequence[Sequence[Region]]
 """The regions of each panorama of a batch."""
@@ -66,7 +66,7 @@ def _bootstrap(
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
         colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator))
     counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
-    active = torch.tensor([_is_cut_out(part) for parts in regions for part in (None, *parts)])
+    active = torch.tensor([cut for parts in regions for cut in (False, *(part.is_cut_out for part in parts))])
     rgb_KR3 = torch.cat(colours, dim=1)
     latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], device=noise_BCHW.device)
     latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
@@ -83,9 +83,4 @@ def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
 
 
 def _any_cut_out(regions: Iterable[Sequence[Region]]) -> bool:
-    return any(_is_cut_out(part) for parts in regions for part in parts)
-
-
-def _is_cut_out(region: Region | None) -> bool:
-    """Whether a row is bootstrapped: neither a background nor a blend along the width."""
-    return region is not None and not isinstance(region.mask, Ramp)
+    return any(part.is_cut_out for parts in regions for part in parts)

@@ -55,6 +55,11 @@ class Region:
     text: str
     negative: str = ""
 
+    @property
+    def is_cut_out(self) -> bool:
+        """Whether it has a mask of its own, unlike a blend along the width, and is bootstrapped."""
+        return not isinstance(self.mask, Ramp)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -22,7 +22,7 @@ from madgen.engine.forecast import view_costs
 from madgen.engine.launch import place
 from madgen.engine.scoring import PixelScores
 from madgen.engine.walltime import Walltime, job_end
-from madgen.plan.cost import has_regions, prompt_evaluations
+from madgen.plan.cost import Evaluations, has_regions, prompt_evaluations
 from madgen.plan.order import LOOK_AT, claim_order, shard_costs, turned
 from madgen.plan.shards import Plan, batches, build_plan, shard_name
 from madgen.say import say
@@ -96,7 +96,7 @@ class PromptDataModule(lightning.LightningDataModule):
         return prompt_evaluations(self._evaluations, prompt)
 
     @cached_property
-    def _evaluations(self) -> dict[tuple[int, int], int]:
+    def _evaluations(self) -> dict[tuple[int, int], Evaluations]:
         return view_costs(self.job, self.plan)
 
     def took(self, batch: Batch, seconds: float) -> None:

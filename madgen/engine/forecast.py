@@ -22,7 +22,7 @@ from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.masks import cell_weights
 from madgen.monitor.status_page import eta_text
-from madgen.plan.cost import Cost, has_regions, sizes, total_cost, view_evaluations
+from madgen.plan.cost import Cost, Evaluations, has_regions, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
 from madgen.sampler import Method
 from madgen.schema import Job
@@ -39,8 +39,8 @@ class Forecast:
     """How many panoramas of each (height, width) in pixels."""
     views: dict[tuple[int, int], int]
     """Views of one panorama of each size, in the first step."""
-    evaluations: dict[tuple[int, int], int]
-    """View evaluations of one prompt on one panorama of each size."""
+    evaluations: dict[tuple[int, int], Evaluations]
+    """Of one panorama of each size."""
     cost: Cost
     cuts: Cuts | None
     """Prompts that are too long for the text encoder; None where that is not known."""
@@ -80,8 +80,8 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
     )
 
 
-def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], int]:
-    """View evaluations of one prompt on one panorama of each size; nothing else is looked at."""
+def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], Evaluations]:
+    """View evaluations of one panorama of each size; nothing else is looked at."""
     spec, assumed = _spec(job, assume=True)
     return _evaluations(job, spec, _layouts(job, plan, spec), None if assumed else _own_scheduler(job))
 
@@ -117,10 +117,13 @@ def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
     if name is None and has_regions(plan):
         name = (own or {}).get("_class_name")
     if name is not None:
-        method = Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
         regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
-        steps = method.bootstrapped_steps(job.sampling.num_inference_steps)
+        steps = _method(job).bootstrapped_steps(job.sampling.num_inference_steps)
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
+
+
+def _method(job: Job) -> Method:
+    return Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
 
 
 def _merging(job: Job) -> Merging:
@@ -136,16 +139,17 @@ def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], 
 
 def _evaluations(
     job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
-) -> dict[tuple[int, int], int]:
+) -> dict[tuple[int, int], Evaluations]:
     sampling, sync = job.sampling, job.method.sync
     steps = backbone_module(job.backbone.name).evaluated_steps(
         own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
     )
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
-    passes = [(step, 2 if twice and step in guided else 1) for step in steps]
+    passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    return {size: view_evaluations(layout, passes, schedule) for size, layout in layouts.items()}
+    bootstrapped = _method(job).bootstrapped_steps(sampling.num_inference_steps)
+    return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
 
 
 def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from madgen.dataset.layout import DatasetDir
 from madgen.errors import UserError
-from madgen.plan.cost import prompt_evaluations
+from madgen.plan.cost import Evaluations, prompt_evaluations
 from madgen.plan.order import makespan, shard_costs
 from madgen.plan.shards import Plan, shard_name
 
@@ -91,7 +92,9 @@ class Outlook:
         }
 
 
-def outlook(plan: Plan, evaluations: dict[tuple[int, int], int], output: Path, measured: Path | None) -> Outlook:
+def outlook(
+    plan: Plan, evaluations: Mapping[tuple[int, int], Evaluations], output: Path, measured: Path | None
+) -> Outlook:
     """Of a plan whose dataset is, or will be, in `output`; the rate is that dataset's, or `measured`'s if given."""
     costs = shard_costs(plan, partial(prompt_evaluations, evaluations))
     done = DatasetDir(output).done()

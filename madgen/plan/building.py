@@ -155,9 +155,8 @@ class TableBuilder:
         self._prompts.update_rests([(rest, sum(1 for _ in run)) for rest, run in groupby(rests)])
         for (height, width, negative, regions), run in groupby((prompt or usual for prompt in pending.own), SHAPE):
             count = sum(1 for _ in run)
-            negatives = (negative, *(region.negative for region in regions))
             shared = row if regions == self.defaults.regions else None
-            self._totals.add((height, width), count, len(regions), negatives, shared)
+            self._totals.add((height, width), count, negative, regions, shared)
             row += count
 
     def use_regions(self, regions: tuple[Region, ...]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.plan.shards import Plan
+from madgen.plan.totals import paths
 from madgen.types import Prompt
 
 # Bytes a pixel of the 24 panoramas of jobs/demo.yaml at quality 95. They are soft: photographs take several times more.
@@ -24,6 +25,22 @@ class Cost:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """UNet view evaluations of panoramas of one size, a path each: of prompts and their negative prompts."""
+
+    texts: int
+    """Of each prompt or region."""
+    negatives: int = 0
+    """Of each negative prompt, in steps in which the prompts of a panorama that have it share it."""
+    apart: int = 0
+    """Of each negative prompt, in steps in which bootstrapped regions see views of their own."""
+
+    def of(self, texts: int, negatives: int, negatives_apart: int) -> int:
+        """All of them, for so many; see `madgen.plan.totals.paths`."""
+        return self.texts * texts + self.negatives * negatives + self.apart * negatives_apart
+
+
 def has_regions(plan: Plan) -> bool:
     """Whether any prompt has parts with prompts of their own."""
     totals = plan.prompts.header.totals
@@ -35,38 +52,42 @@ def sizes(plan: Plan) -> Counter[tuple[int, int]]:
     return _times_samples(plan, plan.prompts.header.totals.sizes)
 
 
-def _rows(plan: Plan) -> Counter[tuple[int, int]]:
-    """As `sizes`, each panorama counted once for its own prompt and once for each of its regions."""
-    return _times_samples(plan, plan.prompts.header.totals.texts)
-
-
 def _times_samples(plan: Plan, counts: Counter[tuple[int, int]]) -> Counter[tuple[int, int]]:
     return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
-def view_evaluations(layout: Layout, passes: Iterable[tuple[int, int]], sync: SyncSchedule) -> int:
-    """UNet view evaluations of one prompt on one panorama; `passes`: the step and the UNet passes of each evaluation.
+def view_evaluations(
+    layout: Layout, passes: Iterable[tuple[int, bool]], sync: SyncSchedule, bootstrapped: int = 0
+) -> Evaluations:
+    """Of panoramas of one size; `passes`: the step of each evaluation, and whether it is guided.
 
-    Schedulers of second order have two evaluations a step; guidance takes two passes.
-    SyncDiffusion's gradient counts as 3 of them for each view but the anchor, which takes one.
+    Schedulers of second order have two evaluations a step. SyncDiffusion's gradient counts as 3 of them for each view
+    but the anchor, which takes one, and it moves each prompt's views its own way. Before the step `bootstrapped`
+    bootstrapped regions see views of their own.
     """
-    total = 0
-    for step, each in passes:
+    texts = negatives = apart = 0
+    for step, guided in passes:
         views = layout.at(step).count
-        total += each * (views + (3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0))
-    return total
+        views += 3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0
+        texts += views + (views if guided and sync.weight else 0)
+        if guided and not sync.weight:
+            apart += views if step < bootstrapped else 0
+            negatives += views if step >= bootstrapped else 0
+    return Evaluations(texts, negatives, apart)
 
 
-def prompt_evaluations(evaluations: dict[tuple[int, int], int], prompt: Prompt) -> int:
+def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], prompt: Prompt) -> int:
     """UNet view evaluations of one panorama of a prompt, each of its regions being a prompt too."""
-    return evaluations[prompt.height, prompt.width] * (1 + len(prompt.regions))
+    return evaluations[prompt.height, prompt.width].of(*paths(prompt.negative, prompt.regions))
 
 
-def total_cost(plan: Plan, evaluations: dict[tuple[int, int], int], image_format: str) -> Cost:
-    """Sums over sizes; `evaluations` holds the view evaluations of one prompt on one panorama of each size."""
+def total_cost(plan: Plan, evaluations: Mapping[tuple[int, int], Evaluations], image_format: str) -> Cost:
+    """Sums over sizes; `evaluations` holds those of each."""
+    totals = plan.prompts.header.totals
+    counts = {size: (totals.texts[size], totals.negatives[size], totals.negatives_apart[size]) for size in totals.sizes}
     pixels = sum(height * width * count for (height, width), count in sizes(plan).items())
     return Cost(
-        view_evaluations=sum(evaluations[size] * count for size, count in _rows(plan).items()),
+        view_evaluations=plan.samples_per_prompt * sum(evaluations[size].of(*of) for size, of in counts.items()),
         megapixels=pixels / 1e6,
         bytes=int(pixels * BYTES_PER_PIXEL[image_format]),
     )

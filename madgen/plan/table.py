@@ -21,7 +21,7 @@ from madgen.plan.rows import SCHEMA, Defaults, decode, place_name
 from madgen.plan.totals import Totals
 from madgen.types import Prompt
 
-FORMAT = 1
+FORMAT = 2
 HEADER = b"madgen"
 PIECE = 4096  # rows that are Python objects at a time while iterating
 

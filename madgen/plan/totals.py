@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from madgen.types import Region
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -18,6 +21,10 @@ class Totals:
     """How many prompts there are of each size."""
     texts: Counter[Size] = field(default_factory=Counter)
     """As `sizes`, each prompt counted once for itself and once for each of its regions."""
+    negatives: Counter[Size] = field(default_factory=Counter)
+    """As `texts`, negative prompts: one that a prompt and its regions have in common counts once."""
+    negatives_apart: Counter[Size] = field(default_factory=Counter)
+    """As `negatives`, but those of prompts with bootstrapped regions count once for each text."""
     first_rows: dict[Size, int] = field(default_factory=dict)
     """The first prompt of each size that has the job's own regions."""
     lengths: Counter[int] = field(default_factory=Counter)
@@ -25,11 +32,16 @@ class Totals:
     negative: str = ""
     """A negative prompt that is not empty, if there is any."""
 
-    def add(self, size: Size, count: int, regions: int, negatives: tuple[str, ...], shared_row: int | None) -> None:
-        """`count` prompts of one size and number of regions; `shared_row`: the first, if these are the job's."""
+    def add(
+        self, size: Size, count: int, negative: str, regions: Sequence[Region], shared_row: int | None = None
+    ) -> None:
+        """`count` prompts that are alike in all this; `shared_row`: the first, if the regions are the job's."""
+        texts, negatives, apart = paths(negative, regions)
         self.sizes[size] += count
-        self.texts[size] += (1 + regions) * count
-        self.negative = self.negative or next(filter(None, negatives), "")
+        self.texts[size] += texts * count
+        self.negatives[size] += negatives * count
+        self.negatives_apart[size] += apart * count
+        self.negative = self.negative or next(filter(None, (negative, *(region.negative for region in regions))), "")
         if shared_row is not None:
             self.first_rows.setdefault(size, shared_row)
 
@@ -39,15 +51,25 @@ class Totals:
 
     def to_json(self) -> dict[str, Any]:
         """For the header of a saved table."""
-        rows = [[*size, count, self.texts[size], self.first_rows.get(size)] for size, count in self.sizes.items()]
+        counts = self.sizes, self.texts, self.negatives, self.negatives_apart
+        rows = [[*size, *(of[size] for of in counts), self.first_rows.get(size)] for size in self.sizes]
         return {"sizes": rows, "lengths": sorted(self.lengths.items()), "negative": self.negative}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Totals:
         """The inverse of `to_json`."""
         made = cls(negative=content["negative"], lengths=Counter(dict(content["lengths"])))
-        for height, width, count, texts, first in content["sizes"]:
-            made.sizes[height, width], made.texts[height, width] = count, texts
+        for height, width, count, texts, negatives, apart, first in content["sizes"]:
+            size = height, width
+            made.sizes[size], made.texts[size] = count, texts
+            made.negatives[size], made.negatives_apart[size] = negatives, apart
             if first is not None:
-                made.first_rows[height, width] = first
+                made.first_rows[size] = first
         return made
+
+
+def paths(negative: str, regions: Sequence[Region]) -> tuple[int, int, int]:
+    """Of a prompt with its regions: texts, distinct negative prompts, and how many of these where regions are
+    bootstrapped, whose prompts see views of their own."""
+    texts, negatives = 1 + len(regions), len({negative, *(region.negative for region in regions)})
+    return texts, negatives, texts if any(region.is_cut_out for region in regions) else negatives

@@ -8,10 +8,11 @@ import time
 import pytest
 import torch
 
-from madgen import PanoramaSampler, load_job
+from madgen import Box, PanoramaSampler, Region, load_job
 from madgen.engine.forecast import forecast
 from madgen.errors import UserError
 from madgen.plan.shards import build_plan
+from madgen.types import Ramp
 
 SETTINGS = ["sampling.height=32", "sampling.width=64", "method.mad.steps=1", "prompts.source=p.txt"]
 
@@ -43,9 +44,11 @@ def with_scheduler(tiny, folder, name):
     return folder
 
 
-def evaluated(folder, scheduler=None, steps=6, **options):
+def evaluated(folder, scheduler=None, steps=6, bootstrapping=None, **options):
     """Views that the UNet is run on for one panorama, told by the UNet."""
-    sampler = PanoramaSampler.from_pretrained(str(folder), mad_steps=1, scheduler=scheduler, dtype="float32")
+    sampler = PanoramaSampler.from_pretrained(
+        str(folder), mad_steps=1, scheduler=scheduler, dtype="float32", region_bootstrapping=bootstrapping
+    )
     seen = []
     sampler.backbone.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     size = {"height": 32, "width": 64, "num_inference_steps": steps, "guidance_scale": 7.5}
@@ -105,3 +108,30 @@ def test_guidance_in_some_steps_costs_what_it_takes(planned, tiny, name):
     cost = planned(*options, "sampling.guidance_steps=[1,3]").cost
     assert cost.view_evaluations == evaluated(tiny, name, guidance_steps=(1, 3))
     assert cost.view_evaluations < planned(*options).cost.view_evaluations
+
+
+REGIONS = [Region(Box(0, 0, 32, 32), "a hut"), Region(Box(24, 0, 64, 24), "a tree", "fog")]
+BLEND = [Region(Ramp(1, 2), "dunes"), Region(Ramp(2, 2), "the sea")]
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("guidance_steps", [None, (1, 5)])
+@pytest.mark.parametrize("bootstrapping", [None, 0])
+def test_regions_cost_what_they_take(planned, tiny, tmp_path, name, guidance_steps, bootstrapping):
+    """Negative prompts that they share are evaluated once, from the steps on in which they see the same."""
+    parts = [
+        {"mask": [0, 0, 32, 32], "prompt": "a hut"},
+        {"mask": [24, 0, 64, 24], "prompt": "a tree", "negative_prompt": "fog"},
+    ]
+    lines = [{"prompt": "a hill", "regions": parts}, {"prompt": "a hill", "across": ["dunes", "the sea"]}]
+    tmp_path.joinpath("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [f"backbone.pretrained={tiny}", "sampling.num_inference_steps=6", f"sampling.scheduler={name}"]
+    options += [f"prompts.source={tmp_path / 'p.jsonl'}", "prompts.on_duplicate=rename"]
+    if guidance_steps:
+        options.append(f"sampling.guidance_steps=[{guidance_steps[0]},{guidance_steps[1]}]")
+    if bootstrapping is not None:
+        options.append(f"method.regions.bootstrapping={bootstrapping}")
+    plan = planned(*options)
+    how = {"guidance_steps": guidance_steps, "bootstrapping": bootstrapping}
+    taken = [evaluated(tiny, name, regions=[regions], **how) for regions in (REGIONS, BLEND)]
+    assert plan.cost.view_evaluations == sum(taken)

@@ -99,8 +99,13 @@ def check_totals(table, wanted):
     assert list(totals.sizes) == list(dict.fromkeys(sizes))
     assert {size: sizes.count(size) for size in sizes} == dict(totals.sizes)
     for size in totals.sizes:
-        assert totals.texts[size] == sum(
-            1 + len(prompt.regions) for prompt in wanted if (prompt.height, prompt.width) == size
+        here = [prompt for prompt in wanted if (prompt.height, prompt.width) == size]
+        assert totals.texts[size] == sum(1 + len(prompt.regions) for prompt in here)
+        distinct = [len({prompt.negative, *(region.negative for region in prompt.regions)}) for prompt in here]
+        assert totals.negatives[size] == sum(distinct)
+        assert totals.negatives_apart[size] == sum(
+            1 + len(prompt.regions) if any(not isinstance(region.mask, Ramp) for region in prompt.regions) else shared
+            for prompt, shared in zip(here, distinct, strict=True)
         )
     assert bool(totals.negative) == any(prompt.negative or any(r.negative for r in prompt.regions) for prompt in wanted)
     assert list(table.rows_with_regions()) == [row for row, prompt in enumerate(wanted) if prompt.regions]
