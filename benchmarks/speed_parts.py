@@ -9,9 +9,9 @@ from speed_contenders import Run
 from torch.profiler import ProfilerActivity, profile
 
 OWN_KERNELS = ("split", "merge")
-KINDS = {  # the first kind that an operator's name contains
-    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention"),
-    "convolutions": ("conv", "mkldnn"),
+KINDS = {  # the first kind that an operator's name contains; oneDNN's products in attention are of linear layers
+    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention", "softmax"),
+    "convolutions": ("conv",),
     "linear layers": ("addmm", "::mm", "::bmm", "linear"),
     "normalisation": ("group_norm", "layer_norm"),
     "merge and split": ("index_select", "addcmul", "add_", *OWN_KERNELS),
@@ -28,7 +28,7 @@ def shares(run: Run) -> dict[str, float]:
         run(1)
     spent: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        if not event.key.startswith("aten::") and event.key not in OWN_KERNELS:
+        if not event.key.startswith(("aten::", "mkldnn::")) and event.key not in OWN_KERNELS:
             continue
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "the rest")

@@ -65,14 +65,13 @@ def xl(bench: Bench) -> Row:
 def regions(bench: Bench) -> Row:
     """Three regions over a background: their negative prompt, the same for all, in one pass or in one for each."""
     from madgen import Box, Region
-    from madgen.backbones import _unet
 
     third, height = bench.width // 3, bench.height
     parts = [Region(Box(third * k, height // 2, third * (k + 1), height), text) for k, text in enumerate(PROMPTS)]
     shared = bench.ours(0.3, regions=parts)
 
     def apart(steps: int) -> Any:
-        with mock.patch.object(_unet, "shared", return_value=None):
+        with mock.patch("madgen.sampler.seen", return_value=list(range(1 + len(parts)))):
             return shared(steps)
 
     found = bench.measure({"madgen, shared": shared, "madgen, a pass each": apart}, steps=10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ def check_regions_scheduler(scheduler: type, regions: Iterable[Sequence[Region]]
 def rows(own: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
     """Each panorama's own text, then its regions': the order of the rows."""
     return [text for first, parts in zip(own, others, strict=True) for text in (first, *parts)]
+
+
+def seen(regions: Iterable[Sequence[Region]], bootstrapped: bool) -> list[Hashable]:
+    """Names what each row sees: its canvas, or while regions are `bootstrapped`, those that are cut out, their own."""
+    return [
+        (canvas, index if bootstrapped and index and parts[index - 1].is_cut_out else 0)
+        for canvas, parts in enumerate(regions)
+        for index in range(1 + len(parts))
+    ]
 
 
 def _bootstrap(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
 from madgen.checks import check_decode, check_device, check_negative_prompts, check_numbers
-from madgen.composition import check_regions_scheduler, composition, rows
+from madgen.composition import check_regions_scheduler, composition, rows, seen
 from madgen.denoising import BySteps, Conditioned
 from madgen.errors import UserError
 from madgen.geometry import Geometry
@@ -205,12 +205,13 @@ class PanoramaSampler:
             raise UserError(f"overlap_from={first} is beyond the last of {num_inference_steps} steps; leave it out")
         spec, regions = self.backbone.spec, regions or [()] * len(prompts)
         check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
-        canvases = [index for index, parts in enumerate(regions) for _ in range(1 + len(parts))]
+        if guidance_steps is not None:
+            self._check_guidance_steps(guidance_steps, guidance_scale, num_inference_steps)
         conditioning = self.backbone.encode_prompts(
             rows(prompts, [[region.text for region in parts] for parts in regions]),
             rows(negatives, [[region.negative for region in parts] for parts in regions]),
             guidance_scale,
-            canvases if self.method.sync is None else None,  # which pulls each prompt's views its own way
+            seen(regions, False) if self.method.sync is None else None,  # it pulls each prompt's views its own way
         )
         scheduler = self.new_scheduler(num_inference_steps)
         bootstrapping = self.method.bootstrapped_steps(num_inference_steps)
@@ -220,15 +221,18 @@ class PanoramaSampler:
         noise = noise.to(scheduler.timesteps.device)
         together = composition(regions, self.backbone, noise, (height, width), seeds, loop, bootstrapping)
         guided = Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
+        denoiser: Denoiser = guided
+        if together is not None and together.bootstrap is not None:
+            apart = replace(guided, conditioning=conditioning.where(seen(regions, True)))
+            denoiser = BySteps(apart, denoiser, range(together.bootstrap.steps))
         if guidance_steps is not None:
-            self._check_guidance_steps(guidance_steps, guidance_scale, num_inference_steps)
-        apart_in = None if together is None or together.bootstrap is None else range(together.bootstrap.steps)
-        guided_in = None if guidance_steps is None else range(*guidance_steps)
+            unguided = replace(guided, conditioning=conditioning.unguided())
+            denoiser = BySteps(denoiser, unguided, range(*guidance_steps))
         latents = joint_diffusion(
             noise,
             scheduler,
             layout,
-            _denoiser(guided, apart_in, guided_in),
+            denoiser,
             draws,
             composition=together,
             sync=self._sync(guided),
@@ -357,16 +361,6 @@ def mad_options(config: MadConfig) -> dict[str, Any]:
 def sync_options(config: SyncConfig) -> dict[str, Any]:
     """`method.sync` as arguments of `from_pretrained`."""
     return {f"sync_{name}": value for name, value in asdict(config).items()}
-
-
-def _denoiser(guided: Conditioned, apart_in: range | None, guided_in: range | None) -> Denoiser:
-    """Whose prompts see views of their own in the steps `apart_in`, and which is guided in the steps `guided_in`."""
-    denoiser: Denoiser = guided
-    if apart_in is not None:
-        denoiser = BySteps(replace(guided, conditioning=guided.conditioning.apart()), guided, apart_in)
-    if guided_in is not None:
-        denoiser = BySteps(denoiser, replace(guided, conditioning=guided.conditioning.unguided()), guided_in)
-    return denoiser
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

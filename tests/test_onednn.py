@@ -1,5 +1,6 @@
 """Products on a CPU: oneDNN's are PyTorch's own, and are used where and when they should."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,23 @@ import torch
 import torch.nn.functional as F
 
 from madgen import PanoramaSampler, onednn
+from madgen.backbones import Merging
+from madgen.joint.views import Axis, Views
 
-RUN = {"height": 128, "width": 192, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent"}
+RUN = {"height": 128, "width": 320, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent"}
 
 
 def random(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """As many as its attention is for, and of which all results here are then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -38,10 +50,12 @@ def test_linear_is_pytorchs(shape, bias):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 256), (300, 300), (900, 257)])
-@pytest.mark.parametrize("scores", [2**19, 600, 1])
-def test_attention_is_pytorchs(queries, keys, scores, monkeypatch):
+@pytest.mark.parametrize("scores", [2**19, 2**15, 1])
+@pytest.mark.parametrize("rows", [64, 1])
+def test_attention_is_pytorchs(queries, keys, scores, rows, monkeypatch):
     """Whether a head's queries are one part, some parts with a rest, or parts of one."""
     monkeypatch.setattr(onednn, "SCORES", scores)
+    monkeypatch.setattr(onednn, "LEAST_ROWS", rows)
     query = random(2, queries, 3 * 8).unflatten(-1, (3, 8)).transpose(1, 2)
     key, value = (random(2, keys, 3 * 8).unflatten(-1, (3, 8)).transpose(1, 2) for _ in range(2))
     ours = onednn.attention(query, key, value + 1, 0.3)
@@ -65,6 +79,17 @@ def test_it_takes_float32_on_a_cpu_without_gradients():
         assert onednn.takes(numbers, wanted)
 
 
+def test_attention_is_for_as_many_keys_and_threads_as_it_was_measured_with(threads):
+    def attends(keys):
+        key = torch.zeros(1, 1, 1, 4).expand(1, 1, keys, 4)
+        return onednn.attends(key, key, key)
+
+    threads(2)
+    assert [attends(keys) for keys in (77, 511, 512, 2**16, 2**16 + 1)] == [False, False, True, True, False]
+    threads(3)
+    assert not attends(512)
+
+
 def test_it_is_for_processors_on_which_mkl_is_slower(processor):
     processor()
     assert onednn.is_faster()
@@ -78,14 +103,24 @@ def test_it_is_for_processors_on_which_mkl_is_slower(processor):
 
 @pytest.mark.parametrize("broken", [AttributeError, RuntimeError, TypeError, None])
 def test_an_operation_that_is_gone_changed_or_wrong_is_done_without(processor, broken, monkeypatch):
-    def operation(numbers, *_):
-        if broken:
+    def operation(numbers, weight, bias):
+        if broken and bias is None:
             raise broken("not so")
-        return numbers @ torch.zeros(32, 64)
+        return torch.zeros(*numbers.shape[:-1], len(weight)) if not broken else F.linear(numbers, weight, bias)
 
     processor()
     monkeypatch.setattr(onednn, "_linear", operation)
     assert not onednn.is_faster()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whether_it_works_does_not_depend_on_what_others_have_set(processor, dtype):
+    processor()
+    torch.set_default_dtype(dtype)
+    try:
+        assert onednn.is_faster()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_where_there_is_no_proc_the_maker_is_unknown(monkeypatch):
@@ -114,10 +149,15 @@ def used(monkeypatch):
 def test_panoramas_are_made_by_it_where_it_is_faster(processor, used, maker, calls):
     processor(maker)
     sampler = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=1)
+    layers = [layer for layer in sampler.backbone.unet.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(layers) > 50
+    assert all(("forward" in vars(layer)) == calls for layer in layers)
     for name in used:
         used[name] = 0
+    layers[0](random(1, layers[0].in_features))
+    assert used["_linear"] == calls
     sampler.sample(["a hill"], seeds=[1], **RUN)
-    assert [count > 0 for count in used.values()] == [calls, calls]
+    assert (used["_attention"] > 0) == calls
 
 
 def test_panoramas_are_the_same_by_it(processor):
@@ -129,15 +169,22 @@ def test_panoramas_are_the_same_by_it(processor):
     assert 0 < float((made[0] - made[1]).norm() / made[1].norm()) <= 1e-5
 
 
-def test_gradients_flow_by_pytorch(processor, used):
-    processor()
-    backbone = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=0).backbone
-    conditioning = backbone.encode_prompts(["a hill"], [""], 3.0)
-    used["_linear"] = 0
-    views = random(1, 1, 4, 16, 16).requires_grad_()
-    backbone.predict_noise(views, torch.tensor(500), conditioning).sum().backward()
-    assert views.grad.abs().sum() > 0
-    assert used["_attention"] == 0
+@pytest.mark.parametrize("joint", [True, False])
+def test_gradients_are_pytorchs(processor, joint):
+    """Within joint attention, and by the network's own, as SyncDiffusion takes them."""
+    gradients = []
+    for maker in ("AuthenticAMD", "GenuineIntel"):
+        processor(maker)
+        backbone = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=0).backbone
+        conditioning = backbone.encode_prompts(["a hill"], [""], 3.0)
+        views = random(1, 1, 4, 32, 32).requires_grad_()
+        single = Views(Axis(32, 32, (0,)), Axis(32, 32, (0,)))
+        merging = Merging(1, ("down", "mid", "up"), "scheduled")
+        with backbone.merged_attention(single, 0, merging, conditioning) if joint else nullcontext():
+            backbone.predict_noise(views, torch.tensor(500), conditioning).square().sum().backward()
+        gradients.append(views.grad)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))
 
 
 @pytest.mark.filterwarnings("ignore")

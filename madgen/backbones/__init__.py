@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +69,16 @@ def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
     return Lora(str(value["weights"]), float(value.get("scale", 1.0)))
 
 
+class Conditioning(Protocol):
+    """The prompts of a batch, as a backbone keeps them."""
+
+    def where(self, seen: Sequence[Hashable]) -> Conditioning:
+        """The same prompts in steps in which others of them see the same views than `encode_prompts` was told."""
+
+    def unguided(self) -> Conditioning:
+        """The same prompts without guidance."""
+
+
 class Backbone(Protocol):
     """What the sampler needs of a pretrained model."""
 
@@ -81,11 +91,11 @@ class Backbone(Protocol):
         prompts: list[str],
         negative_prompts: list[str],
         guidance_scale: float,
-        canvases: Sequence[int] | None = None,
+        seen: Sequence[Hashable] | None = None,
     ) -> Any:
-        """What `predict_noise` is conditioned on (`Conditioning` in `_conditioning`); computed once a batch.
+        """What `predict_noise` is conditioned on, a `Conditioning`; computed once a batch.
 
-        `canvases`: of which canvas each prompt is, where those of one see the same views.
+        `seen` names the views that each prompt will see: those of one name see the same. None: each sees its own.
         """
 
     def cut_text(self, prompt: str) -> str | None:

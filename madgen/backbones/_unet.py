@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from madgen.backbones import BackboneSpec, Merging, _cpu, _precision, _schedulers, _tokens, _vae, quieten
 from madgen.backbones._compile import check_compiler, compiled, instead
-from madgen.backbones._conditioning import Conditioning, Embedded, shared
+from madgen.backbones._conditioning import Conditioning, Embedded, Shared
 from madgen.backbones._files import read_configs
 from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
 from madgen.backbones._once import Once
@@ -192,26 +192,33 @@ class UNetBackbone:
         prompts: list[str],
         negative_prompts: list[str],
         guidance_scale: float,
-        canvases: Sequence[int] | None = None,
+        seen: Sequence[Hashable] | None = None,
     ) -> Conditioning:
         """Embeddings of each prompt, and of each negative prompt where guidance takes a second pass.
 
-        Prompts of one of `canvases` see the same views, and share their negative prompt where that is the same.
+        `seen` names the views of each prompt: those of one name share their negative prompt where that is the same.
         """
-        paths, embedded, common = [self.embed(prompts)], None, None
+        paths, embedded, negatives, shared = [self.embed(prompts)], None, 0, None
         if self.spec.guidance_embedded:
             # diffusers' convention: a guidance scale of 1 is no guidance
             weights = torch.full((len(prompts),), guidance_scale - 1)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
         elif guidance_scale > 1:
-            common = shared(negative_prompts, canvases, self.device) if canvases is not None else None
-            if common is not None:
-                negative_prompts = [negative_prompts[first] for first in common.first_U.tolist()]
-            paths.insert(0, self._embedded_negative(negative_prompts))
+            shared = Shared(range(len(prompts)) if seen is None else seen, negative_prompts, self.device)
+            distinct = [negative_prompts[first] for first in shared.firsts]
+            negatives = len(distinct)
+            paths.insert(0, self._embedded_negative(distinct))
         hidden = torch.cat([path.hidden_NTD for path in paths])
         pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
-        projected = {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)}
-        return Conditioning(hidden, guidance_scale, embedded, torch.cat(pooled) if pooled else None, projected, common)
+        return Conditioning(
+            hidden,
+            guidance_scale,
+            embedded,
+            torch.cat(pooled) if pooled else None,
+            {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)},
+            negatives,
+            shared or None,
+        )
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Kept until others are asked for: in most jobs they are the same for all panoramas."""
@@ -252,15 +259,14 @@ class UNetBackbone:
         `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
         path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
         """
-        batch = len(views_BVChw)
         views = conditioning.views(views_BVChw.to(self.dtype))
         if chunk_views is None:
             joint = self._joint and self.dtype == self.loaded_dtype
-            twice = self._joint and conditioning.paths == 2 * batch
+            twice = self._joint and conditioning.negatives == len(views_BVChw)
             noise = self._pass(views, timestep, conditioning, self.graphs if joint else None, twice)
         else:
             noise = self._chunked(views, timestep, conditioning, chunk_views)
-        return conditioning.guided(noise, batch)
+        return conditioning.guided(noise)
 
     def _pass(
         self,

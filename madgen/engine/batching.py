@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from madgen.geometry import Geometry
+from madgen.plan.totals import paths
 from madgen.schema import AUTO_BATCH, SamplingConfig
 from madgen.types import Prompt
 
@@ -36,9 +37,10 @@ class BatchSizes:
         return min(MOST, max(1, math.ceil(self.busy / self._cells(prompt))))
 
     def _cells(self, prompt: Prompt) -> int:
-        """Of one panorama in its largest UNet pass: of all views, of each prompt on it, with and without guidance."""
+        """Of one panorama in its largest UNet pass: of all views, of each prompt on it and of their negative ones."""
         layout = self.geometry.build(prompt.height, prompt.width, self.sampling.loop)
         steps = (0, self.geometry.overlap_from or 0)  # from there on there may be more views
         most = max(views.count * views.rows.size * views.columns.size for views in map(layout.at, steps))
         guided = self.sampling.guidance_scale > 1 and not self.geometry.spec.guidance_embedded
-        return most * (1 + len(prompt.regions)) * (2 if guided else 1)
+        texts, _, negatives = paths(prompt.negative, prompt.regions)
+        return most * (texts + guided * negatives)

@@ -32,9 +32,9 @@ class Evaluations:
     texts: int
     """Of each prompt or region."""
     negatives: int = 0
-    """Of each negative prompt, in steps in which the prompts of a panorama that have it share it."""
+    """Of each negative prompt."""
     apart: int = 0
-    """Of each negative prompt, in steps in which bootstrapped regions see views of their own."""
+    """Of each negative prompt, in steps in which regions are bootstrapped."""
 
     def of(self, texts: int, negatives: int, negatives_apart: int) -> int:
         """All of them, for so many; see `madgen.plan.totals.paths`."""
@@ -62,8 +62,8 @@ def view_evaluations(
     """Of panoramas of one size; `passes`: the step of each evaluation, and whether it is guided.
 
     Schedulers of second order have two evaluations a step. SyncDiffusion's gradient counts as 3 of them for each view
-    but the anchor, which takes one, and it moves each prompt's views its own way. Before the step `bootstrapped`
-    bootstrapped regions see views of their own.
+    but the anchor, which takes one, and it pulls each prompt's views its own way, so that none is shared. Before the
+    step `bootstrapped` regions are bootstrapped.
     """
     texts = negatives = apart = 0
     for step, guided in passes:

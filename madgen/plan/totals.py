@@ -24,7 +24,7 @@ class Totals:
     negatives: Counter[Size] = field(default_factory=Counter)
     """As `texts`, negative prompts: one that a prompt and its regions have in common counts once."""
     negatives_apart: Counter[Size] = field(default_factory=Counter)
-    """As `negatives`, but those of prompts with bootstrapped regions count once for each text."""
+    """As `negatives`, while regions are bootstrapped."""
     first_rows: dict[Size, int] = field(default_factory=dict)
     """The first prompt of each size that has the job's own regions."""
     lengths: Counter[int] = field(default_factory=Counter)
@@ -69,7 +69,8 @@ class Totals:
 
 
 def paths(negative: str, regions: Sequence[Region]) -> tuple[int, int, int]:
-    """Of a prompt with its regions: texts, distinct negative prompts, and how many of these where regions are
-    bootstrapped, whose prompts see views of their own."""
-    texts, negatives = 1 + len(regions), len({negative, *(region.negative for region in regions)})
-    return texts, negatives, texts if any(region.is_cut_out for region in regions) else negatives
+    """Of a prompt with its regions: texts, and negative prompts, one for those that see the same views; first where all
+    do, then where regions that are cut out are bootstrapped and see their own."""
+    cut_out = sum(region.is_cut_out for region in regions)
+    others = {negative, *(region.negative for region in regions if not region.is_cut_out)}
+    return 1 + len(regions), len({negative, *(region.negative for region in regions)}), cut_out + len(others)

@@ -1,4 +1,4 @@
-"""Feed-forward layers in parts."""
+"""What a CPU does otherwise: feed-forward layers in parts. Its products: `tests/test_onednn.py`."""
 
 import pytest
 import torch

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from madgen import Box, PanoramaSampler, Region
-from madgen.backbones import _unet
 from madgen.joint import loop
+from madgen.types import Ramp
 
 RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 VIEWS, CELLS, VIEW_CELLS = 5, 8 * 16, 8 * 8  # 8x16 latent cells in views of 8x8 every 2
@@ -126,22 +126,38 @@ def test_the_network_by_itself_is_as_it_was(tiny):
     unet, views = mad.backbone.unet, torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompt = mad.backbone.embed(["a hill"]).hidden_NTD.repeat(4, 1, 1)
     before = unet(views, 500, encoder_hidden_states=prompt).sample
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = unet.mid_block.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        mad.sample(["a hill"], seeds=[1], on_step=lambda step: (_ for _ in ()).throw(KeyboardInterrupt), **RUN)
+        mad.sample(["a hill"], seeds=[1], **RUN)
+    hook.remove()
     assert torch.equal(unet(views, 500, encoder_hidden_states=prompt).sample, before)
 
 
-REGIONS = [[Region(Box(0, 0, 32, 32), "a hut"), Region(Box(24, 0, 64, 24), "a tree", "fog")], []]
+CUT_OUT = [Region(Box(0, 0, 32, 32), "a hut"), Region(Box(24, 0, 64, 24), "a tree", "fog")]
+BLENDED = [Region(Ramp(1, 2), "dunes"), Region(Ramp(2, 2), "a lake")]
+REGIONS = [CUT_OUT, [], BLENDED]
+BATCH = {"prompts": ["dunes", "the sea", "a hill"], "seeds": [1, 2, 3], "regions": REGIONS}
 
 
 @pytest.mark.parametrize("bootstrapped", [0, 1, 3])
-def test_prompts_of_one_canvas_share_their_negative_prompt_once_they_see_the_same(tiny, work, bootstrapped):
-    """Five prompts on two canvases: the first has two negative ones among three prompts, the other has one."""
+def test_prompts_of_one_canvas_share_their_negative_prompt_while_they_see_the_same(tiny, work, bootstrapped):
+    """Of seven prompts on three canvases: the first canvas has two negative ones, the others one. Only what is cut out
+    sees views of its own while it is bootstrapped, and then the first has three."""
     mad = work(sampler(tiny, mad_steps=0, region_bootstrapping=bootstrapped))
-    mad.sample(["dunes", "the sea"], seeds=[1, 2], regions=REGIONS, **RUN)
-    prompts, negatives = 4, 3
-    apart, together = ("unet", 2 * prompts * VIEWS, 2 * prompts), ("unet", (prompts + negatives) * VIEWS, 7)
-    assert calls(work.done, "unet") == [apart] * bootstrapped + [together] * (3 - bootstrapped)
+    mad.sample(**BATCH, **RUN)
+    apart, together = 7 + 3 + 1 + 1, 7 + 2 + 1 + 1
+    expected = [apart] * bootstrapped + [together] * (3 - bootstrapped)
+    assert calls(work.done, "unet") == [("unet", paths * VIEWS, paths) for paths in expected]
+
+
+def test_syncdiffusion_moves_views_of_each_prompt_so_none_is_shared(tiny, work):
+    mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")
+    work(mad).sample(["dunes"], seeds=[1], regions=[BLENDED], **RUN)
+    assert calls(work.done, "unet")[-2:] == [("unet", 2 * 3 * VIEWS, 2 * 3)] * 2
 
 
 @pytest.mark.parametrize("how", [{"mad_steps": 0}, {"mad_steps": 2}, {"region_bootstrapping": 0, "mad_steps": 3}])
@@ -149,10 +165,10 @@ def test_prompts_of_one_canvas_share_their_negative_prompt_once_they_see_the_sam
 @pytest.mark.parametrize("more", [{}, {"guidance_steps": (0, 2)}, {"chunk_views": 2}])
 def test_shared_negative_prompts_change_nothing(model, name, how, more, request, monkeypatch):
     mad = sampler(request.getfixturevalue(model), name=name, **how)
-    given = {"seeds": [1, 2], "regions": REGIONS, "negative_prompts": ["", "rain"], **RUN, **more}
-    shared = mad.sample(["dunes", "the sea"], **given)
-    monkeypatch.setattr(_unet, "shared", lambda *_: None)
-    apart = mad.sample(["dunes", "the sea"], **given)
+    given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
+    shared = mad.sample(**given)
+    monkeypatch.setattr("madgen.sampler.seen", lambda regions, bootstrapped: list(range(7)))
+    apart = mad.sample(**given)
     assert float((shared - apart).norm() / apart.norm()) <= 1e-5
 
 
@@ -217,6 +233,19 @@ def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
     assert graphs() == before + 2
     assert float((compiled[0] - expected).norm() / expected.norm()) <= 1e-4
     assert torch.equal(*compiled)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_sampler_tells_passes_of_both_paths_from_passes_of_one(tiny, graphs):
+    """By the view and path in turn: one graph is of what both have in common, one of what one path does."""
+    mad = sampler(tiny, mad_steps=0)
+    ways = [{}, {"chunk_views": VIEWS}, {}]
+    plain = [mad.sample(["a hill"], seeds=[1], **RUN, **way) for way in ways]
+    mad.backbone.compile("eager")
+    for way, expected in zip(ways, plain, strict=True):
+        compiled = mad.sample(["a hill"], seeds=[1], **RUN, **way)
+        assert float((compiled - expected).norm() / expected.norm()) <= 1e-4
+    assert graphs() == 2
 
 
 @pytest.mark.filterwarnings("ignore")

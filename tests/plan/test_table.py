@@ -103,10 +103,12 @@ def check_totals(table, wanted):
         assert totals.texts[size] == sum(1 + len(prompt.regions) for prompt in here)
         distinct = [len({prompt.negative, *(region.negative for region in prompt.regions)}) for prompt in here]
         assert totals.negatives[size] == sum(distinct)
-        assert totals.negatives_apart[size] == sum(
-            1 + len(prompt.regions) if any(not isinstance(region.mask, Ramp) for region in prompt.regions) else shared
-            for prompt, shared in zip(here, distinct, strict=True)
-        )
+        alone = [[region for region in prompt.regions if not isinstance(region.mask, Ramp)] for prompt in here]
+        others = [
+            {prompt.negative, *(region.negative for region in prompt.regions if isinstance(region.mask, Ramp))}
+            for prompt in here
+        ]
+        assert totals.negatives_apart[size] == sum(map(len, alone)) + sum(map(len, others))
     assert bool(totals.negative) == any(prompt.negative or any(r.negative for r in prompt.regions) for prompt in wanted)
     assert list(table.rows_with_regions()) == [row for row, prompt in enumerate(wanted) if prompt.regions]
     for size in (0, 2, 5):
