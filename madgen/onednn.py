@@ -36,6 +36,11 @@ def is_faster() -> bool:
     return present and wide and _maker() == "AuthenticAMD" and _works()
 
 
+def is_faster_in_attention() -> bool:
+    """As `is_faster`, with as many threads as there are now."""
+    return torch.get_num_threads() <= MOST_THREADS and is_faster()
+
+
 def takes(*tensors: Tensor) -> bool:
     """Whether it has products of these: float32 on a CPU, no gradient wanted."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and not (
@@ -44,9 +49,8 @@ def takes(*tensors: Tensor) -> bool:
 
 
 def attends(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor) -> bool:
-    """Whether its attention over these is faster."""
-    fits = key_NHTD.shape[2] in KEYS and torch.get_num_threads() <= MOST_THREADS
-    return fits and takes(query_NHLD, key_NHTD, value_NHTD)
+    """Whether its attention over these is faster, where `is_faster_in_attention`."""
+    return key_NHTD.shape[2] in KEYS and takes(query_NHLD, key_NHTD, value_NHTD)
 
 
 def linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None = None) -> Tensor:

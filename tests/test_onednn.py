@@ -79,15 +79,17 @@ def test_it_takes_float32_on_a_cpu_without_gradients():
         assert onednn.takes(numbers, wanted)
 
 
-def test_attention_is_for_as_many_keys_and_threads_as_it_was_measured_with(threads):
+def test_attention_is_for_as_many_keys_and_threads_as_it_was_measured_with(processor, threads):
     def attends(keys):
         key = torch.zeros(1, 1, 1, 4).expand(1, 1, keys, 4)
         return onednn.attends(key, key, key)
 
-    threads(2)
     assert [attends(keys) for keys in (77, 511, 512, 2**16, 2**16 + 1)] == [False, False, True, True, False]
+    processor()
+    assert onednn.is_faster_in_attention()
     threads(3)
-    assert not attends(512)
+    assert onednn.is_faster()
+    assert not onednn.is_faster_in_attention()
 
 
 def test_it_is_for_processors_on_which_mkl_is_slower(processor):

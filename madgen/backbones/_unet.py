@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from madgen import onednn
 from madgen.backbones import BackboneSpec, Merging, _cpu, _precision, _schedulers, _tokens, _vae, quieten
 from madgen.backbones._compile import check_compiler, compiled, instead
 from madgen.backbones._conditioning import Conditioning, Embedded, Shared
@@ -301,8 +302,10 @@ class UNetBackbone:
 
     def _run(self, network: Any, merged: Sequence[str], inputs: _Inputs) -> Tensor:
         """The UNet on all views, float32 [N * V, C, h, w]; the layers are told whose views come."""
+        by_onednn = self.device.type == "cpu" and onednn.is_faster_in_attention()
         for name, processor in self.processors.items():
             processor.paths, processor.prompt = len(inputs.hidden), inputs.keys_values.get(name)
+            processor.by_onednn = by_onednn
         for name in merged:
             self.processors[name].grids = inputs.grids
         with self.once.switched(inputs.twice):

@@ -47,13 +47,13 @@ class JointAttention:
     [N * V, L, D], views innermost; the prompts' keys and values, of cross-attention, are shared by the views of a path.
     Where nothing merges, V may be any part of the canvas's views.
 
-    `twice`: the second half of the paths is the first again, and is not attended to by itself.
+    `twice`: the second half of the paths is the first again, and is not attended to by itself. `by_onednn`: by
+    `madgen.onednn` where that can be.
     """
 
     def __init__(self, name: str, paths: int = 1, grids: Grids | None = None, prompt: KeysValues | None = None):
         self.name, self.paths, self.grids, self.prompt = name, paths, grids, prompt
-        self.twice = False
-        self._by_onednn = onednn.is_faster()
+        self.twice = self.by_onednn = False
 
     @property
     def merged(self) -> bool:
@@ -96,7 +96,7 @@ class JointAttention:
             key, value = self.prompt
         else:
             key, value = by_head(attn, attn.to_k(hidden_NLD)), by_head(attn, attn.to_v(hidden_NLD))
-        if self._by_onednn and onednn.attends(query, key, value):
+        if self.by_onednn and onednn.attends(query, key, value):
             output = onednn.attention(query, key, value, attn.scale)
         else:
             output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
