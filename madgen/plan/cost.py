@@ -30,11 +30,11 @@ class Evaluations:
     """UNet view evaluations of panoramas of one size, a path each: of prompts and their negative prompts."""
 
     texts: int
-    """Of each prompt or region."""
-    negatives: int = 0
-    """Of each negative prompt."""
+    """Of each prompt or region; with its negative prompt where that is never shared."""
     apart: int = 0
-    """Of each negative prompt, in steps in which regions are bootstrapped."""
+    """Of each negative prompt, in the first steps, in which regions are bootstrapped."""
+    negatives: int = 0
+    """Of each negative prompt, in the other steps."""
 
     def of(self, texts: int, negatives: int, negatives_apart: int) -> int:
         """All of them, for so many; see `madgen.plan.totals.paths`."""
@@ -73,7 +73,7 @@ def view_evaluations(
         if guided and not sync.weight:
             apart += views if step < bootstrapped else 0
             negatives += views if step >= bootstrapped else 0
-    return Evaluations(texts, negatives, apart)
+    return Evaluations(texts, apart=apart, negatives=negatives)
 
 
 def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], prompt: Prompt) -> int:

@@ -87,6 +87,20 @@ def test_guidance_in_some_steps_and_regions(tiny, recorder):
     assert recorder.replayed
 
 
+def test_two_paths_of_one_prompt_are_not_two_prompts(tiny, recorder):
+    """Only the former have something in common; their tensors are of the same shapes."""
+    sampler, options = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0), {**RUN, "width": 64}
+    asked = [(["a hill"], [1], 3.0), (["a hill", "the sea"], [1, 2], 1.0)] * 2
+    plain = [
+        sampler.sample(prompts, seeds=seeds, **{**options, "guidance_scale": scale}) for prompts, seeds, scale in asked
+    ]
+    with_graphs(sampler, recorder)
+    for (prompts, seeds, scale), expected in zip(asked, plain, strict=True):
+        made = sampler.sample(prompts, seeds=seeds, **{**options, "guidance_scale": scale})
+        assert torch.equal(made, expected)
+    assert recorder.captured == len(sampler.backbone.graphs) == 2
+
+
 @pytest.mark.parametrize("family", ["tiny", "tiny_xl"])
 def test_what_is_made_in_float32_in_between_changes_nothing(request, recorder, family):
     """It moves the weights, which graphs read where they were."""
