@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +304,11 @@ def _times(row: dict[str, Any]) -> list[str]:
 
 def draw(rows: Rows, path: Path) -> None:
     """Seconds a step of every contender, one panel a row of the log."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print(f"{path} was not drawn: pip install 'madgen[eval]' brings what draws it", file=sys.stderr)
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

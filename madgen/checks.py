@@ -16,12 +16,16 @@ from madgen.errors import UserError
 DECODES = ("auto", "whole", "tiled")
 
 
-def check_numbers(seeds: Sequence[int], guidance_scale: float, num_inference_steps: int) -> None:
+def check_numbers(
+    seeds: Sequence[int], guidance_scale: float, num_inference_steps: int, chunk_views: int | None = None
+) -> None:
     """Finite, and whole where they count something."""
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    if not math.isfinite(guidance_scale) or guidance_scale < 0:
+        raise UserError(f"guidance_scale must be a finite number >= 0, got {guidance_scale}")
     if not _lies(num_inference_steps, range(1, sys.maxsize)):
         raise UserError(f"num_inference_steps must be a whole number >= 1, got {num_inference_steps}")
+    if chunk_views is not None and not _lies(chunk_views, range(1, sys.maxsize)):
+        raise UserError(f"chunk_views must be a whole number of views >= 1 or None, got {chunk_views}")
     for seed in seeds:
         if not _lies(seed, range(2**64)):
             raise UserError(f"a seed must be a whole number of 0..2^64 - 1, got {seed}")
@@ -35,11 +39,22 @@ def _lies(value: Any, where: range) -> bool:
         return False
 
 
+def check_guidance_steps(steps: Sequence[int], guidance_scale: float, count: int) -> None:
+    """The first step with guidance and the one after the last, of `count`."""
+    whole = len(steps) == 2 and all(_lies(step, range(count + 1)) for step in steps)
+    if guidance_scale <= 1 or not whole or steps[0] >= steps[1]:
+        raise UserError(
+            f"guidance_steps must be (first, end), 0 <= first < end <= {count} steps, and guidance_scale > 1, "
+            f"got {tuple(steps)} and {guidance_scale}"
+        )
+
+
 def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
     """A negative prompt that could have no effect is refused, not ignored."""
     if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
-        reason = "embeds its guidance" if spec.guidance_embedded else f"has guidance_scale={guidance_scale} <= 1"
-        raise UserError(f"a negative prompt has no effect: the backbone {reason}; leave negative_prompt empty")
+        embeds = spec.guidance_embedded
+        reason = "the backbone embeds its guidance" if embeds else f"guidance_scale={guidance_scale} is <= 1"
+        raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
-from madgen.checks import check_decode, check_device, check_negative_prompts, check_numbers
+from madgen.checks import check_decode, check_device, check_guidance_steps, check_negative_prompts, check_numbers
 from madgen.composition import check_regions_scheduler, composition, rows, seen
 from madgen.denoising import BySteps, Conditioned
 from madgen.errors import UserError
@@ -51,7 +51,7 @@ class Method:
 
 
 class PanoramaSampler:
-    """Joint diffusion with one backbone and one method.
+    """Joint diffusion with one backbone and one method; of several threads each takes a sampler of its own.
 
     >>> sampler = PanoramaSampler.from_pretrained("demo", mad_steps=8)            # doctest: +SKIP
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
@@ -193,11 +193,11 @@ class PanoramaSampler:
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
+        if isinstance(negative_prompts, str):
+            raise UserError(f"negative_prompts must be a list, got {negative_prompts!r}")
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
         self._check(prompts, negatives, seeds, regions, guidance_scale, decode, output)
-        check_numbers(seeds, guidance_scale, num_inference_steps)
-        if chunk_views is not None and chunk_views < 1:
-            raise UserError(f"chunk_views must be >= 1 or None, got {chunk_views}")
+        check_numbers(seeds, guidance_scale, num_inference_steps, chunk_views)
         self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
         layout = self.geometry.build(height, width, loop)
         first = self.geometry.overlap_from
@@ -318,7 +318,7 @@ class PanoramaSampler:
     ) -> None:
         if isinstance(prompts, str) or not len(prompts) == len(negatives) == len(seeds) or not prompts:
             raise UserError(
-                f"need lists of as many prompts as negative prompts and seeds, "
+                f"need lists, not empty, of as many prompts as negative prompts and seeds, "
                 f"got {len(prompts)}, {len(negatives)}, {len(seeds)}"
             )
         if regions is not None and len(regions) != len(prompts):
@@ -332,11 +332,7 @@ class PanoramaSampler:
         if self.backbone.spec.guidance_embedded or self.method.sync is not None:
             reason = "SyncDiffusion foresees pictures at every step" if self.method.sync else "its guidance is embedded"
             raise UserError(f"guidance_steps has no meaning here: {reason}; leave it out")
-        if guidance_scale <= 1 or len(steps) != 2 or not 0 <= steps[0] < steps[1] <= count:
-            raise UserError(
-                f"guidance_steps must be (first, end), 0 <= first < end <= {count} steps, and guidance_scale > 1, "
-                f"got {tuple(steps)} and {guidance_scale}"
-            )
+        check_guidance_steps(steps, guidance_scale, count)
 
 
 def decodes_tiled(height: int, width: int, decode: str) -> bool:

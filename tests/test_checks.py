@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from madgen import PanoramaSampler
-from madgen.checks import check_device, check_numbers
+from madgen.checks import check_device, check_guidance_steps, check_numbers
 from madgen.errors import UserError
 
 
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        (([1], float("inf"), 5), "guidance_scale must be a finite number, got inf"),
-        (([1], float("nan"), 5), "guidance_scale must be a finite number, got nan"),
+        (([1], float("inf"), 5), "guidance_scale must be a finite number >= 0, got inf"),
+        (([1], float("nan"), 5), "guidance_scale must be a finite number >= 0, got nan"),
+        (([1], -1.0, 5), "guidance_scale must be a finite number >= 0, got -1.0"),
+        (([1], 3.0, 5, 0), "chunk_views must be a whole number of views >= 1 or None, got 0"),
+        (([1], 3.0, 5, 1.5), "chunk_views must be a whole number of views >= 1 or None, got 1.5"),
         (([1], 3.0, 0), "num_inference_steps must be a whole number >= 1, got 0"),
         (([1], 3.0, 2.5), "num_inference_steps must be a whole number >= 1, got 2.5"),
         (([1, -1], 3.0, 5), r"a seed must be a whole number of 0..2\^64 - 1, got -1"),
@@ -24,6 +27,19 @@ from madgen.errors import UserError
 def test_numbers_that_are_none_are_refused(numbers, said):
     with pytest.raises(UserError, match=said):
         check_numbers(*numbers)
+
+
+@pytest.mark.parametrize("steps", [(0.5, 2), (2, 2), (0, 6), (-1, 2), (1,), ("0", "2")])
+def test_guidance_steps_are_two_whole_numbers_in_order(steps):
+    check_guidance_steps((np.int64(0), 5), 3.0, 5)
+    with pytest.raises(UserError, match=r"guidance_steps must be \(first, end\), 0 <= first < end <= 5 steps"):
+        check_guidance_steps(steps, 3.0, 5)
+
+
+def test_negative_prompts_are_a_list():
+    sampler = PanoramaSampler.from_pretrained("demo")
+    with pytest.raises(UserError, match="negative_prompts must be a list, got 'ab'"):
+        sampler.sample(["a", "b"], negative_prompts="ab", height=128, width=256, seeds=[1, 2])
 
 
 def test_numbers_may_be_of_another_library():
