@@ -60,7 +60,7 @@ class Bench:
             parts[name] = copy.deepcopy(parts[name]).to(dtype=dtype, memory_format=torch.contiguous_format).eval()
             parts[name].requires_grad_(False)
             for module in parts[name].modules():
-                vars(module).pop("forward", None)  # ours, where it does otherwise
+                vars(module).pop("forward", None)  # diffusers' own, without what ours puts in its place
         plain_attention(parts["unet"])
         parts["scheduler"] = copy.deepcopy(ours.scheduler)
         return type(ours)(**parts, requires_safety_checker=False)

@@ -73,7 +73,7 @@ class Conditioning(Protocol):
     """The prompts of a batch, as a backbone keeps them."""
 
     def where(self, seen: Sequence[Hashable]) -> Conditioning:
-        """The same prompts in steps in which others of them see the same views than `encode_prompts` was told."""
+        """The same prompts in steps in which fewer of them see the same views; `seen` as in `encode_prompts`."""
 
     def unguided(self) -> Conditioning:
         """The same prompts without guidance."""
