@@ -1,7 +1,8 @@
 """Float32 products on a CPU by oneDNN, where PyTorch asks MKL and that is slower.
 
-PyTorch takes oneDNN for convolutions, and MKL for all other products. On one thread of an AMD EPYC with AVX-512 a layer's product by MKL ran at 90 to 112 GFLOP/s, by oneDNN at 150
-to 250, and attention over 512 to 16384 tokens of 64 took 1.6 to 1.7 times as long as with oneDNN's products.
+PyTorch takes oneDNN for convolutions, and MKL for all other products. On one thread of an AMD EPYC with AVX-512 a
+layer's product by MKL ran at 90 to 112 GFLOP/s, by oneDNN at 150 to 250, and attention over 512 to 16384 tokens of 64
+took 1.6 to 1.7 times as long as with oneDNN's products.
 
 oneDNN keeps the kernels of the last 1024 shapes that it met, half a megabyte each, those of convolutions too: after six
 widths of the demo's panoramas a process held 224 MB more than after one, with MKL's products 213.
