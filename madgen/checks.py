@@ -12,6 +12,7 @@ import torch
 
 from madgen.backbones import BackboneSpec
 from madgen.errors import UserError
+from madgen.types import Region
 
 DECODES = ("auto", "whole", "tiled")
 
@@ -29,6 +30,13 @@ def check_numbers(
     for seed in seeds:
         if not _lies(seed, range(2**64)):
             raise UserError(f"a seed must be a whole number of 0..2^64 - 1, got {seed}")
+
+
+def check_whole(**numbers: int | None) -> None:
+    """By name; None is one that was not given."""
+    for name, number in numbers.items():
+        if number is not None and not _lies(number, range(-sys.maxsize, sys.maxsize)):
+            raise UserError(f"{name} must be a whole number, got {number!r}")
 
 
 def _lies(value: Any, where: range) -> bool:
@@ -55,6 +63,17 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
         embeds = spec.guidance_embedded
         reason = "the backbone embeds its guidance" if embeds else f"guidance_scale={guidance_scale} is <= 1"
         raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
+
+
+def check_regions(regions: Sequence[Sequence[Region]] | None, prompts: int) -> None:
+    """A list of them for each prompt."""
+    if regions is None:
+        return
+    if len(regions) != prompts:
+        raise UserError(f"need a list of regions for each of {prompts} prompts, got {len(regions)}")
+    for part in (part for parts in regions for part in parts):
+        if not isinstance(part, Region):
+            raise UserError(f"regions must hold lists of madgen.Region, got {part!r}")
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
-from madgen.checks import check_decode, check_device, check_guidance_steps, check_negative_prompts, check_numbers
+from madgen.checks import (
+    check_decode,
+    check_device,
+    check_guidance_steps,
+    check_negative_prompts,
+    check_numbers,
+    check_regions,
+    check_whole,
+)
 from madgen.composition import check_regions_scheduler, composition, rows, seen
 from madgen.denoising import BySteps, Conditioned
 from madgen.errors import UserError
@@ -108,9 +116,13 @@ class PanoramaSampler:
         each size takes a minute or more longer, the others less time.
         """
         folder, device = resolve_pretrained(pretrained), check_device(device)
+        check_whole(view_size=view_size, stride=stride, overlap_from=overlap_from, mad_steps=mad_steps)
+        check_whole(sync_steps=sync_steps, sync_every=sync_every, region_bootstrapping=region_bootstrapping)
+        check_whole(original_inference_steps=original_inference_steps)
         # Refuses what a job may not ask for either.
         ViewsConfig(layout=layout, size=view_size, stride=stride, overlap_from=overlap_from)
         MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
+        SyncConfig(weight=sync_weight, decay=sync_decay, steps=sync_steps, every=sync_every, network=sync_network)
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
         backbone = backbone_module(name).load(
@@ -196,7 +208,9 @@ class PanoramaSampler:
         if isinstance(negative_prompts, str):
             raise UserError(f"negative_prompts must be a list, got {negative_prompts!r}")
         negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
-        self._check(prompts, negatives, seeds, regions, guidance_scale, decode, output)
+        self._check(prompts, negatives, seeds, guidance_scale, decode, output)
+        check_whole(height=height, width=width)
+        check_regions(regions, len(prompts))
         check_numbers(seeds, guidance_scale, num_inference_steps, chunk_views)
         self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
         layout = self.geometry.build(height, width, loop)
@@ -311,7 +325,6 @@ class PanoramaSampler:
         prompts: Sequence[str],
         negatives: Sequence[str],
         seeds: Sequence[int],
-        regions: Sequence[Sequence[Region]] | None,
         guidance_scale: float,
         decode: str,
         output: str,
@@ -321,8 +334,6 @@ class PanoramaSampler:
                 f"need lists, not empty, of as many prompts as negative prompts and seeds, "
                 f"got {len(prompts)}, {len(negatives)}, {len(seeds)}"
             )
-        if regions is not None and len(regions) != len(prompts):
-            raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(regions)}")
         check_decode(decode)
         if output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")

@@ -1,5 +1,7 @@
 """What may be asked of the sampler from Python."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,21 @@ def test_negative_prompts_are_a_list():
         sampler.sample(["a", "b"], negative_prompts="ab", height=128, width=256, seeds=[1, 2])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"height": "128"}, "height must be a whole number, got '128'"),
+        ({"width": 256.0}, "width must be a whole number, got 256.0"),
+        ({"regions": [[{"mask": [0, 0, 64, 64]}]]}, "regions must hold lists of madgen.Region, got {'mask'"),
+        ({"regions": []}, "need a list of regions for each of 1 prompts, got 0"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(options, said):
+    sampler = PanoramaSampler.from_pretrained("demo")
+    with pytest.raises(UserError, match=re.escape(said)):
+        sampler.sample(["a"], **{"height": 128, "width": 256, "seeds": [1], **options})
+
+
 def test_numbers_may_be_of_another_library():
     check_numbers([0, np.int64(3), torch.tensor(4), 2**64 - 1], np.float32(3), np.int32(5))
 
@@ -61,6 +78,9 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"layout": "x"}, "method.views.layout must be one of overlapping, shifted, whole, got 'x'"),
         ({"stride": 0}, "method.views.stride must be > 0 latent cells, got 0"),
         ({"mad_steps": -1}, "method.mad.steps must be >= 0, got -1"),
+        ({"mad_steps": 2.5}, "mad_steps must be a whole number, got 2.5"),
+        ({"stride": "16"}, "stride must be a whole number, got '16'"),
+        ({"sync_weight": 20.0, "sync_steps": 0}, "method.sync.steps=0 leaves method.sync.weight=20 without effect"),
     ],
 )
 def test_what_no_job_may_ask_for_is_refused_before_anything_is_loaded(options, said, monkeypatch):

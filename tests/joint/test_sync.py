@@ -104,7 +104,6 @@ def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
 
     plain, mad = sample(mad_steps=0), sample(mad_steps=2)
     assert torch.equal(sample(mad_steps=0, sync_weight=0.0), plain)
-    assert torch.equal(sample(mad_steps=0, sync_weight=9.0, sync_steps=0), plain)
     both = sample(mad_steps=2, sync_weight=20.0)
     for other in (plain, mad, sample(mad_steps=0, sync_weight=20.0)):
         assert not torch.allclose(both, other, atol=1e-3)
@@ -155,7 +154,7 @@ def test_it_works_where_a_trainer_has_switched_inference_mode_on(tiny):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"sync_every": 0}, "every >= 1"),
+        ({"sync_every": 0}, "every must be >= 1"),
         ({"sync_network": "alex"}, "must be one of vgg, random"),
         ({"layout": "whole"}, "layout=whole has only one"),
     ],
