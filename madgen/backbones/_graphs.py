@@ -4,7 +4,9 @@ CPU that launches them one by one does not wait for it. The kernels, and with th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +22,8 @@ An H200 waited for its CPU at 10 x 64^2 cells, and hardly at 26; the rest is for
 """
 MOST_GRAPHS = 32
 """Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""
+CAPTURING = threading.Lock()
+"""CUDA bears one capture at a time in a process."""
 
 Run = Callable[[Any], Tensor]
 
@@ -55,8 +59,9 @@ class Graphs:
         if key not in self._graphs:  # libraries choose and load their kernels now, which they cannot in a capture
             if len(self._graphs) == MOST_GRAPHS:
                 self.clear()  # all of them, for they share what cuBLAS and the allocator keep
+            output = run(inputs)
             self._graphs[key] = None
-            return run(inputs)
+            return output
         graph = self._graphs[key] or self._made(run, inputs)
         if not self._off:
             self._graphs[key] = graph
@@ -77,9 +82,13 @@ class Graphs:
     def _made(self, run: Run, inputs: Any) -> Run:
         try:
             return _Graph(self._capture, run, inputs)
-        except RuntimeError as error:  # out of memory too: what needs less may still be possible
-            self._off = True
-            self.clear()
+        except BaseException as error:
+            self._graphs.clear()
+            with suppress(RuntimeError):  # of a device that is beyond this; whatever comes next will say so
+                self._capture.forget()
+            if not isinstance(error, RuntimeError):
+                raise
+            self._off = True  # out of memory too: what needs less may still be possible
             why = str(error).partition("\n")[0]
             say(f"madgen: goes on without CUDA graphs, which may take longer: {why}")
             return run
@@ -104,16 +113,24 @@ class CudaCapture:
             self._stream = self._stream or torch.cuda.Stream()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            # Other threads may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = run()
+            mode = "thread_local"  # other threads may use CUDA meanwhile
+            try:
+                with CAPTURING, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                    output = run()
+            except BaseException:
+                with suppress(RuntimeError):  # older PyTorch leaves the pool of a capture that broke off open
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                raise
         return graph.replay, output
 
     def forget(self) -> None:
         """The pool of graphs that are gone cannot be used again, and cuBLAS would keep its part of it."""
         self._pool = None
-        if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # as Lightning does
-            clear()
+        with CAPTURING, torch.cuda.device(self._device):
+            torch.cuda.synchronize()  # a graph may still be running
+            if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # as Lightning does
+                clear()
+            torch.cuda.empty_cache()  # for libraries, which do not ask PyTorch for what it keeps
 
 
 class _Graph:

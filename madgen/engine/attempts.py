@@ -33,8 +33,8 @@ OUT_OF_MEMORY, NOT_FINITE, CONSTANT, UNSAFE = "out_of_memory", "not_finite", "co
 CPU_IS_FULL = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|could not (create|execute) a primitive$"
 )
-CUDA_IS_FULL = "CUDA error: out of memory"
-"""Where not PyTorch's allocator asked for it: a graph's launch, a library."""
+CUDA_IS_FULL = re.compile(r"(CUDA|cuDNN)\b.*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")
+"""Where not PyTorch's allocator asked for it: a graph's launch, cuBLAS, cuDNN, Triton."""
 TILED, NO_GRAPHS = "decoding in tiles", "without CUDA graphs"
 LEAST_RANGE = 4
 """A picture none of whose channels spans this many of the 256 values shows nothing."""
@@ -257,7 +257,7 @@ def within_memory(make: Callable[[], T]) -> T | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the GPU, of PyTorch on the CPU, or of Python."""
     said = str(error)
-    full = CUDA_IS_FULL in said or CPU_IS_FULL.search(said) is not None
+    full = CUDA_IS_FULL.search(said) is not None or CPU_IS_FULL.search(said) is not None
     return full or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 

@@ -114,7 +114,7 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
 
 def quieten() -> None:
     """Only what concerns the user: warnings of the libraries about their own affairs go to nobody."""
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|diffusers|transformers|huggingface_hub)\b.*")
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|triton|diffusers|transformers|huggingface_hub)\b.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     backbones.quieten()

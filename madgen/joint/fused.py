@@ -19,6 +19,8 @@ from madgen.say import say
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, CHANNELS = 32, 64
 """Of a program of a kernel."""
+DEEPEST = 64
+"""Views on a cell at most: the kernel spells out each, and the compiler takes seconds for so many."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ def rows_of(views: Views, device: torch.device) -> Rows:
 
 def _positions(axis: Axis) -> tuple[Tensor, Tensor]:
     """The views of each cell, -1 where there are fewer than k, and where in them it lies, [k, extent]."""
-    deep = max(map(len, axis.covers))
-    found = torch.tensor([[*positions, *[-axis.size] * (deep - len(positions))] for positions in axis.covers]).T
+    found = torch.tensor([[*positions, *[-axis.size] * (axis.depth - len(positions))] for positions in axis.covers]).T
     return found.div(axis.size, rounding_mode="floor"), found % axis.size
 
 
@@ -74,6 +75,8 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
             return True
         why = "they give something else"
     except Exception as error:  # of Triton, the C compiler, the driver
+        if "out of memory" in str(error):  # which may be otherwise the next time
+            raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     say(f"madgen: goes on without Triton's kernels for {dtype}, which takes longer: {why}")
     return False

@@ -67,7 +67,8 @@ def grid_of(views: Views, device: torch.device) -> Grid:
 def with_kernels(views: Views, device: torch.device) -> Grid:
     """As `grid_of`; where there are kernels for it, with their tables."""
     grid = grid_of(views, device)
-    return replace(grid, fused=fused.rows_of(views, device)) if fused.is_possible(device) else grid
+    possible = fused.is_possible(device) and views.rows.depth * views.columns.depth <= fused.DEEPEST
+    return replace(grid, fused=fused.rows_of(views, device)) if possible else grid
 
 
 @torch.inference_mode(False)  # it is kept, and a later gradient may pass through it
@@ -76,7 +77,7 @@ def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
     if axis.is_whole:
         return AxisGrid(axis.size, count, None)
     covers = axis.covers
-    depth = max(len(found) for found in covers)
+    depth = axis.depth
     positions = [[found[min(k, len(found) - 1)] for found in covers] for k in range(depth)]
     present = [[float(k < len(found)) for found in covers] for k in range(depth)]
     return AxisGrid(

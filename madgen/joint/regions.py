@@ -59,12 +59,14 @@ class Regions:
         if sum(counts) != len(masks_RHW):
             raise ValueError(f"{counts} rows need as many masks, got {len(masks_RHW)}")
         self.masks_R1HW, self.counts, self.bootstrap = masks_RHW[:, None], counts, bootstrap
+        rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        self.canvases_R = rows.to(masks_RHW.device)  # made once: it waits for a GPU
         self.totals = [masks.sum(0) for masks in self.masks_R1HW.split(counts)]
         if not all(bool((total > 0).all()) for total in self.totals):
             raise ValueError("the masks leave cells of the canvas without a prompt")
 
     def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
-        repeated = latents_BCHW.repeat_interleave(torch.tensor(self.counts, device=latents_BCHW.device), 0)
+        repeated = latents_BCHW[self.canvases_R]
         bootstrap = self.bootstrap
         if bootstrap is None or step >= bootstrap.steps:
             return repeated

@@ -84,6 +84,11 @@ class Axis:
             raise ValueError(f"the views {self.starts} of size {self.size} leave cells of {self.extent} uncovered")
         return found
 
+    @cached_property
+    def depth(self) -> int:
+        """How many views lie on a cell at most."""
+        return max(map(len, self.covers))
+
     def divisible(self, factor: int) -> bool:
         """Whether the views fall on whole cells of a grid `factor` times coarser."""
         return all(value % factor == 0 for value in (self.extent, self.size, *self.starts))

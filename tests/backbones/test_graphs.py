@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from madgen import PanoramaSampler
-from madgen.backbones._graphs import MOST_GRAPHS, Graphs, mapped, signature
+from madgen.backbones import _graphs
+from madgen.backbones._graphs import MOST_GRAPHS, Graphs, mapped, signature, tensors
 from madgen.types import Box, Region
 
 RUN = {"height": 32, "num_inference_steps": 6, "guidance_scale": 3.0, "output": "latent"}
@@ -168,7 +171,133 @@ def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
     reason = "operation not permitted when stream is capturing"
     said = capfd.readouterr().err.splitlines()
     assert said == [f"madgen: goes on without CUDA graphs, which may take longer: {reason}"]
-    assert (broken.captured, broken.replayed) == (1, 0)
+    assert (broken.captured, broken.replayed, broken.forgotten) == (1, 0, 1)
+
+
+class Reads(TorchDispatchMode):
+    """Operations that read memory which was neither `known` before nor made by an earlier one."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.kept, self.foreign = {storage(tensor) for tensor in known}, [], []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        if any(storage(tensor) not in self.known for tensor in read):
+            self.foreign.append(str(operation))
+        made = operation(*args, **kwargs or {})
+        self.kept.append(made)  # so that its memory is not another tensor's later
+        self.known |= {storage(tensor) for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)}
+        return made
+
+
+def storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class Watching(Recorder):
+    """Looks at what a pass reads while it is captured."""
+
+    def __init__(self, monkeypatch, weights=()):
+        super().__init__()
+        self.weights, self.own, self.reads = list(weights), [], []
+        monkeypatch.setattr(_graphs, "mapped", self.copied)
+
+    def copied(self, inputs, function):
+        self.own = list(tensors(copy := mapped(inputs, function)))
+        return copy
+
+    def __call__(self, run):
+        self.reads.append(Reads([*self.weights, *self.own]))
+        with self.reads[-1]:
+            run()
+        return super().__call__(run)
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny_xl"])
+def test_a_captured_pass_reads_its_own_copies_the_weights_and_what_it_made(request, monkeypatch, family):
+    """Anything else may have moved, or be another panorama's, when it is launched again."""
+    name, folder = "sdxl" if "xl" in family else "sd", str(request.getfixturevalue(family))
+    mad = PanoramaSampler.from_pretrained(folder, name=name, dtype="bfloat16", mad_steps=4, region_bootstrapping=2)
+    unet = mad.backbone.unet
+    watching = Watching(monkeypatch, [*unet.parameters(), *unet.buffers()])
+    regions = [[Region(Box(0, 0, 20, 32), "a lake")], []]
+    options = {**RUN, "num_inference_steps": 10, "width": 64, "seeds": [1, 2], "guidance_steps": (0, 7)}
+    with_graphs(mad, watching).sample(["a hill", "the sea"], regions=regions, **options)
+    assert len(watching.reads) == len(mad.backbone.graphs) == 4
+    assert [reads.foreign for reads in watching.reads] == [[]] * 4
+    assert all(len(reads.kept) > 100 for reads in watching.reads)
+
+
+def test_what_is_read_from_elsewhere_is_seen(monkeypatch):
+    watching, elsewhere, given = Watching(monkeypatch), torch.ones(2), (torch.ones(2),)
+    graphs = Graphs(watching)
+    for _ in range(2):
+        graphs(lambda inputs: inputs[0] + inputs[0] * elsewhere, "plus", given)
+    assert [reads.foreign for reads in watching.reads] == [["aten.mul.Tensor"]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_compiled_in_a_capture(tiny):
+    """PyTorch refuses to: all that a pass needs is compiled when it is first met."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    class Counting(Recorder):
+        compiled = 0
+
+        def __call__(self, run):
+            before = counters["stats"]["unique_graphs"]
+            made = super().__call__(run)
+            self.compiled += counters["stats"]["unique_graphs"] - before
+            return made
+
+    torch._dynamo.reset()
+    counters.clear()
+    shifted = METHODS["shifted, then overlapping"]
+    mad, counting = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **shifted), Counting()
+    options = {"width": 64, **RUN, "regions": [[Region(Box(0, 0, 20, 32), "a lake")]]}
+    expected = [mad.sample(["a hill"], seeds=[seed], **options) for seed in (1, 2)]
+    mad.backbone.compile("eager")
+    with_graphs(mad, counting)
+    for seed, plain in enumerate(expected, 1):
+        made = mad.sample(["a hill"], seeds=[seed], **options)
+        assert float((made - plain).norm() / plain.norm()) <= 1e-4
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert counting.captured == len(mad.backbone.graphs) >= 3
+    assert counting.compiled == 0
+    torch._dynamo.reset()
+
+
+class Interrupted(Recorder):
+    def __call__(self, run):
+        raise KeyboardInterrupt
+
+
+def test_a_capture_that_is_interrupted_leaves_nothing():
+    recorder, given = Interrupted(), (torch.ones(2),)
+    graphs = Graphs(recorder)
+    graphs(lambda inputs: 2 * inputs[0], "double", given)
+    with pytest.raises(KeyboardInterrupt):
+        graphs(lambda inputs: 2 * inputs[0], "double", given)
+    assert (len(graphs), recorder.forgotten) == (0, 1)
+
+
+def test_a_pass_that_fails_has_not_been_met(recorder):
+    """Its kernels may not have been loaded, which cannot be done in a capture."""
+    graphs, given, trouble = Graphs(recorder), (torch.ones(2),), [RuntimeError("no room")]
+
+    def double(inputs):
+        if trouble:
+            raise trouble.pop()
+        return 2 * inputs[0]
+
+    with pytest.raises(RuntimeError, match="no room"):
+        graphs(double, "double", given)
+    assert graphs(double, "double", given).tolist() == [2, 2]
+    assert recorder.captured == 0
+    assert graphs(double, "double", given).tolist() == [2, 2]
+    assert recorder.captured == 1
 
 
 def test_memory_is_given_back_and_for_good_where_asked(tiny, recorder):

@@ -145,8 +145,17 @@ def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypat
 
 
 def test_memory_that_is_not_the_allocator_s_is_memory_too():
-    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    for said in (
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronous",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
+    for said in ("CUDA error: an illegal memory access was encountered", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"):
+        assert not is_out_of_memory(RuntimeError(said))
 
 
 def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_json(attempts, tight, capfd):

@@ -152,7 +152,7 @@ def test_two_commands_at_once_share_a_directory(finished, start, job_file, tmp_p
     assert hashes(tmp_path / "shared") == hashes(finished)
 
 
-SLOW = ["sampling.num_inference_steps=60", "output.samples_per_shard=1"]
+SLOW = ["sampling.num_inference_steps=40", "output.samples_per_shard=1"]
 
 
 def interrupt(start, job_file, folder, *signals, overrides=()):

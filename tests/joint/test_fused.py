@@ -83,6 +83,68 @@ def test_kernels_that_do_not_work_are_done_without_and_told_of_once(capfd):
     assert said.startswith("madgen: goes on without Triton's kernels for torch.float32, which takes longer: ")
 
 
+def test_a_lack_of_memory_is_not_held_against_the_kernels(monkeypatch, capfd):
+    full = [RuntimeError("Triton Error [CUDA]: out of memory")]
+
+    def merge(views, rows):
+        if full:
+            raise full.pop()
+        return views[:, [0, 1, 3]]
+
+    monkeypatch.setattr(fused, "split", lambda canvas, rows: canvas[:, [0, 1, 1, 2]])
+    monkeypatch.setattr(fused, "merge", merge)
+    fused._works.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fused.takes(torch.zeros(2, 3, 4))
+        assert fused.takes(torch.zeros(2, 3, 4))
+    finally:
+        fused._works.cache_clear()
+    assert capfd.readouterr().err == ""
+
+
+def test_so_many_views_on_a_cell_that_compiling_takes_long_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(fused, "is_possible", lambda device: True)
+    for size, stride, kernels in ((16, 2, True), (16, 1, False), (32, 4, True), (32, 2, False)):
+        views = build_layout("overlapping", 2 * size, 2 * size, size, stride).at(0)
+        assert (with_kernels(views, CPU).fused is not None) == kernels
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from madgen.joint import _kernels
+
+plain = {name: "i32" for name in ("count", "length", "width")}
+tile = {"CELLS": 32, "CHANNELS": 64}
+for dtype in ("fp32", "bf16", "fp16"):
+    for kernel, tables, options in (
+        (_kernels.split, {"canvas": f"*{dtype}", "table": "*i32"}, tile),
+        (_kernels.merge, {"views": f"*{dtype}", "table": "*i32", "covers": "*fp32"}, {**tile, "DEPTH": 4}),
+    ):
+        signature = {"output": f"*{dtype}", **tables, **plain, **dict.fromkeys(options, "constexpr")}
+        made = compile(ASTSource(fn=kernel, signature=signature, constexprs=options), target=GPUTarget("cuda", 90, 32))
+        assert made.asm["cubin"]
+        assert ("div.rn.f32" in made.asm["ptx"]) == (kernel is _kernels.merge)
+        assert "div.full" not in made.asm["ptx"]
+        print(kernel.__name__)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
+def test_the_kernels_compile_for_a_gpu_and_divide_as_pytorch_does(tmp_path):
+    """For an H100, by Triton's own compiler, which needs none; in a process of its own, which knows no interpreter."""
+    from processes import environment
+
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300,
+        env=environment() | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["split", "merge"] * 3
+
+
 def compare(layout, step, dtype):
     """Whether both ways to split are equal, and both to merge as close as their precision allows."""
     from dataclasses import replace
