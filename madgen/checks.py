@@ -2,59 +2,91 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from madgen.arguments import listed, text, texts, whole
 from madgen.backbones import BackboneSpec
 from madgen.errors import UserError
-from madgen.types import Region
+from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region
 
 DECODES = ("auto", "whole", "tiled")
 
 
-def check_numbers(
-    seeds: Sequence[int], guidance_scale: float, num_inference_steps: int, chunk_views: int | None = None
-) -> None:
-    """Finite, and whole where they count something."""
-    if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise UserError(f"guidance_scale must be a finite number >= 0, got {guidance_scale}")
-    if not _lies(num_inference_steps, range(1, sys.maxsize)):
-        raise UserError(f"num_inference_steps must be a whole number >= 1, got {num_inference_steps}")
-    if chunk_views is not None and not _lies(chunk_views, range(1, sys.maxsize)):
-        raise UserError(f"chunk_views must be a whole number of views >= 1 or None, got {chunk_views}")
-    for seed in seeds:
-        if not _lies(seed, range(2**64)):
-            raise UserError(f"a seed must be a whole number of 0..2^64 - 1, got {seed}")
+@dataclass(frozen=True)
+class Asked:
+    """What each panorama of a batch is of."""
+
+    prompts: list[str]
+    negatives: list[str]
+    seeds: list[int]
+    regions: list[list[Region]]
+
+    @property
+    def all_negatives(self) -> list[str]:
+        """Also of regions."""
+        return [*self.negatives, *(region.negative for parts in self.regions for region in parts)]
+
+    @property
+    def all_texts(self) -> list[str]:
+        """Whatever a text encoder sees but regions' negative prompts, which are mostly the panorama's."""
+        return [*self.prompts, *self.negatives, *(region.text for parts in self.regions for region in parts)]
 
 
-def check_whole(**numbers: int | None) -> None:
-    """By name; None is one that was not given."""
-    for name, number in numbers.items():
-        if number is not None and not _lies(number, range(-sys.maxsize, sys.maxsize)):
-            raise UserError(f"{name} must be a whole number, got {number!r}")
+def asked(prompts: Any, negative_prompts: Any, seeds: Any, regions: Any) -> Asked:
+    """The arguments of `PanoramaSampler.sample`, as many of each; None are no negative prompts, no regions."""
+    prompts, seeds = texts("prompts", prompts), [_seed(seed) for seed in listed("seeds", seeds)]
+    negatives = [""] * len(prompts) if negative_prompts is None else texts("negative_prompts", negative_prompts)
+    if not len(prompts) == len(negatives) == len(seeds) or not prompts:
+        raise UserError(
+            f"need lists, not empty, of as many prompts as negative prompts and seeds, "
+            f"got {len(prompts)}, {len(negatives)}, {len(seeds)}"
+        )
+    parts: list[list[Region]] = [[] for _ in prompts]
+    if regions is not None:
+        parts = [[_region(part) for part in listed("each of regions", one)] for one in listed("regions", regions)]
+    if len(parts) != len(prompts):
+        raise UserError(f"need a list of regions for each of {len(prompts)} prompts, got {len(parts)}")
+    return Asked(prompts, negatives, seeds, parts)
 
 
-def _lies(value: Any, where: range) -> bool:
-    """Whether it is a whole number, of Python or of another library, and one of these."""
-    try:
-        return operator.index(value) in where
-    except TypeError:
-        return False
+def _seed(value: Any) -> int:
+    seed = whole("a seed", value)
+    if not 0 <= seed < 2**64:
+        raise UserError(f"a seed must be a whole number of 0..2^64 - 1, got {seed}")
+    return seed
 
 
-def check_guidance_steps(steps: Sequence[int], guidance_scale: float, count: int) -> None:
-    """The first step with guidance and the one after the last, of `count`."""
-    whole = len(steps) == 2 and all(_lies(step, range(count + 1)) for step in steps)
-    if guidance_scale <= 1 or not whole or steps[0] >= steps[1]:
+def _region(part: Any) -> Region:
+    if not isinstance(part, Region):
+        raise UserError(f"regions must hold a list of madgen.Region for each prompt, got {part!r} in it")
+    text("a region's text", part.text)
+    text("a region's negative", part.negative)
+    mask = part.mask
+    if isinstance(mask, Box):
+        for name in ("left", "top", "right", "bottom"):
+            whole(f"a box's {name}", getattr(mask, name))
+    elif not isinstance(mask, MaskPicture | Ramp) and not (
+        isinstance(mask, MaskFile) and isinstance(mask.path, str | PathLike)
+    ):
+        raise UserError(f"a region's mask must be a madgen.Box or a madgen.MaskFile of a path, got {mask!r}")
+    return part
+
+
+def guidance_range(steps: Any, guidance_scale: float, count: int) -> range:
+    """The steps with guidance, from the first and the one after the last, of `count`."""
+    found = [whole("each of guidance_steps", step) for step in listed("guidance_steps", steps)]
+    if guidance_scale <= 1 or len(found) != 2 or not 0 <= found[0] < found[1] <= count:
         raise UserError(
             f"guidance_steps must be (first, end), 0 <= first < end <= {count} steps, and guidance_scale > 1, "
-            f"got {tuple(steps)} and {guidance_scale}"
+            f"got {tuple(found)} and {guidance_scale}"
         )
+    return range(*found)
 
 
 def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
@@ -65,22 +97,11 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
         raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 
-def check_regions(regions: Sequence[Sequence[Region]] | None, prompts: int) -> None:
-    """A list of them for each prompt."""
-    if regions is None:
-        return
-    if len(regions) != prompts:
-        raise UserError(f"need a list of regions for each of {prompts} prompts, got {len(regions)}")
-    for part in (part for parts in regions for part in parts):
-        if not isinstance(part, Region):
-            raise UserError(f"regions must hold lists of madgen.Region, got {part!r}")
-
-
 def check_device(name: str | torch.device) -> torch.device:
     """One that is here."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device={name!r} is none that PyTorch knows; cpu and cuda are two of them") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={str(name)!r}: PyTorch finds no GPU here; take cpu")
@@ -91,3 +112,10 @@ def check_decode(decode: str) -> None:
     """A way to decode."""
     if decode not in DECODES:
         raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
+
+
+def check_latents(latents: Any, channels: int) -> None:
+    """As `sample` gives them."""
+    if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
+        what = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise UserError(f"latents must be a tensor [B, {channels}, height/f, width/f], got {what}")

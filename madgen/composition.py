@@ -37,7 +37,11 @@ def composition(
     masks = []
     for parts in regions:
         weights = [torch.from_numpy(cell_weights(part.mask, *size, backbone.spec.factor, loop)) for part in parts]
-        masks.append(with_background(torch.stack(weights)) if parts else torch.ones(1, *noise_BCHW.shape[-2:]))
+        masks.append(
+            with_background(torch.stack(weights))
+            if parts
+            else torch.ones(1, *noise_BCHW.shape[-2:], dtype=torch.float32)
+        )
     needed = bootstrapping and _any_cut_out(regions)
     bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if needed else None
     return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
@@ -73,11 +77,11 @@ def _bootstrap(
     colours = []
     for parts, seed in zip(regions, seeds, strict=True):
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
-        colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator))
+        colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator, dtype=torch.float32))
     counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
     active = torch.tensor([cut for parts in regions for cut in (False, *(part.is_cut_out for part in parts))])
     rgb_KR3 = torch.cat(colours, dim=1)
-    latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], device=noise_BCHW.device)
+    latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], dtype=torch.float32, device=noise_BCHW.device)
     latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
     return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
 

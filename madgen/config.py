@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from madgen.arguments import listed, path, texts
 from madgen.errors import UserError
 from madgen.schema import Job
 
@@ -23,7 +24,8 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
 
     Raises UserError on a missing file, bad YAML, an unknown key (naming the nearest one) or a bad value.
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [paths] if isinstance(paths, str | Path) else listed("paths", paths)
+    files, overrides = [Path(path("a job file", one)) for one in given], texts("overrides", overrides)
     layers = [layer for file in files for layer in _layers(file, ())]
     return _build(layers, files[0].stem if files else "job", files, overrides)
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from madgen.arguments import listed, number, path, switch, text, text_or_none, texts, whole, whole_or_none
 from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
 from madgen.checks import (
+    Asked,
+    asked,
     check_decode,
     check_device,
-    check_guidance_steps,
+    check_latents,
     check_negative_prompts,
-    check_numbers,
-    check_regions,
-    check_whole,
+    guidance_range,
 )
 from madgen.composition import check_regions_scheduler, composition, rows, seen
 from madgen.denoising import BySteps, Conditioned
@@ -29,14 +31,27 @@ from madgen.geometry import Geometry
 from madgen.joint.loop import Denoiser, joint_diffusion
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
-from madgen.schema import Job, MadConfig, SamplingConfig, SyncConfig, ViewsConfig
+from madgen.joint.views import Layout
+from madgen.pixels import decodes_tiled, to_uint8
+from madgen.schema import (
+    BackboneConfig,
+    Job,
+    LoraConfig,
+    MadConfig,
+    MethodConfig,
+    RegionsConfig,
+    SamplingConfig,
+    SyncConfig,
+    ViewsConfig,
+    require_job,
+)
 from madgen.seeding import generators, initial_noise
 from madgen.types import Region
 from madgen.weights import resolve_dtype, resolve_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WHOLE_AT_MOST = 2**22
-"""Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
+LOADING = threading.Lock()
+"""transformers and diffusers change PyTorch for the whole process while they load a model."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ class PanoramaSampler:
         self.distance = _distance(method, backbone)
         self.warns_of_cuts = True
         """Once, on stderr, of the first prompt that is too long for the text encoder."""
+        self._free = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -115,62 +131,83 @@ class PanoramaSampler:
         steps: see the keys of `method` in `madgen.schema`, whose defaults they share. `compile`: the first panorama of
         each size takes a minute or more longer, the others less time.
         """
-        folder, device = resolve_pretrained(pretrained), check_device(device)
-        check_whole(view_size=view_size, stride=stride, overlap_from=overlap_from, mad_steps=mad_steps)
-        check_whole(sync_steps=sync_steps, sync_every=sync_every, region_bootstrapping=region_bootstrapping)
-        check_whole(original_inference_steps=original_inference_steps)
-        # Refuses what a job may not ask for either.
-        ViewsConfig(layout=layout, size=view_size, stride=stride, overlap_from=overlap_from)
-        MadConfig(steps=mad_steps, blocks=tuple(mad_blocks), cross_attention=cross_attention)
-        SyncConfig(weight=sync_weight, decay=sync_decay, steps=sync_steps, every=sync_every, network=sync_network)
-        if dtype not in ("auto", *DTYPES):
-            raise UserError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-        backbone = backbone_module(name).load(
-            folder,
-            revision=revision,
-            variant=variant,
-            config=config and resolve_pretrained(config),
-            loras=[as_lora(lora) for lora in loras],
-            dtype=DTYPES[resolve_dtype(dtype, device.type)],
-            device=device,
+        return cls.from_configs(
+            BackboneConfig(
+                name=text("name", name),
+                pretrained=path("pretrained", pretrained),
+                revision=text_or_none("revision", revision),
+                variant=text_or_none("variant", variant),
+                config=None if config is None else path("config", config),
+                loras=[_lora_config(lora) for lora in listed("loras", loras)],
+                dtype=dtype,
+                compile=switch("compile", compile),
+            ),
+            MethodConfig(
+                views=ViewsConfig(
+                    layout=layout,
+                    size=whole_or_none("view_size", view_size),
+                    stride=whole_or_none("stride", stride),
+                    overlap_from=whole_or_none("overlap_from", overlap_from),
+                ),
+                mad=MadConfig(
+                    steps=whole("mad_steps", mad_steps),
+                    blocks=tuple(texts("mad_blocks", mad_blocks)),
+                    cross_attention=cross_attention,
+                ),
+                sync=SyncConfig(
+                    weight=number("sync_weight", sync_weight),
+                    decay=number("sync_decay", sync_decay),
+                    steps=whole("sync_steps", sync_steps),
+                    every=whole("sync_every", sync_every),
+                    network=sync_network,
+                ),
+                regions=RegionsConfig(bootstrapping=whole_or_none("region_bootstrapping", region_bootstrapping)),
+            ),
+            text_or_none("scheduler", scheduler),
+            whole_or_none("original_inference_steps", original_inference_steps),
+            device,
         )
-        merging = Merging(mad_steps, tuple(mad_blocks), cross_attention)
-        geometry = Geometry(backbone.spec, layout, view_size, stride, merging, overlap_from)
-        backbone.merged_layers(merging)
-        if compile:
-            backbone.compile()
-        if sync_weight and layout == "whole":
-            raise UserError("SyncDiffusion (sync weight > 0) compares views; layout=whole has only one")
-        sync = SyncSchedule(sync_weight, sync_decay, sync_steps, sync_every) if sync_weight else None
-        method = Method(merging, sync, sync_network, region_bootstrapping)
-        return cls(backbone, geometry, method, scheduler, original_inference_steps)
+
+    @classmethod
+    def from_configs(
+        cls,
+        backbone: BackboneConfig,
+        method: MethodConfig,
+        scheduler: str | None = None,
+        original_inference_steps: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> PanoramaSampler:
+        """As `from_pretrained`, of what a job says; one at a time, also where several threads ask for one."""
+        device = check_device(device)
+        with LOADING:
+            loaded = backbone_module(backbone.name).load(
+                resolve_pretrained(backbone.pretrained),
+                revision=backbone.revision,
+                variant=backbone.variant,
+                config=backbone.config and resolve_pretrained(backbone.config),
+                loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
+                dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
+                device=device,
+            )
+        views, mad, pull = method.views, method.mad, method.sync
+        merging = Merging(mad.steps, tuple(mad.blocks), mad.cross_attention)
+        geometry = Geometry(loaded.spec, views.layout, views.size, views.stride, merging, views.overlap_from)
+        loaded.merged_layers(merging)
+        if backbone.compile:
+            loaded.compile()
+        if not backbone.cuda_graphs:
+            loaded.forgo_graphs()
+        sync = SyncSchedule(pull.weight, pull.decay, pull.steps, pull.every) if pull.weight else None
+        how = Method(merging, sync, pull.network, method.regions.bootstrapping)
+        return cls(loaded, geometry, how, scheduler, original_inference_steps)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
         """The sampler that a job file asks for; cut prompts are counted where the job is planned, not here."""
-        sampler = cls.from_pretrained(
-            job.backbone.pretrained,
-            name=job.backbone.name,
-            revision=job.backbone.revision,
-            variant=job.backbone.variant,
-            config=job.backbone.config,
-            loras=[Lora(lora.weights, lora.scale) for lora in job.backbone.loras],
-            layout=job.method.views.layout,
-            view_size=job.method.views.size,
-            stride=job.method.views.stride,
-            overlap_from=job.method.views.overlap_from,
-            **mad_options(job.method.mad),
-            **sync_options(job.method.sync),
-            region_bootstrapping=job.method.regions.bootstrapping,
-            scheduler=job.sampling.scheduler,
-            original_inference_steps=job.sampling.original_inference_steps,
-            dtype=job.backbone.dtype,
-            compile=job.backbone.compile,
-            device=device,
-        )
+        require_job(job)
+        scheduler, original = job.sampling.scheduler, job.sampling.original_inference_steps
+        sampler = cls.from_configs(job.backbone, job.method, scheduler, original, device)
         sampler.warns_of_cuts = False
-        if not job.backbone.cuda_graphs:
-            sampler.forgo_graphs()
         return sampler
 
     @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
@@ -205,44 +242,63 @@ class PanoramaSampler:
         Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
         the scheduler asks for. Raises UserError for sizes and settings that are not possible.
         """
-        if isinstance(negative_prompts, str):
-            raise UserError(f"negative_prompts must be a list, got {negative_prompts!r}")
-        negatives = list(negative_prompts) if negative_prompts is not None else [""] * len(prompts)
-        self._check(prompts, negatives, seeds, guidance_scale, decode, output)
-        check_whole(height=height, width=width)
-        check_regions(regions, len(prompts))
-        check_numbers(seeds, guidance_scale, num_inference_steps, chunk_views)
-        self._warn_of_cuts([*prompts, *negatives, *(part.text for parts in regions or () for part in parts)])
+        what = asked(prompts, negative_prompts, seeds, regions)
+        height, width, loop = whole("height", height), whole("width", width), switch("loop", loop)
+        steps = whole("num_inference_steps", num_inference_steps, 1)
+        scale = number("guidance_scale", guidance_scale, 0)
+        chunk_views = whole_or_none("chunk_views", chunk_views, 1)
+        check_decode(decode)
+        if output not in ("image", "latent"):
+            raise UserError(f"output must be 'image' or 'latent', got {output!r}")
+        guided = range(steps) if guidance_steps is None else self._guidance_range(guidance_steps, scale, steps)
         layout = self.geometry.build(height, width, loop)
         first = self.geometry.overlap_from
-        if first is not None and first >= num_inference_steps:
-            raise UserError(f"overlap_from={first} is beyond the last of {num_inference_steps} steps; leave it out")
-        spec, regions = self.backbone.spec, regions or [()] * len(prompts)
-        check_negative_prompts(spec, [region.negative for parts in regions for region in parts], guidance_scale)
-        if guidance_steps is not None:
-            self._check_guidance_steps(guidance_steps, guidance_scale, num_inference_steps)
+        if first is not None and first >= steps:
+            raise UserError(f"overlap_from={first} is beyond the last of {steps} steps; leave it out")
+        check_negative_prompts(self.backbone.spec, what.all_negatives, scale)
+        if not self._free.acquire(blocking=False):
+            raise UserError("this sampler is at work in another thread; give each thread a sampler of its own")
+        try:
+            self._warn_of_cuts(what.all_texts)
+            latents = self._latents(what, (height, width), layout, loop, steps, scale, guided, chunk_views, on_step)
+        finally:
+            self._free.release()
+        return latents if output == "latent" else self.decode(latents, loop, decode)
+
+    def _latents(
+        self,
+        what: Asked,
+        size: tuple[int, int],
+        layout: Layout,
+        loop: bool,
+        steps: int,
+        guidance_scale: float,
+        guided_steps: range,
+        chunk_views: int | None,
+        on_step: Callable[[int], None],
+    ) -> Tensor:
         conditioning = self.backbone.encode_prompts(
-            rows(prompts, [[region.text for region in parts] for parts in regions]),
-            rows(negatives, [[region.negative for region in parts] for parts in regions]),
+            rows(what.prompts, [[region.text for region in parts] for parts in what.regions]),
+            rows(what.negatives, [[region.negative for region in parts] for parts in what.regions]),
             guidance_scale,
-            seen(regions, False) if self.method.sync is None else None,  # it pulls each prompt's views its own way
+            seen(what.regions, False) if self.method.sync is None else None,  # it pulls each prompt's views its own way
         )
-        scheduler = self.new_scheduler(num_inference_steps)
-        bootstrapping = self.method.bootstrapped_steps(num_inference_steps)
-        check_regions_scheduler(type(scheduler), regions, bootstrapping)
-        draws = generators(list(seeds))
-        noise = initial_noise(draws, spec.channels, height // spec.factor, width // spec.factor)
+        scheduler = self.new_scheduler(steps)
+        bootstrapping = self.method.bootstrapped_steps(steps)
+        check_regions_scheduler(type(scheduler), what.regions, bootstrapping)
+        draws, spec = generators(what.seeds), self.backbone.spec
+        noise = initial_noise(draws, spec.channels, *(extent // spec.factor for extent in size))
         noise = noise.to(scheduler.timesteps.device)
-        together = composition(regions, self.backbone, noise, (height, width), seeds, loop, bootstrapping)
+        together = composition(what.regions, self.backbone, noise, size, what.seeds, loop, bootstrapping)
         guided = Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
         denoiser: Denoiser = guided
         if together is not None and together.bootstrap is not None:
-            apart = replace(guided, conditioning=conditioning.where(seen(regions, True)))
+            apart = replace(guided, conditioning=conditioning.where(seen(what.regions, True)))
             denoiser = BySteps(apart, denoiser, range(together.bootstrap.steps))
-        if guidance_steps is not None:
+        if len(guided_steps) < steps:
             unguided = replace(guided, conditioning=conditioning.unguided())
-            denoiser = BySteps(denoiser, unguided, range(*guidance_steps))
-        latents = joint_diffusion(
+            denoiser = BySteps(denoiser, unguided, guided_steps)
+        return joint_diffusion(
             noise,
             scheduler,
             layout,
@@ -252,9 +308,6 @@ class PanoramaSampler:
             sync=self._sync(guided),
             on_step=on_step,
         )
-        if output == "latent":
-            return latents
-        return self.decode(latents, loop, decode)
 
     def cut_text(self, prompt: str) -> str | None:
         """The end of a prompt that the text encoder never sees, None if it sees all of it."""
@@ -272,7 +325,9 @@ class PanoramaSampler:
         """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
         scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps, self.original_inference_steps)
         if self.method.sync is not None:
-            nothing = torch.zeros(1, self.backbone.spec.channels, 1, 3, device=scheduler.timesteps.device)
+            nothing = torch.zeros(
+                1, self.backbone.spec.channels, 1, 3, dtype=torch.float32, device=scheduler.timesteps.device
+            )
             try:
                 check_foresight(scheduler, nothing)
             except ValueError as error:
@@ -299,6 +354,7 @@ class PanoramaSampler:
     def decode_pixels(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> Tensor:
         """As `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
         check_decode(decode)
+        check_latents(latents_BCHW, self.backbone.spec.channels)
         height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
         tiled = decodes_tiled(height, width, decode)
         return self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled)
@@ -320,35 +376,11 @@ class PanoramaSampler:
         """No CUDA graphs from now on."""
         self.backbone.forgo_graphs()
 
-    def _check(
-        self,
-        prompts: Sequence[str],
-        negatives: Sequence[str],
-        seeds: Sequence[int],
-        guidance_scale: float,
-        decode: str,
-        output: str,
-    ) -> None:
-        if isinstance(prompts, str) or not len(prompts) == len(negatives) == len(seeds) or not prompts:
-            raise UserError(
-                f"need lists, not empty, of as many prompts as negative prompts and seeds, "
-                f"got {len(prompts)}, {len(negatives)}, {len(seeds)}"
-            )
-        check_decode(decode)
-        if output not in ("image", "latent"):
-            raise UserError(f"output must be 'image' or 'latent', got {output!r}")
-        check_negative_prompts(self.backbone.spec, negatives, guidance_scale)
-
-    def _check_guidance_steps(self, steps: Sequence[int], guidance_scale: float, count: int) -> None:
+    def _guidance_range(self, asked_for: Sequence[int], guidance_scale: float, count: int) -> range:
         if self.backbone.spec.guidance_embedded or self.method.sync is not None:
             reason = "SyncDiffusion foresees pictures at every step" if self.method.sync else "its guidance is embedded"
             raise UserError(f"guidance_steps has no meaning here: {reason}; leave it out")
-        check_guidance_steps(steps, guidance_scale, count)
-
-
-def decodes_tiled(height: int, width: int, decode: str) -> bool:
-    """Whether panoramas of this size (pixels) are decoded in tiles."""
-    return decode == "tiled" or (decode == "auto" and height * width > WHOLE_AT_MOST)
+        return guidance_range(asked_for, guidance_scale, count)
 
 
 def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -360,21 +392,6 @@ def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], 
     return lpips(method.sync_network, backbone.device)
 
 
-def mad_options(config: MadConfig) -> dict[str, Any]:
-    """`method.mad` as arguments of `from_pretrained`."""
-    return {"mad_steps": config.steps, "mad_blocks": config.blocks, "cross_attention": config.cross_attention}
-
-
-def sync_options(config: SyncConfig) -> dict[str, Any]:
-    """`method.sync` as arguments of `from_pretrained`."""
-    return {f"sync_{name}": value for name, value in asdict(config).items()}
-
-
-def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
-    """Pixels in 0..1 to uint8 [B, H, W, 3]."""
-    return levels(pixels_B3HW).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def levels(pixels: Tensor) -> Tensor:
-    """0..1 to whole numbers of 0..255, rounded as diffusers does."""
-    return (pixels * 255).round()
+def _lora_config(value: Lora | Mapping[str, Any]) -> LoraConfig:
+    lora = as_lora(value)
+    return LoraConfig(weights=lora.weights, scale=lora.scale)

@@ -37,6 +37,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def require_job(value: Any) -> Job:
+    """The value, or UserError for what is no job, such as the path of one."""
+    _check(isinstance(value, Job), f"need a madgen.Job, as load_job(path) gives it, got {value!r}")
+    return value
+
+
 def check_url(name: str, url: str) -> None:
     """UserError for what is no URL of a folder, or might hold a secret, which is not shown then."""
     protocol, separator, rest = url.partition("://")

@@ -34,4 +34,4 @@ def initial_noise(generators: list[torch.Generator], channels: int, height: int,
     import torch
 
     shape = (1, channels, height, width)
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    return torch.cat([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in generators])

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from madgen.arguments import number, path
 from madgen.errors import UserError
 from madgen.joint.views import Views
 
@@ -66,7 +67,7 @@ def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
         return value
     if not isinstance(value, Mapping) or not {"weights"} <= set(value) <= {"weights", "scale"}:
         raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
-    return Lora(str(value["weights"]), float(value.get("scale", 1.0)))
+    return Lora(path("a LoRA's weights", value["weights"]), number("a LoRA's scale", value.get("scale", 1.0)))
 
 
 class Conditioning(Protocol):

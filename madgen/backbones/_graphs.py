@@ -23,7 +23,7 @@ An H200 waited for its CPU at 10 x 64^2 cells, and hardly at 26; the rest is for
 MOST_GRAPHS = 32
 """Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""
 CAPTURING = threading.Lock()
-"""CUDA bears one capture at a time in a process."""
+"""PyTorch bears one capture at a time in a process, and CUDA nothing beside it that waits for the device."""
 
 Run = Callable[[Any], Tensor]
 
@@ -82,16 +82,22 @@ class Graphs:
     def _made(self, run: Run, inputs: Any) -> Run:
         try:
             return _Graph(self._capture, run, inputs)
-        except BaseException as error:
-            self._graphs.clear()
-            with suppress(RuntimeError):  # of a device that is beyond this; whatever comes next will say so
-                self._capture.forget()
-            if not isinstance(error, RuntimeError):
-                raise
-            self._off = True  # out of memory too: what needs less may still be possible
+        except RuntimeError as error:  # out of memory too: what needs less may still be possible
             why = str(error).partition("\n")[0]
-            say(f"madgen: goes on without CUDA graphs, which may take longer: {why}")
-            return run
+        except BaseException:
+            self._drop()
+            raise
+        # The error is gone here, and with it the frames that held the graph and what it made.
+        self._off = True
+        self._drop()
+        say(f"madgen: goes on without CUDA graphs, which may take longer: {why}")
+        return run
+
+    def _drop(self) -> None:
+        """Also where nothing else was captured: what a failed capture leaves is of no use."""
+        self._graphs.clear()
+        with suppress(RuntimeError):  # of a device that is beyond this; whatever comes next will say so
+            self._capture.forget()
 
 
 class CudaCapture:
@@ -114,13 +120,8 @@ class CudaCapture:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             mode = "thread_local"  # other threads may use CUDA meanwhile
-            try:
-                with CAPTURING, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-                    output = run()
-            except BaseException:
-                with suppress(RuntimeError):  # older PyTorch leaves the pool of a capture that broke off open
-                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
-                raise
+            with CAPTURING, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                output = run()
         return graph.replay, output
 
     def forget(self) -> None:

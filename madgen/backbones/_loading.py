@@ -70,7 +70,7 @@ def load_pipeline(
     from safetensors import SafetensorError
 
     file = single_file(pretrained)
-    common = {"revision": revision, "torch_dtype": dtype, **options}
+    common = {"revision": revision, "dtype": dtype, **options}
     try:
         if file is None:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(

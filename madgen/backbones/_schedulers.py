@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from madgen.backbones._files import config_source, read_config
@@ -23,12 +25,14 @@ def scheduler_class(name: str) -> Any:
     import diffusers
 
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    missing = vars(found).get("_backends") if found is not None else None
-    if missing:
+    needed = vars(found).get("_backends", []) if found is not None else []
+    if missing := [package for package in needed if find_spec(package) is None]:
         raise UserError(f"sampling.scheduler={name} needs packages that are not installed: {', '.join(missing)}")
     if found is None or "set_timesteps" not in dir(found):
-        examples = "DDIMScheduler, EulerDiscreteScheduler"
-        raise UserError(f"sampling.scheduler={name!r} is no diffusers scheduler; examples: {examples}")
+        known = [each for each in dir(diffusers) if each.endswith("Scheduler") and not each.startswith("Flax")]
+        close = [f"{name}Scheduler"] if f"{name}Scheduler" in known else difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "examples: DDIMScheduler, EulerDiscreteScheduler"
+        raise UserError(f"sampling.scheduler={name!r} is no diffusers scheduler; {hint}")
     return found
 
 

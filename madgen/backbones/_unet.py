@@ -202,7 +202,7 @@ class UNetBackbone:
         paths, embedded, negatives, shared = [self.embed(prompts)], None, 0, None
         if self.spec.guidance_embedded:
             # diffusers' convention: a guidance scale of 1 is no guidance
-            weights = torch.full((len(prompts),), guidance_scale - 1)
+            weights = torch.full((len(prompts),), guidance_scale - 1, dtype=torch.float32)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
         elif guidance_scale > 1:
             shared = Shared(range(len(prompts)) if seen is None else seen, negative_prompts, self.device)

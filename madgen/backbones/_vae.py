@@ -76,7 +76,7 @@ def tile_starts(extent: int, tile: int) -> list[int]:
 def _faded(extent: int, tile: int, factor: int) -> list[tuple[int, Tensor]]:
     """Each tile's first cell and its weights [tile * factor], which add up to 1 at every pixel of the axis."""
     starts = tile_starts(extent, tile)
-    pixels = torch.arange(extent * factor) + 0.5
+    pixels = torch.arange(extent * factor, dtype=torch.float32) + 0.5
     left, found = torch.ones_like(pixels), []  # `left`: what the tiles further on leave
     for before, start in reversed(list(pairwise([-tile, *starts]))):
         # From 0 at this tile's first pixel to 1 where the tile before it ends; 1 throughout if there is none before it.

@@ -21,7 +21,8 @@ from madgen.dataset.metadata import with_changes, with_scores
 from madgen.engine.ladder import Rung
 from madgen.engine.safety import Safety
 from madgen.engine.scoring import ClipScore
-from madgen.sampler import PanoramaSampler, decodes_tiled, levels, to_uint8
+from madgen.pixels import decodes_tiled, levels, to_uint8
+from madgen.sampler import PanoramaSampler
 from madgen.say import say
 from madgen.schema import SamplingConfig
 from madgen.types import Attempt, Task

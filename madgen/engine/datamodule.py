@@ -26,7 +26,7 @@ from madgen.plan.cost import Evaluations, has_regions, prompt_evaluations
 from madgen.plan.order import LOOK_AT, claim_order, shard_costs, turned
 from madgen.plan.shards import Plan, batches, build_plan, shard_name
 from madgen.say import say
-from madgen.schema import Job
+from madgen.schema import Job, require_job
 from madgen.types import Batch, Idle, Prompt
 from madgen.weights import resolve_dtype
 
@@ -44,7 +44,7 @@ class PromptDataModule(lightning.LightningDataModule):
 
     def __init__(self, job: Job, plan: Plan | None = None):
         super().__init__()
-        self.job = job
+        self.job = require_job(job)
         self.plan = plan or build_plan(job)
         self.directory = DatasetDir(job.output_dir)
         manifest.check_directory(self.directory, None, job.output.resume)

@@ -14,7 +14,7 @@ from madgen.engine.scoring import ClipScore
 from madgen.node import fetch_ahead
 from madgen.sampler import PanoramaSampler
 from madgen.say import say
-from madgen.schema import Job
+from madgen.schema import Job, require_job
 from madgen.types import Attempt, Batch, Idle
 from madgen.weights import weight_files
 
@@ -34,7 +34,7 @@ class PanoramaModule(lightning.LightningModule):
 
     def __init__(self, job: Job):
         super().__init__()
-        self.job = job
+        self.job = require_job(job)
         self.sampler: PanoramaSampler | None = None
         self.attempts: Attempts | None = None
 

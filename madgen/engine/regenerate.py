@@ -20,8 +20,17 @@ from madgen.engine.single import check_output
 from madgen.errors import UserError
 from madgen.files import write_atomically
 from madgen.masks import region_from_json
-from madgen.sampler import PanoramaSampler, mad_options, sync_options
-from madgen.schema import MadConfig, SafetyConfig, SyncConfig
+from madgen.sampler import PanoramaSampler
+from madgen.schema import (
+    BackboneConfig,
+    LoraConfig,
+    MadConfig,
+    MethodConfig,
+    RegionsConfig,
+    SafetyConfig,
+    SyncConfig,
+    ViewsConfig,
+)
 from madgen.weights import checker_id, lora_id, weights_id
 
 
@@ -70,25 +79,26 @@ def _refuse_other_weights(metadata: dict[str, Any]) -> None:
 def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
     backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampler = PanoramaSampler.from_pretrained(
-        backbone["pretrained"],
-        name=backbone["name"],
-        revision=backbone["revision"],
-        variant=backbone["variant"],
-        config=backbone["config"],
-        loras=[{"weights": lora["weights"], "scale": lora["scale"]} for lora in backbone["loras"]],
-        dtype=backbone.get("weights_dtype", backbone["dtype"]),
-        device=device,
-        compile=backbone.get("compile", False),
-        layout=method["views"]["layout"],
-        view_size=method["views"]["size"],
-        stride=method["views"]["stride"],
-        overlap_from=method["views"].get("overlap_from"),
-        **mad_options(MadConfig(**(method["mad"] or {"steps": 0}))),
-        **sync_options(SyncConfig(**(method["sync"] or {}))),
-        region_bootstrapping=(method["regions"] or {}).get("bootstrapping"),
-        scheduler=sampling["scheduler"],
-        original_inference_steps=sampling["original_inference_steps"],
+    sampler = PanoramaSampler.from_configs(
+        BackboneConfig(
+            name=backbone["name"],
+            pretrained=backbone["pretrained"],
+            revision=backbone["revision"],
+            variant=backbone["variant"],
+            config=backbone["config"],
+            loras=[LoraConfig(weights=lora["weights"], scale=lora["scale"]) for lora in backbone["loras"]],
+            dtype=backbone.get("weights_dtype", backbone["dtype"]),
+            compile=backbone.get("compile", False),
+        ),
+        MethodConfig(
+            views=ViewsConfig(**method["views"]),
+            mad=MadConfig(**(method["mad"] or {"steps": 0})),
+            sync=SyncConfig(**(method["sync"] or {})),
+            regions=RegionsConfig(**(method["regions"] or {})),
+        ),
+        sampling["scheduler"],
+        sampling["original_inference_steps"],
+        device,
     )
     with sampler.in_float32() if backbone["dtype"] == "float32" else nullcontext():
         images = sampler.sample(

@@ -26,7 +26,7 @@ from madgen.engine.signals import StopSignals
 from madgen.monitor.observer import Observer, ShardDone
 from madgen.monitor.rate import Rate
 from madgen.say import say
-from madgen.schema import Job
+from madgen.schema import Job, require_job
 from madgen.types import Attempt, Batch, Idle, Record
 
 UPLOAD = "upload"
@@ -47,7 +47,7 @@ class ShardWriter(lightning.Callback):
     """
 
     def __init__(self, job: Job, observers: tuple[Observer, ...] = ()):
-        self.job, self.observers = job, observers
+        self.job, self.observers = require_job(job), observers
         self.directory = DatasetDir(job.output_dir)
         self.signals = StopSignals()
         self._queue: queue.Queue[_Finished | None] = queue.Queue(1)

@@ -35,7 +35,7 @@ def merge(
         here = inside & (found >= 0)[:, None]
         rows = tl.load(views + (batch * length + found)[:, None] * width + channels[None, :], mask=here, other=0.0)
         total += rows.to(tl.float32)
-    # Rounded as PyTorch does, which `/` of a GPU's floats is not: the mean of three equal numbers is that number.
+    # Rounded as PyTorch does, which `/` of a GPU's floats is not.
     total = tl.div_rn(total, tl.load(covers + cells, mask=cells < count, other=1.0)[:, None])
     total = total.to(output.dtype.element_ty)
     tl.store(output + (batch * count + cells)[:, None] * width + channels[None, :], total, mask=inside)

@@ -16,7 +16,7 @@ def classifier_free(unconditional: Tensor, conditional: Tensor, guidance_scale: 
 def guidance_embedding(weights_B: Tensor, dim: int) -> Tensor:
     """Sinusoids [B, dim] of the guidance weight times 1000 (Latent Consistency Models, Sec. 4.3)."""
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
     angles = weights_B[:, None].float() * 1000 * frequencies[None]
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))

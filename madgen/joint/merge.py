@@ -85,8 +85,8 @@ def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
         count,
         torch.tensor(axis.cells, device=device),
         tuple(torch.tensor(found, device=device) for found in positions),
-        tuple(None if all(found) else torch.tensor(found, device=device) for found in present),
-        torch.tensor([float(len(found)) for found in covers], device=device),
+        tuple(None if all(found) else torch.tensor(found, dtype=torch.float32, device=device) for found in present),
+        torch.tensor([len(found) for found in covers], dtype=torch.float32, device=device),
         axis.even_stride,
     )
 

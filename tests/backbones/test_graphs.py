@@ -1,5 +1,9 @@
 """CUDA graphs without a GPU: a capture that calls the pass again, on the tensors that a graph would read."""
 
+import weakref
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from madgen import PanoramaSampler
 from madgen.backbones import _graphs
-from madgen.backbones._graphs import MOST_GRAPHS, Graphs, mapped, signature, tensors
+from madgen.backbones._graphs import MOST_GRAPHS, CudaCapture, Graphs, mapped, signature, tensors
 from madgen.types import Box, Region
 
 RUN = {"height": 32, "num_inference_steps": 6, "guidance_scale": 3.0, "output": "latent"}
@@ -174,6 +178,53 @@ def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
     assert (broken.captured, broken.replayed, broken.forgotten) == (1, 0, 1)
 
 
+@pytest.fixture
+def cuda(monkeypatch):
+    """What `CudaCapture` asks of `torch.cuda`, in order; `trouble`: a capture ends with it."""
+    asked, trouble = [], []
+
+    @contextmanager
+    def graph(made, pool, stream, capture_error_mode):
+        asked.append(("capture", pool, _graphs.CAPTURING.locked()))
+        yield
+        if trouble:
+            raise trouble.pop()
+
+    handles = iter("abc")
+    pretended = {
+        "device": lambda device: nullcontext(),
+        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda device: "the current one",
+        "Stream": lambda: "its own",
+        "graph_pool_handle": lambda: next(handles),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: asked.append("replay")),
+        "graph": graph,
+        "synchronize": lambda: asked.append(("synchronize", _graphs.CAPTURING.locked())),
+        "empty_cache": lambda: asked.append(("empty_cache", _graphs.CAPTURING.locked())),
+    }
+    for name, pretence in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, pretence)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: asked.append("workspaces"), raising=False)
+    return asked, trouble
+
+
+def test_captures_share_a_pool_until_it_is_given_back(cuda):
+    """Without a GPU: the order of things, and that no two threads capture, or wait for the device, at once."""
+    asked, trouble = cuda
+    capture = CudaCapture(torch.device("cuda"))
+    replay, output = capture(lambda: torch.ones(1))
+    replay()
+    trouble.append(RuntimeError("no room"))
+    with pytest.raises(RuntimeError, match="no room"):
+        capture(lambda: torch.ones(1))
+    assert not _graphs.CAPTURING.locked()
+    capture.forget()
+    capture(lambda: torch.ones(1))
+    given_back = [("synchronize", True), "workspaces", ("empty_cache", True)]
+    assert asked == [("capture", "a", True), "replay", ("capture", "a", True), *given_back, ("capture", "b", True)]
+    assert output.tolist() == [1]
+
+
 class Reads(TorchDispatchMode):
     """Operations that read memory which was neither `known` before nor made by an earlier one."""
 
@@ -267,6 +318,24 @@ def test_nothing_is_compiled_in_a_capture(tiny):
     assert counting.captured == len(mad.backbone.graphs) >= 3
     assert counting.compiled == 0
     torch._dynamo.reset()
+
+
+def test_what_a_failed_capture_held_is_gone_before_its_memory_is_given_back():
+    held, alive = [], []
+
+    class Failing(Recorder):
+        def __call__(self, run):
+            held.append(weakref.ref(made := run()))
+            raise RuntimeError(f"no room for more than {made.shape}")
+
+        def forget(self):
+            super().forget()
+            alive.extend(reference() is not None for reference in held)
+
+    graphs, given = Graphs(Failing()), (torch.ones(2),)
+    for _ in range(2):
+        assert graphs(lambda inputs: 2 * inputs[0], "double", given).tolist() == [2, 2]
+    assert alive == [False]
 
 
 class Interrupted(Recorder):

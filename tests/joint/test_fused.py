@@ -105,8 +105,8 @@ def test_a_lack_of_memory_is_not_held_against_the_kernels(monkeypatch, capfd):
 
 def test_so_many_views_on_a_cell_that_compiling_takes_long_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(fused, "is_possible", lambda device: True)
-    for size, stride, kernels in ((16, 2, True), (16, 1, False), (32, 4, True), (32, 2, False)):
-        views = build_layout("overlapping", 2 * size, 2 * size, size, stride).at(0)
+    for height, size, stride, kernels in ((64, 64, 1, True), (65, 65, 1, False), (32, 16, 2, True), (32, 16, 1, False)):
+        views = build_layout("overlapping", height, 2 * size, size, stride).at(0)
         assert (with_kernels(views, CPU).fused is not None) == kernels
 
 

@@ -1,0 +1,81 @@
+"""Arguments from Python: each as the plain value that it stands for, or UserError that names it and what it is."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from numbers import Real
+from typing import Any
+
+from madgen.errors import UserError
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, of Python or of another library."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        raise UserError(f"{name} must be a whole number{_from(least)}, got {value!r}")
+    return found
+
+
+def whole_or_none(name: str, value: Any, least: int | None = None) -> int | None:
+    """As `whole`, or nothing."""
+    return None if value is None else whole(name, value, least)
+
+
+def number(name: str, value: Any, least: float | None = None) -> float:
+    """A finite real number."""
+    try:
+        found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found) or (least is not None and found < least):
+        raise UserError(f"{name} must be a finite number{_from(least)}, got {value!r}")
+    return found
+
+
+def _from(least: float | None) -> str:
+    return "" if least is None else f" >= {least}"
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False; `"false"` would be true."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """One text."""
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def text_or_none(name: str, value: Any) -> str | None:
+    """As `text`, or nothing."""
+    return None if value is None else text(name, value)
+
+
+def path(name: str, value: Any) -> str:
+    """A file, a folder, or what else a text can name."""
+    return text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def listed(name: str, value: Any) -> list[Any]:
+    """What has an order; neither one text nor a table."""
+    if not isinstance(value, str | bytes | Mapping | Set):
+        with suppress(TypeError):  # no list, or an array without dimensions
+            return list(value)
+    raise UserError(f"{name} must be a list, such as [...], got {value!r}")
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """A list of texts."""
+    return [text(f"each of {name}", one) for one in listed(name, value)]
