@@ -1,6 +1,7 @@
 """Stepping the canvas with `layout: whole` is the diffusers pipeline, for each scheduler that can step a canvas."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -76,3 +77,23 @@ def test_noise_of_its_own_is_refused(whole, monkeypatch):
     scheduler.noise_sampler = None
     with pytest.raises(UserError, match="draws noise that does not follow the sample's seed"):
         _schedulers.check_scheduler(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DDIM", "did you mean DDIMScheduler?"),
+        ("DDIMSchduler", "did you mean DDIMScheduler?"),
+        ("EulerDiscreteSheduler", "did you mean EulerDiscreteScheduler?"),
+        ("Q", "examples: DDIMScheduler, EulerDiscreteScheduler"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(name, said):
+    with pytest.raises(UserError, match=rf"sampling\.scheduler='{name}' is no diffusers scheduler; {re.escape(said)}"):
+        scheduler_class(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchsde") is not None, reason="torchsde is installed")
+def test_packages_that_a_scheduler_lacks_are_named_and_no_others():
+    with pytest.raises(UserError, match=r"DPMSolverSDEScheduler needs packages that are not installed: torchsde$"):
+        scheduler_class("DPMSolverSDEScheduler")
