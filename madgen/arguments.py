@@ -7,7 +7,6 @@ import operator
 import os
 from collections.abc import Mapping, Set
 from contextlib import suppress
-from numbers import Real
 from typing import Any
 
 from madgen.errors import UserError
@@ -32,9 +31,9 @@ def whole_or_none(name: str, value: Any, least: int | None = None) -> int | None
 def number(name: str, value: Any, least: float | None = None) -> float:
     """A finite real number."""
     try:
-        found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        found = math.inf
+        found = float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
+    except (OverflowError, TypeError, ValueError):  # too large, or an array
+        found = math.nan
     if not math.isfinite(found) or (least is not None and found < least):
         raise UserError(f"{name} must be a finite number{_from(least)}, got {value!r}")
     return found
@@ -45,16 +44,20 @@ def _from(least: float | None) -> str:
 
 
 def switch(name: str, value: Any) -> bool:
-    """True or False; `"false"` would be true."""
-    if not isinstance(value, bool):
+    """True or False, of Python or numpy; `"false"` would be true."""
+    if not isinstance(value, bool) and not (str(getattr(value, "dtype", None)) == "bool" and value.shape == ()):
         raise UserError(f"{name} must be True or False, got {value!r}")
-    return value
+    return bool(value)
 
 
 def text(name: str, value: Any) -> str:
     """One text."""
     if not isinstance(value, str):
         raise UserError(f"{name} must be a text, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} must be a text of Unicode, got {value!r}") from error
     return value
 
 

@@ -105,12 +105,16 @@ def check_device(name: str | torch.device) -> torch.device:
         raise UserError(f"device={name!r} is none that PyTorch knows; cpu and cuda are two of them") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={str(name)!r}: PyTorch finds no GPU here; take cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={str(name)!r}: {str(error).splitlines()[0]}; take cpu or cuda") from error
     return device
 
 
 def check_decode(decode: str) -> None:
     """A way to decode."""
-    if decode not in DECODES:
+    if not isinstance(decode, str) or decode not in DECODES:
         raise UserError(f"decode must be 'auto', 'whole' or 'tiled', got {decode!r}")
 
 

@@ -248,8 +248,10 @@ class PanoramaSampler:
         scale = number("guidance_scale", guidance_scale, 0)
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         check_decode(decode)
-        if output not in ("image", "latent"):
+        if not isinstance(output, str) or output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
+        if not callable(on_step):
+            raise UserError(f"on_step must be a function of the step, got {on_step!r}")
         guided = range(steps) if guidance_steps is None else self._guidance_range(guidance_steps, scale, steps)
         layout = self.geometry.build(height, width, loop)
         first = self.geometry.overlap_from

@@ -91,7 +91,7 @@ def test_syncdiffusion_s_gradient_is_the_same_with_one_pass_kept_at_a_time(reque
 
 
 def test_chunks_of_no_views_are_refused(request):
-    with pytest.raises(UserError, match="chunk_views must be a whole number of views >= 1 or None, got 0"):
+    with pytest.raises(UserError, match="chunk_views must be a whole number >= 1, got 0"):
         sampler(request, "sd").sample(**PROMPTS, **SIZE, chunk_views=0)
 
 
