@@ -259,7 +259,7 @@ class PanoramaSampler:
             raise UserError(f"overlap_from={first} is beyond the last of {steps} steps; leave it out")
         check_negative_prompts(self.backbone.spec, what.all_negatives, scale)
         if not self._free.acquire(blocking=False):
-            raise UserError("this sampler is at work in another thread; give each thread a sampler of its own")
+            raise UserError("this sampler is at work already; give each thread a sampler of its own")
         try:
             self._warn_of_cuts(what.all_texts)
             latents = self._latents(what, (height, width), layout, loop, steps, scale, guided, chunk_views, on_step)

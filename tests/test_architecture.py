@@ -40,6 +40,8 @@ FORBIDDEN = {  # room: rooms it must not know
     "geometry": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "arguments": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "pixels": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "onednn": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "denoising": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

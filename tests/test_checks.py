@@ -243,7 +243,7 @@ def test_a_sampler_works_for_one_thread_at_a_time(sampler):
 
     alone = sampler.sample(["a hill"], seeds=[1], **SIZE)
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], on_step=meanwhile, **SIZE), alone)
-    assert said == ["this sampler is at work in another thread; give each thread a sampler of its own"] * 2
+    assert said == ["this sampler is at work already; give each thread a sampler of its own"] * 2
     with pytest.raises(ZeroDivisionError):
         sampler.sample(["a hill"], seeds=[1], on_step=lambda step: 1 / 0, **SIZE)
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], **SIZE), alone)
