@@ -185,8 +185,18 @@ def wandb_here(tmp_path, monkeypatch):
 @pytest.fixture
 def job_file(tmp_path, tiny) -> Path:
     """A job of 10 panoramas of 32x64 px in 4 shards on the tiny backbone."""
-    (tmp_path / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))
-    path = tmp_path / "job.yaml"
+    return write_job(tmp_path, tiny)
+
+
+@pytest.fixture(scope="module")
+def job_file_of_module(tmp_path_factory, tiny) -> Path:
+    """As `job_file`, for what several tests compare with."""
+    return write_job(tmp_path_factory.mktemp("job"), tiny)
+
+
+def write_job(folder: Path, tiny: Path) -> Path:
+    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))
+    path = folder / "job.yaml"
     path.write_text(
         f"""
 backbone: {{pretrained: {json.dumps(str(tiny))}}}

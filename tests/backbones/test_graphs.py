@@ -305,9 +305,8 @@ def test_nothing_is_compiled_in_a_capture(tiny):
 
     torch._dynamo.reset()
     counters.clear()
-    shifted = METHODS["shifted, then overlapping"]
-    mad, counting = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **shifted), Counting()
-    options = {"width": 64, **RUN, "regions": [[Region(Box(0, 0, 20, 32), "a lake")]]}
+    mad, counting = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3), Counting()
+    options = {"width": 64, **RUN}
     expected = [mad.sample(["a hill"], seeds=[seed], **options) for seed in (1, 2)]
     mad.backbone.compile("eager")
     with_graphs(mad, counting)
@@ -315,7 +314,7 @@ def test_nothing_is_compiled_in_a_capture(tiny):
         made = mad.sample(["a hill"], seeds=[seed], **options)
         assert float((made - plain).norm() / plain.norm()) <= 1e-4
     assert counters["stats"]["unique_graphs"] >= 2
-    assert counting.captured == len(mad.backbone.graphs) >= 3
+    assert counting.captured == len(mad.backbone.graphs) == 2
     assert counting.compiled == 0
     torch._dynamo.reset()
 

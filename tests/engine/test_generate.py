@@ -169,11 +169,12 @@ def interrupt(start, job_file, folder, *signals, overrides=()):
     return process.wait(120)
 
 
-@pytest.fixture
-def whole(madgen, job_file, tmp_path):
+@pytest.fixture(scope="module")
+def whole(job_file_of_module):
     """What an uninterrupted slow run writes."""
-    assert madgen("generate", job_file, "output.dir=whole", *SLOW).code == 0
-    return hashes(tmp_path / "whole")
+    process = Forked(("generate", job_file_of_module, *SLOW), job_file_of_module.parent, environment())
+    assert process.wait() == 0, process.said()
+    return hashes(job_file_of_module.parent / "out")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_f
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGKILL, -9)])
 def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_path, number, code):
-    options = ["sampling.num_inference_steps=60", "output.samples_per_shard=10"]
+    options = ["sampling.num_inference_steps=40", "output.samples_per_shard=10"]
     assert madgen("generate", job_file, "output.dir=whole", *options).code == 0
     process = start("generate", job_file, "output.dir=cut", *options)
     deadline, kept = time.monotonic() + 180, 0
