@@ -166,6 +166,10 @@ def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
             super().__call__(run)
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
+        def forget(self):
+            super().forget()
+            raise RuntimeError("the device is lost")
+
     mad, broken = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3), Broken()
     expected = mad.sample(["a hill"], seeds=[1], width=64, **RUN)
     capfd.readouterr()
