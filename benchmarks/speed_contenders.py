@@ -20,7 +20,7 @@ from torch import Tensor
 from madgen import PanoramaSampler, Region
 from madgen.backbones import Merging
 from madgen.geometry import Geometry
-from madgen.sampler import Method
+from madgen.method import Method
 
 GUIDANCE = 7.5
 PROMPT = "mountains over the sea"

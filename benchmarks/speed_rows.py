@@ -28,7 +28,7 @@ from speed_shape_rows import graphs, growth, layout, regions, xl
 from madgen import PanoramaSampler
 from madgen.backbones import Merging
 from madgen.geometry import Geometry
-from madgen.sampler import Method
+from madgen.method import Method
 
 
 def equal(bench: Bench) -> Row:

@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Mapping, Set
 from contextlib import suppress
+from numbers import Complex, Real
 from typing import Any
 
 from madgen.errors import UserError
@@ -15,7 +16,7 @@ from madgen.errors import UserError
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, of Python or of another library."""
     try:
-        found = None if isinstance(value, bool) else operator.index(value)
+        found = None if _is_bool(value) else operator.index(value)
     except TypeError:
         found = None
     if found is None or (least is not None and found < least):
@@ -31,7 +32,8 @@ def whole_or_none(name: str, value: Any, least: int | None = None) -> int | None
 def number(name: str, value: Any, least: float | None = None) -> float:
     """A finite real number."""
     try:
-        found = float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
+        is_one = hasattr(value, "__float__") and not isinstance(value, str) and not _is_bool(value)
+        found = float(value) if is_one and not _is_complex(value) else math.nan
     except (OverflowError, TypeError, ValueError):  # too large, or an array
         found = math.nan
     if not math.isfinite(found) or (least is not None and found < least):
@@ -43,9 +45,18 @@ def _from(least: float | None) -> str:
     return "" if least is None else f" >= {least}"
 
 
+def _is_bool(value: Any) -> bool:
+    """Also of another library."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, Complex) and not isinstance(value, Real)
+
+
 def switch(name: str, value: Any) -> bool:
-    """True or False, of Python or numpy; `"false"` would be true."""
-    if not isinstance(value, bool) and not (str(getattr(value, "dtype", None)) == "bool" and value.shape == ()):
+    """True or False, of Python or of another library; `"false"` would be true."""
+    if not _is_bool(value) or getattr(value, "shape", ()) != ():
         raise UserError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
@@ -58,7 +69,7 @@ def text(name: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{name} must be a text of Unicode, got {value!r}") from error
-    return value
+    return str(value)
 
 
 def text_or_none(name: str, value: Any) -> str | None:
@@ -67,8 +78,11 @@ def text_or_none(name: str, value: Any) -> str | None:
 
 
 def path(name: str, value: Any) -> str:
-    """A file, a folder, or what else a text can name."""
-    return text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    """A file, a folder, or what else a text can name; the names of files need not be Unicode."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise UserError(f"{name} must be a path, got {value!r}")
+    return found
 
 
 def listed(name: str, value: Any) -> list[Any]:

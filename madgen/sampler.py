@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from madgen.arguments import listed, number, path, switch, text, text_or_none, texts, whole, whole_or_none
-from madgen.backbones import Backbone, Lora, Merging, as_lora, backbone_module
+from madgen.backbones import Backbone, Lora, as_lora, backbone_module
 from madgen.checks import (
     Asked,
     asked,
@@ -29,9 +29,9 @@ from madgen.denoising import BySteps, Conditioned
 from madgen.errors import UserError
 from madgen.geometry import Geometry
 from madgen.joint.loop import Denoiser, joint_diffusion
-from madgen.joint.schedule import SyncSchedule
 from madgen.joint.sync import SyncGuidance, check_foresight
 from madgen.joint.views import Layout
+from madgen.method import Method, method_of
 from madgen.pixels import decodes_tiled, to_uint8
 from madgen.schema import (
     BackboneConfig,
@@ -54,25 +54,6 @@ LOADING = threading.Lock()
 """transformers and diffusers change PyTorch for the whole process while they load a model."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """What is done besides denoising views: see `method` of the job."""
-
-    merging: Merging
-    sync: SyncSchedule | None = None
-    sync_network: str = "vgg"
-    bootstrapping: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.bootstrapping is not None and self.bootstrapping < 0:
-            raise UserError(f"region_bootstrapping must be >= 0 steps or None, got {self.bootstrapping}")
-
-    def bootstrapped_steps(self, num_inference_steps: int) -> int:
-        """Two fifths of the steps unless asked otherwise: the released code takes 20 of 50."""
-        wanted = round(0.4 * num_inference_steps) if self.bootstrapping is None else self.bootstrapping
-        return min(wanted, num_inference_steps)
-
-
 class PanoramaSampler:
     """Joint diffusion with one backbone and one method; of several threads each takes a sampler of its own.
 
@@ -93,14 +74,14 @@ class PanoramaSampler:
         self.distance = _distance(method, backbone)
         self.warns_of_cuts = True
         """Once, on stderr, of the first prompt that is too long for the text encoder."""
-        self._free = threading.Lock()
+        self._free = threading.RLock()
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained: str,
         *,
-        name: str = "sd",
+        name: str = BackboneConfig.name,
         revision: str | None = None,
         variant: str | None = None,
         config: str | None = None,
@@ -120,8 +101,8 @@ class PanoramaSampler:
         region_bootstrapping: int | None = None,
         scheduler: str | None = None,
         original_inference_steps: int | None = None,
-        dtype: str = "auto",
-        compile: bool = False,
+        dtype: str = BackboneConfig.dtype,
+        compile: bool = BackboneConfig.compile,
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
         """Loads a diffusers folder, a hub id, a single file or `demo`, and fuses `loras` (weights, scale) into it.
@@ -178,7 +159,7 @@ class PanoramaSampler:
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
         """As `from_pretrained`, of what a job says; one at a time, also where several threads ask for one."""
-        device = check_device(device)
+        device, views, how = check_device(device), method.views, method_of(method)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
                 resolve_pretrained(backbone.pretrained),
@@ -189,17 +170,13 @@ class PanoramaSampler:
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
             )
-        views, mad, pull = method.views, method.mad, method.sync
-        merging = Merging(mad.steps, tuple(mad.blocks), mad.cross_attention)
-        geometry = Geometry(loaded.spec, views.layout, views.size, views.stride, merging, views.overlap_from)
-        loaded.merged_layers(merging)
-        if backbone.compile:
-            loaded.compile()
-        if not backbone.cuda_graphs:
-            loaded.forgo_graphs()
-        sync = SyncSchedule(pull.weight, pull.decay, pull.steps, pull.every) if pull.weight else None
-        how = Method(merging, sync, pull.network, method.regions.bootstrapping)
-        return cls(loaded, geometry, how, scheduler, original_inference_steps)
+            geometry = Geometry(loaded.spec, views.layout, views.size, views.stride, how.merging, views.overlap_from)
+            loaded.merged_layers(how.merging)
+            if backbone.compile:
+                loaded.compile()
+            if not backbone.cuda_graphs:
+                loaded.forgo_graphs()
+            return cls(loaded, geometry, how, scheduler, original_inference_steps)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
@@ -258,14 +235,25 @@ class PanoramaSampler:
         if first is not None and first >= steps:
             raise UserError(f"overlap_from={first} is beyond the last of {steps} steps; leave it out")
         check_negative_prompts(self.backbone.spec, what.all_negatives, scale)
-        if not self._free.acquire(blocking=False):
-            raise UserError("this sampler is at work already; give each thread a sampler of its own")
-        try:
+        with self._in_this_thread():
             self._warn_of_cuts(what.all_texts)
             latents = self._latents(what, (height, width), layout, loop, steps, scale, guided, chunk_views, on_step)
+            return latents if output == "latent" else self.decode(latents, loop, decode)
+
+    @contextmanager
+    def _in_this_thread(self) -> Iterator[None]:
+        if not self._free.acquire(blocking=False):
+            raise UserError("this sampler is at work in another thread; give each thread a sampler of its own")
+        try:
+            yield
         finally:
             self._free.release()
-        return latents if output == "latent" else self.decode(latents, loop, decode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_free"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _free=threading.RLock())
 
     def _latents(
         self,
@@ -357,9 +345,10 @@ class PanoramaSampler:
         """As `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
         check_decode(decode)
         check_latents(latents_BCHW, self.backbone.spec.channels)
+        wrap = self.geometry.view_size if switch("loop", loop) else 0
         height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
-        tiled = decodes_tiled(height, width, decode)
-        return self.backbone.decode(latents_BCHW, self.geometry.view_size if loop else 0, tiled)
+        with self._in_this_thread():
+            return self.backbone.decode(latents_BCHW, wrap, decodes_tiled(height, width, decode))
 
     @property
     def dtype(self) -> torch.dtype:

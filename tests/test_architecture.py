@@ -38,6 +38,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "node": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "licence": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "geometry": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
+    "checks": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "arguments": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

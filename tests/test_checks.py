@@ -1,5 +1,6 @@
 """What may be asked of the sampler from Python."""
 
+import copy
 import re
 import threading
 from fractions import Fraction
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from madgen import Box, MaskFile, PanoramaModule, PanoramaSampler, Region, load_job
+from madgen import Box, MaskFile, PanoramaModule, PanoramaSampler, PromptDataModule, Region, ShardWriter, load_job
 from madgen.arguments import listed, number, path, switch, texts, whole
 from madgen.checks import asked, check_device, guidance_range
 from madgen.errors import UserError
@@ -22,7 +23,7 @@ def sampler(tiny):
     return PanoramaSampler.from_pretrained(str(tiny), mad_steps=1)
 
 
-@pytest.mark.parametrize("value", [2.0, "2", None, [2], True, 1 + 0j, np.array([1, 2])])
+@pytest.mark.parametrize("value", [2.0, "2", None, [2], True, torch.tensor(True), np.array([1, 2])])
 def test_whole_numbers(value):
     assert [whole("n", each) for each in (2, np.int64(2), torch.tensor(2), 10**30)] == [2, 2, 2, 10**30]
     with pytest.raises(UserError, match=re.escape(f"n must be a whole number, got {value!r}")):
@@ -32,7 +33,7 @@ def test_whole_numbers(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["2", None, [2], True, 1 + 0j, float("inf"), float("nan"), 10**400, np.array([2.0, 3.0])]
+    "value", ["2", np.str_("2"), None, [2], np.True_, 1j, np.complex64(2), float("inf"), float("nan"), 10**400]
 )
 def test_numbers(value):
     assert [number("x", each) for each in (2, np.float32(0.5), torch.tensor(2.0), Fraction(1, 4))] == [2, 0.5, 2, 0.25]
@@ -56,7 +57,7 @@ def test_texts_paths_and_switches():
     for check, value, said in (
         (texts, ["a", None], "each of t must be a text, got None"),
         (texts, [b"a"], "each of t must be a text, got b'a'"),
-        (path, 5, "t must be a text, got 5"),
+        (path, 5, "t must be a path, got 5"),
         (switch, "false", "t must be True or False, got 'false'"),
         (switch, 0, "t must be True or False, got 0"),
         (switch, np.array([True, False]), "t must be True or False, got array([ True, False])"),
@@ -178,9 +179,9 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"dtype": torch.float32}, "backbone.dtype must be one of auto, float32, bfloat16, float16, got torch.float32"),
         ({"compile": "false"}, "compile must be True or False, got 'false'"),
         ({"loras": "style.safetensors"}, "loras must be a list, such as [...], got 'style.safetensors'"),
-        ({"loras": [{"weights": None}]}, "a LoRA's weights must be a text, got None"),
+        ({"loras": [{"weights": None}]}, "a LoRA's weights must be a path, got None"),
         ({"loras": [{"weights": "a", "scale": "abc"}]}, "a LoRA's scale must be a finite number, got 'abc'"),
-        ({"pretrained": 5}, "pretrained must be a text, got 5"),
+        ({"pretrained": 5}, "pretrained must be a path, got 5"),
         ({"variant": 5}, "variant must be a text, got 5"),
     ],
 )
@@ -218,16 +219,24 @@ def test_pytorch_s_default_dtype_changes_nothing(tiny, sampler, dtype):
 
 
 def test_a_job_s_path_is_no_job():
-    for make in (PanoramaModule, PanoramaSampler.from_job):
+    for make in (PanoramaModule, PromptDataModule, ShardWriter, PanoramaSampler.from_job):
         with pytest.raises(UserError, match=r"need a madgen.Job, as load_job\(path\) gives it, got 'jobs/demo.yaml'"):
             make("jobs/demo.yaml")
     with pytest.raises(UserError, match="overrides must be a list, such as"):
         load_job([], "sampling.width=1024")
-    with pytest.raises(UserError, match="a job file must be a text, got 5"):
+    with pytest.raises(UserError, match="a job file must be a path, got 5"):
         load_job([5])
 
 
-def test_a_sampler_works_for_one_thread_at_a_time(sampler):
+def test_a_sampler_can_be_copied_and_called_from_its_own_steps(sampler):
+    expected = sampler.sample(["a hill"], seeds=[1], **SIZE)
+    copied = copy.deepcopy(sampler)
+    again = [lambda step: copied.decode(copied.sample(["the sea"], seeds=[2], **SIZE))]
+    made = copied.sample(["a hill"], seeds=[1], on_step=lambda step: again.pop()(step) if again else None, **SIZE)
+    assert torch.equal(made, expected)
+
+
+def test_a_sampler_works_for_one_thread_at_a_time(sampler, monkeypatch):
     """Two at once gave pictures that were neither's."""
     said = []
 
@@ -243,7 +252,13 @@ def test_a_sampler_works_for_one_thread_at_a_time(sampler):
 
     alone = sampler.sample(["a hill"], seeds=[1], **SIZE)
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], on_step=meanwhile, **SIZE), alone)
-    assert said == ["this sampler is at work already; give each thread a sampler of its own"] * 2
+    refused = "this sampler is at work in another thread; give each thread a sampler of its own"
+    assert said == [refused] * 2
+    decode = sampler.backbone.decode
+    monkeypatch.setattr(sampler.backbone, "decode", lambda *given: meanwhile(0) or decode(*given))
+    sampler.decode(alone)
+    sampler.sample(["a hill"], seeds=[1], **{**SIZE, "output": "image"})
+    assert said == [refused] * 4
     with pytest.raises(ZeroDivisionError):
         sampler.sample(["a hill"], seeds=[1], on_step=lambda step: 1 / 0, **SIZE)
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], **SIZE), alone)
@@ -256,15 +271,17 @@ def test_threads_may_load_and_sample_side_by_side(tiny):
         own = PanoramaSampler.from_pretrained(str(tiny), mad_steps=1)
         made[seed] = own.sample(["a hill"], seeds=[seed], **SIZE)
 
+    alone = PanoramaSampler.from_pretrained(str(tiny), mad_steps=1)
+    expected = {seed: alone.sample(["a hill"], seeds=[seed], **SIZE) for seed in range(4)}
     for _ in range(3):
+        made.clear()
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    again = PanoramaSampler.from_pretrained(str(tiny), mad_steps=1)
-    assert len(made) == 4
-    assert all(torch.equal(again.sample(["a hill"], seeds=[seed], **SIZE), found) for seed, found in made.items())
+        assert made.keys() == expected.keys()
+        assert all(torch.equal(made[seed], latents) for seed, latents in expected.items())
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -63,11 +63,10 @@ class Lora:
 
 def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
     """`{"weights": ..., "scale": ...}` as a Lora; UserError for other keys or values."""
-    if isinstance(value, Lora):
-        return value
-    if not isinstance(value, Mapping) or not {"weights"} <= set(value) <= {"weights", "scale"}:
+    given = vars(value) if isinstance(value, Lora) else value
+    if not isinstance(given, Mapping) or not {"weights"} <= set(given) <= {"weights", "scale"}:
         raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
-    return Lora(path("a LoRA's weights", value["weights"]), number("a LoRA's scale", value.get("scale", 1.0)))
+    return Lora(path("a LoRA's weights", given["weights"]), number("a LoRA's scale", given.get("scale", 1.0)))
 
 
 class Conditioning(Protocol):

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.backbones import BackboneSpec, Merging, backbone_module
+from madgen.backbones import BackboneSpec, backbone_module
 from madgen.checks import check_negative_prompts
 from madgen.composition import check_regions_scheduler
 from madgen.dataset.encode import check_side
@@ -21,10 +21,10 @@ from madgen.geometry import Geometry
 from madgen.joint.schedule import SyncSchedule
 from madgen.joint.views import Layout
 from madgen.masks import cell_weights
+from madgen.method import method_of
 from madgen.monitor.status_page import eta_text
 from madgen.plan.cost import Cost, Evaluations, has_regions, sizes, total_cost, view_evaluations
 from madgen.plan.shards import Plan
-from madgen.sampler import Method
 from madgen.schema import Job
 from madgen.weights import impatient, lora_file, resolve_pretrained
 
@@ -118,22 +118,13 @@ def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
         name = (own or {}).get("_class_name")
     if name is not None:
         regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
-        steps = _method(job).bootstrapped_steps(job.sampling.num_inference_steps)
+        steps = method_of(job.method).bootstrapped_steps(job.sampling.num_inference_steps)
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
-
-
-def _method(job: Job) -> Method:
-    return Method(_merging(job), bootstrapping=job.method.regions.bootstrapping)
-
-
-def _merging(job: Job) -> Merging:
-    mad = job.method.mad
-    return Merging(mad.steps, mad.blocks, mad.cross_attention)
 
 
 def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
     views = job.method.views
-    geometry = Geometry(spec, views.layout, views.size, views.stride, _merging(job), views.overlap_from)
+    geometry = Geometry(spec, views.layout, views.size, views.stride, method_of(job.method).merging, views.overlap_from)
     return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
 
 
@@ -148,7 +139,7 @@ def _evaluations(
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    bootstrapped = _method(job).bootstrapped_steps(sampling.num_inference_steps)
+    bootstrapped = method_of(job.method).bootstrapped_steps(sampling.num_inference_steps)
     return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
 
 
