@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from madgen.backbones import Merging
 from madgen.errors import UserError
 from madgen.joint.schedule import SyncSchedule
-from madgen.schema import MethodConfig
+from madgen.schema import MethodConfig, SyncConfig
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Method:
 
     merging: Merging
     sync: SyncSchedule | None = None
-    sync_network: str = "vgg"
+    sync_network: str = SyncConfig.network
     bootstrapping: int | None = None
 
     def __post_init__(self) -> None:

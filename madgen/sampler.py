@@ -57,6 +57,9 @@ LOADING = threading.Lock()
 class PanoramaSampler:
     """Joint diffusion with one backbone and one method; of several threads each takes a sampler of its own.
 
+    Those in half precision are loaded while none is at work: until then PyTorch's default dtype is theirs, and some
+    schedulers, such as LCMScheduler, compute in it.
+
     >>> sampler = PanoramaSampler.from_pretrained("demo", mad_steps=8)            # doctest: +SKIP
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """

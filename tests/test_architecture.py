@@ -33,6 +33,7 @@ FORBIDDEN = {  # room: rooms it must not know
     "scores": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
     "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
+    "method": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
     "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
     "markdown": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
     "node": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},

@@ -265,6 +265,7 @@ def test_a_sampler_works_for_one_thread_at_a_time(sampler, monkeypatch):
 
 
 def test_threads_may_load_and_sample_side_by_side(tiny):
+    """In float32; a model in half precision changes PyTorch's default dtype while it is loaded."""
     made = {}
 
     def work(seed):
