@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from madgen.dataset.claim import LEASE_S
-from madgen.joint.schedule import SyncSchedule
-from madgen.joint.views import build_layout
-from madgen.plan.cost import view_evaluations
-from madgen.plan.order import LOOK_AT, claim_order
+from madgen.dataset.shards.leases import LEASE_S
+from madgen.diffusion.sync_schedule import SyncSchedule
+from madgen.diffusion.views import build_layout
+from madgen.planning.cost import view_evaluations
+from madgen.planning.order import LOOK_AT, claim_order
 
 WIDTHS = (1024, 2048, 3072, 4096, 5120)  # pixels, all of height 512, in equal numbers
 SECONDS_PER_EVALUATION = 44.3 / 2100  # the paper's 512x3072 px with MAD on an RTX A5000

@@ -31,8 +31,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, unet_passes, view_evaluations
 
 from madgen import PanoramaSampler
-from madgen.joint.views import shifts
-from madgen.weights import require_weights_id
+from madgen.diffusion.views import shifts
+from madgen.hub.weights import require_weights_id
 
 FEATURES = "features.txt"
 """Beside the cache: the crops' features, too many to keep in the repository."""

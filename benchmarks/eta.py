@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madgen.dataset.layout import DatasetDir
-from madgen.monitor.status import settled, status
+from madgen.monitoring.status import settled, status
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ["configs/backbone/demo.yaml", "configs/method/mad.yaml", "prompts.source=jobs/prompts/demo.txt",

@@ -12,11 +12,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-import madgen.cli
-import madgen.dataset.claim
-import madgen.engine.run
-import madgen.engine.writer
-from madgen.sampler import PanoramaSampler
+import madgen.cli.app
+import madgen.dataset.shards.leases
+import madgen.generation.run
+import madgen.generation.writer
+from madgen.sampling.sampler import PanoramaSampler
 
 FINISHED = {"dataset.json", "shards", "index.parquet", "README.md", "samples"}
 """All that a complete dataset holds, beside its shards."""
@@ -64,9 +64,9 @@ class Sabotage:
     def install(self) -> None:
         """Replaces the call in this process."""
         if self.call == "write":
-            madgen.dataset.shard.open = self._opens()  # type: ignore[attr-defined]
+            madgen.dataset.shards.writer.open = self._opens()  # type: ignore[attr-defined]
         elif self.call == "encode":
-            madgen.engine.writer.encode_sample = self._breaks(madgen.engine.writer.encode_sample)
+            madgen.generation.writer.encode_sample = self._breaks(madgen.generation.writer.encode_sample)
         elif self.call == "decode":
             PanoramaSampler.decode_pixels = self._breaks(PanoramaSampler.decode_pixels)  # type: ignore[method-assign]
         else:
@@ -125,9 +125,9 @@ def work(folder: Path, root: Path, sabotage: Sabotage | None, lease_s: float) ->
         return sample(self, *arguments, **options)
 
     PanoramaSampler.sample = logged  # type: ignore[method-assign]
-    madgen.dataset.claim.LEASE_S = lease_s
-    madgen.dataset.claim.HEARTBEAT_S = min(3.0, lease_s / 4)
+    madgen.dataset.shards.leases.LEASE_S = lease_s
+    madgen.dataset.shards.leases.HEARTBEAT_S = min(3.0, lease_s / 4)
     if sabotage is not None:
         sabotage.install()
     sys.argv = ["madgen", "generate", str(folder / "job.yaml"), f"output.dir={root}"]
-    madgen.cli.main()
+    madgen.cli.app.main()

@@ -25,7 +25,8 @@ FIRST_SEED = 10_000
 
 @lru_cache
 def _clip(device: str) -> Any:
-    from madgen.backbones import _clip, quieten
+    from madgen.backbones import quieten
+    from madgen.models import clip as _clip
 
     quieten()
     return _clip.load(str(CLIP_WEIGHTS), device)

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from resume_scale import measure
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from browser import DESKTOP, PHONE, open_chromium, show_on

@@ -22,10 +22,10 @@ from PIL import Image
 from madgen.dataset.layout import DatasetDir
 from madgen.demo.scenes import vocabulary
 from madgen.demo.tokenizer import build_tokenizer
-from madgen.demo.train_clip import new_clip, save_clip
-from madgen.metrics import runner
+from madgen.demo.training.train_clip import new_clip, save_clip
+from madgen.evaluation import runner
+from madgen.evaluation.evaluate import Evaluation, evaluate
 from madgen.metrics.crops import Crops
-from madgen.metrics.evaluate import Evaluation, evaluate
 from madgen.metrics.extractors import Extractors, parse
 
 PROMPTS = ("mountains", "the sea", "hills at noon", "a forest")

@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--panoramas", type=int, default=24, help="of at most 24")
     given = parser.parse_args()
     before = time.thread_time()
-    import madgen.monitor.early  # noqa: F401 -- as the command does
-    from madgen.monitor.wandb_run import WandbRun
+    import madgen.monitoring.early  # noqa: F401 -- as the command does
+    from madgen.monitoring.wandb_run import WandbRun
 
     SPENT["import of W&B"] = time.thread_time() - before
-    from madgen import cli
-    from madgen.engine.writer import ShardWriter
+    from madgen.cli import app as cli
+    from madgen.generation.writer import ShardWriter
 
     WandbRun._work = counted("W&B's thread", WandbRun._work)  # type: ignore[method-assign]
     ShardWriter._tell = counted("writing thread", ShardWriter._tell)  # type: ignore[method-assign]

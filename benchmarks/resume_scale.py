@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
 
 PER_SHARD = 100
 
@@ -77,7 +77,7 @@ def sidecar(shard) -> dict:  # type: ignore[no-untyped-def, type-arg]
 
 def measure(command: list[str], folder: Path) -> tuple[float, float]:
     """Wall seconds, and peak resident memory in MB, of one command."""
-    script = "import sys; from madgen.cli import main\ntry: main()\nfinally: " + (
+    script = "import sys; from madgen.cli.app import main\ntry: main()\nfinally: " + (
         "print(*(line for line in open('/proc/self/status') if 'VmHWM' in line), file=sys.stderr)"
     )  # ru_maxrss would begin at this process's own
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.read import read_sample
-from madgen.scores import coherence, pixel_scores, seam, wrap
+from madgen.dataset.reader import read_sample
+from madgen.images.scores import coherence, pixel_scores, seam, wrap
 
 REPEATS = 5
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from madgen import PanoramaSampler
-from madgen.geometry import Geometry
-from madgen.joint.views import Layout, build_layout
+from madgen.diffusion.views import Layout, build_layout
+from madgen.sampling.geometry import Geometry
 
 # Every prompt leaves something open, so independent views may disagree; what it names is what `caption` checks.
 PROMPTS: dict[str, dict[str, str]] = {

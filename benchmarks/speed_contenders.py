@@ -19,8 +19,8 @@ from torch import Tensor
 
 from madgen import PanoramaSampler, Region
 from madgen.backbones import Merging
-from madgen.geometry import Geometry
-from madgen.method import Method
+from madgen.sampling.geometry import Geometry
+from madgen.sampling.method import Method
 
 GUIDANCE = 7.5
 PROMPT = "mountains over the sea"

@@ -25,7 +25,7 @@ def generate(bench: Bench) -> Row:
     import lightning
 
     from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
-    from madgen.engine.run import build_trainer, quieten
+    from madgen.generation.run import build_trainer, quieten
 
     quieten()
     steps = 10 if bench.device.type == "cuda" or bench.shape == "demo" else 2  # of tiny ones a step takes seconds
@@ -62,7 +62,7 @@ def generate(bench: Bench) -> Row:
             job, clock = job_of(out), Clock()
             module = PanoramaModule(job)
             module.sampler = sampler
-            from madgen.engine.attempts import Attempts
+            from madgen.generation.robust_sampler import Attempts
 
             module.attempts = Attempts(sampler, job.sampling)
             trainer = build_trainer(job.trainer, [ShardWriter(job), clock])
@@ -108,7 +108,7 @@ def parts(bench: Bench) -> Row:
     sampler.decode(latents)
     seconds, peak = timed(lambda _: sampler.decode(latents), 1)
     image = sampler.decode(latents)[0]
-    from madgen.dataset.encode import encode_image
+    from madgen.images.encoding import encode_image
 
     started = time.perf_counter()
     data = encode_image(image, "png", 95)
@@ -124,8 +124,8 @@ def parts(bench: Bench) -> Row:
 
 def batch(bench: Bench) -> Row:
     """Seconds a panorama of 1024 px by how many are sampled at once; `auto` is the most."""
-    from madgen.engine.batching import BatchSizes
-    from madgen.schema import SamplingConfig
+    from madgen.config.schema import SamplingConfig
+    from madgen.generation.batch_size import BatchSizes
     from madgen.types import Prompt
 
     width, steps = bench.widths[0], 10

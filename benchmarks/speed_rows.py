@@ -27,8 +27,8 @@ from speed_shape_rows import graphs, growth, layout, regions, xl
 
 from madgen import PanoramaSampler
 from madgen.backbones import Merging
-from madgen.geometry import Geometry
-from madgen.method import Method
+from madgen.sampling.geometry import Geometry
+from madgen.sampling.method import Method
 
 
 def equal(bench: Bench) -> Row:
@@ -120,7 +120,7 @@ def compiled_decode(bench: Bench) -> Row:
 
 def compiled_bare(bench: Bench) -> Row:
     """The limit for compiled steps: the bare UNet, compiled alike."""
-    from madgen.backbones._compile import compiled as compile_unet
+    from madgen.backbones.acceleration.compilation import compiled as compile_unet
 
     if bench.backbone.compiled is None:
         bench.backbone.compile(bench.backend)

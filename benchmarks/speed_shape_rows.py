@@ -71,7 +71,7 @@ def regions(bench: Bench) -> Row:
     shared = bench.ours(0.3, regions=parts)
 
     def apart(steps: int) -> Any:
-        with mock.patch("madgen.sampler.seen", return_value=list(range(1 + len(parts)))):
+        with mock.patch("madgen.sampling.sampler.seen", return_value=list(range(1 + len(parts)))):
             return shared(steps)
 
     found = bench.measure({"madgen, shared": shared, "madgen, a pass each": apart}, steps=10)

@@ -5,6 +5,6 @@ Loading a pipeline imports the parts of diffusers and transformers that load laz
 
 import pandas  # noqa: F401 -- pyarrow imports it when it makes its first table
 
-from madgen.sampler import PanoramaSampler
+from madgen.sampling.sampler import PanoramaSampler
 
 PanoramaSampler.from_pretrained("demo")

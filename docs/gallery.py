@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from madgen.monitor.gallery import write_gallery
+from madgen.monitoring.gallery import write_gallery
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from browser import PHONE, open_chromium, show_on

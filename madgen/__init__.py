@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from madgen.config import load_job
-    from madgen.engine.datamodule import PromptDataModule
-    from madgen.engine.module import PanoramaModule
-    from madgen.engine.writer import ShardWriter
-    from madgen.errors import UserError
-    from madgen.sampler import PanoramaSampler
-    from madgen.schema import Job
+    from madgen.config.loader import load_job
+    from madgen.config.schema import Job
+    from madgen.generation.datamodule import PromptDataModule
+    from madgen.generation.module import PanoramaModule
+    from madgen.generation.writer import ShardWriter
+    from madgen.sampling.sampler import PanoramaSampler
     from madgen.types import Box, MaskFile, Region
+    from madgen.utils.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Job": "madgen.schema",
-    "load_job": "madgen.config",
-    "PanoramaModule": "madgen.engine.module",
-    "PanoramaSampler": "madgen.sampler",
-    "PromptDataModule": "madgen.engine.datamodule",
-    "ShardWriter": "madgen.engine.writer",
-    "UserError": "madgen.errors",
+    "Job": "madgen.config.schema",
+    "load_job": "madgen.config.loader",
+    "PanoramaModule": "madgen.generation.module",
+    "PanoramaSampler": "madgen.sampling.sampler",
+    "PromptDataModule": "madgen.generation.datamodule",
+    "ShardWriter": "madgen.generation.writer",
+    "UserError": "madgen.utils.errors",
     "Box": "madgen.types",
     "MaskFile": "madgen.types",
     "Region": "madgen.types",

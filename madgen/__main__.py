@@ -1,5 +1,5 @@
 """`python -m madgen`."""
 
-from madgen.cli import main
+from madgen.cli.app import main
 
 main()

@@ -12,7 +12,7 @@ from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
 from hypothesis import HealthCheck, settings
 from processes import Started, begin, environment
 
-from madgen.engine.signals import STOPPING
+from madgen.cluster.signals import STOPPING
 
 # The same examples in each run, and no time limit: machines stand still at times.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -27,7 +27,7 @@ def build_tiny_pipeline(folder: Path) -> Path:
 
     from madgen.demo.scenes import vocabulary
     from madgen.demo.tokenizer import build_tokenizer
-    from madgen.demo.train_unet import new_text_encoder
+    from madgen.demo.training.train_unet import new_text_encoder
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(vocabulary(), folder / "tokenizer")
@@ -155,7 +155,7 @@ def signal_handlers():
 @pytest.fixture
 def madgen_here(tmp_path, monkeypatch, capfd):
     """As `madgen`, in this process: for what is refused before any work begins, where a process each would be slow."""
-    from madgen.cli import main
+    from madgen.cli.app import main
 
     def run(*arguments: object) -> Result:
         monkeypatch.chdir(tmp_path)

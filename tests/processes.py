@@ -13,7 +13,7 @@ from pathlib import Path
 
 import forks
 
-MADGEN = "from madgen.cli import main; main()"
+MADGEN = "from madgen.cli.app import main; main()"
 ROOT = Path(__file__).resolve().parent.parent
 READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_", "CXX", "TORCHINDUCTOR_")
 

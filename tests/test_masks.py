@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from madgen import UserError
-from madgen.masks import cell_weights, region_from_json, region_to_json
+from madgen.images.masks import cell_weights, region_from_json, region_to_json
 from madgen.types import Box, MaskFile, Ramp, Region
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from madgen import node
+from madgen.utils import node_cache as node
 
 FORK = multiprocessing.get_context("fork")  # they differ in nothing but their number
 MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -174,7 +174,7 @@ def test_processes_started_together_know_each_other():
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}
     assert node.started_together(step) == node.started_together({**step, "SLURM_PROCID": "3"})
     assert node.started_together(step) != node.started_together({**step, "SLURM_RESTART_COUNT": "1"})
-    here = [sys.executable, "-c", "from madgen import node; print(node.started_together({}))"]
+    here = [sys.executable, "-c", "from madgen.utils import node_cache as node; print(node.started_together({}))"]
     told = [
         subprocess.run(here, capture_output=True, text=True, check=True, start_new_session=own).stdout
         for own in (False, False, True)

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from madgen import PanoramaSampler, onednn
+from madgen import PanoramaSampler
 from madgen.backbones import Merging
-from madgen.joint.views import Axis, Views
+from madgen.diffusion.kernels import onednn
+from madgen.diffusion.views import Axis, Views
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN, and madgen does without"

@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from madgen.joint.views import Axis
-from madgen.schema import PIXEL_SCORES
-from madgen.scores import BANDS, coherence, pixel_scores, seam, wrap
+from madgen.config.schema import PIXEL_SCORES
+from madgen.diffusion.views import Axis
+from madgen.images.scores import BANDS, coherence, pixel_scores, seam, wrap
 
 CELL = 8
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from processes import ROOT
 
-from madgen.submit import Resources, template
+from madgen.cluster.sbatch import Resources, template
 
 
 def body(name):

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from madgen.arguments import number, path
-from madgen.errors import UserError
-from madgen.joint.views import Views
+from madgen.diffusion.views import Views
+from madgen.utils.errors import UserError
+from madgen.utils.validation import number, path
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Backbone(Protocol):
 
 def backbone_module(name: str) -> Any:
     """The module `madgen.backbones.<name>`; UserError lists the known ones."""
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_" and not module.ispkg)
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from madgen.joint.attention import KeysValues
-from madgen.joint.guidance import classifier_free
+from madgen.diffusion.attention import KeysValues
+from madgen.diffusion.guidance import classifier_free
 
 
 @dataclass(frozen=True)

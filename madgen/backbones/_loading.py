@@ -10,9 +10,9 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from madgen.backbones import BackboneSpec, Lora
-from madgen.backbones._files import FILES, config_source, read_config
-from madgen.errors import UserError
-from madgen.weights import lora_file, offline_hint, single_file
+from madgen.hub.model_configs import FILES, config_source, read_config
+from madgen.hub.weights import lora_file, offline_hint, single_file
+from madgen.utils.errors import UserError
 
 B = TypeVar("B")
 LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor an adapted layer

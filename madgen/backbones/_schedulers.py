@@ -9,9 +9,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from madgen.backbones._files import config_source, read_config
-from madgen.errors import UserError
-from madgen.joint.loop import steps_of
+from madgen.diffusion.denoise import steps_of
+from madgen.hub.model_configs import config_source, read_config
+from madgen.utils.errors import UserError
 
 EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 """Known to take one evaluation a step: planning with these need not import diffusers."""

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from madgen import onednn
-from madgen.backbones import BackboneSpec, Merging, _cpu, _precision, _schedulers, _tokens, _vae, quieten
-from madgen.backbones._compile import check_compiler, compiled, instead
+from madgen.backbones import BackboneSpec, Merging, _precision, _schedulers, _vae, quieten
 from madgen.backbones._conditioning import Conditioning, Embedded, Shared
-from madgen.backbones._files import read_configs
-from madgen.backbones._graphs import MOST_CELLS, CudaCapture, Graphs
-from madgen.backbones._once import Once
-from madgen.errors import UserError
-from madgen.joint.attention import Grids, JointAttention, KeysValues, grids_of, joint_attention, keys_values
-from madgen.joint.guidance import guidance_embedding
-from madgen.joint.views import Views
+from madgen.backbones.acceleration import cpu as _cpu
+from madgen.backbones.acceleration.compilation import check_compiler, compiled, instead
+from madgen.backbones.acceleration.cuda_graphs import MOST_CELLS, CudaCapture, Graphs
+from madgen.backbones.acceleration.shared_prefix import Once
+from madgen.diffusion.attention import Grids, JointAttention, KeysValues, grids_of, joint_attention, keys_values
+from madgen.diffusion.guidance import guidance_embedding
+from madgen.diffusion.kernels import onednn
+from madgen.diffusion.views import Views
+from madgen.hub import tokenizers as _tokens
+from madgen.hub.model_configs import read_configs
+from madgen.utils.errors import UserError
 
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 

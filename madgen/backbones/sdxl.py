@@ -7,15 +7,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from madgen.backbones import BackboneSpec, _tokens
+from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
-from madgen.backbones._files import check_class, read_configs
 from madgen.backbones._loading import Checkpoint, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
-from madgen.backbones._tokens import TextLimit
 from madgen.backbones._unet import UNetBackbone, check_blocks, unet_spec
-from madgen.errors import UserError
-from madgen.weights import check_hub_id, single_file
+from madgen.hub import tokenizers as _tokens
+from madgen.hub.model_configs import check_class, read_configs
+from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import check_hub_id, single_file
+from madgen.utils.errors import UserError
 
 __all__ = [
     "StableDiffusionXL",

@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.read import read_entry
-from madgen.errors import UserError
-from madgen.files import write_atomically
-from madgen.markdown import escaped
+from madgen.dataset.reader import read_entry
+from madgen.utils.atomic import write_atomically
+from madgen.utils.errors import UserError
+from madgen.utils.markdown import escaped
 
 UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
 """What reading a damaged sample may end in."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from madgen.config.schema import SCORES
 from madgen.dataset.card import Facts, card, write_pictures
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.files import atomic, write_atomically
-from madgen.schema import SCORES
+from madgen.utils.atomic import atomic, write_atomically
 
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 

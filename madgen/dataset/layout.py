@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from madgen.errors import UserError
-from madgen.files import is_left_over
+from madgen.utils.atomic import is_left_over
+from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""

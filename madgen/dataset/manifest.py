@@ -8,16 +8,11 @@ import importlib.metadata
 import os
 from typing import Any
 
-from madgen import scores
-from madgen.dataset.embed import VERSION as EMBEDDED
+from madgen.config.schema import Job
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.errors import UserError
-from madgen.files import sync_directory, temporary_path
-from madgen.licence import weights_licence
-from madgen.plan.cost import has_regions
-from madgen.plan.shards import Plan
-from madgen.schema import Job
-from madgen.weights import (
+from madgen.dataset.plan import Plan
+from madgen.hub.license import weights_licence
+from madgen.hub.weights import (
     checker_id,
     clip_id,
     lora_id,
@@ -27,6 +22,11 @@ from madgen.weights import (
     require_weights_id,
     weights_id,
 )
+from madgen.images import scores
+from madgen.images.embedded_metadata import VERSION as EMBEDDED
+from madgen.planning.cost import has_regions
+from madgen.utils.atomic import sync_directory, temporary_path
+from madgen.utils.errors import UserError
 
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 

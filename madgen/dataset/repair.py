@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.salvage import reopen
+from madgen.dataset.shards.recovery import reopen
 from madgen.dataset.verify import Verdict, planned_samples, sidecar_time
-from madgen.errors import UserError
+from madgen.utils.errors import UserError
 
 
 def repair(directory: DatasetDir, verdict: Verdict) -> int:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
-from madgen.errors import UserError
+from madgen.utils.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from madgen.errors import UserError
+from madgen.utils.errors import UserError
 
 PAPER = ("clip_score", "intra_lpips", "intra_style", "fid", "kid", "giqa")
 """The columns of the paper's tables, in order."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.errors import UserError
-from madgen.seeding import derived_seed
+from madgen.utils.errors import UserError
+from madgen.utils.seeding import derived_seed
 
 TRIES = "one random square a picture, at blake2b of seed/key"
 TILES = "all squares side by side from the top left corner"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.errors import UserError
+from madgen.utils.errors import UserError
 
 ROLES = ("clip", "features", "vgg", "dinov2")
 PRESETS: dict[str, dict[str, str]] = {
@@ -111,14 +111,14 @@ class Extractors:
         return self._loaded[kind, name]
 
     def _lpips(self, role: str, name: str) -> Network:
-        from madgen.perceptual import lpips_network
+        from madgen.models.perceptual import lpips_network
 
         net = lpips_network(name == "imagenet", "intra_lpips", WAY_OUT + "...,vgg=random (untrained)").to(self.device)
         label = "LPIPS, VGG16" if name == "imagenet" else "LPIPS over an untrained VGG16"
         return Network("LPIPS over VGG16", label, "crops as they are", net, self.device, net)
 
     def _style(self, role: str, name: str) -> Network:
-        from madgen.perceptual import vgg19
+        from madgen.models.perceptual import vgg19
 
         net = vgg19(name == "imagenet", "intra_style", WAY_OUT + "...,vgg=random (untrained)").to(self.device)
         label = "VGG19" if name == "imagenet" else "an untrained VGG19"
@@ -134,14 +134,14 @@ class Extractors:
         return self._dinov2(role, name) if role == "dinov2" or _is_dinov2(name) else self._clip(role, name)
 
     def _inception(self, name: str) -> Network:
-        from madgen.metrics.inception import RESIZE, load
+        from madgen.models.inception import RESIZE, load
 
         net = load(None if name == "inception" else Path(name), self.device)
         return Network("InceptionV3, 2048 pool features", "Inception", RESIZE, net.module, self.device, net)
 
     def _clip(self, role: str, name: str) -> Network:
-        from madgen.backbones import _clip
         from madgen.demo import CLIP_WEIGHTS
+        from madgen.models import clip as _clip
 
         if name == "demo" and not CLIP_WEIGHTS.is_dir():
             raise UserError(f"the demo's CLIP is not in this installation ({CLIP_WEIGHTS}); name another CLIP folder")
@@ -153,7 +153,7 @@ class Extractors:
         return Network("CLIP, projected", label, how, net.model, self.device, net)
 
     def _dinov2(self, role: str, name: str) -> Network:
-        from madgen.backbones import _dinov2
+        from madgen.models import dinov2 as _dinov2
 
         net = _dinov2.load(name, self.device, f"--extractor {role}")
         how = f"PIL bicubic to {_dinov2.SIDE} px, ImageNet's mean and deviation"

@@ -1,6 +1,6 @@
 """A capture that calls the pass again, on the tensors that a graph would read: CUDA graphs without a GPU."""
 
-from madgen.backbones._graphs import Graphs
+from madgen.backbones.acceleration.cuda_graphs import Graphs
 
 RUN = {"height": 32, "num_inference_steps": 6, "guidance_scale": 3.0, "output": "latent"}
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from madgen import PanoramaSampler
-from madgen.backbones import _graphs
-from madgen.backbones._graphs import CudaCapture, Graphs, mapped, tensors
+from madgen.backbones.acceleration import cuda_graphs as _graphs
+from madgen.backbones.acceleration.cuda_graphs import CudaCapture, Graphs, mapped, tensors
 from madgen.types import Box, Region
 
 

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention import FeedForward
 
 from madgen import PanoramaSampler
-from madgen.backbones._cpu import ROWS, keep_in_cache
+from madgen.backbones.acceleration.cpu import ROWS, keep_in_cache
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32), (3, ROWS, 32), (5, ROWS // 4 + 7, 32), (1, 2 * ROWS + 1, 32)])

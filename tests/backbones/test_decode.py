@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import madgen.pixels
+import madgen.sampling.postprocess
 from madgen import PanoramaSampler, UserError
 from madgen.backbones._vae import _faded, tile_starts
 
@@ -65,9 +65,9 @@ def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
 
 def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
-    monkeypatch.setattr(madgen.pixels, "WHOLE_AT_MOST", 256 * 896)
+    monkeypatch.setattr(madgen.sampling.postprocess, "WHOLE_AT_MOST", 256 * 896)
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
-    monkeypatch.setattr(madgen.pixels, "WHOLE_AT_MOST", 256 * 896 - 1)
+    monkeypatch.setattr(madgen.sampling.postprocess, "WHOLE_AT_MOST", 256 * 896 - 1)
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="tiled"))
     assert np.array_equal(demo.decode(latents, loop=True), demo.decode(latents, loop=True, decode="tiled"))
 

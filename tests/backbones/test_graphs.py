@@ -7,7 +7,7 @@ import torch
 from recorder import RUN, Recorder, with_graphs
 
 from madgen import PanoramaSampler
-from madgen.backbones._graphs import MOST_GRAPHS, Graphs, mapped, signature
+from madgen.backbones.acceleration.cuda_graphs import MOST_GRAPHS, Graphs, mapped, signature
 from madgen.types import Box, Region
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from ldm_layout import save_single_file
 
-from madgen import PanoramaSampler, UserError, load_job, weights
+from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import sd, sdxl
 from madgen.backbones.sd import check_blocks
 from madgen.dataset import manifest
-from madgen.engine.finish import described
-from madgen.engine.forecast import forecast
-from madgen.engine.regenerate import _refuse_other_weights
-from madgen.plan.shards import build_plan
-from madgen.weights import require_weights_id, weight_files, weights_id
+from madgen.dataset.plan import build_plan
+from madgen.generation.outcome import described
+from madgen.generation.regenerate import _refuse_other_weights
+from madgen.hub import weights
+from madgen.hub.weights import require_weights_id, weight_files, weights_id
+from madgen.planning.forecast import forecast
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent", "seeds": [4]}
 KINDS = ["sd", "sdxl"]

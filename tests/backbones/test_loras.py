@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from madgen import PanoramaSampler, UserError
-from madgen.config import load_job
+from madgen.config.loader import load_job
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0}
 

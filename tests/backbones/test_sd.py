@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-import madgen.sampler
+import madgen.sampling.sampler
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import Merging
 from madgen.backbones._unet import merges
@@ -87,7 +87,7 @@ def test_schedulers_on_the_canvas_equal_the_pipeline(tiny, pipeline, name):
 def merging_layers(monkeypatch):
     """Every merge that a layer really does, as (step, layer)."""
     from madgen.backbones._unet import UNetBackbone
-    from madgen.joint import attention
+    from madgen.diffusion import attention
 
     done, current = [], {"step": 0, "layer": ""}
     call, merge_cells = attention.JointAttention.__call__, attention.merge_cells
@@ -254,8 +254,8 @@ def test_a_loop_has_no_beginning(tiny, monkeypatch, layout, loop):
     """With noise turned by some columns, a looped panorama is turned by as many; without a loop it is another."""
     mad, roll = sampler(tiny, layout=layout, mad_steps=2), 8
     latents = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
-    noise = madgen.sampler.initial_noise
-    monkeypatch.setattr(madgen.sampler, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
+    noise = madgen.sampling.sampler.initial_noise
+    monkeypatch.setattr(madgen.sampling.sampler, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
     turned = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
     assert torch.allclose(latents.roll(roll, -1), turned, atol=1e-4) == loop
 

@@ -117,7 +117,7 @@ def test_multidiffusion_is_each_view_stepped_by_itself_then_averaged(tiny_xl, pi
 )
 def test_blocks_select_layers_and_steps_select_when(tiny_xl, monkeypatch, blocks, count):
     """Two transformer layers a block, and none at the highest level; counts what the layers do."""
-    from madgen.joint import attention
+    from madgen.diffusion import attention
 
     merged_calls = []
     original = attention.merge_cells

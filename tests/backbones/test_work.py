@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from madgen import Box, PanoramaSampler, Region
-from madgen.joint import loop
+from madgen.diffusion import denoise as loop
 from madgen.types import Ramp
 
 RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
@@ -167,7 +167,7 @@ def test_shared_negative_prompts_change_nothing(model, name, how, more, request,
     mad = sampler(request.getfixturevalue(model), name=name, **how)
     given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
     shared = mad.sample(**given)
-    monkeypatch.setattr("madgen.sampler.seen", lambda regions, bootstrapped: list(range(7)))
+    monkeypatch.setattr("madgen.sampling.sampler.seen", lambda regions, bootstrapped: list(range(7)))
     apart = mad.sample(**given)
     assert float((shared - apart).norm() / apart.norm()) <= 1e-5
 

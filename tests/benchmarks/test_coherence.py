@@ -14,7 +14,7 @@ from madgen.backbones import Merging
 from madgen.backbones.sd import describe
 from madgen.demo import WEIGHTS
 from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
-from madgen.geometry import Geometry
+from madgen.sampling.geometry import Geometry
 
 STUDY = coherence.Study("demo", "some weights", 20)
 

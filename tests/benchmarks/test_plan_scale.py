@@ -2,7 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 from plan_scale import FORMATS, captions, plan, write_prompts
 
-from madgen.plan.prompts import read_prompts
+from madgen.prompts.reading import read_prompts
 
 
 def test_captions_are_realistic_and_different():

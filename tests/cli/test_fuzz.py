@@ -8,11 +8,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from madgen.config import load_job
-from madgen.engine.forecast import forecast
-from madgen.errors import UserError
-from madgen.plan.shards import build_plan
-from madgen.schema import Job
+from madgen.config.loader import load_job
+from madgen.config.schema import Job
+from madgen.dataset.plan import build_plan
+from madgen.planning.forecast import forecast
+from madgen.utils.errors import UserError
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SECTIONS = {name: list(value) if isinstance(value, dict) else [] for name, value in Job().as_dict().items()}

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import yaml
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
-from madgen.dataset.encode import encode_sample
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shard import OpenShard
-from madgen.licence import weights_licence
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.dataset.plan import Plan
+from madgen.dataset.shards.writer import OpenShard
+from madgen.hub.license import weights_licence
+from madgen.images.encoding import encode_sample
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 
 TEXTS = ["a fjord", "**bold** <script>alert(1)</script> ](x) | `\n---\n# not a heading"] + ["hills"] * 6

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from madgen.dataset.claim import Process, Worker, remove_work
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shards.leases import Process, Worker, remove_work
 
 
 @pytest.fixture

@@ -7,23 +7,23 @@ import tarfile
 import numpy as np
 import pytest
 
-from madgen.config import load_job
-from madgen.dataset import filter as filtering
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
-from madgen.dataset.choice import Choice, choose
-from madgen.dataset.encode import encode_sample
-from madgen.dataset.filter import write_filtered, write_keys
+from madgen.dataset.filtering import filter as filtering
+from madgen.dataset.filtering.expression import parse
+from madgen.dataset.filtering.filter import write_filtered, write_keys
+from madgen.dataset.filtering.selection import Choice, choose
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import Plan
 from madgen.dataset.repair import repair
-from madgen.dataset.shard import OpenShard
+from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import exit_code, verify
-from madgen.dataset.where import parse
-from madgen.errors import UserError
-from madgen.monitor.status import status
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.images.encoding import encode_sample
+from madgen.monitoring.status import status
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
+from madgen.utils.errors import UserError
 
 TEXTS = ["Snow on hills", "fog over a lake", "dunes | `at` night", "snow and fog"]
 PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", text, "", 16, 32) for i, text in enumerate(TEXTS)), 3), 3, 5, 0)

@@ -4,7 +4,7 @@ import pytest
 
 from madgen import load_job
 from madgen.dataset import manifest
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
 
 OPEN = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_steps=20"]
 

@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 from s3_server import KEYS, objects, s3_server
 
-from madgen.config import load_job
-from madgen.dataset import background, manifest, upload
-from madgen.dataset import push as pushing
-from madgen.dataset.background import BackgroundUpload
-from madgen.dataset.encode import encode_sample
+from madgen.config.loader import load_job
+from madgen.dataset import manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.push import Push, push
-from madgen.dataset.shard import OpenShard
-from madgen.dataset.upload import Remote
-from madgen.errors import UserError
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.dataset.plan import Plan
+from madgen.dataset.remote import background
+from madgen.dataset.remote import filesystem as upload
+from madgen.dataset.remote import push as pushing
+from madgen.dataset.remote.background import BackgroundUpload
+from madgen.dataset.remote.filesystem import Remote
+from madgen.dataset.remote.push import Push, push
+from madgen.dataset.shards.writer import OpenShard
+from madgen.images.encoding import encode_sample
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
+from madgen.utils.errors import UserError
 
 PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", f"hills {i}", "", 16, 32) for i in range(16)), 1), 1, 2, 0)
 

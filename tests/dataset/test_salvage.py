@@ -7,18 +7,19 @@ import tarfile
 import numpy as np
 import pytest
 
-from madgen.config import load_job
-from madgen.dataset import journal, manifest
-from madgen.dataset.encode import encode_sample
+from madgen.config.loader import load_job
+from madgen.dataset import manifest
 from madgen.dataset.index import write_quarantine
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import Plan
 from madgen.dataset.repair import repair
-from madgen.dataset.salvage import reopen_quarantined, salvage
-from madgen.dataset.shard import OpenShard
+from madgen.dataset.shards import journal
+from madgen.dataset.shards.recovery import reopen_quarantined, salvage
+from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.monitor.status import status
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.images.encoding import encode_sample
+from madgen.monitoring.status import status
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 
 PLAN = Plan("job", PromptTable.of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(8)), 1, 4, 0)
@@ -178,7 +179,7 @@ def test_a_crash_between_tar_and_sidecar_costs_nothing(directory, whole, monkeyp
 
     shard = begin(directory, 4)
     with monkeypatch.context() as patch:
-        patch.setattr("madgen.dataset.shard.write_atomically", crash)
+        patch.setattr("madgen.dataset.shards.writer.write_atomically", crash)
         with pytest.raises(OSError, match="crash"):
             shard.publish()
     assert directory.tar("job-000000").exists()
@@ -376,7 +377,7 @@ def test_a_sidecar_never_vouches_for_another_tar(directory, whole, monkeypatch):
         raise OSError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr("madgen.dataset.shard.write_atomically", die)
+        patch.setattr("madgen.dataset.shards.writer.write_atomically", die)
         begin(directory, 4).publish()
     assert directory.tar("job-000000").read_bytes() == whole
     assert not directory.is_done("job-000000")
@@ -384,7 +385,7 @@ def test_a_sidecar_never_vouches_for_another_tar(directory, whole, monkeypatch):
 
 def test_two_workers_that_publish_at_once_leave_no_mixture(directory, whole, monkeypatch):
     """Another worker's tar, of other bytes, comes between this one's tar and its sidecar."""
-    from madgen.dataset import shard as module
+    from madgen.dataset.shards import writer as module
 
     late, write = begin(directory, 4), module.write_atomically
 

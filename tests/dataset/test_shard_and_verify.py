@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from processes import environment
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
-from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shard import OpenShard
+from madgen.dataset.plan import Plan
+from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.files import temporary_path, write_atomically
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.images.encoding import encode_sample
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
+from madgen.utils.atomic import temporary_path, write_atomically
 
 PLAN = Plan("job", PromptTable.of(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
 
@@ -155,9 +155,7 @@ def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
     for folder in ("samples", "shards"):
         (tmp_path / folder).mkdir()
     names = ("dataset.json", "index.parquet", "samples/1.jpg", "shards/job-000000.json")
-    started = (
-        "import sys, pathlib, madgen.files as f; [f.temporary_path(pathlib.Path(n)).touch() for n in sys.argv[1:]]"
-    )
+    started = "import sys, pathlib, madgen.utils.atomic as f; [f.temporary_path(pathlib.Path(n)).touch() for n in sys.argv[1:]]"
     subprocess.run([sys.executable, "-c", started, *names], cwd=tmp_path, env=environment(), check=True)  # has ended
     left = {path for path in tmp_path.rglob(".*") if path.is_file()}
     assert len(left) == len(names)

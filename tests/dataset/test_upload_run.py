@@ -9,7 +9,7 @@ import pytest
 from processes import environment
 from s3_server import KEYS, objects, s3_server
 
-from madgen.dataset import push as pushing
+from madgen.dataset.remote import push as pushing
 
 URL = "s3://bucket/sets/alps"
 UPLOAD = f"output.upload={URL}"

@@ -1,7 +1,7 @@
 import pytest
 
-from madgen.dataset.where import DEEPEST, LONGEST, parse
-from madgen.errors import UserError
+from madgen.dataset.filtering.expression import DEEPEST, LONGEST, parse
+from madgen.utils.errors import UserError
 
 ROW = {"key": "a-0001", "prompt": "Snow on 'old' hills", "seed": 7, "height": 32, "width": 64,
        "coherence": 0.9, "seam": 1.1}  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 
 from madgen import PanoramaSampler
 from madgen.demo import WEIGHTS
-from madgen.demo.data import render
 from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_held_out
+from madgen.demo.training.data import render
 
 
 def test_it_is_an_ordinary_pipeline_folder_of_at_most_20_mb():
@@ -35,7 +35,7 @@ def test_diffusers_loads_and_runs_it_as_it_is():
 def test_the_autoencoder_reconstructs_held_out_scenes_at_26_db():
     from diffusers import AutoencoderKL
 
-    from madgen.demo.train_vae import psnr
+    from madgen.demo.training.train_vae import psnr
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae")
     assert psnr(vae, render(64, 7, held_out=True).images, torch.device("cpu")) >= 26

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from madgen.backbones import _clip
 from madgen.demo.scenes import Scene, caption, random_scene
-from madgen.demo.train import main
-from madgen.demo.train_clip import shows
+from madgen.demo.training.train import main
+from madgen.demo.training.train_clip import shows
+from madgen.models import clip as _clip
 
 
 def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):

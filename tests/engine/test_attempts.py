@@ -13,9 +13,9 @@ from processes import environment
 from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler
-from madgen.engine.attempts import Attempts, is_out_of_memory, with_changes, within_memory
-from madgen.engine.regenerate import _sample as sample_again
-from madgen.schema import SamplingConfig
+from madgen.config.schema import SamplingConfig
+from madgen.generation.regenerate import _sample as sample_again
+from madgen.generation.robust_sampler import Attempts, is_out_of_memory, with_changes, within_memory
 from madgen.types import Prompt, Task
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}

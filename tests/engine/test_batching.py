@@ -3,10 +3,10 @@ import json
 import pytest
 
 from madgen.backbones import BackboneSpec, Merging
-from madgen.engine.batching import MOST, BatchSizes
-from madgen.engine.ladder import Rung
-from madgen.geometry import Geometry
-from madgen.schema import SamplingConfig
+from madgen.config.schema import SamplingConfig
+from madgen.generation.batch_size import MOST, BatchSizes
+from madgen.generation.memory_fallback import Rung
+from madgen.sampling.geometry import Geometry
 from madgen.types import Prompt, Region
 
 SD2 = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=False)
@@ -57,9 +57,9 @@ def test_on_a_cpu_auto_is_one_and_a_number_is_that_number():
 
 def test_a_run_makes_batches_of_that_size(madgen_here, job_file, tmp_path, monkeypatch):
     """10 panoramas in shards of 3; five views of 8 x 8 cells each, twice for guidance."""
-    from madgen.engine.attempts import Attempts
+    from madgen.generation.robust_sampler import Attempts
 
-    monkeypatch.setattr("madgen.engine.batching.BUSY_CELLS", {"cpu": 2 * 5 * 64 + 1})
+    monkeypatch.setattr("madgen.generation.batch_size.BUSY_CELLS", {"cpu": 2 * 5 * 64 + 1})
     seen, make = [], Attempts.__call__
     monkeypatch.setattr(Attempts, "__call__", lambda self, tasks: seen.append(len(tasks)) or make(self, tasks))
     assert madgen_here("generate", job_file, "sampling.batch_size=auto").code == 0

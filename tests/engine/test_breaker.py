@@ -1,6 +1,6 @@
 import pytest
 
-from madgen.engine.breaker import Breaker
+from madgen.generation.circuit_breaker import Breaker
 
 
 def run(breaker, outcomes):

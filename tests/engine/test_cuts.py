@@ -6,9 +6,9 @@ import tarfile
 import pytest
 
 from madgen import PanoramaSampler, load_job
-from madgen.engine import cuts
-from madgen.engine.cuts import count_cuts
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
+from madgen.planning import truncation as cuts
+from madgen.planning.truncation import count_cuts
 
 FITS = " ".join(["mountains"] * 30)  # of 32 tokens, two mark the beginning and the end
 LONG = f"{FITS} at dawn"
@@ -57,7 +57,7 @@ def test_only_so_many_are_looked_at(counted, monkeypatch):
 
 
 def test_no_tokenizer_is_loaded_for_short_prompts(counted, monkeypatch):
-    monkeypatch.setattr("madgen.backbones._tokens.TextLimit.load", lambda self: pytest.fail("it was loaded"))
+    monkeypatch.setattr("madgen.hub.tokenizers.TextLimit.load", lambda self: pytest.fail("it was loaded"))
     found = counted([{"prompt": "a hill"}])
     assert (found.prompts, found.warnings(1)) == (0, [])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from madgen import Box, PanoramaSampler, Region, load_job
-from madgen.engine.forecast import forecast
-from madgen.errors import UserError
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
+from madgen.planning.forecast import forecast
 from madgen.types import Ramp
+from madgen.utils.errors import UserError
 
 SETTINGS = ["sampling.height=32", "sampling.width=64", "method.mad.steps=1", "prompts.source=p.txt"]
 
@@ -84,7 +84,7 @@ def test_what_its_scheduler_cannot_do_is_refused_by_the_plan(planned, tiny, over
 
 def test_a_hub_that_cannot_be_reached_is_not_waited_for(planned, monkeypatch):
     """Without a network the hub's library asks again and again; a plan takes the family's shapes at once."""
-    from madgen import weights
+    from madgen.hub import weights
 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

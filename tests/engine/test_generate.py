@@ -16,7 +16,7 @@ from PIL import Image
 from processes import MADGEN, Forked, environment
 
 from madgen import load_job
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
 
 
 def hashes(folder):
@@ -100,7 +100,7 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
     script = (
         "import sys\n"
         f"sys.argv = ['madgen', 'generate', {str(job_file)!r}]\n"
-        "from madgen.cli import main\n"
+        "from madgen.cli.app import main\n"
         "try:\n    main()\n"
         "except SystemExit as stopped:\n    code = stopped.code or 0\n"
         "print(code, [name for name in ('torch', 'lightning', 'diffusers', 'wandb') if name in sys.modules])\n"
@@ -115,7 +115,7 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     """What the first worker saved is the plan for all later ones."""
     options = ["prompts.samples_per_prompt=500"]
-    script = f"import madgen.engine.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
+    script = f"import madgen.generation.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
     process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
     plans = tmp_path.joinpath("out", "work", "plan")
     while process.poll() is None and not list(plans.glob("*.arrow")):
@@ -123,7 +123,7 @@ def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 3, process.said()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("madgen.plan.shards._read", lambda job: pytest.fail("the prompts were read again"))
+    monkeypatch.setattr("madgen.dataset.plan._read", lambda job: pytest.fail("the prompts were read again"))
     plan = build_plan(load_job([job_file], options), plans)
     assert (plan.samples, plan.prompts[4].text) == (2500, "mountains over a meadow at noon 4")
 
@@ -297,7 +297,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
 def test_a_signal_while_the_index_is_made_says_so(madgen, job_file, tmp_path):
     script = f"""
 import os, signal
-import madgen.engine.run as run
+import madgen.generation.run as run
 finish = run.finish
 run.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or finish(*arguments)
 {MADGEN}"""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from processes import environment
 
-from madgen.engine.launch import place, placement, rank, strategy
-from madgen.errors import UserError
-from madgen.schema import TrainerConfig
+from madgen.cluster.launch import place, placement, rank, strategy
+from madgen.config.schema import TrainerConfig
+from madgen.utils.errors import UserError
 
 
 def step(per_node="2(x2)", **others):

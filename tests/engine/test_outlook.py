@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from madgen.engine.outlook import Measured, Outlook, measure
-from madgen.errors import UserError
-from madgen.plan.order import makespan
-from madgen.sizing import START_S, count, nodes_within, seconds, time_for
+from madgen.planning.estimate import Measured, Outlook, measure
+from madgen.planning.order import makespan
+from madgen.planning.sizing import START_S, count, nodes_within, seconds, time_for
+from madgen.utils.errors import UserError
 
 
 def ahead(missing, per_evaluation=2.0):

@@ -7,7 +7,7 @@ import torch
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.verify import verify
-from madgen.sampler import PanoramaSampler
+from madgen.sampling.sampler import PanoramaSampler
 
 
 @pytest.fixture

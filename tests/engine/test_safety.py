@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler, UserError
-from madgen.backbones import _safety
-from madgen.engine.attempts import Attempts
-from madgen.engine.safety import Safety, blurred, crops
-from madgen.schema import SafetyConfig, SamplingConfig
+from madgen.config.schema import SafetyConfig, SamplingConfig
+from madgen.generation.robust_sampler import Attempts
+from madgen.generation.safety import Safety, blurred, crops
+from madgen.models import safety_checker as _safety
 from madgen.types import Prompt, Task
 
 SIDE = 32
@@ -123,7 +123,7 @@ def test_actions(tiny, striped, monkeypatch, action):
     harmless = grey.copy()
     harmless[0, 0] = 0  # or it would show nothing
     pictures = iter([np.concatenate([grey, stripes, grey], 1), np.concatenate([harmless, grey, grey], 1)])
-    monkeypatch.setattr("madgen.engine.attempts.to_uint8", lambda pixels: next(pictures)[None])
+    monkeypatch.setattr("madgen.generation.robust_sampler.to_uint8", lambda pixels: next(pictures)[None])
     tasks = [Task(f"{i}-0000", Prompt(str(i), "hills", "", 32, 96), 0, i) for i in range(2)]
     shown, plain = attempts(tasks)
     assert shown.changes == {"safety": {"flagged": [[32, 0, 64, 32]], "action": action}}

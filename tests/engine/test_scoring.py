@@ -12,11 +12,11 @@ from PIL import Image
 from processes import begin, environment
 
 from madgen import PanoramaSampler, UserError
-from madgen.backbones import _clip
-from madgen.config import load_job
-from madgen.engine.safety import crops
-from madgen.engine.scoring import ClipScore, PixelScores
-from madgen.scores import coherence, seam, wrap
+from madgen.config.loader import load_job
+from madgen.generation.safety import crops
+from madgen.generation.scoring import ClipScore, PixelScores
+from madgen.images.scores import coherence, seam, wrap
+from madgen.models import clip as _clip
 
 CELL = 4
 BORDERS = list(range(8, 64, 8))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import environment
 
-from madgen.engine.walltime import MARGIN_S, RECENT, SAFETY, Walltime, job_end
+from madgen.cluster.walltime import MARGIN_S, RECENT, SAFETY, Walltime, job_end
 
 
 class Clock:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from madgen import Box, PanoramaSampler, Region
-from madgen.joint.views import build_layout
+from madgen.diffusion.views import build_layout
 
 VIEW, CELL, STEPS = 8, 4, 3
 SCHEDULERS = [

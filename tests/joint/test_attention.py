@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from madgen.joint.attention import JointAttention, grids_of, joint_attention, keys_values
-from madgen.joint.merge import grid_of, merge_cells, split_cells
-from madgen.joint.views import Axis, Views
+from madgen.diffusion.attention import JointAttention, grids_of, joint_attention, keys_values
+from madgen.diffusion.merge import grid_of, merge_cells, split_cells
+from madgen.diffusion.views import Axis, Views
 
 VIEWS = Views(Axis(4, 4, (0,)), Axis(8, 4, (0, 2, 4)))
 WIDTH, HEADS = 8, 2

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from madgen.joint import fused
-from madgen.joint.merge import grid_of, with_kernels
-from madgen.joint.views import build_layout
+from madgen.diffusion.kernels import fused
+from madgen.diffusion.merge import grid_of, with_kernels
+from madgen.diffusion.views import build_layout
 
 CPU = torch.device("cpu")
 LAYOUTS = {
@@ -149,7 +149,7 @@ def compare(layout, step, dtype):
     """Whether both ways to split are equal, and both to merge as close as their precision allows."""
     from dataclasses import replace
 
-    from madgen.joint.merge import merge_cells, split_cells
+    from madgen.diffusion.merge import merge_cells, split_cells
 
     assert fused.takes(torch.zeros(1, dtype=dtype))
     views = views_of(layout, step)

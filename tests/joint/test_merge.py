@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madgen.joint.merge import grid_of, merge, merge_cells, split, split_cells
-from madgen.joint.views import Axis, Views, loop_starts, view_starts
+from madgen.diffusion.merge import grid_of, merge, merge_cells, split, split_cells
+from madgen.diffusion.views import Axis, Views, loop_starts, view_starts
 
 
 @st.composite

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from madgen import PanoramaSampler
-from madgen.errors import UserError
-from madgen.joint.views import build_layout
+from madgen.diffusion.views import build_layout
+from madgen.utils.errors import UserError
 
 SIZE = {"height": 128, "width": 256, "num_inference_steps": 4, "guidance_scale": 3.0}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from madgen.joint.regions import Bootstrap, OnePrompt, Regions, with_background
+from madgen.diffusion.regions import Bootstrap, OnePrompt, Regions, with_background
 
 FULL = torch.ones(1, 4, 6)
 

@@ -5,11 +5,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from madgen import Box, PanoramaSampler, Region, UserError
-from madgen.denoising import Conditioned
-from madgen.joint.schedule import SyncSchedule
-from madgen.joint.sync import SyncGuidance, foreseen_latents
-from madgen.joint.views import Axis, Views
-from madgen.perceptual import lpips
+from madgen.diffusion.sync_schedule import SyncSchedule
+from madgen.diffusion.syncdiffusion import SyncGuidance, foreseen_latents
+from madgen.diffusion.views import Axis, Views
+from madgen.models.perceptual import lpips
+from madgen.sampling.denoisers import Conditioned
 
 THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}

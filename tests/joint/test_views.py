@@ -2,8 +2,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from madgen.errors import UserError
-from madgen.joint.views import Axis, Views, build_layout, loop_starts, shifted_starts, shifts, view_starts
+from madgen.diffusion.views import Axis, Views, build_layout, loop_starts, shifted_starts, shifts, view_starts
+from madgen.utils.errors import UserError
 
 small = st.integers(1, 24)
 

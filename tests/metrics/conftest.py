@@ -12,7 +12,7 @@ def clip_folder(tmp_path_factory) -> Path:
     """An untrained CLIP of the demo's shape, in the transformers layout."""
     from madgen.demo.scenes import vocabulary
     from madgen.demo.tokenizer import build_tokenizer
-    from madgen.demo.train_clip import new_clip, save_clip
+    from madgen.demo.training.train_clip import new_clip, save_clip
 
     folder = tmp_path_factory.mktemp("clip") / "openai-random-clip"  # torchmetrics loads no CLIP of another name
     folder.mkdir()

@@ -19,7 +19,7 @@ def add(tar, name, data):
 
 
 def write_shard(folder, shard, samples):
-    """`samples`: (key, prompt, image). As `madgen.dataset.shard` would."""
+    """`samples`: (key, prompt, image). As `madgen.dataset.shards.writer` would."""
     path, entries = folder / "shards" / f"{shard}.tar", []
     with tarfile.open(path, "w") as tar:
         for key, prompt, image in samples:

@@ -105,7 +105,7 @@ def test_two_processes_of_torchrun_s_environment_write_the_same_report(tmp_path,
 
 
 def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, wandb_here):
-    from madgen.monitor.wandb_report import summary
+    from madgen.monitoring.wandb_report import summary
 
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
     content = json.loads((tmp_path / "a" / "dataset.json").read_text())

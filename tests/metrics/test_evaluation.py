@@ -10,14 +10,14 @@ import pytest
 import torch
 from synthetic import PROMPTS, cut, textures
 
-from madgen.errors import UserError
+from madgen.evaluation.evaluate import Evaluation, evaluate
+from madgen.evaluation.pairs import draw
+from madgen.evaluation.partial_results import Column, collect
+from madgen.evaluation.runner import Place, measure
 from madgen.metrics import giqa
 from madgen.metrics.crops import Crops
-from madgen.metrics.evaluate import Evaluation, evaluate
 from madgen.metrics.extractors import Extractors, parse
-from madgen.metrics.pairs import draw
-from madgen.metrics.parts import Column, collect
-from madgen.metrics.runner import Place, measure
+from madgen.utils.errors import UserError
 
 METRICS = ("clip_score", "coherence", "fid", "kid", "giqa")
 

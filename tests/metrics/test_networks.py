@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from madgen.errors import UserError
 from madgen.metrics.extractors import Extractors, parse
+from madgen.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_hash_of_the_weights_tells_networks_apart(clip_folder, tmp_path):
 
 
 def test_fetch_brings_the_networks_of_evaluate(clip_folder, capsys):
-    from madgen.fetch import fetch_networks
+    from madgen.generation.fetch import fetch_networks
 
     fetch_networks(f"{clip_folder},vgg=random")
     told = capsys.readouterr().out.splitlines()

@@ -13,9 +13,9 @@ import pytest
 from gallery_dataset import HOSTILE, SEED, add_shard, encoded, new_dataset, picture
 from PIL import Image
 
-from madgen.errors import UserError
-from madgen.monitor import gallery
-from madgen.monitor.gallery import blocks as blocks_module
+from madgen.monitoring import gallery
+from madgen.monitoring.gallery import blocks as blocks_module
+from madgen.utils.errors import UserError
 
 
 @pytest.fixture

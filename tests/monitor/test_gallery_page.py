@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from madgen.monitor import gallery
+from madgen.monitoring import gallery
 
 MANY = 150
 WIDE, HIGH = 720, 120

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from madgen.monitor.rate import Rate
+from madgen.monitoring.rate import Rate
 
 
 class Clock:

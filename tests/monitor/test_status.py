@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from madgen.dataset.claim import LEASE_S
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.monitor.status import SILENT_S, Status, settled, status
-from madgen.monitor.status_page import eta_text, page, progress_text
+from madgen.dataset.shards.leases import LEASE_S
+from madgen.monitoring.status import SILENT_S, Status, settled, status
+from madgen.monitoring.status_page import eta_text, page, progress_text
 
 
 @pytest.fixture

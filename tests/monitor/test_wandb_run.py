@@ -10,9 +10,9 @@ import wandb
 from processes import MADGEN, Forked, environment
 from wandb_log import ended, history, records, run
 
-from madgen.dataset.claim import read_json
-from madgen.engine.walltime import MARGIN_S
-from madgen.schema import Job
+from madgen.cluster.walltime import MARGIN_S
+from madgen.config.schema import Job
+from madgen.dataset.shards.leases import read_json
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
 def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
     arguments = ("generate", job_file, "prompts.samples_per_prompt=60", "monitor.wandb.mode=offline")
-    often = f"import madgen.monitor.wandb_run as run; run.LOG_EVERY_S = 0.3; {MADGEN}"
+    often = f"import madgen.monitoring.wandb_run as run; run.LOG_EVERY_S = 0.3; {MADGEN}"
     note = tmp_path.joinpath("out", "work", "wandb.json")
 
     def start():
@@ -142,7 +142,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
 
 def test_a_run_that_hangs_is_waited_for_no_longer_than_told(monkeypatch):
     """With its queue full: neither the last point nor the end is waited for without limit."""
-    from madgen.monitor import wandb_run
+    from madgen.monitoring import wandb_run
 
     monkeypatch.setattr(wandb_run, "STOP_S", 0.5)
     hung, released = threading.Event(), threading.Event()
@@ -169,7 +169,7 @@ def test_a_run_that_hangs_is_waited_for_no_longer_than_told(monkeypatch):
 @pytest.mark.parametrize("alive", [True, False])
 def test_in_all_no_longer_is_waited_than_told(monkeypatch, alive):
     """For a place for the last point, one for the end, and the end itself; on a clock that only waiting moves."""
-    from madgen.monitor import wandb_run
+    from madgen.monitoring import wandb_run
 
     now = [0.0]
 
@@ -191,7 +191,7 @@ def test_in_all_no_longer_is_waited_than_told(monkeypatch, alive):
 
 
 def test_a_run_whose_end_fails_is_over_at_once(capsys):
-    from madgen.monitor import wandb_run
+    from madgen.monitoring import wandb_run
 
     def fail():
         raise RuntimeError("no room")
@@ -204,7 +204,7 @@ def test_a_run_whose_end_fails_is_over_at_once(capsys):
 
 
 def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
-    from madgen.monitor import wandb_run
+    from madgen.monitoring import wandb_run
 
     told, go = [], threading.Event()
     run = wandb_run.WandbRun(Job())
@@ -226,10 +226,10 @@ def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
 
 
 def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
-    from madgen.dataset.claim import Worker
+    from madgen.config.schema import WandbConfig
     from madgen.dataset.layout import DatasetDir, to_json
-    from madgen.monitor.wandb_run import Log
-    from madgen.schema import WandbConfig
+    from madgen.dataset.shards.leases import Worker
+    from madgen.monitoring.wandb_run import Log
 
     directory = DatasetDir(tmp_path / "out")
     directory.root.mkdir()

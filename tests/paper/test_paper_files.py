@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from madgen.cli import main
-from madgen.engine.finish import Outcome
-from madgen.engine.forecast import forecast
-from madgen.errors import UserError
-from madgen.paper.plan import load_paper
-from madgen.paper.tsne import coverage
-from madgen.plan.shards import build_plan
-from madgen.reference import generate
+from madgen.cli.app import main
+from madgen.dataset.plan import build_plan
+from madgen.evaluation.paper.plan import load_paper
+from madgen.evaluation.paper.tsne import coverage
+from madgen.evaluation.reference import generate
+from madgen.generation.outcome import Outcome
+from madgen.planning.forecast import forecast
+from madgen.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "jobs" / "paper").glob("*.yaml"))
@@ -50,8 +50,10 @@ def test_what_is_no_table_is_told():
 def test_what_takes_several_processes_runs_in_one_of_its_own(devices, apart, tmp_path, monkeypatch):
     """Lightning starts the others by running the command line again, which is to be that of `generate`."""
     ran = []
-    monkeypatch.setattr("madgen.reference._generate_apart", lambda file: ran.append("apart") or 0)
-    monkeypatch.setattr("madgen.engine.finish.finished", lambda job, plan: ran.append("here") or Outcome(0, {}, 0.0, 0))
+    monkeypatch.setattr("madgen.evaluation.reference._generate_apart", lambda file: ran.append("apart") or 0)
+    monkeypatch.setattr(
+        "madgen.generation.outcome.finished", lambda job, plan: ran.append("here") or Outcome(0, {}, 0.0, 0)
+    )
     job = load_paper(ROOT / "jobs/paper/fig10.yaml", quick=True).settings[0].job
     job = replace(job, trainer=replace(job.trainer, devices=devices))
     assert generate(job, tmp_path / "job.yaml") == 0

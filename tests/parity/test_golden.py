@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-import madgen.sampler
-from madgen import PanoramaSampler, Region, onednn
+import madgen.sampling.sampler
+from madgen import PanoramaSampler, Region
+from madgen.diffusion.kernels import onednn
 from madgen.types import MaskPicture
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -114,7 +115,7 @@ def test_released_mad_code_on_regions(monkeypatch):
     reference, meta = load("regions_768")
     with np.load(GOLDEN / "regions_768.npz") as archive:
         masks, noise = archive["masks"], torch.from_numpy(archive["noise"])
-    monkeypatch.setattr(madgen.sampler, "initial_noise", lambda *arguments: noise)
+    monkeypatch.setattr(madgen.sampling.sampler, "initial_noise", lambda *arguments: noise)
     sampler = PanoramaSampler.from_pretrained(
         str(GOLDEN / "tiny-sd"), dtype="float32", view_size=64, stride=meta["stride"], mad_steps=meta["tau"],
         cross_attention="always", region_bootstrapping=0,

@@ -1,8 +1,8 @@
 import pytest
 
-from madgen.plan.order import claim_order, shard_costs, turned
-from madgen.plan.shards import Plan, build_plan
-from madgen.plan.table import PromptTable
+from madgen.dataset.plan import Plan, build_plan
+from madgen.planning.order import claim_order, shard_costs, turned
+from madgen.prompts.table import PromptTable
 from madgen.types import Box, Prompt, Region
 
 
@@ -21,7 +21,7 @@ def test_the_cost_of_a_shard_is_the_sum_over_its_tasks(each, per_shard):
 
 
 def test_lines_that_say_nothing_of_their_own_cost_what_the_job_says(tmp_path, monkeypatch):
-    from madgen.config import load_job
+    from madgen.config.loader import load_job
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 64}\n{"prompt": "c"}\n')

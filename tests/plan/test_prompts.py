@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from madgen.errors import UserError
-from madgen.plan.prompts import prompt_id, read_prompts
+from madgen.prompts.reading import prompt_id, read_prompts
+from madgen.utils.errors import UserError
 
 
 def read(path, **options):

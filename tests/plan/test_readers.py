@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from madgen.config import load_job
-from madgen.errors import UserError
-from madgen.plan.cache import plan_key
-from madgen.plan.prompts import prompt_id, read_prompts
-from madgen.plan.shards import build_plan
+from madgen.config.loader import load_job
+from madgen.dataset.plan import build_plan
+from madgen.prompts.cache import plan_key
+from madgen.prompts.reading import prompt_id, read_prompts
+from madgen.utils.errors import UserError
 
 
 def read(path, **options):
@@ -277,7 +277,7 @@ def test_hostile_files(write, name, content, message):
 
 
 def test_a_line_without_end(write, monkeypatch):
-    monkeypatch.setattr("madgen.plan.readers._lines.LONGEST_LINE", 3 << 20)
+    monkeypatch.setattr("madgen.prompts.readers._lines.LONGEST_LINE", 3 << 20)
     with pytest.raises(UserError, match=r"p.txt:2 is longer than 3 MiB; write one prompt a line"):
         read(write("p.txt", b"a\n" + b"x" * (5 << 20)))
 

@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from madgen import UserError, load_job
-from madgen.plan.prompts import read_prompts
-from madgen.plan.regions import region_identity
-from madgen.plan.shards import build_plan
+from madgen.dataset.plan import build_plan
+from madgen.prompts.reading import read_prompts
+from madgen.prompts.regions import region_identity
 from madgen.types import Box, MaskFile, Ramp, Region
 
 DEFAULTS = {"negative_prompt": "fog", "height": 32, "width": 64}

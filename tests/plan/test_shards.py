@@ -3,10 +3,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from madgen.plan.shards import Plan, batches
-from madgen.plan.table import PromptTable
-from madgen.seeding import sample_seed
+from madgen.dataset.plan import Plan, batches
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt
+from madgen.utils.seeding import sample_seed
 
 
 def plan(prompts=5, samples=2, shard=3, seed=0):

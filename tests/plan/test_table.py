@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from madgen.config import load_job
-from madgen.errors import UserError
-from madgen.plan.building import TableBuilder
-from madgen.plan.cache import plan_key
-from madgen.plan.duplicates import IdIndex
-from madgen.plan.prompts import prompt_id, read_prompts
-from madgen.plan.rows import Defaults
-from madgen.plan.shards import build_plan
-from madgen.plan.table import PromptTable
+from madgen.config.loader import load_job
+from madgen.dataset.plan import build_plan
+from madgen.prompts.builder import TableBuilder
+from madgen.prompts.cache import plan_key
+from madgen.prompts.duplicates import IdIndex
+from madgen.prompts.reading import prompt_id, read_prompts
+from madgen.prompts.rows import Defaults
+from madgen.prompts.table import PromptTable
 from madgen.types import Box, MaskFile, MaskPicture, Prompt, Ramp, Region
+from madgen.utils.errors import UserError
 
 DEFAULTS = {"negative_prompt": "fog", "height": 64, "width": 128}
 IDS = st.text("ab-", min_size=1, max_size=3)
@@ -200,8 +200,8 @@ def test_a_table_that_is_not_whole_is_refused(tmp_path, damage):
 
 
 def test_many_ids_are_found_again_even_where_hashes_are_the_same(monkeypatch):
-    monkeypatch.setattr("madgen.plan.duplicates.hash", lambda name: len(name) % 3, raising=False)
-    monkeypatch.setattr("madgen.plan.duplicates.LONGEST_RUN", 64)
+    monkeypatch.setattr("madgen.prompts.duplicates.hash", lambda name: len(name) % 3, raising=False)
+    monkeypatch.setattr("madgen.prompts.duplicates.LONGEST_RUN", 64)
     ids = [f"{'x' * (number % 5)}{number}" for number in range(300)]
     index = IdIndex(lambda rows: [ids[row] for row in rows])
     for start in range(0, 300, 20):
@@ -236,7 +236,7 @@ def test_a_plan_is_read_from_its_cache(job, tmp_path, monkeypatch):
     plan = build_plan(job("prompts.samples_per_prompt=3"))
     path = plan.save(tmp_path / "cache")
     assert path.name == f"{plan.key}.arrow"
-    monkeypatch.setattr("madgen.plan.shards._read", lambda job: pytest.fail("it was read again"))
+    monkeypatch.setattr("madgen.dataset.plan._read", lambda job: pytest.fail("it was read again"))
     again = build_plan(job("prompts.samples_per_prompt=3"), tmp_path / "cache")
     assert list(again.prompts) == list(plan.prompts)
     assert (again.keys_digest, again.prompts_digest) == (plan.keys_digest, plan.prompts_digest)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT, begin, environment
 
-from madgen.dataset.claim import read_json
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shards.leases import read_json
 from madgen.dataset.verify import exit_code, verify
 
 SCRIPT = Path(__file__).parent / "slurm_local.sh"

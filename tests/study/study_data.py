@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 
-from madgen.config import load_job
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
-from madgen.dataset.encode import encode_sample
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shard import OpenShard
-from madgen.plan.shards import Plan
-from madgen.plan.table import PromptTable
+from madgen.dataset.plan import Plan
+from madgen.dataset.shards.writer import OpenShard
+from madgen.images.encoding import encode_sample
+from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 
 HOSTILE = "a <script>alert('1')</script> & \"quoted\" <!--\n</script\u2028> <img src=https://x.invalid onerror=x>"

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from study_data import HOSTILE, TEXTS, make_dataset
 
-from madgen.errors import UserError
-from madgen.study.design import Design, choose_items, read_sources
-from madgen.study.make import make_study
-from madgen.study.pictures import blurred, patchwork
+from madgen.user_study.design import Design, choose_items, read_sources
+from madgen.user_study.make import make_study
+from madgen.user_study.pictures import blurred, patchwork
+from madgen.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from madgen.study.intervals import design_effect, rate_of, t_quantile, wilson
+from madgen.user_study.intervals import design_effect, rate_of, t_quantile, wilson
 
 
 @pytest.mark.parametrize(

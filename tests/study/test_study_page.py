@@ -11,8 +11,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from study_data import HOSTILE, make_dataset
 
-from madgen.study.design import Design
-from madgen.study.make import make_study
+from madgen.user_study.design import Design
+from madgen.user_study.make import make_study
 
 SHOWN = """
 const name = (id) => [...document.querySelectorAll('script[type="application/json"]')]

@@ -6,13 +6,13 @@ import re
 import pytest
 from study_data import TEXTS, answers_of, make_dataset, write_answers
 
-from madgen.errors import UserError
-from madgen.study.answers import read_answers, read_key
-from madgen.study.design import Design
-from madgen.study.intervals import rate_of
-from madgen.study.make import make_study
-from madgen.study.report import score_study
-from madgen.study.score import score
+from madgen.user_study.answers import read_answers, read_key
+from madgen.user_study.design import Design
+from madgen.user_study.intervals import rate_of
+from madgen.user_study.make import make_study
+from madgen.user_study.report import score_study
+from madgen.user_study.score import score
+from madgen.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Launch, ranks, signals, time limits and SLURM."""

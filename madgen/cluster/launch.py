@@ -1,0 +1,134 @@
+"""Where this process stands among those that were started with it: by srun, by torchrun, or by Lightning itself.
+
+Processes meet when they start and exchange nothing afterwards, so gloo will do on GPUs too: it needs no communicator,
+and no watchdog ends a process because another one has died.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from madgen.config.schema import TrainerConfig
+from madgen.utils.errors import UserError
+
+Kind = Literal["srun", "torchrun", "alone"]
+MEETING = timedelta(minutes=30)
+"""How long processes wait for each other to start and to load their weights, before they give up."""
+COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")  # SLURM's "2(x3)": 2 on each of 3 nodes
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who started this process, and how many there are."""
+
+    kind: Kind
+    devices: int | str
+    """Processes on a node; `auto` where Lightning may choose."""
+    nodes: int
+
+    def environment(self) -> Any:
+        """Ranks and addresses: a ClusterEnvironment of Lightning's."""
+        from lightning.pytorch.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
+        if self.kind == "srun":
+            return SLURMEnvironment(auto_requeue=False)
+        return TorchElasticEnvironment() if self.kind == "torchrun" else LightningEnvironment()
+
+    @property
+    def joins_a_group(self) -> bool:
+        """Whether other processes wait for this one."""
+        return self.kind != "alone" and (self.devices != 1 or self.nodes != 1)
+
+
+def placement(config: TrainerConfig, variables: MutableMapping[str, str] = os.environ) -> Placement:
+    """Takes what was started; UserError, in the words of who started it, where the job wants something else."""
+    if "TORCHELASTIC_RUN_ID" in variables:
+        here, everywhere = int(variables["LOCAL_WORLD_SIZE"]), int(variables["WORLD_SIZE"])
+        _agree(config, here, everywhere // here, "torchrun", "--nproc-per-node", "--nnodes")
+        return Placement("torchrun", here, everywhere // here)
+    if _interactive(variables):
+        return _alone(config)
+    if "SLURM_STEP_ID" in variables and "SLURM_PROCID" in variables:
+        tasks, nodes = _tasks_per_node(variables)
+        _agree(config, tasks, nodes, "srun", "--ntasks-per-node", "--nodes")
+        # A step may be smaller than its job, whose numbers Lightning would see.
+        variables["SLURM_NTASKS_PER_NODE"], variables["SLURM_NNODES"] = str(tasks), str(nodes)
+        return Placement("srun", tasks, nodes)
+    if "SLURM_JOB_ID" in variables and "LOCAL_RANK" not in variables and int(variables.get("SLURM_NTASKS", "1")) > 1:
+        raise UserError(
+            f"this job has {variables['SLURM_NTASKS']} tasks, but madgen was started once, without srun; "
+            "write: srun madgen generate ..."
+        )
+    return _alone(config)
+
+
+def _alone(config: TrainerConfig) -> Placement:
+    nodes = 1 if config.num_nodes == "auto" else config.num_nodes
+    if nodes != 1:
+        raise UserError(f"trainer.num_nodes={nodes} needs srun or torchrun to start madgen on every node")
+    return Placement("alone", config.devices, 1)
+
+
+def _interactive(variables: Mapping[str, str]) -> bool:
+    """A shell inside an allocation: as on any machine."""
+    return variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def _tasks_per_node(variables: MutableMapping[str, str]) -> tuple[int, int]:
+    text = variables.get("SLURM_STEP_TASKS_PER_NODE") or variables.get("SLURM_TASKS_PER_NODE", "1")
+    counts: list[int] = []
+    for count, times in COUNT.findall(text):
+        counts += [int(count)] * int(times or 1)
+    if len(set(counts)) != 1:
+        raise UserError(
+            f"srun started {' + '.join(map(str, counts))} tasks on {len(counts)} nodes; "
+            f"ask for the same number on each with --ntasks-per-node={max(counts)}, not with --ntasks"
+        )
+    return counts[0], len(counts)
+
+
+def _agree(config: TrainerConfig, devices: int, nodes: int, starter: str, per_node: str, of_nodes: str) -> None:
+    for name, value, given, option, what in (
+        ("devices", config.devices, devices, per_node, "a node"),
+        ("num_nodes", config.num_nodes, nodes, of_nodes, "nodes in all"),
+    ):
+        if value not in ("auto", given):
+            started = f"{given} tasks on {what}" if name == "devices" else f"tasks on {given} {what}"
+            raise UserError(
+                f"trainer.{name}={value}, but {starter} started {started} ({option}={given}); "
+                f"set trainer.{name}=auto, or {option}={value}"
+            )
+
+
+def rank(variables: Mapping[str, str] = os.environ) -> int:
+    """Of this process among those that were started with it, before Lightning knows; 0 for one that is alone."""
+    if "TORCHELASTIC_RUN_ID" in variables:
+        name = "RANK"
+    elif "SLURM_STEP_ID" in variables and not _interactive(variables):
+        name = "SLURM_PROCID"
+    else:
+        name = "LOCAL_RANK"  # of those that Lightning has started
+    return int(variables.get(name) or 0)
+
+
+def place(variables: Mapping[str, str] = os.environ) -> int:
+    """A number that tells this process from those started with it, other tasks of an array too, without asking them."""
+    return rank(variables) + int(variables.get("SLURM_ARRAY_TASK_ID", "0"))
+
+
+def strategy(name: str, processes: int) -> Any:
+    """What `trainer.strategy` stands for: DDP with a time-out of its own where there is more than one process."""
+    if name == "ddp" or (name == "auto" and processes > 1):
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(process_group_backend=os.environ.get("MADGEN_PROCESS_GROUP", "gloo"), timeout=MEETING)
+    return name

@@ -1,0 +1,1 @@
+"""Select samples of a dataset by their scores."""

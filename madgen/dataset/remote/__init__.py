@@ -1,0 +1,1 @@
+"""Upload a dataset to remote storage."""

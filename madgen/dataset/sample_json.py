@@ -1,0 +1,61 @@
+"""The JSON of a sample: everything needed to make it again, and nothing of when, where or by whom it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from madgen.config.schema import Job
+from madgen.images.masks import region_to_json
+from madgen.types import Task
+
+
+def sample_settings(job: Job, content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a sample's JSON that all samples of a job share."""
+    identity, backbone = content["identity"], job.backbone
+    where = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
+    known = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
+    return {
+        "backbone": {
+            **where,
+            **identity["backbone"],
+            "loras": [{"weights": lora.weights, **entry} for lora, entry in known],
+        },
+        "method": identity["method"],
+        "sampling": identity["sampling"],
+        "safety": identity["safety"] and {"checker": job.safety.checker, **identity["safety"]},
+        "job_seed": job.prompts.seed,
+        "fingerprint": content["fingerprint"],
+    }
+
+
+def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything needed to make one sample again."""
+    prompt = task.prompt
+    return {
+        "key": task.key,
+        "prompt_id": prompt.id,
+        "sample_index": task.sample_index,
+        "prompt": prompt.text,
+        "negative_prompt": prompt.negative,
+        "seed": task.seed,
+        "height": prompt.height,
+        "width": prompt.width,
+        **({"regions": [region_to_json(region) for region in prompt.regions]} if prompt.regions else {}),
+        **settings,
+    }
+
+
+def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a sample's JSON with `Attempt.changes` in it: a nested key changes that key alone."""
+    changed = dict(metadata)
+    for key, value in changes.items():
+        before = changed.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        changed[key] = with_changes(before or {}, value) if nested else value
+    return changed
+
+
+def with_scores(metadata: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, Any]:
+    """A copy of a sample's JSON with these scores beside those that it has."""
+    return with_changes(metadata, {"scores": scores} if scores else {})

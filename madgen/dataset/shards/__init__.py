@@ -1,0 +1,1 @@
+"""Work on unfinished shards: leases, journals, recovery and publishing."""

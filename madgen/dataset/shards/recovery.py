@@ -1,0 +1,143 @@
+"""What is whole already of a shard that is not done: in open shards that were left, or in a tar without its sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.sample_json import with_scores
+from madgen.dataset.shards import journal
+from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.images.encoding import is_png_of
+from madgen.types import Shard, Task
+from madgen.utils.atomic import write_atomically
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """Samples that need not be made again, by their position in the shard, and the files to remove after that."""
+
+    kept: dict[int, Settled] = field(default_factory=dict)
+    sources: list[Path] = field(default_factory=list)
+
+
+def salvage(
+    directory: DatasetDir,
+    shard: Shard,
+    metadata: Callable[[Task], dict[str, Any]],
+    retry: bool = False,
+    scores: Callable[[np.ndarray], dict[str, float]] | None = None,
+) -> Salvage:
+    """Looks for the samples of a shard that this worker has claimed; each is checked byte by byte.
+
+    `metadata` gives the JSON that a sample must have, but for its `scores`, which come from its picture [H, W, 3].
+    `retry`: quarantined samples count as not made.
+    """
+    positions = {task.key: position for position, task in enumerate(shard.tasks)}
+    kept: dict[int, Settled] = {}
+    sources: list[Path] = []
+    published = directory.tar(shard.name)
+    for log in sorted(directory.open_shards.glob(f"{shard.name}.*.jsonl")):
+        tar = log.with_suffix(".tar")
+        sources += [log, tar]
+        for key, settled in journal.read(log, tar if tar.exists() else published):
+            if key in positions and not (retry and isinstance(settled, Quarantined)):
+                kept.setdefault(positions[key], settled)
+    for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
+        sources += [path] if path not in sources else []  # without a journal nothing vouches for it
+    if not kept and published.exists():
+        kept.update(_adopt(published, shard, metadata, scores or (lambda image: {})))
+    return Salvage(kept, sources)
+
+
+def _adopt(
+    tar_file: Path,
+    shard: Shard,
+    metadata: Callable[[Task], dict[str, Any]],
+    scores: Callable[[np.ndarray], dict[str, float]],
+) -> dict[int, Settled]:
+    """The samples of a tar that nothing vouches for: PNGs that decode, under the JSON that this job gives them.
+
+    Other formats hold no checksums, so their samples are made again; and so are those with a score that is not of the
+    pixels alone.
+    """
+    positions = {task.key: position for position, task in enumerate(shard.tasks)}
+    found: dict[int, Settled] = {}
+    try:
+        with open(tar_file, "rb") as stream:
+            for key, offset, size in sample_spans(tar_file):
+                stream.seek(offset)
+                records = stream.read(size)
+                task = shard.tasks[positions[key]] if key in positions else None
+                image = None if task is None else _picture(members := _members(records), task)
+                if task is None or image is None:
+                    continue
+                scored = scores(image)
+                if members["json"] == to_json(with_scores(metadata(task), scored)):
+                    digest = hashlib.sha256(records).hexdigest()
+                    found[positions[key]] = Piece(tar_file, offset, size, digest, scored or None)
+    except (OSError, tarfile.TarError):
+        return {}
+    return found
+
+
+def _members(records: bytes) -> dict[str, bytes]:
+    """The content of each file of a sample, by its suffix."""
+    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
+        streams = {member.name.partition(".")[2]: tar.extractfile(member) for member in tar}
+        return {name: stream.read() for name, stream in streams.items() if stream is not None}
+
+
+def _picture(members: dict[str, bytes], task: Task) -> np.ndarray | None:
+    """The picture [H, W, 3] of a sample that is whole and of this task; None of another."""
+    if members.keys() != {"json", "png", "txt"} or members["txt"] != task.prompt.text.encode():
+        return None
+    if not is_png_of(members["png"], task.prompt.height, task.prompt.width):
+        return None
+    with Image.open(io.BytesIO(members["png"])) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def sample_spans(path: Path) -> list[tuple[str, int, int]]:
+    """Per sample (key, offset, size) in bytes: its tar records, headers and padding included."""
+    spans: list[tuple[str, int, int]] = []
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key = member.name.partition(".")[0]
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if spans and spans[-1][0] == key:
+                spans[-1] = (key, spans[-1][1], end - spans[-1][1])
+            else:
+                spans.append((key, member.offset, end - member.offset))
+    return spans
+
+
+def reopen(directory: DatasetDir, name: str, entries: list[dict[str, Any]]) -> None:
+    """Puts a finished shard back on the list: only the samples of these sidecar entries need not be made again.
+
+    The journal comes before the sidecar goes, so a crash in between leaves the shard as it was.
+    """
+    lines = b"".join(journal.line(entry["key"], journal.piece(Path(), entry)) for entry in entries)
+    directory.make_in_work(directory.open_shards)
+    write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
+    directory.sidecar(name).unlink(missing_ok=True)
+
+
+def reopen_quarantined(directory: DatasetDir) -> int:
+    """Puts every shard with quarantined samples back on the list; how many samples that is."""
+    count = 0
+    for sidecar in directory.sidecars():
+        if sidecar["quarantined"]:
+            count += len(sidecar["quarantined"])
+            reopen(directory, sidecar["shard"], sidecar["samples"])
+    return count

@@ -1,0 +1,222 @@
+"""One shard on its way to disk: an open tar and its journal in `work/`, then a tar and its sidecar for good."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.shards import journal
+from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.dataset.shards.recovery import Salvage, sample_spans
+from madgen.types import Shard
+from madgen.utils.atomic import sync_directory, write_atomically
+
+
+def end_of_tar(size: int) -> bytes:
+    """Two empty blocks, and zeros up to whole records of 20 blocks, after `size` bytes of samples."""
+    end = 2 * tarfile.BLOCKSIZE
+    return bytes(-(size + end) % tarfile.RECORDSIZE + end)
+
+
+class OpenShard:
+    """Collects the samples of one shard, in the order of its tasks, then publishes it.
+
+    What was salvaged is copied in as its turn comes; a worker that stood still may still be writing to the old files.
+    """
+
+    def __init__(self, directory: DatasetDir, shard: Shard, worker: str, salvage: Salvage | None = None):
+        self.directory, self.shard, self.worker = directory, shard, worker
+        salvage = salvage or Salvage()
+        self.kept, self.sources = dict(salvage.kept), list(salvage.sources)
+        self.settled: list[Settled] = []
+        self.made = 0
+        self.seconds: dict[str, float] = {}
+        self.view_evaluations = 0
+        self.started = time.time()
+        directory.make_in_work(directory.open_shards)
+        self.path = directory.open_shards / f"{shard.name}.{secrets.token_hex(6)}.tar"
+        self.journal = self.path.with_suffix(".jsonl")
+        self._tar = open(self.path, "xb")  # noqa: SIM115 -- closed by publish, leave or discard
+        self._log = open(self.journal, "xb")  # noqa: SIM115
+        self._size, self._lines = 0, b""
+        try:
+            self._copy_kept()
+        except BaseException:  # as on a full disk: what was to be copied is still where it was
+            self._close()
+            self._remove(self.path, self.journal)
+            raise
+
+    @property
+    def complete(self) -> bool:
+        """Every task has its sample, or is quarantined."""
+        return len(self.settled) == len(self.shard.tasks)
+
+    def add(self, position: int, sample: bytes, scores: dict[str, float] | None = None) -> None:
+        """Appends the sample of the task at `position`, as `encode_sample` gives it; `scores` as in its JSON."""
+        self._expect(position)
+        self._tar.write(sample)
+        self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest(), scores))
+        self._size += len(sample)
+        self.made += 1
+        self._copy_kept()
+
+    def quarantine(self, position: int, reason: str, detail: str) -> None:
+        """Goes without the sample of the task at `position`."""
+        self._expect(position)
+        self._settle(Quarantined(reason, detail))
+        self._copy_kept()
+
+    def commit(self, seconds: dict[str, float] | None = None, view_evaluations: int = 0) -> None:
+        """What was added survives a kill from here on; it took `seconds` for so many view evaluations."""
+        self._tar.flush()
+        self._log.write(self._lines)
+        self._log.flush()
+        self._lines = b""
+        self.view_evaluations += view_evaluations
+        for name, value in (seconds or {}).items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        if self.sources and not self.kept:
+            for stream in (self._tar, self._log):  # a machine that dies now must not lose both copies
+                os.fsync(stream.fileno())
+            sync_directory(self.directory.open_shards)
+            self._remove_sources()
+
+    def _expect(self, position: int) -> None:
+        if position != len(self.settled):
+            raise ValueError(f"{self.shard.name}: sample {len(self.settled)} comes next, got {position}")
+
+    def _copy_kept(self) -> None:
+        while (settled := self.kept.pop(len(self.settled), None)) is not None:
+            if isinstance(settled, Quarantined):
+                self._settle(settled)
+                continue
+            self._copy(settled)
+
+    def _copy(self, piece: Piece) -> None:
+        """OSError (ESTALE) if the piece is no longer what it was when it was found: its worker has woken up."""
+        digest, lost = hashlib.sha256(), OSError(errno.ESTALE, "salvaged samples have changed", str(piece.path))
+        try:
+            with open(piece.path, "rb") as source:
+                for part in journal.chunks(source, piece.offset, piece.size):
+                    digest.update(part)
+                    self._tar.write(part)
+        except FileNotFoundError:
+            raise lost from None
+        if digest.hexdigest() != piece.sha256:
+            raise lost
+        self._settle(replace(piece, path=self.path, offset=self._size))
+        self._size += piece.size
+
+    def _settle(self, settled: Settled) -> None:
+        self._lines += journal.line(self.shard.tasks[len(self.settled)].key, settled)
+        self.settled.append(settled)
+
+    def publish(self, owned: Callable[[], bool] = lambda: True) -> bool:
+        """The tar by rename, then the sidecar, which commits the shard; the journal tells of a tar without one.
+
+        False if another worker took over in the meantime (`owned` says so at the last moment), because this one stood
+        still for longer than its lease.
+        """
+        if not self.complete:
+            raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
+        self.commit()
+        self._tar.write(end_of_tar(self._size))
+        self._tar.flush()
+        os.fsync(self._tar.fileno())
+        inode = os.fstat(self._tar.fileno()).st_ino
+        self._close()
+        if not self._move(owned):
+            self.discard()
+            return False
+        write_atomically(self.directory.sidecar(self.shard.name), to_json(self._sidecar()))
+        if os.stat(self.directory.tar(self.shard.name)).st_ino != inode:
+            # Another worker has put its tar in this one's place, of which our sidecar says nothing: to be made again.
+            self.directory.sidecar(self.shard.name).unlink(missing_ok=True)
+        self.discard()
+        return True
+
+    def _move(self, owned: Callable[[], bool]) -> bool:
+        tar, sidecar = self.directory.tar(self.shard.name), self.directory.sidecar(self.shard.name)
+        try:
+            self._check_what_was_written()
+            if not owned() or self.directory.is_done(self.shard.name):
+                return False
+            sidecar.unlink(missing_ok=True)  # of a tar that somebody has removed: it must not vouch for this one
+            os.replace(self.path, tar)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or self.path.exists():
+                raise
+            return False  # the worker that took over has removed it
+        sync_directory(self.directory.shards)
+        return True
+
+    def _check_what_was_written(self) -> None:
+        """Reads the tar back: its keys by their headers, its samples by their checksums."""
+        pairs = zip(self.shard.tasks, self.settled, strict=True)
+        expected = [(task.key, settled) for task, settled in pairs if isinstance(settled, Piece)]
+        found = sample_spans(self.path)
+        if found != [(key, piece.offset, piece.size) for key, piece in expected]:
+            raise OSError(errno.EIO, f"{self.path} does not read back as it was written")
+        with open(self.path, "rb") as stream:
+            for key, piece in expected:
+                if journal.span_sha256(stream, piece.offset, piece.size) != piece.sha256:
+                    raise OSError(errno.EIO, f"{self.path}: {key} does not read back as it was written")
+
+    def _sidecar(self) -> dict[str, Any]:
+        samples, quarantine = [], []
+        for position, (task, settled) in enumerate(zip(self.shard.tasks, self.settled, strict=True)):
+            prompt = task.prompt
+            about = {"key": task.key, "seed": task.seed, "prompt": prompt.text}
+            if isinstance(settled, Quarantined):
+                why = {"position": position, "reason": settled.reason, "detail": settled.detail}
+                quarantine.append({**about, **why})
+            else:
+                samples.append({**about, **journal.span(settled), "height": prompt.height, "width": prompt.width})
+        return {
+            "shard": self.shard.name,
+            "index": self.shard.index,
+            "samples": samples,
+            "quarantined": [entry["key"] for entry in quarantine],
+            "quarantine": quarantine,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "view_evaluations": self.view_evaluations,
+            "made": self.made,
+            "started": self.started,
+            "finished": time.time(),
+            "worker": self.worker,
+        }
+
+    def leave(self) -> None:
+        """Stops here; whoever claims the shard next goes on with what is whole."""
+        self._close()
+        if not self.settled:
+            self._remove(self.path, self.journal)
+
+    def discard(self) -> None:
+        """Nothing of the open shard, nor of what it was salvaged from, stays on disk."""
+        self._close()
+        self._remove(self.path, self.journal)
+        self._remove_sources()
+
+    def _close(self) -> None:
+        for stream in (self._tar, self._log):
+            with contextlib.suppress(OSError, ValueError):  # what is buffered cannot be written on a full disk
+                stream.close()
+
+    def _remove_sources(self) -> None:
+        self._remove(*self.sources)
+        self.sources = []
+
+    def _remove(self, *paths: Path) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""Trains the demo backbone from nothing: `python -m madgen.demo.training.train FOLDER --device cuda`.
+
+Draws the scenes, fits the autoencoder, caches the latents, then fits UNet and text encoder on them. FOLDER becomes an
+ordinary diffusers pipeline folder. `--clip` names a folder for a small CLIP, which scores what the backbone draws.
+Seeded; minutes on a GPU. The seconds that each part may take end it early, cooled down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, vocabulary
+from madgen.demo.tokenizer import build_tokenizer
+from madgen.demo.training.data import Pictures, draw_captions, render
+from madgen.demo.training.pace import Pace
+from madgen.demo.training.train_clip import retrieval, save_clip, train_clip
+from madgen.demo.training.train_unet import new_scheduler, tokenize, train_denoiser
+from madgen.demo.training.train_vae import encode, psnr, train_autoencoder
+
+CAPTIONS = 12  # of a scene, drawn ahead
+CLIP_SCENES = 16_384
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    pictures = render(options.scenes, options.seed)
+    if not options.keep_backbone:
+        _train_backbone(options, pictures)
+    if options.clip is not None:
+        _train_extractor(options, pictures)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=32_768)
+    for part, steps, batch in (("vae", 12_000, 192), ("unet", 12_000, 1024)):
+        parser.add_argument(f"--{part}-steps", type=int, default=steps)
+        parser.add_argument(f"--{part}-batch", type=int, default=batch)
+        parser.add_argument(f"--{part}-seconds", type=float, default=math.inf)
+    parser.add_argument("--keep-vae", action="store_true", help="use the autoencoder that is in FOLDER already")
+    parser.add_argument("--improve-vae", action="store_true", help="go on with the autoencoder in FOLDER")
+    parser.add_argument("--clip", type=Path, help="where a small CLIP goes; none is trained without")
+    parser.add_argument("--clip-steps", type=int, default=1500)
+    parser.add_argument("--keep-backbone", action="store_true", help="train nothing but the CLIP")
+    return parser.parse_args(arguments)
+
+
+def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
+    device, start = torch.device(options.device), None
+    if options.keep_vae or options.improve_vae:
+        start = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device)
+    if start is None or options.improve_vae:
+        pace = Pace(options.vae_steps, options.vae_seconds)
+        start = train_autoencoder(pictures.images, pace, options.vae_batch, device, options.seed, start)
+        start.save_pretrained(options.folder / "vae")
+    vae = start.eval()
+    held_out = render(256, options.seed, held_out=True)
+    print(f"autoencoder: PSNR {psnr(vae, held_out.images, device):.2f} dB on 256 held-out scenes", flush=True)
+
+    tokenizer = build_tokenizer(vocabulary(), options.folder / "tokenizer")
+    latents = encode(vae, pictures.images, device)
+    token_ids = _token_ids(tokenizer, draw_captions(pictures.scenes, CAPTIONS, options.seed, corrupt=True))
+    pace = Pace(options.unet_steps, options.unet_seconds)
+    unet, text_encoder = train_denoiser(latents, token_ids, tokenizer, pace, options.unet_batch, device, options.seed)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(vocabulary(), options.folder / "tokenizer"),  # one that remembers no padding
+        unet=unet.half(),  # halves the file; it is loaded in float32 all the same
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(options.folder, safe_serialization=True)
+    _forget_paths(options.folder)
+
+
+def _token_ids(tokenizer: CLIPTokenizer, captions: list[list[str]]) -> torch.Tensor:
+    """[N, K, model_max_length] of K captions of each of N scenes."""
+    flat = tokenize(tokenizer, [text for texts in captions for text in texts])
+    return flat.reshape(len(captions), -1, flat.shape[-1])
+
+
+def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
+    device = torch.device(options.device)
+    vae = AutoencoderKL.from_pretrained(options.folder / "vae", use_safetensors=True).to(device).eval()
+    options.clip.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(vocabulary(), options.clip)
+    clip = train_clip(
+        Pictures(pictures.images[:CLIP_SCENES], pictures.scenes[:CLIP_SCENES]),
+        vae,
+        tokenizer,
+        options.clip_steps,
+        device,
+        options.seed,
+    )
+    held_out = render(256, options.seed, held_out=True)
+    tables: dict[str, dict] = {"time": TIMES, "far": FARS, "ground": GROUNDS, "horizon": HORIZONS}
+    for name, table in tables.items():
+        print(f"CLIP: {100 * retrieval(clip, tokenizer, held_out, table, name):.0f} % of held-out scenes: {name}")
+    save_clip(clip, build_tokenizer(vocabulary(), options.clip), options.clip)  # remembers no padding
+    _forget_paths(options.clip)
+
+
+def _forget_paths(folder: Path) -> None:
+    """diffusers notes where a part was loaded from: a path of the machine that trained it."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The demo's extractor: a small CLIP, trained contrastively on the drawn scenes and any captions that fit them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from rich.progress import track
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from madgen.demo.scenes import WORDS, Scene
+from madgen.demo.training.data import Pictures, draw_captions
+from madgen.demo.training.train_unet import tokenize
+from madgen.demo.training.train_vae import to_tensor
+
+SIDE = 64  # pixels: what the image tower sees of a square crop
+WIDTH = 128
+BATCH = 192
+CAPTIONS = 12  # of a scene, drawn ahead
+LEARNING_RATE = 1e-3
+MEAN = STD = (0.5, 0.5, 0.5)
+ATTRIBUTES = {word: name for name, words in WORDS.items() for word in words}
+"""Which attribute a word of a caption names."""
+BITS = {name: 1 << bit for bit, name in enumerate([*WORDS, "clouds", "stars", "trees", "sun", "moon"])}
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Untrained: 64 patches of 8x8 px, 4 layers of width 128; 2 layers for the text."""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
+    text = {
+        **tower,
+        "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**tower, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+
+
+def new_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    """Squares resized to 64x64 px."""
+    images = CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=STD
+    )
+    return CLIPProcessor(images, tokenizer)
+
+
+def shows(scene: Scene, text: str) -> bool:
+    """Whether everything that a caption names is in a scene."""
+    return not _named(text) & ~_contents(scene)
+
+
+def fitting(scenes: list[Scene], texts: list[str]) -> Tensor:
+    """Which captions fit which scenes, [scenes, texts] of 0 and 1."""
+    there, named = np.array([_contents(scene) for scene in scenes]), np.array([_named(text) for text in texts])
+    return torch.from_numpy(((named[None] & ~there[:, None]) == 0).astype(np.float32))
+
+
+def _contents(scene: Scene) -> int:
+    """A bit for each attribute and thing that a scene has."""
+    things = {"clouds": scene.clouds, "stars": scene.stars, "trees": scene.trees}
+    things["moon" if scene.time == "night" else "sun"] = scene.sun
+    names = [scene.time, scene.far, scene.ground, scene.horizon, *(name for name, there in things.items() if there)]
+    return sum(BITS[name] for name in names)
+
+
+def _named(text: str) -> int:
+    """The bits of what a caption names."""
+    words = text.replace(",", "").split()
+    return sum({BITS[ATTRIBUTES.get(word, word)] for word in words if ATTRIBUTES.get(word, word) in BITS})
+
+
+@torch.no_grad()
+def shrunk(images: np.ndarray, vae: AutoencoderKL | None, device: torch.device) -> Tensor:
+    """Pictures as the image tower sees them, [N, 3, 64, 64] in -1..1; through an autoencoder, if one is given."""
+    parts = []
+    for start in track(range(0, len(images), 64), description="shrinking pictures"):
+        part = images[start : start + 64]
+        if vae is not None:
+            decoded = vae(to_tensor(part, device)).sample.clamp(-1, 1).permute(0, 2, 3, 1)
+            part = ((decoded + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+        small = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in part]
+        parts.append(np.stack([np.asarray(image) for image in small]))
+    return to_tensor(np.concatenate(parts), torch.device("cpu")).contiguous()
+
+
+def contrast(image_embeds: Tensor, text_embeds: Tensor, fits: Tensor, scale: Tensor) -> Tensor:
+    """Cross entropy of both directions, [B, D] each; `fits` [B, B] tells which captions fit which pictures."""
+    logits = scale.exp().clamp(max=100) * nn.functional.normalize(image_embeds) @ nn.functional.normalize(text_embeds).T
+
+    def one_way(logits: Tensor, fits: Tensor) -> Tensor:
+        targets = fits / fits.sum(1, keepdim=True)
+        return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+    return (one_way(logits, fits) + one_way(logits.T, fits.T)) / 2
+
+
+def train_clip(
+    pictures: Pictures, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, device: torch.device, seed: int
+) -> CLIPModel:
+    """Trains on drawn pictures, half of them as the autoencoder shows them, with fresh captions of their scenes."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng((seed, 3))
+    seen = torch.cat((shrunk(pictures.images, None, device), shrunk(pictures.images, vae, device)))
+    captions = draw_captions(pictures.scenes, CAPTIONS, seed, corrupt=False)
+    model = new_clip(tokenizer).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    for step in track(range(steps), description="CLIP"):
+        rate = min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(rate, 0.01)
+        chosen = rng.integers(0, len(pictures.scenes), BATCH)
+        scenes = [pictures.scenes[index] for index in chosen]
+        texts = [captions[index][int(rng.integers(CAPTIONS))] for index in chosen]
+        fits = fitting(scenes, texts).to(device)
+        images = seen[chosen + len(pictures.scenes) * rng.integers(0, 2, BATCH)].to(device)
+        images = images + 0.02 * torch.randn_like(images)
+        image_embeds = model.visual_projection(model.vision_model(images).pooler_output)
+        text_embeds = model.text_projection(model.text_model(tokenize(tokenizer, texts).to(device)).pooler_output)
+        loss = contrast(image_embeds, text_embeds, fits, model.logit_scale)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            print(f"CLIP step {step + 1}: loss {float(loss.detach()):.3f}", flush=True)
+    return model.eval()
+
+
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """The ordinary transformers layout; float16 halves the file, and it is loaded in float32 all the same."""
+    model.half().save_pretrained(folder)
+    new_processor(tokenizer).save_pretrained(folder)
+    model.float()
+
+
+@torch.no_grad()
+def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, table: dict, name: str) -> float:
+    """The share of pictures whose attribute `name`, of those in `table`, is the caption nearest to the picture."""
+    texts = [{"ground": f"a {value}", "time": f"a landscape at {value}", "horizon": f"a landscape, {value} horizon"}
+             .get(name, value) for value in table]  # fmt: skip
+    device = model.device
+    words = model.text_projection(model.text_model(tokenize(tokenizer, texts).to(device)).pooler_output)
+    seen = shrunk(pictures.images, None, device).to(device)
+    shown = model.visual_projection(model.vision_model(seen).pooler_output)
+    nearest = (nn.functional.normalize(shown) @ nn.functional.normalize(words).T).argmax(1).tolist()
+    return float(np.mean([list(table)[at] == getattr(s, name) for at, s in zip(nearest, pictures.scenes, strict=True)]))

@@ -1,0 +1,1 @@
+"""Fast implementations of single operations: Triton split and merge, oneDNN matrix products."""

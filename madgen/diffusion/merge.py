@@ -1,0 +1,157 @@
+"""Split a canvas into views and merge views by averaging: `merge(split(x)) == x`.
+
+Merging adds up, for each canvas cell, the view cells that lie on it, in the order of the views. It never scatters with
+atomics, so the order of the additions, and with it the last bit, is the same on every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from madgen.diffusion.kernels import fused
+from madgen.diffusion.views import Axis, Views
+
+
+def split(canvas_BCHW: Tensor, views: Views) -> Tensor:
+    """Views [B, V, C, h, w] of a canvas [B, C, H, W]."""
+    cells = split_cells(canvas_BCHW.permute(0, 2, 3, 1), grid_of(views, canvas_BCHW.device))
+    return cells.permute(0, 1, 4, 2, 3).contiguous()
+
+
+def merge(views_BVChw: Tensor, views: Views) -> Tensor:
+    """Canvas [B, C, H, W]: the mean of the views over each cell (MultiDiffusion, Eq. 5)."""
+    cells = merge_cells(views_BVChw.permute(0, 1, 3, 4, 2), grid_of(views, views_BVChw.device))
+    return cells.permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class AxisGrid:
+    """One direction of `Views` as tensors on a device; K is how many views lie on a cell at most."""
+
+    size: int
+    count: int
+    """Of views."""
+    cells: Tensor | None
+    """Canvas cell of every cell of every view [count * size]; None: one view is the canvas."""
+    positions: tuple[Tensor, ...] = ()
+    """K times, for each canvas cell, where in `cells` it occurs [extent]."""
+    present: tuple[Tensor | None, ...] = ()
+    """K times, whether it does, 1.0 or 0.0 [extent]; None: everywhere."""
+    covers: Tensor | None = None
+    """How many views lie on each canvas cell [extent]."""
+    stride: int | None = None
+    """Where views follow each other evenly, do not wrap, and are a multiple of it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`Views` on a device, ready to split and merge. Compiled graphs take its tensors as inputs."""
+
+    rows: AxisGrid
+    columns: AxisGrid
+    fused: fused.Rows | None = None
+    """Where there are kernels for both at once."""
+
+
+@lru_cache(maxsize=1024)
+def grid_of(views: Views, device: torch.device) -> Grid:
+    """The views' grid; made once for each device."""
+    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
+
+
+@torch.inference_mode(False)
+def with_kernels(views: Views, device: torch.device) -> Grid:
+    """As `grid_of`; where there are kernels for it, with their tables."""
+    grid = grid_of(views, device)
+    possible = fused.is_possible(device) and views.rows.depth * views.columns.depth <= fused.DEEPEST
+    return replace(grid, fused=fused.rows_of(views, device)) if possible else grid
+
+
+@torch.inference_mode(False)  # it is kept, and a later gradient may pass through it
+def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
+    count = len(axis.starts)
+    if axis.is_whole:
+        return AxisGrid(axis.size, count, None)
+    covers = axis.covers
+    depth = axis.depth
+    positions = [[found[min(k, len(found) - 1)] for found in covers] for k in range(depth)]
+    present = [[float(k < len(found)) for found in covers] for k in range(depth)]
+    return AxisGrid(
+        axis.size,
+        count,
+        torch.tensor(axis.cells, device=device),
+        tuple(torch.tensor(found, device=device) for found in positions),
+        tuple(None if all(found) else torch.tensor(found, dtype=torch.float32, device=device) for found in present),
+        torch.tensor([len(found) for found in covers], dtype=torch.float32, device=device),
+        axis.even_stride,
+    )
+
+
+def split_cells(canvas_BHWD: Tensor, grid: Grid) -> Tensor:
+    """`split` with channels last: [B, H, W, D] to [B, V, h, w, D]."""
+    rows, columns = grid.rows, grid.columns
+    batch, width = canvas_BHWD.shape[0], canvas_BHWD.shape[-1]
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.takes(canvas_BHWD):
+        cells = fused.split(canvas_BHWD.flatten(1, 2), grid.fused)
+        return cells.view(batch, rows.count * columns.count, rows.size, columns.size, width)
+    cells = canvas_BHWD
+    if rows.cells is not None:
+        cells = cells.index_select(1, rows.cells)
+    if columns.cells is not None:
+        cells = cells.index_select(2, columns.cells)
+    parts = cells.reshape(batch, rows.count, rows.size, columns.count, columns.size, width)
+    return parts.transpose(2, 3).reshape(batch, rows.count * columns.count, rows.size, columns.size, width)
+
+
+def merge_cells(views_BVhwD: Tensor, grid: Grid) -> Tensor:
+    """`merge` with channels last: [B, V, h, w, D] to [B, H, W, D]."""
+    rows, columns = grid.rows, grid.columns
+    batch, width = views_BVhwD.shape[0], views_BVhwD.shape[-1]
+    if not torch.compiler.is_compiling() and grid.fused is not None and fused.takes(views_BVhwD):
+        extents = [axis.size if axis.covers is None else len(axis.covers) for axis in (rows, columns)]
+        return fused.merge(views_BVhwD.flatten(1, 3), grid.fused).view(batch, *extents, width)
+    parts = views_BVhwD.reshape(batch, rows.count, columns.count, rows.size, columns.size, width)
+    return _average(_average(parts.transpose(2, 3), columns, 3), rows, 1)  # first in [B, Y, h, X, w, D]
+
+
+def _average(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
+    """Means over `dim` (the views) and `dim` + 1 (their cells), which become one: the canvas's cells."""
+    if axis.cells is None:
+        return views.flatten(dim, dim + 1)
+    assert axis.covers is not None
+    total = _pieces(views, axis, dim) if not torch.compiler.is_compiling() and axis.stride else _cells(views, axis, dim)
+    return total / _along(axis.covers, dim, total)
+
+
+def _pieces(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
+    """Sums, a stride's cells of all views at once: where a view's last piece lies, there lies a later one's first."""
+    assert axis.stride is not None
+    depth = axis.size // axis.stride
+    pieces = views.unflatten(dim + 1, (depth, axis.stride))
+    shape = list(pieces.shape)
+    shape[dim : dim + 2] = [axis.count + depth - 1]
+    total = pieces.new_zeros(shape)
+    for piece in reversed(range(depth)):  # the earlier view first
+        total.narrow(dim, piece, axis.count).add_(pieces.select(dim + 1, piece))
+    return total.flatten(dim, dim + 1)
+
+
+def _cells(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
+    """Sums, cell by cell."""
+    cells = views.flatten(dim, dim + 1)
+    total = cells.index_select(dim, axis.positions[0])
+    for position, present in zip(axis.positions[1:], axis.present[1:], strict=True):
+        found = cells.index_select(dim, position)
+        total = total + found if present is None else torch.addcmul(total, found, _along(present, dim, total))
+    return total
+
+
+def _along(values: Tensor, dim: int, other: Tensor) -> Tensor:
+    """[extent] as a factor over `dim` of `other`."""
+    shape = [1] * other.ndim
+    shape[dim] = len(values)
+    return values.view(shape).to(other.dtype)

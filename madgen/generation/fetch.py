@@ -1,0 +1,69 @@
+"""`fetch`: everything that a job needs of the network, brought into the caches, for nodes that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from madgen.config.schema import Job
+from madgen.hub.weights import download_checker, download_clip, lora_file, resolve_pretrained
+from madgen.utils.errors import UserError
+
+
+def fetch(job: Job) -> None:
+    """Downloads what is missing and says what lies where; UserError names the first that cannot be had."""
+    from huggingface_hub import constants
+
+    for name, found in _needed(job):
+        if not found:
+            print(f"{name}: on this disk already, nothing to download")
+        for path in found:
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            print(f"{name}: {size / 1e6:,.1f} MB in {len(files)} files, in {path}")
+    if constants.HF_HUB_OFFLINE:
+        print("HF_HUB_OFFLINE is set: nothing was downloaded, all of it is here")
+
+
+def fetch_networks(extractor: str) -> None:
+    """Downloads the networks of `madgen evaluate --extractor`; UserError names the first that cannot be had."""
+    import torch
+
+    from madgen.metrics.extractors import Extractors, parse
+
+    choice = parse(extractor)
+    networks = Extractors(choice, torch.device("cpu"))
+    for role in ("clip", "features", "lpips", "style", "dinov2"):
+        if choice.get(role) != "none":
+            print(f"--extractor {role}: {networks[role].label}, weights {networks[role].weights}")
+
+
+def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
+    from madgen.backbones import backbone_module
+    from madgen.backbones._loading import download
+
+    backbone = job.backbone
+    backbone_module(backbone.name)
+    config = backbone.config and resolve_pretrained(backbone.config)
+    pretrained = resolve_pretrained(backbone.pretrained)
+    yield (
+        f"backbone.pretrained={backbone.pretrained}",
+        download(pretrained, backbone.revision, backbone.variant, config),
+    )
+    for lora in backbone.loras:
+        local = Path(lora.weights).expanduser().exists()
+        file = lora_file(lora.weights, download=True)
+        if file is None:
+            raise UserError(f"the LoRA {lora.weights} cannot be had")
+        yield f"backbone.loras: {lora.weights}", [] if local else [file]
+    if job.safety.checker is not None:
+        yield f"safety.checker={job.safety.checker}", download_checker(job.safety.checker)
+    if job.scores.clip is not None:
+        yield f"scores.clip={job.scores.clip}", download_clip(job.scores.clip)
+    if job.method.sync.weight > 0 and job.method.sync.network != "random":
+        import torch
+
+        from madgen.models.perceptual import lpips
+
+        lpips(job.method.sync.network, torch.device("cpu"))
+        yield f"method.sync.network={job.method.sync.network}", [Path(torch.hub.get_dir()) / "checkpoints"]

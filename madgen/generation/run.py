@@ -1,0 +1,120 @@
+"""`generate`: check everything, then `trainer.predict` over what is missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from dataclasses import replace
+
+import lightning
+import torch
+
+from madgen import backbones
+from madgen.cluster.launch import placement, rank, strategy
+from madgen.cluster.signals import ending_instead, tell_batch_script
+from madgen.config.schema import Job, TrainerConfig
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import Plan
+from madgen.generation.datamodule import PromptDataModule
+from madgen.generation.module import PanoramaModule
+from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish, on_gpu, refuse_other_jobs
+from madgen.generation.upload import hand_over, refuse_other_place
+from madgen.generation.writer import ShardWriter
+from madgen.monitoring.observer import Observer
+from madgen.monitoring.progress import ProgressReport
+from madgen.utils.errors import UserError
+
+
+def generate(job: Job, plan: Plan) -> Outcome:
+    """Makes what is missing of a planned dataset; UserError before anything is written if it cannot."""
+    started = time.monotonic()
+    quieten()
+    directory = DatasetDir(job.output_dir)
+    refuse_other_jobs(job, plan, directory)
+    refuse_other_place(job, plan)
+    _fix_threads(job.trainer)
+    writer = ShardWriter(job, _observers(job))
+    trainer = build_trainer(job.trainer, [writer])
+    data = PromptDataModule(job, plan)
+    with directory.disappearance_is_told(began=lambda: data.was_there):
+        _predict(trainer, job, data, writer)
+        if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
+            tell_batch_script(data.out_of_time or "signal")
+        directory.check_there()
+        if trainer.global_rank != 0:
+            return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
+        with ending_instead("stopped while the index was made: the same command makes it"):
+            outcome = finish(directory, started, writer.written, writer.tripped)
+    if job.output.upload is not None and writer.signals.received is not None:
+        return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
+    return hand_over(job, outcome)
+
+
+def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
+    writer.signals.install(data.stop)
+    try:
+        trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
+    except (KeyboardInterrupt, SystemExit):  # Lightning ends with status 1 after a second Ctrl-C
+        if writer.signals.received is None:
+            raise
+    finally:
+        writer.signals.restore()
+
+
+def _fix_threads(config: TrainerConfig) -> None:
+    """On a CPU the number of threads can change the last bit, and so the bytes: the same with any number of devices.
+
+    `OMP_NUM_THREADS` chooses it; left alone, Lightning would divide the cores among the processes.
+    """
+    if not on_gpu(config):
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+def _observers(job: Job) -> tuple[Observer, ...]:
+    if rank() != 0:
+        return ()
+    if job.monitor.wandb.mode == "disabled":
+        return (ProgressReport(),)
+    from madgen.monitoring.wandb_run import WandbRun
+
+    return (ProgressReport(), WandbRun(job))
+
+
+def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    """A trainer that only predicts: no logger, no checkpoints, no sampler of its own, no signal handlers of its own."""
+    where = placement(config)
+    devices, visible = where.devices, torch.cuda.device_count() if on_gpu(config) else None
+    if devices == "auto":
+        devices = visible or 1
+    if visible is not None and visible < int(devices):
+        raise UserError(
+            f"{devices} processes on this node, but this one sees {visible} GPUs; under SLURM ask with "
+            f"--gpus-per-node={devices}, which shows them to every task"
+        )
+    try:
+        return lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=where.nodes,
+            strategy=strategy(config.strategy, int(devices) * where.nodes),
+            plugins=[where.environment()],
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=False,  # the sampler switches gradients off itself
+        )
+    except (ValueError, RuntimeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def quieten() -> None:
+    """Only what concerns the user: warnings of the libraries about their own affairs go to nobody."""
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|triton|diffusers|transformers|huggingface_hub)\b.*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    backbones.quieten()

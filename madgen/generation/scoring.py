@@ -1,0 +1,54 @@
+"""`scores` of a job, at work: those of the pixels for the writer, and CLIP's for the thread that has the device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from madgen.config.schema import Job
+from madgen.diffusion.denoise import steps_of
+from madgen.diffusion.views import Views
+from madgen.generation.safety import crops
+from madgen.images.scores import DIGITS, pixel_scores
+from madgen.models import clip as _clip
+from madgen.sampling.sampler import PanoramaSampler
+
+
+class PixelScores:
+    """`scores(image)` of pictures that this sampler made for this job: of the pixels and the views alone."""
+
+    def __init__(self, job: Job, sampler: PanoramaSampler):
+        self.names, self.cell = job.pixel_scores, sampler.backbone.spec.factor
+        self._geometry, self._loop = sampler.geometry, job.sampling.loop
+        self._last = steps_of(sampler.new_scheduler(job.sampling.num_inference_steps))[-1]
+        self._views: dict[tuple[int, int], Views] = {}
+
+    def __call__(self, image_HWC: np.ndarray) -> dict[str, float]:
+        """Rounded, without those that this picture cannot have."""
+        views = self._last_views(*image_HWC.shape[:2])
+        rows, columns = ([self.cell * border for border in axis.borders] for axis in (views.rows, views.columns))
+        return pixel_scores(self.names, image_HWC, rows, columns, self.cell)
+
+    def _last_views(self, height: int, width: int) -> Views:
+        """Those of the last step: what earlier ones leave at their borders, it smooths."""
+        size = height, width
+        if size not in self._views:
+            self._views[size] = self._geometry.build(*size, self._loop).at(self._last)
+        return self._views[size]
+
+
+class ClipScore:
+    """How well a panorama shows a text: 100 times the cosine, at least 0, mean over squares that cover it."""
+
+    def __init__(self, clip: _clip.Clip):
+        self.clip = clip
+
+    @classmethod
+    def load(cls, model: str | None, sampler: PanoramaSampler) -> ClipScore | None:
+        """None where no model is asked for; UserError if it cannot be loaded."""
+        return None if model is None else cls(_clip.load(model, sampler.backbone.device))
+
+    def __call__(self, image_HWC: np.ndarray, text: str) -> float:
+        height, width = image_HWC.shape[:2]
+        boxes = crops(height, width, min(height, width))
+        found = [self.clip.similarity(image_HWC[top:bottom, left:right], text) for left, top, right, bottom in boxes]
+        return round(sum(max(0.0, 100 * cosine) for cosine in found) / len(found), DIGITS)

@@ -1,0 +1,1 @@
+"""Locate, identify and license model files. Imports no torch."""

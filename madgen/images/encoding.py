@@ -1,0 +1,96 @@
+"""Records to bytes. Nothing that depends on when, where or by whom a panorama was made goes in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import webdataset
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from madgen.dataset.layout import to_json
+from madgen.images import embedded_metadata as embed
+from madgen.types import Record
+from madgen.utils.errors import UserError
+
+LONGEST_SIDE = {"png": 2**31 - 1, "jpg": 65_500, "webp": 16_383}
+"""Pixels that the formats' encoders take."""
+
+
+def check_side(image_format: str, height: int, width: int) -> None:
+    """UserError for a picture that its format cannot hold."""
+    most = LONGEST_SIDE[image_format]
+    if max(height, width) > most:
+        raise UserError(f"{height}x{width} px: {image_format} ends at {most} px a side; take another output.format")
+
+
+def encode_image(
+    image_HWC: np.ndarray,
+    image_format: str,
+    quality: int,
+    loop: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> bytes:
+    """PNG (lossless), JPEG without chroma subsampling, or WebP; `quality` 1..100 for the latter two.
+
+    `metadata`, a sample's JSON, is written into the file, see `embed`; a panorama that closes (`loop`) says so too.
+    """
+    options: dict[str, dict[str, Any]] = {
+        "png": {"format": "PNG", "compress_level": 6},
+        "jpg": {"format": "JPEG", "quality": quality, "subsampling": 0},
+        "webp": {"format": "WEBP", "quality": quality, "method": 4},
+    }
+    chosen, stream = options[image_format], io.BytesIO()
+    fields = embed.gpano(*image_HWC.shape[:2]) if loop else None
+    if image_format == "png":
+        chosen["pnginfo"] = _png_info(metadata, fields)
+    elif metadata is not None or loop:
+        chosen["xmp"] = embed.xmp(metadata, fields)
+    Image.fromarray(image_HWC).save(stream, **chosen)
+    return stream.getvalue()
+
+
+def _png_info(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | None) -> PngInfo:
+    info = PngInfo()
+    if metadata is not None:
+        info.add_text("parameters", embed.parameters(metadata))
+        info.add_itxt("Description", embed.description(metadata))
+    if gpano is not None:
+        info.add_itxt("XML:com.adobe.xmp", embed.xmp(None, gpano).decode())
+    return info
+
+
+def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
+    """The tar records of a WebDataset sample: `<key>.json`, `<key>.png`, `<key>.txt`, headers and padding included.
+
+    A shard is the samples' bytes one after the other, and the zeros that end a tar.
+    """
+    loop = bool(record.metadata.get("sampling", {}).get("loop"))
+    stream = io.BytesIO()
+    writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="madgen", group="madgen", format="PAX_FORMAT")
+    writer.write(
+        {
+            "__key__": record.task.key,
+            image_format: encode_image(record.image_HWC, image_format, quality, loop, record.metadata),
+            "json": to_json(record.metadata),
+            "txt": record.task.prompt.text.encode(),
+        }
+    )
+    size = writer.tarstream.offset
+    writer.close()
+    return stream.getvalue()[:size]
+
+
+def is_png_of(data: bytes, height: int, width: int) -> bool:
+    """Whether this is a PNG of that size in which every checksum is right."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()  # the checksums of all chunks
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            return image.size == (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False

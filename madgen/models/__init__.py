@@ -1,0 +1,1 @@
+"""Auxiliary networks: CLIP, DINOv2, Inception, LPIPS and the safety checker."""

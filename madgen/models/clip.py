@@ -1,0 +1,71 @@
+"""A CLIP model with its processor, for scores; safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from madgen.hub.model_configs import read_config
+from madgen.utils.errors import UserError
+
+KEY = "scores.clip"
+
+
+class Clip:
+    """Computes in float32 whatever the backbone's precision, one picture at a time: no score depends on others."""
+
+    def __init__(self, model: Any, processor: Any, device: torch.device):
+        self.model, self.processor, self.device = model.to(device).eval(), processor, device
+        self._text = lru_cache(maxsize=64)(self._embedded)  # all crops of a panorama share one
+
+    @torch.no_grad()
+    def similarity(self, image_HWC: np.ndarray, text: str) -> float:
+        """Cosine of an RGB picture (uint8) and a text; the end of a text that is too long is not looked at."""
+        return float(torch.nn.functional.cosine_similarity(self.features([image_HWC]), self._text(text))[0])
+
+    @torch.no_grad()
+    def features(self, images_HWC: Sequence[np.ndarray]) -> Tensor:
+        """Projected features float32 [N, D] of RGB pictures (uint8), not normalised."""
+        copies = [image.copy() for image in images_HWC]
+        pixels = self.processor(images=copies, return_tensors="pt", input_data_format="channels_last")
+        return self.model.visual_projection(
+            self.model.vision_model(pixels.pixel_values.to(self.device, torch.float32)).pooler_output
+        )
+
+    def text_features(self, text: str) -> Tensor:
+        """Projected features float32 [1, D] of a text, not normalised."""
+        return self._text(text)
+
+    @torch.no_grad()
+    def _embedded(self, text: str) -> Tensor:
+        tokens = self.processor(text=[text], truncation=True, return_tensors="pt").to(self.device)
+        output = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return self.model.text_projection(output.pooler_output)
+
+
+def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip:
+    """Loads a folder or hub id, the value of `key`; UserError if it holds no CLIP model in safetensors."""
+    from safetensors import SafetensorError
+    from transformers import CLIPModel, CLIPProcessor
+
+    where = str(Path(model).expanduser())
+    config = read_config(where, None, "config.json", key, "CLIP model")
+    if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
+        kind = config.get("architectures") or config.get("model_type")
+        raise UserError(f"{key}={model} holds no CLIP model: config.json says {kind}")
+    try:
+        loaded, found = CLIPModel.from_pretrained(
+            where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        processor = CLIPProcessor.from_pretrained(where)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot load {key}={model}: {str(error).strip().splitlines()[0]}") from error
+    if found["missing_keys"]:
+        raise UserError(f"{key}={model} lacks weights: {sorted(found['missing_keys'])[0]}")
+    return Clip(loaded, processor, torch.device(device))

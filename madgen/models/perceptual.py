@@ -1,0 +1,64 @@
+"""Perceptual distance between pictures. The home of VGG, from torchmetrics and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+
+from madgen.utils.errors import UserError
+
+NETWORKS = ("vgg", "random")
+RANDOM_SEED = 2023
+
+
+@lru_cache(maxsize=2)
+def lpips(network: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (Zhang et al., CVPR 2018) over VGG16: two batches of pixels in 0..1 [B, 3, h, w] to distances [B].
+
+    `vgg`: trained on ImageNet, from torchvision's download cache; UserError if the weights cannot be had. `random`:
+    untrained, always the same; it still compares colours and textures, and needs no download.
+    """
+    if network not in NETWORKS:
+        raise UserError(f"sync network must be one of {', '.join(NETWORKS)}, got {network!r}")
+    net = lpips_network(network == "vgg", "SyncDiffusion", "set method.sync.network=random").to(device)
+
+    def distance(first_B3hw: Tensor, second_B3hw: Tensor) -> Tensor:
+        return net(first_B3hw, second_B3hw, normalize=True).flatten()
+
+    return distance
+
+
+@lru_cache(maxsize=2)
+def lpips_network(trained: bool, who: str, way_out: str) -> Any:
+    """LPIPS over VGG16, on the CPU; `who` needs it, and `way_out` is what else can be done, for the UserError."""
+    from torchmetrics.functional.image.lpips import _LPIPS  # its public class cannot leave the network untrained
+
+    return _loaded(lambda: _LPIPS(net="vgg", pnet_rand=not trained), "VGG16", who, way_out)
+
+
+@lru_cache(maxsize=2)
+def vgg19(trained: bool, who: str, way_out: str) -> Any:
+    """The convolutions of torchvision's VGG19, on the CPU, as `lpips_network`."""
+    from torchvision.models import VGG19_Weights
+    from torchvision.models import vgg19 as build
+
+    weights = VGG19_Weights.IMAGENET1K_V1 if trained else None
+    return _loaded(lambda: build(weights=weights, progress=False).features, "VGG19", who, way_out)
+
+
+def _loaded(build: Callable[[], Any], name: str, who: str, way_out: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        try:
+            net = build()
+        except (URLError, OSError) as error:
+            raise UserError(
+                f"{who} needs torchvision's {name} weights, and they cannot be downloaded from here ({error}); "
+                f"put them into {torch.hub.get_dir()}/checkpoints, or {way_out}"
+            ) from error
+    return net.eval().requires_grad_(False)

@@ -1,0 +1,55 @@
+"""diffusers' safety checker for Stable Diffusion, with its feature extractor; safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from madgen.hub.model_configs import read_config
+from madgen.hub.weights import CHECKER_PARTS, in_pipeline_layout
+from madgen.utils.errors import UserError
+
+CLASS = "StableDiffusionSafetyChecker"
+KEY = "safety.checker"
+
+
+class SafetyChecker:
+    """Computes in float32 whatever the backbone's precision, one picture at a time: no picture depends on others."""
+
+    def __init__(self, model: Any, extractor: Any, device: torch.device):
+        self.model, self.extractor, self.device = model.to(device).eval(), extractor, device
+
+    @torch.no_grad()
+    def flags(self, image_HWC: np.ndarray) -> bool:
+        """Whether an RGB picture (uint8) shows what the checker was made to find."""
+        pixels = self.extractor(image_HWC.copy(), return_tensors="pt", input_data_format="channels_last").pixel_values
+        # The checker blackens the pictures that it is given beside the features: here something of no use.
+        _, flagged = self.model(clip_input=pixels.to(self.device, torch.float32), images=[np.zeros(1)])
+        return bool(flagged[0])
+
+
+def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
+    """Loads a folder or hub id: the checker's own, or a pipeline's. UserError if there is none."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from safetensors import SafetensorError
+    from transformers import CLIPImageProcessor
+
+    where = str(Path(checker).expanduser())
+    of_checker, of_extractor = CHECKER_PARTS if in_pipeline_layout(checker) else ("", "")
+    config = read_config(where, None, f"{of_checker}/config.json".lstrip("/"), KEY, "safety checker")
+    if CLASS not in (config.get("architectures") or ()):
+        raise UserError(f"{KEY}={checker} holds no safety checker: its architectures are {config.get('architectures')}")
+    read_config(where, None, f"{of_extractor}/preprocessor_config.json".lstrip("/"), KEY, "safety checker")
+    try:
+        model, found = StableDiffusionSafetyChecker.from_pretrained(
+            where, subfolder=of_checker, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        extractor = CLIPImageProcessor.from_pretrained(where, subfolder=of_extractor)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot load {KEY}={checker}: {str(error).strip().splitlines()[0]}") from error
+    if found["missing_keys"]:
+        raise UserError(f"{KEY}={checker} lacks weights: {sorted(found['missing_keys'])[0]}")
+    return SafetyChecker(model, extractor, torch.device(device))

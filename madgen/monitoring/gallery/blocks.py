@@ -1,0 +1,89 @@
+"""The data of a page: a JSON block for each sample, in a form in which no prompt can be taken for markup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar
+
+from madgen.dataset.layout import DatasetDir
+from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded
+from madgen.monitoring.gallery.samples import Place, Sample, read
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def write_samples(
+    file: BinaryIO,
+    dataset: DatasetDir,
+    shown: Sequence[Place],
+    preview: int | None,
+    progress: Callable[[int, int], Any],
+) -> None:
+    """A block per sample (`s0`, `s1`, ..), then those of the larger pictures (`f0`, ..): thumbnails come first."""
+    side = SIDES[len(shown) > FEW]
+
+    def blocks(number: int) -> tuple[bytes, bytes]:
+        sample = read(shown[number])
+        thumbnail, picture = embedded(sample, side, preview)
+        details = {"thumbnail": thumbnail, "preview": preview, **_details(dataset, sample)}
+        texts = block(f"s{number}", details), "" if picture is None else block(f"f{number}", picture)
+        return texts[0].encode("ascii"), texts[1].encode("ascii")
+
+    with tempfile.TemporaryFile() as pictures:
+        for done, (details, picture) in enumerate(_in_order(blocks, range(len(shown))), start=1):
+            file.write(details)
+            pictures.write(picture)
+            progress(done, len(shown))
+        pictures.seek(0)
+        shutil.copyfileobj(pictures, file)
+
+
+def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """As `map`, on all cores, with no more results in memory than two a core."""
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        waiting: deque[Future[B]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def block(name: str, value: Any) -> str:
+    """A JSON data block: ASCII, and without any character that HTML could take for markup."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
+    place, sampling = sample.place, sample.metadata.get("sampling")
+    return {
+        "rows": list(_rows(sample.metadata)),
+        "loop": isinstance(sampling, dict) and sampling.get("loop") is True,
+        "shard": place.shard.name,
+        "offset": place.offset,
+        "size": place.size,
+        "member": f"{place.key}.{sample.suffix}",
+        "command": shlex.join(["madgen", "regenerate", str(dataset.root), place.key, "-o", f"{place.key}.png"]),
+    }
+
+
+def _rows(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """All leaves of the metadata as (dotted name, text): as text here, since a browser rounds integers over 2**53."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _rows(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,83 @@
+"""The contact sheet: some panoramas of a dataset on one PNG."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from madgen.dataset.layout import DatasetDir
+from madgen.monitoring.gallery.samples import places, read, spread
+from madgen.utils.atomic import atomic
+from madgen.utils.errors import UserError
+
+SHEET_PICTURE = (768, 256)
+"""Width and height in pixels that a picture on the contact sheet never exceeds."""
+SHEET_CELL = 192
+"""Least width in pixels of a cell on the sheet, which leaves small pictures room for their prompt."""
+SHEET_ROWS = 8
+SHEET_MOST = 240
+SHEET_GAP = 16
+SHEET_CAPTION = 24
+SHEET_FONT = 14
+SHEET_PAPER, SHEET_INK = (250, 250, 248), (40, 40, 44)
+
+
+def write_contact_sheet(directory: Path, output: Path | None = None, limit: int = 24) -> Path:
+    """Writes a PNG of panoramas under each other in columns, each with its prompt under it, and returns its path.
+
+    directory: as in `write_gallery`
+    output: the picture, replaced at once; default `directory/preview.png`
+    limit: at most so many samples, evenly spaced over the dataset; 1 to `SHEET_MOST`
+
+    Raises UserError: no dataset in `directory`, no finished sample yet, a damaged shard, or a limit out of range.
+    """
+    dataset = DatasetDir(Path(directory))
+    if limit > SHEET_MOST:
+        raise UserError(f"a contact sheet holds at most {SHEET_MOST} panoramas, not limit={limit}; write the gallery")
+    dataset.read_manifest()
+    shown = spread(places(dataset), limit)
+    sheet = _sheet([(read(place).decoded(SHEET_PICTURE), place.prompt) for place in shown])
+    output = dataset.root / "preview.png" if output is None else Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(output) as file:
+        sheet.save(file, format="PNG")
+    return output
+
+
+def _columns(cells: Sequence[tuple[Image.Image, str]]) -> int:
+    """Columns of a sheet: for wide pictures one per `SHEET_ROWS` of them, for others as many as there are rows."""
+    wide = sum(image.width >= 2 * image.height for image, _ in cells) * 2 >= len(cells)
+    square = next(side for side in range(1, len(cells) + 1) if side * side >= len(cells))
+    least = -(-len(cells) // SHEET_ROWS)
+    return least if wide else max(least, square)
+
+
+def _sheet(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """The (picture, prompt) pairs column by column, each picture at the left of its cell, its prompt under it."""
+    columns = _columns(cells)
+    rows = -(-len(cells) // columns)
+    cell_width = max(SHEET_CELL, *(image.width for image, _ in cells))
+    picture_height = max(image.height for image, _ in cells)
+    step_x, step_y = cell_width + SHEET_GAP, picture_height + SHEET_CAPTION + SHEET_GAP
+    sheet = Image.new("RGB", (columns * step_x + SHEET_GAP, rows * step_y + SHEET_GAP), SHEET_PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=SHEET_FONT)
+    for number, (image, prompt) in enumerate(cells):
+        x, y = SHEET_GAP + number // rows * step_x, SHEET_GAP + number % rows * step_y
+        sheet.paste(image, (x, y + picture_height - image.height))
+        caption = _truncated(prompt, cell_width, font.getlength)
+        draw.text((x, y + picture_height + SHEET_CAPTION // 2), caption, SHEET_INK, font, anchor="lm")
+    return sheet
+
+
+def _truncated(prompt: str, width: int, measure: Callable[[str], float]) -> str:
+    """The prompt on one line of at most `width` pixels, without characters that do not print."""
+    line = " ".join(prompt.split())
+    line = "".join(character for character in line if character.isprintable())
+    if len(line) <= width and measure(line) <= width:
+        return line
+    fits = bisect_right(range(min(len(line), width)), float(width), key=lambda end: measure(f"{line[:end].rstrip()}…"))
+    return f"{line[: max(fits - 1, 0)].rstrip()}…"

@@ -1,0 +1,154 @@
+"""The state of a dataset from its files alone, also of a run on other machines."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from typing import Any
+
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import shard_name
+from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_json
+from madgen.monitoring.totals import Totals
+
+SILENT_S = 2 * HEARTBEAT_S
+"""A worker that was not heard of for so long is named; after its lease it counts as dead."""
+SLOW = 0.5
+"""A straggler works at less than this share of the median rate."""
+COMMON_ERROR = 0.08
+"""Of a rate, shared by all workers: in two steady runs the time left was off by up to 7 % between the first tenth and
+the last (`benchmarks/eta.py`)."""
+
+
+def status(directory: DatasetDir) -> dict[str, Any]:
+    """What `madgen status --json` prints; rates are panoramas a second, times seconds.
+
+    UserError: no dataset, or one with a damaged sidecar.
+    """
+    return Status(directory).read_whole()
+
+
+class Status:
+    """Looks at a dataset again and again; a finished shard is read once."""
+
+    def __init__(self, directory: DatasetDir):
+        self.directory = directory
+        self.totals = Totals(directory)
+        self._planned: set[str] = set()
+
+    def read_whole(self) -> dict[str, Any]:
+        """The state now; UserError names a sidecar that is damaged."""
+        state = self.read()
+        if self.totals.damaged is not None:
+            raise self.totals.damaged
+        return state
+
+    def read(self) -> dict[str, Any]:
+        """The state now, without shards whose sidecars are damaged: those who watch a run must not end it."""
+        manifest = self.directory.read_manifest()
+        beats = _heartbeats(self.directory)  # before the shards: one that is published in between is counted once
+        now = _now(self.directory) if beats else 0.0
+        plan, name = manifest["plan"], manifest["job"]["name"]
+        if len(self._planned) != plan["shards"]:
+            self._planned = {shard_name(name, index) for index in range(plan["shards"])}
+        done = self.totals.update(self._planned)
+        workers = [_worker(beat, now, done) for beat in beats]
+        live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
+        _mark_stragglers(live)
+        flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
+        quarantined = self.totals.quarantined.total()
+        rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
+        left = plan["samples"] - self.totals.samples - quarantined - flying
+        shards_done = len(self.totals.shards)
+        return {
+            "name": name,
+            "fingerprint": manifest["fingerprint"],
+            "planned": plan["samples"],
+            "done": self.totals.samples,
+            "in_flight": flying,
+            "quarantined": quarantined,
+            "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
+            "shards": {"planned": plan["shards"], "done": shards_done},
+            "rate_per_s": rate,
+            "megapixels_per_s": sum(worker["megapixels_per_s"] or 0.0 for worker in live) or None,
+            "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
+            "eta_interval_s": _interval(left, rate, live),
+            "seconds": {name: round(value, 3) for name, value in sorted(self.totals.seconds.items())},
+            "complete": self.totals.settled() == plan["samples"] and shards_done == plan["shards"],
+            "workers": workers,
+        }
+
+
+def settled(state: dict[str, Any]) -> int:
+    """Samples that are made, in quarantine, or in a shard that is being written."""
+    return min(state["planned"], state["done"] + state["quarantined"] + state["in_flight"])
+
+
+def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(directory.workers.glob("*.json")):
+        content = read_json(path)
+        try:
+            heard = path.stat().st_mtime
+        except FileNotFoundError:  # it has just ended
+            continue
+        if content is not None:
+            found.append({**content, "heard": heard})
+    return found
+
+
+def _now(directory: DatasetDir) -> float:
+    """On the file server's clock, as heartbeats are: the clocks of two machines may differ by more than a lease."""
+    try:
+        with tempfile.TemporaryFile(dir=directory.workers) as stream:
+            return os.fstat(stream.fileno()).st_mtime
+    except OSError:  # somebody else's dataset, which may be read and not written
+        return time.time()
+
+
+def _worker(content: dict[str, Any], now: float, done: set[str]) -> dict[str, Any]:
+    age = max(0.0, now - content["heard"])
+    process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
+    state = "silent" if age > SILENT_S else content["state"]
+    if age > LEASE_S or process.is_surely_dead():
+        state = "dead"
+    works = state not in ("waiting", "silent", "dead")
+    return {
+        "id": content["id"],
+        "host": content["host"],
+        "device": content.get("device"),
+        "rank": content.get("rank"),
+        "state": state,
+        "straggler": False,
+        "shard": content.get("shard"),
+        "samples": content["samples"],
+        "in_flight": sum(samples for shard, samples in content["open"].items() if shard not in done),
+        "rate_per_s": content["rate_per_s"] if works else None,
+        "rate_error": content.get("rate_error"),
+        "megapixels_per_s": content.get("megapixels_per_s") if works else None,
+        "memory_bytes": content.get("memory_bytes"),
+        "heartbeat_age_s": round(age, 1),
+    }
+
+
+def _mark_stragglers(live: list[dict[str, Any]]) -> None:
+    """By megapixels where they are told: workers may be at panoramas of different sizes."""
+    rates = {worker["id"]: worker["megapixels_per_s"] or worker["rate_per_s"] for worker in live}
+    known = [rate for rate in rates.values() if rate]
+    if len(known) >= 3:
+        least = SLOW * statistics.median(known)
+        for worker in live:
+            worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < least
+
+
+def _interval(left: int, rate: float | None, live: list[dict[str, Any]]) -> list[float] | None:
+    """Around the time left: two standard errors, from how evenly each worker works, and what is common to all."""
+    errors = [worker["rate_per_s"] * worker["rate_error"] for worker in live if worker["rate_per_s"]
+              and worker["rate_error"] is not None]  # fmt: skip
+    if not rate or not errors:
+        return None
+    relative = min(math.hypot(math.hypot(*errors) / rate, COMMON_ERROR), 0.9)
+    return [left / (rate * (1 + relative)), left / (rate * (1 - relative))]

@@ -1,0 +1,102 @@
+"""`madgen status` as people read it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from madgen.dataset.layout import DatasetDir
+from madgen.monitoring.status import Status
+
+REFRESH_S = 2.0
+
+
+def eta_text(seconds: float) -> str:
+    """`2 h 05 min`, `7 min`, `40 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def progress_text(state: dict[str, Any]) -> str:
+    """Rate, time left and what is in quarantine, in a line."""
+    parts = []
+    if state["rate_per_s"]:
+        parts.append(f"{state['rate_per_s']:.2f} panoramas/s")
+        left = f"{eta_text(state['eta_s'])} left"
+        low, high = (eta_text(seconds) for seconds in state["eta_interval_s"] or (0, 0))
+        parts.append(f"{left} ({low} to {high})" if state["eta_interval_s"] and low != high else left)
+    if state["quarantined"]:
+        parts.append(f"{state['quarantined']} quarantined")
+    return ", ".join(parts)
+
+
+def page(state: dict[str, Any]) -> Group:
+    """What is made, what is left, and every worker."""
+    percent, shards = 100 * state["done"] / max(1, state["planned"]), state["shards"]
+    made = f"{state['done']} of {state['planned']} panoramas ({percent:.1f} %)"
+    head = Text.assemble((state["name"], "bold"), f": {made}, {shards['done']} of {shards['planned']} shards")
+    details = [f"{state['in_flight']} in open shards", f"{state['quarantined']} quarantined"]
+    why = ", ".join(f"{reason}: {count}" for reason, count in state["quarantined_by_reason"].items())
+    details[1] += f" ({why})" if why else ""
+    if rest := progress_text({**state, "quarantined": 0}):
+        details.append(rest)
+    lines: list[Any] = [head, Text("complete" if state["complete"] else ", ".join(details))]
+    if state["workers"]:
+        lines.append(_table(state["workers"]))
+    return Group(*lines, *(Text(line) for line in _trouble(state["workers"])))
+
+
+def _table(workers: list[dict[str, Any]]) -> Table:
+    table = Table("worker", "host", "device", "state", "shard", "samples", "rate/s", "heartbeat", box=None)
+    for worker in workers:
+        rate = f"{worker['rate_per_s']:.2f}" if worker["rate_per_s"] else "-"
+        told = f"{worker['state']}, slow" if worker["straggler"] else worker["state"]
+        row = (worker["id"], worker["host"], worker["device"], told, worker["shard"], worker["samples"], rate)
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row), f"{worker['heartbeat_age_s']} s ago")
+    return table
+
+
+def _trouble(workers: list[dict[str, Any]]) -> list[str]:
+    """A line for each worker that somebody should look at."""
+    lines = []
+    for worker in workers:
+        where = f"{worker['id']} on {worker['host']}"
+        if worker["state"] == "dead":
+            lines.append(f"dead: {where}; its shard goes to whoever claims it next")
+        elif worker["state"] == "silent":
+            lines.append(f"silent: {where}, not heard of for {worker['heartbeat_age_s']:.0f} s: stopped, or cut off")
+        elif worker["straggler"]:
+            lines.append(f"slow: {where}, at {worker['rate_per_s']:.2f} panoramas/s")
+    return lines
+
+
+def print_status(directory: DatasetDir, as_json: bool, watch: bool) -> None:
+    """Once, or with `watch` every two seconds until the dataset is complete; then in place, or a line of JSON each."""
+    reader = Status(directory)
+    state = reader.read_whole()
+    if not watch:
+        print(json.dumps(state, indent=1)) if as_json else Console(highlight=False).print(page(state))
+        return
+    if as_json:
+        _watch_as_json(reader, state)
+        return
+    with Live(page(state), console=Console(highlight=False), auto_refresh=False) as live:
+        while not state["complete"]:
+            time.sleep(REFRESH_S)
+            state = reader.read_whole()
+            live.update(page(state), refresh=True)
+
+
+def _watch_as_json(reader: Status, state: dict[str, Any]) -> None:
+    print(json.dumps(state), flush=True)
+    while not state["complete"]:
+        time.sleep(REFRESH_S)
+        state = reader.read_whole()
+        print(json.dumps(state), flush=True)

@@ -1,0 +1,65 @@
+"""Sums over the sidecars of finished shards. Each is read once: a watcher looks again every few seconds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+from madgen.dataset.layout import DatasetDir
+from madgen.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Shard:
+    samples: int
+    quarantined: Counter[str]
+    seconds: Counter[str]
+
+
+class Totals:
+    """What is in finished shards; `update` reads what is new."""
+
+    def __init__(self, directory: DatasetDir):
+        self.directory = directory
+        self.shards: dict[str, _Shard] = {}
+        self.samples = 0
+        self.quarantined: Counter[str] = Counter()
+        """By reason."""
+        self.seconds: Counter[str] = Counter()
+        """Worker seconds, by what they went into."""
+        self.damaged: UserError | None = None
+        """What is wrong with the first sidecar that could not be read at the last look; its shard is not counted."""
+
+    def update(self, planned: Container[str]) -> set[str]:
+        """The names of the planned shards that are finished, all of which are counted now, but for damaged ones."""
+        done = {name for name in self.directory.done() if name in planned}
+        for name in self.shards.keys() - done:  # put back on the list
+            self._add(self.shards.pop(name), -1)
+        self.damaged = None
+        for name in sorted(done - self.shards.keys()):
+            try:
+                self.shards[name] = _read(self.directory.read_sidecar(name))
+            except FileNotFoundError:  # put back on the list just now
+                continue
+            except (UserError, KeyError, TypeError):
+                self.damaged = self.damaged or self.directory.damaged(name)
+                continue
+            self._add(self.shards[name], 1)
+        return done
+
+    def _add(self, shard: _Shard, sign: int) -> None:
+        self.samples += sign * shard.samples
+        for sums, more in ((self.quarantined, shard.quarantined), (self.seconds, shard.seconds)):
+            for name, value in more.items():
+                sums[name] += sign * value
+
+    def settled(self) -> int:
+        """Samples that are made or in quarantine."""
+        return self.samples + self.quarantined.total()
+
+
+def _read(sidecar: dict[str, Any]) -> _Shard:
+    reasons = Counter(entry["reason"] for entry in sidecar["quarantine"])
+    return _Shard(len(sidecar["samples"]), reasons, Counter(sidecar["seconds"]))

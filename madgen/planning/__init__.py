@@ -1,0 +1,1 @@
+"""Cost and running time of a job, before it runs. Loads no weights."""

@@ -1,0 +1,213 @@
+"""Checks a plan against its backbone's shapes and adds up what it will cost. Loads no weights, writes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from madgen.backbones import BackboneSpec, backbone_module
+from madgen.cluster.launch import rank
+from madgen.config.schema import Job
+from madgen.dataset.plan import Plan
+from madgen.dataset.remote.filesystem import check_at_hand
+from madgen.diffusion.sync_schedule import SyncSchedule
+from madgen.diffusion.views import Layout
+from madgen.hub.weights import impatient, lora_file, resolve_pretrained
+from madgen.images.encoding import check_side
+from madgen.images.masks import cell_weights
+from madgen.monitoring.status_page import eta_text
+from madgen.planning.cost import Cost, Evaluations, has_regions, sizes, total_cost, view_evaluations
+from madgen.planning.truncation import Cuts, count_cuts
+from madgen.sampling.geometry import Geometry
+from madgen.sampling.inputs import check_negative_prompts
+from madgen.sampling.method import method_of
+from madgen.sampling.regions import check_regions_scheduler
+from madgen.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `madgen plan` prints."""
+
+    spec: BackboneSpec
+    spec_is_assumed: bool
+    sizes: dict[tuple[int, int], int]
+    """How many panoramas of each (height, width) in pixels."""
+    views: dict[tuple[int, int], int]
+    """Views of one panorama of each size, in the first step."""
+    evaluations: dict[tuple[int, int], Evaluations]
+    """Of one panorama of each size."""
+    cost: Cost
+    cuts: Cuts | None
+    """Prompts that are too long for the text encoder; None where that is not known."""
+
+
+def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
+    """UserError names the first size, stride or setting that cannot work.
+
+    `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
+    """
+    if job.output.upload is not None:
+        check_at_hand("output.upload", job.output.upload)
+    spec, assumed = _spec(job, assume_spec)
+    for lora in job.backbone.loras:
+        lora_file(lora.weights)  # refuses what is not there
+    if not assumed:
+        with impatient() if assume_spec else nullcontext():
+            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *_files(job))
+    own = None if assumed else _own_scheduler(job)
+    _check_scheduler(job, plan, own)
+    layouts = _layouts(job, plan, spec)
+    for size in layouts:
+        check_side(job.output.format, *size)
+    _check_regions(job, plan, spec)
+    check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
+    if job.sampling.guidance_steps is not None and spec.guidance_embedded:
+        raise UserError("sampling.guidance_steps has no meaning: the backbone embeds its guidance; leave it null")
+    evaluations = _evaluations(job, spec, layouts, own)
+    return Forecast(
+        spec=spec,
+        spec_is_assumed=assumed,
+        sizes=dict(sizes(plan)),
+        views={size: layout.at(0).count for size, layout in layouts.items()},
+        evaluations=evaluations,
+        cost=total_cost(plan, evaluations, job.output.format),
+        cuts=count_cuts(job, plan),
+    )
+
+
+def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], Evaluations]:
+    """View evaluations of one panorama of each size; nothing else is looked at."""
+    spec, assumed = _spec(job, assume=True)
+    return _evaluations(job, spec, _layouts(job, plan, spec), None if assumed else _own_scheduler(job))
+
+
+def _spec(job: Job, assume: bool) -> tuple[BackboneSpec, bool]:
+    """The backbone's shapes, and whether they are only those of its family."""
+    module, backbone = backbone_module(job.backbone.name), job.backbone
+    try:
+        with impatient() if assume else nullcontext():
+            return module.describe(*_files(job)), False
+    except UserError:
+        if not assume:
+            raise
+        return module.family_spec(backbone.pretrained), True
+
+
+def _files(job: Job) -> tuple[str, str | None, str | None]:
+    """Where the backbone's config files are looked for."""
+    backbone = job.backbone
+    config = backbone.config and resolve_pretrained(backbone.config)
+    return resolve_pretrained(backbone.pretrained), backbone.revision, config
+
+
+def _own_scheduler(job: Job) -> dict[str, Any] | None:
+    """The config of the checkpoint's own scheduler; None if it is not at hand."""
+    with impatient():
+        return backbone_module(job.backbone.name).own_scheduler(*_files(job))
+
+
+def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
+    """UserError for a scheduler that there is not, or that cannot bootstrap the regions that there are."""
+    name = job.sampling.scheduler
+    if name is None and has_regions(plan):
+        name = (own or {}).get("_class_name")
+    if name is not None:
+        regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
+        steps = method_of(job.method).bootstrapped_steps(job.sampling.num_inference_steps)
+        check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
+
+
+def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
+    views = job.method.views
+    geometry = Geometry(spec, views.layout, views.size, views.stride, method_of(job.method).merging, views.overlap_from)
+    return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
+
+
+def _evaluations(
+    job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
+) -> dict[tuple[int, int], Evaluations]:
+    sampling, sync = job.sampling, job.method.sync
+    steps = backbone_module(job.backbone.name).evaluated_steps(
+        own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
+    )
+    guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
+    twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
+    passes = [(step, twice and step in guided) for step in steps]
+    schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
+    bootstrapped = method_of(job.method).bootstrapped_steps(sampling.num_inference_steps)
+    return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
+
+
+def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:
+    """Every mask must fit the panoramas that it is for; UserError names the first prompt whose masks do not."""
+    checked = set()
+    for prompt in (plan.prompts[row] for row in plan.prompts.rows_with_regions()):
+        for region in prompt.regions:
+            wanted = (region.mask, prompt.height, prompt.width)
+            if wanted not in checked:
+                checked.add(wanted)
+                try:
+                    cell_weights(*wanted, spec.factor, job.sampling.loop)
+                except UserError as error:
+                    raise UserError(f"prompt {prompt.id}: {error}") from error
+
+
+def warn(plan: Plan, forecast: Forecast) -> None:
+    """Says on stderr what would go otherwise than a user may think; of many processes the first says it."""
+    for line in forecast.cuts.warnings(len(plan.prompts)) if forecast.cuts and rank() == 0 else ():
+        print(f"madgen: {line}", file=sys.stderr)
+
+
+def print_forecast(job: Job, plan: Plan, forecast: Forecast, ahead: dict[str, Any], as_json: bool) -> None:
+    """For people, or with `as_json` for scripts; `ahead` is what `outlook` told."""
+    cost, cuts, steps = forecast.cost, forecast.cuts, job.sampling.num_inference_steps
+    content = {
+        "name": job.name,
+        "prompts": len(plan.prompts),
+        "samples": plan.samples,
+        "shards": plan.shard_count,
+        "samples_per_shard": plan.samples_per_shard,
+        "sizes": [
+            {"height": height, "width": width, "samples": count, "views": forecast.views[height, width]}
+            for (height, width), count in forecast.sizes.items()
+        ],
+        "view_evaluations": cost.view_evaluations,
+        "megapixels": round(cost.megapixels, 3),
+        "bytes": cost.bytes,
+        "spec_is_assumed": forecast.spec_is_assumed,
+        "prompts_cut": None if cuts is None else cuts.prompts,
+        "prompts_cut_is_exact": cuts is not None and cuts.checked == cuts.candidates,
+        **ahead,
+    }
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    mad, disk = job.method.mad, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
+    print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards")
+    print(f"  to {job.output_dir}")
+    for (height, width), count in forecast.sizes.items():
+        print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
+    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
+    print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
+    for line in _time_lines(ahead):
+        print(f"  {line}")
+    if forecast.spec_is_assumed:
+        print(f"  note: {job.backbone.pretrained} is not at hand; planned with the shapes of its family")
+
+
+def _time_lines(ahead: dict[str, Any]) -> Iterator[str]:
+    """What is left, in hours, where something was measured."""
+    workers, wall_s, hours = ahead["workers"], ahead["wall_s"], ahead["device_hours_left"]
+    if hours is not None:
+        per_evaluation = f"{1000 * ahead['seconds_per_view_evaluation']:.3g} ms a view evaluation"
+        from_ = f"{per_evaluation}, measured on {ahead['measured_shards']} shards"
+        yield f"{ahead['shards_left']} shards left: {hours:,.2f} device hours ({from_})"
+    if wall_s is not None:
+        yield f"{workers} workers: {eta_text(wall_s)}"
+    elif workers is not None:
+        yield f"{workers} workers: not known before a shard is finished, or without --measured DIR"

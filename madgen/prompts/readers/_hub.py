@@ -1,0 +1,106 @@
+"""Hugging Face datasets: `hf://owner/name`, `hf://owner/name/config`, or a local folder as `hf:///a/folder`."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from madgen.prompts.readers import Chunk
+from madgen.prompts.readers._arrow import ROWS, arrow_chunks
+from madgen.prompts.readers._columns import choose_columns
+from madgen.utils.errors import UserError
+
+SCHEME = "hf://"
+SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # what `save_to_disk` leaves in a folder
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is no file but a dataset."""
+    return source.startswith(SCHEME)
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder that a dataset lies in; None for one of the hub. UserError for what can be neither."""
+    name = source.removeprefix(SCHEME)
+    if name.startswith(("/", "./", "../", "~")):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"prompts.source={source}: there is no folder {folder}")
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*){1,2}", name, re.ASCII):
+        raise UserError(f"prompts.source={source} must be hf://owner/name, hf://owner/name/config or hf:///a/folder")
+    if Path(name).exists():  # which the library would take instead
+        raise UserError(
+            f"prompts.source={source}: there is a folder {name} here too; write hf://./{name}, or rename it"
+        )
+    return None
+
+
+def dataset_files(source: str) -> list[Path]:
+    """The files that a dataset is made of, as far as they are on this machine; of the hub's, all of its owner's.
+
+    (The library's cache renames datasets: rather a file too many, where another content must not go unseen.)
+    """
+    folder = local_folder(source)
+    if folder is not None:
+        return _below(folder)
+    import datasets
+
+    owner = source.removeprefix(SCHEME).split("/")[0]
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    return [file for folder in sorted(cache.glob(f"{owner}___*")) for file in _below(folder)]
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def read_hub(source: str, split: str, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """The rows of one split; UserError if there is no such dataset, here or on the hub."""
+    with tempfile.TemporaryDirectory(prefix="madgen-") as scratch:
+        dataset = _load(source, split, scratch)
+        if isinstance(dataset, dict):
+            splits = ", ".join(dataset)
+            raise UserError(f"prompts.source={source} has no split {split!r}; it has {splits}: set prompts.split")
+        name = f"{source}[{split}]"
+        present = dataset.column_names or list(next(iter(dataset), {}))
+        fields = choose_columns(name, present, columns)
+        tables = dataset.select_columns(list(fields)).with_format("arrow").iter(batch_size=ROWS)
+        yield from arrow_chunks(name, tables, fields)
+
+
+def _load(source: str, split: str, scratch: str) -> Any:
+    """`scratch`: a folder for what the library keeps beside a local dataset's files."""
+    import datasets
+    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+
+    set_verbosity_error()
+    disable_progress_bar()
+    folder = local_folder(source)
+    try:
+        if folder is None:
+            owner, name, *config = source.removeprefix(SCHEME).split("/")
+            return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
+        if any((folder / name).is_file() for name in SAVED):
+            return _of_saved(datasets.load_from_disk(str(folder)), source, split)
+        # Streamed: the files are here, and copying them into the library's cache would write where nobody asked.
+        return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises whatever its file systems, its hub client or a file's reader do
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"prompts.source={source}: the split {split!r} cannot be read: {reason}; it must be a dataset folder, "
+            "in the local datasets cache, or within reach on the hub (prompts.split names the split)"
+        ) from error
+
+
+def _of_saved(saved: Any, source: str, split: str) -> Any:
+    if isinstance(saved, dict):
+        return saved.get(split, saved)
+    if split not in ("train", str(saved.split)):
+        raise UserError(f"prompts.source={source} has no split {split!r}, it is one dataset; leave prompts.split out")
+    return saved

@@ -1,0 +1,93 @@
+"""Files of text as blocks of whole lines: plain or packed, UTF-8 with or without a byte order mark."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from madgen.utils.errors import UserError
+
+BLOCK = 1 << 20
+LONGEST_LINE = 16 << 20
+BOM = b"\xef\xbb\xbf"
+
+
+def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first line, lines without their newlines) of each block; UserError names the line at fault."""
+    number, start = 1, 0
+    for block in _whole_lines(path):
+        text, fault = _decode(path, block, number, start)
+        lines = text.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        if lines:
+            yield number, lines
+        if fault is not None:
+            raise fault
+        number, start = number + len(lines), start + len(block)
+
+
+def read_text(path: Path) -> str:
+    """A whole file, for formats that cannot be read piece by piece."""
+    pieces = []
+    with _open(path) as stream:
+        while piece := _read(stream, path, BLOCK):
+            pieces.append(piece)
+    content = b"".join(pieces)
+    text, fault = _decode(path, content, 1, 0)
+    if fault is not None:
+        raise fault
+    return text
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Blocks that end with a newline, but for the last; the first keeps its byte order mark."""
+    rest, number = b"", 1
+    with _open(path) as stream:
+        while piece := _read(stream, path, BLOCK):
+            cut = piece.rfind(b"\n") + 1
+            if cut:
+                block = rest + piece[:cut]
+                number += block.count(b"\n")
+                yield block
+                rest = piece[cut:]
+            else:
+                rest += piece
+            if len(rest) > LONGEST_LINE:
+                raise UserError(f"{path}:{number} is longer than {LONGEST_LINE >> 20} MiB; write one prompt a line")
+    if rest:
+        yield rest
+
+
+def _decode(path: Path, block: bytes, number: int, start: int) -> tuple[str, UserError | None]:
+    """The text of a block that begins at line `number` and byte `start`, up to a line that is not UTF-8."""
+    mark = len(BOM) if start == 0 and block.startswith(BOM) else 0
+    try:
+        return block[mark:].decode(), None
+    except UnicodeDecodeError as error:
+        place = mark + error.start
+        line = number + block.count(b"\n", 0, place)
+        whole = block[mark : block.rfind(b"\n", 0, place) + 1].decode()
+        return whole, UserError(f"{path}:{line} is not UTF-8 (byte {start + place}); convert the file to UTF-8")
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        if path.suffix.lower() == ".gz":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        return io.FileIO(path)
+    except OSError as error:
+        raise UserError(f"cannot read prompts.source={path}: {error.strerror or error}") from error
+
+
+def _read(stream: IO[bytes], path: Path, size: int) -> bytes:
+    try:
+        return stream.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is no whole gzip file ({error}); copy it again, or unpack it") from error
+    except OSError as error:
+        raise UserError(f"cannot read prompts.source={path}: {error.strerror or error}") from error

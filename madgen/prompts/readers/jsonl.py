@@ -1,0 +1,45 @@
+"""One JSON object a line, with `prompt` and any other of our fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from madgen.prompts.readers import Chunk
+from madgen.prompts.readers._json import flat_pairs, load
+from madgen.prompts.readers._lines import read_blocks
+from madgen.utils.errors import UserError
+
+COLUMNS, GZIP = True, True
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """The objects of a `.jsonl`; with `columns`, other keys than these are ignored."""
+    for first, lines in read_blocks(path):
+        numbers: list[int] = []
+        rows: list[str | dict[str, Any]] = []
+        try:
+            for number, line in enumerate(map(str.strip, lines), first):
+                if line:
+                    rows.append(_row(line, path, number, columns))
+                    numbers.append(number)
+        except UserError:
+            yield Chunk(numbers, rows)  # what stands before the line at fault comes first
+            raise
+        yield Chunk(numbers, rows)
+
+
+def _row(line: str, path: Path, number: int, columns: Mapping[str, str]) -> str | dict[str, Any]:
+    pairs = flat_pairs(line)
+    if pairs is None:
+        fields = load(line, f"{path}:{number}")
+        if not isinstance(fields, dict):
+            raise UserError(f"{path}:{number} must be a JSON object with a prompt, got {line[:40]!r}")
+    elif not columns and len(pairs) == 1 and pairs[0][0] == "prompt" and type(pairs[0][1]) is str:
+        return pairs[0][1]
+    else:
+        fields = dict(pairs)
+    if columns:
+        return {ours: fields.get(theirs) for ours, theirs in columns.items()}
+    return fields

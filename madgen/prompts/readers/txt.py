@@ -1,0 +1,22 @@
+"""One prompt a line; empty lines and the blanks around a prompt mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from madgen.prompts.readers import Chunk
+from madgen.prompts.readers._lines import read_blocks
+
+COLUMNS, GZIP = False, True
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """The prompts of a `.txt`."""
+    for first, lines in read_blocks(path):
+        rows = list(map(str.strip, lines))
+        numbers = range(first, first + len(rows))
+        if all(rows):
+            yield Chunk(numbers, rows)
+        else:
+            yield Chunk([number for number, row in zip(numbers, rows, strict=True) if row], list(filter(None, rows)))

@@ -1,0 +1,1 @@
+"""Prompts and seeds to panoramas. Knows nothing of datasets, files or Lightning."""

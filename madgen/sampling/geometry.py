@@ -1,0 +1,86 @@
+"""Which sizes a backbone's views can cover, in the user's pixels."""
+
+from __future__ import annotations
+
+from madgen.backbones import BackboneSpec, Merging
+from madgen.diffusion.views import Layout, Views, build_layout
+from madgen.utils.errors import UserError
+
+MOST_PIXELS = 2**26
+"""What readers of pictures take without suspecting a decompression bomb."""
+
+
+class Geometry:
+    """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        layout: str,
+        view_size: int | None,
+        stride: int | None,
+        merging: Merging | None,
+        overlap_from: int | None = None,
+    ):
+        self.spec, self.layout, self.overlap_from = spec, layout, overlap_from
+        if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
+            raise UserError(f"overlap_from must be a step >= 0 of layout=shifted, got {overlap_from} with {layout}")
+        self.merged_steps = 0 if merging is None else merging.last_step()
+        self.view_size = spec.view_size if view_size is None else view_size
+        self.stride = max(1, self.view_size // 4) if stride is None else stride
+        if layout == "shifted" and self.merged_steps == 0 and overlap_from is None:
+            if stride is not None:
+                raise UserError("method.views.stride has no meaning with layout=shifted and no MAD; leave it null")
+            self.stride = 1  # views that never merge shift by any number of cells
+        if layout == "whole" and (view_size or stride):
+            raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
+
+    def build(self, height: int, width: int, loop: bool = False) -> Layout:
+        """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
+        if self.layout == "whole" and loop:
+            raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
+        self._check_views()
+        if height * width > MOST_PIXELS:
+            raise UserError(
+                f"{height}x{width} px is more than {MOST_PIXELS} px (2^26), which no picture here may exceed"
+            )
+        for name, pixels in (("height", height), ("width", width)):
+            self._check_extent(name, pixels, loop and name == "width")
+        factor = self.spec.factor
+        cells = (height // factor, width // factor, self.view_size, self.stride)
+        layout = build_layout(self.layout, *cells, loop, self.merged_steps, self.overlap_from)
+        for step in range(min(self.merged_steps, self.view_size)):
+            self._check_merging(layout.at(step))
+        if self.overlap_from is not None and self.overlap_from < self.merged_steps:
+            self._check_merging(layout.at(self.overlap_from))
+        return layout
+
+    def _check_views(self) -> None:
+        if self.layout != "whole" and not 0 < self.stride <= self.view_size:
+            raise UserError(
+                "method.views: need 0 < stride <= size, "
+                f"got stride {self.stride} and size {self.view_size} latent cells"
+            )
+
+    def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
+        """The errors of `build_layout`, said in the user's pixels."""
+        factor, size, stride = self.spec.factor, self.view_size, self.stride
+        if self.layout == "whole":
+            smallest, step, reason = factor, factor, f"is not a multiple of {factor} px (a latent cell)"
+        else:
+            # A loop needs whole strides around; a strip needs one view, and then whole strides.
+            smallest, step = factor * (-(-size // stride) * stride if loop else size), factor * stride
+            what = "a loop of views" if loop else "views"
+            reason = f"cannot be covered by {what} of {size} latent cells with stride {stride} ({factor} px a cell)"
+        if pixels < smallest:
+            raise UserError(f"{name}={pixels} px {reason}; the smallest is {smallest} px")
+        below = pixels - (pixels - smallest) % step
+        if below != pixels:
+            raise UserError(f"{name}={pixels} px {reason}; the nearest are {below} and {below + step} px")
+
+    def _check_merging(self, views: Views) -> None:
+        if views.count > 1 and not views.divisible(self.spec.coarsest):
+            raise UserError(
+                f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
+                f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
+            )

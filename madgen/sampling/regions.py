@@ -1,0 +1,99 @@
+"""From the regions of a batch of panoramas to `madgen.diffusion.regions`: masks on latent cells, colours behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from madgen.backbones import Backbone
+from madgen.diffusion.regions import Bootstrap, Regions, with_background
+from madgen.images.masks import cell_weights
+from madgen.types import Region
+from madgen.utils.errors import UserError
+from madgen.utils.seeding import derived_seed
+
+PanoramaRegions = Sequence[Sequence[Region]]
+"""The regions of each panorama of a batch."""
+
+
+def composition(
+    regions: PanoramaRegions,
+    backbone: Backbone,
+    noise_BCHW: Tensor,
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    loop: bool,
+    bootstrapping: int,
+) -> Regions | None:
+    """How the prompts of a batch share its canvases of `size` (height, width in pixels); None if there are no regions.
+
+    `bootstrapping`: in so many steps regions see plain colours outside their masks. UserError for a mask that does
+    not fit.
+    """
+    if not any(regions):
+        return None
+    masks = []
+    for parts in regions:
+        weights = [torch.from_numpy(cell_weights(part.mask, *size, backbone.spec.factor, loop)) for part in parts]
+        masks.append(
+            with_background(torch.stack(weights))
+            if parts
+            else torch.ones(1, *noise_BCHW.shape[-2:], dtype=torch.float32)
+        )
+    needed = bootstrapping and _any_cut_out(regions)
+    bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if needed else None
+    return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
+
+
+def check_regions_scheduler(scheduler: type, regions: Iterable[Sequence[Region]], bootstrapping: int) -> None:
+    """UserError where bootstrapping needs noise that a scheduler cannot add."""
+    if bootstrapping and _any_cut_out(regions) and not hasattr(scheduler, "add_noise"):
+        raise UserError(
+            f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; take another, such as DDIMScheduler, "
+            "or set method.regions.bootstrapping=0"
+        )
+
+
+def rows(own: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
+    """Each panorama's own text, then its regions': the order of the rows."""
+    return [text for first, parts in zip(own, others, strict=True) for text in (first, *parts)]
+
+
+def seen(regions: Iterable[Sequence[Region]], bootstrapped: bool) -> list[Hashable]:
+    """Names what each row sees: its canvas, or while regions are `bootstrapped`, those that are cut out, their own."""
+    return [
+        (canvas, index if bootstrapped and index and parts[index - 1].is_cut_out else 0)
+        for canvas, parts in enumerate(regions)
+        for index in range(1 + len(parts))
+    ]
+
+
+def _bootstrap(
+    regions: PanoramaRegions, backbone: Backbone, noise_BCHW: Tensor, seeds: Sequence[int], steps: int
+) -> Bootstrap:
+    """Random colours, other ones for each step and row, encoded as pictures of one colour."""
+    colours = []
+    for parts, seed in zip(regions, seeds, strict=True):
+        generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
+        colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator, dtype=torch.float32))
+    counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
+    active = torch.tensor([cut for parts in regions for cut in (False, *(part.is_cut_out for part in parts))])
+    rgb_KR3 = torch.cat(colours, dim=1)
+    latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], dtype=torch.float32, device=noise_BCHW.device)
+    latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
+    return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
+
+
+@torch.no_grad()
+def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
+    """Latents [K, R, C]: the middle cell of a view of one colour, encoded; the edges feel the padding."""
+    pixels, middle = backbone.spec.view_size * backbone.spec.factor, backbone.spec.view_size // 2
+    pictures = (colour[None, :, None, None].expand(1, 3, pixels, pixels) for colour in colours_KR3.flatten(0, 1))
+    latents = torch.cat([backbone.encode(picture)[..., middle, middle] for picture in pictures])
+    return latents.unflatten(0, colours_KR3.shape[:2])
+
+
+def _any_cut_out(regions: Iterable[Sequence[Region]]) -> bool:
+    return any(part.is_cut_out for parts in regions for part in parts)
