@@ -108,7 +108,7 @@ def parts(bench: Bench) -> Row:
     sampler.decode(latents)
     seconds, peak = timed(lambda _: sampler.decode(latents), 1)
     image = sampler.decode(latents)[0]
-    from madgen.images.encoding import encode_image
+    from madgen.dataset.encoding import encode_image
 
     started = time.perf_counter()
     data = encode_image(image, "png", 95)

@@ -56,7 +56,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
-    slow = ("slurm", "test_readme.py", "invariants", "engine", "demo")
+    slow = ("slurm", "test_readme.py", "invariants", "generation", "demo")
     items.sort(key=lambda item: next((at for at, name in enumerate(slow) if name in item.path.parts), len(slow)))
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "madgen"
 HOMES = {
     "omegaconf": {"config"},
-    "diffusers": {"backbones", "models", "demo"},
+    "diffusers": {"backbones", "hub", "models", "demo"},
     "transformers": {"backbones", "hub", "models", "demo"},
     "lightning": {"generation", "cluster"},
     "wandb": {"monitoring"},
@@ -28,6 +28,7 @@ DIFFUSION_MAY_IMPORT = {
     "triton",  # comes with it
     "madgen",
     "math",
+    "pathlib",
     "copy",
     "inspect",
     "collections",

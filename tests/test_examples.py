@@ -8,11 +8,11 @@ from processes import ROOT
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.images.encoding import encode_sample
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 

@@ -143,7 +143,9 @@ class Backbone(Protocol):
 
 def backbone_module(name: str) -> Any:
     """The module `madgen.backbones.<name>`; UserError lists the known ones."""
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_" and not module.ispkg)
+    known = sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_" and not module.ispkg
+    )
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

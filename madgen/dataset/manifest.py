@@ -10,7 +10,7 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.dataset.plan import Plan
+from madgen.dataset.plan import Plan, has_regions
 from madgen.hub.license import weights_licence
 from madgen.hub.weights import (
     checker_id,
@@ -24,7 +24,6 @@ from madgen.hub.weights import (
 )
 from madgen.images import scores
 from madgen.images.embedded_metadata import VERSION as EMBEDDED
-from madgen.planning.cost import has_regions
 from madgen.utils.atomic import sync_directory, temporary_path
 from madgen.utils.errors import UserError
 

@@ -148,3 +148,9 @@ def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch
             stop += 1
         yield Batch(shard, start, shard.tasks[start:stop])
         start = stop
+
+
+def has_regions(plan: Plan) -> bool:
+    """Whether any prompt has parts with prompts of their own."""
+    totals = plan.prompts.header.totals
+    return totals.texts != totals.sizes

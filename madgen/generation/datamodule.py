@@ -15,7 +15,7 @@ from madgen.cluster.walltime import Walltime, job_end
 from madgen.config.schema import Job, require_job
 from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan, batches, build_plan, shard_name
+from madgen.dataset.plan import Plan, batches, build_plan, has_regions, shard_name
 from madgen.dataset.sample_json import sample_metadata, sample_settings
 from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import reopen_quarantined, salvage
@@ -24,7 +24,7 @@ from madgen.generation.batch_size import BatchSizes
 from madgen.generation.outcome import described, is_complete
 from madgen.generation.scoring import PixelScores
 from madgen.hub.weights import resolve_dtype
-from madgen.planning.cost import Evaluations, has_regions, prompt_evaluations
+from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.forecast import view_costs
 from madgen.planning.order import LOOK_AT, claim_order, shard_costs, turned
 from madgen.types import Batch, Idle, Prompt

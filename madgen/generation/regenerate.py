@@ -21,13 +21,13 @@ from madgen.config.schema import (
     SyncConfig,
     ViewsConfig,
 )
+from madgen.dataset.encoding import encode_image
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_sample
 from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, lora_id, weights_id
-from madgen.images.encoding import encode_image
 from madgen.images.masks import region_from_json
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.utils.atomic import write_atomically

@@ -14,8 +14,8 @@ from rich.progress import Progress
 
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
+from madgen.dataset.encoding import check_side, encode_image
 from madgen.generation.safety import Checked, Safety
-from madgen.images.encoding import check_side, encode_image
 from madgen.prompts.regions import parse_regions
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.utils.atomic import write_atomically

@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from madgen.cluster.memory import peak_memory
 from madgen.cluster.signals import StopSignals
 from madgen.config.schema import Job, require_job
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.remote.background import BackgroundUpload
 from madgen.dataset.sample_json import sample_metadata, with_changes, with_scores
@@ -23,7 +24,6 @@ from madgen.generation.circuit_breaker import Breaker
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import Panoramas
 from madgen.generation.robust_sampler import UNSAFE
-from madgen.images.encoding import encode_sample
 from madgen.monitoring.observer import Observer, ShardDone
 from madgen.monitoring.rate import Rate
 from madgen.types import Attempt, Batch, Idle, Record

@@ -13,15 +13,9 @@ from rich.text import Text
 
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.status import Status
+from madgen.utils.console import eta_text
 
 REFRESH_S = 2.0
-
-
-def eta_text(seconds: float) -> str:
-    """`2 h 05 min`, `7 min`, `40 s`."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def progress_text(state: dict[str, Any]) -> str:

@@ -41,12 +41,6 @@ class Evaluations:
         return self.texts * texts + self.negatives * negatives + self.apart * negatives_apart
 
 
-def has_regions(plan: Plan) -> bool:
-    """Whether any prompt has parts with prompts of their own."""
-    totals = plan.prompts.header.totals
-    return totals.texts != totals.sizes
-
-
 def sizes(plan: Plan) -> Counter[tuple[int, int]]:
     """How many panoramas there are of each (height, width) in pixels."""
     return _times_samples(plan, plan.prompts.header.totals.sizes)

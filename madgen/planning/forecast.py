@@ -12,20 +12,20 @@ from typing import Any
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.cluster.launch import rank
 from madgen.config.schema import Job
-from madgen.dataset.plan import Plan
+from madgen.dataset.encoding import check_side
+from madgen.dataset.plan import Plan, has_regions
 from madgen.dataset.remote.filesystem import check_at_hand
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.weights import impatient, lora_file, resolve_pretrained
-from madgen.images.encoding import check_side
 from madgen.images.masks import cell_weights
-from madgen.monitoring.status_page import eta_text
-from madgen.planning.cost import Cost, Evaluations, has_regions, sizes, total_cost, view_evaluations
+from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.truncation import Cuts, count_cuts
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import method_of
 from madgen.sampling.regions import check_regions_scheduler
+from madgen.utils.console import eta_text
 from madgen.utils.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""What a CPU does otherwise: feed-forward layers in parts. Its products: `tests/test_onednn.py`."""
+"""What a CPU does otherwise: feed-forward layers in parts. Its products: `tests/diffusion/test_onednn.py`."""
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import pytest
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.filtering import filter as filtering
 from madgen.dataset.filtering.expression import parse
 from madgen.dataset.filtering.filter import write_filtered, write_keys
@@ -19,7 +20,6 @@ from madgen.dataset.plan import Plan
 from madgen.dataset.repair import repair
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import exit_code, verify
-from madgen.images.encoding import encode_sample
 from madgen.monitoring.status import status
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record

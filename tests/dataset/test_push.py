@@ -12,6 +12,7 @@ from s3_server import KEYS, objects, s3_server
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -22,7 +23,6 @@ from madgen.dataset.remote.background import BackgroundUpload
 from madgen.dataset.remote.filesystem import Remote
 from madgen.dataset.remote.push import Push, push
 from madgen.dataset.shards.writer import OpenShard
-from madgen.images.encoding import encode_sample
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 from madgen.utils.errors import UserError

@@ -9,6 +9,7 @@ import pytest
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.index import write_quarantine
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -17,7 +18,6 @@ from madgen.dataset.shards import journal
 from madgen.dataset.shards.recovery import reopen_quarantined, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.images.encoding import encode_sample
 from madgen.monitoring.status import status
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record

@@ -10,11 +10,11 @@ from processes import environment
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.images.encoding import encode_sample
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt, Record
 from madgen.utils.atomic import temporary_path, write_atomically

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from madgen.dataset.encoding import is_png_of
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.sample_json import with_scores
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece, Quarantined, Settled
-from madgen.images.encoding import is_png_of
 from madgen.types import Shard, Task
 from madgen.utils.atomic import write_atomically
 

@@ -10,7 +10,8 @@ import pytest
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.shards.leases import LEASE_S
 from madgen.monitoring.status import SILENT_S, Status, settled, status
-from madgen.monitoring.status_page import eta_text, page, progress_text
+from madgen.monitoring.status_page import page, progress_text
+from madgen.utils.console import eta_text
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from madgen.images.encoding import encode_image
+from madgen.dataset.encoding import encode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (16, 64, 3), dtype=np.uint8)
 
