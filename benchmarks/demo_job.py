@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ("-m", "madgen")
 UNWATCHED = (
-    "-c", "import madgen.generation.run as run; run._observers = lambda job: (); from madgen.cli.app import main; main()"
+    "-c", "import madgen.generation.run as run; "
+    "run._observers = lambda job: (); from madgen.cli.app import main; main()"
 )  # fmt: skip
 COMPARED = {
     "processes": ((COMMAND, "trainer.devices=1"), (COMMAND, "trainer.devices=2")),

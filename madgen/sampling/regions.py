@@ -1,4 +1,4 @@
-"""From the regions of a batch of panoramas to `madgen.diffusion.regions`: masks on latent cells, colours behind them."""
+"""Convert the regions of a batch of panoramas to masks on latent cells and background colors."""
 
 from __future__ import annotations
 

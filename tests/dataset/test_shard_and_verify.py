@@ -155,7 +155,10 @@ def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
     for folder in ("samples", "shards"):
         (tmp_path / folder).mkdir()
     names = ("dataset.json", "index.parquet", "samples/1.jpg", "shards/job-000000.json")
-    started = "import sys, pathlib, madgen.utils.atomic as f; [f.temporary_path(pathlib.Path(n)).touch() for n in sys.argv[1:]]"
+    started = (
+        "import sys, pathlib, madgen.utils.atomic as f; "
+        "[f.temporary_path(pathlib.Path(n)).touch() for n in sys.argv[1:]]"
+    )
     subprocess.run([sys.executable, "-c", started, *names], cwd=tmp_path, env=environment(), check=True)  # has ended
     left = {path for path in tmp_path.rglob(".*") if path.is_file()}
     assert len(left) == len(names)
