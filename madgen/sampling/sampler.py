@@ -112,8 +112,8 @@ class PanoramaSampler:
 
         Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
         `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
-        steps: see the keys of `method` in `madgen.config.schema`, whose defaults they share. `compile`: the first panorama
-        of each size takes a minute or more longer, the others less time.
+        steps: see the keys of `method` in `madgen.config.schema`, whose defaults they share. `compile`: the
+        first panorama of each size takes a minute or more longer, the others less time.
         """
         return cls.from_configs(
             BackboneConfig(
