@@ -389,8 +389,8 @@ class ScoresConfig:
     enabled: tuple[str, ...] | None = None
     """Scores of the pixels, see `madgen.images.scores`: `seam` (steps at the views' borders, 1 is seamless), `wrap`
     (the same where a looped panorama closes) and `coherence` (how alike the crops are, 0..1). null: all that
-    have a meaning for
-    the job, since they cost next to nothing and cannot be had later without touching the tars; []: none."""
+    have a meaning for the job, since they cost next to nothing and cannot be had later without touching the tars;
+    []: none."""
     clip: str | None = None
     """A folder or Hugging Face hub id of a CLIP model (safetensors): `clip`, how well the panorama shows its prompt, is
     100 times the cosine of text and picture, at least 0, mean over square crops. A panorama's regions do not count, and
