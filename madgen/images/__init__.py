@@ -1,1 +1,1 @@
-"""Operations on single images: encoding, masks, crops and pixel scores. Uses numpy and Pillow only."""
+"""Operations on single images: embedded metadata, masks and pixel scores. Uses numpy and Pillow only."""

@@ -93,14 +93,13 @@ def by_mkl(monkeypatch):
 
 @pytest.mark.usefixtures("two_threads", "by_mkl")
 def test_released_syncdiffusion_code():
-    # Gradient steps amplify rounding: the error is 5e-6 to 2e-4, depending on processor and number of threads.
     reference, meta = load("sync_768")
     ours = sample(
         meta, "tiny-sd", meta["guidance"], meta["negative"],
         view_size=64, stride=meta["stride"], mad_steps=0, sync_network="random", sync_weight=meta["sync_weight"],
         sync_decay=meta["sync_decay"], sync_steps=meta["sync_steps"], sync_every=meta["sync_every"],
     )  # fmt: skip
-    assert relative_error(ours, reference) <= 5e-4
+    assert relative_error(ours, reference) <= 1e-4
 
 
 def as_mask(mask_HW):
