@@ -25,7 +25,7 @@ from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.plan import build_plan
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from browser import DESKTOP, PHONE, open_chromium, show_on
 
 HEIGHT, WIDTH = 512, 3072

@@ -27,7 +27,7 @@ PLAN = """
 import json, resource, sys, time
 started = time.perf_counter()
 sys.argv = ["madgen", "plan", *sys.argv[1:]]
-from madgen.cli import main
+from madgen.cli.app import main
 try:
     main()
 except SystemExit as stopped:

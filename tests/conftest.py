@@ -14,6 +14,8 @@ from processes import Started, begin, environment
 
 from madgen.cluster.signals import STOPPING
 
+pytest_plugins = ["metric_fixtures"]
+
 # The same examples in each run, and no time limit: machines stand still at times.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")

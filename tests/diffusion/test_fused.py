@@ -114,19 +114,19 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from madgen.joint import _kernels
+from madgen.diffusion.kernels import triton_kernels as kernels
 
 plain = {name: "i32" for name in ("count", "length", "width")}
 tile = {"CELLS": 32, "CHANNELS": 64}
 for dtype in ("fp32", "bf16", "fp16"):
     for kernel, tables, options in (
-        (_kernels.split, {"canvas": f"*{dtype}", "table": "*i32"}, tile),
-        (_kernels.merge, {"views": f"*{dtype}", "table": "*i32", "covers": "*fp32"}, {**tile, "DEPTH": 4}),
+        (kernels.split, {"canvas": f"*{dtype}", "table": "*i32"}, tile),
+        (kernels.merge, {"views": f"*{dtype}", "table": "*i32", "covers": "*fp32"}, {**tile, "DEPTH": 4}),
     ):
         signature = {"output": f"*{dtype}", **tables, **plain, **dict.fromkeys(options, "constexpr")}
         made = compile(ASTSource(fn=kernel, signature=signature, constexprs=options), target=GPUTarget("cuda", 90, 32))
         assert made.asm["cubin"]
-        assert ("div.rn.f32" in made.asm["ptx"]) == (kernel is _kernels.merge)
+        assert ("div.rn.f32" in made.asm["ptx"]) == (kernel is kernels.merge)
         assert "div.full" not in made.asm["ptx"]
         print(kernel.__name__)
 """

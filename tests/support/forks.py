@@ -15,7 +15,7 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 """Its `Process`, once `serve` was called."""
 CONTEXT.set_forkserver_preload(["warm"])
-FOLDERS = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+FOLDERS = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
 
 def serve() -> None:

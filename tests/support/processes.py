@@ -14,7 +14,7 @@ from pathlib import Path
 import forks
 
 MADGEN = "from madgen.cli.app import main; main()"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_", "CXX", "TORCHINDUCTOR_")
 
 
