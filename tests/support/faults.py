@@ -1,4 +1,4 @@
-"""What happens to a dataset when its workers are killed, stopped or fail: `python tests/support/faults.py [--kills 100]`.
+"""Measure what happens when workers are killed, stopped or fail: `python tests/support/faults.py [--kills 100]`.
 
 Every scenario makes a small dataset on the demo backbone with real processes and real signals, and holds it against
 the same dataset made without trouble: every key exactly once, tars of the same bytes, no more samples made again than
