@@ -12,7 +12,6 @@ from PIL import Image
 
 import madgen.sampling.sampler
 from madgen import PanoramaSampler, Region
-from madgen.diffusion.kernels import onednn
 from madgen.types import MaskPicture
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -75,24 +74,8 @@ def test_whole_layout_is_the_diffusers_pipeline():
     assert relative_error(ours, reference) <= 1e-4
 
 
-@pytest.fixture
-def two_threads():
-    """The gradient through VGG16, decoder and UNet magnifies last bits: with one thread the convolutions add up in
-    another order, and the result is 1.4e-4 from the file instead of 5e-6. float64 is 1.7e-4 from it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def by_mkl(monkeypatch):
-    """As `two_threads`: products by oneDNN are another order too."""
-    monkeypatch.setattr(onednn, "is_faster", lambda: False)
-
-
-@pytest.mark.usefixtures("two_threads", "by_mkl")
 def test_released_syncdiffusion_code():
+    """The reference was computed in float64: the gradient through VGG16, decoder and UNet magnifies float32 rounding."""
     reference, meta = load("sync_768")
     ours = sample(
         meta, "tiny-sd", meta["guidance"], meta["negative"],
