@@ -108,15 +108,14 @@ def generate(job: JobArguments) -> None:
 
     end_before_it_begins()
     loaded = _load_job(job)
-    from madgen.dataset.layout import DatasetDir
-    from madgen.dataset.plan import build_plan
     from madgen.generation.outcome import finished, report
     from madgen.generation.upload import hand_over
+    from madgen.planning.resolved_run import ResolvedRun
 
-    built = build_plan(loaded, DatasetDir(loaded.output_dir).plans)
-    outcome = finished(loaded, built)
+    resolved = ResolvedRun.of(loaded)
+    outcome = finished(resolved)
     if outcome is not None:
-        outcome = hand_over(loaded, outcome)
+        outcome = hand_over(resolved, outcome)
     else:
         from madgen.cluster.launch import rank
 
@@ -125,12 +124,12 @@ def generate(job: JobArguments) -> None:
 
         from madgen.planning.forecast import forecast, warn
 
-        warn(built, forecast(loaded, built))  # what cannot work is told before Lightning is imported
+        warn(resolved, forecast(resolved))  # what cannot work is told before Lightning is imported
 
         from madgen.generation.run import generate as run
 
-        outcome = run(loaded, built)
-    report(outcome, loaded)
+        outcome = run(resolved)
+    report(outcome, resolved)
     sys.exit(outcome.code)
 
 
@@ -155,10 +154,9 @@ def submit(
     """Render the sbatch script of a job, show it and submit it."""
     loaded = _load_job(job)
     from madgen.cluster import sbatch as slurm
-    from madgen.dataset.layout import DatasetDir
     from madgen.dataset.manifest import check_directory
-    from madgen.dataset.plan import build_plan
     from madgen.planning.forecast import forecast
+    from madgen.planning.resolved_run import ResolvedRun
     from madgen.planning.sizing import AUTO, count
 
     named = {"partition": partition, "account": account, "qos": qos}
@@ -173,20 +171,20 @@ def submit(
         options=[*(f"--{name}={value}" for name, value in named.items() if value is not None), *(sbatch or [])],
     )
     slurm.check(loaded, resources)
-    built = build_plan(loaded)
-    expected = forecast(loaded, built)
+    resolved = ResolvedRun.of(loaded)
+    expected = forecast(resolved)
     if AUTO in (nodes, time):
         from madgen.planning.estimate import outlook
         from madgen.planning.sizing import pick
 
-        resources, why = pick(resources, outlook(built, expected.evaluations, loaded.output_dir, measured), nodes, time)
+        resources, why = pick(resources, outlook(resolved, expected.evaluations, measured), nodes, time)
         print(f"madgen: {why}", file=sys.stderr)
     script = slurm.render(loaded, job, resources, env)
-    check_directory(DatasetDir(loaded.output_dir), None, loaded.output.resume)
+    check_directory(resolved.directory, None, loaded.output.resume)
     if not dry_run:
         slurm.require_sbatch()
     print(script, end="")
-    if note := slurm.idle_workers(built.shard_count, resources.workers):
+    if note := slurm.idle_workers(resolved.plan.shard_count, resources.workers):
         print(note, file=sys.stderr)
     if not dry_run:
         print(slurm.what_next(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
@@ -201,15 +199,15 @@ def plan(
 ) -> None:
     """Show prompts, samples, shards, cost, disk and time of a job; writes nothing."""
     loaded = _load_job(job)
-    from madgen.dataset.plan import build_plan
     from madgen.planning.estimate import outlook
     from madgen.planning.forecast import forecast, print_forecast, warn
+    from madgen.planning.resolved_run import ResolvedRun
 
-    built = build_plan(loaded)
-    expected = forecast(loaded, built, assume_spec=True)
-    ahead = outlook(built, expected.evaluations, loaded.output_dir, measured)
-    print_forecast(loaded, built, expected, ahead.told(workers), as_json)
-    warn(built, expected)
+    resolved = ResolvedRun.of(loaded)
+    expected = forecast(resolved, assume_spec=True)
+    ahead = outlook(resolved, expected.evaluations, measured)
+    print_forecast(resolved, expected, ahead.told(workers), as_json)
+    warn(resolved, expected)
 
 
 @app.command()

@@ -109,6 +109,18 @@ def _agree(config: TrainerConfig, devices: int, nodes: int, starter: str, per_no
             )
 
 
+def joins_a_group(config: TrainerConfig) -> bool:
+    """Return whether other processes wait for this one, even if nothing is left to do."""
+    return "LOCAL_RANK" in os.environ or placement(config).joins_a_group
+
+
+def device_type(config: TrainerConfig) -> str:
+    """Return the type of device that the trainer will use: `cuda` or `cpu`."""
+    import torch
+
+    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def rank(variables: Mapping[str, str] = os.environ) -> int:
     """Of this process among those that were started with it, before Lightning knows; 0 for one that is alone."""
     if "TORCHELASTIC_RUN_ID" in variables:

@@ -11,7 +11,6 @@ from typing import Any
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.dataset.plan import build_plan
 from madgen.dataset.reader import read_metadata
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
@@ -24,12 +23,12 @@ BATCH = 4
 def view_side(job: dict[str, Any]) -> int:
     """Pixels of a side of the views that a recorded job was sampled with; UserError if the backbone is not at hand."""
     from madgen.backbones import backbone_module
-    from madgen.hub.weights import resolve_pretrained
+    from madgen.hub.weights import ModelFiles
 
     backbone = job["backbone"]
     describe = backbone_module(backbone["name"]).describe
     try:
-        spec = describe(resolve_pretrained(backbone["pretrained"]), backbone["revision"], backbone["config"])
+        spec = describe(*ModelFiles.of(backbone["pretrained"], backbone["revision"], backbone["config"]))
     except UserError as error:
         raise UserError(f"how large the views are cannot be told ({error}); say it: --crop PIXELS") from error
     return (job["method"]["views"]["size"] or spec.view_size) * spec.factor
@@ -94,10 +93,11 @@ def generate(job: Job, file: Path) -> int:
         return _generate_apart(file)
     from madgen.generation.outcome import finished, report
     from madgen.generation.run import generate as run
+    from madgen.planning.resolved_run import ResolvedRun
 
-    built = build_plan(job, DatasetDir(job.output_dir).plans)
-    outcome = finished(job, built) or run(job, built)
-    report(outcome, job)
+    resolved = ResolvedRun.of(job)
+    outcome = finished(resolved) or run(resolved)
+    report(outcome, resolved)
     return outcome.code
 
 

@@ -14,19 +14,17 @@ from madgen.cluster.launch import place
 from madgen.cluster.walltime import Walltime, job_end
 from madgen.config.schema import Job, require_job
 from madgen.dataset import manifest
-from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan, batches, build_plan, has_regions, shard_name
+from madgen.dataset.plan import batches, has_regions
 from madgen.dataset.sample_json import sample_metadata, sample_settings
 from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import reopen_quarantined, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.generation.batch_size import BatchSizes
-from madgen.generation.outcome import described, is_complete
 from madgen.generation.scoring import PixelScores
-from madgen.hub.weights import resolve_dtype
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.forecast import view_costs
 from madgen.planning.order import LOOK_AT, claim_order, shard_costs, turned
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.types import Batch, Idle, Prompt
 from madgen.utils.console import say
 
@@ -42,11 +40,11 @@ class PromptDataModule(lightning.LightningDataModule):
     when nothing is left to claim, so a slow rank delays nobody.
     """
 
-    def __init__(self, job: Job, plan: Plan | None = None):
+    def __init__(self, job: Job, run: ResolvedRun | None = None):
         super().__init__()
         self.job = require_job(job)
-        self.plan = plan or build_plan(job)
-        self.directory = DatasetDir(job.output_dir)
+        self.run = run or ResolvedRun.of(job)
+        self.plan, self.directory = self.run.plan, self.run.directory
         manifest.check_directory(self.directory, None, job.output.resume)
         self.worker = Worker(self.directory)
         self.stopping = threading.Event()
@@ -71,7 +69,7 @@ class PromptDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         if self.job.retry == "quarantined" and self.trainer.is_global_zero and self.directory.manifest.exists():
             reopen_quarantined(self.directory)
-        self.finished = self.trainer.strategy.broadcast(is_complete(self.directory, self.plan))
+        self.finished = self.trainer.strategy.broadcast(self.run.is_complete())
         self.walltime, self.out_of_time = Walltime(job_end()), None
 
     @cached_property
@@ -97,7 +95,7 @@ class PromptDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _evaluations(self) -> dict[tuple[int, int], Evaluations]:
-        return view_costs(self.job, self.plan)
+        return view_costs(self.run)
 
     def took(self, batch: Batch, seconds: float) -> None:
         """A batch was sampled and decoded in so long."""
@@ -120,8 +118,7 @@ class PromptDataModule(lightning.LightningDataModule):
         """Writes or checks `dataset.json` and begins to beat. The backbone is loaded by then, so it can all work."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        dtype = resolve_dtype(self.job.backbone.dtype, device.type)
-        self.manifest = manifest.build(self.job, self.plan, dtype, described(self.job.backbone))
+        self.manifest = self.run.on(device.type).manifest
         self.settings = sample_settings(self.job, self.manifest)
         if self.was_there:
             self.directory.check_there()  # a disk may go while the backbone is loaded
@@ -171,7 +168,7 @@ class PromptDataModule(lightning.LightningDataModule):
         A process that blocked here with its last batch still to run would wait for others that wait for it.
         """
         waits = self.trainer is None or self.trainer.global_rank == 0
-        names = [shard_name(self.plan.name, index) for index in range(self.plan.shard_count)]
+        names = self.run.shard_names
         order, first, waited = self._order(), True, 0
         while not self.stopping.is_set():
             self.directory.check_there()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from madgen.config.schema import Job
-from madgen.hub.weights import download_checker, download_clip, lora_file, resolve_pretrained
+from madgen.hub.weights import ModelFiles, download_checker, download_clip, lora_file
 from madgen.utils.errors import UserError
 
 
@@ -44,11 +44,10 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
 
     backbone = job.backbone
     backbone_module(backbone.name)
-    config = backbone.config and resolve_pretrained(backbone.config)
-    pretrained = resolve_pretrained(backbone.pretrained)
+    files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
     yield (
         f"backbone.pretrained={backbone.pretrained}",
-        download(pretrained, backbone.revision, backbone.variant, config),
+        download(files.pretrained, files.revision, backbone.variant, files.config),
     )
     for lora in backbone.loras:
         local = Path(lora.weights).expanduser().exists()

@@ -12,32 +12,33 @@ import lightning
 import torch
 
 from madgen import backbones
-from madgen.cluster.launch import placement, rank, strategy
+from madgen.cluster.launch import device_type, placement, rank, strategy
 from madgen.cluster.signals import ending_instead, tell_batch_script
 from madgen.config.schema import Job, TrainerConfig
-from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
-from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish, on_gpu, refuse_other_jobs
+from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish
 from madgen.generation.upload import hand_over, refuse_other_place
 from madgen.generation.writer import ShardWriter
 from madgen.monitoring.observer import Observer
 from madgen.monitoring.progress import ProgressReport
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
 
 
-def generate(job: Job, plan: Plan) -> Outcome:
+def generate(run: ResolvedRun) -> Outcome:
     """Makes what is missing of a planned dataset; UserError before anything is written if it cannot."""
     started = time.monotonic()
     quieten()
-    directory = DatasetDir(job.output_dir)
-    refuse_other_jobs(job, plan, directory)
-    refuse_other_place(job, plan)
+    job = run.job
+    run = run.on(device_type(job.trainer))
+    directory = run.directory
+    run.check_directory()
+    refuse_other_place(run)
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer = build_trainer(job.trainer, [writer])
-    data = PromptDataModule(job, plan)
+    data = PromptDataModule(job, run)
     with directory.disappearance_is_told(began=lambda: data.was_there):
         _predict(trainer, job, data, writer)
         if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
@@ -49,7 +50,7 @@ def generate(job: Job, plan: Plan) -> Outcome:
             outcome = finish(directory, started, writer.written, writer.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
         return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
-    return hand_over(job, outcome)
+    return hand_over(run, outcome)
 
 
 def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
@@ -68,7 +69,7 @@ def _fix_threads(config: TrainerConfig) -> None:
 
     `OMP_NUM_THREADS` chooses it; left alone, Lightning would divide the cores among the processes.
     """
-    if not on_gpu(config):
+    if device_type(config) == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
@@ -85,7 +86,7 @@ def _observers(job: Job) -> tuple[Observer, ...]:
 def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     """A trainer that only predicts: no logger, no checkpoints, no sampler of its own, no signal handlers of its own."""
     where = placement(config)
-    devices, visible = where.devices, torch.cuda.device_count() if on_gpu(config) else None
+    devices, visible = where.devices, torch.cuda.device_count() if device_type(config) == "cuda" else None
     if devices == "auto":
         devices = visible or 1
     if visible is not None and visible < int(devices):

@@ -16,14 +16,13 @@ from rich.progress import Progress
 
 from madgen.cluster.launch import rank
 from madgen.cluster.signals import end_instead
-from madgen.config.schema import Job, check_url
+from madgen.config.schema import check_url
 from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan
 from madgen.dataset.remote.filesystem import Remote, check_at_hand, told
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
-from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome, described, on_gpu
-from madgen.hub.weights import resolve_dtype
+from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
 
@@ -32,15 +31,14 @@ LOOK_S = 15.0
 TELL_EVERY_S = 30.0
 
 
-def hand_over(job: Job, outcome: Outcome) -> Outcome:
+def hand_over(run: ResolvedRun, outcome: Outcome) -> Outcome:
     """Uploads what is missing of a complete dataset; without it the run is one that stopped early."""
-    url = job.output.upload
+    url = run.job.output.upload
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
     end_instead("stopped while it was uploaded: the same command goes on", signal.SIGINT)
-    directory = DatasetDir(job.output_dir)
-    with directory.disappearance_is_told():
-        pushed = push_with_progress(directory, url, "output.upload")
+    with run.directory.disappearance_is_told():
+        pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
 
 
@@ -87,31 +85,29 @@ def _refuse_itself(directory: DatasetDir, remote: Remote, name: str) -> None:
         raise UserError(f"{name}={remote.url} lies in the dataset {directory.root} itself; name another place")
 
 
-def _content(job: Job, plan: Plan) -> dict[str, Any]:
+def _content(run: ResolvedRun) -> dict[str, Any]:
     """What `dataset.json` says or will say; without a fingerprint as long as the weights are not at hand."""
-    directory = DatasetDir(job.output_dir)
-    if directory.manifest.exists():
-        return directory.read_manifest()
-    config, device = described(job.backbone), "cuda" if on_gpu(job.trainer) else "cpu"
-    if manifest.at_hand(job, config):
-        return manifest.build(job, plan, resolve_dtype(job.backbone.dtype, device), config)
-    return {"fingerprint": None, "job": job.as_dict(), "plan": manifest.plan_totals(plan)}
+    if run.directory.manifest.exists():
+        return run.directory.read_manifest()
+    if run.weights_are_local:
+        return run.manifest
+    return {"fingerprint": None, "job": run.job.as_dict(), "plan": manifest.plan_totals(run.plan)}
 
 
-def refuse_other_place(job: Job, plan: Plan) -> None:
+def refuse_other_place(run: ResolvedRun) -> None:
     """UserError before anything is made if `output.upload` holds another dataset; a place that is away is only told."""
-    url = job.output.upload
+    url = run.job.output.upload
     if url is None:
         return
     check_at_hand("output.upload", url)
-    content = _content(job, plan)
+    content = _content(run)
     found: list[BaseException] = []
 
     def look() -> None:
         try:
             remote = open_remote("output.upload", url)
-            _refuse_itself(DatasetDir(job.output_dir), remote, "output.upload")
-            sender = Push(DatasetDir(job.output_dir), remote, attempts=2)
+            _refuse_itself(run.directory, remote, "output.upload")
+            sender = Push(run.directory, remote, attempts=2)
             refuse_other(sender, sender.listing(), content, "output.upload")
         except Exception as error:
             found.append(error)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from madgen.utils.errors import UserError
@@ -37,6 +38,21 @@ def resolve_pretrained(pretrained: str) -> str:
     from madgen.demo import WEIGHTS
 
     return str(WEIGHTS) if pretrained == "demo" else str(Path(pretrained).expanduser())
+
+
+class ModelFiles(NamedTuple):
+    """Location of a backbone, with `demo` and `~` resolved."""
+
+    pretrained: str
+    """Folder, single file or hub id."""
+    revision: str | None
+    config: str | None
+    """Folder or hub id of the config files that go with a single file."""
+
+    @classmethod
+    def of(cls, pretrained: str, revision: str | None = None, config: str | None = None) -> ModelFiles:
+        """Resolve the keys of `backbone`."""
+        return cls(resolve_pretrained(pretrained), revision, config and resolve_pretrained(config))
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:

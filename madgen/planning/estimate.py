@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan, shard_name
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.order import makespan, shard_costs
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
 
 BUSY = ("sample", "decode", "safety", "wait")
@@ -92,14 +92,11 @@ class Outlook:
         }
 
 
-def outlook(
-    plan: Plan, evaluations: Mapping[tuple[int, int], Evaluations], output: Path, measured: Path | None
-) -> Outlook:
-    """Of a plan whose dataset is, or will be, in `output`; the rate is that dataset's, or `measured`'s if given."""
-    costs = shard_costs(plan, partial(prompt_evaluations, evaluations))
-    done = DatasetDir(output).done()
-    missing = [cost for index, cost in enumerate(costs) if shard_name(plan.name, index) not in done]
-    return Outlook(measure(measured or output, required=measured is not None), missing)
+def outlook(run: ResolvedRun, evaluations: Mapping[tuple[int, int], Evaluations], measured: Path | None) -> Outlook:
+    """Estimate the remaining work; the throughput is that of `measured`, or else of the run's own dataset."""
+    costs, done = shard_costs(run.plan, partial(prompt_evaluations, evaluations)), run.directory.done()
+    missing = [cost for name, cost in zip(run.shard_names, costs, strict=True) if name not in done]
+    return Outlook(measure(measured or run.directory.root, required=measured is not None), missing)
 
 
 def measure(folder: Path, required: bool = False) -> Measured | None:

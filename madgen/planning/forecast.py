@@ -11,15 +11,15 @@ from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.cluster.launch import rank
-from madgen.config.schema import Job
 from madgen.dataset.encoding import check_side
-from madgen.dataset.plan import Plan, has_regions
+from madgen.dataset.plan import has_regions
 from madgen.dataset.remote.filesystem import check_at_hand
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
-from madgen.hub.weights import impatient, lora_file, resolve_pretrained
+from madgen.hub.weights import impatient, lora_file
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Cuts, count_cuts
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
@@ -46,29 +46,30 @@ class Forecast:
     """Prompts that are too long for the text encoder; None where that is not known."""
 
 
-def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
+def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     """UserError names the first size, stride or setting that cannot work.
 
     `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
     """
+    job, plan, files = run.job, run.plan, run.files
     if job.output.upload is not None:
         check_at_hand("output.upload", job.output.upload)
-    spec, assumed = _spec(job, assume_spec)
+    spec, assumed = _spec(run, assume_spec)
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # refuses what is not there
     if not assumed:
         with impatient() if assume_spec else nullcontext():
-            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *_files(job))
-    own = None if assumed else _own_scheduler(job)
-    _check_scheduler(job, plan, own)
-    layouts = _layouts(job, plan, spec)
+            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *files)
+    own = None if assumed else _own_scheduler(run)
+    _check_scheduler(run, own)
+    layouts = _layouts(run, spec)
     for size in layouts:
         check_side(job.output.format, *size)
-    _check_regions(job, plan, spec)
+    _check_regions(run, spec)
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
     if job.sampling.guidance_steps is not None and spec.guidance_embedded:
         raise UserError("sampling.guidance_steps has no meaning: the backbone embeds its guidance; leave it null")
-    evaluations = _evaluations(job, spec, layouts, own)
+    evaluations = _evaluations(run, spec, layouts, own)
     return Forecast(
         spec=spec,
         spec_is_assumed=assumed,
@@ -76,43 +77,37 @@ def forecast(job: Job, plan: Plan, assume_spec: bool = False) -> Forecast:
         views={size: layout.at(0).count for size, layout in layouts.items()},
         evaluations=evaluations,
         cost=total_cost(plan, evaluations, job.output.format),
-        cuts=count_cuts(job, plan),
+        cuts=count_cuts(run),
     )
 
 
-def view_costs(job: Job, plan: Plan) -> dict[tuple[int, int], Evaluations]:
+def view_costs(run: ResolvedRun) -> dict[tuple[int, int], Evaluations]:
     """View evaluations of one panorama of each size; nothing else is looked at."""
-    spec, assumed = _spec(job, assume=True)
-    return _evaluations(job, spec, _layouts(job, plan, spec), None if assumed else _own_scheduler(job))
+    spec, assumed = _spec(run, assume=True)
+    return _evaluations(run, spec, _layouts(run, spec), None if assumed else _own_scheduler(run))
 
 
-def _spec(job: Job, assume: bool) -> tuple[BackboneSpec, bool]:
+def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
     """The backbone's shapes, and whether they are only those of its family."""
-    module, backbone = backbone_module(job.backbone.name), job.backbone
+    module = backbone_module(run.job.backbone.name)
     try:
         with impatient() if assume else nullcontext():
-            return module.describe(*_files(job)), False
+            return module.describe(*run.files), False
     except UserError:
         if not assume:
             raise
-        return module.family_spec(backbone.pretrained), True
+        return module.family_spec(run.job.backbone.pretrained), True
 
 
-def _files(job: Job) -> tuple[str, str | None, str | None]:
-    """Where the backbone's config files are looked for."""
-    backbone = job.backbone
-    config = backbone.config and resolve_pretrained(backbone.config)
-    return resolve_pretrained(backbone.pretrained), backbone.revision, config
-
-
-def _own_scheduler(job: Job) -> dict[str, Any] | None:
+def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
     """The config of the checkpoint's own scheduler; None if it is not at hand."""
     with impatient():
-        return backbone_module(job.backbone.name).own_scheduler(*_files(job))
+        return backbone_module(run.job.backbone.name).own_scheduler(*run.files)
 
 
-def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
+def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
     """UserError for a scheduler that there is not, or that cannot bootstrap the regions that there are."""
+    job, plan = run.job, run.plan
     name = job.sampling.scheduler
     if name is None and has_regions(plan):
         name = (own or {}).get("_class_name")
@@ -122,16 +117,16 @@ def _check_scheduler(job: Job, plan: Plan, own: dict[str, Any] | None) -> None:
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
 
 
-def _layouts(job: Job, plan: Plan, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
-    views = job.method.views
-    geometry = Geometry(spec, views.layout, views.size, views.stride, method_of(job.method).merging, views.overlap_from)
-    return {size: geometry.build(*size, job.sampling.loop) for size in sizes(plan)}
+def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
+    views, merging = run.job.method.views, method_of(run.job.method).merging
+    geometry = Geometry(spec, views.layout, views.size, views.stride, merging, views.overlap_from)
+    return {size: geometry.build(*size, run.job.sampling.loop) for size in sizes(run.plan)}
 
 
 def _evaluations(
-    job: Job, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
+    run: ResolvedRun, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
 ) -> dict[tuple[int, int], Evaluations]:
-    sampling, sync = job.sampling, job.method.sync
+    job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
     steps = backbone_module(job.backbone.name).evaluated_steps(
         own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
     )
@@ -143,28 +138,29 @@ def _evaluations(
     return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
 
 
-def _check_regions(job: Job, plan: Plan, spec: BackboneSpec) -> None:
+def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
     """Every mask must fit the panoramas that it is for; UserError names the first prompt whose masks do not."""
-    checked = set()
-    for prompt in (plan.prompts[row] for row in plan.prompts.rows_with_regions()):
+    checked, prompts = set(), run.plan.prompts
+    for prompt in (prompts[row] for row in prompts.rows_with_regions()):
         for region in prompt.regions:
             wanted = (region.mask, prompt.height, prompt.width)
             if wanted not in checked:
                 checked.add(wanted)
                 try:
-                    cell_weights(*wanted, spec.factor, job.sampling.loop)
+                    cell_weights(*wanted, spec.factor, run.job.sampling.loop)
                 except UserError as error:
                     raise UserError(f"prompt {prompt.id}: {error}") from error
 
 
-def warn(plan: Plan, forecast: Forecast) -> None:
+def warn(run: ResolvedRun, forecast: Forecast) -> None:
     """Says on stderr what would go otherwise than a user may think; of many processes the first says it."""
-    for line in forecast.cuts.warnings(len(plan.prompts)) if forecast.cuts and rank() == 0 else ():
+    for line in forecast.cuts.warnings(len(run.plan.prompts)) if forecast.cuts and rank() == 0 else ():
         print(f"madgen: {line}", file=sys.stderr)
 
 
-def print_forecast(job: Job, plan: Plan, forecast: Forecast, ahead: dict[str, Any], as_json: bool) -> None:
+def print_forecast(run: ResolvedRun, forecast: Forecast, ahead: dict[str, Any], as_json: bool) -> None:
     """For people, or with `as_json` for scripts; `ahead` is what `outlook` told."""
+    job, plan = run.job, run.plan
     cost, cuts, steps = forecast.cost, forecast.cuts, job.sampling.num_inference_steps
     content = {
         "name": job.name,

@@ -8,10 +8,8 @@ from itertools import islice
 from typing import Any
 
 from madgen.backbones import backbone_module
-from madgen.config.schema import Job
-from madgen.dataset.plan import Plan
 from madgen.hub.tokenizers import TextLimit, cut_texts
-from madgen.hub.weights import resolve_pretrained
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt
 
@@ -51,12 +49,10 @@ class Cuts:
         return lines
 
 
-def count_cuts(job: Job, plan: Plan) -> Cuts | None:
+def count_cuts(run: ResolvedRun) -> Cuts | None:
     """Looks at the first 100,000 prompts that can be too long; None where the tokenizer's files are not at hand."""
-    backbone = job.backbone
-    pretrained = resolve_pretrained(backbone.pretrained)
-    config = backbone.config and resolve_pretrained(backbone.config)
-    limit: TextLimit | None = backbone_module(backbone.name).text_limit(pretrained, backbone.revision, config)
+    plan = run.plan
+    limit: TextLimit | None = backbone_module(run.job.backbone.name).text_limit(*run.files)
     if limit is None:
         return None
     most = limit.tokens - 2

@@ -29,7 +29,7 @@ from madgen.config.schema import (
 from madgen.diffusion.denoise import Denoiser, joint_diffusion
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_foresight
 from madgen.diffusion.views import Layout
-from madgen.hub.weights import resolve_dtype, resolve_pretrained
+from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.denoisers import BySteps, Conditioned
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import (
@@ -163,12 +163,13 @@ class PanoramaSampler:
     ) -> PanoramaSampler:
         """As `from_pretrained`, of what a job says; one at a time, also where several threads ask for one."""
         device, views, how = check_device(device), method.views, method_of(method)
+        files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
-                resolve_pretrained(backbone.pretrained),
-                revision=backbone.revision,
+                files.pretrained,
+                revision=files.revision,
                 variant=backbone.variant,
-                config=backbone.config and resolve_pretrained(backbone.config),
+                config=files.config,
                 loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,

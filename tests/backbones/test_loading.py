@@ -12,13 +12,12 @@ from ldm_layout import save_single_file
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import sd, sdxl
 from madgen.backbones.sd import check_blocks
-from madgen.dataset import manifest
-from madgen.dataset.plan import build_plan
-from madgen.generation.outcome import described
 from madgen.generation.regenerate import _refuse_other_weights
 from madgen.hub import weights
+from madgen.hub.model_configs import described_by
 from madgen.hub.weights import require_weights_id, weight_files, weights_id
 from madgen.planning.forecast import forecast
+from madgen.planning.resolved_run import ResolvedRun
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "output": "latent", "seeds": [4]}
 KINDS = ["sd", "sdxl"]
@@ -179,7 +178,7 @@ def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monk
     )
     weights._reachable.cache_clear()
     job = load_job([str(job_file)], ["backbone={pretrained: nobody/model}", "method.mad.blocks=['*attn1*']"])
-    assert not forecast(job, build_plan(job), assume_spec=True).spec_is_assumed
+    assert not forecast(ResolvedRun.of(job), assume_spec=True).spec_is_assumed
     assert asked
     assert all(asked)
 
@@ -199,12 +198,13 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
     inferred, file = "stable-diffusion-v1-5/stable-diffusion-v1-5", str(files["sd"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     job = load_job([str(job_file)], [f"backbone={{pretrained: '{file}'}}"])
-    assert described(job.backbone) == inferred
-    assert not manifest.at_hand(job, inferred)
+    assert described_by(file) == inferred
+    assert not ResolvedRun.of(job).weights_are_local
     for commit in ("a" * 40, "b" * 40):
         hub_cache(tmp_path / "cache", folders["sd"], inferred, commit)
-        assert manifest.at_hand(job, inferred)
-        identity = manifest.build(job, build_plan(job), "float32", described(job.backbone))["identity"]["backbone"]
+        run = ResolvedRun.of(job)
+        assert run.weights_are_local
+        identity = run.on("cpu").manifest["identity"]["backbone"]
         assert identity["weights"] == f"{weights_id(file)}-commit-{commit}"
         recorded = {"pretrained": file, "revision": None, "config": None, "loras": [], "weights": identity["weights"]}
         _refuse_other_weights({"backbone": recorded})

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
-from madgen.dataset.plan import build_plan
 from madgen.planning.forecast import forecast
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -38,7 +38,7 @@ paths = st.one_of(
 def plan(path, overrides=()):
     """What `madgen plan` does, up to printing."""
     job = load_job(path, list(overrides))
-    return forecast(job, build_plan(job), assume_spec=True)
+    return forecast(ResolvedRun.of(job), assume_spec=True)
 
 
 def is_one_line(error):

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from madgen.cli.app import main
-from madgen.dataset.plan import build_plan
 from madgen.evaluation.paper.plan import load_paper
 from madgen.evaluation.paper.tsne import coverage
 from madgen.evaluation.reference import generate
 from madgen.generation.outcome import Outcome
 from madgen.planning.forecast import forecast
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +35,7 @@ def test_every_file_plans(path, variant, monkeypatch):
     paper = load_paper(path, **variant, overrides=overrides)
     assert len({setting.name for setting in paper.settings if not setting.squares}) >= 2
     for setting in paper.settings:
-        built = build_plan(setting.job)
-        evaluations = forecast(setting.job, built, assume_spec=True).evaluations
+        evaluations = forecast(ResolvedRun.of(setting.job), assume_spec=True).evaluations
         assert min(each.texts for each in evaluations.values()) > 0
         assert (setting.job.backbone.pretrained == "demo") == bool(variant)
 
@@ -51,9 +50,7 @@ def test_what_takes_several_processes_runs_in_one_of_its_own(devices, apart, tmp
     """Lightning starts the others by running the command line again, which is to be that of `generate`."""
     ran = []
     monkeypatch.setattr("madgen.evaluation.reference._generate_apart", lambda file: ran.append("apart") or 0)
-    monkeypatch.setattr(
-        "madgen.generation.outcome.finished", lambda job, plan: ran.append("here") or Outcome(0, {}, 0.0, 0)
-    )
+    monkeypatch.setattr("madgen.generation.outcome.finished", lambda run: ran.append("here") or Outcome(0, {}, 0.0, 0))
     job = load_paper(ROOT / "jobs/paper/fig10.yaml", quick=True).settings[0].job
     job = replace(job, trainer=replace(job.trainer, devices=devices))
     assert generate(job, tmp_path / "job.yaml") == 0

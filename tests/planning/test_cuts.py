@@ -6,8 +6,8 @@ import tarfile
 import pytest
 
 from madgen import PanoramaSampler, load_job
-from madgen.dataset.plan import build_plan
 from madgen.planning import truncation as cuts
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import count_cuts
 
 FITS = " ".join(["mountains"] * 30)  # of 32 tokens, two mark the beginning and the end
@@ -21,7 +21,7 @@ def counted(tmp_path, monkeypatch):
     def count(lines, *overrides):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         job = load_job([], ["prompts.source=p.jsonl", "sampling.height=128", "sampling.width=768", *overrides])
-        return count_cuts(job, build_plan(job))
+        return count_cuts(ResolvedRun.of(job))
 
     return count
 

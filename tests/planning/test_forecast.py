@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from madgen import Box, PanoramaSampler, Region, load_job
-from madgen.dataset.plan import build_plan
 from madgen.planning.forecast import forecast
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.types import Ramp
 from madgen.utils.errors import UserError
 
@@ -24,7 +24,7 @@ def planned(tmp_path, monkeypatch):
 
     def of(*overrides, assume=False):
         job = load_job([], [*SETTINGS, *overrides])
-        return forecast(job, build_plan(job), assume_spec=assume)
+        return forecast(ResolvedRun.of(job), assume_spec=assume)
 
     return of
 

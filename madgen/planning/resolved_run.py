@@ -1,0 +1,69 @@
+"""Everything that commands derive from a job: resolved once, then passed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from madgen.config.schema import Job
+from madgen.dataset import manifest
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import Plan, build_plan, shard_name
+from madgen.hub.model_configs import described_by
+from madgen.hub.weights import ModelFiles, resolve_dtype
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A job with its plan, its directory and its model files."""
+
+    job: Job
+    plan: Plan
+    directory: DatasetDir
+    files: ModelFiles
+    """Location of the backbone."""
+    dtype: str
+    """Precision of the backbone; `auto` until the device is known."""
+    device: str | None = None
+    """Device type that samples, such as `cuda`; None: not known yet."""
+
+    @classmethod
+    def of(cls, job: Job, plan: Plan | None = None) -> ResolvedRun:
+        """Resolve a job, reading its prompts unless their `plan` is given. Loads no weights, imports no torch."""
+        directory, backbone = DatasetDir(job.output_dir), job.backbone
+        files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
+        return cls(job, plan or build_plan(job, directory.plans), directory, files, backbone.dtype)
+
+    def on(self, device: str) -> ResolvedRun:
+        """Return the run on a type of device, which determines an `auto` dtype."""
+        return replace(self, device=device, dtype=resolve_dtype(self.job.backbone.dtype, device))
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        """Names of the planned shards, by index."""
+        return [shard_name(self.plan.name, index) for index in range(self.plan.shard_count)]
+
+    def is_complete(self) -> bool:
+        """Return whether every planned shard is done."""
+        return set(self.shard_names) <= self.directory.done()
+
+    @property
+    def weights_are_local(self) -> bool:
+        """True if everything that identifies the weights is on this machine."""
+        return manifest.at_hand(self.job, self._config)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Content of `dataset.json`. Raises UserError unless the weights are on this machine."""
+        return manifest.build(self.job, self.plan, self.dtype, self._config)
+
+    @property
+    def _config(self) -> str | None:
+        """Location of a single file's config files, inferred if need be; None for other models."""
+        return described_by(*self.files)
+
+    def check_directory(self) -> None:
+        """Raise UserError if `output.dir` holds another job's dataset, as far as is known before weights are loaded."""
+        known = self.directory.manifest.exists() and (self.job.retry is not None or self.weights_are_local)
+        manifest.check_directory(self.directory, self.manifest if known else None, self.job.output.resume)
