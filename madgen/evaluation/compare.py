@@ -1,4 +1,4 @@
-"""Reports side by side, as the paper's tables; numbers of different protocols never stand in one column by accident."""
+"""Compare reports in a table like the paper's, refusing to mix values of different protocols in one column."""
 
 from __future__ import annotations
 
@@ -18,16 +18,29 @@ class Row:
     label: str
     report: Mapping[str, Any]
     apart: bool = False
-    """For comparison only, such as the backbone's own squares: neither ranked, nor of the others' protocol."""
+    """Show for comparison only, such as the backbone's own square images: not ranked, and of another protocol."""
     extra: Mapping[str, float] | None = None
-    """Further columns, such as the runtime; lower is better."""
+    """Additional columns, such as the runtime; lower is better."""
+
+    def mean(self, name: str) -> float | None:
+        """Return the value to rank by, None if the row is not ranked."""
+        if self.apart:
+            return None
+        found = self.report["metrics"].get(name)
+        return (self.extra or {}).get(name) if found is None else found["mean"]
+
+    def cell(self, name: str) -> str:
+        """Format a value for the table."""
+        if name in self.report["metrics"]:
+            return value(self.report["metrics"][name])
+        return f"{self.extra[name]:.3g}" if self.extra and name in self.extra else "–"
 
 
 def check_protocols(rows: Sequence[Row]) -> None:
-    """UserError naming what differs where two rows have numbers of different protocols."""
-    if found := list(_mismatches(rows)):
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise UserError(f"numbers of different protocols: {found[0]}{more}; --mixed shows them all the same")
+    """Raise UserError with the first difference if two rows have values of different protocols."""
+    if mismatches := list(_mismatches(rows)):
+        more = f"; and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
+        raise UserError(f"values of different protocols: {mismatches[0]}{more}; use --mixed to show them anyway")
 
 
 def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
@@ -40,72 +53,53 @@ def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def differences(first: Any, second: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Both values of every leaf that differs, by its dotted name."""
+    """Return both values of every leaf that differs, by dotted name."""
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return {} if first == second else {prefix: (first, second)}
-    found: dict[str, tuple[Any, Any]] = {}
+    result: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*first, *second}):
-        found |= differences(first.get(key), second.get(key), f"{prefix}.{key}" if prefix else key)
-    return found
+        result |= differences(first.get(key), second.get(key), f"{prefix}.{key}" if prefix else key)
+    return result
 
 
 def table(rows: Sequence[Row], mixed: bool = False) -> str:
-    """A table in Markdown: the best of a column bold, the second best underlined. See `check_protocols`."""
+    """Return a Markdown table with the best value of a column in bold and the second best underlined.
+
+    Raises UserError for values of different protocols, unless `mixed`.
+    """
     if not mixed:
         check_protocols(rows)
-    names = [name for name in METRICS if any(name in row.report["metrics"] for row in rows)]
-    heads = {name: next(r.report["metrics"][name] for r in rows if name in r.report["metrics"]) for name in names}
-    extras = list(dict.fromkeys(name for row in rows for name in row.extra or {}))
-    lines = ["| | " + " | ".join([heading(heads[name]) for name in names] + [f"{name} ↓" for name in extras]) + " |"]
-    lines.append("|---" * (1 + len(names) + len(extras)) + "|")
-    marks = {name: _marks([_mean(row, name) for row in rows], heads[name]["higher_is_better"]) for name in names}
-    marks |= {name: _marks([_extra(row, name) for row in rows], False) for name in extras}
-    for at, row in enumerate(rows):
-        cells = [marks[name][at].format(_shown(row, name)) for name in names]
-        cells += [marks[name][at].format(_shown_extra(row, name)) for name in extras]
-        lines.append(f"| {_cell(row.label)} | " + " | ".join(cells) + " |")
-    lines += ["", *_notes(rows, heads, mixed)]
+    scores = {name: score for row in reversed(rows) for name, score in row.report["metrics"].items()}
+    headings = {name: heading(scores[name]) for name in METRICS if name in scores}
+    headings |= {name: f"{name} ↓" for row in rows for name in row.extra or {}}
+    lines = ["| | " + " | ".join(headings.values()) + " |", "|---" * (1 + len(headings)) + "|"]
+    columns = []
+    for name in headings:
+        higher_is_better = name in scores and scores[name]["higher_is_better"]
+        styles = _styles([row.mean(name) for row in rows], higher_is_better)
+        columns.append([style.format(row.cell(name)) for style, row in zip(styles, rows, strict=True)])
+    for number, row in enumerate(rows):
+        lines.append(f"| {_escape(row.label)} | " + " | ".join(column[number] for column in columns) + " |")
+    networks: dict[str, list[str]] = {}
+    for name in METRICS:
+        if name in scores:
+            networks.setdefault(scores[name]["network"], []).append(scores[name]["label"])
+    if networks:
+        labelled = (f"{network} ({', '.join(labels)})" for network, labels in networks.items())
+        lines += ["", f"Networks: {'; '.join(labelled)}."]
+    if mixed and (mismatches := list(_mismatches(rows))):
+        lines += ["", "Different protocols:", "", *(f"- {text}" for text in mismatches)]
     return "\n".join(lines) + "\n"
 
 
-def _cell(label: str) -> str:
-    """A name that the user gave, in a table that is read as it is, too."""
+def _escape(label: str) -> str:
+    """Escape a user's label; the table must also be readable as plain text."""
     return " ".join(label.split()).replace("|", "\\|")
 
 
-def _shown(row: Row, name: str) -> str:
-    found = row.report["metrics"].get(name)
-    return "–" if found is None else value(found)
-
-
-def _shown_extra(row: Row, name: str) -> str:
-    found = (row.extra or {}).get(name)
-    return "–" if found is None else f"{found:.3g}"
-
-
-def _mean(row: Row, name: str) -> float | None:
-    found = row.report["metrics"].get(name)
-    return None if row.apart or found is None else found["mean"]
-
-
-def _extra(row: Row, name: str) -> float | None:
-    return None if row.apart else (row.extra or {}).get(name)
-
-
-def _marks(values: Sequence[float | None], higher: bool) -> list[str]:
-    """How each value is set: the best bold, the second best underlined; equals alike."""
-    ranked = sorted({v for v in values if v is not None}, reverse=higher)
+def _styles(values: Sequence[float | None], higher_is_better: bool) -> list[str]:
+    """Return a format for each value: bold for the best, underlined for the second best; ties share a style."""
+    ranked = sorted({v for v in values if v is not None}, reverse=higher_is_better)
     if len(ranked) < 2:
         return ["{}"] * len(values)
     return ["**{}**" if v == ranked[0] else "<u>{}</u>" if v == ranked[1] else "{}" for v in values]
-
-
-def _notes(rows: Sequence[Row], heads: Mapping[str, Any], mixed: bool) -> list[str]:
-    networks: dict[str, list[str]] = {}
-    for found in heads.values():
-        networks.setdefault(found["network"], []).append(found["label"])
-    seen = "; ".join(f"{', '.join(labels)}: {network}" for network, labels in networks.items())
-    notes = [f"Seen through {seen}."]
-    if mixed and (found := list(_mismatches(rows))):
-        notes += ["", "Not of one protocol:", "", *(f"- {text}" for text in found)]
-    return notes

@@ -1,10 +1,10 @@
-"""A dataset's scores: per prompt, then mean and deviation over prompts, each with the protocol that it was made by."""
+"""Evaluate a dataset: one score per prompt, their mean and standard deviation, and the protocol of each metric."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +15,23 @@ import numpy as np
 from madgen.dataset.layout import DatasetDir
 from madgen.evaluation.pairs import score_pairs
 from madgen.evaluation.partial_results import Collected, Column, collect, digest, prompt_of
-from madgen.evaluation.runner import Place, measure
-from madgen.metrics import against_reference, metric
-from madgen.metrics.crops import Crops
+from madgen.evaluation.runner import RankInfo, compute_columns
+from madgen.metrics import metric, needs_reference
+from madgen.metrics.crops import CroppedImage, Crops
 from madgen.metrics.extractors import Extractors, Network
 from madgen.metrics.giqa import NEIGHBOURS
 from madgen.utils.errors import UserError
 
 VERSION = 1
-"""Raise it when a metric changes its meaning: reports of different versions are not compared."""
-HALVES = "halves"
-"""In place of a reference: one random half of each prompt's pictures against the other, the paper's rows of SD."""
+"""Raise it when the meaning of a metric changes: reports of different versions are not compared."""
+
+PromptCounts = dict[str, tuple[str, int]]
+"""Text and number of finished samples by prompt id."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked."""
+    """Everything that determines a report."""
 
     directory: DatasetDir
     reference: DatasetDir | None
@@ -38,193 +39,207 @@ class Evaluation:
     networks: Extractors
     crops: Crops
     parts: Path
-    """Where partial results of the dataset go."""
+    """Folder for partial results of the dataset."""
     reference_parts: Path
     halves: bool = False
-    """No reference: one half of the pictures against the other, and pairs of pictures instead of pairs of crops."""
+    """Compare two random halves of each prompt's images, and pairs of images instead of pairs of crops."""
     pairs: int = 1000
-    """A prompt, with `halves`."""
+    """Pairs of images per prompt, with `halves`."""
     pool: str = "prompts"
-    """`prompts`: a score for each, then their mean and deviation; `dataset`: one score of everything."""
+    """`prompts`: a score per prompt, their mean and standard deviation; `dataset`: one score of all images."""
     batch: int = 8
 
     def column(self, name: str) -> Column:
-        """What a metric needs to know of each sample: its number, or the features."""
+        """Return the values that a metric needs of each sample: its score, or its features."""
         module = metric(name)
         network = self.networks[module.NETWORK]
-        if against_reference(name):
+        if needs_reference(name):
             protocol = {"of": network.describe(), "crops": self.crops.describe("random")}
-            return Column("features", protocol, lambda pictures: _features(network, pictures))
+            return Column("features", protocol, lambda images: _features(network, images))
         protocol = {
             "definition": module.DEFINITION,
             "of": network.describe(),
             "crops": self.crops.describe(module.CROPS),
         }
-        return Column(name, protocol, lambda pictures: np.array(module.score(pictures, network), dtype=np.float64))
+        return Column(name, protocol, lambda images: np.array(module.score(images, network), dtype=np.float64))
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """One for each metric; metrics that look at the same features share theirs."""
+        """The column of each metric; metrics of the same features share one."""
         return {name: self.column(name) for name in self.metrics}
 
-    def between_pictures(self, name: str) -> bool:
-        """Whether a metric of pairs of crops compares different pictures here."""
+    @property
+    def compared(self) -> list[str]:
+        """The metrics that compare with a reference."""
+        return [name for name in self.metrics if needs_reference(name)]
+
+    def compares_images(self, name: str) -> bool:
+        """Return True if a metric over pairs of crops is computed over pairs of images instead."""
         return self.halves and getattr(metric(name), "CROPS", "") == "all"
 
     def distinct(self, names: Sequence[str]) -> list[Column]:
-        """The columns of these metrics, each once."""
+        """Return the columns of metrics without duplicates."""
         return list({self.columns[name].id: self.columns[name] for name in names}.values())
 
 
-def _features(network: Network, pictures: Sequence[Any]) -> np.ndarray:
-    return network.image_features([picture.crop for picture in pictures]).float().cpu().numpy()
+def _features(network: Network, images: Sequence[CroppedImage]) -> np.ndarray:
+    return network.image_features([image.crop for image in images]).float().cpu().numpy()
 
 
-def evaluate(asked: Evaluation, place: Place | None = None) -> dict[str, Any] | None:
-    """The report, see `report`; None in a process that only helped. UserError before anything is computed."""
-    place = Place.here() if place is None else place
-    compared = [name for name in asked.metrics if against_reference(name)]
-    prompts = _check(asked, compared)
-    names = [name for name in asked.metrics if not asked.between_pictures(name)]
-    found = measure(asked.directory, asked.distinct(names), asked.parts, asked.crops, asked.batch, place)
-    if compared and asked.reference is not None:
-        columns = asked.distinct(compared)
-        found &= measure(asked.reference, columns, asked.reference_parts, asked.crops, asked.batch, place)
-    if place.rank != 0:
+def evaluate(evaluation: Evaluation, ranks: RankInfo | None = None) -> dict[str, Any] | None:
+    """Compute the report on rank 0; other ranks return None. Raise UserError before computing if images are missing."""
+    ranks = ranks or RankInfo.from_environment()
+    prompts = check_counts(evaluation)
+    if evaluation.compared and evaluation.reference is None and not evaluation.halves:
+        raise UserError(f"{', '.join(evaluation.compared)} compare with a reference; name one with --reference")
+    names = [name for name in evaluation.metrics if not evaluation.compares_images(name)]
+    passes = [(evaluation.directory, names, evaluation.parts)]
+    if evaluation.compared and evaluation.reference is not None:
+        passes.append((evaluation.reference, evaluation.compared, evaluation.reference_parts))
+    for directory, of_pass, folder in passes:
+        columns = evaluation.distinct(of_pass)
+        complete = compute_columns(directory, columns, folder, evaluation.crops, evaluation.batch, ranks)
+        assert complete or ranks.rank != 0
+    if ranks.rank != 0:
         return None
-    assert found
     return {
         "madgen_report": VERSION,
-        "dataset": describe(asked.directory, prompts),
-        "pool": asked.pool,
-        "metrics": {name: _scored(asked, name) for name in asked.metrics},
+        "dataset": _describe(evaluation.directory, prompts),
+        "pool": evaluation.pool,
+        "metrics": {name: _score(evaluation, name, prompts) for name in evaluation.metrics},
         "prompts": {prompt: text for prompt, (text, _) in prompts.items()},
     }
 
 
-def counted(directory: DatasetDir) -> dict[str, tuple[str, int]]:
-    """The text of each prompt of the finished shards and the number of its samples, by id, sorted."""
-    found: dict[str, tuple[str, int]] = {}
+def count_samples(directory: DatasetDir) -> PromptCounts:
+    """Count the samples of each prompt in the finished shards."""
+    counts: PromptCounts = {}
     for sidecar in directory.sidecars():
         for entry in sidecar["samples"]:
             prompt = prompt_of(entry["key"])
-            found[prompt] = (entry["prompt"], found.get(prompt, ("", 0))[1] + 1)
-    return dict(sorted(found.items()))
+            counts[prompt] = (entry["prompt"], counts.get(prompt, ("", 0))[1] + 1)
+    return dict(sorted(counts.items()))
 
 
-def describe(directory: DatasetDir, prompts: dict[str, tuple[str, int]]) -> dict[str, Any]:
-    """Which dataset, and how much of it is there."""
-    content = directory.read_manifest()
-    samples = sum(count for _, count in prompts.values())
+def _describe(directory: DatasetDir, prompts: PromptCounts) -> dict[str, Any]:
+    manifest = directory.read_manifest()
     return {
-        "name": content["job"]["name"],
-        "fingerprint": content["fingerprint"],
-        "samples": samples,
-        "planned": content["plan"]["samples"],
+        "name": manifest["job"]["name"],
+        "fingerprint": manifest["fingerprint"],
+        "samples": sum(count for _, count in prompts.values()),
+        "planned": manifest["plan"]["samples"],
         "prompts": len(prompts),
-        "identity": content["identity"],
+        "identity": manifest["identity"],
     }
 
 
-def _check(asked: Evaluation, compared: Sequence[str]) -> dict[str, tuple[str, int]]:
-    prompts = counted(asked.directory)
+def check_counts(evaluation: Evaluation) -> PromptCounts:
+    """Return the dataset's prompts; raise UserError if it or the reference has too few images for the metrics."""
+    prompts = count_samples(evaluation.directory)
     if not prompts:
-        raise UserError(f"{asked.directory.root} has no finished shard yet; run generate first")
-    if not compared:
+        raise UserError(f"{evaluation.directory.root} has no finished shard yet; run generate first")
+    if not evaluation.compared:
         return prompts
-    if asked.halves:
-        _enough(compared, {prompt: count // 2 for prompt, (_, count) in prompts.items()}, asked, "a half of a prompt")
+    counts = [count for _, count in prompts.values()]
+    neighbours = NEIGHBOURS if "giqa" in evaluation.compared else 2
+    if evaluation.halves:
+        _require(evaluation, [count // 2 for count in counts], neighbours, " in each half")
         return prompts
-    if asked.reference is None:
-        raise UserError(f"{', '.join(compared)} compare with a reference; name one with --reference")
-    reference = counted(asked.reference)
-    if lacking := [text for prompt, (text, _) in prompts.items() if prompt not in reference]:
-        raise UserError(f"the reference {asked.reference.root} has no pictures of the prompt {lacking[0]!r}")
-    _enough(compared, {prompt: count for prompt, (_, count) in prompts.items()}, asked, "of a prompt")
-    _enough(compared, {prompt: reference[prompt][1] for prompt in prompts}, asked, "of a prompt in the reference")
+    _require(evaluation, counts, 2, "")
+    if evaluation.reference is not None:
+        reference = count_samples(evaluation.reference)
+        if lacking := [text for prompt, (text, _) in prompts.items() if prompt not in reference]:
+            raise UserError(f"the reference {evaluation.reference.root} has no images of the prompt {lacking[0]!r}")
+        _require(evaluation, [reference[prompt][1] for prompt in prompts], neighbours, " in the reference")
     return prompts
 
 
-def _enough(compared: Sequence[str], counts: dict[str, int], asked: Evaluation, what: str) -> None:
-    least = min(counts.values()) if asked.pool == "prompts" else sum(counts.values())
-    needed = NEIGHBOURS if ("giqa" in compared and "reference" in what) or what.startswith("a half") else 2
-    needed = needed if "giqa" in compared else 2
-    if least < needed:
-        way_out = "" if asked.pool == "dataset" else ", or one score of all prompts: --pool dataset"
+def _require(evaluation: Evaluation, counts: Sequence[int], needed: int, where: str) -> None:
+    pooled = evaluation.pool == "dataset"
+    count = sum(counts) if pooled else min(counts)
+    if count < needed:
         raise UserError(
-            f"{', '.join(compared)} need at least {needed} pictures {what}, got {least}: more samples{way_out}"
+            f"{', '.join(evaluation.compared)} need at least {needed} images{'' if pooled else ' per prompt'}{where}, "
+            f"got {count}; generate more samples" + ("" if pooled else ", or score all prompts as one: --pool dataset")
         )
 
 
-def _scored(asked: Evaluation, name: str) -> dict[str, Any]:
-    module, column = metric(name), asked.columns[name]
-    counts = counted(asked.directory)
+def _score(evaluation: Evaluation, name: str, prompts: PromptCounts) -> dict[str, Any]:
+    module, column = metric(name), evaluation.columns[name]
     protocol: dict[str, Any] = {"metric": name, "version": VERSION, "definition": module.DEFINITION}
-    protocol |= {"network": column.protocol["of"], "crops": column.protocol["crops"], "pool": asked.pool}
-    protocol |= {"prompts": digest(sorted(counts))}
-    values = _values(asked, name, protocol)
+    protocol |= {"network": column.protocol["of"], "crops": column.protocol["crops"], "pool": evaluation.pool}
+    protocol |= {"prompts": digest(sorted(prompts))}
+    values, details = _values(evaluation, name)
+    protocol |= details
     known = [value for value in values.values() if not math.isnan(value)]
-    deviation = float(np.std(known)) if asked.pool == "prompts" and len(known) > 1 else None
     return {
         "label": module.LABEL,
-        "network": asked.networks[module.NETWORK].label,
+        "network": evaluation.networks[module.NETWORK].label,
         "higher_is_better": module.HIGHER_IS_BETTER,
         "scale": module.SCALE,
         "mean": float(np.mean(known)) if known else None,
-        "std": deviation,
-        "count": sum(count for _, count in counts.values()),
+        "std": float(np.std(known)) if evaluation.pool == "prompts" and len(known) > 1 else None,
+        "count": sum(count for _, count in prompts.values()),
         "per_prompt": {prompt: None if math.isnan(value) else value for prompt, value in values.items() if prompt},
         "protocol": protocol,
         "protocol_id": digest(protocol),
     }
 
 
-def _values(asked: Evaluation, name: str, protocol: dict[str, Any]) -> dict[str, float]:
-    """A score for each prompt, or one under "" for all; notes in the protocol what they were compared with."""
-    column = asked.columns[name]
-    if asked.between_pictures(name):
-        protocol["crops"] = asked.crops.describe("random") | {"compared": "random pairs of pictures of a prompt"}
-        protocol["pictures"] = {"pairs": asked.pairs}
-        network, module = asked.networks[metric(name).NETWORK], metric(name)
-        found = score_pairs(asked.directory, module, network, column, asked.parts, asked.crops, asked.pairs)
-        return found if asked.pool == "prompts" else {"": _mean(np.array(list(found.values())))}
-    own = collect(asked.directory, column, asked.parts)
-    rows = own.of_prompts() if asked.pool == "prompts" else {"": slice(0, len(own.keys))}
-    if against_reference(name):
-        return _distances(asked, name, own, rows, protocol)
-    return {prompt: _mean(own.values[part]) for prompt, part in rows.items()}
+def _values(evaluation: Evaluation, name: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the score of each prompt, or of all under "", and the protocol of the comparison."""
+    module, column, crops = metric(name), evaluation.columns[name], evaluation.crops
+    pooled = evaluation.pool == "dataset"
+    if evaluation.compares_images(name):
+        network, directory = evaluation.networks[module.NETWORK], evaluation.directory
+        means = score_pairs(directory, module, network, column, evaluation.parts, crops, evaluation.pairs)
+        details = {
+            "crops": crops.describe("random") | {"compared": "random pairs of pictures of a prompt"},
+            "pictures": {"pairs": evaluation.pairs},
+        }
+        return {"": _mean(np.array(list(means.values())))} if pooled else means, details
+    own = collect(evaluation.directory, column, evaluation.parts)
+    rows = {"": slice(0, len(own.keys))} if pooled else own.rows_by_prompt()
+    if needs_reference(name):
+        return _distances(evaluation, name, own, rows)
+    return {prompt: _mean(own.values[part]) for prompt, part in rows.items()}, {}
 
 
 def _mean(values: np.ndarray) -> float:
-    known = np.asarray(values)[~np.isnan(values)]  # a picture of one crop has no pairs of them
+    known = np.asarray(values)[~np.isnan(values)]  # an image with a single crop has no pairs of crops
     return float(known.mean()) if len(known) else math.nan
 
 
 def _distances(
-    asked: Evaluation, name: str, own: Collected, rows: dict[str, slice], protocol: dict[str, Any]
-) -> dict[str, float]:
-    """Against the reference's same prompt, or against a half; notes in the protocol what that was."""
+    evaluation: Evaluation, name: str, own: Collected, rows: dict[str, slice]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compare each prompt with the same prompt of the reference, or one half of it with the other."""
     distance = metric(name).distance
-    counts = [part.stop - part.start for part in rows.values()]
-    protocol["pictures"] = {"least": min(counts), "most": max(counts)}
-    if asked.halves:
-        protocol["reference"] = {"kind": HALVES, "seed": asked.crops.seed}
-        split = {prompt: _halves(own, part, asked.crops.seed) for prompt, part in rows.items()}
-        return {prompt: distance(first, second) for prompt, (first, second) in split.items()}
-    assert asked.reference is not None
-    reference = collect(asked.reference, asked.columns[name], asked.reference_parts)
-    theirs = reference.of_prompts() if asked.pool == "prompts" else {"": slice(0, len(reference.keys))}
-    counts = [theirs[prompt].stop - theirs[prompt].start for prompt in rows]
-    fingerprint = asked.reference.read_manifest()["fingerprint"]
-    protocol["reference"] = {"fingerprint": fingerprint, "least": min(counts), "most": max(counts)}
-    return {prompt: distance(own.values[part], reference.values[theirs[prompt]]) for prompt, part in rows.items()}
+    details: dict[str, Any] = {"pictures": _range(rows.values())}
+    if evaluation.halves:
+        seed = evaluation.crops.seed
+        details["reference"] = {"kind": "halves", "seed": seed}
+        return {prompt: distance(*_halves(own, part, seed)) for prompt, part in rows.items()}, details
+    assert evaluation.reference is not None
+    reference = collect(evaluation.reference, evaluation.columns[name], evaluation.reference_parts)
+    theirs = {"": slice(0, len(reference.keys))} if "" in rows else reference.rows_by_prompt()
+    fingerprint = evaluation.reference.read_manifest()["fingerprint"]
+    details["reference"] = {"fingerprint": fingerprint, **_range(theirs[prompt] for prompt in rows)}
+    return {
+        prompt: distance(own.values[part], reference.values[theirs[prompt]]) for prompt, part in rows.items()
+    }, details
+
+
+def _range(rows: Iterable[slice]) -> dict[str, int]:
+    counts = [part.stop - part.start for part in rows]
+    return {"least": min(counts), "most": max(counts)}
 
 
 def _halves(own: Collected, rows: slice, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    drawn = sorted(range(rows.start, rows.stop), key=lambda row: _draw(own.keys[row], seed))
-    middle = len(drawn) // 2
-    return own.values[sorted(drawn[:middle])], own.values[sorted(drawn[middle:])]
+    shuffled = sorted(range(rows.start, rows.stop), key=lambda row: _random_rank(own.keys[row], seed))
+    middle = len(shuffled) // 2
+    return own.values[sorted(shuffled[:middle])], own.values[sorted(shuffled[middle:])]
 
 
-def _draw(key: str, seed: int) -> bytes:
+def _random_rank(key: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{key}/half".encode(), digest_size=8).digest()

@@ -1,7 +1,7 @@
-"""Partial results: one file a column and finished shard, so that a pass can be resumed and shared among processes.
+"""Store partial results: one file per column and finished shard, so that a pass can be resumed or shared by processes.
 
-A column is what is known of every sample: a metric's number, or the features of its random crop. Its file is named
-after the column's protocol, the shard and the checksums of its samples: a shard that was made again is looked at again.
+A column holds one value per sample: a metric's value, or the features of its random crop. The file name is made of the
+column's protocol, the shard and the checksums of its samples, so a regenerated shard is evaluated again.
 """
 
 from __future__ import annotations
@@ -16,34 +16,41 @@ from typing import Any
 import numpy as np
 
 from madgen.dataset.layout import DatasetDir, to_json
-from madgen.metrics.crops import Picture
+from madgen.metrics.crops import CroppedImage
 from madgen.utils.atomic import atomic
 
 
 @dataclass(frozen=True)
 class Column:
-    """What is computed of every sample."""
+    """A quantity to compute for every sample."""
 
     name: str
     protocol: dict[str, Any]
-    """All that the values depend on, besides the pictures."""
-    compute: Callable[[Sequence[Picture]], np.ndarray]
-    """[N] or [N, D] of N pictures."""
+    """Everything that the values depend on besides the images."""
+    compute: Callable[[Sequence[CroppedImage]], np.ndarray]
+    """Returns [N] or [N, D] for N images."""
 
     @property
     def id(self) -> str:
-        """Tells the values of one protocol from those of another."""
+        """Identifies the column's protocol."""
         return f"{self.name}-{digest(self.protocol)}"
 
 
 def digest(value: Any) -> str:
-    """A short hash of what JSON can hold."""
+    """Return a short hash of a JSON-serializable value."""
     return hashlib.blake2b(to_json(value), digest_size=8).hexdigest()
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an array atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as stream:
+        np.save(stream, values)
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """One finished shard of a dataset, and where its values lie."""
+    """The values of one finished shard."""
 
     directory: DatasetDir
     folder: Path
@@ -52,66 +59,61 @@ class ShardPart:
     """The samples of its sidecar, in order."""
 
     def file(self, column: Column) -> Path:
-        """Of the values of one column."""
+        """Return the path of a column's values."""
         content = digest([entry["sha256"] for entry in self.entries])
         return self.folder / column.id / f"{self.shard}-{content}.npy"
 
     def missing(self, columns: Sequence[Column]) -> list[Column]:
-        """The columns that nobody has computed."""
+        """Return the columns without values."""
         return [column for column in columns if not self.file(column).exists()]
 
     def write(self, column: Column, values: np.ndarray) -> None:
-        """In the order of the entries; appears whole or not at all."""
-        path = self.file(column)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as stream:
-            np.save(stream, values)
+        """Write the values of a column, in the order of the entries."""
+        save_array(self.file(column), values)
 
 
 def shard_parts(directory: DatasetDir, folder: Path) -> Iterator[ShardPart]:
-    """The finished shards of a dataset, in order."""
+    """Iterate over the finished shards of a dataset, in order."""
     for sidecar in directory.sidecars():
         if sidecar["samples"]:
             yield ShardPart(directory, folder, sidecar["shard"], tuple(sidecar["samples"]))
 
 
 def prompt_of(key: str) -> str:
-    """The prompt's id in a sample's key."""
+    """Return the prompt id in a sample's key."""
     return key.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The values of a column for a whole dataset, in the order of prompts and keys."""
+    """The values of a column for a whole dataset, sorted by prompt and key."""
 
     keys: list[str]
     values: np.ndarray
-    """[N] or [N, D], mapped from a file."""
+    """[N] or [N, D], memory-mapped."""
 
-    def of_prompts(self) -> dict[str, slice]:
-        """Which rows belong to which prompt."""
-        found: dict[str, slice] = {}
+    def rows_by_prompt(self) -> dict[str, slice]:
+        """Return the rows of each prompt."""
+        rows: dict[str, slice] = {}
         for row, key in enumerate(self.keys):
             prompt = prompt_of(key)
-            found[prompt] = slice(found[prompt].start if prompt in found else row, row + 1)
-        return found
+            rows[prompt] = slice(rows[prompt].start if prompt in rows else row, row + 1)
+        return rows
 
 
 def collect(directory: DatasetDir, column: Column, folder: Path) -> Collected:
-    """Merges the parts of all finished shards, one at a time; the order of shards and processes leaves no trace."""
+    """Merge the values of all finished shards, loading one shard at a time."""
     parts = list(shard_parts(directory, folder))
-    places = [(prompt_of(entry["key"]), entry["key"]) for part in parts for entry in part.entries]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    keys = [places[at][1] for at in order]
+    keys = [entry["key"] for part in parts for entry in part.entries]
+    order = sorted(range(len(keys)), key=lambda row: (prompt_of(keys[row]), keys[row]))
     path = folder / column.id / f"all-{digest([part.file(column).name for part in parts])}.npy"
     if not path.exists():
         _merge([part.file(column) for part in parts], order, path)
-    return Collected(keys, np.load(path, mmap_mode="r"))
+    return Collected([keys[row] for row in order], np.load(path, mmap_mode="r"))
 
 
 def _merge(files: Sequence[Path], order: Sequence[int], path: Path) -> None:
-    row_of = np.empty(len(order), dtype=np.int64)
-    row_of[np.asarray(order)] = np.arange(len(order))
+    row_of = np.argsort(order)
     first = np.load(files[0], mmap_mode="r")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     merged = np.lib.format.open_memmap(temporary, "w+", dtype=first.dtype, shape=(len(order), *first.shape[1:]))

@@ -1,4 +1,4 @@
-"""Plots of reports: bars with error bars, and the trade-off of coherence against FID. The home of matplotlib."""
+"""Plot reports with matplotlib: bars per prompt or report, and coherence against FID."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from madgen.metrics import METRICS
 from madgen.utils.errors import UserError
 
 DPI = 120
-COLUMNS = 4
+MAX_LABEL_CHARACTERS = 33
+NamedReports = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def pyplot() -> Any:
-    """matplotlib without a display; UserError if it is not installed."""
+    """Import matplotlib without a display; raise UserError if it is not installed."""
     try:
         import matplotlib
 
@@ -28,7 +29,7 @@ def pyplot() -> Any:
 
 
 def font_with_greek() -> str:
-    """The file of the font that comes with matplotlib."""
+    """Return the path of the font that is bundled with matplotlib."""
     pyplot()
     from matplotlib import font_manager
 
@@ -36,80 +37,86 @@ def font_with_greek() -> str:
 
 
 def plot_prompts(report: Mapping[str, Any], path: Path) -> None:
-    """A panel a metric: a bar a prompt, and their mean with its deviation."""
-    having = {name for name, found in report["metrics"].items() if found["per_prompt"] and found["mean"] is not None}
-    names = [name for name in METRICS if name in having]
-    labels = list(report["prompts"].values())
-    panels = _panels(len(names), height=1.4 + 0.28 * len(labels))
-    for axes, name in zip(panels, names, strict=False):
-        found = report["metrics"][name]
-        values = [_scaled(found["per_prompt"].get(prompt), found) for prompt in report["prompts"]]
+    """Plot one panel per metric: a bar per prompt, and their mean and standard deviation."""
+    scores = [report["metrics"][name] for name in METRICS if name in report["metrics"]]
+    scores = [score for score in scores if score["per_prompt"] and score["mean"] is not None]
+    labels = [_shortened(text) for text in report["prompts"].values()]
+    grid = panels(len(scores), height=1.4 + 0.28 * len(labels))
+    for axes, score in zip(grid, scores, strict=False):
+        values = [_scaled(score["per_prompt"].get(prompt), score) for prompt in report["prompts"]]
         axes.barh(range(len(labels)), values, color="#7aa6c2")
-        mean, deviation = _scaled(found["mean"], found), _scaled(found["std"] or 0.0, found)
+        mean, deviation = _scaled(score["mean"], score), _scaled(score["std"], score)
         axes.errorbar(mean, -1, xerr=deviation, fmt="o", color="#b03a2e", capsize=3)
-        axes.set_title(heading(found), fontsize=9)
-        shown = [label if len(label) < 34 else label[:32] + "…" for label in labels]
-        axes.set_yticks([-1, *range(len(labels))], ["mean ± deviation", *shown], fontsize=7)
+        axes.set_title(heading(score), fontsize=9)
+        axes.set_yticks([-1, *range(len(labels))], ["mean ± std", *labels], fontsize=7)
         axes.invert_yaxis()
     save(path)
 
 
-def plot_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> None:
-    """A panel a metric: a bar a report, with the deviation over prompts."""
-    names = [name for name in METRICS if any(name in report["metrics"] for _, report in rows)]
-    panels = _panels(len(names), height=1.2 + 0.3 * len(rows))
-    for axes, name in zip(panels, names, strict=False):
-        having = [(label, report["metrics"][name]) for label, report in rows if name in report["metrics"]]
-        having = [(label, found) for label, found in having if found["mean"] is not None]
-        values = [_scaled(found["mean"], found) for _, found in having]
-        errors = [_scaled(found["std"] or 0.0, found) for _, found in having]
-        axes.barh(range(len(having)), values, xerr=errors, color="#7aa6c2", error_kw={"capsize": 2, "lw": 0.8})
-        axes.set_yticks(range(len(having)), [label for label, _ in having], fontsize=7)
+def plot_bars(reports: NamedReports, path: Path) -> None:
+    """Plot one panel per metric: a bar per report, with the standard deviation over prompts."""
+    names = [name for name in METRICS if any(name in report["metrics"] for _, report in reports)]
+    grid = panels(len(names), height=1.2 + 0.3 * len(reports))
+    for axes, name in zip(grid, names, strict=False):
+        scores = {label: report["metrics"][name] for label, report in reports if name in report["metrics"]}
+        title = heading(next(iter(scores.values())))
+        scores = {label: score for label, score in scores.items() if score["mean"] is not None}
+        values = [_scaled(score["mean"], score) for score in scores.values()]
+        errors = [_scaled(score["std"], score) for score in scores.values()]
+        axes.barh(range(len(scores)), values, xerr=errors, color="#7aa6c2", error_kw={"capsize": 2, "lw": 0.8})
+        axes.set_yticks(range(len(scores)), list(scores), fontsize=7)
         axes.invert_yaxis()
-        axes.set_title(heading(having[0][1]) if having else name, fontsize=9)
+        axes.set_title(title, fontsize=9)
     save(path)
 
 
-def plot_trade_off(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> bool:
-    """Coherence against FID, a point a prompt, a large one the mean; False if the reports do not have both."""
-    having = [(label, report) for label, report in rows if {"coherence", "fid"} <= set(report["metrics"])]
-    having = [(label, report) for label, report in having if report["metrics"]["coherence"]["mean"] is not None]
-    if not having:
+def plot_trade_off(reports: NamedReports, path: Path) -> bool:
+    """Plot coherence against FID, small points for prompts and a large one for the mean.
+
+    Returns False, without writing a file, if no report has both.
+    """
+    reports = [(label, report) for label, report in reports if {"coherence", "fid"} <= report["metrics"].keys()]
+    reports = [(label, report) for label, report in reports if report["metrics"]["coherence"]["mean"] is not None]
+    if not reports:
         return False
-    plot = pyplot()
-    _, axes = plot.subplots(figsize=(5, 4))
-    for label, report in having:
-        across, up = report["metrics"]["fid"], report["metrics"]["coherence"]
-        prompts = [p for p in report["prompts"] if None not in (across["per_prompt"].get(p), up["per_prompt"].get(p))]
+    _, axes = pyplot().subplots(figsize=(5, 4))
+    for label, report in reports:
+        x, y = report["metrics"]["fid"], report["metrics"]["coherence"]
+        prompts = [p for p in report["prompts"] if None not in (x["per_prompt"].get(p), y["per_prompt"].get(p))]
         points = axes.scatter(
-            [across["per_prompt"][p] for p in prompts], [up["per_prompt"][p] for p in prompts], s=12, alpha=0.5
+            [x["per_prompt"][p] for p in prompts], [y["per_prompt"][p] for p in prompts], s=12, alpha=0.5
         )
         axes.errorbar(
-            across["mean"], up["mean"], xerr=across["std"], yerr=up["std"], fmt="o", ms=8, capsize=3,
+            x["mean"], y["mean"], xerr=x["std"], yerr=y["std"], fmt="o", ms=8, capsize=3,
             color=points.get_facecolor()[0, :3], label=label,
         )  # fmt: skip
-    axes.set_xlabel(f"{heading(across)} ({across['network']})", fontsize=8)
-    axes.set_ylabel(f"{heading(up)} ({up['network']})", fontsize=8)
+    axes.set_xlabel(f"{heading(x)} ({x['network']})", fontsize=8)
+    axes.set_ylabel(f"{heading(y)} ({y['network']})", fontsize=8)
     axes.legend(fontsize=7)
     save(path)
     return True
 
 
-def _panels(count: int, height: float) -> list[Any]:
-    columns = min(COLUMNS, max(1, count))
+def panels(count: int, height: float, max_columns: int = 4) -> list[Any]:
+    """Return the axes of `count` panels in a grid; `height` is that of a panel in inches."""
+    columns = min(max_columns, max(1, count))
     rows = math.ceil(max(1, count) / columns)
     _, axes = pyplot().subplots(rows, columns, figsize=(4.2 * columns, height * rows), squeeze=False)
-    for spare in axes.flat[count:]:
-        spare.axis("off")
+    for unused in axes.flat[count:]:
+        unused.axis("off")
     return list(axes.flat)
 
 
-def _scaled(plain: float | None, found: Mapping[str, Any]) -> float:
-    return 0.0 if plain is None else plain * found["scale"]
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_LABEL_CHARACTERS else text[: MAX_LABEL_CHARACTERS - 1] + "…"
+
+
+def _scaled(plain: float | None, score: Mapping[str, Any]) -> float:
+    return 0.0 if plain is None else plain * score["scale"]
 
 
 def save(path: Path) -> None:
-    """Writes the figure at hand and closes it."""
+    """Write the current figure and close it."""
     plot = pyplot()
     plot.tight_layout()
     plot.savefig(path, dpi=DPI)

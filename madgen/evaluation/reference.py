@@ -1,4 +1,4 @@
-"""The square pictures that a dataset is compared with: made by a job of their own, and kept for other datasets."""
+"""Generate the square reference images of a dataset, as an ordinary dataset that others of its backbone can share."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.dataset.layout import DatasetDir, to_json
 from madgen.dataset.reader import read_metadata
+from madgen.evaluation.partial_results import digest, prompt_of
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import derived_seed
 
 BATCH = 4
-"""Square pictures at once."""
+"""Square images per batch."""
+LAUNCHER_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_",
+)  # fmt: skip
+"""Prefixes of the variables of torchrun and SLURM."""
 
 
 def view_side(job: dict[str, Any]) -> int:
-    """Pixels of a side of the views that a recorded job was sampled with; UserError if the backbone is not at hand."""
+    """Return the view size of a recorded job in pixels; raise UserError if its backbone is not available."""
     from madgen.backbones import backbone_module
     from madgen.hub.weights import ModelFiles
 
@@ -30,16 +37,16 @@ def view_side(job: dict[str, Any]) -> int:
     try:
         spec = describe(*ModelFiles.of(backbone["pretrained"], backbone["revision"], backbone["config"]))
     except UserError as error:
-        raise UserError(f"how large the views are cannot be told ({error}); say it: --crop PIXELS") from error
+        raise UserError(f"cannot determine the view size ({error}); set it with --crop PIXELS") from error
     return (job["method"]["views"]["size"] or spec.view_size) * spec.factor
 
 
-def reference_job(content: dict[str, Any], side: int, per_prompt: int, prompts: Path, folder: Path) -> dict[str, Any]:
-    """The job of square pictures of a view's size, by the same backbone and sampler, without any joint diffusion."""
-    job = content["job"]
+def reference_job(manifest: dict[str, Any], side: int, per_prompt: int, prompts: Path, folder: Path) -> dict[str, Any]:
+    """Return a job for square images the size of a view, by the same backbone and sampler without joint diffusion."""
+    job = manifest["job"]
     return {
         "name": "reference",
-        "backbone": {**job["backbone"], "dtype": content["identity"]["backbone"]["dtype"]},
+        "backbone": {**job["backbone"], "dtype": manifest["identity"]["backbone"]["dtype"]},
         "method": {"views": {"layout": "whole"}, "mad": {"steps": 0}},
         "sampling": {**job["sampling"], "height": side, "width": side, "loop": False, "batch_size": BATCH},
         "prompts": {
@@ -55,54 +62,48 @@ def reference_job(content: dict[str, Any], side: int, per_prompt: int, prompts: 
 
 
 def make_reference(directory: DatasetDir, side: int, per_prompt: int) -> DatasetDir:
-    """The square pictures that go with a dataset, in a folder beside it that other datasets of its backbone share.
-
-    An ordinary dataset, made by `generate`: it can be stopped, goes on, and is there for the next time.
-    """
-    from madgen.evaluation.partial_results import digest
-
-    content = directory.read_manifest()
+    """Generate, resume or reuse the reference of a dataset, in a folder beside it; exit with generate's status."""
+    manifest = directory.read_manifest()
     lines = b"".join(to_json(line) for line in _prompts(directory))
-    job = reference_job(content, side, per_prompt, Path("."), Path("."))
-    same = {name: job[name] for name in ("backbone", "sampling")} | {
+    job = reference_job(manifest, side, per_prompt, Path("."), Path("."))
+    content = {
+        **{name: job[name] for name in ("backbone", "sampling")},
         "seed": job["prompts"]["seed"],
         "count": per_prompt,
+        "weights": manifest["identity"]["backbone"]["weights"],
     }
-    same["weights"] = content["identity"]["backbone"]["weights"]
-    folder = directory.root.absolute().parent / f"reference-{digest([same, lines.decode()])}"
+    folder = directory.root.absolute().parent / f"reference-{digest([content, lines.decode()])}"
     prompts, file = folder.with_suffix(".jsonl"), folder.with_suffix(".yaml")
     write_atomically(prompts, lines)
-    write_atomically(file, to_json(reference_job(content, side, per_prompt, prompts, folder), indent=1))
-    code = generate(load_job(file), file)
-    if code not in (0, 4):
-        sys.exit(code)
+    write_atomically(file, to_json(reference_job(manifest, side, per_prompt, prompts, folder), indent=1))
+    generate(load_job(file), file)
     return DatasetDir(folder)
 
 
-def generate(job: Job, file: Path) -> int:
-    """`madgen generate` of a job, which `file` holds; its exit status.
+def generate(job: Job, file: Path) -> None:
+    """Run `madgen generate` on a job that is stored in `file`; exit with its status if the dataset is incomplete.
 
-    In this process where it needs no other; else in one of its own, as Lightning starts the others by running the
-    command line again. Of processes that were started together each runs one, alone on its device: they share the work
-    by its claim files.
+    Runs in this process unless several processes are needed: Lightning starts further ones by repeating the command
+    line, and ranks that torchrun or srun has started each run their own single-device process on the shared work.
     """
-    import torch
-
     several = torch.cuda.device_count() > 1 if job.trainer.devices == "auto" else job.trainer.devices != 1
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ or several:
-        return _generate_apart(file)
-    from madgen.generation.outcome import finished, report
-    from madgen.generation.run import generate as run
-    from madgen.planning.resolved_run import ResolvedRun
+        code = _generate_in_subprocess(file)
+    else:
+        from madgen.generation.outcome import finished, report
+        from madgen.generation.run import generate as run
+        from madgen.planning.resolved_run import ResolvedRun
 
-    resolved = ResolvedRun.of(job)
-    outcome = finished(resolved) or run(resolved)
-    report(outcome, resolved)
-    return outcome.code
+        resolved = ResolvedRun.of(job)
+        outcome = finished(resolved) or run(resolved)
+        report(outcome, resolved)
+        code = outcome.code
+    if code not in (0, 4):
+        sys.exit(code)
 
 
 def _own_device(count: int) -> dict[str, str]:
-    """Of processes that were started together: the one of `count` visible GPUs that is this one's."""
+    """Select this local rank's GPU among `count` visible ones."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
     if local is None or count == 0:
         return {}
@@ -111,25 +112,20 @@ def _own_device(count: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[int(local) % len(visible)]}
 
 
-def _generate_apart(file: Path) -> int:
-    import torch
-
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+def _generate_in_subprocess(file: Path) -> int:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
     environment |= _own_device(torch.cuda.device_count())
     command = [sys.executable, "-m", "madgen", "generate", str(file)]
     return subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
 
 
 def _prompts(directory: DatasetDir) -> list[dict[str, Any]]:
-    from madgen.evaluation.partial_results import prompt_of
-
-    found: dict[str, dict[str, Any]] = {}
+    prompts: dict[str, dict[str, Any]] = {}
     for sidecar in directory.sidecars():
         for entry in sidecar["samples"]:
-            if (prompt := prompt_of(entry["key"])) not in found:
-                about = read_metadata(directory, sidecar["shard"], entry)
-                found[prompt] = {"id": prompt, "prompt": about["prompt"], "negative_prompt": about["negative_prompt"]}
-    if not found:
+            if (prompt := prompt_of(entry["key"])) not in prompts:
+                metadata = read_metadata(directory, sidecar["shard"], entry)
+                prompts[prompt] = {"id": prompt} | {name: metadata[name] for name in ("prompt", "negative_prompt")}
+    if not prompts:
         raise UserError(f"{directory.root} has no finished shard yet; run generate first")
-    return [found[prompt] for prompt in sorted(found)]
+    return [prompts[prompt] for prompt in sorted(prompts)]

@@ -1,17 +1,18 @@
-"""One pass over a dataset: every picture is read once, whatever is computed of it. Knows no engine and no Lightning.
+"""Compute metric columns in one pass over a dataset, reading every image once.
 
-Each process takes every n-th shard. What it finds goes into files (`parts`), so that a pass which was stopped goes on,
-and the numbers depend neither on the order of shards nor on the number of processes.
+Each process takes every n-th shard and writes its values to files (see `partial_results`). An interrupted pass can be
+resumed, and the values depend neither on the order of the shards nor on the number of processes.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,34 +22,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
 from madgen.evaluation.partial_results import Column, ShardPart, shard_parts
-from madgen.metrics.crops import Crops, Picture
+from madgen.metrics.crops import CroppedImage, Crops
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
 
 LOG_EVERY_S = 30.0
-LOOK_EVERY_S = 0.2
-PATIENCE_S = 300.0
-"""When nothing was heard of the others for so long, their shards are taken over."""
+POLL_EVERY_S = 0.2
+TIMEOUT_S = 300.0
+"""Rank 0 takes over the shards of the other ranks after this time without progress."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those that were started with it, by torchrun or srun."""
+class RankInfo:
+    """Rank of this process among those started with it by torchrun or srun."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @classmethod
-    def here(cls) -> Place:
-        """From the environment."""
-        for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if os.environ.get(rank) and os.environ.get(world):
-                return cls(int(os.environ[rank]), int(os.environ[world]))
+    def from_environment(cls) -> RankInfo:
+        """Read the variables of torchrun or SLURM; a process without them is alone."""
+        for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if os.environ.get(rank) and os.environ.get(world_size):
+                return cls(int(os.environ[rank]), int(os.environ[world_size]))
         return cls()
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is this process's GPU, or else the CPU; UserError for one that is not there."""
+    """Return a device by name, or this rank's GPU, else the CPU, for `auto`; raise UserError if it is unavailable."""
     if name == "auto":
         local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
         count = torch.cuda.device_count()
@@ -61,68 +62,57 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-@dataclass
-class Bar:
-    """A bar on a terminal, plain lines in a log file."""
+@contextmanager
+def show_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that adds finished images to a progress bar or, without a terminal, to a log line."""
+    console, done, due = Console(stderr=True), 0, time.monotonic() + LOG_EVERY_S
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
 
-    what: str
-    total: int
-    done: int = 0
-    due: float = field(default_factory=lambda: time.monotonic() + LOG_EVERY_S)
-    progress: Progress | None = None
+        def advance(count: int) -> None:
+            nonlocal done, due
+            done += count
+            bar.advance(task, count)
+            if not console.is_terminal and time.monotonic() >= due:
+                due = time.monotonic() + LOG_EVERY_S
+                say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {description}: {done}/{total}")
 
-    def __post_init__(self) -> None:
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.progress = Progress(*columns, TimeRemainingColumn(), console=console)
-            self.task = self.progress.add_task(self.what, total=self.total)
-            self.progress.start()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done)
-        elif time.monotonic() >= self.due:
-            self.due = time.monotonic() + LOG_EVERY_S
-            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.what}: {self.done}/{self.total} panoramas")
-
-    def stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        yield advance
 
 
-def measure(
+def compute_columns(
     directory: DatasetDir,
     columns: Sequence[Column],
     folder: Path,
     crops: Crops,
     batch: int = 8,
-    place: Place | None = None,
+    ranks: RankInfo | None = None,
 ) -> bool:
-    """Computes what is missing of the columns, `batch` pictures at once; True where all of it is there at the end.
+    """Compute the missing values of the columns, `batch` images at a time; return True if all are complete.
 
-    Rank 0 waits for the others, and takes over what they leave. The others return when their part is done.
+    Rank 0 waits for the other ranks and takes over their shards on a timeout. The others return after their share.
     """
-    place = Place.here() if place is None else place
+    ranks = ranks or RankInfo.from_environment()
     parts = list(shard_parts(directory, folder))
-    mine = [part for part in parts[place.rank :: place.world] if part.missing(columns)]
-    theirs = [part for number, part in enumerate(parts) if number % place.world != place.rank]
-    bar = Bar(f"scores of {directory.root}", sum(len(part.entries) for part in mine))
-    try:
-        with same_numbers():
-            for part in mine:
-                _measure_shard(part, columns, crops, batch, bar)
-            if place.rank == 0:
-                _wait(theirs, columns, crops, batch, bar)
-    finally:
-        bar.stop()
+    own = [part for part in parts[ranks.rank :: ranks.world_size] if part.missing(columns)]
+    with show_progress(f"evaluating {directory.root}", sum(len(part.entries) for part in own)) as advance:
+
+        def compute(part: ShardPart) -> None:
+            _compute_shard(part, columns, crops, batch, advance)
+
+        with exact_float32():
+            for part in own:
+                compute(part)
+            if ranks.rank == 0:
+                others = [part for number, part in enumerate(parts) if number % ranks.world_size]
+                _wait(others, columns, compute)
     return not any(part.missing(columns) for part in parts)
 
 
 @contextmanager
-def same_numbers() -> Iterator[None]:
-    """float32 means float32, on GPUs too."""
+def exact_float32() -> Iterator[None]:
+    """Disable gradients, TF32 and nondeterministic cuDNN algorithms."""
     with (
         torch.no_grad(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
@@ -130,29 +120,33 @@ def same_numbers() -> Iterator[None]:
         yield
 
 
-def _measure_shard(part: ShardPart, columns: Sequence[Column], crops: Crops, batch: int, bar: Bar) -> None:
+def read_image(directory: DatasetDir, shard: str, entry: dict[str, Any], crops: Crops) -> CroppedImage:
+    """Read the sample of a sidecar entry."""
+    sample = read_entry(directory, shard, entry)
+    return CroppedImage(entry["key"], sample.metadata["prompt"], sample.image_HWC, crops)
+
+
+def _compute_shard(
+    part: ShardPart, columns: Sequence[Column], crops: Crops, batch: int, advance: Callable[[int], None]
+) -> None:
     missing = part.missing(columns)
-    found: list[list[np.ndarray]] = [[] for _ in missing]
+    values: list[list[np.ndarray]] = [[] for _ in missing]
     for start in range(0, len(part.entries), batch):
-        pictures = [_read(part, entry, crops) for entry in part.entries[start : start + batch]]
-        for values, column in zip(found, missing, strict=True):
-            values.append(column.compute(pictures))
-        bar.advance(len(pictures))
-    for values, column in zip(found, missing, strict=True):
-        part.write(column, np.concatenate(values))
+        entries = part.entries[start : start + batch]
+        images = [read_image(part.directory, part.shard, entry, crops) for entry in entries]
+        for chunks, column in zip(values, missing, strict=True):
+            chunks.append(column.compute(images))
+        advance(len(images))
+    for chunks, column in zip(values, missing, strict=True):
+        part.write(column, np.concatenate(chunks))
 
 
-def _read(part: ShardPart, entry: dict, crops: Crops) -> Picture:
-    sample = read_entry(part.directory, part.shard, entry)
-    return Picture(entry["key"], sample.metadata["prompt"], sample.image_HWC, crops)
-
-
-def _wait(theirs: Sequence[ShardPart], columns: Sequence[Column], crops: Crops, batch: int, bar: Bar) -> None:
-    heard, left = time.monotonic(), len(theirs)
-    while missing := [part for part in theirs if part.missing(columns)]:
+def _wait(parts: Sequence[ShardPart], columns: Sequence[Column], compute: Callable[[ShardPart], None]) -> None:
+    progressed, left = time.monotonic(), len(parts)
+    while missing := [part for part in parts if part.missing(columns)]:
         if len(missing) < left:
-            heard, left = time.monotonic(), len(missing)
-        elif time.monotonic() - heard > PATIENCE_S:
-            say(f"madgen: nothing was heard of the other processes for {PATIENCE_S:.0f} s; taking over {left} shards")
-            _measure_shard(missing[0], columns, crops, batch, bar)
-        time.sleep(LOOK_EVERY_S)
+            progressed, left = time.monotonic(), len(missing)
+        elif time.monotonic() - progressed > TIMEOUT_S:
+            say(f"madgen: no progress of the other processes for {TIMEOUT_S:.0f} s; taking over {left} shards")
+            compute(missing[0])
+        time.sleep(POLL_EVERY_S)

@@ -1,14 +1,13 @@
-"""The paper's scores and later ones. The file name is the registry key: `metrics/fid.py` is the metric `fid`.
+"""Metrics of the paper and later ones. The file name is the registry key: `metrics/fid.py` is the metric `fid`.
 
-A metric module has `LABEL`, `HIGHER_IS_BETTER`, `SCALE` (the table's factor), `NETWORK` (the role of the network that
-it looks through, see `extractors`), `DEFINITION` (what it computes, in words: part of its protocol), and one of
+A metric module defines `LABEL`, `HIGHER_IS_BETTER`, `SCALE` (factor in tables), `NETWORK` (role of the feature
+extractor, see `extractors`), `DEFINITION` (the formula in words, part of the protocol that reports record), and one of
 
-- `CROPS` (`random` or `all`) and `score(pictures, network) -> list[float]`: a number for each picture, NaN where it can
-  have none;
-- `distance(features_ND, reference_MD) -> float`: a number for a prompt, from the features of one random crop a picture,
-  against those of the reference.
+- `CROPS` (`random` or `all`) and `score(images, network) -> list[float]`: one value per image, NaN where undefined;
+- `distance(features_ND, reference_MD) -> float`: one value per prompt, from the features of one random crop per image
+  and those of the reference images.
 
-The other modules, `runner`, `report` and so on, are what they share.
+`crops` and `extractors` are shared by all metrics.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ METRICS = (*PAPER, "fd_dinov2", "coherence", "clip_iqa")
 
 
 def metric(name: str) -> Any:
-    """The module of a metric; UserError lists the known ones."""
+    """Import the module of a metric; raise UserError listing the known metrics."""
     if name not in METRICS:
         raise UserError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def against_reference(name: str) -> bool:
-    """Whether a metric compares with a reference."""
+def needs_reference(name: str) -> bool:
+    """Return True for metrics that compare with reference images."""
     return hasattr(metric(name), "distance")

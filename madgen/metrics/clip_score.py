@@ -1,4 +1,4 @@
-"""Mean CLIP score: how well a random crop of each picture shows its prompt (Hessel et al., EMNLP 2021)."""
+"""Mean CLIP score: similarity of a random crop of each image to its prompt (Hessel et al., EMNLP 2021)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from madgen.metrics.crops import Picture
+from madgen.metrics.crops import CroppedImage
 
 LABEL, HIGHER_IS_BETTER, SCALE = "mCLIP", True, 1
 NETWORK, CROPS = "clip", "random"
 DEFINITION = "100 x cosine of text and crop, at least 0; mean over pictures"
 
 
-def score(pictures: Sequence[Picture], network: Any) -> list[float]:
-    """One number a picture, 0..100."""
-    seen = network.image_features([picture.crop for picture in pictures])
-    said = torch.cat([network.text_features(picture.prompt) for picture in pictures])
-    return (100 * torch.nn.functional.cosine_similarity(seen, said)).clamp(min=0).tolist()
+def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
+    """Return one value in 0..100 per image."""
+    image_features = network.image_features([image.crop for image in images])
+    text_features = torch.cat([network.text_features(image.prompt) for image in images])
+    return (100 * torch.nn.functional.cosine_similarity(image_features, text_features)).clamp(min=0).tolist()

@@ -1,4 +1,4 @@
-"""What the networks see of a picture: squares of a view's size, in places that depend on its key alone."""
+"""Square crops, the size of a view, that metrics pass to their networks. Positions depend on the sample's key alone."""
 
 from __future__ import annotations
 
@@ -15,39 +15,38 @@ from torch import Tensor
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import derived_seed
 
-TRIES = "one random square a picture, at blake2b of seed/key"
-TILES = "all squares side by side from the top left corner"
-
 
 @dataclass(frozen=True)
 class Crops:
-    """How pictures are cut."""
+    """Crop size and seed."""
 
     side: int
     """Pixels."""
     seed: int = 0
 
     def describe(self, kind: str) -> dict[str, Any]:
-        """The protocol of `random` or `all` crops."""
-        chosen = {"choice": TRIES, "seed": self.seed} if kind == "random" else {"choice": TILES}
-        return {"side_px": self.side, **chosen}
+        """Return the protocol of `random` or `all` crops."""
+        if kind == "random":
+            return {"side_px": self.side, "choice": "one random square a picture, at blake2b of seed/key",
+                    "seed": self.seed}  # fmt: skip
+        return {"side_px": self.side, "choice": "all squares side by side from the top left corner"}
 
     def random(self, key: str, height: int, width: int) -> tuple[int, int]:
-        """Top and left of the one random square of a picture; UserError if it has none."""
+        """Return top and left of an image's random crop; raise UserError if the image is too small."""
         if min(height, width) < self.side:
             raise UserError(f"sample {key} is {height}x{width} px, too small for crops of {self.side} px (--crop)")
         number = derived_seed(self.seed, key)
         return number % (height - self.side + 1), (number >> 24) % (width - self.side + 1)
 
     def tiles(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Top and left of the squares that do not overlap; what is left over right and below is not seen."""
+        """Return top and left of all non-overlapping crops; a remainder at the right and bottom is ignored."""
         tops, lefts = (range(0, extent - self.side + 1, self.side) for extent in (height, width))
         return [(top, left) for top in tops for left in lefts]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One sample, cut."""
+class CroppedImage:
+    """One sample and its crops."""
 
     key: str
     prompt: str
@@ -57,12 +56,12 @@ class Picture:
 
     @cached_property
     def crop(self) -> np.ndarray:
-        """uint8 [side, side, 3], the random one."""
+        """The random crop, uint8 [side, side, 3]."""
         return self._cut(*self.crops.random(self.key, *self.image_HWC.shape[:2]))
 
     @cached_property
     def tiles(self) -> list[np.ndarray]:
-        """uint8 [side, side, 3] each."""
+        """All non-overlapping crops, uint8 [side, side, 3] each."""
         return [self._cut(*corner) for corner in self.crops.tiles(*self.image_HWC.shape[:2])]
 
     def _cut(self, top: int, left: int) -> np.ndarray:
@@ -70,11 +69,11 @@ class Picture:
 
 
 def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """float32 [N, 3, h, w] in 0..1."""
+    """Convert uint8 images to float32 [N, 3, h, w] in 0..1."""
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def mean_over_pairs(values_NN: Tensor) -> float:
-    """The mean above the diagonal of a symmetric matrix; NaN if there is nothing."""
+    """Average the entries above the diagonal of a symmetric matrix; NaN if there are none."""
     count = len(values_NN)
     return float(values_NN.triu(1).sum()) / (count * (count - 1) / 2) if count > 1 else math.nan

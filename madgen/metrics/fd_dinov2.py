@@ -1,4 +1,4 @@
-"""FD-DINOv2: the Frechet distance in DINOv2's features, closer to what people see (Stein et al., NeurIPS 2023)."""
+"""FD-DINOv2: Fréchet distance of DINOv2 features, closer to human judgement than FID (Stein et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 

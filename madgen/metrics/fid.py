@@ -1,4 +1,4 @@
-"""FID: how far the crops' features lie from the reference's, both taken as Gaussians (Heusel et al., NeurIPS 2017)."""
+"""FID: Fréchet distance between Gaussians fitted to crops' and reference features (Heusel et al., NeurIPS 2017)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ LABEL, HIGHER_IS_BETTER, SCALE = "FID", False, 1
 NETWORK = "features"
 DEFINITION = "squared Frechet distance of Gaussians with the features' means and covariances (n - 1)"
 ROWS = 4096
+"""Rows converted to float64 at once."""
 
 
 def distance(features_ND: np.ndarray, reference_MD: np.ndarray) -> float:
-    """`|m - m'|² + Tr(S + S' - 2 (S S')^½)`, in float64; at least two rows each.
+    """Return `|m - m'|² + Tr(S + S' - 2 (S S')^½)`, computed in float64; needs at least two rows each.
 
-    With `S = A'A` and `S' = B'B`, the trace of the root is the sum of the singular values of `A B'`: exact also where
-    there are fewer pictures than features, as in the paper, and S has no inverse, and then cheaper than eigenvalues.
+    With `S = A'A` and `S' = B'B`, the trace of the root is the sum of the singular values of `A B'`. Unlike a matrix
+    root this stays exact with fewer images than features, as in the paper, where S is singular.
     """
     mean, root = _gaussian(features_ND)
     reference_mean, reference_root = _gaussian(reference_MD)
@@ -24,7 +25,7 @@ def distance(features_ND: np.ndarray, reference_MD: np.ndarray) -> float:
 
 
 def _gaussian(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean, and a root of the covariance of as few rows as there can be."""
+    """Return the mean and a root of the covariance, with min(N, D) rows."""
     count, width = features_ND.shape
     mean = np.zeros(width)
     for start in range(0, count, ROWS):

@@ -1,4 +1,4 @@
-"""Intra-Style loss: how different the textures of one picture's crops are (Gatys et al., CVPR 2016)."""
+"""Intra-Style loss: difference in texture between the crops of one image (Gatys et al., CVPR 2016)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.metrics.crops import Picture, mean_over_pairs, to_pixels
+from madgen.metrics.crops import CroppedImage, mean_over_pairs, to_pixels
 
 LABEL, HIGHER_IS_BETTER, SCALE = "I-StyleL", False, 1000
 NETWORK, CROPS = "style", "all"
@@ -18,33 +18,34 @@ DEFINITION = (
 )
 LAYERS = (1, 6, 11, 20, 29)
 """The ReLUs of torchvision's `vgg19().features`."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
-def score(pictures: Sequence[Picture], network: Any) -> list[float]:
-    """One number a picture; NaN for a picture of one crop."""
-    return [mean_over_pairs(losses(to_pixels(picture.tiles, network.device), network.net)) for picture in pictures]
+def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
+    """Return one value per image, NaN for an image with a single crop."""
+    return [mean_over_pairs(losses(to_pixels(image.tiles, network.device), network.net)) for image in images]
 
 
 @torch.no_grad()
 def losses(pixels_N3hw: Tensor, net: Any) -> Tensor:
-    """Style loss [N, N] of every crop with every other, pixels in 0..1."""
-    found = [grams(pixels_3hw[None], net) for pixels_3hw in pixels_N3hw]
-    total = torch.zeros(len(found), len(found), dtype=torch.float64)
-    for first in range(len(found)):
+    """Return the style loss [N, N] of all pairs of crops, pixels in 0..1."""
+    matrices = [grams(pixels_3hw[None], net) for pixels_3hw in pixels_N3hw]
+    total = torch.zeros(len(matrices), len(matrices), dtype=torch.float64)
+    for first in range(len(matrices)):
         for second in range(first):
-            pairs = zip(found[first], found[second], strict=True)
+            pairs = zip(matrices[first], matrices[second], strict=True)
             total[first, second] = sum(float((a - b).square().mean(dtype=torch.float64)) for a, b in pairs)
     return total + total.T
 
 
 def grams(pixels_13hw: Tensor, net: Any) -> list[Tensor]:
-    """A Gram matrix [C, C] a layer."""
+    """Return one Gram matrix [C, C] per layer."""
     mean, std = (torch.tensor(values, device=pixels_13hw.device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    seen, found = (pixels_13hw - mean) / std, []
+    features, matrices = (pixels_13hw - mean) / std, []
     for number, layer in enumerate(net[: LAYERS[-1] + 1]):
-        seen = torch.relu(seen) if number in LAYERS else layer(seen)  # torchvision's ReLU writes over its input
+        # torchvision's ReLU works in place
+        features = torch.relu(features) if number in LAYERS else layer(features)
         if number in LAYERS:
-            flat = seen[0].flatten(1)
-            found.append(flat @ flat.T / flat.numel())
-    return found
+            flat = features[0].flatten(1)
+            matrices.append(flat @ flat.T / flat.numel())
+    return matrices

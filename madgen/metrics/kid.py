@@ -1,4 +1,4 @@
-"""KID: squared maximum mean discrepancy of the crops' features from the reference's (Bińkowski et al., ICLR 2018)."""
+"""KID: squared maximum mean discrepancy of crops' and reference features (Bińkowski et al., ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ ROWS = 1024
 
 
 def distance(features_ND: np.ndarray, reference_MD: np.ndarray) -> float:
-    """In float64; at least two rows each. Around 0, and so at times below it, where both come from one distribution."""
-    count, of_reference = len(features_ND), len(reference_MD)
-    within = _kernel_sum(features_ND, features_ND, diagonal=False) / (count * (count - 1))
-    beyond = _kernel_sum(reference_MD, reference_MD, diagonal=False) / (of_reference * (of_reference - 1))
-    return within + beyond - 2 * _kernel_sum(features_ND, reference_MD) / (count * of_reference)
+    """Return the unbiased estimate, computed in float64; needs at least two rows each.
+
+    It is about 0, and may be negative, where both sets come from one distribution.
+    """
+    n, m = len(features_ND), len(reference_MD)
+    within = _kernel_sum(features_ND, features_ND, diagonal=False) / (n * (n - 1))
+    within_reference = _kernel_sum(reference_MD, reference_MD, diagonal=False) / (m * (m - 1))
+    return within + within_reference - 2 * _kernel_sum(features_ND, reference_MD) / (n * m)
 
 
 def _kernel_sum(first_ND: np.ndarray, second_MD: np.ndarray, diagonal: bool = True) -> float:

@@ -1,4 +1,4 @@
-"""`madgen evaluate` and `madgen compare` as a user runs them, on the tiny backbone and a random CLIP."""
+"""Run `madgen evaluate` and `madgen compare` on the tiny backbone and a random CLIP."""
 
 import json
 import os
@@ -21,9 +21,9 @@ def report_of(folder):
 
 
 @pytest.fixture
-def scored(madgen, madgen_here, job_file, tmp_path, clip_folder):
-    """A dataset and another one of the same job with other pictures, evaluated."""
-    extractor = f"{clip_folder},vgg=random"
+def extractor(madgen, madgen_here, job_file, tmp_path, clip_folder):
+    """Evaluate a dataset and another one of the same job with different images; return the extractor."""
+    networks = f"{clip_folder},vgg=random"
     made = madgen("generate", job_file, "output.dir=md", "prompts.limit=2")
     assert made.code == 0, made.err
     entries = [entry for sidecar in DatasetDir(tmp_path / "md").sidecars() for entry in sidecar["samples"]]
@@ -32,12 +32,12 @@ def scored(madgen, madgen_here, job_file, tmp_path, clip_folder):
     write_dataset(tmp_path / "mad", others)
     shutil.copy(tmp_path / "md" / "dataset.json", tmp_path / "mad" / "dataset.json")
     for name in ("md", "mad"):
-        done = madgen_here("evaluate", name, "--metrics", FEW, "--extractor", extractor, "--references", 3)
+        done = madgen_here("evaluate", name, "--metrics", FEW, "--extractor", networks, "--references", 3)
         assert done.code == 0, done.err
-    return extractor
+    return networks
 
 
-def test_reports_share_a_reference_and_stand_side_by_side(scored, madgen_here, tmp_path):
+def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, tmp_path):
     reports = [report_of(tmp_path / name) for name in ("md", "mad")]
     references = sorted(tmp_path.glob("reference-*/dataset.json"))
     assert len(references) == 1
@@ -53,19 +53,19 @@ def test_reports_share_a_reference_and_stand_side_by_side(scored, madgen_here, t
     for name in ("report.md", "prompts.png", "trade-off.png"):
         assert (tmp_path / "md" / "report" / name).stat().st_size > 500
 
-    told = madgen_here("compare", "MultiDiffusion=md", "MAD=mad", "-o", "table.md")
-    assert told.code == 0, told.err
-    rows = {line.split("|")[1].strip(): line for line in told.out.splitlines() if line.startswith("|")}
+    compared = madgen_here("compare", "MultiDiffusion=md", "MAD=mad", "-o", "table.md")
+    assert compared.code == 0, compared.err
+    rows = {line.split("|")[1].strip(): line for line in compared.out.splitlines() if line.startswith("|")}
     for name, report, other in (("MultiDiffusion", *reports), ("MAD", *reversed(reports))):
         cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
         for cell, metric in zip(cells, FEW.split(","), strict=True):
             mine, theirs = report["metrics"][metric], other["metrics"][metric]["mean"]
             best = mine["mean"] > theirs if mine["higher_is_better"] else mine["mean"] < theirs
             assert cell.startswith("**" if best else "<u>")
-    assert (tmp_path / "table.md").read_text() == told.out
+    assert (tmp_path / "table.md").read_text() == compared.out
     assert (tmp_path / "table.png").stat().st_size > 500
 
-    again = madgen_here("evaluate", "mad", "--extractor", scored, "--metrics", FEW, "--references", 3, "--seed", 1)
+    again = madgen_here("evaluate", "mad", "--extractor", extractor, "--metrics", FEW, "--references", 3, "--seed", 1)
     assert again.code == 0, again.err
     refused = madgen_here("compare", "md", "mad")
     assert refused.code == 2
@@ -76,7 +76,7 @@ def test_reports_share_a_reference_and_stand_side_by_side(scored, madgen_here, t
     assert "- fid: crops.seed is 0 in md, 1 in mad" in mixed.out
 
 
-def test_two_processes_of_torchrun_s_environment_write_the_same_report(tmp_path, clip_folder, madgen_here, monkeypatch):
+def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_here, monkeypatch):
     write_dataset(tmp_path / "a", textures(PROMPTS, 4, 32, 96))
     write_dataset(tmp_path / "squares", textures(PROMPTS, 9, 32, 32, seed=1))
     options = ["--reference", "squares", "--extractor", f"{clip_folder},vgg=random", "--crop", "32", "--device", "cpu"]
@@ -104,7 +104,7 @@ def test_two_processes_of_torchrun_s_environment_write_the_same_report(tmp_path,
     assert (tmp_path / "shared" / "report.json").read_bytes() == expected
 
 
-def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, wandb_here):
+def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_here):
     from madgen.monitoring.wandb_report import summary
 
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
@@ -131,12 +131,12 @@ def test_scores_reach_the_wandb_run(tmp_path, clip_folder, madgen_here, wandb_he
         (["evaluate", "a", "--halves", "--reference", "b"], "leave --reference out"),
         (["evaluate", "a", "--reference", "b", "--metrics", "fid"], "b holds no madgen dataset"),
         (["evaluate", "a", "--device", "tpu"], "--device tpu:"),
-        (["compare", "a"], "a holds no report.json; run madgen evaluate a"),
+        (["compare", "a"], "a contains no report.json; run madgen evaluate a"),
         (["compare", "=a"], "'=a' is neither a path nor name=PATH"),
         (["compare", "MAD="], "'MAD=' is neither a path nor name=PATH"),
     ],
 )
-def test_wrong_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, madgen_here, clip_folder):
+def test_invalid_input_exits_2_with_one_line_and_writes_nothing(arguments, message, tmp_path, madgen_here, clip_folder):
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
     content = json.loads((tmp_path / "a" / "dataset.json").read_text())
     content["job"]["backbone"] = {"pretrained": str(clip_folder)}

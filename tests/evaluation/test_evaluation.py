@@ -1,5 +1,4 @@
-"""A pass over a dataset: whatever the batch, the shards and the processes, the same numbers; and the right side is the
-reference."""
+"""Evaluation of a dataset: values do not depend on batch size, shards or processes; errors name the fix."""
 
 import json
 import random
@@ -11,9 +10,9 @@ import torch
 from synthetic import PROMPTS, cut, textures
 
 from madgen.evaluation.evaluate import Evaluation, evaluate
-from madgen.evaluation.pairs import draw
+from madgen.evaluation.pairs import draw_pairs
 from madgen.evaluation.partial_results import Column, collect
-from madgen.evaluation.runner import Place, measure
+from madgen.evaluation.runner import RankInfo, compute_columns
 from madgen.metrics import giqa
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse
@@ -28,23 +27,23 @@ def squares(dataset):
 
 
 @pytest.fixture
-def asked(networks, squares, tmp_path):
-    def ask(directory, **changes):
+def evaluation(networks, squares, tmp_path):
+    def build(directory, **changes):
         parts = tmp_path / "parts"
         given = Evaluation(
             directory, squares, METRICS, networks, Crops(32, 0), parts / directory.root.name, parts / "ref"
         )
         return replace(given, **changes)
 
-    return ask
+    return build
 
 
 def numbers(report):
     return {name: [found["mean"], found["std"], found["per_prompt"]] for name, found in report["metrics"].items()}
 
 
-def test_the_report_holds_mean_and_deviation_over_prompts_and_the_protocol(asked, dataset, panoramas):
-    report = evaluate(asked(dataset("a", panoramas)))
+def test_report_contains_mean_and_std_over_prompts_and_the_protocol(evaluation, dataset, panoramas):
+    report = evaluate(evaluation(dataset("a", panoramas)))
     assert set(report["metrics"]) == set(METRICS)
     for name, found in report["metrics"].items():
         values = list(found["per_prompt"].values())
@@ -60,20 +59,20 @@ def test_the_report_holds_mean_and_deviation_over_prompts_and_the_protocol(asked
     json.dumps(report, allow_nan=False)
 
 
-def test_numbers_do_not_depend_on_shards_or_their_order(asked, dataset, panoramas):
-    first = numbers(evaluate(asked(dataset("a", panoramas))))
+def test_values_do_not_depend_on_shards_or_their_order(evaluation, dataset, panoramas):
+    first = numbers(evaluate(evaluation(dataset("a", panoramas))))
     shuffled = list(panoramas)
     random.Random(1).shuffle(shuffled)
-    second = numbers(evaluate(asked(dataset("b", shuffled, per_shard=4))))
+    second = numbers(evaluate(evaluation(dataset("b", shuffled, per_shard=4))))
     for name in METRICS:
         assert first[name][0] == pytest.approx(second[name][0], rel=1e-4, abs=1e-6)
         assert first[name][2] == pytest.approx(second[name][2], rel=1e-4, abs=1e-6)
 
 
-def test_numbers_do_not_depend_on_the_batch(asked, dataset, panoramas, tmp_path):
+def test_values_do_not_depend_on_the_batch_size(evaluation, dataset, panoramas, tmp_path):
     directory = dataset("a", panoramas, per_shard=5)
-    one = evaluate(asked(directory, batch=1))
-    many = evaluate(asked(directory, batch=5, parts=tmp_path / "again", reference_parts=tmp_path / "again-too"))
+    one = evaluate(evaluation(directory, batch=1))
+    many = evaluate(evaluation(directory, batch=5, parts=tmp_path / "again", reference_parts=tmp_path / "again-too"))
     for name in METRICS:
         first, second = one["metrics"][name], many["metrics"][name]
         assert first["per_prompt"] == pytest.approx(second["per_prompt"], rel=1e-4, abs=1e-6)
@@ -81,13 +80,13 @@ def test_numbers_do_not_depend_on_the_batch(asked, dataset, panoramas, tmp_path)
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
-def test_any_number_of_processes_gives_the_same(asked, dataset, panoramas, tmp_path, world):
+def test_values_do_not_depend_on_the_number_of_processes(evaluation, dataset, panoramas, tmp_path, world):
     directory = dataset("a", panoramas)
-    alone = evaluate(asked(directory))
-    shared = asked(directory, parts=tmp_path / "shared", reference_parts=tmp_path / "shared-too")
+    alone = evaluate(evaluation(directory))
+    shared = evaluation(directory, parts=tmp_path / "shared", reference_parts=tmp_path / "shared-too")
     for rank in range(world - 1, 0, -1):
-        assert evaluate(shared, Place(rank, world)) is None
-    assert evaluate(shared, Place(0, world)) == alone
+        assert evaluate(shared, RankInfo(rank, world)) is None
+    assert evaluate(shared, RankInfo(0, world)) == alone
 
 
 def test_crops_depend_on_the_key_alone(panoramas):
@@ -102,13 +101,13 @@ def test_crops_depend_on_the_key_alone(panoramas):
     assert crops.tiles(64, 112) == [(0, 0), (0, 32), (0, 64), (32, 0), (32, 32), (32, 64)]
 
 
-def test_the_reference_is_the_other_one(asked, dataset, panoramas, squares):
-    """GIQA asks for the reference's neighbours, so it tells the sides apart."""
+def test_giqa_compares_with_the_reference(evaluation, dataset, panoramas, squares):
+    """GIQA is not symmetric, so it detects swapped sides."""
     directory = dataset("a", panoramas)
-    report = evaluate(asked(directory))
-    column = asked(directory).columns["giqa"]
+    report = evaluate(evaluation(directory))
+    column = evaluation(directory).columns["giqa"]
     own, theirs = (
-        collect(d, column, asked(directory).parts.parent / n) for d, n in ((directory, "a"), (squares, "ref"))
+        collect(d, column, evaluation(directory).parts.parent / n) for d, n in ((directory, "a"), (squares, "ref"))
     )
     expected = giqa.distance(own.values[:5], theirs.values[:9])
     assert report["metrics"]["giqa"]["per_prompt"]["p0"] == pytest.approx(expected)
@@ -116,96 +115,95 @@ def test_the_reference_is_the_other_one(asked, dataset, panoramas, squares):
     assert len(theirs.keys) == 18
 
 
-def test_a_pass_that_was_stopped_goes_on(dataset, panoramas, tmp_path):
+def test_interrupted_pass_resumes(dataset, panoramas, tmp_path):
     directory, seen = dataset("a", panoramas), []
 
-    def compute(pictures):
-        seen.extend(picture.key for picture in pictures)
+    def compute(images):
+        seen.extend(image.key for image in images)
         if len(seen) == 7 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
-        return np.array([len(picture.key) for picture in pictures])
+        return np.array([len(image.key) for image in images])
 
     stopped = []
     column = Column("lengths", {}, compute)
     with pytest.raises(KeyboardInterrupt):
-        measure(directory, [column], tmp_path / "parts", Crops(32), 1, Place())
-    assert measure(directory, [column], tmp_path / "parts", Crops(32), 1, Place())
+        compute_columns(directory, [column], tmp_path / "parts", Crops(32), 1, RankInfo())
+    assert compute_columns(directory, [column], tmp_path / "parts", Crops(32), 1, RankInfo())
     assert seen == [key for key, _, _ in panoramas[:7]] + [key for key, _, _ in panoramas[6:]]
-    assert measure(directory, [column], tmp_path / "parts", Crops(32), 1, Place())
-    assert len(seen) == 11  # nothing twice
+    assert compute_columns(directory, [column], tmp_path / "parts", Crops(32), 1, RankInfo())
+    assert len(seen) == 11  # nothing is computed twice
 
 
-def test_a_shard_that_was_made_again_is_looked_at_again(asked, dataset, panoramas, tmp_path):
+def test_regenerated_shard_is_evaluated_again(evaluation, dataset, panoramas, tmp_path):
     import shutil
 
     directory = dataset("a", panoramas)
-    first = evaluate(asked(directory))
+    first = evaluate(evaluation(directory))
     other = textures(PROMPTS, 5, 32, 112, seed=5)
     shutil.rmtree(directory.root)
-    changed = evaluate(asked(dataset("a", [*panoramas[:9], other[9]])))
+    changed = evaluate(evaluation(dataset("a", [*panoramas[:9], other[9]])))
     assert first["metrics"]["fid"]["per_prompt"]["p0"] == changed["metrics"]["fid"]["per_prompt"]["p0"]
     assert first["metrics"]["fid"]["per_prompt"]["p1"] != changed["metrics"]["fid"]["per_prompt"]["p1"]
 
 
-def test_halves_take_the_place_of_a_reference(asked, dataset):
+def test_halves_replace_the_reference(evaluation, dataset):
     made = dataset("squares-too", textures(PROMPTS, 18, 32, 32, seed=3))
-    report = evaluate(asked(made, reference=None, halves=True, metrics=("fid", "kid", "giqa")))
+    report = evaluate(evaluation(made, reference=None, halves=True, metrics=("fid", "kid", "giqa")))
     assert report["metrics"]["fid"]["protocol"]["reference"] == {"kind": "halves", "seed": 0}
     assert abs(report["metrics"]["kid"]["mean"]) < 0.05
     assert report["metrics"]["fid"]["mean"] > 0
 
 
-def test_halves_compare_random_pairs_of_pictures(asked, dataset, networks):
-    """In place of pairs of crops of a picture."""
+def test_halves_compare_random_pairs_of_images(evaluation, dataset, networks):
     made = dataset("squares-too", textures(PROMPTS, 5, 32, 40, seed=3))
-    every = [draw([f"p0-000{n}" for n in range(5)], count, 0) for count in (10, 1000, 4)]
+    every = [draw_pairs([f"p0-000{n}" for n in range(5)], count, 0) for count in (10, 1000, 4)]
     assert len(set(every[0])) == 10
     assert every[0] == every[1]
     assert len(set(every[2])) == 4
     assert all(first < second for first, second in every[0])
-    asking = asked(made, reference=None, halves=True, metrics=("coherence",), pairs=4)
-    report = evaluate(asking)
+    request = evaluation(made, reference=None, halves=True, metrics=("coherence",), pairs=4)
+    report = evaluate(request)
     found = report["metrics"]["coherence"]
-    pictures = {picture.key: picture for picture in cut(textures(PROMPTS, 5, 32, 40, seed=3))}
+    images = {image.key: image for image in cut(textures(PROMPTS, 5, 32, 40, seed=3))}
     expected = []
     for first, second in every[2]:
-        features = networks["clip"].image_features([pictures[first].crop, pictures[second].crop])
+        features = networks["clip"].image_features([images[first].crop, images[second].crop])
         expected.append(float(torch.nn.functional.cosine_similarity(*features[:, None])))
     assert found["per_prompt"]["p0"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found["protocol"]["pictures"] == {"pairs": 4}
-    assert evaluate(asking) == report  # from what was kept
+    assert evaluate(request) == report  # from cached pairs
 
 
-def test_pooled_there_is_one_score_and_no_deviation(asked, dataset, panoramas):
-    report = evaluate(asked(dataset("a", panoramas), pool="dataset"))
+def test_pool_dataset_gives_one_score_without_std(evaluation, dataset, panoramas):
+    report = evaluate(evaluation(dataset("a", panoramas), pool="dataset"))
     assert report["metrics"]["fid"]["std"] is None
     assert report["metrics"]["fid"]["per_prompt"] == {}
     assert report["metrics"]["fid"]["protocol"]["reference"]["least"] == 18
 
 
-def test_what_cannot_be_scored_is_said_in_one_line(asked, dataset, panoramas, squares):
+def test_too_few_or_too_small_images_are_refused(evaluation, dataset, panoramas, squares):
     few = dataset("few", [panoramas[0], panoramas[5]])
-    with pytest.raises(UserError, match=r"fid, kid, giqa need at least 2 pictures of a prompt, got 1.*--pool dataset"):
-        evaluate(asked(few))
-    with pytest.raises(UserError, match=r"fid need at least 2 pictures of a prompt in the reference, got 1"):
-        evaluate(asked(squares, reference=few, metrics=("fid",)))
-    with pytest.raises(UserError, match="giqa need at least 8 pictures of a prompt in the reference, got 5"):
-        evaluate(asked(squares, reference=dataset("five", panoramas), metrics=("giqa",)))
-    with pytest.raises(UserError, match="has no pictures of the prompt 'a lake'"):
-        evaluate(asked(dataset("other", textures(["x", "y", "a lake"], 2, 32, 64))))
+    with pytest.raises(UserError, match=r"fid, kid, giqa need at least 2 images per prompt, got 1.*--pool dataset"):
+        evaluate(evaluation(few))
+    with pytest.raises(UserError, match=r"fid need at least 2 images per prompt in the reference, got 1"):
+        evaluate(evaluation(squares, reference=few, metrics=("fid",)))
+    with pytest.raises(UserError, match="giqa need at least 8 images per prompt in the reference, got 5"):
+        evaluate(evaluation(squares, reference=dataset("five", panoramas), metrics=("giqa",)))
+    with pytest.raises(UserError, match="has no images of the prompt 'a lake'"):
+        evaluate(evaluation(dataset("other", textures(["x", "y", "a lake"], 2, 32, 64))))
     with pytest.raises(UserError, match=r"32x112 px, too small for crops of 64 px \(--crop\)"):
-        evaluate(asked(dataset("small", panoramas), crops=Crops(64), metrics=("clip_score",)))
+        evaluate(evaluation(dataset("small", panoramas), crops=Crops(64), metrics=("clip_score",)))
 
 
-def test_networks_are_chosen_by_role(clip_folder, tmp_path):
+def test_extractor_selects_networks_by_role(clip_folder, tmp_path):
     assert parse("demo") == {"clip": "demo", "features": "demo", "vgg": "random", "dinov2": "none"}
     assert parse("paper,features=demo")["features"] == "demo"
     assert parse(f"{clip_folder},vgg=random")["clip"] == str(clip_folder)
     for text, message in {
         "papr": "neither paper, demo",
         "demo,clop=x": "unknown role 'clop'; known: clip, features",
-        "clip=x": "says nothing of features, vgg, dinov2",
+        "clip=x": "no network for features, vgg, dinov2",
         "demo,vgg=alex": "must be imagenet or random",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -214,8 +212,7 @@ def test_networks_are_chosen_by_role(clip_folder, tmp_path):
         Extractors(parse("demo"), torch.device("cpu"))["dinov2"]
 
 
-def test_without_a_network_the_way_out_is_named(monkeypatch, tmp_path):
-    """What would be downloaded, where it may be put, and what else may be taken."""
+def test_missing_weights_error_names_file_folder_and_alternative(monkeypatch, tmp_path):
     from urllib.error import URLError
 
     def refuse(*_, **__):

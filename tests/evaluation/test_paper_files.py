@@ -1,4 +1,4 @@
-"""Law 7 of `jobs/paper`: every file loads and plans in every variant, and its quick variant makes what it promises."""
+"""Load and plan every file in `jobs/paper` in every variant, and run its quick variant end to end."""
 
 import sys
 from dataclasses import replace
@@ -22,7 +22,7 @@ FILES = sorted((ROOT / "jobs" / "paper").glob("*.yaml"))
 NAMES = ["fig10", "fig3", "fig4", "fig8", "fig9", "table1", "table2", "table3", "table4"]
 
 
-def test_they_are_there():
+def test_all_tables_and_figures_are_present():
     assert sorted(path.stem for path in FILES) == NAMES
 
 
@@ -30,7 +30,7 @@ def test_they_are_there():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_plans(path, variant, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    source = ROOT / "jobs" / "prompts" / "paper-demo.json"  # GPT1k is not ours to ship
+    source = ROOT / "jobs" / "prompts" / "paper-demo.json"  # GPT1k may not be redistributed
     overrides = [f"prompts.source={source}"] if path.stem == "table3" and not variant else []
     paper = load_paper(path, **variant, overrides=overrides)
     assert len({setting.name for setting in paper.settings if not setting.squares}) >= 2
@@ -40,24 +40,26 @@ def test_every_file_plans(path, variant, monkeypatch):
         assert (setting.job.backbone.pretrained == "demo") == bool(variant)
 
 
-def test_what_is_no_table_is_told():
-    with pytest.raises(UserError, match=r"demo.yaml is no table or figure: it has no settings"):
+def test_job_file_without_settings_is_refused():
+    with pytest.raises(UserError, match=r"demo.yaml has no settings, so it is not a table"):
         load_paper(ROOT / "jobs/demo.yaml", demo=True)
 
 
-@pytest.mark.parametrize(("devices", "apart"), [("auto", False), (1, False), (2, True)])
-def test_what_takes_several_processes_runs_in_one_of_its_own(devices, apart, tmp_path, monkeypatch):
-    """Lightning starts the others by running the command line again, which is to be that of `generate`."""
+@pytest.mark.parametrize(("devices", "subprocess"), [("auto", False), (1, False), (2, True)])
+def test_generate_with_several_devices_runs_in_a_subprocess(devices, subprocess, tmp_path, monkeypatch):
+    """Lightning starts further processes by repeating the command line, which must be that of `generate`."""
     ran = []
-    monkeypatch.setattr("madgen.evaluation.reference._generate_apart", lambda file: ran.append("apart") or 0)
     monkeypatch.setattr("madgen.generation.outcome.finished", lambda run: ran.append("here") or Outcome(0, {}, 0.0, 0))
+    monkeypatch.setattr(
+        "madgen.evaluation.reference._generate_in_subprocess", lambda file: ran.append("subprocess") or 0
+    )
     job = load_paper(ROOT / "jobs/paper/fig10.yaml", quick=True).settings[0].job
     job = replace(job, trainer=replace(job.trainer, devices=devices))
-    assert generate(job, tmp_path / "job.yaml") == 0
-    assert ran == ["apart" if apart else "here"]
+    generate(job, tmp_path / "job.yaml")
+    assert ran == ["subprocess" if subprocess else "here"]
 
 
-def test_the_paper_s_settings():
+def test_settings_match_the_paper():
     table = load_paper(ROOT / "jobs/paper/table1.yaml")
     jobs = {setting.label: setting.job for setting in table.settings}
     assert (table.references, table.extractor, table.pool) == (500, "paper", "prompts")
@@ -88,7 +90,7 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_quick_variant_from_end_to_end(path, folder, monkeypatch, capsys):
+def test_quick_variant_runs_end_to_end(path, folder, monkeypatch, capsys):
     options = ["--quick", "-o", folder, "trainer.accelerator=cpu"]
     assert run(monkeypatch, path, *options) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
@@ -105,13 +107,13 @@ def test_the_quick_variant_from_end_to_end(path, folder, monkeypatch, capsys):
         assert "**" in text
         assert "demo CLIP" in text
 
-    if path.stem in ("table1", "fig9"):  # everything is there
+    if path.stem in ("table1", "fig9"):  # a second run regenerates nothing
         made = {file: file.stat().st_mtime_ns for suffix in ("tar", "npy") for file in folder.rglob(f"*.{suffix}")}
         assert run(monkeypatch, path, *options) == 0
         assert {file: file.stat().st_mtime_ns for file in made} == made
 
 
-def test_coverage_tells_the_share_of_squares_that_crops_reach():
+def test_coverage_is_the_share_of_squares_near_a_crop():
     squares = np.array([[0.0], [1.0], [10.0], [11.0]])
     assert coverage(np.array([[0.5]]), squares, 1) == 0.5
     assert coverage(np.array([[0.5], [10.2]]), squares, 1) == 1.0
@@ -125,14 +127,20 @@ def test_coverage_tells_the_share_of_squares_that_crops_reach():
         ("settings: [{label: a}]\ndraw: {kind: table}\nmetrics: [fidd]", "unknown metric 'fidd'; did you mean 'fid'"),
         ("settings: [{label: a, methd: {}}]\ndraw: {kind: table}", "a: unknown key 'methd'; did you mean 'method'"),
         ("settings: [{label: a, method: {mad: {step: 1}}}]\ndraw: {kind: table}", "method.mad.step"),
-        ("settings: [{label: a}, {label: a}]\ndraw: {kind: table}", "two settings have one label"),
+        ("settings: [{label: a}, {label: a}]\ndraw: {kind: table}", "two settings have the same label"),
         ("setings: []\ndraw: {kind: table}", "unknown key 'setings'; did you mean 'settings'"),
         ("settings: a", "settings must be a list"),
+        (
+            "settings: [{label: a}]\ndraw: {kind: table}\nreferences: many",
+            "references must be an integer >= 1, got 'many'",
+        ),
+        ("settings: [{label: a}]\ndraw: {kind: table}\nvary: {sampling.width: 64}", "vary must be one key"),
+        ("settings: [{label: a}]\ndraw: {kind: table}\npool: all", "pool must be prompts or dataset, got 'all'"),
         ("- a", "must hold keys and values"),
         ("a: [", "cannot read"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(text, message, tmp_path):
+def test_invalid_file_is_refused(text, message, tmp_path):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         load_paper(tmp_path / "p.yaml")

@@ -1,4 +1,4 @@
-"""The networks of the paper, loaded by the code that a user's run takes, from random weights in the real layouts."""
+"""Load the paper's networks from random weights in their real file layouts, and compare features."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
-    """Random, in the file format of torch-fidelity's download."""
+    """Random weights in the file format of torch-fidelity's download."""
     from torch_fidelity import feature_extractor_inceptionv3 as port
 
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -27,7 +27,7 @@ def inception_weights(tmp_path_factory):
     return path
 
 
-def test_inception_is_torchmetrics(images, inception_weights):
+def test_inception_matches_torchmetrics(images, inception_weights):
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     network = Extractors(parse(f"demo,features={inception_weights}"), torch.device("cpu"))["features"]
@@ -37,7 +37,7 @@ def test_inception_is_torchmetrics(images, inception_weights):
     assert network.label == "Inception"
 
 
-def test_inception_weights_that_hide_code_are_not_run(tmp_path):
+def test_inception_weights_with_pickled_code_are_refused(tmp_path):
     import pickle
 
     class Code:
@@ -50,7 +50,7 @@ def test_inception_weights_that_hide_code_are_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_dinov2_is_transformers_own_processor_and_model(images, tmp_path):
+def test_dinov2_matches_the_transformers_processor_and_model(images, tmp_path):
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_dinov2_is_transformers_own_processor_and_model(images, tmp_path):
     assert network.image_features(images).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
 
 
-def test_a_hash_of_the_weights_tells_networks_apart(clip_folder, tmp_path):
+def test_weights_hash_distinguishes_networks(clip_folder, tmp_path):
     from transformers import CLIPModel, CLIPProcessor
 
     device = torch.device("cpu")
@@ -84,14 +84,14 @@ def test_a_hash_of_the_weights_tells_networks_apart(clip_folder, tmp_path):
     assert first.weights != Extractors(parse(f"{tmp_path / 'other'},vgg=random"), device)["clip"].weights
 
 
-def test_fetch_brings_the_networks_of_evaluate(clip_folder, capsys):
+def test_fetch_downloads_the_networks_of_evaluate(clip_folder, capsys):
     from madgen.generation.fetch import fetch_networks
 
     fetch_networks(f"{clip_folder},vgg=random")
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in told] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
         f"--extractor {role}" for role in ("clip", "features", "lpips", "style")
     ]
-    assert "untrained VGG16" in told[2]
+    assert "untrained VGG16" in lines[2]
     with pytest.raises(UserError, match="--extractor papers: neither paper, demo"):
         fetch_networks("papers")

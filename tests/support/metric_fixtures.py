@@ -1,4 +1,4 @@
-"""Synthetic datasets, and small random networks."""
+"""Synthetic datasets and small random networks."""
 
 from pathlib import Path
 
@@ -14,19 +14,19 @@ def clip_folder(tmp_path_factory) -> Path:
     from madgen.demo.tokenizer import build_tokenizer
     from madgen.demo.training.train_clip import new_clip, save_clip
 
-    folder = tmp_path_factory.mktemp("clip") / "openai-random-clip"  # torchmetrics loads no CLIP of another name
+    folder = tmp_path_factory.mktemp("clip") / "openai-random-clip"  # torchmetrics accepts no other names
     folder.mkdir()
-    torch.manual_seed(5)  # gives cosines above 0
+    torch.manual_seed(5)  # a seed with positive cosines
     tokenizer = build_tokenizer(vocabulary(), folder)
     model = new_clip(tokenizer)
     save_clip(model, tokenizer, folder)
-    model.save_pretrained(folder)  # in float32: torchmetrics would compute in float16
+    model.save_pretrained(folder)  # save_clip stores float16, in which torchmetrics would compute
     return folder
 
 
 @pytest.fixture(scope="session")
 def networks(clip_folder):
-    """The random CLIP, and untrained VGGs."""
+    """The random CLIP and untrained VGGs."""
     from madgen.metrics.extractors import Extractors, parse
 
     return Extractors(parse(f"{clip_folder},vgg=random"), torch.device("cpu"))
@@ -34,17 +34,17 @@ def networks(clip_folder):
 
 @pytest.fixture(scope="session")
 def panoramas(tmp_path_factory):
-    """10 panoramas of 32x112 px of two prompts: three crops each, and something left over."""
+    """10 panoramas of 32x112 px for two prompts: three crops each and a remainder."""
     return textures(PROMPTS, 5, 32, 112)
 
 
 @pytest.fixture(scope="session")
-def pictures(panoramas):
-    """The same, cut."""
+def images(panoramas):
+    """The same panoramas with their crops."""
     return cut(panoramas)
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """`dataset("name", samples, per_shard=3)`."""
+    """Return a function to write a dataset: `dataset("name", samples, per_shard=3)`."""
     return lambda name, samples, **options: write_dataset(tmp_path / name, samples, **options)

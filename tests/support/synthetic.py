@@ -1,4 +1,4 @@
-"""Datasets that nobody sampled, in the layout of real ones."""
+"""Synthetic datasets in madgen's layout, without sampling."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ def add(tar, name, data):
 
 
 def write_shard(folder, shard, samples):
-    """`samples`: (key, prompt, image). As `madgen.dataset.shards.writer` would."""
+    """Write a tar and its sidecar as `madgen.dataset.shards.writer` does; `samples` are (key, prompt, image)."""
     path, entries = folder / "shards" / f"{shard}.tar", []
     with tarfile.open(path, "w") as tar:
         for key, prompt, image in samples:
@@ -41,7 +41,7 @@ def write_shard(folder, shard, samples):
 
 
 def write_dataset(folder: Path, samples, per_shard=3, name="made", fingerprint=None) -> DatasetDir:
-    """In shards of `per_shard` samples, in the order that is given."""
+    """Write a dataset in shards of `per_shard` samples, in the given order."""
     (folder / "shards").mkdir(parents=True)
     for number, start in enumerate(range(0, len(samples), per_shard)):
         write_shard(folder, f"{name}-{number:06d}", samples[start : start + per_shard])
@@ -52,7 +52,7 @@ def write_dataset(folder: Path, samples, per_shard=3, name="made", fingerprint=N
 
 
 def textures(prompts, count, height, width, seed=0):
-    """Smooth random pictures of a colour that belongs to the prompt: (key, prompt, image)."""
+    """Return smooth random images in a colour per prompt: (key, prompt, image)."""
     rng, made = np.random.default_rng(seed), []
     for number, prompt in enumerate(prompts):
         base = np.random.default_rng(number + 100).uniform(60, 200, 3)
@@ -65,10 +65,10 @@ def textures(prompts, count, height, width, seed=0):
 
 
 def cut(samples, side=32, seed=0):
-    """As the runner hands samples to the metrics."""
-    from madgen.metrics.crops import Crops, Picture
+    """Wrap samples as the runner does for metrics."""
+    from madgen.metrics.crops import CroppedImage, Crops
 
-    return [Picture(key, prompt, image, Crops(side, seed)) for key, prompt, image in samples]
+    return [CroppedImage(key, prompt, image, Crops(side, seed)) for key, prompt, image in samples]
 
 
 PROMPTS = ("mountains at sunset", "the sea")

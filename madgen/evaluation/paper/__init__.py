@@ -1,1 +1,1 @@
-"""Tables and figures from one file each: datasets, their scores, and what is drawn of them."""
+"""Reproduce tables and figures of the paper, each from one file in `jobs/paper/`."""

@@ -1,19 +1,19 @@
-"""The files in `jobs/paper/`: a job, what varies, what is measured and what is drawn.
+"""Load the files in `jobs/paper/`: a job, the settings to compare, the metrics, and the table or figure to draw.
 
-    title: what it shows
-    job: {...}                      # as in a job file, `base` too; for all settings
-    settings: [{label: ..., base: [...], method: ..., ...}]       # a row, line or picture each; job keys of its own
-    vary: {sampling.width: [1024, 2048]}     # optional: every setting at each of these values
+    title: Table 1, ...
+    job: {...}                      # as in a job file, including `base`; shared by all settings
+    settings: [{label: ..., base: [...], method: ..., ...}]       # one row, image or line each, with its own job keys
+    vary: {sampling.width: [1024, 2048]}     # optional: run every setting with each of these values
     metrics: [fid, kid, runtime]    # none for pictures
     draw: {kind: table | pictures | lines | tsne, ...}
-    references: 500                 # squares a prompt
-    pairs: 1000                     # of squares a prompt, where these are a row
+    references: 500                 # square reference images per prompt
+    pairs: 1000                     # pairs of square images per prompt, for `squares` settings
     extractor: paper
-    demo: {...}                     # keys that replace these with --demo: the same with the demo backbone, in minutes
-    quick: {...}                    # on top of `demo`, with --quick: in seconds, for tests
+    demo: {...}                     # --demo: keys that replace those above, for the demo backbone; takes minutes
+    quick: {...}                    # --quick: on top of `demo`, for tests; takes seconds
 
-A setting may have `group` (a heading in a table), and `squares: true`: the reference of its group itself, one half
-against the other, as the paper's rows of plain Stable Diffusion.
+A setting may have a `group` (a heading in a table). `squares: true` makes it the reference of its group, one half
+against the other, as in the paper's rows of plain Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ from madgen.evaluation.partial_results import digest
 from madgen.metrics import METRICS
 from madgen.utils.errors import UserError
 
-QUICK = ", in the least size: shows that it works, and no more"
+QUICK = ", minimal configuration as a smoke test"
 RUNTIME = "runtime"
 KINDS = ("table", "pictures", "lines", "tsne")
 KEYS = ("title", "job", "settings", "vary", "metrics", "draw", "references", "pairs", "extractor", "pool")
-OF_A_SETTING = ("label", "group", "squares", "base")
-NOT_OF_PICTURES = ("name", "output", "monitor", "trainer", "retry", "quarantine")
-JOB_KEYS = tuple(Job().as_dict())
+SETTING_KEYS = ("label", "group", "squares", "base", *Job().as_dict())
+NOT_AFFECTING_IMAGES = ("name", "output", "monitor", "trainer", "retry", "quarantine")
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,24 @@ class Setting:
     job: Job
     squares: bool = False
     value: Any = None
-    """Of what varies."""
+    """Value of the varied key."""
 
     @property
     def name(self) -> str:
-        """Of its folder: datasets of one job are one, in whatever table they stand."""
-        asked = self.job.as_dict()
+        """Name of the dataset's folder, shared by all tables that contain the same job."""
+        content = self.job.as_dict()
         source = Path(self.job.prompts.source)
-        asked["prompts"]["source"] = source.read_text() if source.is_file() else str(source)
-        del asked["sampling"]["batch_size"]
-        what = {key: value for key, value in asked.items() if key not in NOT_OF_PICTURES}
+        content["prompts"]["source"] = source.read_text() if source.is_file() else str(source)
+        del content["sampling"]["batch_size"]
+        content = {key: value for key, value in content.items() if key not in NOT_AFFECTING_IMAGES}
         method, size = self.job.method, f"{self.job.sampling.height}x{self.job.sampling.width}"
-        how = f"{method.views.layout}-tau{method.mad.steps}" + ("-sync" if method.sync.weight else "")
-        return f"{how}-{size}-{digest(what)}"
+        summary = f"{method.views.layout}-tau{method.mad.steps}" + ("-sync" if method.sync.weight else "")
+        return f"{summary}-{size}-{digest(content)}"
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A table or figure, planned."""
+    """A table or figure and its jobs."""
 
     name: str
     title: str
@@ -79,38 +78,36 @@ class Paper:
     extractor: str
     pool: str
     varied: str | None = None
-    """The key of the job that varies."""
+    """The varied key of the job."""
 
 
 def load_paper(
     path: Path, demo: bool = False, quick: bool = False, overrides: Sequence[str] = (), extractor: str | None = None
 ) -> Paper:
-    """Reads a file and plans its jobs; UserError for what is not as above."""
-    taken = [text for text in overrides if text.startswith(("output.", "name="))]
-    if taken:
-        raise UserError(f"{taken[0]}: where the datasets of a paper file go, and how, is its own; -o names the folder")
+    """Load a file and its jobs; raise UserError if it does not have the format above."""
+    if reserved := [text for text in overrides if text.startswith(("output.", "name="))]:
+        raise UserError(f"{reserved[0]}: madgen paper sets the name and output of its datasets; -o names the folder")
     content = _read(path)
-    shown = {key: content.pop(key, None) for key in ("demo", "quick")}
+    variants = {key: content.pop(key, None) for key in ("demo", "quick")}
     for name in ("demo", "quick")[: 2 if quick else 1 if demo else 0]:
-        if shown[name] is None:
-            what = f"has no variant {name!r}" if "settings" in content else "is no table or figure: it has no settings"
-            raise UserError(f"{path} {what}; jobs/paper has some that do")
-        above = shown[name]
-        below = content.get("job") if name == "quick" else {}  # a demo's job has nothing of the real one's
-        content = {**content, **above, "job": _deep(below or {}, above.get("job") or {})}
+        if (variant := variants[name]) is None:
+            problem = f"has no variant {name!r}" if "settings" in content else "has no settings, so it is not a table"
+            raise UserError(f"{path} {problem}; see jobs/paper for examples")
+        base = (content.get("job") or {}) if name == "quick" else {}  # the demo's job replaces the real one
+        content = {**content, **variant, "job": _merged(base, variant.get("job") or {})}
     _check(content, path)
     settings = [setting for entry in content["settings"] for setting in _settings(entry, content, path, overrides)]
     names = [(setting.group, setting.label, setting.value) for setting in settings]
     if len(set(names)) != len(names):
-        raise UserError(f"{path}: two settings have one label")
+        raise UserError(f"{path}: two settings have the same label")
     return Paper(
         name=path.stem,
         title=content.get("title", path.stem) + (QUICK if quick else ""),
         settings=tuple(settings),
         metrics=tuple(content.get("metrics") or ()),
         draw=content["draw"],
-        references=int(content.get("references", 500)),
-        pairs=int(content.get("pairs", 1000)),
+        references=content.get("references", 500),
+        pairs=content.get("pairs", 1000),
         extractor=extractor or content.get("extractor", "paper"),
         pool=content.get("pool", "prompts"),
         varied=next(iter(content.get("vary") or {}), None),
@@ -121,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"no file at {path}") from None
+        raise UserError(f"{path} does not exist; jobs/paper has examples") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -129,12 +126,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _deep(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(below)
-    for key, value in above.items():
-        inner = found.get(key)
-        found[key] = _deep(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return found
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _check(content: Mapping[str, Any], path: Path) -> None:
@@ -149,8 +146,14 @@ def _check(content: Mapping[str, Any], path: Path) -> None:
     for name in content.get("metrics") or ():
         if name not in (*METRICS, RUNTIME):
             raise UserError(f"{path}: unknown metric {name!r}{nearest(name, (*METRICS, RUNTIME))}")
-    if len(content.get("vary") or {}) > 1:
-        raise UserError(f"{path}: vary takes one key of the job, got {', '.join(content['vary'])}")
+    vary = content.get("vary") or {}
+    if not isinstance(vary, dict) or len(vary) > 1 or not all(isinstance(values, list) for values in vary.values()):
+        raise UserError(f"{path}: vary must be one key of the job with a list of values, got {vary!r}")
+    for key in ("references", "pairs"):
+        if not isinstance(content.get(key, 1), int) or content.get(key, 1) < 1:
+            raise UserError(f"{path}: {key} must be an integer >= 1, got {content[key]!r}")
+    if (pool := content.get("pool", "prompts")) not in ("prompts", "dataset"):
+        raise UserError(f"{path}: pool must be prompts or dataset, got {pool!r}")
 
 
 def _settings(
@@ -158,27 +161,25 @@ def _settings(
 ) -> list[Setting]:
     label = entry.get("label")
     if not isinstance(label, str):
-        raise UserError(f"{path}: a setting has no label (a text): {dict(entry)}")
-    own = {key: value for key, value in entry.items() if key in JOB_KEYS or key == "base"}
+        raise UserError(f"{path}: every setting needs a label (a string): {dict(entry)}")
     for key in entry:
-        if key not in (*OF_A_SETTING, *JOB_KEYS):
-            raise UserError(f"{path}: {label}: unknown key {key!r}{nearest(key, (*OF_A_SETTING, *JOB_KEYS))}")
-    common, quiet = content.get("job") or {}, {"monitor": {"wandb": {"mode": "disabled"}}}
-    job = job_of((common, own, quiet), "paper", path, overrides)
-    plain = Setting(label, str(entry.get("group", "")), job, bool(entry.get("squares", False)))
-    if plain.squares or not content.get("vary"):
-        return [plain]
+        if key not in SETTING_KEYS:
+            raise UserError(f"{path}: {label}: unknown key {key!r}{nearest(key, SETTING_KEYS)}")
+    own = {key: value for key, value in entry.items() if key not in ("label", "group", "squares")}
+    layers = (content.get("job") or {}, own, {"monitor": {"wandb": {"mode": "disabled"}}})
+    setting = Setting(
+        label, str(entry.get("group", "")), job_of(layers, "paper", path, overrides), bool(entry.get("squares", False))
+    )
+    if setting.squares or not content.get("vary"):
+        return [setting]
     key, values = next(iter(content["vary"].items()))
-    found = []
-    for value in values:
-        varied = job_of((common, own, quiet), "paper", path, [*overrides, f"{key}={value}"])
-        found.append(replace(plain, job=varied, value=value))
-    return found
+    jobs = [job_of(layers, "paper", path, [*overrides, f"{key}={value}"]) for value in values]
+    return [replace(setting, job=job, value=value) for job, value in zip(jobs, values, strict=True)]
 
 
 @dataclass
 class Made:
-    """A setting with what became of it."""
+    """A setting with its dataset and report."""
 
     setting: Setting
     directory: DatasetDir

@@ -1,9 +1,8 @@
-"""`madgen paper`: generate, evaluate, draw. Each step finds what is there already: the command can be repeated."""
+"""Run `madgen paper`: generate, evaluate and draw. Finished steps are reused when the command is repeated."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,44 +14,49 @@ from madgen.evaluation import command as evaluation
 from madgen.evaluation.paper import draw
 from madgen.evaluation.paper.plan import RUNTIME, Made, Paper, Setting
 from madgen.evaluation.reference import generate, make_reference, view_side
-from madgen.metrics import against_reference
+from madgen.evaluation.report import read_report
+from madgen.evaluation.runner import pick_device
+from madgen.metrics import needs_reference
+from madgen.metrics.extractors import parse
 from madgen.utils.atomic import write_atomically
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
 
 
 def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
-    """Makes what is missing under `folder`; the files that were drawn. Exits as `generate` where that stops."""
-    draw.check_at_hand(paper)
+    """Generate and evaluate what is missing in `folder` and return the drawn files.
+
+    Exits with generate's status if that stops early.
+    """
+    draw.check_installed(paper)
+    parse(paper.extractor)
+    pick_device(device)
     sets = folder / "sets"
     sets.mkdir(parents=True, exist_ok=True)
-    made = [_generated(setting, sets) for setting in paper.settings if not setting.squares]
-    made = [_evaluated(entry, paper, device) for entry in made]
-    apart = [_squares(setting, made, paper, device) for setting in paper.settings if setting.squares]
-    everything = sorted([*made, *apart], key=lambda entry: paper.settings.index(entry.setting))
+    made = [_generate(setting, sets) for setting in paper.settings if not setting.squares]
+    made = [_evaluate(entry, paper, device) for entry in made]
+    squares = [_squares(setting, made, paper, device) for setting in paper.settings if setting.squares]
+    in_order = sorted([*made, *squares], key=lambda entry: paper.settings.index(entry.setting))
     target = folder / paper.name
     target.mkdir(exist_ok=True)
-    return draw.draw(paper, everything, target, device)
+    return draw.draw(paper, in_order, target, device)
 
 
-def _generated(setting: Setting, sets: Path) -> Made:
-    """The dataset of a setting, finished."""
+def _generate(setting: Setting, sets: Path) -> Made:
     target = sets / setting.name
     job = replace(setting.job, output=OutputConfig(dir=str(target), samples_per_shard=8))
     file = target.with_name(f"{target.name}.yaml")
     write_atomically(file, to_json({**job.as_dict(), "name": job.name}, indent=1))
-    say(f"{setting.label}{'' if setting.value is None else f' at {setting.value}'}: {target}")
-    code = generate(job, file)
-    if code not in (0, 4):
-        sys.exit(code)
+    say(f"{setting.label}{'' if setting.value is None else f', {setting.value}'}: {target}")
+    generate(job, file)
     return Made(setting, DatasetDir(target))
 
 
-def _evaluated(made: Made, paper: Paper, device: str) -> Made:
+def _evaluate(made: Made, paper: Paper, device: str) -> Made:
     names = [name for name in paper.metrics if name != RUNTIME]
     if RUNTIME in paper.metrics:
         made.extra["runtime (s)"] = runtime(made.directory)
-    if paper.draw["kind"] == "tsne" or compared(names):
+    if paper.draw["kind"] == "tsne" or any(map(needs_reference, names)):
         side = view_side(made.directory.read_manifest()["job"])
         made.reference = make_reference(made.directory, side, paper.references)
     if names:
@@ -63,9 +67,7 @@ def _evaluated(made: Made, paper: Paper, device: str) -> Made:
 def _report(
     directory: DatasetDir, names: Sequence[str], paper: Paper, device: str, reference: DatasetDir | None = None
 ) -> dict[str, Any]:
-    """Against a reference, or without one by halves."""
-    from madgen.evaluation.report import read_report
-
+    """Evaluate against a reference, or one half against the other without."""
     request = evaluation.Request(
         directory.root,
         reference=None if reference is None else reference.root,
@@ -79,25 +81,22 @@ def _report(
         plots=False,
     )
     evaluation.run(request)
-    return read_report(evaluation.report_folder(request))
+    return read_report(request.folder)
 
 
-def _squares(setting: Setting, made: list[Made], paper: Paper, device: str) -> Made:
-    """The reference that the other settings of the group were compared with, as a row of its own."""
-    references = [e.reference for e in made if e.reference is not None and e.setting.group == setting.group]
-    if not references:
-        raise UserError(f"{setting.label}: squares: true needs a setting of its group that is compared with them")
+def _squares(setting: Setting, made: Sequence[Made], paper: Paper, device: str) -> Made:
+    """Evaluate the reference of the setting's group as a row of its own."""
+    reference = next((e.reference for e in made if e.reference is not None and e.setting.group == setting.group), None)
+    if reference is None:
+        raise UserError(
+            f"{setting.label}: squares: true needs another setting in its group with a metric that has a reference"
+        )
     names = [name for name in paper.metrics if name != RUNTIME]
-    return Made(setting, references[0], _report(references[0], names, paper, device))
-
-
-def compared(names: Sequence[str]) -> list[str]:
-    """Those that need a reference."""
-    return [name for name in names if name != RUNTIME and against_reference(name)]
+    return Made(setting, reference, _report(reference, names, paper, device))
 
 
 def runtime(directory: DatasetDir) -> float:
-    """Seconds a panorama, sampling and decoding, median over shards; of the machine that made them."""
+    """Return the median over shards of the seconds to sample and decode a panorama; depends on the machine."""
     seconds = [
         (sidecar["seconds"]["sample"] + sidecar["seconds"]["decode"]) / sidecar["made"]
         for sidecar in directory.sidecars()
