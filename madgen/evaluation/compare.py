@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.evaluation.report import heading, value
+from madgen.evaluation.report import heading, labels_by_network, value
 from madgen.metrics import METRICS
 from madgen.utils.errors import UserError
 
@@ -80,10 +80,7 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
         columns.append([style.format(row.cell(name)) for style, row in zip(styles, rows, strict=True)])
     for number, row in enumerate(rows):
         lines.append(f"| {_escape(row.label)} | " + " | ".join(column[number] for column in columns) + " |")
-    networks: dict[str, list[str]] = {}
-    for name in METRICS:
-        if name in scores:
-            networks.setdefault(scores[name]["network"], []).append(scores[name]["label"])
+    networks = labels_by_network(scores[name] for name in METRICS if name in scores)
     if networks:
         labelled = (f"{network} ({', '.join(labels)})" for network, labels in networks.items())
         lines += ["", f"Networks: {'; '.join(labelled)}."]

@@ -49,7 +49,7 @@ def plot_prompts(report: Mapping[str, Any], path: Path) -> None:
         axes.errorbar(mean, -1, xerr=deviation, fmt="o", color="#b03a2e", capsize=3)
         axes.set_title(heading(score), fontsize=9)
         axes.set_yticks([-1, *range(len(labels))], ["mean ± std", *labels], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(labels) - 0.4, -1.6)
     save(path)
 
 
@@ -92,6 +92,7 @@ def plot_trade_off(reports: NamedReports, path: Path) -> bool:
         )  # fmt: skip
     axes.set_xlabel(f"{heading(x)} ({x['network']})", fontsize=8)
     axes.set_ylabel(f"{heading(y)} ({y['network']})", fontsize=8)
+    axes.set_title("large: mean ± std over prompts, small: prompts", fontsize=8)
     axes.legend(fontsize=7)
     save(path)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,28 @@ def to_markdown(report: dict[str, Any]) -> str:
             lines.append(f"| {escaped(text, MAX_PROMPT_CHARACTERS)} | " + " | ".join(cells) + " |")
     lines += ["", "## Protocol", ""]
     lines += [f"- {score['label']}: {_protocol(score)}" for score in metrics.values()]
+    lines += ["", "## Networks", ""]
+    networks = {score["network"]: score["protocol"]["network"] for score in metrics.values()}
+    for name, labels in labels_by_network(metrics.values()).items():
+        network = networks[name]
+        lines.append(
+            f"- {name} ({', '.join(labels)}): {network['network']}; {network['preprocessing']}; weights "
+            f"`{network['weights'][:12]}`"
+        )
     return "\n".join(lines) + "\n"
 
 
 def heading(score: dict[str, Any]) -> str:
     """Return a metric's name with its scale and direction, as in the paper's tables."""
     return score["label"] + (" ×10³" if score["scale"] == 1000 else "") + (" ↑" if score["higher_is_better"] else " ↓")
+
+
+def labels_by_network(scores: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Group the labels of metrics by network."""
+    labels: dict[str, list[str]] = {}
+    for score in scores:
+        labels.setdefault(score["network"], []).append(score["label"])
+    return labels
 
 
 def value(score: dict[str, Any]) -> str:
@@ -96,13 +113,9 @@ def _number(plain: float | None, scale: float) -> str:
 
 def _protocol(score: dict[str, Any]) -> str:
     protocol = score["protocol"]
-    network, crops, counts = protocol["network"], protocol["crops"], protocol.get("pictures", {})
+    crops, counts = protocol["crops"], protocol.get("pictures", {})
     seed = f", seed {crops['seed']}" if "seed" in crops else ""
-    parts = [
-        protocol["definition"],
-        f"{network['network']} (weights {network['weights'][:12]}; {network['preprocessing']})",
-        f"crops of {crops['side_px']} px: {crops['choice']}{seed}",
-    ]
+    parts = [protocol["definition"], f"crops of {crops['side_px']} px: {crops['choice']}{seed}"]
     reference = protocol.get("reference")
     if reference and "fingerprint" in reference:
         parts.append(f"reference {reference['fingerprint'][:12]}, {_span(reference)} images per prompt")
