@@ -75,7 +75,7 @@ def test_whole_layout_is_the_diffusers_pipeline():
 
 
 def test_released_syncdiffusion_code():
-    """The reference was computed in float64: the gradient through VGG16, decoder and UNet magnifies float32 rounding."""
+    """The reference was computed in float64: gradients through VGG16, decoder and UNet magnify float32 rounding."""
     reference, meta = load("sync_768")
     ours = sample(
         meta, "tiny-sd", meta["guidance"], meta["negative"],
