@@ -1,7 +1,8 @@
-"""Job files to a Job. The only module that knows OmegaConf."""
+"""Load job files: bases, overrides, validation. The only module that imports OmegaConf."""
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -14,24 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from madgen.config.schema import Job
+from madgen.config.schema import Job, nearest
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, path, texts
 
 
 def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> Job:
-    """Reads job files (later ones win), their `base:` files first, then `key=value` overrides.
+    """Load job files (later ones win), each after its `base:` files, then apply `key=value` overrides.
 
-    Raises UserError on a missing file, bad YAML, an unknown key (naming the nearest one) or a bad value.
+    Raises UserError for a missing file, invalid YAML, an unknown key (naming the most similar one) or an invalid value.
     """
-    given = [paths] if isinstance(paths, str | Path) else listed("paths", paths)
-    files, overrides = [Path(path("a job file", one)) for one in given], texts("overrides", overrides)
+    paths = [paths] if isinstance(paths, str | Path) else listed("paths", paths)
+    files, overrides = [Path(path("a job file", one)) for one in paths], texts("overrides", overrides)
     layers = [layer for file in files for layer in _layers(file, ())]
     return _build(layers, files[0].stem if files else "job", files, overrides)
 
 
 def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides: Sequence[str] = ()) -> Job:
-    """As `load_job`, of what job files could hold: parts of `file`, to which their bases and sources are relative."""
+    """Build a job from contents of job files that are parts of `file`; paths in them are relative to `file`."""
     layers = [layer for content in contents for layer in _with_bases(content, file.resolve(), ())]
     return _build(layers, name, [file], overrides)
 
@@ -39,68 +40,68 @@ def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides:
 def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides: Sequence[str]) -> Job:
     layers = [OmegaConf.create({"name": name}), *layers, *(_override(text) for text in overrides)]
     for layer in layers:
-        _refuse_tables_for_lists(OmegaConf.to_container(layer), Job().as_dict())
+        _check_lists(OmegaConf.to_container(layer), Job().as_dict())
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), *layers))
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
     assert isinstance(job, Job)
-    _refuse_converted(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
+    _check_strings(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
     folders = [file.resolve().parent for file in files]
     source = _find_source(job.prompts.source, folders)
-    regions = [_with_mask_found(region, folders) for region in job.prompts.regions]
+    regions = [_resolve_mask(region, folders) for region in job.prompts.regions]
     return replace(job, prompts=replace(job.prompts, source=source, regions=regions))
 
 
-def _with_mask_found(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+def _resolve_mask(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     mask = region.get("mask")
-    found = Path(_find(mask, folders)) if isinstance(mask, str) else None
-    return {**region, "mask": str(found.absolute())} if found is not None and found.exists() else region
+    file = Path(_find(mask, folders)) if isinstance(mask, str) else None
+    return {**region, "mask": str(file.absolute())} if file is not None and file.exists() else region
 
 
-def _refuse_tables_for_lists(given: Any, known: Any, name: str = "") -> None:
-    """OmegaConf has no name for this mistake, nor for the key at fault."""
-    if isinstance(given, dict) and isinstance(known, dict):
-        for key, value in given.items():
-            _refuse_tables_for_lists(value, known.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(given, dict) and isinstance(known, list | tuple):
-        raise UserError(f"{name} is a list: write {name}=[...], got keys and values")
+def _check_lists(value: Any, default: Any, name: str = "") -> None:
+    """Refuse a mapping in place of a list; OmegaConf's error does not name the key."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        for key, item in value.items():
+            _check_lists(item, default.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(value, dict) and isinstance(default, list | tuple):
+        raise UserError(f"{name} is a list: write {name}=[...], got a mapping")
 
 
-def _refuse_converted(given: Any, taken: Any, name: str = "") -> None:
-    """YAML reads `no` as false and `007` as 7; where a text is wanted, that is not what was meant."""
-    if isinstance(given, dict) and isinstance(taken, dict):
-        for key, value in given.items():
-            _refuse_converted(value, taken.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(given, list) and isinstance(taken, list | tuple):
-        for value, final in zip(given, taken, strict=False):
-            _refuse_converted(value, final, name)
-    elif isinstance(taken, str) and not isinstance(given, str):
-        raise UserError(f"{name} must be a text, YAML reads it as {given!r}; put it in quotes")
+def _check_strings(value: Any, converted: Any, name: str = "") -> None:
+    """Refuse a string that YAML has parsed as another type, such as `no` as false or `007` as 7."""
+    if isinstance(value, dict) and isinstance(converted, dict):
+        for key, item in value.items():
+            _check_strings(item, converted.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and isinstance(converted, list | tuple):
+        for item, final in zip(value, converted, strict=False):
+            _check_strings(item, final, name)
+    elif isinstance(converted, str) and not isinstance(value, str):
+        raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes")
 
 
 def _find(name: str, folders: Sequence[Path]) -> str:
-    """The path of a file: relative to the current directory, or else to the first job file that has it."""
+    """Resolve a path against the current directory, or else against the first of `folders` in which it exists."""
     path = Path(name).expanduser()
     candidates = [path, *(folder / path for folder in folders)]
     return str(next((candidate for candidate in candidates if os.path.exists(candidate)), path))
 
 
 def _find_source(source: str, folders: Sequence[Path]) -> str:
-    """As `_find`, of prompt files by their name or else by a pattern; a dataset's name is left as it is."""
+    """Resolve `prompts.source`: a file or else a glob pattern, as `_find`; names of Hub datasets stay as they are."""
     if source.startswith("hf://"):
         return source
-    found = _find(source, folders)
-    if os.path.exists(found) or not glob.has_magic(source):
-        return found
-    patterns = [found, *(os.path.join(glob.escape(str(folder)), source) for folder in folders)]
-    return next((pattern for pattern in patterns if any(glob.iglob(pattern, recursive=True))), found)
+    file = _find(source, folders)
+    if os.path.exists(file) or not glob.has_magic(source):
+        return file
+    patterns = [file, *(os.path.join(glob.escape(str(folder)), source) for folder in folders)]
+    return next((pattern for pattern in patterns if any(glob.iglob(pattern, recursive=True))), file)
 
 
 def _override(text: str) -> DictConfig:
     key, separator, _ = text.partition("=")
     if not (separator and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key.strip())):
-        raise UserError(f"an override is key=value, got {text!r}; example: sampling.width=2048")
+        raise UserError(f"an override must be key=value, got {text!r}; example: sampling.width=2048")
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -108,22 +109,22 @@ def _override(text: str) -> DictConfig:
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
-    """The file's bases, depth first, then the file itself."""
+    """Load the bases of a file, depth first, then the file itself."""
     path = path.resolve()
     if path.suffix.lower() in (".txt", ".jsonl", ".csv", ".parquet", ".gz"):
-        raise UserError(f"{path} is a prompt file, not a job; give the job, and prompts.source={path}")
+        raise UserError(f"{path} is a prompt file, not a job file; pass a job file, and prompts.source={path}")
     if path in seen:
-        raise UserError(f"{path} is its own base")
+        raise UserError(f"{path} is a base of itself; remove it from base")
     try:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
-        raise UserError(f"no job file at {path}") from None
+        raise UserError(f"job file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the job file {path}: {error}") from error
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path} must hold keys and values at its top level")
+        raise UserError(f"{path} must contain a mapping (key: value) at the top level")
     content: Any = OmegaConf.to_container(loaded)
     return _with_bases(content, path, seen)
 
@@ -132,7 +133,7 @@ def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> 
     base, content = content.get("base") or [], {key: value for key, value in content.items() if key != "base"}
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-        raise UserError(f"{path}: base must be a file or a list of files, got {base!r}")
+        raise UserError(f"{path}: base must be a path or a list of paths, got {base!r}")
     layers = [layer for name in bases for layer in _layers(path.parent / name, (*seen, path))]
     return [*layers, OmegaConf.create(content)]
 
@@ -141,9 +142,12 @@ def _explain(error: OmegaConfBaseException) -> str:
     first = str(error).strip().splitlines()[0]
     key = getattr(error, "full_key", None)
     if " is not a subclass of " in first:
-        section = first.split(" is not a subclass of ")[1].split(".")[0]
-        name = section.removesuffix("Config").lower()
-        return f"{name} holds keys of its own, such as {name}.{_first_key(name)}; got a plain value"
+        section = first.split(" is not a subclass of ")[1].split(".")[0].removesuffix("Config").lower()
+        example = next((name for name in _known_keys(Job()) if f"{section}." in name), None)
+        if example is None:
+            value = first.partition("value: ")[2]
+            return f"an item of backbone.loras is a mapping, such as {{weights: a.safetensors, scale: 1}}, got {value}"
+        return f"{section} is a section: set its keys, such as {example}"
     if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
         return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
     if key and "not in" in first:
@@ -157,13 +161,13 @@ def _first_key(section: str) -> str:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    """Return the end of an error about an unknown key; also finds keys that have been given without their section."""
+    hint = nearest(key, known)
+    if "did you mean" in hint:
+        return hint
     leaf = difflib.get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1)
-    if not close and leaf:
-        close = [name for name in known if name.rpartition(".")[2] == leaf[0]][:1]
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(k for k in known if '.' not in k)}"
+    close = next((name for name in known if leaf and name.rpartition(".")[2] == leaf[0]), None)
+    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(k for k in known if '.' not in k)}"
 
 
 def _known_keys(config: Any, prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The job: what one YAML file may say. Every value is refused at birth, with a way out; see `madgen.config.loader`."""
+"""Schema of a job file: frozen dataclasses that validate their values on construction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from madgen.utils.errors import UserError
 
 PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
-"""What a line of a prompt file may say."""
+"""Fields of a row of a prompt file."""
 PIXEL_SCORES = ("seam", "wrap", "coherence")
-"""Of `madgen.images.scores`."""
+"""Scores computed from pixels, see `madgen.images.scores`."""
 AUTO_BATCH = "auto"
-"""The value of `sampling.batch_size` that stands for as many as keep the device busy."""
+"""Value of `sampling.batch_size` that selects the batch size by device."""
 SCORES = (*PIXEL_SCORES, "clip")
-"""What the JSON of a sample may hold under `scores`."""
+"""Keys that may occur under `scores` in a sample's JSON."""
 
 
 def _check(condition: bool, message: str) -> None:
@@ -30,7 +30,7 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What to say after an unknown name: the nearest known one, or else all of them."""
+    """Return the end of an error about an unknown name: the most similar known name, or all known names."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -38,17 +38,17 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def require_job(value: Any) -> Job:
-    """The value, or UserError for what is no job, such as the path of one."""
-    _check(isinstance(value, Job), f"need a madgen.Job, as load_job(path) gives it, got {value!r}")
+    """Return `value` if it is a Job; raise UserError otherwise, for example for the path of a job file."""
+    _check(isinstance(value, Job), f"job must be a madgen.Job, see madgen.load_job(path), got {value!r}")
     return value
 
 
 def check_url(name: str, url: str) -> None:
-    """UserError for what is no URL of a folder, or might hold a secret, which is not shown then."""
+    """Raise UserError if `url` is not the URL of a folder, or may contain credentials (which are not printed then)."""
     protocol, separator, rest = url.partition("://")
     _check(
         ":" not in (rest if separator else url).rpartition("@")[0] and "?" not in url and "#" not in url,
-        f"{name} must hold no password, key or query: it is written into files; keys come from the environment",
+        f"{name} must not contain a password, key or query, since it is recorded; set credentials in the environment",
     )
     _check(
         re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) is not None and rest.strip("/") != "" and url.isprintable(),
@@ -58,9 +58,12 @@ def check_url(name: str, url: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
+    """A LoRA adapter to fuse into the weights."""
+
     weights: str
-    """A `.safetensors` file, a folder that holds one, or a Hugging Face hub id."""
+    """A `.safetensors` file, a folder that contains one, or a Hugging Face Hub id."""
     scale: float = 1.0
+    """Factor of the LoRA's weights: 1 is full strength, 0 has no effect, negative values invert it."""
 
     def __post_init__(self) -> None:
         _check(self.weights != "", "backbone.loras: weights is empty")
@@ -69,24 +72,31 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
+    """The pretrained diffusion model."""
+
     name: str = "sd"
-    """The module of `madgen/backbones/` that loads it."""
+    """Model family, a module of `madgen/backbones/`: `sd` (Stable Diffusion 1.x and 2.x, latent consistency models) or
+    `sdxl` (Stable Diffusion XL)."""
     pretrained: str = "demo"
-    """`demo`, a diffusers folder, a Hugging Face hub id, or one `.safetensors` file in the original layout."""
+    """Weights: `demo` (a small model that is part of madgen), a diffusers folder, a Hugging Face Hub id, or a single
+    `.safetensors` file in the original layout."""
     revision: str | None = None
+    """Branch, tag or commit of the Hub repository; null is its default branch."""
     variant: str | None = None
+    """Variant of the weight files, such as `fp16`; null is the files without a variant."""
     config: str | None = None
-    """For a single file: the folder or hub id with the pipeline's config files and tokenizers; null is what diffusers
-    infers from the file, which needs the hub or its cache."""
-    loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf leaves the items of a tuple unchecked
-    """Fused into the weights, each times its scale."""
+    """For a single `.safetensors` file: folder or Hub id of a pipeline that provides the model configs and tokenizers.
+    null lets diffusers infer it from the file, which needs the Hub or its local cache."""
+    loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf does not validate the items of a tuple
+    """LoRAs to fuse into the weights, each multiplied by its scale."""
     dtype: str = "auto"
-    """`auto` is float32 on a CPU and bfloat16 on a GPU."""
+    """Precision: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False
-    """`torch.compile` UNet and decoder: faster, after some minutes for each size of panorama; last bits change."""
+    """Compile the UNet and the decoder with `torch.compile`. Sampling is faster after a warm-up of some minutes for
+    each panorama size; pixels may differ in the last bits."""
     cuda_graphs: bool = True
-    """On an NVIDIA GPU: a pass over few views (up to 32 of 64x64 cells, with guidance) is launched at once, which is
-    faster and keeps its memory; the pictures stay the same."""
+    """Replay UNet passes over few views (up to 32 views of 64x64 latent cells, with guidance) as CUDA graphs on NVIDIA
+    GPUs. Faster, at the cost of memory; pixels do not change."""
 
     def __post_init__(self) -> None:
         _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
@@ -94,26 +104,28 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
+    """The views that the canvas is split into."""
+
     layout: str = "overlapping"
-    """`overlapping` (MultiDiffusion), `shifted` (SpotDiffusion: side by side, moved at each step, by another multiple
-    of the stride while attention merges, by any number of cells where it does not), or `whole` (direct inference: one
-    view that is the canvas)."""
+    """`overlapping`: the same overlapping views in each step (MultiDiffusion). `shifted`: adjacent views that move in
+    each step (SpotDiffusion), by multiples of `stride` while attention is merged and by any number of latent cells
+    otherwise. `whole`: a single view, the whole canvas (direct inference)."""
     size: int | None = None
-    """Latent cells; null is the size that the backbone was trained at."""
+    """Height and width of a view in latent cells, > 0; null is the size that the backbone was trained at."""
     stride: int | None = None
-    """Latent cells; null is a quarter of the size. Has no meaning, and must be null, with `whole`, and with `shifted`
-    views that never merge or overlap."""
+    """Distance between neighbouring views in latent cells, > 0; null is a quarter of `size`. Must be null where it has
+    no effect: with `whole`, and with `shifted` views without MAD and without `overlap_from`."""
     overlap_from: int | None = None
-    """Of `shifted`: views overlap, every `stride` cells, from this step on (the first is 0), which blends the last
-    borders; null: in no step."""
+    """First step, counted from 0, in which `shifted` views overlap by `stride` instead, to blend the last borders.
+    null: in no step."""
 
     def __post_init__(self) -> None:
         _one_of("method.views.layout", self.layout, ("overlapping", "shifted", "whole"))
         first = self.overlap_from
         _check(
             first is None or (first >= 0 and self.layout == "shifted"),
-            f"method.views.overlap_from is a step >= 0 of layout=shifted, got {first} with layout={self.layout}; "
-            "leave it null",
+            f"method.views.overlap_from must be a step >= 0 and needs layout=shifted, got {first} with "
+            f"layout={self.layout}; set it to null",
         )
         for name in ("size", "stride"):
             value = getattr(self, name)
@@ -122,51 +134,58 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MadConfig:
+    """Merge-Attend-Diffuse: views are merged into one canvas inside the attention layers."""
+
     steps: int = 15
-    """Merge attention in the first `steps` steps (the paper's tau); 0 is plain MultiDiffusion, unless
-    `cross_attention` is `always`."""
+    """Number of steps, from the first one on, in which attention is merged (the paper's tau), >= 0. 0 is plain
+    MultiDiffusion, unless `cross_attention` is `always`."""
     blocks: tuple[str, ...] = ("down", "mid", "up")
-    """Where: `down`, `mid`, `up`, or patterns of layer names such as `up_blocks.1.*attn1*`."""
+    """UNet blocks in which attention is merged: `down`, `mid`, `up`, or patterns of layer names such as
+    `up_blocks.1.*attn1*`. At least one."""
     cross_attention: str = "scheduled"
-    """`scheduled` as in the paper, or `always` merged as in the released code, also after `steps`."""
+    """When cross-attention is merged: `scheduled`, in the first `steps` steps (the paper), or `always`, in all steps
+    (the released code)."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 0, f"method.mad.steps must be >= 0, got {self.steps}; 0 gives plain MultiDiffusion")
         _one_of("method.mad.cross_attention", self.cross_attention, ("scheduled", "always"))
-        _check(len(self.blocks) > 0, "method.mad.blocks is empty; steps=0 switches MAD off")
+        _check(len(self.blocks) > 0, "method.mad.blocks is empty; set method.mad.steps=0 to disable MAD")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """SyncDiffusion: views are pulled towards the look of the middle one, `weight * decay ** step` strong."""
+    """SyncDiffusion: gradient steps that reduce the LPIPS distance between each view and the middle view."""
 
     weight: float = 0.0
-    """0: off; the paper takes 20."""
+    """Weight of the gradient, >= 0; step i uses `weight * decay ** i`. 0 disables SyncDiffusion; the paper uses 20."""
     decay: float = 0.95
+    """Factor of the weight from step to step, 0 < decay <= 1; 1 keeps it constant."""
     steps: int = 50
-    """Only in the first `steps` steps."""
+    """Number of steps, from the first one on, in which gradients are applied, >= 0."""
     every: int = 1
-    """Only at each `every`-th step."""
+    """Apply gradients only in each `every`-th of these steps, >= 1."""
     network: str = "vgg"
-    """What LPIPS compares with: `vgg`, trained on ImageNet, or `random`, untrained, which needs no download."""
+    """Features for LPIPS: `vgg` (VGG16 trained on ImageNet) or `random` (VGG16 without training, needs no download)."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.weight < float("inf"), f"method.sync.weight must be >= 0, got {self.weight}; 0 is off")
-        _check(0 < self.decay <= 1, f"method.sync.decay must be in 0..1 and not 0, got {self.decay}; 1 is no decay")
+        _check(0 <= self.weight < float("inf"), f"method.sync.weight must be >= 0, got {self.weight}; 0 disables it")
+        _check(0 < self.decay <= 1, f"method.sync.decay must be > 0 and <= 1, got {self.decay}; 1 means no decay")
         _check(self.steps >= 0, f"method.sync.steps must be >= 0, got {self.steps}")
         _check(
             self.steps > 0 or self.weight == 0,
-            f"method.sync.steps=0 leaves method.sync.weight={self.weight:g} without effect; set the weight 0",
+            f"method.sync.steps=0 leaves method.sync.weight={self.weight:g} without effect; set the weight to 0",
         )
-        _check(self.every >= 1, f"method.sync.every must be >= 1 step, got {self.every}; 1 is at each step")
+        _check(self.every >= 1, f"method.sync.every must be >= 1 step, got {self.every}; 1 means every step")
         _one_of("method.sync.network", self.network, ("vgg", "random"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionsConfig:
+    """Sampling of prompts with regions."""
+
     bootstrapping: int | None = None
-    """In the first `bootstrapping` steps a region's prompt sees plain colours outside its mask; 0: never; null: in two
-    fifths of the steps, as the released code."""
+    """Number of steps, from the first one on, in which a region is denoised over a plain colour outside its mask, so
+    that its content stays inside, >= 0. 0 disables it; null is two fifths of the steps, as in the released code."""
 
     def __post_init__(self) -> None:
         _check(
@@ -177,6 +196,8 @@ class RegionsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
+    """The joint diffusion method. MultiDiffusion, MAD, SyncDiffusion and SpotDiffusion are points in this space."""
+
     views: ViewsConfig = field(default_factory=ViewsConfig)
     mad: MadConfig = field(default_factory=MadConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
@@ -185,34 +206,41 @@ class MethodConfig:
     def __post_init__(self) -> None:
         _check(
             not (self.sync.weight and self.views.layout == "whole"),
-            "method.sync compares views, and layout=whole has only one; leave method.sync.weight 0",
+            "method.sync compares views, but layout=whole has only one; set method.sync.weight to 0",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
+    """Size of the panoramas, denoising schedule and guidance."""
+
     height: int = 512
-    """Pixels; a prompt line may say otherwise."""
+    """Height in pixels, > 0; a prompt's `height` overrides it. Must be covered by views: other sizes are refused with
+    the nearest possible ones."""
     width: int = 3072
-    """Pixels; a prompt line may say otherwise."""
+    """Width in pixels, > 0; a prompt's `width` overrides it."""
     loop: bool = False
-    """360 degrees: the left edge meets the right one, in views, in attention and in decoding."""
+    """Sample 360 degree panoramas: views, attention and decoding wrap around, so the right edge continues at the left
+    one."""
     num_inference_steps: int = 50
+    """Number of denoising steps, 1..10000."""
     guidance_scale: float = 7.5
+    """Weight of classifier-free guidance, >= 0; values <= 1 disable it."""
     guidance_steps: tuple[int, ...] | None = None
-    """`[first, end]`: classifier-free guidance in these steps only, `end` not among them; the others take one UNet
-    pass instead of two (Kynkäänniemi et al., 2024). Null: in all of them."""
+    """`[first, end]`: apply guidance only in steps `first` to `end - 1`, with 0 <= first < end <= num_inference_steps;
+    the other steps take one UNet pass instead of two (Kynkäänniemi et al., 2024). null: in all steps."""
     scheduler: str | None = None
-    """A diffusers scheduler class; null is the checkpoint's own."""
+    """Name of a diffusers scheduler class, such as `DDIMScheduler`; null is the checkpoint's own scheduler."""
     original_inference_steps: int | None = None
-    """Of consistency models' schedulers: the steps that were distilled; null is what the scheduler's config says."""
+    """Number of steps that a consistency model was distilled with, > 0, for schedulers that take it (LCM). null is the
+    value in the scheduler's config."""
     decode: str = "auto"
-    """`whole` panoramas at once, `tiled` for less memory (tiles of two views, blended), or `auto`: tiled above 2^22
-    pixels."""
+    """How latents are decoded: `whole` (the panorama in one pass), `tiled` (blended tiles of two views, less memory) or
+    `auto` (tiled above 2^22 pixels)."""
     batch_size: Any = 1
-    """Panoramas at once on a device, of prompts of one size in a row. `auto`: on an NVIDIA GPU as many as keep it busy,
-    on other devices one. Where memory runs out, fewer are sampled at a time. The last bits of a picture may depend on
-    it."""
+    """Number of panoramas of one size that are sampled together on a device, > 0. `auto` is as many as keep an NVIDIA
+    GPU busy, and 1 on other devices. If memory runs out, batches are split. Pixels may differ in the last bits between
+    batch sizes."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_inference_steps"):
@@ -220,7 +248,7 @@ class SamplingConfig:
         size = self.batch_size
         _check(
             size == AUTO_BATCH or (type(size) is int and size > 0),
-            f"sampling.batch_size must be a number > 0 or auto, got {size!r}",
+            f"sampling.batch_size must be an integer > 0 or auto, got {size!r}",
         )
         _check(
             self.num_inference_steps <= 10_000,
@@ -241,39 +269,47 @@ class SamplingConfig:
             len(self.guidance_steps) == 2
             and 0 <= self.guidance_steps[0] < self.guidance_steps[1] <= self.num_inference_steps,
             f"sampling.guidance_steps must be [first, end] with 0 <= first < end <= num_inference_steps="
-            f"{self.num_inference_steps}, got {list(self.guidance_steps)}; null is all steps",
+            f"{self.num_inference_steps}, got {list(self.guidance_steps)}; null means all steps",
         )
         _check(
             self.guidance_scale > 1,
-            f"sampling.guidance_steps has no effect with guidance_scale={self.guidance_scale} <= 1; leave it null",
+            f"sampling.guidance_steps has no effect with guidance_scale={self.guidance_scale} <= 1; set it to null",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
+    """The prompts, and how many panoramas are sampled from each."""
+
     source: str = "prompts.txt"
-    """A `.txt`, `.jsonl`, `.json`, `.csv` (each also with `.gz` behind it) or `.parquet`, or many of them by a pattern
-    such as `prompts/**/*.jsonl`, in the order of their paths; relative to the current directory, else to the job file.
-    Or a Hugging Face dataset: `hf://owner/name`, `hf://owner/name/config`, or `hf:///a/folder` on this machine."""
+    """A prompt file: `.txt`, `.jsonl`, `.json`, `.csv` (each also with `.gz`) or `.parquet`; several files as a pattern
+    such as `prompts/**/*.jsonl`, read in the order of their paths; or a Hugging Face dataset: `hf://owner/name`,
+    `hf://owner/name/config`, or `hf:///folder` for a local one. Relative paths are resolved against the current
+    directory first, then against the job file."""
     split: str = "train"
-    """Of a Hugging Face dataset."""
+    """Split of a Hugging Face dataset."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Which column (or JSON key) of the source is which of `id`, `prompt`, `negative_prompt`, `width`, `height`,
-    `seed`, `regions`, `across`, as `{prompt: caption}`: only these are read. Empty: they have these names, and others
-    are refused."""
+    """Columns (or JSON keys) of the source to read, by field: `{prompt: caption}` reads the prompt from `caption`.
+    Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`. If empty, columns
+    must have these names; unknown columns are errors."""
     negative_prompt: str = ""
+    """Negative prompt of rows that have none."""
     samples_per_prompt: int = 1
+    """Number of panoramas for each prompt, with different seeds, 1..10000."""
     limit: int | None = None
-    """Only the first `limit` prompts."""
+    """Use only the first `limit` prompts, > 0; null: all."""
     seed: int = 0
+    """Base seed, 0..2^63-1. A sample's seed is derived from it, the prompt's id and the sample's index. A row's `seed`
+    replaces it, and is itself the seed of the row's first sample."""
     on_duplicate: str = "error"
-    """Two prompts of one id: `error`, `skip` the later ones, or `rename` them."""
+    """What to do with prompts of equal id: `error`, `skip` all but the first, or `rename` them."""
     regions: list[dict[str, Any]] = field(default_factory=list)
-    """For lines without their own: `{mask, prompt, negative_prompt}`; a mask is `[left, top, right, bottom]` in pixels,
-    or a picture file, white where the region is, found as `source` is. A region without a negative prompt takes the
-    line's."""
+    """Regions of rows that have none, each `{mask, prompt, negative_prompt}`. `mask` is `[left, top, right, bottom]` in
+    pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
+    that of the row. Cannot be combined with `across`."""
     across: list[str] = field(default_factory=list)
-    """For lines without their own: further prompts, spaced along the width, from the line's own at the left edge."""
+    """Further prompts of rows that have none, spaced evenly along the width and blended; the row's own prompt is at the
+    left edge."""
 
     def __post_init__(self) -> None:
         _check(
@@ -283,13 +319,13 @@ class PromptsConfig:
         _check(0 <= self.seed < 2**63, f"prompts.seed must be in 0..2^63-1, got {self.seed}")
         _check(not (self.regions and self.across), "prompts.regions and prompts.across exclude each other; give one")
         _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
-        _check(self.split != "", "prompts.split is empty; the default is train")
+        _check(self.split != "", "prompts.split is empty; use for example train")
         for ours, theirs in self.columns.items():
             _one_of("a key of prompts.columns", ours, PROMPT_FIELDS)
             _check(theirs != "", f"prompts.columns.{ours} is empty; name a column of prompts.source")
         _check(
             not self.columns or "prompt" in self.columns,
-            "prompts.columns must say which column holds the prompt: prompts.columns.prompt=...",
+            "prompts.columns has no key prompt; set prompts.columns.prompt to the column that contains the prompt",
         )
         _check(
             len(set(self.columns.values())) == len(self.columns),
@@ -300,18 +336,22 @@ class PromptsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
+    """The dataset on disk."""
+
     dir: str | None = None
-    """Relative to the current directory; null is `out/<name>`."""
+    """Directory of the dataset, relative to the current directory; null is `out/<name>`."""
     samples_per_shard: int = 128
+    """Number of samples in a tar file, > 0."""
     format: str = "png"
-    """`png` (lossless), `jpg` or `webp`."""
+    """Image format: `png` (lossless), `jpg` or `webp`."""
     quality: int = 95
-    """Of `jpg` and `webp`, 1..100."""
+    """Quality of `jpg` and `webp`, 1..100."""
     upload: str | None = None
-    """A URL of any file system that fsspec knows (`s3://bucket/folder`, `gs://`, `hf://datasets/owner/name`, `file://`):
-    every finished shard is sent there while others are made. Keys come from the environment, never from the job."""
+    """URL of any file system that fsspec supports (`s3://bucket/folder`, `gs://`, `hf://datasets/owner/name`,
+    `file://`): finished shards are uploaded while others are generated. Credentials come from the environment, never
+    from the job. null: no upload."""
     resume: str = "if_same"
-    """`if_same`: go on with a dataset of the same job. `never`: refuse a directory that holds one."""
+    """`if_same` resumes a dataset of the same job; `never` refuses a directory that contains a dataset."""
 
     def __post_init__(self) -> None:
         _check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
@@ -324,12 +364,18 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
+    """Logging to Weights & Biases."""
+
     mode: str = "offline"
+    """`online`, `offline` (log to `wandb/` in the current directory; upload with `wandb sync`) or `disabled`."""
     project: str = "madgen"
+    """Name of the W&B project."""
     entity: str | None = None
+    """W&B user or team; null is the account's default."""
     group: str | None = None
+    """Group of runs that this run belongs to; null: none."""
     id: str | None = None
-    """Null: made of the dataset's directory, so that a resumed run goes on."""
+    """Run id; null derives it from the dataset's directory, so that a resumed run continues the same curve."""
 
     def __post_init__(self) -> None:
         _one_of("monitor.wandb.mode", self.mode, ("online", "offline", "disabled"))
@@ -337,9 +383,11 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
+    """Monitoring of a run."""
+
     wandb: WandbConfig = field(default_factory=WandbConfig)
     preview_every: int = 100
-    """A preview picture in W&B every so many samples; 0: none."""
+    """Log a preview image to W&B after every `preview_every` samples, >= 0; 0: none."""
 
     def __post_init__(self) -> None:
         _check(self.preview_every >= 0, f"monitor.preview_every must be >= 0 samples, got {self.preview_every}")
@@ -347,35 +395,41 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Handed to `lightning.Trainer`."""
+    """Arguments of `lightning.Trainer`."""
 
     accelerator: str = "auto"
+    """`cpu`, `gpu`, or another accelerator of Lightning; `auto` is the GPU if there is one."""
     devices: Any = "auto"
+    """Number of processes on each node, one per device, > 0. `auto` follows `srun` or `torchrun`, or else uses all GPUs
+    of this machine."""
     num_nodes: Any = "auto"
+    """Number of nodes, > 0. `auto` follows `srun` or `torchrun`; 1 without them."""
     strategy: str = "auto"
+    """Strategy of Lightning; `auto` is DDP if there is more than one process."""
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes"):
             value = getattr(self, name)
             _check(
                 value == "auto" or (type(value) is int and value > 0),
-                f"trainer.{name} must be a number > 0 or auto, got {value!r}",
+                f"trainer.{name} must be an integer > 0 or auto, got {value!r}",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SafetyConfig:
-    """Pictures are shown to a safety checker, in crops of a view's size."""
+    """A safety checker, applied to square crops as large as a view."""
 
     checker: str | None = None
-    """A folder or Hugging Face hub id with diffusers' `StableDiffusionSafetyChecker` and its feature extractor, or with
-    a pipeline that has them; null: none."""
+    """Folder or Hugging Face Hub id of a diffusers `StableDiffusionSafetyChecker` with its feature extractor, or of a
+    pipeline that contains them; null: no checker."""
     action: str = "keep"
-    """What becomes of flagged crops: `keep` only records them, `blur` blurs them, `drop` quarantines the sample."""
+    """What to do with flagged crops: `keep` only records them, `blur` blurs them, `drop` quarantines the sample. `blur`
+    and `drop` need a checker."""
 
     def __post_init__(self) -> None:
         _one_of("safety.action", self.action, ("keep", "blur", "drop"))
-        _check(self.checker != "", "safety.checker is empty; null switches it off")
+        _check(self.checker != "", "safety.checker is empty; set it to null to disable the checker")
         _check(
             self.checker is not None or self.action == "keep",
             f"safety.action={self.action} has no effect without a checker; set safety.checker",
@@ -384,46 +438,46 @@ class SafetyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresConfig:
-    """Numbers in each sample's JSON, in the sidecars and in `index.parquet`, to choose by: see `madgen filter`."""
+    """Scores of each sample, recorded in its JSON, the sidecars and `index.parquet`, to select by (`madgen filter`)."""
 
     enabled: tuple[str, ...] | None = None
-    """Scores of the pixels, see `madgen.images.scores`: `seam` (steps at the views' borders, 1 is seamless), `wrap`
-    (the same where a looped panorama closes) and `coherence` (how alike the crops are, 0..1). null: all that
-    have a meaning for the job, since they cost next to nothing and cannot be had later without touching the tars;
-    []: none."""
+    """Scores computed from pixels: `seam` (gradient at the borders of views relative to that beside them; 1 is
+    seamless), `wrap` (the same where a looped panorama closes) and `coherence` (similarity of crops, 0..1). null: all
+    that apply to the job, at almost no cost; []: none."""
     clip: str | None = None
-    """A folder or Hugging Face hub id of a CLIP model (safetensors): `clip`, how well the panorama shows its prompt, is
-    100 times the cosine of text and picture, at least 0, mean over square crops. A panorama's regions do not count, and
-    no more of its prompt than the model's tokenizer takes. null: none."""
+    """Folder or Hugging Face Hub id of a CLIP model (safetensors) for the score `clip`: 100 times the cosine of prompt
+    and image, at least 0, averaged over square crops. Prompts of regions are ignored, and prompts are truncated to the
+    model's maximum length. null: no such score."""
 
     def __post_init__(self) -> None:
         for name in self.enabled or ():
-            _check(name != "clip", "scores.enabled: clip needs a model, which switches it on: scores.clip=FOLDER_OR_ID")
+            _check(name != "clip", "scores.enabled: clip needs a model; set scores.clip=FOLDER_OR_ID instead")
             _check(name in PIXEL_SCORES, f"scores.enabled: unknown score {name!r}{nearest(name, PIXEL_SCORES)}")
         _check(len(set(self.enabled or ())) == len(self.enabled or ()), "scores.enabled names a score twice")
-        _check(self.clip != "", "scores.clip is empty; null switches it off")
+        _check(self.clip != "", "scores.clip is empty; set it to null to disable the score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantineConfig:
-    """When too many samples fail, something is wrong with the job or the machine, and the run stops."""
+    """Limit of failed samples beyond which a run stops, since the job or the machine is probably broken."""
 
     max_share: float = 0.2
-    """Stop when more than this share of the last samples failed; 1: never."""
+    """Stop if more than this share of the last `window` samples failed, 0..1; 1: never."""
     window: int = 50
-    """How many samples are looked back at."""
+    """Number of most recent samples to consider, >= 1."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.max_share <= 1, f"quarantine.max_share must be in 0..1, got {self.max_share}; 1 is off")
+        _check(0 <= self.max_share <= 1, f"quarantine.max_share must be in 0..1, got {self.max_share}; 1 disables it")
         _check(self.window >= 1, f"quarantine.window must be >= 1 sample, got {self.window}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One dataset."""
+    """A job: everything that determines one dataset."""
 
     name: str = "job"
-    """Of the shards; the default is the stem of the (first) job file."""
+    """Name of the dataset and prefix of its shards, 1..96 of `[A-Za-z0-9_-]`. If a job file does not set it, it is the
+    stem of the (first) job file."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -435,7 +489,7 @@ class Job:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     retry: str | None = None
-    """`quarantined`: try again what could not be made before; null leaves it out."""
+    """`quarantined` generates samples again that failed in earlier runs; null skips them."""
 
     def __post_init__(self) -> None:
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
@@ -444,34 +498,35 @@ class Job:
         first, steps = self.method.views.overlap_from, self.sampling.num_inference_steps
         _check(
             first is None or first < steps,
-            f"method.views.overlap_from={first} is beyond the last of sampling.num_inference_steps={steps} steps; "
-            "leave it null",
+            f"method.views.overlap_from={first} must be < sampling.num_inference_steps={steps}; set it to null",
         )
         _check(
             self.sampling.guidance_steps is None or not self.method.sync.weight,
-            "method.sync foresees pictures with guidance at every step; leave sampling.guidance_steps null",
+            "method.sync needs guidance in every step; set sampling.guidance_steps to null",
         )
-        meaningless = {name: why for name, why in self._without_meaning.items() if name in (self.scores.enabled or ())}
-        for name, why in meaningless.items():
-            raise UserError(f"scores.enabled: {name} has no meaning {why}; leave it out")
+        for name, reason in self._inapplicable_scores.items():
+            _check(
+                name not in (self.scores.enabled or ()),
+                f"scores.enabled: {name} is undefined {reason}; remove it",
+            )
 
     @property
-    def _without_meaning(self) -> dict[str, str]:
-        """Scores that no picture of this job can have, and why."""
+    def _inapplicable_scores(self) -> dict[str, str]:
+        """Pixel scores that are undefined for this job, with the reason."""
         seam = {"seam": "with layout=whole, which has no borders"} if self.method.views.layout == "whole" else {}
         return seam if self.sampling.loop else {**seam, "wrap": "without sampling.loop=true"}
 
     @property
     def pixel_scores(self) -> tuple[str, ...]:
-        """The scores of the pixels that are recorded, in the order of `PIXEL_SCORES`."""
-        wanted = PIXEL_SCORES if self.scores.enabled is None else self.scores.enabled
-        return tuple(name for name in PIXEL_SCORES if name in wanted and name not in self._without_meaning)
+        """Pixel scores that are recorded, in the order of `PIXEL_SCORES`."""
+        enabled = PIXEL_SCORES if self.scores.enabled is None else self.scores.enabled
+        return tuple(name for name in PIXEL_SCORES if name in enabled and name not in self._inapplicable_scores)
 
     @property
     def output_dir(self) -> Path:
-        """The dataset's directory."""
+        """Directory of the dataset."""
         return Path(self.output.dir or f"out/{self.name}").expanduser()
 
     def as_dict(self) -> dict[str, Any]:
-        """The resolved job, as it is recorded in `dataset.json`."""
+        """Return the resolved job as it is recorded in `dataset.json`."""
         return asdict(self)

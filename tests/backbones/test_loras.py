@@ -133,7 +133,7 @@ def test_what_is_no_lora_is_refused(tiny, lora, message):
         ("[{scale: 2}]", r"loras\[0\].weights"),
         ("[{weights: '', scale: 1}]", "weights is empty"),
         ("[{weights: a, scale: .inf}]", "scale must be a finite number"),
-        ("[a.safetensors]", "holds keys of its own"),
+        ("[a.safetensors]", "is a mapping"),
     ],
 )
 def test_a_job_s_loras_are_checked_when_it_is_loaded(loras, message):

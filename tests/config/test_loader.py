@@ -16,7 +16,7 @@ def write(tmp_path):
     return put
 
 
-def test_bases_are_loaded_first_relative_to_the_file(write):
+def test_bases_are_loaded_first_and_relative_to_the_file(write):
     write("configs/a.yaml", "sampling: {width: 100, height: 50}")
     write("configs/b.yaml", "base: a.yaml\nsampling: {width: 200}")
     job = load_job(write("jobs/j.yaml", "base: [../configs/b.yaml]\nsampling: {guidance_scale: 2}"))
@@ -32,19 +32,19 @@ def test_later_files_and_overrides_win(write):
     assert job.method.mad.blocks == ("mid",)
 
 
-def test_defaults_are_the_paper_s():
+def test_defaults_follow_the_paper():
     job = load_job([], [])
     assert (job.sampling.height, job.sampling.width, job.sampling.num_inference_steps) == (512, 3072, 50)
     assert (job.method.mad.steps, job.method.mad.cross_attention, job.sampling.guidance_scale) == (15, "scheduled", 7.5)
 
 
-def test_the_prompt_file_may_lie_beside_the_job(write):
+def test_prompt_file_is_resolved_against_the_job_file(write):
     write("jobs/p.txt", "a")
     job = load_job(write("jobs/j.yaml", "prompts: {source: p.txt}"))
     assert job.prompts.source.endswith("jobs/p.txt")
 
 
-def test_a_job_is_frozen():
+def test_job_is_frozen():
     with pytest.raises(AttributeError):
         Job(name="x").name = "y"
 
@@ -54,7 +54,7 @@ def test_a_job_is_frozen():
     [
         ("sampling.widht=3", "unknown key 'sampling.widht'; did you mean 'sampling.width'"),
         ("width=3", "unknown key 'width'; did you mean 'sampling.width'"),
-        ("zzz=3", "unknown key 'zzz'; known keys: name, backbone"),
+        ("zzz=3", "unknown key 'zzz'; known: name, backbone"),
         ("sampling.width=abc", "sampling.width: Value 'abc'"),
         ("sampling.width=0", "sampling.width must be > 0, got 0"),
         ("method.mad.steps=-1", "method.mad.steps must be >= 0, got -1; 0 gives plain MultiDiffusion"),
@@ -62,14 +62,17 @@ def test_a_job_is_frozen():
         ("method.mad.cross_attention=never", "must be one of scheduled, always, got 'never'"),
         ("method.views.layout=diagonal", "must be one of overlapping, shifted, whole"),
         ("method.views.stride=0", "method.views.stride must be > 0 latent cells, got 0"),
-        ("method.views.overlap_from=3", "overlap_from is a step >= 0 of layout=shifted, got 3 with layout=overlapping"),
-        ("method.views={layout: shifted, overlap_from: 50}", "overlap_from=50 is beyond the last of"),
+        ("method.views.overlap_from=3", "overlap_from must be a step >= 0 and needs layout=shifted, got 3"),
+        (
+            "method.views={layout: shifted, overlap_from: 50}",
+            "overlap_from=50 must be < sampling.num_inference_steps=50",
+        ),
         ("sampling.guidance_steps=[5, 60]", "0 <= first < end <= num_inference_steps=50, got [5, 60]"),
         ("sampling.guidance_steps=[5]", "sampling.guidance_steps must be [first, end]"),
         ("sampling={guidance_scale: 1.0, guidance_steps: [0, 9]}", "no effect with guidance_scale=1.0 <= 1"),
         ("method=null", "method: "),
         ("sampling=3", "sampling"),
-        ("sampling.width", "an override is key=value"),
+        ("sampling.width", "an override must be key=value"),
         ("sampling.width=[1", "cannot read the override"),
         ("backbone.dtype=int8", "backbone.dtype must be one of"),
         ("output.format=gif", "output.format must be one of png, jpg, webp, got 'gif'"),
@@ -78,53 +81,53 @@ def test_a_job_is_frozen():
         ("prompts.samples_per_prompt=0", "samples_per_prompt must be in 1..10000, got 0"),
         ("prompts.limit=0", "prompts.limit must be > 0"),
         ("prompts.columns.text=caption", "a key of prompts.columns must be one of id, prompt, negative_prompt"),
-        ("prompts.columns.id=uid", "prompts.columns must say which column holds the prompt"),
+        ("prompts.columns.id=uid", "prompts.columns has no key prompt"),
         ("prompts.columns={prompt: a, id: a}", "prompts.columns names a column twice: a, a"),
-        ("prompts.columns={prompt: 7}", "must be a text"),
+        ("prompts.columns={prompt: 7}", "must be a string"),
         ("prompts.columns={prompt: ''}", "prompts.columns.prompt is empty"),
         ("prompts.split=''", "prompts.split is empty"),
         ("prompts.on_duplicate=maybe", "must be one of error, skip, rename"),
-        ("trainer.devices=0", "trainer.devices must be a number > 0 or auto, got 0"),
-        ("trainer.devices=true", "trainer.devices must be a number > 0 or auto"),
+        ("trainer.devices=0", "trainer.devices must be an integer > 0 or auto, got 0"),
+        ("trainer.devices=true", "trainer.devices must be an integer > 0 or auto"),
         ("monitor.wandb.mode=loud", "must be one of online, offline, disabled"),
         ("name=a.b", "name must match"),
         ("name=../x", "name must match"),
         ("name=''", "name must match"),
-        ("name=007", "name must be a text, YAML reads it as 7; put it in quotes"),
-        ("prompts.negative_prompt=no", "prompts.negative_prompt must be a text, YAML reads it as False"),
+        ("name=007", "name must be a string, but YAML parses it as 7; put it in quotes"),
+        ("prompts.negative_prompt=no", "prompts.negative_prompt must be a string, but YAML parses it as False"),
         ("sampling.guidance_scale=.inf", "sampling.guidance_scale must be >= 0, got inf"),
-        ("prompts.across=[no]", "prompts.across must be a text, YAML reads it as False"),
+        ("prompts.across=[no]", "prompts.across must be a string, but YAML parses it as False"),
         ("method.sync.weight=-20", "must be >= 0"),
-        ("method.sync.decay=0", "must be in 0..1 and not 0"),
+        ("method.sync.decay=0", "must be > 0 and <= 1, got 0"),
         ("method.sync.every=0", "must be >= 1 step"),
         ("method.sync.network=alex", "method.sync.network must be one of vgg, random"),
         ("method.regions.bootstrapping=-1", "must be >= 0 steps"),
         ("safety.action=hide", "safety.action must be one of keep, blur, drop, got 'hide'"),
         ("safety.action=drop", "safety.action=drop has no effect without a checker; set safety.checker"),
-        ("safety.checker=''", "safety.checker is empty; null switches it off"),
-        ("safety.checker=007", "safety.checker must be a text, YAML reads it as 7"),
+        ("safety.checker=''", "safety.checker is empty; set it to null"),
+        ("safety.checker=007", "safety.checker must be a string, but YAML parses it as 7"),
         ("safety=on", "safety"),
-        ("quarantine.max_share=1.1", "quarantine.max_share must be in 0..1, got 1.1; 1 is off"),
+        ("quarantine.max_share=1.1", "quarantine.max_share must be in 0..1, got 1.1; 1 disables it"),
         ("quarantine.max_share=.nan", "quarantine.max_share must be in 0..1, got nan"),
         ("quarantine.window=0", "quarantine.window must be >= 1 sample, got 0"),
         ("quarantine.windows=5", "unknown key 'quarantine.windows'; did you mean 'quarantine.window'"),
         ("scores.enabled=[seem]", "scores.enabled: unknown score 'seem'; did you mean 'seam'?"),
         ("scores.enabled=[beauty]", "scores.enabled: unknown score 'beauty'; known: seam, wrap, coherence"),
-        ("scores.enabled=[clip]", "clip needs a model, which switches it on: scores.clip="),
+        ("scores.enabled=[clip]", "clip needs a model; set scores.clip="),
         ("scores.enabled=[seam, seam]", "scores.enabled names a score twice"),
         ("scores.enabled=seam", "scores.enabled is a list: write scores.enabled=[...]"),
-        ("scores.enabled=[wrap]", "scores.enabled: wrap has no meaning without sampling.loop=true; leave it out"),
-        ("scores.clip=''", "scores.clip is empty; null switches it off"),
+        ("scores.enabled=[wrap]", "scores.enabled: wrap is undefined without sampling.loop=true; remove it"),
+        ("scores.clip=''", "scores.clip is empty; set it to null"),
         ("scores.clips=x", "unknown key 'scores.clips'; did you mean 'scores.clip'?"),
-        ("scores.clip=7", "scores.clip must be a text, YAML reads it as 7"),
+        ("scores.clip=7", "scores.clip must be a string, but YAML parses it as 7"),
         ("output.upload=bucket/folder", "output.upload must be a URL such as s3://bucket/folder"),
         ("output.upload=s3://", "output.upload must be a URL such as s3://bucket/folder"),
         ("output.upload=simplecache::s3://bucket/x", "output.upload must be a URL such as s3://bucket/folder"),
-        ("output.upload=s3://key:sec/ret@bucket/x", "output.upload must hold no password, key or query"),
-        ("output.upload='https://host/x?sig=secret'", "output.upload must hold no password, key or query"),
+        ("output.upload=s3://key:sec/ret@bucket/x", "output.upload must not contain a password, key or query"),
+        ("output.upload='https://host/x?sig=secret'", "output.upload must not contain a password, key or query"),
     ],
 )
-def test_bad_values_are_refused_with_a_way_out(override, message):
+def test_invalid_values_raise_user_error_with_value_bound_and_fix(override, message):
     with pytest.raises(UserError) as error:
         load_job([], [override])
     assert message in str(error.value)
@@ -142,12 +145,12 @@ def test_bad_values_are_refused_with_a_way_out(override, message):
         (["scores.enabled=[wrap]", "sampling.loop=true"], ("wrap",)),
     ],
 )
-def test_scores_that_have_a_meaning_for_the_job_are_the_default(overrides, scores):
+def test_default_scores_are_those_defined_for_the_job(overrides, scores):
     assert load_job([], overrides).pixel_scores == scores
 
 
-def test_a_seam_needs_borders():
-    with pytest.raises(UserError, match="seam has no meaning with layout=whole"):
+def test_seam_is_refused_without_view_borders():
+    with pytest.raises(UserError, match="seam is undefined with layout=whole"):
         load_job([], ["scores.enabled=[seam]", "method.views.layout=whole"])
 
 
@@ -165,11 +168,11 @@ def test_a_seam_needs_borders():
         "a: !!python/object:os.system x",
     ],
 )
-def test_bad_files_are_refused(write, text):
+def test_invalid_job_files_raise_user_error(write, text):
     with pytest.raises(UserError):
         load_job(write("job.yaml", text))
 
 
-def test_a_missing_job_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no job file at"):
+def test_missing_job_file_raises_user_error(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
         load_job(tmp_path / "no.yaml")

@@ -220,7 +220,7 @@ def test_pytorch_s_default_dtype_changes_nothing(tiny, sampler, dtype):
 
 def test_a_job_s_path_is_no_job():
     for make in (PanoramaModule, PromptDataModule, ShardWriter, PanoramaSampler.from_job):
-        with pytest.raises(UserError, match=r"need a madgen.Job, as load_job\(path\) gives it, got 'jobs/demo.yaml'"):
+        with pytest.raises(UserError, match=r"job must be a madgen.Job, see madgen.load_job\(path\), got"):
             make("jobs/demo.yaml")
     with pytest.raises(UserError, match="overrides must be a list, such as"):
         load_job([], "sampling.width=1024")
