@@ -171,7 +171,7 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"sync_steps": 1.5}, "sync_steps must be a whole number, got 1.5"),
         ({"sync_every": "1"}, "sync_every must be a whole number, got '1'"),
         ({"sync_weight": 20.0, "sync_steps": 0}, "method.sync.steps=0 leaves method.sync.weight=20 without effect"),
-        ({"sync_weight": 20.0, "layout": "whole"}, "method.sync compares views, and layout=whole has only one"),
+        ({"sync_weight": 20.0, "layout": "whole"}, "method.sync compares views, but layout=whole has only one"),
         ({"region_bootstrapping": -1}, "method.regions.bootstrapping must be >= 0 steps or null, got -1"),
         ({"region_bootstrapping": True}, "region_bootstrapping must be a whole number, got True"),
         ({"original_inference_steps": "50"}, "original_inference_steps must be a whole number, got '50'"),
