@@ -1,0 +1,65 @@
+"""Arguments and options that several commands share."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from madgen.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from madgen.config.schema import Job
+
+JobArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="JOB", help="Job files, merged from left to right, and overrides such as sampling.width=4096."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides such as sampling.width=4096.")
+]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset directory (`output.dir` of the job).")]
+Measured = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Dataset to take the measured throughput from.", show_default="the job's own dataset"
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Image file (.png, .jpg or .webp).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device that the metrics run on.")]
+
+
+def load_job(arguments: list[str]) -> "Job":
+    """Load the job that a command line names by files and overrides."""
+    from madgen.config.loader import load_job
+
+    files = [argument for argument in arguments if "=" not in argument]
+    if not files:
+        raise UserError("no job file given; example: madgen generate jobs/demo.yaml")
+    return load_job(files, [argument for argument in arguments if "=" in argument])
+
+
+@contextmanager
+def writing_to(path: Path | None) -> Iterator[None]:
+    """Turn errors about a path that the user chose, such as a file in place of a folder, into a UserError."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        if path is None or not str(error.filename2 or error.filename).startswith(str(path)):
+            raise
+        raise UserError(f"-o {path}: {error.strerror}; choose another path") from error
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal; yield a function that takes the number done and the total."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,180 @@
+"""Commands that inspect, check, filter and publish datasets."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madgen.cli.arguments import AsJson, Directory, Output, progress_bar
+
+
+def status(
+    directory: Directory,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh every two seconds until the dataset is complete.")
+    ] = False,
+) -> None:
+    """Show progress, throughput, ETA and every worker of a dataset, from its files alone.
+
+    Examples:
+
+        madgen status out/demo --watch
+        madgen status out/demo --json
+    """
+    from madgen.dataset.layout import DatasetDir
+    from madgen.monitoring.status_page import print_status
+
+    print_status(DatasetDir(directory), as_json, watch)
+
+
+def verify(
+    directory: Directory,
+    as_json: AsJson = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mark broken shards for regeneration.")] = False,
+) -> None:
+    """Check that every planned sample exists and is intact: tars, members, checksums, images.
+
+    Exit status 1: the dataset is broken.
+
+    Examples:
+
+        madgen verify out/demo
+        madgen verify out/demo --repair
+    """
+    from madgen.dataset import verify as checks
+    from madgen.dataset.layout import DatasetDir
+
+    with progress_bar("shards") as progress:
+        found = checks.verify(DatasetDir(directory), progress)
+    checks.print_verdict(found, as_json)
+    if repair and found.broken:
+        from madgen.dataset.repair import repair as reopen
+
+        again = reopen(DatasetDir(directory), found)
+        print(f"{len(found.broken)} shards are open again, {again} samples to make; run generate", file=sys.stderr)
+    sys.exit(checks.exit_code(found))
+
+
+def regenerate(
+    directory: Directory,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key of the sample, such as 1f0c9a2b-0003.")],
+    output: Output,
+) -> None:
+    """Regenerate one sample from its metadata and compare it with the stored image.
+
+    Exit status 1: the pixels differ.
+
+    Examples:
+
+        madgen regenerate out/demo 1f0c9a2b-0003 -o again.png
+    """
+    from madgen.generation.regenerate import regenerate as run
+
+    sys.exit(0 if run(directory, key, output) else 1)
+
+
+def preview(
+    directory: Directory,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Show at most N panoramas, evenly spaced over the dataset.")
+    ] = 10_000,
+    megabytes: Annotated[
+        int, typer.Option(metavar="MB", min=0, help="Size limit of the images in the page, without thumbnails.")
+    ] = 64,
+) -> None:
+    """Write a self-contained HTML gallery and a contact sheet.
+
+    Examples:
+
+        madgen preview out/demo
+        madgen preview /scratch/alps --limit 500 --megabytes 200
+    """
+    from madgen.monitoring.gallery import write_contact_sheet, write_gallery
+
+    with progress_bar("panoramas") as progress:
+        page = write_gallery(directory, limit=limit, budget=megabytes * 1_000_000, progress=progress)
+    print(page)
+    print(write_contact_sheet(directory))
+
+
+def index(directory: Directory) -> None:
+    """Rebuild index.parquet, quarantine.jsonl and the dataset card from the sidecars.
+
+    Examples:
+
+        madgen index out/demo
+    """
+    from madgen.dataset.index import write_index, write_quarantine
+    from madgen.dataset.layout import DatasetDir
+
+    print(write_index(DatasetDir(directory)))
+    write_quarantine(DatasetDir(directory))
+
+
+def filter_(
+    directory: Directory,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPRESSION",
+            help="Keep samples that match an expression over scores, prompt, seed, height and width.",
+        ),
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the N best samples of each prompt, ranked by --by.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Score used to rank for --best: coherence, clip, seam or wrap (lower is better for seam, wrap).",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the new dataset.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the keys, one per line, instead of a dataset.")
+    ] = None,
+) -> None:
+    """Select samples by their scores, without sampling again; write a new dataset or a list of keys.
+
+    Examples:
+
+        madgen filter out/demo --where "coherence > 0.8 and seam < 1.2" -o best
+        madgen filter out/demo --where "prompt contains 'fog'" --keys fog.txt
+        madgen filter out/demo --best 2 --by coherence -o best
+    """
+    from madgen.dataset.filtering.expression import parse
+    from madgen.dataset.filtering.filter import filter_dataset
+    from madgen.dataset.filtering.selection import Choice
+    from madgen.dataset.layout import DatasetDir
+
+    choice = Choice(parse(where) if where is not None else None, best, by)
+    filter_dataset(DatasetDir(directory), choice, output, keys)
+
+
+def push(
+    directory: Directory,
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Target, such as s3://bucket/folder, gs://... or hf://datasets/owner/name."),
+    ],
+) -> None:
+    """Upload a dataset to any fsspec file system, skipping files that are already there.
+
+    Credentials come from the environment.
+
+    Exit status 3: the upload is incomplete; rerun the same command to resume.
+
+    Examples:
+
+        madgen push /scratch/alps s3://bucket/alps
+        madgen push out/demo hf://datasets/owner/demo
+    """
+    from madgen.dataset.layout import DatasetDir
+    from madgen.generation.upload import push_now
+
+    sys.exit(push_now(DatasetDir(directory), url))

@@ -1,0 +1,220 @@
+"""Commands that plan and generate datasets."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, Overrides, load_job
+
+RESOURCES = "Resources"
+SLURM = "SLURM options"
+
+
+def generate(job: JobArguments) -> None:
+    """Generate a dataset, or resume an unfinished one.
+
+    Finished samples are kept: rerun the same command after any interruption,
+    or start it on several machines at once to share the work.
+
+    Examples:
+
+        madgen generate jobs/demo.yaml
+        madgen generate jobs/alps.yaml sampling.width=4096 output.dir=out/wide
+        torchrun --nproc-per-node 8 -m madgen generate jobs/alps.yaml
+    """
+    from madgen.cluster.signals import end_before_it_begins
+
+    end_before_it_begins()
+    loaded = load_job(job)
+    from madgen.generation.outcome import finished, report
+    from madgen.generation.upload import hand_over
+    from madgen.planning.resolved_run import ResolvedRun
+
+    resolved = ResolvedRun.of(loaded)
+    outcome = finished(resolved)
+    if outcome is not None:
+        outcome = hand_over(resolved, outcome)
+    else:
+        from madgen.planning.forecast import forecast, warn
+
+        warn(resolved, forecast(resolved))  # refuse impossible jobs before the import of Lightning, which takes seconds
+
+        from madgen.generation.run import generate as run
+
+        outcome = run(resolved)
+    report(outcome, resolved)
+    sys.exit(outcome.code)
+
+
+def plan(
+    job: JobArguments,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Estimate the wall time for N devices.")
+    ] = None,
+    measured: Measured = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the prompts, samples, shards, cost, disk space and time of a job. Writes nothing.
+
+    Examples:
+
+        madgen plan jobs/demo.yaml
+        madgen plan jobs/alps.yaml --workers 32 --measured /scratch/alps-trial
+    """
+    loaded = load_job(job)
+    from madgen.planning.estimate import outlook
+    from madgen.planning.forecast import forecast, print_forecast, warn
+    from madgen.planning.resolved_run import ResolvedRun
+
+    resolved = ResolvedRun.of(loaded)
+    expected = forecast(resolved, assume_spec=True)
+    ahead = outlook(resolved, expected.evaluations, measured)
+    print_forecast(resolved, expected, ahead.told(workers), as_json)
+    warn(resolved, expected)
+
+
+def sample(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that describes the panorama.")],
+    overrides: Overrides = None,
+    output: Output = Path("panorama.png"),
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Job file to take the settings from.", show_default="the demo backbone with MAD"
+        ),
+    ] = None,
+) -> None:
+    """Generate a single panorama. The seed is `prompts.seed`.
+
+    Examples:
+
+        madgen sample "mountains over a meadow at noon" -o noon.png
+        madgen sample "a foggy lake" sampling.width=1536 prompts.seed=7
+        madgen sample "a glacier" --job jobs/alps.yaml -o glacier.webp
+    """
+    from madgen.generation.sample import sample_one
+
+    sample_one(prompt, output, job, overrides or [])
+
+
+def submit(
+    job: JobArguments,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto", help="Number of nodes; auto: the fewest that --time allows.", rich_help_panel=RESOURCES
+        ),
+    ] = "1",
+    gpus_per_node: Annotated[
+        int | None, typer.Option(metavar="N", help="GPUs per node, with one process each.", rich_help_panel=RESOURCES)
+    ] = None,
+    tasks_per_node: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes per node, on CPU nodes.", rich_help_panel=RESOURCES)
+    ] = None,
+    cpus_per_task: Annotated[
+        int | None, typer.Option(metavar="N", help="CPU cores per process.", rich_help_panel=RESOURCES)
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HH:MM:SS|auto", help="Time limit; auto: estimated as by `madgen plan`.", rich_help_panel=RESOURCES
+        ),
+    ] = None,
+    measured: Measured = None,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0-63[%K]",
+            help="Submit independent array tasks (at most K at once) instead of one multi-node job.",
+            rich_help_panel=RESOURCES,
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Partition to submit to.", rich_help_panel=SLURM)
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Account to charge.", rich_help_panel=SLURM)
+    ] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", help="Quality of service.", rich_help_panel=SLURM)] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION",
+            help="Any other option of sbatch, such as --sbatch=--exclusive (repeatable).",
+            rich_help_panel=SLURM,
+        ),
+    ] = None,
+    env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Shell script to source first; see slurm/env.example.sh.")
+    ] = None,
+    chain: Annotated[int, typer.Option(metavar="N", min=1, help="Submit N dependent jobs in sequence.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")] = False,
+) -> None:
+    """Render the sbatch script of a job, print it and submit it.
+
+    Examples:
+
+        madgen submit jobs/alps.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00
+        madgen submit jobs/alps.yaml --array 0-63%16 --gpus-per-node 1 --chain 5
+        madgen submit jobs/alps.yaml --gpus-per-node 8 --time auto --dry-run
+    """
+    loaded = load_job(job)
+    from madgen.cluster import sbatch as slurm
+    from madgen.dataset.manifest import check_directory
+    from madgen.planning.forecast import forecast
+    from madgen.planning.resolved_run import ResolvedRun
+    from madgen.planning.sizing import AUTO, count
+
+    node_count = count("--nodes", nodes)
+    named = {"partition": partition, "account": account, "qos": qos}
+    resources = slurm.Resources(
+        nodes=1 if node_count is None else node_count,
+        tasks_per_node=tasks_per_node,
+        gpus_per_node=gpus_per_node,
+        cpus_per_task=cpus_per_task,
+        time=None if time == AUTO else time,
+        array=array,
+        options=[*(f"--{name}={value}" for name, value in named.items() if value is not None), *(sbatch or [])],
+    )
+    slurm.check(loaded, resources)
+    resolved = ResolvedRun.of(loaded)
+    expected = forecast(resolved)
+    if AUTO in (nodes, time):
+        from madgen.planning.estimate import outlook
+        from madgen.planning.sizing import pick
+
+        resources, why = pick(resources, outlook(resolved, expected.evaluations, measured), nodes, time)
+        print(f"madgen: {why}", file=sys.stderr)
+    script = slurm.render(loaded, job, resources, env)
+    check_directory(resolved.directory, None, loaded.output.resume)
+    if not dry_run:
+        slurm.require_sbatch()
+    print(script, end="")
+    if note := slurm.idle_workers(resolved.plan.shard_count, resources.workers):
+        print(note, file=sys.stderr)
+    if not dry_run:
+        print(slurm.what_next(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
+
+
+def fetch(
+    job: JobArguments,
+    extractor: Annotated[
+        str | None,
+        typer.Option(metavar="paper|...", help="Also download the networks of `madgen evaluate --extractor`."),
+    ] = None,
+) -> None:
+    """Download the weights that a job needs, for compute nodes without network access.
+
+    Examples:
+
+        madgen fetch jobs/alps.yaml
+        madgen fetch jobs/alps.yaml --extractor paper
+    """
+    from madgen.generation.fetch import fetch as run
+    from madgen.generation.fetch import fetch_networks
+
+    run(load_job(job))
+    if extractor is not None:
+        fetch_networks(extractor)
