@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--panoramas", type=int, default=24, help="of at most 24")
     given = parser.parse_args()
     before = time.thread_time()
-    import madgen.monitoring.early  # noqa: F401 -- as the command does
     from madgen.monitoring.wandb_run import WandbRun
 
     SPENT["import of W&B"] = time.thread_time() - before

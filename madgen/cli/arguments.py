@@ -45,14 +45,19 @@ def load_job(arguments: list[str]) -> "Job":
 
 
 @contextmanager
-def writing_to(path: Path | None) -> Iterator[None]:
-    """Turn errors about a path that the user chose, such as a file in place of a folder, into a UserError."""
+def writing_to(output: Path | None) -> Iterator[None]:
+    """Turn an error about the path that the user chose, such as a file in place of a folder, into a UserError."""
     try:
         yield
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        if path is None or not str(error.filename2 or error.filename).startswith(str(path)):
+        path = Path(error.filename2 or error.filename)
+        if output is None or not (
+            path.is_relative_to(output)
+            or output.is_relative_to(path)
+            or path.name.startswith(f".{output.name}.")  # temporary, until it is renamed
+        ):
             raise
-        raise UserError(f"-o {path}: {error.strerror}; choose another path") from error
+        raise UserError(f"-o {output}: {error.strerror}; choose another path") from error
 
 
 @contextmanager

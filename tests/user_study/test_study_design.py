@@ -122,8 +122,8 @@ def test_the_same_study_has_the_same_bytes(tmp_path, datasets):
 def test_where_no_folder_can_be_made_is_told(datasets, madgen_here):
     done = madgen_here("study", *datasets, "-o", "/proc/study")
     assert (done.code, len(done.err.splitlines())) == (2, 1)
-    assert done.err.startswith("madgen: /proc/")
-    assert "name another path" in done.err
+    assert done.err.startswith("madgen: -o /proc/study: ")
+    assert "choose another path" in done.err
 
 
 def test_hostile_prompts_are_data(tmp_path, datasets):
