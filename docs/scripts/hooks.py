@@ -1,0 +1,137 @@
+"""Hooks of MkDocs: the configuration and command line references, and the pages of benchmark results.
+
+The references are generated while the site is built, from the docstrings of `madgen/config/schema.py` and from the
+commands themselves, so that they cannot go stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from madgen.cli.app import app
+from madgen.config import schema
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = "benchmarks-results"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reports and figures in `benchmarks/results`, which lie outside the documentation's folder."""
+    for path in sorted((ROOT / "benchmarks/results").iterdir()):
+        if path.suffix in (".md", ".png"):
+            files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Insert the generated references, and point links to benchmark results at their pages."""
+    markdown = markdown.replace("](../benchmarks/results/", f"]({RESULTS}/")
+    if page.file.src_uri == "configuration.md":
+        return f"{markdown}\n{configuration(schema.Job())}"
+    if page.file.src_uri == "cli.md":
+        return f"{markdown}\n{commands()}"
+    return markdown
+
+
+def configuration(job: schema.Job) -> str:
+    """Return the reference of a job's keys: a section for each group, a heading for each key."""
+    return "\n\n".join(["## Top level", *_keys(job, "")])
+
+
+def _keys(group: Any, prefix: str) -> Iterator[str]:
+    documented = field_docstrings(type(group))
+    for field in dataclasses.fields(group):
+        value, key = getattr(group, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            continue
+        yield f"#### `{key}` {{ #{key} }}\n\n`{field.type}`, default `{_yaml(value)}`"
+        yield documented.get(field.name, "")
+        if field.type == "list[LoraConfig]":
+            yield from _items(schema.LoraConfig)
+    for field in dataclasses.fields(group):
+        value, key = getattr(group, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield f"{'###' if prefix else '##'} `{key}` {{ #{key} }}"
+            if _is_described(type(value)):
+                yield inspect.getdoc(type(value)) or ""
+            yield from _keys(value, f"{key}.")
+
+
+def _items(cls: type) -> Iterator[str]:
+    """Yield a list of the keys that an item of a list has."""
+    documented = field_docstrings(cls)
+    lines = []
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING
+        default = "required" if required else f"default `{_yaml(field.default)}`"
+        lines.append(f"- `{field.name}`: `{field.type}`, {default}. {documented.get(field.name, '')}".rstrip())
+    yield "Each item has\n\n" + "\n".join(lines)
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """Return the strings that follow the fields of a dataclass, by name."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, following in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    found[field.target.id] = inspect.cleandoc(text)
+    return found
+
+
+def _is_described(cls: type) -> bool:
+    """Whether the class has a docstring of its own, not the signature that `dataclass` puts in its place."""
+    return not (cls.__doc__ or "").startswith(f"{cls.__name__}(")
+
+
+def _yaml(value: Any) -> str:
+    """Return a default as a job file would have it."""
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def commands() -> str:
+    """Return the reference of all commands, from their help."""
+    root = typer.main.get_command(app)
+    with typer.Context(root, info_name="madgen") as context:
+        names = root.list_commands(context)
+        return "\n\n".join(_command(root.get_command(context, name), name, context) for name in names)
+
+
+def _command(command: Any, name: str, parent: Any) -> str:
+    with type(parent)(command, info_name=name, parent=parent) as context:
+        usage = " ".join(command.collect_usage_pieces(context))
+        records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    rows = [_row(*record) for record in records if record is not None and record[0] != "--help"]
+    parts = [f"## `madgen {name}` {{ #{name} }}", _prose(command.help), f"```text\nmadgen {name} {usage}\n```"]
+    parts += ["\n".join(["| option | meaning |", "|---|---|", *rows]), _prose(command.epilog)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _prose(text: str | None) -> str:
+    r"""Return a help text in Markdown: paragraphs marked with `\b` keep their lines, as code."""
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text or ""))
+    return "\n\n".join(
+        f"```text\n{paragraph.removeprefix(chr(8)).strip(chr(10))}\n```" if paragraph.startswith("\b") else paragraph
+        for paragraph in paragraphs
+    )
+
+
+def _row(name: str, text: str) -> str:
+    """Return a parameter's row of the table; its default, in brackets at the end of its help, is set as code."""
+    text = re.sub(r"\[default: ([^;\]]+)", r"[default: `\1`", " ".join(text.split()))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{name}`", text)) + " |"
