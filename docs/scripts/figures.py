@@ -1,6 +1,6 @@
-"""Makes the README's pictures and its coherence table with the demo backbone: `python docs/figures.py [NAME ...]`.
+"""Generate the documentation's pictures and coherence table: `python docs/scripts/figures.py [NAME ...]`.
 
-NAMEs choose among the pictures: panoramas, pairs, or a method below; without one, all are made.
+NAME is `panoramas`, `pairs`, or a key of METHOD_PICTURES; by default all are generated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.progress import track
 from madgen import Box, PanoramaSampler, Region
 from madgen.types import Ramp
 
-HERE = Path(__file__).parent
+IMAGES = Path(__file__).resolve().parents[1] / "images"
 SIZE = {"height": 128, "width": 768, "num_inference_steps": 20, "guidance_scale": 3.0}
 SHOWN = [
     ("mountains over the sea at sunset with a sun", 3),
@@ -51,7 +51,7 @@ def panorama(sampler: PanoramaSampler, prompt: str, seed: int) -> np.ndarray:
 
 
 def sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """Pictures under each other, each with its caption above it."""
+    """Save pictures in one column, each below its caption."""
     width, step = SIZE["width"], SIZE["height"] + CAPTION + GAP
     canvas = Image.new("RGB", (width, step * len(rows)), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
@@ -62,37 +62,37 @@ def sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
 
 
 def spread(image: np.ndarray) -> tuple[float, float]:
-    """Standard deviation, between the six square crops, of their mean sky and ground colour (0..255); 0 is uniform."""
+    """Return the standard deviation over six square crops of their mean sky and ground colors (0..255)."""
     crops = np.split(image.astype(float), 6, axis=1)
     bands = (slice(0, 32), slice(96, 128))
     return tuple(np.std([crop[band].mean(axis=(0, 1)) for crop in crops], axis=0).mean() for band in bands)
 
 
-def methods(chosen: list[str]) -> None:
-    """One picture a method, of the same seed."""
-    (HERE / "methods").mkdir(exist_ok=True)
-    for name in track(chosen, "methods"):
+def methods(names: list[str]) -> None:
+    """Sample one panorama per method, with the same seed."""
+    (IMAGES / "methods").mkdir(exist_ok=True)
+    for name in track(names, "methods"):
         prompt, method, sampling = METHOD_PICTURES[name]
         sampler = PanoramaSampler.from_pretrained("demo", **method)
         (image,) = sampler.sample([prompt], seeds=[0], **{**SIZE, **sampling})
-        Image.fromarray(image).save(HERE / "methods" / f"{name}.jpg", quality=90)
+        Image.fromarray(image).save(IMAGES / "methods" / f"{name}.jpg", quality=90)
 
 
 def panoramas() -> None:
-    """What the README opens with."""
+    """Sample the panoramas at the top of the README."""
     mad = PanoramaSampler.from_pretrained("demo", mad_steps=20)
-    sheet([(prompt, panorama(mad, prompt, seed)) for prompt, seed in SHOWN], HERE / "panoramas.jpg")
+    sheet([(prompt, panorama(mad, prompt, seed)) for prompt, seed in SHOWN], IMAGES / "panoramas.jpg")
 
 
 def pairs() -> None:
-    """MultiDiffusion and MAD side by side, and the table."""
+    """Compare MultiDiffusion and MAD: pairs of panoramas, and the table of color spreads."""
     samplers = {name: PanoramaSampler.from_pretrained("demo", mad_steps=steps) for name, steps in METHODS.items()}
     multidiffusion, _, mad = samplers.values()
     rows = []
     for prompt, seed in PAIRS:
         rows.append((f"“{prompt}”, MultiDiffusion", panorama(multidiffusion, prompt, seed)))
         rows.append((f"“{prompt}”, MAD", panorama(mad, prompt, seed)))
-    sheet(rows, HERE / "mad_vs_multidiffusion.jpg")
+    sheet(rows, IMAGES / "mad_vs_multidiffusion.jpg")
     print("| method | sky | ground |\n|---|---|---|")
     for name, sampler in samplers.items():
         pictures = [panorama(sampler, prompt, seed) for seed, prompt in enumerate(track(OPEN_PROMPTS, name))]

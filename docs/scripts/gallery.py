@@ -1,6 +1,6 @@
-"""Makes the README's picture of the gallery: `python docs/gallery.py DIR`, a dataset with `sampling.loop: true`.
+"""Take the picture of the gallery: `python docs/scripts/gallery.py DIR`, a dataset with `sampling.loop: true`.
 
-Left the list on a desktop, right a 360° view on a phone, as Debian's chromium shows them (the `test` extra drives it).
+Left is the list on a desktop, right a 360° view on a phone, in a headless Chromium (needs the `test` extra).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from PIL import Image
 
 from madgen.monitoring.gallery import write_gallery
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support"))
 from browser import PHONE, open_chromium, show_on
 
-HERE = Path(__file__).resolve().parent
+TARGET = Path(__file__).resolve().parents[1] / "images/gallery.jpg"
 DESKTOP = (1120, PHONE[1])
 GAP = 16
 SETTLE_MS = 1500
@@ -28,7 +28,7 @@ SORTED = (
 
 
 def main() -> None:
-    """Writes `docs/gallery.jpg`."""
+    """Write `docs/images/gallery.jpg`."""
     with tempfile.TemporaryDirectory() as folder, open_chromium(Path(folder) / "profile") as driver:
         page = write_gallery(Path(sys.argv[1]), Path(folder) / "preview.html").as_uri()
         left = shot(driver, page, DESKTOP, False, SORTED)
@@ -37,7 +37,7 @@ def main() -> None:
     both = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width + GAP, 0))
-    both.save(HERE / "gallery.jpg", quality=82, optimize=True)
+    both.save(TARGET, quality=82, optimize=True)
 
 
 def shot(driver, page: str, size: tuple[int, int], phone: bool, script: str) -> Image.Image:  # type: ignore[no-untyped-def]
