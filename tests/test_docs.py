@@ -16,7 +16,7 @@ from madgen.cli.app import app
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 
-ELSEWHERE = {  # what cannot run here, or takes too long, and why
+ELSEWHERE = {  # commands that cannot run here, and where they run; all of the SLURM guide runs in tests/slurm
     "python3 -m venv": ".ci/run installs the package in a new environment",
     "source .venv": "the tests' own environment is active",
     ".venv/bin/": ".ci/run calls these",
@@ -92,9 +92,11 @@ def workplace(prepared, tmp_path):
     return Path(shutil.copytree(prepared, tmp_path / "work", symlinks=True))
 
 
-def examples(page: Path) -> list[Block]:
-    """Return the commands and Python examples of a page that run here; `tests/slurm` runs those of the SLURM guide."""
-    return [block for block in blocks(page, "bash", "python") if not block.note and page.stem != "slurm"]
+def examples(page: Path) -> list[tuple[str, str]]:
+    """Return the (language, text) of commands and Python examples that run here, in the order of the page."""
+    found = [block for block in blocks(page, "bash", "python") if not block.note.startswith("not run: ")]
+    texts = [(block.language, text) for block in found for text in block.commands]
+    return [] if page.stem == "slurm" else [pair for pair in texts if not pair[1].startswith(tuple(ELSEWHERE))]
 
 
 def smaller(text: str) -> str:
@@ -122,13 +124,11 @@ def runnable(line: str, folder: Path) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.stem)
 def test_examples_of_a_page_run(page, workplace):
     """In their order, because later ones read what earlier ones write."""
-    for block in examples(page):
-        if block.language == "python":
-            run_python(smaller(block.text), workplace)
-            continue
-        for line in block.commands:
-            if not line.startswith(tuple(ELSEWHERE)):
-                run(runnable(line, workplace), workplace)
+    for language, text in examples(page):
+        if language == "python":
+            run_python(smaller(text), workplace)
+        else:
+            run(runnable(text, workplace), workplace)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
+        """The lines of a shell block; another block is one command."""
+        if self.language != "bash":
+            return [self.text]
         return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -33,7 +36,7 @@ def blocks(page: Path, *languages: str) -> Iterator[Block]:
     """Yield the blocks of some languages in order."""
     for match in BLOCK.finditer(page.read_text()):
         if match["language"] in languages:
-            yield Block(page, language, match["text"], match["note"] or "")
+            yield Block(page, match["language"], match["text"], match["note"] or "")
 
 
 def named_command(name: str) -> str:
