@@ -1,4 +1,4 @@
-"""Prints the README's command that is marked `<!-- command: NAME -->`, so that what is promised is what runs."""
+"""Print the README's command that is marked `<!-- command: NAME -->`, so that CI runs what the README shows."""
 
 import re
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 
 def command(name: str) -> str:
     readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-    found = re.search(rf"<!-- command: {name} -->\s*```bash\n(.*?)```", readme, re.DOTALL)
-    if found is None:
-        sys.exit(f"README.md marks no command {name!r}")
-    return found.group(1).strip()
+    match = re.search(rf"<!-- command: {name} -->\s*```bash\n(.*?)```", readme, re.DOTALL)
+    if match is None:
+        sys.exit(f"README.md has no command marked {name!r}")
+    return match.group(1).strip()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from documentation import PAGES, Block, blocks, inline_code
+from documentation import PAGES, blocks, inline_code
 from processes import ROOT, Forked, Started, begin, environment
 
 from madgen.cli.app import app
@@ -38,7 +38,6 @@ sampling: {{width: 256, num_inference_steps: 2}}
 prompts: {{limit: 3}}
 output: {{samples_per_shard: 1}}
 monitor: {{wandb: {{mode: disabled}}}}
-trainer: {{accelerator: cpu}}
 """,
     "alps": """
 base: demo.yaml

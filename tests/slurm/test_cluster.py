@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from documentation import blocks
 from processes import ROOT, begin, environment
 
 from madgen.dataset.layout import DatasetDir
@@ -334,7 +335,7 @@ def test_a_job_that_slurm_did_not_start_so_is_told_in_slurms_words(cluster):
     )
 
 
-GUIDE = (ROOT / "slurm/README.md").read_text()
+GUIDE = ROOT / "docs/slurm.md"
 SCORES = "--metrics clip_score"
 SMALL = "prompts.limit=2 sampling.num_inference_steps=2 sampling.width=256 monitor.wandb.mode=disabled "
 
@@ -350,7 +351,7 @@ def test_every_command_of_the_guide(cluster, conf, tmp_path):
     (tmp_path / "jobs/alps.yaml").write_text("base: demo.yaml\noutput: {dir: out/alps}\n")
     here = Cluster(conf, tmp_path)
     here.env = environment(**{**here.env, "SLURM_CONF": conf})
-    lines = re.findall(r"^ {4,6}((?:madgen|sbatch|squeue|scancel|cp) .*)$", GUIDE, re.MULTILINE)
+    lines = [line for block in blocks(GUIDE, "bash") if not block.note for line in block.commands]
     assert len(lines) > 12
     job, verified = "", False
     for line in lines:
