@@ -56,8 +56,8 @@ def _keys(group: Any, prefix: str) -> Iterator[str]:
         value, key = getattr(group, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             continue
-        yield f"#### `{key}` {{ #{key} }}\n\n`{field.type}`, default `{_yaml(value)}`"
-        yield documented.get(field.name, "")
+        description = documented.get(field.name, "")
+        yield f"#### `{key}` {{ #{key} }}\n\n`{field.type}`, default `{_yaml(value)}`  \n{description}"
         if field.type == "list[LoraConfig]":
             yield from _items(schema.LoraConfig)
     for field in dataclasses.fields(group):
@@ -134,4 +134,4 @@ def _prose(text: str | None) -> str:
 def _row(name: str, text: str) -> str:
     """Return a parameter's row of the table; its default, in brackets at the end of its help, is set as code."""
     text = re.sub(r"\[default: ([^;\]]+)", r"[default: `\1`", " ".join(text.split()))
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{name}`", text)) + " |"
+    return f"| `{name}` | {text.replace('|', chr(92) + '|')} |"
