@@ -108,7 +108,7 @@ def runnable(line: str, folder: Path) -> str:
     """Return the command on small jobs, with a folder as the bucket and without SLURM."""
     key = json.loads((folder / "out/alps/shards/alps-000000.json").read_text())["samples"][0]["key"]
     line = smaller(line).replace("s3://bucket", (folder / "bucket").as_uri()).replace(" KEY ", f" {key} ")
-    command = line.partition("  #")[0]
+    command = re.split(r"\s+# ", line)[0]
     if command.startswith("madgen sample"):
         command += " sampling.width=512" + ("" if "inference_steps" in command else " sampling.num_inference_steps=2")
     elif command.startswith("madgen generate configs"):
