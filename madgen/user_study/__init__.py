@@ -1,1 +1,1 @@
-"""A preference study: which of two panoramas of one prompt do people prefer? Reads datasets, never the engine."""
+"""Preference studies: participants compare two panoramas of the same prompt, from different datasets."""

@@ -1,4 +1,4 @@
-"""Which pairs a study shows: samples of one prompt and number that two datasets both have, and controls."""
+"""Choose the pairs of a study: samples that two datasets share, and controls."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ from madgen.user_study.questions import QUESTIONS, check_questions
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import derived_seed
 
-MOST_PIECES = 4
-"""Panoramas that a patchwork is made of, at most."""
+MAX_PATCHWORK_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class Design:
-    """What the maker of a study chooses."""
+    """Options of a study."""
 
     pairs: int = 20
-    """Pairs of panoramas for each two datasets, at most; prompts take turns."""
+    """Maximum number of pairs for each two datasets, spread over prompts."""
     controls: int = 6
-    """Questions whose answer is known, in all; the paper has 6."""
+    """Number of questions with a known answer, 6 in the paper."""
     questions: tuple[str, ...] = ("both",)
-    """Each is asked of every pair."""
+    """Asked about every pair."""
     ties: bool = False
-    """Whether "no difference" is an answer."""
+    """Offer the answer "no difference"."""
     seed: int = 0
-    """Of the choice of pairs and controls. Order and sides are drawn in the page, anew for each participant."""
+    """Seed for the choice of pairs and controls. The page draws order and sides for each participant."""
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
             raise UserError(f"--pairs must be >= 1 pair of panoramas for each two datasets, got {self.pairs}")
         if self.controls < 0:
-            raise UserError(f"--controls must be >= 0 questions, got {self.controls}; 0 trusts every participant")
+            raise UserError(f"--controls must be >= 0 questions, got {self.controls}; 0 disables the check")
         if not self.questions:
-            raise UserError(f"no question to ask; there are {', '.join(QUESTIONS)}")
+            raise UserError(f"--question is empty; known: {', '.join(QUESTIONS)}")
         check_questions(self.questions)
 
 
-class Place(NamedTuple):
-    """What a sidecar tells of a sample: its prompt, its size in pixels, and where it lies."""
+class StudySample(NamedTuple):
+    """A sample of a dataset, as listed in its sidecar."""
 
     prompt: str
     height: int
@@ -63,36 +62,36 @@ class Source:
     name: str
     directory: DatasetDir
     manifest: dict[str, Any]
-    samples: dict[str, Place]
+    samples: dict[str, StudySample]
     """By key."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture to show: the sample `key` of a dataset as it is (`plain`), `blurred`, or a `patchwork`."""
+class StudyImage:
+    """An image to show: a sample as it is (`plain`), `blurred`, or a `patchwork` of several samples."""
 
     source: int
     key: str
     kind: str = "plain"
-    others: tuple[tuple[int, str], ...] = ()
-    """Dataset and key of what a patchwork is made of besides."""
+    others: tuple[str, ...] = ()
+    """Keys of the further samples of a patchwork."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Two pictures and a question."""
+    """Two images and a question."""
 
     question: str
     key: str
-    """Of the sample whose prompt is shown."""
+    """Sample whose prompt is shown."""
     prompt: str
-    pictures: tuple[Picture, Picture]
+    images: tuple[StudyImage, StudyImage]
+    """The first image is the right answer of a control."""
     control: bool = False
-    """Whether it is one; the first picture is then the right answer."""
 
 
 def read_sources(roots: Sequence[Path]) -> list[Source]:
-    """The finished samples of the datasets, from their sidecars; UserError if there are fewer than two."""
+    """List the finished samples of at least two datasets; raise UserError if there are fewer, or a dataset is empty."""
     if len(roots) < 2:
         raise UserError(f"a study compares two datasets or more, got {len(roots)}: madgen study A B -o study")
     resolved = [root.resolve() for root in roots]
@@ -111,43 +110,43 @@ def _source(root: Path, name: str) -> Source:
     for sidecar in directory.sidecars():
         try:
             for entry in sidecar["samples"]:
-                about = {name: entry[name] for name in Place._fields if name != "shard"}
-                samples[entry["key"]] = Place(shard=sidecar["shard"], **about)
+                fields = {name: entry[name] for name in StudySample._fields if name != "shard"}
+                samples[entry["key"]] = StudySample(shard=sidecar["shard"], **fields)
         except (KeyError, TypeError) as error:
             raise UserError(f"{root}: a sidecar in shards/ is damaged ({error}); see madgen verify") from None
     if not samples:
-        raise UserError(f"{root} has no finished sample yet")
+        raise UserError(f"{root} has no finished sample yet; run generate first")
     return Source(name, directory, manifest, samples)
 
 
 def choose_items(sources: Sequence[Source], design: Design) -> list[Item]:
-    """Comparisons and controls; UserError if two datasets have no sample in common."""
+    """Return comparisons and controls; raise UserError if two datasets have no sample in common."""
     rng = random.Random(derived_seed(design.seed, "study"))
     common = {pair: _common(*(sources[index] for index in pair)) for pair in combinations(range(len(sources)), 2)}
-    ranked = _taking_turns(set().union(*common.values()), rng)
+    shuffled = _shuffle_by_prompt(set().union(*common.values()), rng)
     items = []
     for (first, second), keys in common.items():
-        for key in [key for key in ranked if key in keys][: design.pairs]:
-            pictures, prompt = (Picture(first, key), Picture(second, key)), sources[first].samples[key].prompt
-            items += [Item(question, key, prompt, pictures) for question in design.questions]
-    return items + _controls(sources, design, ranked, rng)
+        for key in [key for key in shuffled if key in keys][: design.pairs]:
+            images, prompt = (StudyImage(first, key), StudyImage(second, key)), sources[first].samples[key].prompt
+            items += [Item(question, key, prompt, images) for question in design.questions]
+    return items + _controls(sources, design, shuffled, rng)
 
 
 def _common(first: Source, second: Source) -> set[str]:
-    """Keys of both whose prompt is the same."""
+    """Return the keys that two datasets share with the same prompt."""
     shared = first.samples.keys() & second.samples.keys()
     same = {key for key in shared if first.samples[key].prompt == second.samples[key].prompt}
     if not same:
-        why = "other prompts under the same ids" if shared else "no prompt id and sample number in common"
+        reason = "different prompts with the same ids" if shared else "no prompt id and sample number in common"
         raise UserError(
-            f"{first.name} and {second.name} cannot be compared: {why}; generate both from one prompt file "
+            f"{first.name} and {second.name} cannot be compared: {reason}; generate both from the same prompt file "
             f"(keys such as {min(first.samples)} and {min(second.samples)})"
         )
     return same
 
 
-def _taking_turns(keys: Iterable[str], rng: random.Random) -> list[str]:
-    """The keys in random order, but one of each prompt before a second one of any."""
+def _shuffle_by_prompt(keys: Iterable[str], rng: random.Random) -> list[str]:
+    """Shuffle keys, with one sample of each prompt before the second of any."""
     shuffled = sorted(keys)
     rng.shuffle(shuffled)
     by_prompt: dict[str, list[str]] = {}
@@ -156,40 +155,40 @@ def _taking_turns(keys: Iterable[str], rng: random.Random) -> list[str]:
     return [key for turn in zip_longest(*by_prompt.values()) for key in turn if key is not None]
 
 
-def _controls(sources: Sequence[Source], design: Design, ranked: Sequence[str], rng: random.Random) -> list[Item]:
-    """Panoramas from anywhere in the study against what cannot be preferred; questions and prompts take turns."""
+def _controls(sources: Sequence[Source], design: Design, keys: Sequence[str], rng: random.Random) -> list[Item]:
+    """Pair panoramas with clearly worse images, cycling through questions and prompts."""
     items = []
     for number in range(design.controls):
-        question, key = design.questions[number % len(design.questions)], ranked[number % len(ranked)]
+        question, key = design.questions[number % len(design.questions)], keys[number % len(keys)]
         source = rng.choice([index for index, source in enumerate(sources) if key in source.samples])
-        right, prompt = Picture(source, key), sources[source].samples[key].prompt
-        wrong = _wrong(QUESTIONS[question].control, right, sources, ranked, number // len(ranked))
+        right, prompt = StudyImage(source, key), sources[source].samples[key].prompt
+        wrong = _wrong(QUESTIONS[question].control, right, sources, keys, number // len(keys))
         items.append(Item(question, key, prompt, (right, wrong), control=True))
     return items
 
 
-def _wrong(kind: str, right: Picture, sources: Sequence[Source], ranked: Sequence[str], again: int) -> Picture:
-    """The picture that nobody who looks prefers to `right`; the next such one where a sample is used `again`."""
+def _wrong(kind: str, right: StudyImage, sources: Sequence[Source], keys: Sequence[str], repetition: int) -> StudyImage:
+    """Return an image that is clearly worse than `right`; a different one in each repetition of a sample."""
     samples = sources[right.source].samples
     if kind == "blurred":
-        return Picture(right.source, right.key, kind)
-    far = _unlike(right.key, samples, ranked)
+        return StudyImage(right.source, right.key, kind)
+    others = _unlike(right.key, samples, keys)
     if kind == "patchwork":
         size = samples[right.key][1:3]
-        fit = [key for key in far if samples[key][1:3] == size]
-        return Picture(right.source, right.key, kind, tuple((right.source, key) for key in fit[: MOST_PIECES - 1]))
-    if not far:
-        raise UserError("the controls of --question match show another prompt's panorama, and there is only one prompt")
-    return Picture(right.source, far[again % len(far)])
+        same_size = [key for key in others if samples[key][1:3] == size]
+        return StudyImage(right.source, right.key, kind, tuple(same_size[: MAX_PATCHWORK_IMAGES - 1]))
+    if not others:
+        raise UserError("controls of --question match show a panorama of another prompt, but there is only one prompt")
+    return StudyImage(right.source, others[repetition % len(others)])
 
 
-def _unlike(key: str, samples: dict[str, Place], ranked: Sequence[str]) -> list[str]:
-    """A sample of each other prompt of the dataset, first those that share the fewest words with this one's."""
-    words = {other: set(samples[other].prompt.lower().split()) for other in (key, *ranked) if other in samples}
-    own, seen = words[key], {samples[key].prompt}
+def _unlike(key: str, samples: dict[str, StudySample], keys: Sequence[str]) -> list[str]:
+    """Return a sample of each other prompt, starting with the prompts that share the fewest words with this one."""
+    words = {other: set(samples[other].prompt.lower().split()) for other in (key, *keys) if other in samples}
+    own, prompts = words[key], {samples[key].prompt}
     others = []
     for other in sorted(words, key=lambda other: len(words[other] & own) / max(1, len(words[other] | own))):
-        if (prompt := samples[other].prompt) not in seen:
-            seen.add(prompt)
+        if (prompt := samples[other].prompt) not in prompts:
+            prompts.add(prompt)
             others.append(other)
     return others

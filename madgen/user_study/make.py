@@ -1,4 +1,4 @@
-"""`madgen study A B -o study`: the page for participants, and apart from it the key that says what was what."""
+"""Create a study: a page for participants and, apart from it, the key with the origin of every image."""
 
 from __future__ import annotations
 
@@ -15,65 +15,67 @@ from typing import Any, BinaryIO
 
 from madgen.dataset.filtering.selection import prompt_id
 from madgen.dataset.layout import to_json
-from madgen.user_study.design import Design, Item, Picture, Source, choose_items, read_sources
-from madgen.user_study.pictures import MOST_PIXELS, render
+from madgen.user_study.design import Design, Item, Source, StudyImage, choose_items, read_sources
 from madgen.user_study.questions import QUESTIONS
+from madgen.user_study.rendering import MAX_SIDE, render
 from madgen.utils.atomic import atomic, check_new_directory, publish_directory, write_atomically
 from madgen.utils.seeding import derived_seed
 
 VERSION = 1
-"""Of the key and of the answers; they have to fit."""
+"""Version of key and answers, which have to match."""
 PAGE = Path("public") / "index.html"
-"""In a folder of its own, so that whoever serves it does not serve the key."""
+"""In a folder without the key, which must not be served."""
 KEY = Path("key.json")
 
 
 def make_study(roots: Sequence[Path], target: Path, design: Design) -> None:
-    """Writes `target`, which appears by rename: `public/index.html` and `key.json`, a function of samples and design.
+    """Write `public/index.html` and `key.json` to a new folder, a function of the samples and the design.
 
-    Raises UserError, and leaves nothing: no two datasets with samples of the same prompts, a damaged sample, or a
-    `target` that is there.
+    Raises UserError without leaving files: if datasets share no samples, a sample is damaged, or `target` exists.
     """
     check_new_directory(target)
     sources = read_sources(roots)
     items = choose_items(sources, design)
-    key, pictures = _key(sources, items, design)
+    key, images = _key(sources, items, design)
     target = target.resolve()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         (temporary / PAGE).parent.mkdir(parents=True)
         with atomic(temporary / PAGE) as stream:
-            _write_page(stream, key, pictures, sources)
+            _write_page(stream, key, images, sources)
         write_atomically(temporary / KEY, to_json(key, indent=1))
         publish_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _report(target, sources, items, pictures)
+    _print_summary(target, sources, items, images)
 
 
-def _report(target: Path, sources: Sequence[Source], items: Sequence[Item], pictures: dict[str, Picture]) -> None:
-    asked = len(items) - (controls := sum(item.control for item in items))
-    large = sum(max(sources[p.source].samples[p.key][1:3]) > MOST_PIXELS for p in pictures.values())
+def _print_summary(
+    target: Path, sources: Sequence[Source], items: Sequence[Item], images: dict[str, StudyImage]
+) -> None:
+    controls = sum(item.control for item in items)
+    large = sum(max(sources[image.source].samples[image.key][1:3]) > MAX_SIDE for image in images.values())
     size = (target / PAGE).stat().st_size / 1e6
-    print(f"{target / PAGE}: {asked} questions and {controls} controls, {len(pictures)} pictures, {size:.1f} MB")
+    questions = f"{len(items) - controls} questions and {controls} controls"
+    print(f"{target / PAGE}: {questions}, {len(images)} images, {size:.1f} MB")
     if large:
-        print(f"{large} of the pictures are shrunk to {MOST_PIXELS} px there")
-    print(f"{target / KEY}: what was what; keep it from participants")
-    print(f"then: madgen study --score answers*.json -o {target}")
+        print(f"{large} of the images are shrunk to {MAX_SIDE} px")
+    print(f"{target / KEY}: the origin of every image; do not share it with participants")
+    print(f"next: madgen study --score answers*.json -o {target}")
 
 
 # The key
 
 
-def _key(sources: Sequence[Source], items: Sequence[Item], design: Design) -> tuple[dict[str, Any], dict[str, Picture]]:
-    """The content of `key.json`, and the pictures by the ids that stand for them in the page."""
+def _key(
+    sources: Sequence[Source], items: Sequence[Item], design: Design
+) -> tuple[dict[str, Any], dict[str, StudyImage]]:
+    """Return the content of `key.json`, and the images by their ids in the page."""
     content = repr([design, items, [source.manifest.get("fingerprint") for source in sources]])
-    rng = random.Random(derived_seed(design.seed, content))  # ids say nothing, and differ between studies
-    pictures = list(dict.fromkeys(picture for item in items for picture in item.pictures))
-    names = _ids(rng, len(pictures), "p")
-    named = dict(zip(pictures, names, strict=True))
-    told = {name: _told(item, named) for name, item in zip(_ids(rng, len(items), "q"), items, strict=True)}
+    rng = random.Random(derived_seed(design.seed, content))  # ids reveal nothing, and differ between studies
+    images = list(dict.fromkeys(image for item in items for image in item.images))
+    ids = dict(zip(images, _ids(rng, len(images), "p"), strict=True))
     key = {
         "madgen_study": VERSION,
         "datasets": [
@@ -83,21 +85,22 @@ def _key(sources: Sequence[Source], items: Sequence[Item], design: Design) -> tu
         "questions": list(design.questions),
         "ties": design.ties,
         "seed": design.seed,
-        "items": told,
-        "pictures": {name: _of(picture) for picture, name in named.items()},
+        "items": {name: _item(item, ids) for name, item in zip(_ids(rng, len(items), "q"), items, strict=True)},
+        "pictures": {
+            name: {"dataset": image.source, "key": image.key, "kind": image.kind} for image, name in ids.items()
+        },
     }
     key["study"] = study_id(key)
-    return key, dict(sorted((name, picture) for picture, name in named.items()))
+    return key, dict(sorted((name, image) for image, name in ids.items()))
 
 
 def study_id(key: dict[str, Any]) -> str:
-    """What a key and the answers to it know each other by: a digest of all else in the key."""
+    """Return the id that links a key with its answers: a digest of the rest of the key."""
     content = {name: value for name, value in key.items() if name != "study"}
     return hashlib.blake2b(to_json(content), digest_size=8).hexdigest()
 
 
 def _ids(rng: random.Random, count: int, letter: str) -> list[str]:
-    """So many different ids, in random order."""
     return [f"{letter}{number:08x}" for number in rng.sample(range(16**8), count)]
 
 
@@ -106,42 +109,40 @@ def _method(source: Source) -> Any:
     return identity.get("method") if isinstance(identity, dict) else None
 
 
-def _told(item: Item, named: dict[Picture, str]) -> dict[str, Any]:
-    told = {"question": item.question, "prompt_id": prompt_id(item.key), "key": item.key, "prompt": item.prompt}
-    right = {"right": named[item.pictures[0]]} if item.control else {}
-    return {**told, "pictures": sorted(named[picture] for picture in item.pictures), **right}
-
-
-def _of(picture: Picture) -> dict[str, Any]:
-    return {"dataset": picture.source, "key": picture.key, "kind": picture.kind}
+def _item(item: Item, ids: dict[StudyImage, str]) -> dict[str, Any]:
+    content = {"question": item.question, "prompt_id": prompt_id(item.key), "key": item.key, "prompt": item.prompt}
+    right = {"right": ids[item.images[0]]} if item.control else {}
+    return {**content, "pictures": sorted(ids[image] for image in item.images), **right}
 
 
 # The page
 
 
-def _write_page(stream: BinaryIO, key: dict[str, Any], pictures: dict[str, Picture], sources: Sequence[Source]) -> None:
-    """Nothing in it but ids, prompts, questions and pictures, in the order of the ids."""
-    room = files("madgen.user_study")
-    page, style, script = ((room / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
+def _write_page(
+    stream: BinaryIO, key: dict[str, Any], images: dict[str, StudyImage], sources: Sequence[Source]
+) -> None:
+    """Write the page; it contains only ids, prompts, questions and images, in the order of their ids."""
+    folder = files("madgen.user_study")
+    page, style, script = ((folder / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
     head, tail = page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).split("<!--DATA-->")
     stream.write(head.encode())
-    stream.write(_block("study", _shown(key)))
-    for name, picture in pictures.items():
-        data = base64.b64encode(render(picture, sources)).decode("ascii")
-        stream.write(_block(name, f"data:image/webp;base64,{data}"))
+    stream.write(_data_block("study", _public(key)))
+    for name, image in images.items():
+        data = base64.b64encode(render(image, sources)).decode("ascii")
+        stream.write(_data_block(name, f"data:image/webp;base64,{data}"))
     stream.write(tail.encode())
 
 
-def _shown(key: dict[str, Any]) -> dict[str, Any]:
-    """What participants may know; a control looks as any other question does."""
+def _public(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the key that participants may see; it does not mark controls."""
     items = [{"id": name, **{field: item[field] for field in ("question", "prompt", "pictures")}}
              for name, item in sorted(key["items"].items())]  # fmt: skip
     questions = {name: {"text": QUESTIONS[name].text, "hint": QUESTIONS[name].hint} for name in key["questions"]}
     return {"study": key["study"], "version": VERSION, "ties": key["ties"], "questions": questions, "items": items}
 
 
-def _block(name: str, value: Any) -> bytes:
-    """A JSON data block: ASCII, and without any character that HTML could take for markup."""
+def _data_block(name: str, value: Any) -> bytes:
+    """Encode JSON for a page, in ASCII and without the characters of HTML markup."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

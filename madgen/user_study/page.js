@@ -3,11 +3,11 @@
   const $ = (id) => document.getElementById(id);
   const data = (id) => JSON.parse($(id).textContent);
   const study = data("study");
-  const asked = new URLSearchParams(location.search).get("participant") || "";  // a link may say who answers
-  const STORE = "madgen-study/" + study.study + "/" + asked;
+  const invited = new URLSearchParams(location.search).get("participant") || "";  // an invitation link sets the ID
+  const STORE = "madgen-study/" + study.study + "/" + invited;
   const CHOICES = study.ties ? ["first", "second", "same"] : ["first", "second"];
 
-  // Random numbers that a seed gives again (mulberry32): order and sides of one participant.
+  // Seeded random numbers (mulberry32): a participant keeps the same order and sides after a reload.
   function random(seed) {
     let state = seed >>> 0;
     return () => {
@@ -18,7 +18,7 @@
     };
   }
 
-  function drawn(seed) {
+  function shuffled(seed) {
     const next = random(seed), order = [...study.items];
     for (let at = order.length - 1; at > 0; at--) {
       const other = Math.floor(next() * (at + 1));
@@ -31,42 +31,42 @@
   }
 
   const entropy = () => crypto.getRandomValues(new Uint32Array(1))[0];
-  const fresh = () => ({
-    participant: asked.slice(0, 64) || "p" + entropy().toString(16).padStart(8, "0"),
+  const newState = () => ({
+    participant: invited.slice(0, 64) || "p" + entropy().toString(16).padStart(8, "0"),
     seed: entropy(), started: "", answers: {}, at: 0,
   });
 
-  // What is kept survives a reload; where nothing can be kept, the page says so.
-  function restored() {
+  // State survives a reload; without storage, a note tells participants to answer in one session.
+  function loadState() {
     try {
-      const kept = JSON.parse(localStorage.getItem(STORE));
-      return kept && Number.isInteger(kept.seed) && typeof kept.answers === "object" ? kept : fresh();
+      const saved = JSON.parse(localStorage.getItem(STORE));
+      return saved && Number.isInteger(saved.seed) && typeof saved.answers === "object" ? saved : newState();
     } catch {
-      return fresh();
+      return newState();
     }
   }
 
-  function keep() {
+  function saveState() {
     try {
       localStorage.setItem(STORE, JSON.stringify(state));
     } catch {
-      $("unkept").hidden = false;
+      $("unsaved").hidden = false;
     }
   }
 
-  let state = restored(), items = drawn(state.seed), shownAt = 0;
+  let state = loadState(), items = shuffled(state.seed), shownAt = 0;
   const answered = () => items.filter((item) => state.answers[item.id]).length;
 
   function show(view) {
-    for (const id of ["intro", "ask", "done"]) $(id).hidden = id !== view;
+    for (const id of ["intro", "comparison", "done"]) $(id).hidden = id !== view;
     window.scrollTo(0, 0);
     $(view).querySelector("h1").focus({ preventScroll: true });
   }
 
-  function intro() {
+  function showIntro() {
     const several = Object.keys(study.questions).length > 1;
-    $("what").textContent = "You will see " + items.length + " pairs of panoramas, each with a description and " +
-      (several ? "one of these questions." : "this question.") + " Look at both pictures, then choose.";
+    $("overview").textContent = "You will see " + items.length + " pairs of panoramas, each with a description and " +
+      (several ? "one of these questions." : "this question.") + " Look at both images, then choose one.";
     $("hints").replaceChildren(...Object.values(study.questions).flatMap((question) => {
       const term = document.createElement("dt"), hint = document.createElement("dd");
       term.textContent = question.text;
@@ -75,13 +75,13 @@
     }));
     $("tie-key").hidden = !study.ties;
     $("participant").value = state.participant;
-    $("participant").readOnly = asked !== "";
+    $("participant").readOnly = invited !== "";
     show("intro");
   }
 
-  function ask(at) {
+  function showItem(at) {
     state.at = at;
-    keep();
+    saveState();
     const item = items[at], given = state.answers[item.id];
     for (const side of ["first", "second"]) {
       const image = $(side);
@@ -94,7 +94,7 @@
     }
     $("question").textContent = study.questions[item.question].text;
     $("prompt").textContent = item.prompt;
-    $("where").textContent = at + 1 + " of " + items.length;
+    $("position").textContent = at + 1 + " of " + items.length;
     $("progress").max = items.length;
     $("progress").value = answered();
     $("back").disabled = at === 0;
@@ -102,8 +102,8 @@
     for (const button of document.querySelectorAll("[data-choice]")) {
       button.setAttribute("aria-pressed", String(Boolean(given) && given.choice === button.dataset.choice));
     }
-    show("ask");
-    $("said").textContent = "Question " + (at + 1) + " of " + items.length;
+    show("comparison");
+    $("announcement").textContent = "Question " + (at + 1) + " of " + items.length;
     shownAt = performance.now();
   }
 
@@ -111,25 +111,25 @@
     if (!CHOICES.includes(choice)) return;
     const item = items[state.at], seconds = Math.round(performance.now() - shownAt) / 1000;
     state.answers[item.id] = { choice, seconds };
-    if (state.at + 1 < items.length) ask(state.at + 1);
-    else done();
+    if (state.at + 1 < items.length) showItem(state.at + 1);
+    else showDone();
   }
 
   function missing() {
     return items.findIndex((item) => !state.answers[item.id]);
   }
 
-  function done() {
+  function showDone() {
     state.at = items.length;
-    keep();
+    saveState();
     const left = items.length - answered();
-    $("thanks").textContent = left ? "Stop here?" : "Thank you!";
+    $("thanks").textContent = left ? "Finish early?" : "Thank you!";
     $("status").textContent = left
       ? "You have answered " + answered() + " of " + items.length + " questions."
       : "You have answered all " + items.length + " questions.";
     $("resume").classList.toggle("plain", left === 0);
-    $("resume").textContent = left ? "Go on answering" : "Look at my answers again";
-    $("who").textContent = state.participant;
+    $("resume").textContent = left ? "Continue answering" : "Review my answers";
+    $("participant-id").textContent = state.participant;
     $("answers").value = exported();
     show("done");
   }
@@ -163,7 +163,7 @@
       button.focus();
     }
     button.textContent = copied ? "Copied" : "Please copy the text below";
-    $("said").textContent = button.textContent;
+    $("announcement").textContent = button.textContent;
     setTimeout(() => { button.textContent = "Copy answers"; }, 2500);
   }
 
@@ -171,44 +171,44 @@
     event.preventDefault();
     state.participant = $("participant").value.trim() || state.participant;
     state.started = state.started || new Date().toISOString();
-    ask(0);
+    showItem(0);
   });
   for (const button of document.querySelectorAll("[data-choice]")) {
     button.addEventListener("click", () => choose(button.dataset.choice));
   }
-  $("back").addEventListener("click", () => ask(state.at - 1));
-  $("stop").addEventListener("click", done);
-  $("resume").addEventListener("click", () => ask(Math.max(missing(), 0)));
+  $("back").addEventListener("click", () => showItem(state.at - 1));
+  $("stop").addEventListener("click", showDone);
+  $("resume").addEventListener("click", () => showItem(Math.max(missing(), 0)));
   $("download").addEventListener("click", download);
   $("copy").addEventListener("click", (event) => copy(event.currentTarget));
   $("next").addEventListener("click", () => {
-    if (!confirm("The answers of " + state.participant + " are removed from this browser. Have they been handed over?")) return;
-    state = fresh();
-    items = drawn(state.seed);
-    keep();
-    intro();
+    if (!confirm("This removes the answers of " + state.participant + " from this browser. Have they been handed over?")) return;
+    state = newState();
+    items = shuffled(state.seed);
+    saveState();
+    showIntro();
   });
 
   const KEYS = {
     1: "first", ArrowUp: "first", ArrowLeft: "first", 2: "second", ArrowDown: "second", ArrowRight: "second", 0: "same",
   };
   document.addEventListener("keydown", (event) => {
-    if ($("ask").hidden || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    const along = event.key.startsWith("Arrow") && event.target.closest && event.target.closest(".strip");
-    if (along || !(event.key in KEYS || event.key === "Backspace")) return;  // in a strip, arrows move the picture
+    if ($("comparison").hidden || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+    const scrolls = event.key.startsWith("Arrow") && event.target.closest && event.target.closest(".strip");
+    if (scrolls || !(event.key in KEYS || event.key === "Backspace")) return;  // arrows scroll a focused image
     event.preventDefault();
     if (event.key !== "Backspace") choose(KEYS[event.key]);
-    else if (state.at > 0) ask(state.at - 1);
+    else if (state.at > 0) showItem(state.at - 1);
   });
 
   function enlarge() {
     const large = $("pair").classList.toggle("large");
     $("size").setAttribute("aria-pressed", String(large));
-    $("size").textContent = large ? "Show whole pictures" : "Enlarge both";
+    $("size").textContent = large ? "Show whole images" : "Enlarge both";
   }
   for (const id of ["size", "first", "second"]) $(id).addEventListener("click", enlarge);
 
-  // Pictures that are wider than the screen move together.
+  // Enlarged images scroll together.
   const strips = [...document.querySelectorAll(".strip")];
   for (const strip of strips) {
     strip.addEventListener("scroll", () => {
@@ -216,7 +216,7 @@
     }, { passive: true });
   }
 
-  if (!state.started) intro();
-  else if (state.at >= items.length) done();
-  else ask(state.at);
+  if (!state.started) showIntro();
+  else if (state.at >= items.length) showDone();
+  else showItem(state.at);
 })();

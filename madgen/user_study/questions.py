@@ -1,4 +1,4 @@
-"""What participants may be asked, and how a question's controls are made: pairs whose right answer is known."""
+"""The questions of a study and the kind of control of each: a pair with a known right answer."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Question:
-    """One question, asked of every pair."""
+    """A question to ask about each pair."""
 
     text: str
     hint: str
-    """Explains it once, before the first pair."""
+    """Explanation on the first page."""
     control: str
-    """The wrong side of its controls: `patchwork`, `blurred` or `other` (a panorama of another prompt)."""
+    """The wrong image of its controls: `patchwork`, `blurred` or `other` (a panorama of another prompt)."""
 
 
 QUESTIONS = {
     "coherence": Question(
         "Which panorama looks more like one coherent scene?",
-        "In a coherent scene light, colours, ground and horizon go together from one end to the other, and things "
-        "stand where they could stand.",
+        "In a coherent scene, light, colours, ground and horizon match from one end to the other, and everything is "
+        "where it could plausibly be.",
         "patchwork",
     ),
     "match": Question(
         "Which panorama matches the description better?",
-        "Look for what the description names, and for what contradicts it.",
+        "Look for everything the description mentions, and for anything that contradicts it.",
         "other",
     ),
     "quality": Question(
         "Which panorama has the better image quality?",
-        "Look at sharpness, detail and visible faults, whatever the picture shows.",
+        "Consider sharpness, detail and visible flaws, regardless of the content.",
         "blurred",
     ),
     "both": Question(
         "Which panorama is more coherent and matches the description better?",
-        "Light, colours and things go together from one end to the other, and show what the description names.",
+        "Light, colours and objects match from one end to the other, and show what the description mentions.",
         "patchwork",
     ),
 }
@@ -46,9 +46,9 @@ QUESTIONS = {
 
 
 def check_questions(names: tuple[str, ...]) -> None:
-    """UserError for a question that is not known, or asked twice."""
-    for at, name in enumerate(names):
+    """Raise UserError for an unknown or repeated question."""
+    for number, name in enumerate(names):
         if name not in QUESTIONS:
             raise UserError(f"--question: unknown {name!r}{nearest(name, tuple(QUESTIONS))}")
-        if name in names[:at]:
+        if name in names[:number]:
             raise UserError(f"--question {name} is given twice")

@@ -1,4 +1,4 @@
-"""Small datasets to make studies of, and a participant who answers by what the key says."""
+"""Small datasets for studies, and simulated participants who know the key."""
 
 import json
 
@@ -18,7 +18,7 @@ TEXTS = ("snow on hills", "dunes at night", "a city by the sea", HOSTILE)
 
 
 def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", image_format="png"):
-    """A finished dataset; its pictures are ramps along the longer side, of one shade of blue each dataset."""
+    """Write a finished dataset of ramps along the longer side, in one shade of blue per dataset."""
     height, width = size
     prompts = tuple(Prompt(f"{ids}{at}", text, "", height, width) for at, text in enumerate(texts))
     plan = Plan("job", PromptTable.of(prompts, samples), samples, 3, 0)
@@ -39,7 +39,7 @@ def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", i
 
 
 def answers_of(key, name, prefer, controls_right=None, swap=False):
-    """What the page would export for a participant: `prefer(item) -> dataset index`, None for no difference."""
+    """Return the export of a participant: `prefer(item)` is a dataset index, or None for no difference."""
     given, right = [], 0
     for position, (item, about) in enumerate(key["items"].items()):
         first, second = sorted(about["pictures"], reverse=swap)
@@ -58,7 +58,7 @@ def answers_of(key, name, prefer, controls_right=None, swap=False):
 
 
 def write_answers(folder, *answers):
-    """One file each; their paths."""
+    """Write one file per participant and return the paths."""
     paths = [folder / f"answers-{at}.json" for at, _ in enumerate(answers)]
     for path, content in zip(paths, answers, strict=True):
         path.write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Answers to win rates: what was planted comes out, who fails the controls is dropped, and what is refused."""
+"""Score answers: known preferences are recovered, failed controls drop participants, invalid input is refused."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from study_data import TEXTS, answers_of, make_dataset, write_answers
 
 from madgen.user_study.answers import read_answers, read_key
 from madgen.user_study.design import Design
-from madgen.user_study.intervals import rate_of
+from madgen.user_study.intervals import win_rate
 from madgen.user_study.make import make_study
 from madgen.user_study.report import score_study
 from madgen.user_study.score import score
@@ -23,7 +23,7 @@ def roots(tmp_path_factory):
 
 @pytest.fixture
 def study(tmp_path, roots):
-    """A study of three datasets, two questions, eight pairs each; ties are allowed."""
+    """A study of three datasets and two questions, eight pairs each, with ties."""
     folder = tmp_path / "study"
     make_study(roots, folder, Design(pairs=8, ties=True, questions=("coherence", "quality")))
     return folder
@@ -46,8 +46,8 @@ def scored(tmp_path, key, *answers, right=None):
     return score(read_answers(write_answers(tmp_path, *answers), key), key, right)
 
 
-def test_planted_preferences_come_out(tmp_path, key):
-    """In coherence mad beats multi, is like sync, and sync beats multi but for p1; in quality mad loses to both."""
+def test_known_preferences_are_recovered(tmp_path, key):
+    """Coherence: mad beats multi and ties with sync; sync beats multi except for p1. Quality: mad loses to both."""
 
     def prefer(item):
         pair = pair_of(item, key)
@@ -76,17 +76,20 @@ def test_planted_preferences_come_out(tmp_path, key):
     assert [row["prompt"] for row in by_prompt.values()] == list(TEXTS)
 
 
-def test_the_interval_is_that_of_the_answers_by_participant(tmp_path, key):
-    """Eight people always prefer the one, four always the other: 12 opinions, however many answers."""
-    minds = [min] * 8 + [max] * 4
-    answers = [answers_of(key, f"p{at}", lambda item, m=mind: m(pair_of(item, key))) for at, mind in enumerate(minds)]
+def test_interval_groups_answers_by_participant(tmp_path, key):
+    """Eight participants always prefer one dataset, four the other: 12 opinions, whatever the number of answers."""
+    preferences = [min] * 8 + [max] * 4
+    answers = [
+        answers_of(key, f"p{at}", lambda item, choose=choose: choose(pair_of(item, key)))
+        for at, choose in enumerate(preferences)
+    ]
     overall = by_names(scored(tmp_path, key, *answers))["coherence", "mad", "multi"]["overall"]
-    expected = rate_of([[1.0] * 8] * 8 + [[0.0] * 8] * 4)
+    expected = win_rate([[1.0] * 8] * 8 + [[0.0] * 8] * 4)
     assert (overall["low"], overall["high"]) == (expected.low, expected.high)
     assert overall["design_effect"] > 8
 
 
-def test_who_fails_the_controls_is_dropped(tmp_path, key):
+def test_participants_who_fail_controls_are_dropped(tmp_path, key):
     good = [
         answers_of(key, f"good{at}", lambda item: min(pair_of(item, key)), right) for at, right in enumerate((5, 6))
     ]
@@ -108,44 +111,46 @@ def test_who_fails_the_controls_is_dropped(tmp_path, key):
     assert list(scored(tmp_path, key, *good, right=6)["participants"]["dropped"]) == ["good0"]
 
 
-def test_nobody_left_is_said(tmp_path, key):
+def test_no_participant_left_is_refused(tmp_path, key):
     bad = answers_of(key, "bad", lambda item: None, 0)
-    with pytest.raises(UserError, match="of 1 participants 0 have 5 controls right"):
+    with pytest.raises(UserError, match="0 of 1 participants pass 5 controls"):
         scored(tmp_path, key, bad)
-    with pytest.raises(UserError, match="--right must be 0 to 6 controls"):
+    with pytest.raises(UserError, match="--right must be 0 to 6, the number of controls"):
         scored(tmp_path, key, bad, right=7)
 
 
-def test_answers_exported_twice_count_once(tmp_path, key):
+def test_repeated_exports_count_once(tmp_path, key):
     full = answers_of(key, "one", lambda item: min(pair_of(item, key)))
     early = {**full, "answers": full["answers"][:20], "finished": False}
     people = read_answers(write_answers(tmp_path, early, full, full), key)
     assert [(person.name, len(person.answers)) for person in people] == [("one", len(full["answers"]))]
 
 
-def test_one_name_for_two_people_is_refused(tmp_path, key):
+def test_conflicting_answers_of_one_participant_are_refused(tmp_path, key):
     answers = [answers_of(key, "one", lambda item, choose=choose: choose(pair_of(item, key))) for choose in (min, max)]
-    with pytest.raises(UserError, match=r"answers-0\.json and .*answers-1\.json are both of participant 'one'"):
+    with pytest.raises(
+        UserError, match=r"answers-0\.json and .*answers-1\.json differ but are both of participant 'one'"
+    ):
         scored(tmp_path, key, *answers)
 
 
 DAMAGES = {
-    "holds no answers": lambda content: content.pop("madgen_study"),
+    "is not an answers file": lambda content: content.pop("madgen_study"),
     "answers another study, 'x'": lambda content: content.update(study="x"),
     "no participant": lambda content: content.update(participant=" "),
     "no list of answers": lambda content: content.update(answers={}),
-    "an answer needs an item": lambda content: content["answers"].append("x"),
-    "the study has no": lambda content: content["answers"][0].update(item="q0"),
-    "with the pictures": lambda content: content["answers"][0].update(first=content["answers"][0]["second"]),
-    "'left' is no choice": lambda content: content["answers"][0].update(choice="left"),
-    "None is no choice": lambda content: content["answers"][0].pop("choice"),
-    r"\[\] is no choice": lambda content: content["answers"][0].update(choice=[]),
+    "an answer needs the fields item": lambda content: content["answers"].append("x"),
+    "the study has no item q0": lambda content: content["answers"][0].update(item="q0"),
+    "with the images": lambda content: content["answers"][0].update(first=content["answers"][0]["second"]),
+    "must be first or second or same, got 'left'": lambda content: content["answers"][0].update(choice="left"),
+    "must be first or second or same, got None": lambda content: content["answers"][0].pop("choice"),
+    r"must be first or second or same, got \[\]": lambda content: content["answers"][0].update(choice=[]),
     "is answered twice": lambda content: content["answers"].append(content["answers"][0]),
 }
 
 
 @pytest.mark.parametrize("message", DAMAGES)
-def test_damaged_answers_are_named(tmp_path, key, message):
+def test_damaged_answers_are_refused_with_the_file_name(tmp_path, key, message):
     content = answers_of(key, "one", lambda item: None)
     DAMAGES[message](content)
     with pytest.raises(UserError, match=message) as refused:
@@ -154,7 +159,7 @@ def test_damaged_answers_are_named(tmp_path, key, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\udcff", '{"madgen_study": 1}'])
-def test_what_is_no_answers_is_refused(tmp_path, key, text):
+def test_other_files_are_refused(tmp_path, key, text):
     (tmp_path / "answers.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"answers\.json"):
         read_answers([tmp_path / "answers.json"], key)
@@ -163,13 +168,16 @@ def test_what_is_no_answers_is_refused(tmp_path, key, text):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda key: key.pop("madgen_study"), "is no key of a madgen study"),
-        (lambda key: key.pop("items"), "is not as it was made"),
-        (lambda key: key["pictures"][min(key["pictures"])].update(dataset=9), "is not as it was made"),
-        (lambda key: key.update(study="0" * 16), "is not as it was made"),
+        (lambda key: key.pop("madgen_study"), "is not the key of a madgen study"),
+        (lambda key: key.pop("items"), "was changed after the study was created"),
+        (
+            lambda key: key["pictures"][min(key["pictures"])].update(dataset=9),
+            "was changed after the study was created",
+        ),
+        (lambda key: key.update(study="0" * 16), "was changed after the study was created"),
     ],
 )
-def test_a_key_that_was_changed_is_refused(study, key, damage, message):
+def test_changed_key_is_refused(study, key, damage, message):
     assert read_key(study) == key
     damage(key)
     (study / "key.json").write_text(json.dumps(key))
@@ -177,23 +185,23 @@ def test_a_key_that_was_changed_is_refused(study, key, damage, message):
         read_key(study)
 
 
-def test_ties_only_where_they_were_offered(tmp_path, roots):
+def test_ties_are_refused_unless_offered(tmp_path, roots):
     make_study(roots[:2], tmp_path / "study", Design(pairs=2))
     key = json.loads((tmp_path / "study" / "key.json").read_text())
-    with pytest.raises(UserError, match="'same' is no choice"):
+    with pytest.raises(UserError, match="must be first or second, got 'same'"):
         scored(tmp_path, key, answers_of(key, "one", lambda item: None))
 
 
-def test_the_table_stays_a_table(tmp_path, study, key, capsys):
+def test_report_escapes_names_and_prompts(tmp_path, study, key, capsys):
     path = write_answers(tmp_path, answers_of(key, "a|b <i>\n*c*", lambda item: min(pair_of(item, key))),
                          answers_of(key, "fails <b>", lambda item: None, 0))  # fmt: skip
     score_study(path, study, None, as_json=False)
     printed = capsys.readouterr().out
     assert printed == (study / "report.md").read_text()
-    assert r"- dropped: fails \<b\>, 0 of 6 right" in printed
+    assert r"- dropped: fails \<b\>, 0 of 6 correct" in printed
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert {len(line.replace("\\|", "").split("|")) for line in rows} == {10}
-    assert "<script" in printed.replace("\\", "")  # as text: no sign of HTML stands unescaped
+    assert "<script" in printed.replace("\\", "")  # as escaped text
     assert not re.search(r"(?<!\\)<", printed)
     assert "| **all** | 100.0% | 0.0% – 100.0% | 8 | 0 | 0 | 1 | 8.00 |" in rows
     report = json.loads((study / "report.json").read_text())
@@ -211,16 +219,16 @@ def test_the_table_stays_a_table(tmp_path, study, key, capsys):
         ("study mad multi --question match --question match", "--question match is given twice"),
         ("study mad multi -o mad", "-o mad is not empty"),
         ("study mad multi -o no/study", "-o no/study: the folder no does not exist"),
-        ("study mad multi --right 5", "--right goes with --score"),
-        ("study mad multi --json", "--json goes with --score"),
-        ("study --score answers.json --question match", "--question is for making a study"),
-        ("study --score answers.json --seed 1", "--seed is for making a study"),
+        ("study mad multi --right 5", "--right needs --score"),
+        ("study mad multi --json", "--json needs --score"),
+        ("study --score answers.json --question match", "--question cannot be combined with --score"),
+        ("study --score answers.json --seed 1", "--seed cannot be combined with --score"),
         ("study --score answers.json", "cannot read study/key.json"),
         ("study --score answers.json -o mad", "cannot read mad/key.json"),
         ("study", "Missing argument"),
     ],
 )
-def test_wrong_input_is_one_line_and_2(madgen_here, tmp_path, roots, arguments, message):
+def test_invalid_input_exits_2_with_one_line(madgen_here, tmp_path, roots, arguments, message):
     for root in roots:
         (tmp_path / root.name).symlink_to(root)
     result = madgen_here(*arguments.split())
@@ -230,8 +238,8 @@ def test_wrong_input_is_one_line_and_2(madgen_here, tmp_path, roots, arguments, 
     assert {path.name for path in tmp_path.iterdir()} == {"mad", "multi", "sync"}
 
 
-def test_how_often_the_first_was_preferred_is_told(tmp_path, key):
-    """Of those who pass the controls and of answers that are no tie; sides swapped, it is the rest to one."""
+def test_report_contains_how_often_the_first_image_was_preferred(tmp_path, key):
+    """Only kept participants and decided answers count; with swapped sides the shares add up to one."""
     shares = []
     for swap in (False, True):
         given = answers_of(key, "one", lambda item: min(pair_of(item, key)), swap=swap)
