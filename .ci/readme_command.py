@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def command(name: str) -> str:
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     match = re.search(rf"<!-- command: {name} -->\s*```bash\n(.*?)```", readme, re.DOTALL)
     if match is None:
         sys.exit(f"README.md has no command marked {name!r}")

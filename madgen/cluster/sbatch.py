@@ -136,7 +136,7 @@ def template(name: str) -> str:
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_slurm", package.parent / "slurm"):
         if (folder / f"{name}.sbatch").is_file():
-            return (folder / f"{name}.sbatch").read_text()
+            return (folder / f"{name}.sbatch").read_text(encoding="utf-8")
     raise FileNotFoundError(f"{name}.sbatch is missing from this installation of madgen")
 
 

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from madgen.config.schema import Job, nearest
 from madgen.utils.errors import UserError
-from madgen.utils.validation import listed, path, texts
+from madgen.utils.validation import expand_user, listed, path, texts
 
 
 def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> Job:
@@ -82,7 +82,7 @@ def _check_strings(value: Any, converted: Any, name: str = "") -> None:
 
 def _find(name: str, folders: Sequence[Path]) -> str:
     """Resolve a path against the current directory, or else against the first of `folders` in which it exists."""
-    path = Path(name).expanduser()
+    path = expand_user(name, "a file")
     candidates = [path, *(folder / path for folder in folders)]
     return str(next((candidate for candidate in candidates if os.path.exists(candidate)), path))
 

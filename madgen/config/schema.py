@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
 """Fields of a row of a prompt file."""
@@ -525,7 +526,7 @@ class Job:
     @property
     def output_dir(self) -> Path:
         """Directory of the dataset."""
-        return Path(self.output.dir or f"out/{self.name}").expanduser()
+        return expand_user(self.output.dir or f"out/{self.name}", "output.dir")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the resolved job as it is recorded in `dataset.json`."""

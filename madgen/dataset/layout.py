@@ -125,7 +125,7 @@ class DatasetDir:
     def read_manifest(self) -> dict[str, Any]:
         """`dataset.json`; UserError if this is no dataset."""
         try:
-            content = json.loads(self.manifest.read_text())
+            content = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.root} holds no madgen dataset (no dataset.json); name the output.dir of a job"
@@ -152,7 +152,7 @@ class DatasetDir:
     def read_sidecar(self, name: str) -> dict[str, Any]:
         """The sidecar of a shard; UserError with the way out if it is damaged."""
         try:
-            content = json.loads(self.sidecar(name).read_text())
+            content = json.loads(self.sidecar(name).read_text(encoding="utf-8"))
         except ValueError:
             content = None
         if not isinstance(content, dict) or "samples" not in content:

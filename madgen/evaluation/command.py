@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 if TYPE_CHECKING:
     from madgen.evaluation.evaluate import Evaluation
@@ -164,7 +165,7 @@ def compare(labelled: Sequence[str], output: Path | None, mixed: bool) -> str:
     from madgen.evaluation.report import read_report
 
     paths = [_label_and_path(text) for text in labelled]
-    rows = [Row(label, read_report(Path(path).expanduser())) for label, path in paths]
+    rows = [Row(label, read_report(expand_user(path, "a report"))) for label, path in paths]
     if len({row.label for row in rows}) != len(rows):
         raise UserError("two reports have the same name; write name=PATH")
     text = table(rows, mixed)

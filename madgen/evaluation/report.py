@@ -31,7 +31,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if file is None:
         raise UserError(f"{path} contains no report.json; run madgen evaluate {path}")
     try:
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if not isinstance(report, dict) or report.get("madgen_report") != VERSION:

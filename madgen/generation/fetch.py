@@ -8,6 +8,7 @@ from pathlib import Path
 from madgen.config.schema import Job
 from madgen.hub.weights import ModelFiles, download_checker, download_clip, lora_file
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 
 def fetch(job: Job) -> None:
@@ -50,7 +51,7 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
         download(files.pretrained, files.revision, backbone.variant, files.config),
     )
     for lora in backbone.loras:
-        local = Path(lora.weights).expanduser().exists()
+        local = expand_user(lora.weights, "backbone.loras: weights").exists()
         file = lora_file(lora.weights, download=True)
         if file is None:
             raise UserError(f"the LoRA {lora.weights} cannot be had")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from madgen.utils.validation import expand_user
+
 KNOWN = {
     "demo": "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -23,11 +25,11 @@ def weights_licence(pretrained: str, revision: str | None = None) -> str | None:
     """What `KNOWN` or else the model card beside the weights says; None if neither does."""
     if pretrained in KNOWN:
         return KNOWN[pretrained]
-    card = Path(pretrained).expanduser() / "README.md"
+    card = expand_user(pretrained, "backbone.pretrained") / "README.md"
     if not card.is_file():
         card = _cached_card(pretrained, revision) or card
     try:
-        header = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+        header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     except OSError:
         return None
     found = header and re.search(r"^license:\s*['\"]?([^\s'\"]+)", header[1], re.MULTILINE)

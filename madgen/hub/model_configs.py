@@ -79,9 +79,12 @@ def read_config(
     else:
         raise UserError(f"{key}={where} is a folder without {name}: not a {what}")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a JSON object, got {type(content).__name__}; it is not a {what}")
+    return content
 
 
 def check_class(model: dict[str, Any], pretrained: str, name: str, classes: tuple[str, ...]) -> None:

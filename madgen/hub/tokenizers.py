@@ -58,7 +58,11 @@ def _limit(where: str, revision: str | None, subfolder: str) -> int | None:
     name = f"{subfolder}/tokenizer_config.json"
     try:
         found = Path(where) / name if Path(where).is_dir() else try_to_load_from_cache(where, name, revision=revision)
-        limit = json.loads(Path(found).read_text())["model_max_length"] if isinstance(found, str | Path) else None
+        limit = (
+            json.loads(Path(found).read_text(encoding="utf-8"))["model_max_length"]
+            if isinstance(found, str | Path)
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, HFValidationError):
         return None
     return limit if type(limit) is int else None

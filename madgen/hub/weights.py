@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import socket
 import urllib.request
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from madgen.utils.errors import UserError
 from madgen.utils.node_cache import once
+from madgen.utils.validation import expand_user
 
 PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 CHECKER_PARTS = ("safety_checker", "feature_extractor")  # folders of a pipeline
@@ -37,7 +39,7 @@ def resolve_pretrained(pretrained: str) -> str:
     """The folder that `demo` stands for; anything else as it is."""
     from madgen.demo import WEIGHTS
 
-    return str(WEIGHTS) if pretrained == "demo" else str(Path(pretrained).expanduser())
+    return str(WEIGHTS) if pretrained == "demo" else str(expand_user(pretrained, "backbone.pretrained"))
 
 
 class ModelFiles(NamedTuple):
@@ -64,7 +66,7 @@ def resolve_dtype(dtype: str, device_type: str) -> str:
 
 def single_file(path: str, key: str = "backbone.pretrained") -> Path | None:
     """The path if it names one file of weights; UserError if that is not there, or would have to be unpickled."""
-    file = Path(path).expanduser()
+    file = expand_user(path, key)
     if file.is_dir() or file.suffix.lower() not in (".safetensors", *PICKLED):
         return None
     if file.suffix.lower() in PICKLED:
@@ -112,7 +114,9 @@ def weight_files(pretrained: str, revision: str | None, variant: str | None) -> 
             return []
         index = Path(cached)
     try:
-        parts = [name for name, of in json.loads(index.read_text()).items() if isinstance(of, list) and of[0]]
+        parts = [
+            name for name, of in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(of, list) and of[0]
+        ]
     except ValueError:  # told where it is loaded
         return []
     found: list[Path] = []
@@ -128,7 +132,7 @@ def lora_file(weights: str, download: bool = False) -> Path | None:
     file = single_file(weights, "backbone.loras: weights")
     if file is not None:
         return file
-    folder = Path(weights).expanduser()
+    folder = expand_user(weights, "backbone.loras: weights")
     if folder.is_dir():
         found = sorted(folder.glob("*.safetensors"))
         named = [path for path in found if path.name == LORA_FILE] or found
@@ -162,7 +166,7 @@ def require_lora_id(weights: str) -> str:
 
 def in_pipeline_layout(checker: str) -> bool:
     """Whether a safety checker's folder or hub id is a pipeline's, where the checker lies in a folder of its own."""
-    folder, config = Path(checker).expanduser(), f"{CHECKER_PARTS[0]}/config.json"
+    folder, config = expand_user(checker, "safety.checker"), f"{CHECKER_PARTS[0]}/config.json"
     if folder.is_dir():
         return (folder / CHECKER_PARTS[0]).is_dir()
     if _commit(checker, config, None) is None and _commit(checker, "config.json", None) is None:
@@ -175,7 +179,7 @@ def in_pipeline_layout(checker: str) -> bool:
 
 def download_checker(checker: str) -> list[Path]:
     """Brings a safety checker into the hub cache; the folder there, none where it is a folder already."""
-    if Path(checker).expanduser().is_dir():
+    if expand_user(checker, "safety.checker").is_dir():
         return []
     folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
     parts = [f"{folder}*.{suffix}" for folder in folders for suffix in ("json", "safetensors")]
@@ -194,7 +198,7 @@ def _snapshot(repository: str, patterns: list[str], key: str) -> Path:
 
 def download_clip(model: str) -> list[Path]:
     """Brings a CLIP model into the hub cache; the folder there, none where it is a folder already."""
-    if Path(model).expanduser().is_dir():
+    if expand_user(model, "scores.clip").is_dir():
         return []
     check_hub_id(model, "scores.clip")
     return [_snapshot(model, ["*.json", "merges.txt", "*.safetensors"], "scores.clip")]
@@ -202,7 +206,7 @@ def download_clip(model: str) -> list[Path]:
 
 def clip_id(model: str) -> str | None:
     """Tells a CLIP model from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
-    folder = Path(model).expanduser()
+    folder = expand_user(model, "scores.clip")
     if folder.is_dir():
         return _folder_hash(folder)
     check_hub_id(model, "scores.clip")
@@ -219,7 +223,7 @@ def require_clip_id(model: str) -> str:
 
 def checker_id(checker: str) -> str | None:
     """Tells a safety checker from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
-    folder = Path(checker).expanduser()
+    folder = expand_user(checker, "safety.checker")
     if folder.is_dir():
         parts = [folder / part for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [folder]
         return "-".join(_folder_hash(part) for part in parts)
@@ -307,10 +311,18 @@ def _file_hash(file: Path, changed: int) -> str:
     return once(file, "blake2b, 16 bytes", read)
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the entries of a folder, of linked folders too; a link back to a folder that contains it is not followed."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(part) for part in (parent, *Path(parent).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in above]
+        yield from (Path(parent, name) for name in files)
+
+
 @lru_cache
 def _folder_hash(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_files_below(folder)):
         if path.suffix in (".safetensors", ".json", ".txt") and path.is_file():
             content = once(path, "sha256", lambda stream: hashlib.file_digest(stream, "sha256").hexdigest())
             digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

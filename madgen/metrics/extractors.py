@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 ROLES = ("clip", "features", "vgg", "dinov2")
 PRESETS: dict[str, dict[str, str]] = {
@@ -47,7 +48,7 @@ def parse(text: str) -> dict[str, str]:
             choice[role] = value
         elif part in PRESETS:
             choice |= PRESETS[part]
-        elif Path(part).expanduser().is_dir():
+        elif expand_user(part, "--extractor").is_dir():
             choice |= {**PRESETS["paper"], "clip": part, "features": part, "dinov2": "none"}
         else:
             raise UserError(f"--extractor {part}: neither {', '.join(PRESETS)}, a CLIP folder, nor role=value")
@@ -163,5 +164,5 @@ class Extractors:
 
 
 def _is_dinov2(name: str) -> bool:
-    config = Path(name).expanduser() / "config.json"
-    return "dinov2" in (config.read_text() if config.is_file() else name)
+    config = expand_user(name, "--extractor") / "config.json"
+    return "dinov2" in (config.read_text(encoding="utf-8") if config.is_file() else name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from madgen.hub.model_configs import read_config
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 KEY = "scores.clip"
 
@@ -54,7 +54,7 @@ def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip
     from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPProcessor
 
-    where = str(Path(model).expanduser())
+    where = str(expand_user(model, "scores.clip"))
     config = read_config(where, None, "config.json", key, "CLIP model")
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
         kind = config.get("architectures") or config.get("model_type")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from madgen.hub.model_configs import read_config
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -37,7 +37,7 @@ def load(model: str, device: str | torch.device, key: str) -> DinoV2:
     from safetensors import SafetensorError
     from transformers import Dinov2Model
 
-    where = str(Path(model).expanduser())
+    where = str(expand_user(model, "--extractor"))
     config = read_config(where, None, "config.json", key, "DINOv2 model")
     if config.get("model_type") != "dinov2":
         raise UserError(f"{key}={model} holds no DINOv2 model: config.json says {config.get('model_type')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from madgen.hub.model_configs import read_config
 from madgen.hub.weights import CHECKER_PARTS, in_pipeline_layout
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 CLASS = "StableDiffusionSafetyChecker"
 KEY = "safety.checker"
@@ -37,7 +37,7 @@ def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
     from safetensors import SafetensorError
     from transformers import CLIPImageProcessor
 
-    where = str(Path(checker).expanduser())
+    where = str(expand_user(checker, "safety.checker"))
     of_checker, of_extractor = CHECKER_PARTS if in_pipeline_layout(checker) else ("", "")
     config = read_config(where, None, f"{of_checker}/config.json".lstrip("/"), KEY, "safety checker")
     if CLASS not in (config.get("architectures") or ()):

@@ -10,6 +10,7 @@ from typing import Any
 
 from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 FIELDS = ("mask", "prompt", "negative_prompt")
 
@@ -79,8 +80,13 @@ def _mask(where: str, mask: Any, folder: Path) -> Box | MaskFile:
 
 
 def _find_mask(mask: str, folder: Path) -> Path | None:
-    candidates = (str(folder / mask), os.path.expanduser(mask))
-    return next((Path(path).resolve() for path in candidates if os.path.isfile(path)), None)
+    candidates = (str(folder / mask), expand_user(mask, "mask"))
+    return next((Path(path).resolve() for path in candidates if _is_picture_file(path)), None)
+
+
+def _is_picture_file(path: str | Path) -> bool:
+    """Return whether a path names a regular file that is not empty: files of /proc have a size of 0 and may never end."""
+    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def mask_names(fields: dict[str, Any]) -> list[str]:

@@ -91,7 +91,7 @@ def _lock(note: int) -> bool:
 def _machine() -> str:
     """Of this boot: a temporary folder may be shared by machines, and what is in memory goes when one restarts."""
     with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+        return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()}"
     return socket.gethostname()
 
 
@@ -136,7 +136,7 @@ def started_together(variables: Mapping[str, str] = os.environ) -> str:
         return f"torchrun {variables['TORCHELASTIC_RUN_ID']} {variables.get('MASTER_PORT', '')} {os.getppid()}"
     group, started = os.getpgid(0), ""
     with contextlib.suppress(OSError, IndexError):
-        started = Path(f"/proc/{group}/stat").read_text().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{group}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     return f"group {group} {started}"
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from numbers import Complex, Real
+from pathlib import Path
 from typing import Any
 
 from madgen.utils.errors import UserError
@@ -83,6 +84,16 @@ def path(name: str, value: Any) -> str:
     if not isinstance(found, str):
         raise UserError(f"{name} must be a path, got {value!r}")
     return found
+
+
+def expand_user(name: str | os.PathLike[str], key: str = "a path") -> Path:
+    """Expand a leading `~`; UserError naming `key` if that home directory is unknown."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{key}={name}: the home directory of {Path(name).parts[0]!r} is unknown; write the whole path"
+        ) from None
 
 
 def listed(name: str, value: Any) -> list[Any]:

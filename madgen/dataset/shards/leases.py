@@ -49,7 +49,9 @@ class Process:
 def _boot_id() -> str:
     """Where process numbers mean the same: one boot of one machine, one PID namespace of a container; '' if unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
+            "/proc/self/ns/pid"
+        )
     except OSError:
         return ""
 
@@ -57,7 +59,7 @@ def _boot_id() -> str:
 def _start_time(pid: int) -> str:
     """Field 22 of /proc/PID/stat, which tells a process from a later one of the same number; '' if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in ("Z", "X") else fields[19]

@@ -115,7 +115,7 @@ def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
 def _forget_paths(folder: Path) -> None:
     """diffusers notes where a part was loaded from: a path of the machine that trained it."""
     for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2) + "\n")
 

@@ -112,7 +112,7 @@ def _(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) ->
 def _maker() -> str | None:
     """The processor's, as Linux names it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), None)

@@ -56,7 +56,7 @@ class Setting:
         """Name of the dataset's folder, shared by all tables that contain the same job."""
         content = self.job.as_dict()
         source = Path(self.job.prompts.source)
-        content["prompts"]["source"] = source.read_text() if source.is_file() else str(source)
+        content["prompts"]["source"] = source.read_text(encoding="utf-8") if source.is_file() else str(source)
         del content["sampling"]["batch_size"]
         content = {key: value for key, value in content.items() if key not in NOT_AFFECTING_IMAGES}
         method, size = self.job.method, f"{self.job.sampling.height}x{self.job.sampling.width}"
@@ -116,7 +116,7 @@ def load_paper(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; jobs/paper has examples") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

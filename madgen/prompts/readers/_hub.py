@@ -12,6 +12,7 @@ from madgen.prompts.readers import Chunk
 from madgen.prompts.readers._arrow import ROWS, arrow_chunks
 from madgen.prompts.readers._columns import choose_columns
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 SCHEME = "hf://"
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # what `save_to_disk` leaves in a folder
@@ -26,7 +27,7 @@ def local_folder(source: str) -> Path | None:
     """The folder that a dataset lies in; None for one of the hub. UserError for what can be neither."""
     name = source.removeprefix(SCHEME)
     if name.startswith(("/", "./", "../", "~")):
-        folder = Path(name).expanduser()
+        folder = expand_user(name, "prompts.source")
         if not folder.is_dir():
             raise UserError(f"prompts.source={source}: there is no folder {folder}")
         return folder
@@ -86,6 +87,7 @@ def _load(source: str, split: str, scratch: str) -> Any:
             return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
         if any((folder / name).is_file() for name in SAVED):
             return _of_saved(datasets.load_from_disk(str(folder)), source, split)
+        _check_inside(folder, source, scratch)
         # Streamed: the files are here, and copying them into the library's cache would write where nobody asked.
         return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
     except UserError:
@@ -96,6 +98,21 @@ def _load(source: str, split: str, scratch: str) -> Any:
             f"prompts.source={source}: the split {split!r} cannot be read: {reason}; it must be a dataset folder, "
             "in the local datasets cache, or within reach on the hub (prompts.split names the split)"
         ) from error
+
+
+def _check_inside(folder: Path, source: str, scratch: str) -> None:
+    """UserError if the folder's README, or a link in it, makes the library read files from elsewhere."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder), cache_dir=scratch)
+    roots = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":  # of the hub cache, whose files are links to its blobs
+        roots.append(folder.resolve().parents[1] / "blobs")
+    for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
+        if "://" in file or not any(Path(file).resolve().is_relative_to(root) for root in roots):
+            raise UserError(
+                f"prompts.source={source} reads {file}, which is outside the folder; copy it into the folder"
+            )
 
 
 def _of_saved(saved: Any, source: str, split: str) -> Any:

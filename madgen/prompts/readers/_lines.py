@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from madgen.utils.errors import UserError
 BLOCK = 1 << 20
 LONGEST_LINE = 16 << 20
 BOM = b"\xef\xbb\xbf"
+BARE_CR = re.compile(rb"\r(?=[^\n])")
+MAX_TEXT = 1 << 30
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -37,6 +40,10 @@ def read_text(path: Path) -> str:
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
             pieces.append(piece)
+            if len(pieces) * BLOCK > MAX_TEXT:
+                raise UserError(
+                    f"{path} unpacks to more than {MAX_TEXT >> 30} GiB; use .jsonl, which is read line by line"
+                )
     content = b"".join(pieces)
     text, fault = _decode(path, content, 1, 0)
     if fault is not None:
@@ -49,18 +56,19 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     rest, number = b"", 1
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
+            piece = rest + piece
+            # Bare carriage returns end lines too; one at the end of the piece may belong to a newline that follows.
+            piece = BARE_CR.sub(b"\n", piece)
             cut = piece.rfind(b"\n") + 1
             if cut:
-                block = rest + piece[:cut]
+                block = piece[:cut]
                 number += block.count(b"\n")
                 yield block
-                rest = piece[cut:]
-            else:
-                rest += piece
+            rest = piece[cut:]
             if len(rest) > LONGEST_LINE:
                 raise UserError(f"{path}:{number} is longer than {LONGEST_LINE >> 20} MiB; write one prompt a line")
     if rest:
-        yield rest
+        yield rest.replace(b"\r", b"\n")
 
 
 def _decode(path: Path, block: bytes, number: int, start: int) -> tuple[str, UserError | None]:
