@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,9 @@ def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides:
 def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides: Sequence[str]) -> Job:
     layers = [OmegaConf.create({"name": name}), *layers, *(_override(text) for text in overrides)]
     for layer in layers:
-        _check_lists(OmegaConf.to_container(layer), Job().as_dict())
+        content = OmegaConf.to_container(layer)
+        _check_interpolations(content)
+        _check_lists(content, Job().as_dict())
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), *layers))
     except OmegaConfBaseException as error:
@@ -57,6 +60,18 @@ def _resolve_mask(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, 
     mask = region.get("mask")
     file = Path(_find(mask, folders)) if isinstance(mask, str) else None
     return {**region, "mask": str(file.absolute())} if file is not None and file.exists() else region
+
+
+def _check_interpolations(value: Any, name: str = "") -> None:
+    """Refuse `${oc.env:...}` and other resolvers: values are recorded in the dataset and published with it."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_interpolations(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*[:$]", value):
+        raise UserError(
+            f"{name}={value}: a job may refer to its own keys only, such as ${{sampling.width}}; environment variables "
+            "are not read, since all values are recorded in the dataset: write the value"
+        )
 
 
 def _check_lists(value: Any, default: Any, name: str = "") -> None:
@@ -102,6 +117,9 @@ def _override(text: str) -> DictConfig:
     key, separator, _ = text.partition("=")
     if not (separator and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key.strip())):
         raise UserError(f"an override must be key=value, got {text!r}; example: sampling.width=2048")
+    value = text.partition("=")[2]
+    if " #" in value and value.strip()[:1] not in tuple("'\"[{"):
+        text = f"{key}={json.dumps(value.strip(), ensure_ascii=False)}"  # or YAML would take the rest for a comment
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -121,6 +139,8 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
         raise UserError(f"job file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the job file {path}: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; a job file has at most a few levels") from None
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):

@@ -312,10 +312,10 @@ def _file_hash(file: Path, changed: int) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the entries of a folder, of linked folders too; a link back to a folder that contains it is not followed."""
+    """Yield the files of a folder, those of linked folders too; a link to a folder that contains it is not followed."""
     for parent, folders, files in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(part) for part in (parent, *Path(parent).parents)}
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in above]
+        above = [Path(parent).resolve(), *Path(parent).resolve().parents]
+        folders[:] = [name for name in folders if Path(parent, name).resolve() not in above]
         yield from (Path(parent, name) for name in files)
 
 

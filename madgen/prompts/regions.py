@@ -85,7 +85,7 @@ def _find_mask(mask: str, folder: Path) -> Path | None:
 
 
 def _is_picture_file(path: str | Path) -> bool:
-    """Return whether a path names a regular file that is not empty: files of /proc have a size of 0 and may never end."""
+    """Return whether a path names a regular file with content; files of /proc have a size of 0, and may never end."""
     return os.path.isfile(path) and os.path.getsize(path) > 0
 
 

@@ -49,9 +49,7 @@ class Process:
 def _boot_id() -> str:
     """Where process numbers mean the same: one boot of one machine, one PID namespace of a container; '' if unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
-            "/proc/self/ns/pid"
-        )
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
             pieces.append(piece)
             if len(pieces) * BLOCK > MAX_TEXT:
                 raise UserError(
-                    f"{path} unpacks to more than {MAX_TEXT >> 30} GiB; use .jsonl, which is read line by line"
+                    f"{path} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
                 )
     content = b"".join(pieces)
     text, fault = _decode(path, content, 1, 0)
