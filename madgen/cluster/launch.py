@@ -15,11 +15,14 @@ from typing import Any, Literal
 
 from madgen.config.schema import TrainerConfig
 from madgen.utils.errors import UserError
+from madgen.utils.validation import environment_number
 
 Kind = Literal["srun", "torchrun", "alone"]
 MEETING = timedelta(minutes=30)
 """How long processes wait for each other to start and to load their weights, before they give up."""
-COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")  # SLURM's "2(x3)": 2 on each of 3 nodes
+INTERACTIVE_STEP = "4294967290"
+"""SLURM_STEP_ID of the shell that salloc starts."""
+COUNT = re.compile(r"(\d{1,6})(?:\(x(\d{1,6})\))?")  # SLURM's "2(x3)": 2 on each of 3 nodes
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,27 @@ class Placement:
 def placement(config: TrainerConfig, variables: MutableMapping[str, str] = os.environ) -> Placement:
     """Takes what was started; UserError, in the words of who started it, where the job wants something else."""
     if "TORCHELASTIC_RUN_ID" in variables:
-        here, everywhere = int(variables["LOCAL_WORLD_SIZE"]), int(variables["WORLD_SIZE"])
+        here, everywhere = (
+            environment_number(variables, "LOCAL_WORLD_SIZE"),
+            environment_number(variables, "WORLD_SIZE"),
+        )
+        if not 0 < here <= everywhere:
+            raise UserError(f"LOCAL_WORLD_SIZE={here} and WORLD_SIZE={everywhere} contradict each other; use torchrun")
         _agree(config, here, everywhere // here, "torchrun", "--nproc-per-node", "--nnodes")
         return Placement("torchrun", here, everywhere // here)
-    if _interactive(variables):
-        return _alone(config)
-    if "SLURM_STEP_ID" in variables and "SLURM_PROCID" in variables:
+    if _in_step(variables):
         tasks, nodes = _tasks_per_node(variables)
         _agree(config, tasks, nodes, "srun", "--ntasks-per-node", "--nodes")
         # A step may be smaller than its job, whose numbers Lightning would see.
         variables["SLURM_NTASKS_PER_NODE"], variables["SLURM_NNODES"] = str(tasks), str(nodes)
         return Placement("srun", tasks, nodes)
-    if "SLURM_JOB_ID" in variables and "LOCAL_RANK" not in variables and int(variables.get("SLURM_NTASKS", "1")) > 1:
-        raise UserError(
-            f"this job has {variables['SLURM_NTASKS']} tasks, but madgen was started once, without srun; "
-            "write: srun madgen generate ..."
-        )
+    if variables.get("SLURM_JOB_ID") and "LOCAL_RANK" not in variables and not _in_shell(variables):
+        tasks = environment_number(variables, "SLURM_NTASKS", 1)
+        if tasks > 1:
+            raise UserError(
+                f"this job has {tasks} tasks, but madgen was started once, without srun; "
+                "write: srun madgen generate ..."
+            )
     return _alone(config)
 
 
@@ -78,16 +86,35 @@ def _alone(config: TrainerConfig) -> Placement:
     return Placement("alone", config.devices, 1)
 
 
-def _interactive(variables: Mapping[str, str]) -> bool:
-    """A shell inside an allocation: as on any machine."""
-    return variables.get("SLURM_JOB_NAME") in ("bash", "interactive")
+def _in_shell(variables: Mapping[str, str]) -> bool:
+    """Return whether this is an interactive shell inside an allocation, which is used as on any machine.
+
+    `salloc` runs the shell as a step with a special id. `srun --pty bash` runs it as an ordinary step, with the command
+    as the job's name; a step that is started from such a shell inherits the name, but is not attached to the terminal.
+    """
+    if variables.get("SLURM_STEP_ID") == INTERACTIVE_STEP:
+        return True
+    if variables.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return False
+    alone = sum(_task_counts(variables)) <= 1
+    return "SLURM_STEP_ID" not in variables or alone or ("SLURM_PTY_PORT" in variables and os.isatty(0))
+
+
+def _in_step(variables: Mapping[str, str]) -> bool:
+    return bool(variables.get("SLURM_STEP_ID") and variables.get("SLURM_PROCID")) and not _in_shell(variables)
+
+
+def _task_counts(variables: Mapping[str, str]) -> list[int]:
+    """Return the number of tasks on each node of the step."""
+    name = "SLURM_STEP_TASKS_PER_NODE" if variables.get("SLURM_STEP_TASKS_PER_NODE") else "SLURM_TASKS_PER_NODE"
+    text = variables.get(name) or "1"
+    if not re.fullmatch(rf"{COUNT.pattern}(?:,{COUNT.pattern})*", text, re.ASCII):
+        raise UserError(f"the environment variable {name} must be like 2(x3), got {text!r}; unset it")
+    return [int(count) for count, times in COUNT.findall(text) for _ in range(int(times or 1))]
 
 
 def _tasks_per_node(variables: MutableMapping[str, str]) -> tuple[int, int]:
-    text = variables.get("SLURM_STEP_TASKS_PER_NODE") or variables.get("SLURM_TASKS_PER_NODE", "1")
-    counts: list[int] = []
-    for count, times in COUNT.findall(text):
-        counts += [int(count)] * int(times or 1)
+    counts = _task_counts(variables)
     if len(set(counts)) != 1:
         raise UserError(
             f"srun started {' + '.join(map(str, counts))} tasks on {len(counts)} nodes; "
@@ -125,16 +152,16 @@ def rank(variables: Mapping[str, str] = os.environ) -> int:
     """Of this process among those that were started with it, before Lightning knows; 0 for one that is alone."""
     if "TORCHELASTIC_RUN_ID" in variables:
         name = "RANK"
-    elif "SLURM_STEP_ID" in variables and not _interactive(variables):
+    elif _in_step(variables):
         name = "SLURM_PROCID"
     else:
         name = "LOCAL_RANK"  # of those that Lightning has started
-    return int(variables.get(name) or 0)
+    return environment_number(variables, name, 0)
 
 
 def place(variables: Mapping[str, str] = os.environ) -> int:
     """A number that tells this process from those started with it, other tasks of an array too, without asking them."""
-    return rank(variables) + int(variables.get("SLURM_ARRAY_TASK_ID", "0"))
+    return rank(variables) + environment_number(variables, "SLURM_ARRAY_TASK_ID", 0)
 
 
 def strategy(name: str, processes: int) -> Any:

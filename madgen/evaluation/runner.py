@@ -25,6 +25,7 @@ from madgen.evaluation.partial_results import Column, ShardPart, shard_parts
 from madgen.metrics.crops import CroppedImage, Crops
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
+from madgen.utils.validation import environment_number
 
 LOG_EVERY_S = 30.0
 POLL_EVERY_S = 0.2
@@ -44,14 +45,14 @@ class RankInfo:
         """Read the variables of torchrun or SLURM; a process without them is alone."""
         for rank, world_size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
             if os.environ.get(rank) and os.environ.get(world_size):
-                return cls(int(os.environ[rank]), int(os.environ[world_size]))
+                return cls(environment_number(os.environ, rank), environment_number(os.environ, world_size))
         return cls()
 
 
 def pick_device(name: str) -> torch.device:
     """Return a device by name, or this rank's GPU, else the CPU, for `auto`; raise UserError if it is unavailable."""
     if name == "auto":
-        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+        local = environment_number(os.environ, "LOCAL_RANK" if os.environ.get("LOCAL_RANK") else "SLURM_LOCALID", 0)
         count = torch.cuda.device_count()
         return torch.device("cuda", local % count) if count else torch.device("cpu")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from numbers import Complex, Real
@@ -84,6 +85,16 @@ def path(name: str, value: Any) -> str:
     if not isinstance(found, str):
         raise UserError(f"{name} must be a path, got {value!r}")
     return found
+
+
+def environment_number(variables: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Return an environment variable that must be a whole number >= 0; an empty one counts as missing."""
+    value = variables.get(name) or default
+    if value is None:
+        raise UserError(f"the environment variable {name} is missing; start madgen with torchrun, or unset the others")
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise UserError(f"the environment variable {name} must be a whole number >= 0, got {value!r}; unset it")
+    return int(value)
 
 
 def expand_user(name: str | os.PathLike[str], key: str = "a path") -> Path:

@@ -1,5 +1,6 @@
 """Who started this process: srun, torchrun, or nobody; and what is said when the job wants something else."""
 
+import re
 import subprocess
 import sys
 import time
@@ -40,11 +41,54 @@ def test_torchrun_goes_before_srun():
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {"SLURM_JOB_ID": "1"}, step(SLURM_JOB_NAME="interactive"), step(SLURM_JOB_NAME="bash")]
+    "variables",
+    [
+        {},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "", "SLURM_STEP_ID": ""},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"},
+        step(SLURM_JOB_NAME="interactive", SLURM_STEP_ID="4294967290"),
+        step("1", SLURM_JOB_NAME="bash"),
+    ],
 )
-def test_nobody(variables):
+def test_a_shell_is_not_a_launcher(variables):
     found = placement(TrainerConfig(devices=2), variables)
     assert (found.kind, found.devices, found.nodes, found.joins_a_group) == ("alone", 2, 1, False)
+
+
+@pytest.mark.parametrize("name", ["interactive", "bash"])
+def test_srun_inside_salloc_is_a_step_of_its_tasks(name):
+    """It inherits the name of the shell's job, and must not be taken for the shell."""
+    variables = step("4", SLURM_JOB_NAME=name, SLURM_PROCID="2")
+    found = placement(TrainerConfig(), variables)
+    assert (found.kind, found.devices, found.nodes, rank(variables)) == ("srun", 4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x"}, "LOCAL_WORLD_SIZE is missing"),
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "0", "WORLD_SIZE": "2"}, "contradict each other"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "two", "WORLD_SIZE": "2"},
+            "LOCAL_WORLD_SIZE must be a whole",
+        ),
+        ({"SLURM_JOB_ID": "77", "SLURM_NTASKS": "abc"}, "SLURM_NTASKS must be a whole number >= 0, got 'abc'"),
+        (step("many"), "SLURM_STEP_TASKS_PER_NODE must be like 2(x3), got 'many'"),
+    ],
+)
+def test_malformed_variables_are_named(variables, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        placement(TrainerConfig(), variables)
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "abc"}, {"SLURM_ARRAY_TASK_ID": "-1"}])
+def test_malformed_ranks_are_named(variables):
+    with pytest.raises(UserError, match=f"{next(iter(variables))} must be a whole number"):
+        place(variables)
+
+
+def test_empty_variables_count_as_missing():
+    assert place({"SLURM_ARRAY_TASK_ID": "", "LOCAL_RANK": ""}) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,7 +124,7 @@ def test_places_differ():
     assert rank({}) == rank({"RANK": "3", "WORLD_SIZE": "4"}) == 0  # nobody whom madgen takes for a starter
     assert rank({"LOCAL_RANK": "1"}) == 1
     assert rank(step(SLURM_PROCID="3")) == 3
-    assert rank(step(SLURM_PROCID="3", SLURM_JOB_NAME="interactive", LOCAL_RANK="1")) == 1
+    assert rank(step(SLURM_STEP_ID="4294967290", SLURM_PROCID="0", LOCAL_RANK="1")) == 1
     assert rank(step(TORCHELASTIC_RUN_ID="x", RANK="2")) == 2
     assert place({}) == 0
     assert place(step(SLURM_PROCID="3", SLURM_LOCALID="1")) == 3

@@ -1,0 +1,69 @@
+"""Prompt files from elsewhere."""
+
+import gzip
+
+import pytest
+
+from madgen import load_job
+from madgen.dataset.plan import build_plan
+from madgen.prompts.readers import _lines
+from madgen.utils.errors import UserError
+
+
+def texts(source):
+    return [prompt.text for prompt in build_plan(load_job(overrides=[f"prompts.source={source}"])).prompts]
+
+
+def folder_that_reads(tmp_path, data_files):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "own.jsonl").write_text('{"prompt": "own"}\n', encoding="utf-8")
+    (tmp_path / "secret.jsonl").write_text('{"prompt": "secret"}\n', encoding="utf-8")
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("data_files", ["../secret.jsonl", "{tmp_path}/secret.jsonl", "link.jsonl"])
+def test_a_dataset_folder_reads_no_file_outside(data_files, tmp_path):
+    folder = folder_that_reads(tmp_path, data_files.format(tmp_path=tmp_path))
+    (folder / "link.jsonl").symlink_to("../secret.jsonl")
+    with pytest.raises(UserError, match=r"secret\.jsonl|link\.jsonl") as error:
+        texts(f"hf://{folder}")
+    assert "outside the folder" in str(error.value)
+
+
+def test_a_dataset_folder_may_name_its_own_files(tmp_path):
+    assert texts(f"hf://{folder_that_reads(tmp_path, 'own.jsonl')}") == ["own"]
+
+
+@pytest.mark.parametrize("ending", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("last", ["", "x"])
+def test_every_line_ending_ends_a_line(ending, last, tmp_path):
+    source = tmp_path / "prompts.txt"
+    source.write_bytes((ending.join(["hills", "sea", last]) if last else f"hills{ending}sea{ending}").encode())
+    assert texts(source) == ["hills", "sea", *filter(None, [last])]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 8])
+def test_line_endings_may_straddle_blocks(block, tmp_path, monkeypatch):
+    monkeypatch.setattr(_lines, "BLOCK", block)
+    source = tmp_path / "prompts.txt"
+    source.write_bytes(b"a\r\nbb\rcc\r\r\ndd\n\ree\r")
+    assert texts(source) == ["a", "bb", "cc", "dd", "ee"]
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lines, "MAX_TEXT", 4 << 20)
+    source = tmp_path / "prompts.json.gz"
+    source.write_bytes(gzip.compress(b" " * (6 << 20)))
+    with pytest.raises(UserError, match=r"use \.jsonl"):
+        texts(source)
+
+
+@pytest.mark.parametrize("mask", ["/proc/self/status", "/dev/zero"])
+def test_masks_are_regular_files_with_content(mask, tmp_path):
+    source = tmp_path / "prompts.jsonl"
+    source.write_text(f'{{"prompt": "hills", "regions": [{{"mask": "{mask}", "prompt": "x"}}]}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="there is no mask file"):
+        texts(source)
