@@ -45,6 +45,16 @@ def test_every_line_ending_ends_a_line(ending, last, tmp_path):
     assert texts(source) == ["hills", "sea", *filter(None, [last])]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.csv", b"id,prompt\r1,hills\r2,sea\r"), ("p.jsonl", b'{"prompt": "hills"}\r{"prompt": "sea"}\r')],
+)
+def test_tables_may_end_lines_with_carriage_returns(name, content, tmp_path):
+    source = tmp_path / name
+    source.write_bytes(content)
+    assert texts(source) == ["hills", "sea"]
+
+
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 8])
 def test_line_endings_may_straddle_blocks(block, tmp_path, monkeypatch):
     monkeypatch.setattr(_lines, "BLOCK", block)
