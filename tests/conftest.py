@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
 from hypothesis import HealthCheck, settings
@@ -48,6 +49,11 @@ def build_tiny_pipeline(folder: Path) -> Path:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        forks.serve()  # for all xdist workers
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,7 +13,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +23,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faults_disk
-import forks
 from faults_worker import FINISHED, Sabotage, work
+from forks import Fork
 
 from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.layout import DatasetDir
@@ -81,18 +80,12 @@ class Lab:
         return DatasetDir(self.folder / f"dataset-{next(self.numbers)}")
 
     def start(self, directory: DatasetDir, sabotage: Sabotage | None = None, lease_s: float = 60.0):
-        """A worker, as another process."""
-        arguments = (self.folder, directory.root, sabotage, lease_s)
-        forks.serve()
-        process = forks.CONTEXT.Process(target=work, args=arguments, daemon=True)
-        process.start()
-        return process
+        """Start a worker in another process."""
+        return Fork(work, self.folder, directory.root, sabotage, lease_s)
 
     def finish(self, directory: DatasetDir) -> int:
         """Runs one worker until it ends; its exit status."""
-        process = self.start(directory)
-        process.join(600)
-        return process.exitcode
+        return self.start(directory).wait()
 
     def made(self, directory: DatasetDir) -> int:
         """Samples that all workers of a dataset have sampled, those that were lost included."""
@@ -132,18 +125,17 @@ def kills(lab: Lab, count: int, seed: int = 0) -> Outcome:
     while outcome.faults < count:
         directory = lab.new()
         workers = [lab.start(directory) for _ in range(2)]
-        while outcome.faults < count and any(worker.is_alive() for worker in workers):
+        while outcome.faults < count and any(worker.poll() is None for worker in workers):
             wait_for_samples(lab, directory, workers)
             time.sleep(chance.uniform(0, 0.8))
             victim = chance.randrange(2)
-            if workers[victim].is_alive():
+            if workers[victim].poll() is None:
                 workers[victim].kill()
-                workers[victim].join()
                 outcome.faults += 1
                 outcome.allowed += LOST_A_KILL
                 workers[victim] = lab.start(directory)
         for worker in workers:
-            worker.join(600)
+            worker.wait()
         lab.finish(directory)  # both may have been killed at the very end
         lab.judge(outcome, directory)
     return outcome
@@ -153,7 +145,7 @@ def wait_for_samples(lab: Lab, directory: DatasetDir, workers: list) -> None:
     """Until another sample was sampled, or nobody is left to do so."""
     log = sampled(lab.folder, directory)
     before = log.stat().st_size if log.exists() else 0
-    while any(worker.is_alive() for worker in workers):
+    while any(worker.poll() is None for worker in workers):
         if log.exists() and log.stat().st_size > before:
             return
         time.sleep(0.005)
@@ -167,8 +159,8 @@ def crowd(lab: Lab) -> Outcome:
     workers[0].kill()
     workers.append(lab.start(directory))
     for worker in workers:
-        worker.join(600)
-    outcome.problems += [f"exit {worker.exitcode}" for worker in workers[1:] if worker.exitcode]
+        worker.wait()
+    outcome.problems += [f"exit {worker.poll()}" for worker in workers[1:] if worker.poll()]
     lab.judge(outcome, directory)
     return outcome
 
@@ -187,11 +179,11 @@ def stopped(lab: Lab, late: bool) -> Outcome:
     other = lab.start(directory, lease_s=1.0)
     wait_for_samples(lab, directory, [other])
     if late:
-        other.join(600)
+        other.wait()
     os.kill(sleeper.pid, signal.SIGCONT)
     for worker in (other, sleeper):
-        worker.join(600)
-        outcome.problems += [f"exit {worker.exitcode}"] if worker.exitcode else []
+        worker.wait()
+        outcome.problems += [f"exit {worker.poll()}"] if worker.poll() else []
     # It goes on with its shard, which the other has; beside it, what a kill would have cost.
     outcome.allowed = LOST_A_KILL + SHARD
     lab.judge(outcome, directory)
@@ -204,10 +196,9 @@ def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
         Outcome(sabotage.name, faults=1, allowed=LOST_A_KILL),
         lab.new(),
     )
-    worker = lab.start(directory, sabotage)
-    worker.join(600)
-    if worker.exitcode != sabotage.status:
-        outcome.problems.append(f"exit {worker.exitcode}, expected {sabotage.status}")
+    status = lab.start(directory, sabotage).wait()
+    if status != sabotage.status:
+        outcome.problems.append(f"exit {status}, expected {sabotage.status}")
     if lab.finish(directory) != 0:
         outcome.problems.append("did not finish")
     lab.judge(outcome, directory)
@@ -215,13 +206,13 @@ def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
 
 
 def mounted(lab: Lab, disk: str) -> Outcome:
-    """A scenario of `faults_disk.py`, in a mount namespace of its own."""
+    """A scenario of `faults_disk.py`, in a mount namespace."""
     scenario, _, stops = faults_disk.SCENARIOS[disk]
     outcome, directory = Outcome(scenario, faults=stops, allowed=LOST_A_KILL * stops), lab.new()
-    command = [sys.executable, faults_disk.__file__, disk, str(lab.folder), str(directory.root)]
-    done = subprocess.run(["unshare", "-rm", *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        outcome.problems.append(f"exit {done.returncode}: {done.stderr.strip()[-3000:]}")
+    status = Fork(faults_disk.run, disk, lab.folder, directory.root).wait()
+    if status:
+        errors = directory.root.with_suffix(".err").read_text()
+        outcome.problems.append(f"exit {status}: {errors.strip()[-3000:]}")
     else:
         lab.judge(outcome, directory)
     return outcome

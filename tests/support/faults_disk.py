@@ -1,7 +1,7 @@
-"""Disks in trouble, for `faults.py`: `unshare -rm python faults_disk.py full|read-only|lost|vanishing FOLDER DATASET`.
+"""Disks in trouble, for `faults.py`.
 
-Mounts a disk, runs workers of a dataset on it one after the other, and copies what they made to DATASET. Exit status 1
-with a line where a worker ends with another status than it should.
+`run` mounts a disk in a namespace, runs workers of a dataset on it one after the other, and copies what they made. Exit
+status 1 with a line where a worker ends with another status than it should.
 """
 
 from __future__ import annotations
@@ -203,10 +203,20 @@ SCENARIOS = {
 }
 """What each is called, what it does, and how often a worker is stopped."""
 
-if __name__ == "__main__":
-    import warm  # noqa: F401 -- once for all workers
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 
-    disk, folder, root = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+
+def run(disk: str, folder: Path, root: Path) -> None:
+    """Run a scenario in a mount namespace, and copy its dataset to `root`; the process's stderr goes to `root`.err."""
+    os.dup2(os.open(root.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    user, group = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWUSER):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    mount("--make-rprivate", "/")
     bench = Bench(folder, root.name)
     SCENARIOS[disk][1](bench)
     shutil.copytree(bench.dataset, root)

@@ -1,38 +1,75 @@
-"""Processes that need no nine seconds for their imports, forked from a server that has imported everything.
-
-They are real processes, which can be stopped and killed.
-"""
+"""Real processes that need no ten seconds for their imports: forks of a server, which all xdist workers share."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import Client
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-"""Its `Process`, once `serve` was called."""
-CONTEXT.set_forkserver_preload(["warm"])
-FOLDERS = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
+HERE = Path(__file__).resolve().parent
+ADDRESS = "MADGEN_TEST_FORK_SERVER"
+"""Environment variable with the path of the server's socket."""
+WAIT_S = 600
+_owned: list[object] = []
+
+
+class Fork:
+    """A call of a module's function, `function(*arguments)`, in a process of its own."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object):
+        serve()
+        self._server = Client(os.environ[ADDRESS], "AF_UNIX")
+        self._server.send_bytes(pickle.dumps((function, arguments)))
+        try:
+            self.pid: int = self._server.recv()
+        except (EOFError, ConnectionError) as error:
+            log = Path(os.environ[ADDRESS]).with_name("log").read_text()
+            raise RuntimeError(f"the fork server has ended:\n{log[-2000:]}") from error
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative after a signal; None while the process runs."""
+        return self.wait(0)
+
+    def wait(self, timeout: float = WAIT_S) -> int | None:
+        """Return the exit status as soon as there is one, or None after `timeout` seconds."""
+        if self._status is None and self._server.poll(timeout):
+            self._status = self._server.recv()
+            self._server.close()
+        return self._status
+
+    def kill(self) -> None:
+        """End the process with SIGKILL, also a stopped one."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait()
 
 
 def serve() -> None:
-    """Starts the server, if it does not run, with one thread, no hub and nothing that would steer a run."""
+    """Start the server, unless this process or its parent has; it ends with the process that started it."""
+    if ADDRESS in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="madgen-forks-")
+    address = os.path.join(folder.name, "socket")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
-    paths = os.pathsep.join([*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
-    with _environment({**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}):
-        multiprocessing.forkserver.ensure_running()
-
-
-@contextmanager
-def _environment(new: dict[str, str]) -> Iterator[None]:
-    old = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(old)
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(HERE / "fork_server.py"), str(listener.fileno())]
+    with open(os.path.join(folder.name, "log"), "w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()]
+        )
+    _owned.extend([folder, server])  # until this process ends
+    os.environ[ADDRESS] = address

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import forks
+from forks import WAIT_S, Fork
 
 MADGEN = "from madgen.cli.app import main; main()"
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ class Started:
         """The exit status, negative after a signal; None while it runs."""
         raise NotImplementedError
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = WAIT_S) -> int:
         """The exit status."""
         raise NotImplementedError
 
@@ -66,20 +66,17 @@ class Forked(Started):
 
     def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str], program: str = MADGEN):
         super().__init__()
-        forks.serve()
-        run = (["madgen", *map(str, arguments)], folder, env, self.streams, program)
-        self._process = forks.CONTEXT.Process(target=_run, args=run, daemon=True)
-        self._process.start()
+        self._process = Fork(_run, ["madgen", *map(str, arguments)], folder, env, self.streams, program)
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self._process.poll()
 
-    def wait(self, timeout: float = 300) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+    def wait(self, timeout: float = WAIT_S) -> int:
+        status = self._process.wait(timeout)
+        if status is None:
             raise subprocess.TimeoutExpired("madgen", timeout, *self.said())
-        return self._process.exitcode
+        return status
 
 
 class Interpreter(Started):
@@ -95,7 +92,7 @@ class Interpreter(Started):
     def poll(self) -> int | None:
         return self._process.poll()
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = WAIT_S) -> int:
         return self._process.wait(timeout)
 
 
