@@ -15,7 +15,7 @@ from processes import Started, begin, environment
 
 from madgen.cluster.signals import STOPPING
 
-pytest_plugins = ["metric_fixtures"]
+pytest_plugins = ["metric_fixtures", "tiers"]
 
 # The same examples in each run, and no time limit: machines stand still at times.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -54,18 +54,6 @@ def build_tiny_pipeline(folder: Path) -> Path:
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         forks.serve()  # for all xdist workers
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: the tests on SLURM wait for it most of the time."""
-    return (os.cpu_count() or 1) + 1
-
-
-def pytest_collection_modifyitems(items):
-    """What takes longest begins first: the local SLURM waits most of the time, and other tests can run meanwhile."""
-    slow = ("slurm", "test_readme.py", "invariants", "generation", "demo")
-    items.sort(key=lambda item: next((at for at, name in enumerate(slow) if name in item.path.parts), len(slow)))
 
 
 @pytest.fixture(scope="session")

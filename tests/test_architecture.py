@@ -1,11 +1,14 @@
 """The rules of who may import what: each heavy library has one home, and imports flow one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+from tiers import tier
 
-PACKAGE = Path(__file__).resolve().parent.parent / "madgen"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "madgen"
 HOMES = {
     "omegaconf": {"config"},
     "diffusers": {"backbones", "hub", "models", "demo"},
@@ -83,3 +86,15 @@ def test_files_of_tests_have_names_of_their_own_and_import_no_conftest():
     names = [path.name for path in files if path.name != "conftest.py"]
     assert sorted(set(names)) == sorted(names)
     assert [path for path in files if "conftest" in set(imports(path))] == []
+
+
+def test_default_tier_covers_every_package(request):
+    """Some module that has tests without a tier's marker imports each package; every xdist worker collects all tests."""
+    option = request.config.option
+    if option.keyword or option.markexpr or [Path(path).resolve() for path in request.config.args] != [TESTS]:
+        pytest.skip("only some of the tests are collected")
+    modules = {item.path for item in request.session.items if tier(item) is None}
+    text = "\n".join(path.read_text() for path in modules)
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {name for name in packages if not re.search(rf"\bmadgen\.{name}\b", text)} == set()
+    assert any(path.parent.name == "parity" for path in modules)

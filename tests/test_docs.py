@@ -72,8 +72,8 @@ def finish(process: Started, what: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder with the repository's jobs in a small form, and the datasets that the pages mention."""
+def jobs(tmp_path_factory):
+    """A folder with the repository's jobs in a small form."""
     folder = tmp_path_factory.mktemp("docs") / "prepared"
     (folder / "jobs").mkdir(parents=True)
     for name in ("configs", "slurm", "docs", "jobs/paper"):
@@ -82,8 +82,20 @@ def prepared(tmp_path_factory):
     (folder / "jobs/prompts/alps.txt").write_text("a glacier over a meadow\na hut at dusk\nmountains at noon\n")
     for name, text in SMALL_JOBS.items():
         (folder / f"jobs/{name}.yaml").write_text(text.format(root=ROOT))
-        run(f"madgen generate jobs/{name}.yaml", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(jobs):
+    """The same folder, with the datasets that the pages mention."""
+    for name in SMALL_JOBS:
+        run(f"madgen generate jobs/{name}.yaml", jobs)
+    return jobs
+
+
+@pytest.fixture
+def job_folder(jobs, tmp_path):
+    return Path(shutil.copytree(jobs, tmp_path / "work", symlinks=True))
 
 
 @pytest.fixture
@@ -120,6 +132,7 @@ def runnable(line: str, folder: Path) -> str:
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.stem)
 def test_examples_of_a_page_run(page, workplace):
     """In their order, because later ones read what earlier ones write."""
@@ -133,26 +146,26 @@ def test_examples_of_a_page_run(page, workplace):
 @pytest.mark.parametrize(
     "block", [block for page in PAGES for block in blocks(page, "yaml")], ids=lambda block: block.page.stem
 )
-def test_yaml_examples_load(block, workplace):
-    path = workplace / "jobs/example.yaml"
+def test_yaml_examples_load(block, job_folder):
+    path = job_folder / "jobs/example.yaml"
     path.write_text(block.text)
     assert load_job(path) != Job(name="example")
 
 
-def test_the_example_job_plans(workplace):
+def test_the_example_job_plans(job_folder):
     """The job of README and guide is the same, and plans without weights."""
     readme, guide = (next(blocks(ROOT / name, "yaml")).text for name in ("README.md", "docs/jobs.md"))
     assert readme == guide
-    (workplace / "jobs/alps.yaml").write_text(readme)
-    assert "30 of 512x4096 px" in run("madgen plan jobs/alps.yaml sampling.width=4096 output.dir=out/new", workplace)
+    (job_folder / "jobs/alps.yaml").write_text(readme)
+    assert "30 of 512x4096 px" in run("madgen plan jobs/alps.yaml sampling.width=4096 output.dir=out/new", job_folder)
 
 
 @pytest.mark.parametrize(
     "block", [block for page in PAGES for block in blocks(page, "json")], ids=lambda block: block.page.stem
 )
-def test_json_examples_are_lines_of_a_prompt_file(block, workplace):
-    (workplace / "lines.jsonl").write_text(block.text)
-    run("madgen plan jobs/demo.yaml output.dir=out/new prompts.source=lines.jsonl sampling.width=512", workplace)
+def test_json_examples_are_lines_of_a_prompt_file(block, job_folder):
+    (job_folder / "lines.jsonl").write_text(block.text)
+    run("madgen plan jobs/demo.yaml output.dir=out/new prompts.source=lines.jsonl sampling.width=512", job_folder)
 
 
 def test_commands_and_options_exist():

@@ -26,11 +26,23 @@ def workplace(tmp_path_factory):
     return folder
 
 
+def test_demo_job_with_fewer_panoramas_and_steps_completes(madgen, tmp_path):
+    """The end-to-end run of the default tier."""
+    for name in ("configs", "jobs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    options = ["prompts.limit=1", "sampling.width=384", "sampling.num_inference_steps=3", "method.mad.steps=2"]
+    result = madgen("generate", "jobs/demo.yaml", *options)
+    assert result.code == 0, result.err
+    assert madgen("verify", "out/demo").out == "1 of 1 panoramas present: as planned\n"
+
+
+@pytest.mark.slow
 def test_demo_job_writes_24_panoramas(workplace):
     process = begin(("verify", "out/demo"), workplace, environment())
     assert (process.wait(), process.said()[0]) == (0, "24 of 24 panoramas present: as planned\n")
 
 
+@pytest.mark.slow
 def test_panoramas_are_landscapes(workplace):
     """Sky above ground: colors change far more down the picture than along it."""
     for path in sorted((workplace / "out/demo/shards").glob("*.tar")):

@@ -125,6 +125,7 @@ def test_what_is_read_from_elsewhere_is_seen(monkeypatch):
     assert [reads.foreign for reads in watching.reads] == [["aten.mul.Tensor"]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_is_compiled_in_a_capture(tiny):
     """PyTorch refuses to: all that a pass needs is compiled when it is first met."""

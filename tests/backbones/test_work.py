@@ -204,6 +204,7 @@ def graphs():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_sampler_has_two_graphs_a_size_and_gives_the_same(tiny, graphs):
     mad = sampler(tiny, mad_steps=2)
@@ -220,6 +221,7 @@ def test_a_compiled_sampler_has_two_graphs_a_size_and_gives_the_same(tiny, graph
     torch.testing.assert_close(mad.sample(["a hill"], seeds=[3], **other), before, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++ here")
 @pytest.mark.filterwarnings("ignore")
 def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
@@ -235,6 +237,7 @@ def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
     assert torch.equal(*compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_sampler_tells_passes_of_both_paths_from_passes_of_one(tiny, graphs):
     """By the view and path in turn: one graph is of what both have in common, one of what one path does."""
@@ -265,6 +268,7 @@ def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
     assert torch.equal(mad.decode_pixels(latents.detach()), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_file, tmp_path):
     given = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
@@ -275,6 +279,7 @@ def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_
     assert not tmp_path.joinpath("out", "dataset.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_syncdiffusion_compares_pictures_that_are_all_decoded_uncompiled(tiny, graphs):
     mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")

@@ -97,6 +97,7 @@ def test_a_cell_holds_mean_and_standard_error():
     assert values(rows[:1], "variety colour") == []
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_goes_on_where_it_was(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "coherence.py", tmp_path, "--panoramas", "3", "--steps", "2"]
     command += ["--only", "methods: shifted, no", "--workers", "1"]

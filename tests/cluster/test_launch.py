@@ -1,6 +1,8 @@
 """Who started this process: srun, torchrun, or nobody; and what is said when the job wants something else."""
 
+import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +133,25 @@ def test_places_differ():
     assert place(step(SLURM_ARRAY_TASK_ID="7")) == 7
 
 
+def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, tmp_path):
+    """As torchrun starts them, without the imports of two interpreters."""
+    options = ["generate", job_file, "output.samples_per_shard=1", "sampling.num_inference_steps=10"]
+    assert start(*options, "output.dir=one").wait() == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "TORCHELASTIC_RUN_ID": "x"}
+    world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    options += ["output.dir=two", "trainer.devices=auto"]
+    ranks = [start(*options, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said() for rank in ranks]
+    one, two = (sorted(tmp_path.glob(f"{out}/shards/*.tar")) for out in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    sidecars = [json.loads(path.read_text()) for path in tmp_path.glob("two/shards/*.json")]
+    assert len({sidecar["worker"] for sidecar in sidecars}) == 2
+
+
+@pytest.mark.slow
 def test_torchrun(job_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "madgen"]
     done = subprocess.run(
@@ -141,6 +162,7 @@ def test_torchrun(job_file, tmp_path):
     assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4
 
 
+@pytest.mark.slow
 def test_a_rank_without_work_ends_while_another_works(job_file, tmp_path):
     """One shard for three processes: rank 0 waits for whoever has it, the others need not."""
     options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=100"]

@@ -88,6 +88,7 @@ def test_squeue_is_asked(monkeypatch, tmp_path):
     assert job_end({"SLURM_JOB_ID": "7"}) == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
 
 
+@pytest.mark.slow
 def test_generate_stops_in_time(madgen, job_file, tmp_path):
     slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=50", "output.samples_per_shard=1"]
     assert madgen("plan", job_file).code == 0  # processes fork at once from now on

@@ -74,6 +74,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(background, "PAUSE_S", 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_object_is_there_whole_and_once_through_failures(s3, make, impatient, seed):
     directory = make()

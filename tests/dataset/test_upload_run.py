@@ -36,6 +36,7 @@ def local(folder):
     return {f"sets/alps/{path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
     s3.hold_at = "job-000001.tar"
     killed = start()
@@ -95,6 +96,7 @@ def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_
     assert f"output.upload=file://{tmp_path}/there holds another dataset (another); choose another place" in result.err
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_send_everything(s3, start, madgen_here, tmp_path):
     """Of three processes, over a network that fails."""
     s3.share, s3.faults = 0.05, ("error", "cut")

@@ -32,6 +32,7 @@ def test_diffusers_loads_and_runs_it_as_it_is():
     assert image.shape == (128, 128, 3)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_reconstructs_held_out_scenes_at_26_db():
     from diffusers import AutoencoderKL
 
@@ -60,6 +61,7 @@ def classify(image, templates):
     return scenes[int(np.abs(profiles - profile(image)).mean(axis=(1, 2)).argmin())]
 
 
+@pytest.mark.slow
 def test_the_classifier_recognises_drawn_scenes(templates):
     pictures = render(64, 3)
     guesses = [classify(image, templates) for image in pictures.images]
@@ -68,6 +70,7 @@ def test_the_classifier_recognises_drawn_scenes(templates):
         assert np.mean(right) >= 0.9, name
 
 
+@pytest.mark.slow
 def test_pictures_of_held_out_captions_show_what_the_caption_says(templates):
     held_out = [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
     held_out = [scene for scene in held_out if is_held_out(scene)]

@@ -9,6 +9,7 @@ from madgen.demo.training.train_clip import shows
 from madgen.models import clip as _clip
 
 
+@pytest.mark.slow
 def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
     """Two steps of each part: the pictures are noise, the folder is whole."""
     import torch

@@ -45,6 +45,7 @@ def test_tables_say_where_views_lie(layout):
         assert covers == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
 def test_the_kernels_do_what_pytorch_s_operations_do():
     from processes import environment  # not to be found where this file is the program
@@ -132,6 +133,7 @@ for dtype in ("fp32", "bf16", "fp16"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
 def test_the_kernels_compile_for_a_gpu_and_divide_as_pytorch_does(tmp_path):
     """For an H100, by Triton's own compiler, which needs none; in a process of its own, which knows no interpreter."""

@@ -193,6 +193,7 @@ def test_gradients_are_pytorchs(processor, joint):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_networks_have_it_too(processor):
     import torch._dynamo

@@ -178,6 +178,7 @@ def test_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch, tmp_
         lpips("vgg", torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_trained_weights_are_read_from_the_download_cache(monkeypatch, tmp_path):
     """The file that torchvision would download, here with known values."""
     import torchvision

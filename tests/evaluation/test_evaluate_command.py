@@ -76,6 +76,7 @@ def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, 
     assert "- fid: crops.seed is 0 in md, 1 in mad" in mixed.out
 
 
+@pytest.mark.slow
 def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_here, monkeypatch):
     write_dataset(tmp_path / "a", textures(PROMPTS, 4, 32, 96))
     write_dataset(tmp_path / "squares", textures(PROMPTS, 9, 32, 32, seed=1))

@@ -89,6 +89,7 @@ def run(monkeypatch, *arguments):
     return stopped.value.code or 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_quick_variant_runs_end_to_end(path, folder, monkeypatch, capsys):
     options = ["--quick", "-o", folder, "trainer.accelerator=cpu"]

@@ -269,6 +269,7 @@ print(json.dumps([large.reason, large.changes, small.reason, list(small.image_HW
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_memory_that_really_runs_out(tiny, tmp_path):
     """2045 views at once take some 80 MB here, the ladder's lower rungs less than 40."""

@@ -68,6 +68,7 @@ def hub(tiny):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_fetch_then_generate_without_a_network(hub, madgen, job_file, tmp_path):
     online, given = hub
     online = {**online, "HF_HUB_OFFLINE": None, "HF_HUB_DISABLE_XET": "1"}

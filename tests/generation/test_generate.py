@@ -128,6 +128,7 @@ def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     assert (plan.samples, plan.prompts[4].text) == (2500, "mountains over a meadow at noon 4")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
     """Also where nobody says how many threads there are: Lightning would give each of two processes half as many."""
     for devices, folder in ((1, "one"), (2, "two")):
@@ -181,11 +182,11 @@ def whole(job_file_of_module):
     ("signals", "code", "devices"),
     [
         ([signal.SIGKILL], -9, 1),
-        ([signal.SIGTERM], 3, 1),
-        ([signal.SIGUSR1], 3, 1),
-        ([signal.SIGINT], 3, 1),
-        ([signal.SIGINT, signal.SIGINT], 3, 1),
-        ([signal.SIGTERM], 3, 2),
+        pytest.param([signal.SIGTERM], 3, 1, marks=pytest.mark.slow),
+        pytest.param([signal.SIGUSR1], 3, 1, marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT], 3, 1, marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT, signal.SIGINT], 3, 1, marks=pytest.mark.slow),
+        pytest.param([signal.SIGTERM], 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_file, tmp_path, signals, code, devices):
@@ -205,6 +206,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_f
     assert not (tmp_path / "cut/work").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGKILL, -9)])
 def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_path, number, code):
     options = ["sampling.num_inference_steps=40", "output.samples_per_shard=10"]
@@ -224,6 +226,7 @@ def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_pat
     assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_nobody_has_to_read_what_it_says(job_file, tmp_path):
     """stderr is a pipe that nobody reads any more."""
     reading, writing = os.pipe()
@@ -276,6 +279,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
     """Peak resident memory of 4 and of 120 panoramas of 128x1024 px: kept, 116 of them would be 45 MB."""
     peaks = []

@@ -153,6 +153,7 @@ def read(shards):
     return found
 
 
+@pytest.mark.slow
 def test_generate_and_regenerate_agree_and_other_checkers_are_another_job(madgen, job_file, random_checker, tmp_path):
     job = (job_file, "prompts.limit=1", "sampling.width=80")
     assert madgen("generate", *job, "output.dir=plain").code == 0

@@ -45,6 +45,7 @@ def of_pixels(image):
     return {name: round(value, 4) for name, value in values.items()}
 
 
+@pytest.mark.slow
 def test_every_sample_has_its_scores_whoever_made_it(madgen, job_file, tmp_path):
     """Whatever batch, rank or shard; `filter` and `regenerate` work on it as a user runs them."""
     from pyarrow import parquet
@@ -241,6 +242,7 @@ def test_clip_is_the_mean_cosine_over_squares(clip_model):
     assert abs(found[0] - found[1]) > 0.01
 
 
+@pytest.mark.slow
 def test_clip_of_a_run(madgen, job_file, clip_model, tmp_path):
     model = tmp_path / "clip"
     shutil.copytree(clip_model, model)

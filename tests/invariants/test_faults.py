@@ -18,26 +18,31 @@ def judge(outcome):
     assert outcome.problems == []
 
 
+@pytest.mark.slow
 def test_kills_at_random_instants(lab):
     outcome = faults.kills(lab, 4, seed=1)
     assert outcome.faults == 4
     judge(outcome)
 
 
+@pytest.mark.slow
 def test_four_workers_one_killed_one_late(lab):
     judge(faults.crowd(lab))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_a_worker_that_stands_still_past_its_lease(lab, late):
     judge(faults.stopped(lab, late))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sabotage", Sabotage.all(), ids=lambda sabotage: sabotage.name)
 def test_a_call_that_fails(lab, sabotage):
     judge(faults.sabotaged(lab, sabotage))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", list(faults_disk.SCENARIOS))
 def test_a_disk_in_trouble(lab, disk):
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
@@ -45,6 +50,7 @@ def test_a_disk_in_trouble(lab, disk):
     judge(faults.mounted(lab, disk))
 
 
+@pytest.mark.slow
 def test_a_judge_sees_what_is_wrong(lab):
     """A dataset with other bytes, a missing shard and a stray file is not called whole."""
     directory = lab.new()

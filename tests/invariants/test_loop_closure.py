@@ -16,6 +16,7 @@ def pictures(sampler, count, loop, width, steps):
         yield from sampler.sample(list(PROMPTS), seeds=list(range(start, start + BATCH)), **size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "mad_steps", "width", "steps", "period"),
     [

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import pytest
 from processes import ROOT
 
 import madgen as package
@@ -11,6 +12,7 @@ import madgen as package
 SECRET = "0123456789abcdef" * 2 + "01234567"
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_any_file_or_log(madgen, job_file, tmp_path):
     """W&B is offline, but has the key; the hub's token is in the environment."""
     result = madgen(

@@ -66,6 +66,7 @@ def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp
     assert history(ended(logs[-1]))[-1]["samples"] == 10
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_path):
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
     options += ["sampling.num_inference_steps=20"]
@@ -84,6 +85,7 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
     arguments = ("generate", job_file, "prompts.samples_per_prompt=60", "monitor.wandb.mode=offline")
@@ -127,6 +129,7 @@ def test_online_without_a_key_is_offline_and_says_so(madgen, job_file, tmp_path)
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_path):
     """A socket that accepts nothing: everything is made, and the end does not wait for long."""
     with socket.socket() as silent:
@@ -254,6 +257,7 @@ def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     assert dead["id"] in alerts[0].text
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_dataset_log_one_run(start, job_file, tmp_path):
     options = ["prompts.samples_per_prompt=20", "monitor.wandb.mode=offline"]
     both = [start("generate", job_file, *options, WANDB_DIR=str(tmp_path)) for _ in range(2)]

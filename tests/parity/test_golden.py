@@ -74,6 +74,7 @@ def test_whole_layout_is_the_diffusers_pipeline():
     assert relative_error(ours, reference) <= 1e-4
 
 
+@pytest.mark.slow
 def test_released_syncdiffusion_code():
     """The reference was computed in float64: gradients through VGG16, decoder and UNet magnify float32 rounding."""
     reference, meta = load("sync_768")

@@ -90,6 +90,7 @@ def trial(madgen, job_file):
     return job_file
 
 
+@pytest.mark.slow
 def test_a_trial_tells_the_rate_of_the_job(madgen, trial, tmp_path):
     sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "trial/shards").glob("*.json"))]
     whole = json.loads(madgen("plan", trial, "prompts.limit=4", "--json").out)

@@ -21,6 +21,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import read_json
 from madgen.dataset.verify import exit_code, verify
 
+pytestmark = pytest.mark.slurm
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
 TIMEOUT_S = 240
 EVERY_PROMPT = "prompts.limit=null"

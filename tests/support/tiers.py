@@ -1,0 +1,79 @@
+"""Tiers: plain `pytest` runs the tests without a marker of `TIERS`, `pytest --all` runs every test.
+
+A marked test also runs where its file or its id is an argument, or where `-m` selects it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+TIERS = ("slow", "slurm", "browser", "gpu")
+NOT_RUN = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", dest="all_tiers", help=f"also run tests marked {', '.join(TIERS)}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One per core; one more with the tests on SLURM, which wait most of the time."""
+    return (os.cpu_count() or 1) + (config.option.all_tiers or "slurm" in config.option.markexpr)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "chromium_of_module" in item.fixturenames:
+            item.add_marker("browser")
+    if not (config.option.all_tiers or config.option.markexpr):
+        deselect(config, items)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    # The longest first: SLURM waits most of the time, and other tests can run meanwhile.
+    items.sort(
+        key=lambda item: (not item.get_closest_marker("slurm"), "readme" not in item.path.name, tier(item) is None)
+    )
+
+
+def tier(item) -> str | None:
+    """Return the first marker of `TIERS` that a test has."""
+    return next((name for name in TIERS if item.get_closest_marker(name)), None)
+
+
+def group(item) -> str:
+    """Return a name that tests share if they run in one xdist worker: a module, or a slow test without shared fixtures."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    shared = any(definitions[-1].scope in ("module", "class") for definitions in fixtures)
+    return item.nodeid if tier(item) == "slow" and not shared else item.path.name
+
+
+def deselect(config, items) -> None:
+    """Drop marked tests, except those of files that are arguments, and count them by tier."""
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    dropped = [item for item in items if tier(item) and item.path not in named]
+    if dropped:
+        config.stash[NOT_RUN] = Counter(map(tier, dropped))
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = dict(session.config.stash.get(NOT_RUN, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """In the controller of xdist, which collects nothing: take the counts of a worker."""
+    node.config.stash[NOT_RUN] = Counter(getattr(node, "workeroutput", {}).get("not_run", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if counts := config.stash.get(NOT_RUN, None):
+        listed = ", ".join(f"{counts[name]} {name}" for name in TIERS if counts[name])
+        terminalreporter.write_line(f"{counts.total()} tests not run ({listed}); pytest --all runs them")
