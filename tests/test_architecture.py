@@ -89,7 +89,7 @@ def test_files_of_tests_have_names_of_their_own_and_import_no_conftest():
 
 
 def test_default_tier_covers_every_package(request):
-    """Some module that has tests without a tier's marker imports each package; every xdist worker collects all tests."""
+    """A module with tests of this tier imports each package; every xdist worker collects all tests."""
     option = request.config.option
     if option.keyword or option.markexpr or [Path(path).resolve() for path in request.config.args] != [TESTS]:
         pytest.skip("only some of the tests are collected")

@@ -46,7 +46,7 @@ def tier(item) -> str | None:
 
 
 def group(item) -> str:
-    """Return a name that tests share if they run in one xdist worker: a module, or a slow test without shared fixtures."""
+    """Return the name of tests that run in one xdist worker: a module, or a slow test without shared fixtures."""
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     shared = any(definitions[-1].scope in ("module", "class") for definitions in fixtures)
     return item.nodeid if tier(item) == "slow" and not shared else item.path.name
