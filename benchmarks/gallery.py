@@ -8,6 +8,7 @@ chromium and chromium-driver, and the `test` extra.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import random
 import statistics
@@ -22,7 +23,8 @@ from resume_scale import measure
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import SampleEntry, Sidecar, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import build_plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
@@ -122,11 +124,13 @@ def write_shard(directory: DatasetDir, shard, pictures: list[bytes], scores: ran
                 info = tarfile.TarInfo(f"{task.key}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            entries.append({
-                "key": task.key, "seed": task.seed, "prompt": text, "offset": start, "size": tar.offset - start,
-                "height": HEIGHT, "width": WIDTH, "scores": found,
-            })  # fmt: skip
-    directory.sidecar(shard.name).write_bytes(to_json({"shard": shard.name, "samples": entries, "quarantine": []}))
+            entries.append((task.key, task.seed, text, start, tar.offset - start, found))
+    written = directory.tar(shard.name).read_bytes()
+    samples = tuple(
+        SampleEntry(*place, hashlib.sha256(written[place[3] :][: place[4]]).hexdigest(), HEIGHT, WIDTH, found)
+        for *place, found in entries
+    )
+    directory.sidecar(shard.name).write_bytes(Sidecar(shard.name, shard.index, samples).to_json())
 
 
 def visits(page: Path, times: int, phone: bool) -> list[list[float]]:

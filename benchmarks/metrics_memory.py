@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
 from madgen.demo.scenes import vocabulary
 from madgen.demo.tokenizer import build_tokenizer
@@ -53,15 +54,16 @@ def write_dataset(folder: Path, count: int, width: int, per_shard: int = 50) -> 
                     info = tarfile.TarInfo(f"{key}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-                place = {"offset": offset, "size": tar.offset - offset}
-                entries.append({"key": key, "prompt": PROMPTS[prompt], **place})
+                entries.append((key, PROMPTS[prompt], offset, tar.offset - offset))
         written = (folder / "shards" / f"{name}.tar").read_bytes()
-        for entry in entries:
-            records = written[entry["offset"] : entry["offset"] + entry["size"]]
-            entry["sha256"] = hashlib.sha256(records).hexdigest()
-        (folder / "shards" / f"{name}.json").write_text(json.dumps({"shard": name, "samples": entries}))
-    about = {"job": {"name": "made"}, "plan": {"samples": count}, "fingerprint": "made", "identity": {}}
-    (folder / "dataset.json").write_text(json.dumps(about))
+        samples = tuple(
+            SampleEntry(key, 0, text, at, size, hashlib.sha256(written[at : at + size]).hexdigest(), 64, width)
+            for key, text, at, size in entries
+        )
+        sidecar = Sidecar(name, start // per_shard, samples)
+        (folder / "shards" / f"{name}.json").write_bytes(sidecar.to_json())
+    plan = PlanTotals(len(PROMPTS), count, -(-count // per_shard), per_shard, "")
+    (folder / "dataset.json").write_bytes(Manifest("made", {"name": "made"}, plan).to_json())
     return DatasetDir(folder)
 
 

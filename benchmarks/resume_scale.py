@@ -17,9 +17,11 @@ from pathlib import Path
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
+from madgen.dataset.format import SampleEntry, Sidecar
 from madgen.dataset.index import write_index
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import build_plan
+from madgen.types import Shard
 
 PER_SHARD = 100
 
@@ -54,25 +56,22 @@ def build(root: Path, shards: int) -> None:
     for index in range(shards):
         shard = plan.shard(index)
         directory.tar(shard.name).touch()
-        directory.sidecar(shard.name).write_bytes(to_json(sidecar(shard)))
+        directory.sidecar(shard.name).write_bytes(sidecar(shard).to_json())
     write_index(directory)
 
 
-def sidecar(shard) -> dict:  # type: ignore[no-untyped-def, type-arg]
-    """As `OpenShard` writes it."""
-    samples = [
-        {
-            "key": task.key, "seed": task.seed, "prompt": task.prompt.text, "offset": 75_000 * number, "size": 75_000,
-            "sha256": hashlib.sha256(task.key.encode()).hexdigest(), "height": 128, "width": 768,
-        }
+def sidecar(shard: Shard) -> Sidecar:
+    """Describe a shard as `OpenShard` does."""
+    samples = tuple(
+        SampleEntry(
+            task.key, task.seed, task.prompt.text, 75_000 * number, 75_000,
+            hashlib.sha256(task.key.encode()).hexdigest(), 128, 768,
+        )
         for number, task in enumerate(shard.tasks)
-    ]  # fmt: skip
-    end = time.time()
-    return {
-        "shard": shard.name, "index": shard.index, "samples": samples, "quarantined": [], "quarantine": [],
-        "seconds": {"sample": 90.0, "decode": 9.0, "write": 1.0, "wait": 0.0}, "made": len(samples),
-        "started": end - 100, "finished": end, "worker": "node-1-abc",
-    }  # fmt: skip
+    )  # fmt: skip
+    seconds, end = {"sample": 90.0, "decode": 9.0, "write": 1.0, "wait": 0.0}, time.time()
+    times = {"started": end - 100, "finished": end}
+    return Sidecar(shard.name, shard.index, samples, (), seconds, made=len(samples), worker="node-1-abc", **times)
 
 
 def measure(command: list[str], folder: Path) -> tuple[float, float]:

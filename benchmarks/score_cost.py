@@ -37,9 +37,9 @@ def of_dataset(directory: DatasetDir) -> None:
     """Prints seconds a panorama, and which share of its making they are."""
     keys, made, spent = [], 0, 0.0
     for sidecar in directory.sidecars():
-        keys += [entry["key"] for entry in sidecar["samples"]]
-        made += sidecar["made"]
-        spent += sum(sidecar["seconds"].get(name, 0.0) for name in ("sample", "decode"))
+        keys += [entry.key for entry in sidecar.samples]
+        made += sidecar.made
+        spent += sum(sidecar.seconds.get(name, 0.0) for name in ("sample", "decode"))
     images = [read_sample(directory, key).image_HWC for key in keys[:16]]
     height, width = images[0].shape[:2]
     borders = list(range(height // 4, width, height // 4))

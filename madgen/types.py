@@ -100,6 +100,11 @@ class Shard:
     tasks: tuple[Task, ...]
 
 
+def shard_name(job_name: str, index: int) -> str:
+    """Return the file stem of a shard, e.g. `demo-000042`."""
+    return f"{job_name}-{index:06d}"
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Panoramas of one size, sampled at once; consecutive tasks of one shard.

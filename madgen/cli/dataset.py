@@ -50,7 +50,7 @@ def verify(
         found = checks.verify(DatasetDir(directory), progress)
     checks.print_verdict(found, as_json)
     if repair and found.broken:
-        from madgen.dataset.repair import repair as reopen
+        from madgen.dataset.shards.recovery import repair as reopen
 
         again = reopen(DatasetDir(directory), found)
         print(f"{len(found.broken)} shards are open again, {again} samples to make; run generate", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
 from madgen.utils.atomic import write_atomically
@@ -41,11 +42,11 @@ class Facts:
     pictures: list[tuple[str, str]] = field(default_factory=list)
     """Files of the card's pictures and their prompts."""
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: SampleEntry) -> None:
         """Counts a sample, as its sidecar tells of it."""
         self.samples += 1
-        self.bytes += entry["size"]
-        for name, value in (entry.get("scores") or {}).items():
+        self.bytes += entry.size
+        for name, value in (entry.scores or {}).items():
             count, total = self.scores.get(name, (0, 0.0))
             self.scores[name] = count + 1, total + value
 
@@ -59,33 +60,33 @@ def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[s
     begin = 0
     for shard, count in counts:
         here = [index - begin for index in wanted if begin <= index < begin + count]
-        entries = directory.read_sidecar(shard)["samples"] if here else []
+        entries = directory.read_sidecar(shard).samples if here else ()
         for entry in (entries[index] for index in here):
             with contextlib.suppress(UserError, *UNREADABLE):
-                picture = _small(directory, shard, entry)  # of a damaged sample there is none; `verify` says so
+                picture = _small(directory, entry)  # of a damaged sample there is none; `verify` says so
                 folder.mkdir(exist_ok=True)
                 path = folder / f"{len(facts.pictures) + 1}.jpg"
                 write_atomically(path, picture)
-                facts.pictures.append((f"samples/{path.name}", entry["prompt"]))
+                facts.pictures.append((f"samples/{path.name}", entry.prompt))
         begin += count
     for number in range(len(facts.pictures) + 1, PICTURES + 1):  # of a dataset that had more
         (folder / f"{number}.jpg").unlink(missing_ok=True)
 
 
-def _small(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> bytes:
-    image, stream = Image.fromarray(read_entry(directory, shard, entry).image_HWC), io.BytesIO()
+def _small(directory: DatasetDir, entry: SampleEntry) -> bytes:
+    image, stream = Image.fromarray(read_entry(directory, entry).image_HWC), io.BytesIO()
     image.thumbnail(PICTURE)
     image.save(stream, "JPEG", quality=90)
     return stream.getvalue()
 
 
-def card(manifest: dict[str, Any], facts: Facts) -> str:
+def card(manifest: Manifest, facts: Facts) -> str:
     """Markdown."""
-    job, licence = manifest["job"], manifest.get("licence", {}).get("backbone")
-    filtered = _filtered(manifest["filtered"]) if "filtered" in manifest else ""
+    job, licence = manifest.job, (manifest.licence or {}).get("backbone")
+    filtered = _filtered(manifest.filtered) if manifest.filtered else ""
     lost = f", {facts.quarantined} could not be made (`quarantine.jsonl`)" if facts.quarantined else ""
     return f"""---
-pretty_name: {json.dumps(job["name"])}
+pretty_name: {json.dumps(manifest.name)}
 license: {licence or "unknown"}
 task_categories: [text-to-image, unconditional-image-generation]
 tags: [synthetic, image, text, panorama, webdataset, madgen]
@@ -102,10 +103,10 @@ dataset_info:
   - {{name: __key__, dtype: string}}
   - {{name: __url__, dtype: string}}
 ---
-# {job["name"]}
+# {manifest.name}
 
-{facts.samples} of {manifest["plan"]["samples"]} synthetic panoramas ({facts.bytes / 1e6:.1f} MB){lost}, made by
-madgen {manifest["versions"]["madgen"] or ""} by joint diffusion over overlapping views.
+{facts.samples} of {manifest.plan.samples} synthetic panoramas ({facts.bytes / 1e6:.1f} MB){lost}, made by
+madgen {manifest.versions.get("madgen") or ""} by joint diffusion over overlapping views.
 {filtered}
 {_gallery(facts)}
 ## How to read it
@@ -126,17 +127,17 @@ def _gallery(facts: Facts) -> str:
     return "\n".join(f"![]({file})\n\n*{escaped(prompt)}*\n" for file, prompt in facts.pictures)
 
 
-def _table(manifest: dict[str, Any], facts: Facts) -> str:
-    job, identity = manifest["job"], manifest["identity"]
+def _table(manifest: Manifest, facts: Facts) -> str:
+    job, identity = manifest.job, manifest.identity
     backbone, mad, sampling = identity["backbone"], job["method"]["mad"], job["sampling"]
     rows = {
-        "prompts": manifest["plan"]["prompts"],
+        "prompts": manifest.plan.prompts,
         "backbone": f"{escaped(job['backbone']['pretrained'])}, {backbone['dtype']}, weights `{backbone['weights']}`",
-        "licence of its weights": manifest.get("licence", {}).get("backbone") or "not known",
+        "licence of its weights": (manifest.licence or {}).get("backbone") or "not known",
         "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
         "sampling": f"{sampling['num_inference_steps']} steps, guidance scale {sampling['guidance_scale']}",
         **{f"{name}, mean": f"{total / count:.4f} of {count}" for name, (count, total) in sorted(facts.scores.items())},
-        "fingerprint": f"`{manifest['fingerprint']}`",
+        "fingerprint": f"`{manifest.fingerprint}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 

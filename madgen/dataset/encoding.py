@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from madgen.dataset.layout import to_json
+from madgen.dataset.format import to_json
 from madgen.images import embedded_metadata as embed
 from madgen.types import Record
 from madgen.utils.errors import UserError

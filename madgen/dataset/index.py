@@ -9,7 +9,8 @@ from typing import Any
 
 from madgen.config.schema import SCORES
 from madgen.dataset.card import Facts, card, write_pictures
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import SampleEntry, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.utils.atomic import atomic, write_atomically
 
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
@@ -20,7 +21,7 @@ def write_index(directory: DatasetDir) -> Path:
     import pyarrow
     from pyarrow import parquet
 
-    content = directory.read_manifest()
+    manifest = directory.read_manifest()
     types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null where a sample has none
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES)])
@@ -28,28 +29,31 @@ def write_index(directory: DatasetDir) -> Path:
     facts, counts = Facts(), list[tuple[str, int]]()
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [_row(sidecar["shard"], sample) for sample in sidecar["samples"]]
+            rows = [_row(entry) for entry in sidecar.samples]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            counts.append((sidecar["shard"], len(rows)))
-            facts.quarantined += len(sidecar["quarantined"])
-            for sample in sidecar["samples"]:
-                facts.add(sample)
+            counts.append((sidecar.shard, len(rows)))
+            facts.quarantined += len(sidecar.quarantine)
+            for entry in sidecar.samples:
+                facts.add(entry)
     write_pictures(directory, facts, counts)
-    write_atomically(directory.root / "README.md", card(content, facts).encode())
+    write_atomically(directory.root / "README.md", card(manifest, facts).encode())
     return path
 
 
-def _row(shard: str, sample: dict[str, Any]) -> dict[str, Any]:
-    prompt_id, _, number = sample["key"].rpartition("-")
-    about = {"shard": shard, "prompt_id": prompt_id, "sample_index": int(number)}
-    return {**sample, **sample.get("scores", {}), **about}
+def _row(entry: SampleEntry) -> dict[str, Any]:
+    prompt_id, _, number = entry.key.rpartition("-")
+    derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": int(number)}
+    return {**entry.as_dict(), **(entry.scores or {}), **derived}
 
 
 def write_quarantine(directory: DatasetDir) -> None:
     """Rebuilds `quarantine.jsonl`, a line for each sample that could not be made; none, no file."""
     path = directory.root / "quarantine.jsonl"
-    found = ((sidecar["shard"], entry) for sidecar in directory.sidecars() for entry in sidecar["quarantine"])
-    lines = b"".join(to_json({"shard": shard, **entry}) for shard, entry in found)
+    lines = b"".join(
+        to_json({"shard": sidecar.shard, **entry.as_dict()})
+        for sidecar in directory.sidecars()
+        for entry in sidecar.quarantine
+    )
     if lines:
         write_atomically(path, lines)
     else:

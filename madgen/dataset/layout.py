@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from madgen.dataset.format import FormatError, Manifest, SampleEntry, Sidecar
 from madgen.utils.atomic import is_left_over
 from madgen.utils.errors import UserError
 
@@ -122,19 +121,18 @@ class DatasetDir:
                 self.check_there()
             raise
 
-    def read_manifest(self) -> dict[str, Any]:
-        """`dataset.json`; UserError if this is no dataset."""
+    def read_manifest(self) -> Manifest:
+        """Read `dataset.json`. Raises UserError if it is missing or damaged."""
         try:
-            content = json.loads(self.manifest.read_text(encoding="utf-8"))
+            return Manifest.from_json(self.manifest.read_bytes(), self.manifest)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.root} holds no madgen dataset (no dataset.json); name the output.dir of a job"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"cannot read {self.manifest}: {error}") from error
-        if not isinstance(content, dict) or not content.keys() >= {"job", "plan"}:
-            raise UserError(f"{self.manifest} is not madgen's: it has no job and no plan; restore it from a copy")
-        return content
+        except FormatError as error:
+            raise FormatError(f"{error}; restore it from a copy") from error
 
     def sweep(self) -> None:
         """Removes what killed workers left of files that they were writing."""
@@ -143,28 +141,21 @@ class DatasetDir:
                 if is_left_over(path):
                     path.unlink()
 
-    def sidecars(self) -> Iterator[dict[str, Any]]:
-        """The sidecars of the finished shards, in order."""
+    def sidecars(self) -> Iterator[Sidecar]:
+        """Yield the sidecars of the finished shards, in order."""
         for name in sorted(self.done()):
-            with contextlib.suppress(FileNotFoundError):  # put back on the list in the meantime
+            with contextlib.suppress(FileNotFoundError):  # reopened in the meantime
                 yield self.read_sidecar(name)
 
-    def read_sidecar(self, name: str) -> dict[str, Any]:
-        """The sidecar of a shard; UserError with the way out if it is damaged."""
+    def entries(self) -> Iterator[SampleEntry]:
+        """Yield the samples of the finished shards, in order."""
+        for sidecar in self.sidecars():
+            yield from sidecar.samples
+
+    def read_sidecar(self, name: str) -> Sidecar:
+        """Read the sidecar of a shard. Raises FormatError if it is damaged."""
         try:
-            content = json.loads(self.sidecar(name).read_text(encoding="utf-8"))
-        except ValueError:
-            content = None
-        if not isinstance(content, dict) or "samples" not in content:
-            raise self.damaged(name)
-        return content
-
-    def damaged(self, name: str) -> UserError:
-        """What is said of a sidecar that cannot be used, with the way out."""
-        mend = f"madgen verify {self.root} --repair, then generate again, makes its shard again"
-        return UserError(f"{self.sidecar(name)} is damaged; {mend}")
-
-
-def to_json(value: Any, indent: int | None = None) -> bytes:
-    """UTF-8 JSON with sorted keys: the same value gives the same bytes."""
-    return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=indent) + "\n").encode()
+            return Sidecar.from_json(self.sidecar(name).read_bytes(), self.sidecar(name))
+        except FormatError as error:
+            fix = f"run madgen verify {self.root} --repair, then generate again to remake its shard"
+            raise FormatError(f"{error}; {fix}") from error

@@ -9,7 +9,8 @@ import os
 from typing import Any
 
 from madgen.config.schema import Job
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import Manifest, PlanTotals, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, has_regions
 from madgen.hub.license import weights_licence
 from madgen.hub.weights import (
@@ -101,28 +102,21 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.blake2b(to_json(identity), digest_size=16).hexdigest()
 
 
-def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> dict[str, Any]:
-    """The content of `dataset.json`."""
-    return {
-        "madgen": 1,
-        "fingerprint": fingerprint(identity),
-        "identity": identity,
-        "job": job.as_dict(),
-        "plan": plan_totals(plan),
-        "licence": {"backbone": weights_licence(job.backbone.pretrained, job.backbone.revision)},
-        "versions": {name: _version(name) for name in VERSIONED},
-    }
+def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
+    """Return the content of `dataset.json`."""
+    return Manifest(
+        fingerprint(identity),
+        job.as_dict(),
+        plan_totals(plan),
+        identity,
+        licence={"backbone": weights_licence(job.backbone.pretrained, job.backbone.revision)},
+        versions={name: _version(name) for name in VERSIONED},
+    )
 
 
-def plan_totals(plan: Plan) -> dict[str, Any]:
-    """The plan in numbers."""
-    return {
-        "prompts": len(plan.prompts),
-        "samples": plan.samples,
-        "shards": plan.shard_count,
-        "samples_per_shard": plan.samples_per_shard,
-        "keys_sha256": plan.keys_digest,
-    }
+def plan_totals(plan: Plan) -> PlanTotals:
+    """Return the size of a plan."""
+    return PlanTotals(len(plan.prompts), plan.samples, plan.shard_count, plan.samples_per_shard, plan.keys_digest)
 
 
 def _version(name: str) -> str | None:
@@ -132,7 +126,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_directory(directory: DatasetDir, content: dict[str, Any] | None, resume: str) -> None:
+def check_directory(directory: DatasetDir, content: Manifest | None, resume: str) -> None:
     """Refuses a directory of another job, or one that is not ours; writes nothing.
 
     `content` is what `dataset.json` would hold; None: not yet known.
@@ -143,7 +137,7 @@ def check_directory(directory: DatasetDir, content: dict[str, Any] | None, resum
         raise UserError(f"output.dir={root}: {occupied} is a file; choose a directory")
     if directory.manifest.exists():
         existing = directory.read_manifest()
-        if "filtered" in existing:
+        if existing.filtered is not None:
             raise UserError(f"output.dir={root} holds what madgen filter chose of a dataset; choose another")
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
@@ -161,12 +155,12 @@ NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
 
 
-def _changed(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
+def _changed(existing: Manifest, content: Manifest) -> list[str]:
     """The keys that differ; what makes the prompts differ is named by the keys of the job, where those tell."""
-    found = differences(existing.get("identity", {}), content["identity"])
+    found = differences(existing.identity, content.identity)
     if not any(line.startswith("prompts.digest") for line in found):
         return found
-    asked = [line for line in differences(existing["job"], content["job"]) if line.startswith(PROMPT_KEYS)]
+    asked = [line for line in differences(existing.job, content.job) if line.startswith(PROMPT_KEYS)]
     others = [line for line in found if not line.startswith("prompts.")]
     return [*others, *(asked or ["prompts.source: other prompts or masks now"])]
 
@@ -194,13 +188,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def create(directory: DatasetDir, content: dict[str, Any]) -> None:
+def create(directory: DatasetDir, content: Manifest) -> None:
     """Writes `dataset.json` unless it is there; of several workers at once, one writes and the others check."""
     temporary = temporary_path(directory.manifest)
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:
-            stream.write(to_json(content, indent=1))
+            stream.write(content.to_json())
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
@@ -221,7 +215,7 @@ def create(directory: DatasetDir, content: dict[str, Any]) -> None:
     directory.shards.mkdir(exist_ok=True)
 
 
-def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> dict[str, Any]:
+def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:
     """The manifest of a job whose weights are at hand, sampled in `dtype` (which `auto` leaves to the device).
 
     `config` is what describes a single file where the job does not say so.

@@ -11,7 +11,7 @@ from madgen.prompts.cache import open_cached, plan_key
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.table import PromptTable
-from madgen.types import Batch, Prompt, Shard, Task
+from madgen.types import Batch, Prompt, Shard, Task, shard_name
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import sample_seed
 
@@ -89,11 +89,6 @@ class Plan:
         path = cache / f"{self.key}.arrow"
         self.prompts.save(path)
         return path
-
-
-def shard_name(job_name: str, index: int) -> str:
-    """File stem of a shard."""
-    return f"{job_name}-{index:06d}"
 
 
 def build_plan(job: Job, cache: Path | None = None) -> Plan:

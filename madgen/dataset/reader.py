@@ -1,4 +1,4 @@
-"""One finished sample by its key, found through the sidecars."""
+"""Read finished samples, whose places in the tars are in the sidecars."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
 
@@ -20,7 +21,7 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 
 @dataclass(frozen=True)
 class Sample:
-    """What a dataset holds under one key."""
+    """A sample of a dataset."""
 
     metadata: dict[str, Any]
     image_HWC: np.ndarray
@@ -29,44 +30,36 @@ class Sample:
 
 
 def read_sample(directory: DatasetDir, key: str) -> Sample:
-    """Reads only the sample's own bytes; UserError if no finished shard holds the key."""
+    """Read a sample of a finished shard by its key. Raises UserError if there is none."""
     directory.read_manifest()
-    for sidecar in directory.sidecars():
-        for entry in sidecar["samples"]:
-            if entry["key"] == key:
-                return read_entry(directory, sidecar["shard"], entry)
+    for entry in directory.entries():
+        if entry.key == key:
+            return read_entry(directory, entry)
     raise UserError(f"{directory.root} has no finished sample {key!r}")
 
 
-def read_entry(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> Sample:
-    """The sample that an entry of a shard's sidecar tells of."""
-    return _parse(_records(directory, shard, entry))
-
-
-def read_metadata(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a sample, without looking at its picture."""
-    return json.loads(_members(_records(directory, shard, entry))["json"])
-
-
-def _records(directory: DatasetDir, shard: str, entry: dict[str, Any]) -> bytes:
-    with open(directory.tar(shard), "rb") as stream:
-        stream.seek(entry["offset"])
-        records = stream.read(entry["size"])
-    if hashlib.sha256(records).hexdigest() != entry["sha256"]:
-        raise UserError(
-            f"{directory.tar(shard)}: sample {entry['key']} is not what was written; "
-            f"madgen verify {directory.root} --repair has it made again"
-        )
-    return records
-
-
-def _members(records: bytes) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
-        return {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-
-
-def _parse(records: bytes) -> Sample:
-    members = _members(records)
+def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
+    """Read a sample and decode its image."""
+    members = read_members(directory, entry)
     image_format = next(name for name in IMAGE_FORMATS if name in members)
     with Image.open(io.BytesIO(members[image_format])) as image:
         return Sample(json.loads(members["json"]), np.asarray(image.convert("RGB")), image_format)
+
+
+def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:
+    """Read the JSON of a sample without decoding its image."""
+    return json.loads(read_members(directory, entry)["json"])
+
+
+def read_members(directory: DatasetDir, entry: SampleEntry) -> dict[str, bytes]:
+    """Read the files of a sample, by suffix. Raises UserError if its checksum does not match."""
+    with open(directory.tar(entry.shard), "rb") as stream:
+        stream.seek(entry.offset)
+        records = stream.read(entry.size)
+    if hashlib.sha256(records).hexdigest() != entry.sha256:
+        raise UserError(
+            f"{directory.tar(entry.shard)} is damaged: checksum mismatch of sample {entry.key} (byte {entry.offset}); "
+            f"run madgen verify {directory.root} --repair, then generate again to remake it"
+        )
+    with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
+        return {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from madgen.config.schema import Job
+from madgen.dataset.format import Manifest
 from madgen.images.masks import region_to_json
 from madgen.types import Task
 
 
-def sample_settings(job: Job, content: dict[str, Any]) -> dict[str, Any]:
+def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
     """The part of a sample's JSON that all samples of a job share."""
-    identity, backbone = content["identity"], job.backbone
+    identity, backbone = manifest.identity, job.backbone
     where = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
     known = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
     return {
@@ -25,7 +26,7 @@ def sample_settings(job: Job, content: dict[str, Any]) -> dict[str, Any]:
         "sampling": identity["sampling"],
         "safety": identity["safety"] and {"checker": job.safety.checker, **identity["safety"]},
         "job_seed": job.prompts.seed,
-        "fingerprint": content["fingerprint"],
+        "fingerprint": manifest.fingerprint,
     }
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
+from madgen.dataset.format import PlanTotals, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
 
@@ -45,7 +46,7 @@ class Verdict:
 class Broken:
     """A shard that is to be made again, but for the samples that are whole."""
 
-    whole: list[dict[str, Any]]
+    whole: list[SampleEntry]
     """Their sidecar entries."""
     changed: int | None
     """When the sidecar that was checked was written (mtime in ns); None if it was not there."""
@@ -59,7 +60,7 @@ class _Shard:
     """In the order of the plan, those in quarantine included."""
     present: int = 0
     problems: list[str] = field(default_factory=list)
-    whole: list[dict[str, Any]] = field(default_factory=list)
+    whole: list[SampleEntry] = field(default_factory=list)
     changed: int | None = None
     unread: bool = False
     """Something stood in the way of reading it, which says nothing of the shard."""
@@ -68,13 +69,13 @@ class _Shard:
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
     """Checks every tar, member, checksum and picture against sidecars and plan; `on_shard(done, total)` reports."""
     manifest = directory.read_manifest()
-    plan = manifest["plan"]
-    verdict = Verdict(plan["samples"])
-    if "filtered" in manifest:
+    plan = manifest.plan
+    verdict = Verdict(plan.samples)
+    if manifest.filtered is not None:
         verdict.mend = "remove it, then madgen filter again"
     tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
     committed = directory.committed()
-    expected = {f"{manifest['job']['name']}-{index:06d}" for index in range(plan["shards"])}
+    expected = set(manifest.shard_names())
     names = sorted(committed & expected)
     verdict.problems += [f"{name}: a shard that was not planned" for name in sorted(committed - expected)]
     verdict.problems += [f"{name}.tar: not planned" for name in sorted(tars - expected)]
@@ -93,15 +94,15 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
             keys.update("".join(f"{key}\n" for key in shard.keys).encode())
             on_shard(done, len(names))
     settled = verdict.present + verdict.quarantined
-    if settled == verdict.planned and keys.hexdigest() != plan["keys_sha256"]:
+    if settled == verdict.planned and keys.hexdigest() != plan.keys_sha256:
         verdict.problems.append("the keys are not the planned ones")
-    if not verdict.problems and settled != verdict.planned and len(names) == plan["shards"]:
+    if not verdict.problems and settled != verdict.planned and len(names) == plan.shards:
         verdict.problems.append(f"{settled} samples in all shards, {verdict.planned} planned")
     return verdict
 
 
 def _checked(
-    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], plan: dict[str, Any]
+    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], plan: PlanTotals
 ) -> Iterator[tuple[str, _Shard]]:
     """The shards in order, a few of them checked ahead."""
     ahead: deque[tuple[str, Future[_Shard]]] = deque()
@@ -119,12 +120,12 @@ def _mark(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def _check_shard(directory: DatasetDir, name: str, plan: dict[str, Any]) -> _Shard:
+def _check_shard(directory: DatasetDir, name: str, plan: PlanTotals) -> _Shard:
     """Reads one shard from end to end; one sample in memory at a time."""
     shard = _Shard(changed=sidecar_time(directory, name))
     try:
         sidecar = directory.read_sidecar(name)
-        entries = {entry["key"]: entry for entry in sidecar["samples"]}
+        entries = {entry.key: entry for entry in sidecar.samples}
         with open(directory.tar(name), "rb") as raw:
             for key, members in _samples(directory.tar(name)):
                 shard.keys.append(key)
@@ -140,8 +141,8 @@ def _check_shard(directory: DatasetDir, name: str, plan: dict[str, Any]) -> _Sha
         return shard
     if list(entries) != shard.keys:
         shard.problems.append("its sidecar and its tar do not hold the same keys in the same order")
-    for entry in sidecar.get("quarantine", []):  # in the order of their positions
-        shard.keys.insert(entry["position"], entry["key"])
+    for entry in sidecar.quarantine:  # in the order of their positions
+        shard.keys.insert(entry.position, entry.key)
     planned = planned_samples(plan, name)
     if len(shard.keys) != planned:
         shard.problems.append(f"{len(shard.keys)} samples, {planned} planned")
@@ -156,10 +157,10 @@ def sidecar_time(directory: DatasetDir, name: str) -> int | None:
         return None
 
 
-def planned_samples(plan: dict[str, Any], name: str) -> int:
+def planned_samples(plan: PlanTotals, name: str) -> int:
     """How many samples a shard is to hold."""
-    first = int(name.rpartition("-")[2]) * plan["samples_per_shard"]
-    return max(0, min(plan["samples_per_shard"], plan["samples"] - first))
+    first = int(name.rpartition("-")[2]) * plan.samples_per_shard
+    return max(0, min(plan.samples_per_shard, plan.samples - first))
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -181,14 +182,14 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield current, members
 
 
-def _check_bytes(raw: BinaryIO, entry: dict[str, Any]) -> list[str]:
-    raw.seek(entry["offset"])
-    if hashlib.sha256(raw.read(entry["size"])).hexdigest() != entry["sha256"]:
+def _check_bytes(raw: BinaryIO, entry: SampleEntry) -> list[str]:
+    raw.seek(entry.offset)
+    if hashlib.sha256(raw.read(entry.size)).hexdigest() != entry.sha256:
         return ["its bytes do not have the sidecar's sha256"]
     return []
 
 
-def _check_sample(key: str, members: dict[str, bytes], entry: dict[str, Any]) -> list[str]:
+def _check_sample(key: str, members: dict[str, bytes], entry: SampleEntry) -> list[str]:
     problems = []
     images = [extension for extension in members if extension in IMAGE_FORMATS]
     if len(images) != 1 or set(members) != {*images, "json", "txt"}:
@@ -202,9 +203,9 @@ def _check_sample(key: str, members: dict[str, bytes], entry: dict[str, Any]) ->
         return [f"does not decode: {error}"]
     if size != (metadata["height"], metadata["width"]):
         problems.append(f"the picture is {size} px, its JSON says {metadata['height']}, {metadata['width']}")
-    if metadata["key"] != key or metadata["seed"] != entry["seed"]:
+    if metadata["key"] != key or metadata["seed"] != entry.seed:
         problems.append("its JSON is that of another sample")
-    if metadata.get("scores") != entry.get("scores"):
+    if metadata.get("scores") != entry.scores:
         problems.append("its scores are not those of its sidecar")
     if members["txt"].decode() != metadata["prompt"]:
         problems.append("its txt is not the prompt of its JSON")

@@ -58,7 +58,7 @@ def run(request: Request) -> Path | None:
         from madgen.evaluation.plots import pyplot
 
         pyplot()  # fail before the evaluation if matplotlib is missing
-    evaluation = _evaluation(request, directory, manifest["job"])
+    evaluation = _evaluation(request, directory, manifest.job)
 
     from madgen.evaluation.evaluate import check_counts, evaluate
     from madgen.evaluation.reference import make_reference

@@ -14,7 +14,7 @@ import numpy as np
 
 from madgen.dataset.layout import DatasetDir
 from madgen.evaluation.pairs import score_pairs
-from madgen.evaluation.partial_results import Collected, Column, collect, digest, prompt_of
+from madgen.evaluation.partial_results import Collected, Column, collect, digest
 from madgen.evaluation.runner import RankInfo, compute_columns
 from madgen.metrics import metric, needs_reference
 from madgen.metrics.crops import CroppedImage, Crops
@@ -114,22 +114,20 @@ def evaluate(evaluation: Evaluation, ranks: RankInfo | None = None) -> dict[str,
 def count_samples(directory: DatasetDir) -> PromptCounts:
     """Count the samples of each prompt in the finished shards."""
     counts: PromptCounts = {}
-    for sidecar in directory.sidecars():
-        for entry in sidecar["samples"]:
-            prompt = prompt_of(entry["key"])
-            counts[prompt] = (entry["prompt"], counts.get(prompt, ("", 0))[1] + 1)
+    for entry in directory.entries():
+        counts[entry.prompt_id] = (entry.prompt, counts.get(entry.prompt_id, ("", 0))[1] + 1)
     return dict(sorted(counts.items()))
 
 
 def _describe(directory: DatasetDir, prompts: PromptCounts) -> dict[str, Any]:
     manifest = directory.read_manifest()
     return {
-        "name": manifest["job"]["name"],
-        "fingerprint": manifest["fingerprint"],
+        "name": manifest.name,
+        "fingerprint": manifest.fingerprint,
         "samples": sum(count for _, count in prompts.values()),
-        "planned": manifest["plan"]["samples"],
+        "planned": manifest.plan.samples,
         "prompts": len(prompts),
-        "identity": manifest["identity"],
+        "identity": manifest.identity,
     }
 
 
@@ -223,7 +221,7 @@ def _distances(
     assert evaluation.reference is not None
     reference = collect(evaluation.reference, evaluation.columns[name], evaluation.reference_parts)
     theirs = {"": slice(0, len(reference.keys))} if "" in rows else reference.rows_by_prompt()
-    fingerprint = evaluation.reference.read_manifest()["fingerprint"]
+    fingerprint = evaluation.reference.read_manifest().fingerprint
     details["reference"] = {"fingerprint": fingerprint, **_range(theirs[prompt] for prompt in rows)}
     return {
         prompt: distance(own.values[part], reference.values[theirs[prompt]]) for prompt, part in rows.items()

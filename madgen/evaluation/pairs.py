@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from madgen.dataset.format import prompt_id
 from madgen.dataset.layout import DatasetDir
-from madgen.evaluation.partial_results import Column, digest, prompt_of, save_array
+from madgen.evaluation.partial_results import Column, digest, save_array
 from madgen.evaluation.runner import exact_float32, read_image, show_progress
 from madgen.metrics.crops import Crops
 from madgen.utils.seeding import derived_seed
@@ -45,22 +46,20 @@ def score_pairs(
     directory: DatasetDir, module: Any, network: Any, column: Column, folder: Path, crops: Crops, count: int
 ) -> dict[str, float]:
     """Return each prompt's mean of a metric over pairs; the values are cached in `folder`."""
-    entries = {
-        entry["key"]: (sidecar["shard"], entry) for sidecar in directory.sidecars() for entry in sidecar["samples"]
-    }
+    entries = {entry.key: entry for entry in directory.entries()}
     prompts: dict[str, list[str]] = {}
-    for key in sorted(entries, key=lambda key: (prompt_of(key), key)):
-        prompts.setdefault(prompt_of(key), []).append(key)
+    for key in sorted(entries, key=lambda key: (prompt_id(key), key)):
+        prompts.setdefault(prompt_id(key), []).append(key)
     pairs = {prompt: draw_pairs(keys, count, crops.seed) for prompt, keys in prompts.items()}
 
     def score(pair: tuple[str, str]) -> float:
-        tiles = [read_image(directory, *entries[key], crops).crop for key in pair]
+        tiles = [read_image(directory, entries[key], crops).crop for key in pair]
         return module.score([ImagePair(tiles)], network)[0]
 
     means = {}
     with show_progress(f"pairs of {directory.root}", sum(map(len, pairs.values()))) as advance, exact_float32():
         for prompt, drawn in pairs.items():
-            content = digest([crops.seed, [[entries[key][1]["sha256"] for key in pair] for pair in drawn]])
+            content = digest([crops.seed, [[entries[key].sha256 for key in pair] for pair in drawn]])
             path = folder / column.id / f"pairs-{content}.npy"
             if not path.exists():
                 save_array(path, np.array([score(pair) for pair in drawn]))

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import SampleEntry, prompt_id, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.metrics.crops import CroppedImage
 from madgen.utils.atomic import atomic
 
@@ -55,12 +56,12 @@ class ShardPart:
     directory: DatasetDir
     folder: Path
     shard: str
-    entries: tuple[dict[str, Any], ...]
+    entries: tuple[SampleEntry, ...]
     """The samples of its sidecar, in order."""
 
     def file(self, column: Column) -> Path:
         """Return the path of a column's values."""
-        content = digest([entry["sha256"] for entry in self.entries])
+        content = digest([entry.sha256 for entry in self.entries])
         return self.folder / column.id / f"{self.shard}-{content}.npy"
 
     def missing(self, columns: Sequence[Column]) -> list[Column]:
@@ -75,13 +76,8 @@ class ShardPart:
 def shard_parts(directory: DatasetDir, folder: Path) -> Iterator[ShardPart]:
     """Iterate over the finished shards of a dataset, in order."""
     for sidecar in directory.sidecars():
-        if sidecar["samples"]:
-            yield ShardPart(directory, folder, sidecar["shard"], tuple(sidecar["samples"]))
-
-
-def prompt_of(key: str) -> str:
-    """Return the prompt id in a sample's key."""
-    return key.rpartition("-")[0]
+        if sidecar.samples:
+            yield ShardPart(directory, folder, sidecar.shard, sidecar.samples)
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class Collected:
         """Return the rows of each prompt."""
         rows: dict[str, slice] = {}
         for row, key in enumerate(self.keys):
-            prompt = prompt_of(key)
+            prompt = prompt_id(key)
             rows[prompt] = slice(rows[prompt].start if prompt in rows else row, row + 1)
         return rows
 
@@ -104,8 +100,8 @@ class Collected:
 def collect(directory: DatasetDir, column: Column, folder: Path) -> Collected:
     """Merge the values of all finished shards, loading one shard at a time."""
     parts = list(shard_parts(directory, folder))
-    keys = [entry["key"] for part in parts for entry in part.entries]
-    order = sorted(range(len(keys)), key=lambda row: (prompt_of(keys[row]), keys[row]))
+    keys = [entry.key for part in parts for entry in part.entries]
+    order = sorted(range(len(keys)), key=lambda row: (prompt_id(keys[row]), keys[row]))
     path = folder / column.id / f"all-{digest([part.file(column).name for part in parts])}.npy"
     if not path.exists():
         _merge([part.file(column) for part in parts], order, path)

@@ -12,9 +12,10 @@ import torch
 
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import Manifest, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_metadata
-from madgen.evaluation.partial_results import digest, prompt_of
+from madgen.evaluation.partial_results import digest
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import derived_seed
@@ -41,12 +42,12 @@ def view_side(job: dict[str, Any]) -> int:
     return (job["method"]["views"]["size"] or spec.view_size) * spec.factor
 
 
-def reference_job(manifest: dict[str, Any], side: int, per_prompt: int, prompts: Path, folder: Path) -> dict[str, Any]:
+def reference_job(manifest: Manifest, side: int, per_prompt: int, prompts: Path, folder: Path) -> dict[str, Any]:
     """Return a job for square images the size of a view, by the same backbone and sampler without joint diffusion."""
-    job = manifest["job"]
+    job = manifest.job
     return {
         "name": "reference",
-        "backbone": {**job["backbone"], "dtype": manifest["identity"]["backbone"]["dtype"]},
+        "backbone": {**job["backbone"], "dtype": manifest.identity["backbone"]["dtype"]},
         "method": {"views": {"layout": "whole"}, "mad": {"steps": 0}},
         "sampling": {**job["sampling"], "height": side, "width": side, "loop": False, "batch_size": BATCH},
         "prompts": {
@@ -70,7 +71,7 @@ def make_reference(directory: DatasetDir, side: int, per_prompt: int) -> Dataset
         **{name: job[name] for name in ("backbone", "sampling")},
         "seed": job["prompts"]["seed"],
         "count": per_prompt,
-        "weights": manifest["identity"]["backbone"]["weights"],
+        "weights": manifest.identity["backbone"]["weights"],
     }
     folder = directory.root.absolute().parent / f"reference-{digest([content, lines.decode()])}"
     prompts, file = folder.with_suffix(".jsonl"), folder.with_suffix(".yaml")
@@ -121,11 +122,10 @@ def _generate_in_subprocess(file: Path) -> int:
 
 def _prompts(directory: DatasetDir) -> list[dict[str, Any]]:
     prompts: dict[str, dict[str, Any]] = {}
-    for sidecar in directory.sidecars():
-        for entry in sidecar["samples"]:
-            if (prompt := prompt_of(entry["key"])) not in prompts:
-                metadata = read_metadata(directory, sidecar["shard"], entry)
-                prompts[prompt] = {"id": prompt} | {name: metadata[name] for name in ("prompt", "negative_prompt")}
+    for entry in directory.entries():
+        if (prompt := entry.prompt_id) not in prompts:
+            metadata = read_metadata(directory, entry)
+            prompts[prompt] = {"id": prompt} | {name: metadata[name] for name in ("prompt", "negative_prompt")}
     if not prompts:
         raise UserError(f"{directory.root} has no finished shard yet; run generate first")
     return [prompts[prompt] for prompt in sorted(prompts)]

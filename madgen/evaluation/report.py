@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from madgen.dataset.layout import to_json
+from madgen.dataset.format import to_json
 from madgen.evaluation.evaluate import VERSION
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
 from madgen.evaluation.partial_results import Column, ShardPart, shard_parts
@@ -121,10 +121,10 @@ def exact_float32() -> Iterator[None]:
         yield
 
 
-def read_image(directory: DatasetDir, shard: str, entry: dict[str, Any], crops: Crops) -> CroppedImage:
+def read_image(directory: DatasetDir, entry: SampleEntry, crops: Crops) -> CroppedImage:
     """Read the sample of a sidecar entry."""
-    sample = read_entry(directory, shard, entry)
-    return CroppedImage(entry["key"], sample.metadata["prompt"], sample.image_HWC, crops)
+    sample = read_entry(directory, entry)
+    return CroppedImage(entry.key, sample.metadata["prompt"], sample.image_HWC, crops)
 
 
 def _compute_shard(
@@ -134,7 +134,7 @@ def _compute_shard(
     values: list[list[np.ndarray]] = [[] for _ in missing]
     for start in range(0, len(part.entries), batch):
         entries = part.entries[start : start + batch]
-        images = [read_image(part.directory, part.shard, entry, crops) for entry in entries]
+        images = [read_image(part.directory, entry, crops) for entry in entries]
         for chunks, column in zip(values, missing, strict=True):
             chunks.append(column.compute(images))
         advance(len(images))

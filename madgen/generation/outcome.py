@@ -42,7 +42,7 @@ def finished(run: ResolvedRun) -> Outcome | None:
     if not run.is_complete() or not run.weights_are_local:
         return None
     if job.backbone.dtype == "auto":  # which device would sample does not matter here
-        run = replace(run, dtype=directory.read_manifest()["identity"]["backbone"]["dtype"])
+        run = replace(run, dtype=directory.read_manifest().identity["backbone"]["dtype"])
     run.check_directory()
     return finish(directory, started, 0)
 

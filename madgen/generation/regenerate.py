@@ -49,7 +49,7 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
     write_atomically(
         output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"], stored.metadata)
     )
-    job = DatasetDir(directory).read_manifest()["job"]
+    job = DatasetDir(directory).read_manifest().job
     decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
     same = not difference.any()

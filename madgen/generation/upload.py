@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -18,6 +17,7 @@ from madgen.cluster.launch import rank
 from madgen.cluster.signals import end_instead
 from madgen.config.schema import check_url
 from madgen.dataset import manifest
+from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.remote.filesystem import Remote, check_at_hand, told
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
@@ -85,13 +85,13 @@ def _refuse_itself(directory: DatasetDir, remote: Remote, name: str) -> None:
         raise UserError(f"{name}={remote.url} lies in the dataset {directory.root} itself; name another place")
 
 
-def _content(run: ResolvedRun) -> dict[str, Any]:
+def _content(run: ResolvedRun) -> Manifest:
     """What `dataset.json` says or will say; without a fingerprint as long as the weights are not at hand."""
     if run.directory.manifest.exists():
         return run.directory.read_manifest()
     if run.weights_are_local:
         return run.manifest
-    return {"fingerprint": None, "job": run.job.as_dict(), "plan": manifest.plan_totals(run.plan)}
+    return Manifest(None, run.job.as_dict(), manifest.plan_totals(run.plan))
 
 
 def refuse_other_place(run: ResolvedRun) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Worker
 from madgen.types import Record
@@ -23,7 +23,7 @@ class ShardDone:
 class Observer:
     """Does nothing; monitors override what they need. Nothing here may fail or slow a run down."""
 
-    def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
+    def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
         """The dataset's directory exists and this worker is about to begin."""
 
     def sample_written(self, record: Record) -> None:

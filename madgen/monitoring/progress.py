@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Worker
 from madgen.monitoring.observer import Observer
@@ -28,12 +28,12 @@ class ProgressReport(Observer):
         self.bar: Progress | None = None
         self.due = 0.0
 
-    def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
+    def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
         self.status = Status(directory)
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), console=self.console)
-            self.task: TaskID = self.bar.add_task(manifest["job"]["name"], total=manifest["plan"]["samples"], rate="")
+            self.task: TaskID = self.bar.add_task(manifest.name, total=manifest.plan.samples, rate="")
             self.bar.start()
         self._show()
 

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import shard_name
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_json
 from madgen.monitoring.totals import Totals
 
@@ -51,9 +50,9 @@ class Status:
         manifest = self.directory.read_manifest()
         beats = _heartbeats(self.directory)  # before the shards: one that is published in between is counted once
         now = _now(self.directory) if beats else 0.0
-        plan, name = manifest["plan"], manifest["job"]["name"]
-        if len(self._planned) != plan["shards"]:
-            self._planned = {shard_name(name, index) for index in range(plan["shards"])}
+        plan = manifest.plan
+        if len(self._planned) != plan.shards:
+            self._planned = set(manifest.shard_names())
         done = self.totals.update(self._planned)
         workers = [_worker(beat, now, done) for beat in beats]
         live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
@@ -61,23 +60,23 @@ class Status:
         flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
         quarantined = self.totals.quarantined.total()
         rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
-        left = plan["samples"] - self.totals.samples - quarantined - flying
+        left = plan.samples - self.totals.samples - quarantined - flying
         shards_done = len(self.totals.shards)
         return {
-            "name": name,
-            "fingerprint": manifest["fingerprint"],
-            "planned": plan["samples"],
+            "name": manifest.name,
+            "fingerprint": manifest.fingerprint,
+            "planned": plan.samples,
             "done": self.totals.samples,
             "in_flight": flying,
             "quarantined": quarantined,
             "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
-            "shards": {"planned": plan["shards"], "done": shards_done},
+            "shards": {"planned": plan.shards, "done": shards_done},
             "rate_per_s": rate,
             "megapixels_per_s": sum(worker["megapixels_per_s"] or 0.0 for worker in live) or None,
             "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
             "eta_interval_s": _interval(left, rate, live),
             "seconds": {name: round(value, 3) for name, value in sorted(self.totals.seconds.items())},
-            "complete": self.totals.settled() == plan["samples"] and shards_done == plan["shards"],
+            "complete": self.totals.settled() == plan.samples and shards_done == plan.shards,
             "workers": workers,
         }
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
 
+from madgen.dataset.format import FormatError, Sidecar
 from madgen.dataset.layout import DatasetDir
-from madgen.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Totals:
         """By reason."""
         self.seconds: Counter[str] = Counter()
         """Worker seconds, by what they went into."""
-        self.damaged: UserError | None = None
+        self.damaged: FormatError | None = None
         """What is wrong with the first sidecar that could not be read at the last look; its shard is not counted."""
 
     def update(self, planned: Container[str]) -> set[str]:
@@ -43,8 +42,8 @@ class Totals:
                 self.shards[name] = _read(self.directory.read_sidecar(name))
             except FileNotFoundError:  # put back on the list just now
                 continue
-            except (UserError, KeyError, TypeError):
-                self.damaged = self.damaged or self.directory.damaged(name)
+            except FormatError as error:
+                self.damaged = self.damaged or error
                 continue
             self._add(self.shards[name], 1)
         return done
@@ -60,6 +59,6 @@ class Totals:
         return self.samples + self.quarantined.total()
 
 
-def _read(sidecar: dict[str, Any]) -> _Shard:
-    reasons = Counter(entry["reason"] for entry in sidecar["quarantine"])
-    return _Shard(len(sidecar["samples"]), reasons, Counter(sidecar["seconds"]))
+def _read(sidecar: Sidecar) -> _Shard:
+    reasons = Counter(entry.reason for entry in sidecar.quarantine)
+    return _Shard(len(sidecar.samples), reasons, Counter(sidecar.seconds))

@@ -24,9 +24,9 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def log_report(report: Mapping[str, Any], directory: DatasetDir, plots: Sequence[Path]) -> None:
     """Into the summary of the dataset's run, which is resumed for it, with the plots as pictures."""
-    content = directory.read_manifest()
-    config = WandbConfig(**content["job"]["monitor"]["wandb"])
-    run = open_run(config, directory, content)
+    manifest = directory.read_manifest()
+    config = WandbConfig(**manifest.job["monitor"]["wandb"])
+    run = open_run(config, directory, manifest)
     run.summary.update(summary(report))
     if plots:
         run.log({f"scores/{path.stem}": wandb.Image(str(path)) for path in plots})

@@ -22,7 +22,8 @@ from urllib.parse import urlparse
 import wandb
 
 from madgen.config.schema import Job, WandbConfig
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import Manifest, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Worker, read_json
 from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
@@ -47,7 +48,7 @@ class WandbRun(Observer):
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._patience_s = STOP_S
 
-    def started(self, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]) -> None:
+    def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
         self.log = Log(self.job.monitor.wandb, directory, worker, manifest)
         state = self.log.status.read()  # `wandb.init` takes seconds
         self._do(lambda: self.log.point(state))
@@ -102,7 +103,7 @@ class WandbRun(Observer):
 class Log:
     """The run, while this process is the one that logs."""
 
-    def __init__(self, config: WandbConfig, directory: DatasetDir, worker: Worker, manifest: dict[str, Any]):
+    def __init__(self, config: WandbConfig, directory: DatasetDir, worker: Worker, manifest: Manifest):
         self.config, self.directory, self.worker, self.manifest = config, directory, worker, manifest
         self.status = Status(directory)
         self.run: Any = None
@@ -155,7 +156,7 @@ class Log:
 
     def alert(self, title: str, text: str) -> None:
         if self._is_ours():
-            self.run.alert(title=f"{self.manifest['job']['name']} {title}", text=text, level="ERROR")
+            self.run.alert(title=f"{self.manifest.name} {title}", text=text, level="ERROR")
 
     def close(self) -> None:
         """Ends this process's part of the run; with the dataset complete, its table and the reference to it."""
@@ -214,10 +215,10 @@ class Log:
             os.replace(temporary, self._note)
 
     def _artifact(self) -> wandb.Artifact:
-        job, plan = self.manifest["job"], self.manifest["plan"]
-        here, there = self.directory.root.resolve().as_uri(), job["output"]["upload"]
-        about = {"fingerprint": self.manifest["fingerprint"], "plan": plan, "upload": there}
-        artifact = wandb.Artifact(job["name"], type="dataset", metadata=about)
+        manifest = self.manifest
+        here, there = self.directory.root.resolve().as_uri(), manifest.job["output"]["upload"]
+        about = {"fingerprint": manifest.fingerprint, "plan": manifest.plan.as_dict(), "upload": there}
+        artifact = wandb.Artifact(manifest.name, type="dataset", metadata=about)
         try:
             artifact.add_reference(there or here, checksum=False)
         except (wandb.Error, ValueError):  # W&B wants a store's own client, and here may be another
@@ -225,7 +226,7 @@ class Log:
         return artifact
 
 
-def open_run(config: WandbConfig, directory: DatasetDir, manifest: dict[str, Any]) -> Any:
+def open_run(config: WandbConfig, directory: DatasetDir, manifest: Manifest) -> Any:
     """The dataset's run; offline, and said so, where `online` is asked for and there is no key."""
     mode = config.mode
     if mode == "online" and not has_key():
@@ -235,11 +236,11 @@ def open_run(config: WandbConfig, directory: DatasetDir, manifest: dict[str, Any
         project=config.project,
         entity=config.entity,
         group=config.group,
-        id=config.id or run_id(directory, manifest["fingerprint"]),
-        name=manifest["job"]["name"],
+        id=config.id or run_id(directory, str(manifest.fingerprint)),
+        name=manifest.name,
         mode=mode,
         resume="allow",
-        config={**manifest["job"], "fingerprint": manifest["fingerprint"], "plan": manifest["plan"]},
+        config={**manifest.job, "fingerprint": manifest.fingerprint, "plan": manifest.plan.as_dict()},
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )
 

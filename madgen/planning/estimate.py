@@ -104,10 +104,10 @@ def measure(folder: Path, required: bool = False) -> Measured | None:
     directory = DatasetDir(folder)
     names = sorted(directory.done())
     spread = names[:: math.ceil(len(names) / LOOK_AT) or 1]
-    told = [sidecar for sidecar in map(directory.read_sidecar, spread) if sidecar.get("view_evaluations")]
+    told = [sidecar for sidecar in map(directory.read_sidecar, spread) if sidecar.view_evaluations]
     if not told:
         if required:
             raise UserError(f"--measured={folder} has no finished shard that tells how long its panoramas took")
         return None
-    seconds = sum(sidecar["seconds"].get(name, 0.0) for sidecar in told for name in BUSY)
-    return Measured(seconds, sum(sidecar["view_evaluations"] for sidecar in told), len(told))
+    seconds = sum(sidecar.seconds.get(name, 0.0) for sidecar in told for name in BUSY)
+    return Measured(seconds, sum(sidecar.view_evaluations or 0 for sidecar in told), len(told))

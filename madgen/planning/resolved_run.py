@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from madgen.config.schema import Job
 from madgen.dataset import manifest
+from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan, build_plan, shard_name
+from madgen.dataset.plan import Plan, build_plan
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import ModelFiles, resolve_dtype
+from madgen.types import shard_name
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ResolvedRun:
         return manifest.at_hand(self.job, self._config)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Content of `dataset.json`. Raises UserError unless the weights are on this machine."""
         return manifest.build(self.job, self.plan, self.dtype, self._config)
 

@@ -9,7 +9,7 @@ from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from madgen.dataset.filtering.selection import prompt_id
+from madgen.dataset.format import Manifest, SampleEntry, prompt_id
 from madgen.dataset.layout import DatasetDir
 from madgen.user_study.questions import QUESTIONS, check_questions
 from madgen.utils.errors import UserError
@@ -43,26 +43,14 @@ class Design:
         check_questions(self.questions)
 
 
-class StudySample(NamedTuple):
-    """A sample of a dataset, as listed in its sidecar."""
-
-    prompt: str
-    height: int
-    width: int
-    shard: str
-    offset: int
-    size: int
-    sha256: str
-
-
 @dataclass(frozen=True)
 class Source:
     """A dataset of the study."""
 
     name: str
     directory: DatasetDir
-    manifest: dict[str, Any]
-    samples: dict[str, StudySample]
+    manifest: Manifest
+    samples: dict[str, SampleEntry]
     """By key."""
 
 
@@ -106,14 +94,7 @@ def read_sources(roots: Sequence[Path]) -> list[Source]:
 def _source(root: Path, name: str) -> Source:
     directory = DatasetDir(root)
     manifest = directory.read_manifest()
-    samples = {}
-    for sidecar in directory.sidecars():
-        try:
-            for entry in sidecar["samples"]:
-                fields = {name: entry[name] for name in StudySample._fields if name != "shard"}
-                samples[entry["key"]] = StudySample(shard=sidecar["shard"], **fields)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{root}: a sidecar in shards/ is damaged ({error}); see madgen verify") from None
+    samples = {entry.key: entry for entry in directory.entries()}
     if not samples:
         raise UserError(f"{root} has no finished sample yet; run generate first")
     return Source(name, directory, manifest, samples)
@@ -174,15 +155,15 @@ def _wrong(kind: str, right: StudyImage, sources: Sequence[Source], keys: Sequen
         return StudyImage(right.source, right.key, kind)
     others = _unlike(right.key, samples, keys)
     if kind == "patchwork":
-        size = samples[right.key][1:3]
-        same_size = [key for key in others if samples[key][1:3] == size]
+        size = samples[right.key].shape
+        same_size = [key for key in others if samples[key].shape == size]
         return StudyImage(right.source, right.key, kind, tuple(same_size[: MAX_PATCHWORK_IMAGES - 1]))
     if not others:
         raise UserError("controls of --question match show a panorama of another prompt, but there is only one prompt")
     return StudyImage(right.source, others[repetition % len(others)])
 
 
-def _unlike(key: str, samples: dict[str, StudySample], keys: Sequence[str]) -> list[str]:
+def _unlike(key: str, samples: dict[str, SampleEntry], keys: Sequence[str]) -> list[str]:
     """Return a sample of each other prompt, starting with the prompts that share the fewest words with this one."""
     words = {other: set(samples[other].prompt.lower().split()) for other in (key, *keys) if other in samples}
     own, prompts = words[key], {samples[key].prompt}

@@ -13,8 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from madgen.dataset.filtering.selection import prompt_id
-from madgen.dataset.layout import to_json
+from madgen.dataset.format import prompt_id, to_json
 from madgen.user_study.design import Design, Item, Source, StudyImage, choose_items, read_sources
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.rendering import MAX_SIDE, render
@@ -55,7 +54,7 @@ def _print_summary(
     target: Path, sources: Sequence[Source], items: Sequence[Item], images: dict[str, StudyImage]
 ) -> None:
     controls = sum(item.control for item in items)
-    large = sum(max(sources[image.source].samples[image.key][1:3]) > MAX_SIDE for image in images.values())
+    large = sum(max(sources[image.source].samples[image.key].shape) > MAX_SIDE for image in images.values())
     size = (target / PAGE).stat().st_size / 1e6
     questions = f"{len(items) - controls} questions and {controls} controls"
     print(f"{target / PAGE}: {questions}, {len(images)} images, {size:.1f} MB")
@@ -72,14 +71,14 @@ def _key(
     sources: Sequence[Source], items: Sequence[Item], design: Design
 ) -> tuple[dict[str, Any], dict[str, StudyImage]]:
     """Return the content of `key.json`, and the images by their ids in the page."""
-    content = repr([design, items, [source.manifest.get("fingerprint") for source in sources]])
+    content = repr([design, items, [source.manifest.fingerprint for source in sources]])
     rng = random.Random(derived_seed(design.seed, content))  # ids reveal nothing, and differ between studies
     images = list(dict.fromkeys(image for item in items for image in item.images))
     ids = dict(zip(images, _ids(rng, len(images), "p"), strict=True))
     key = {
         "madgen_study": VERSION,
         "datasets": [
-            {"name": source.name, "fingerprint": source.manifest.get("fingerprint"), "method": _method(source)}
+            {"name": source.name, "fingerprint": source.manifest.fingerprint, "method": source.manifest.identity.get("method")}
             for source in sources
         ],
         "questions": list(design.questions),
@@ -102,11 +101,6 @@ def study_id(key: dict[str, Any]) -> str:
 
 def _ids(rng: random.Random, count: int, letter: str) -> list[str]:
     return [f"{letter}{number:08x}" for number in rng.sample(range(16**8), count)]
-
-
-def _method(source: Source) -> Any:
-    identity = source.manifest.get("identity")
-    return identity.get("method") if isinstance(identity, dict) else None
 
 
 def _item(item: Item, ids: dict[StudyImage, str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _pixels(image: StudyImage, sources: Sequence[Source]) -> np.ndarray:
 def _read(source: Source, key: str) -> np.ndarray:
     sample = source.samples[key]
     try:
-        return read_entry(source.directory, sample.shard, sample._asdict() | {"key": key}).image_HWC
+        return read_entry(source.directory, sample).image_HWC
     except (OSError, tarfile.TarError, KeyError, ValueError, StopIteration, AttributeError) as error:
         tar = source.directory.tar(sample.shard)
         raise UserError(f"{tar}: cannot read {key} ({error}); see madgen verify {source.directory.root}") from None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from madgen.dataset.layout import to_json
+from madgen.dataset.format import to_json
 from madgen.user_study.answers import read_answers, read_key
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.score import score

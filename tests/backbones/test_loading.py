@@ -204,7 +204,7 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
         hub_cache(tmp_path / "cache", folders["sd"], inferred, commit)
         run = ResolvedRun.of(job)
         assert run.weights_are_local
-        identity = run.on("cpu").manifest["identity"]["backbone"]
+        identity = run.on("cpu").manifest.identity["backbone"]
         assert identity["weights"] == f"{weights_id(file)}-commit-{commit}"
         recorded = {"pretrained": file, "revision": None, "config": None, "loras": [], "weights": identity["weights"]}
         _refuse_other_weights({"backbone": recorded})

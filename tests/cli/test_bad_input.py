@@ -234,4 +234,7 @@ def test_dataset_json_of_something_else_is_refused(madgen_here, tmp_path):
     (tmp_path / "dataset.json").write_text("{}")
     for command in ("status", "verify", "index", "preview"):
         result = madgen_here(command, tmp_path)
-        assert (result.code, "is not madgen's" in result.err) == (2, True), result.err
+        assert (result.code, "dataset.json is damaged: fingerprint is missing; restore it" in result.err) == (
+            2,
+            True,
+        ), result.err

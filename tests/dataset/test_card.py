@@ -75,11 +75,11 @@ def test_the_index_has_all_that_the_sidecars_say(dataset):
     from pyarrow import parquet
 
     rows = parquet.read_table(dataset.root / "index.parquet").to_pylist()
-    entries = [(sidecar["shard"], entry) for sidecar in dataset.sidecars() for entry in sidecar["samples"]]
-    for row, (shard, entry) in zip(rows, entries, strict=True):
-        assert row["shard"] == shard
-        assert row["coherence"] == entry["scores"]["coherence"]
-        assert all(row[name] == value for name, value in entry.items() if name != "scores")
+    entries = list(dataset.entries())
+    for row, entry in zip(rows, entries, strict=True):
+        assert row["shard"] == entry.shard
+        assert row["coherence"] == entry.scores["coherence"]
+        assert all(row[name] == value for name, value in entry.as_dict().items() if name != "scores")
         assert f"{row['prompt_id']}-{row['sample_index']:04d}" == row["key"]
 
 

@@ -17,7 +17,7 @@ from madgen.dataset.filtering.selection import Choice, choose
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
-from madgen.dataset.repair import repair
+from madgen.dataset.shards.recovery import repair
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import exit_code, verify
 from madgen.monitoring.status import status
@@ -62,7 +62,7 @@ def source(tmp_path):
 
 
 def kept(directory):
-    return [entry["key"] for sidecar in directory.sidecars() for entry in sidecar["samples"]]
+    return [entry.key for entry in directory.entries()]
 
 
 def samples(directory):
@@ -128,7 +128,7 @@ def test_it_is_a_dataset_like_any_other(source, tmp_path):
     assert by_key[KEYS[9]]["coherence"] is None
     state = status(new)
     assert (state["complete"], state["planned"], state["done"], state["workers"]) == (True, 9, 9, [])
-    assert [len(sidecar["samples"]) for sidecar in new.sidecars()] == [5, 4]
+    assert [len(sidecar.samples) for sidecar in new.sidecars()] == [5, 4]
 
 
 def test_it_says_where_it_comes_from(source, tmp_path):
@@ -137,17 +137,17 @@ def test_it_says_where_it_comes_from(source, tmp_path):
     content = DatasetDir(tmp_path / "new").read_manifest()
     old = source.read_manifest()
     digest = hashlib.sha256("".join(f"{key}\n" for key in KEYS).encode()).hexdigest()
-    origin = {"name": "job", "fingerprint": old["fingerprint"], "samples": 12, "keys_sha256": digest, "filtered": None}
-    assert content["filtered"] == {"from": origin, "where": where, "best": 1, "by": "coherence"}
-    assert content["plan"]["prompts"] == content["plan"]["samples"] == 3
-    assert content["job"] == old["job"]
-    assert content["fingerprint"] not in (old["fingerprint"], "")
+    origin = {"name": "job", "fingerprint": old.fingerprint, "samples": 12, "keys_sha256": digest, "filtered": None}
+    assert content.filtered == {"from": origin, "where": where, "best": 1, "by": "coherence"}
+    assert content.plan.prompts == content.plan.samples == 3
+    assert content.job == old.job
+    assert content.fingerprint not in (old.fingerprint, "")
     card = (tmp_path / "new/README.md").read_text()
     assert f'    madgen filter --where "{where}" --best 1 --by coherence\n' in card
     assert "3 of 3 synthetic panoramas" in card
     write_filtered(DatasetDir(tmp_path / "new"), Choice(parse("coherence > 0.85")), tmp_path / "newer")
-    again = DatasetDir(tmp_path / "newer").read_manifest()["filtered"]
-    assert again["from"]["filtered"] == content["filtered"]
+    again = DatasetDir(tmp_path / "newer").read_manifest().filtered
+    assert again["from"]["filtered"] == content.filtered
     assert verify(DatasetDir(tmp_path / "newer")).complete
 
 
@@ -313,5 +313,5 @@ def test_damaged_scores_are_named(source, scores):
     content = json.loads(source.sidecar("job-000001").read_text())
     content["samples"][0]["scores"] = scores
     source.sidecar("job-000001").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="the scores of p1-0002 are no numbers; see madgen verify"):
+    with pytest.raises(UserError, match=r"job-000001.json is damaged: samples\[0\].scores.* is .*; run madgen verify"):
         choose(source, Choice(parse("seam > 0")))

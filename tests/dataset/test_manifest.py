@@ -16,7 +16,7 @@ def fingerprint(tmp_path, monkeypatch):
 
     def of(*overrides):
         job = load_job([], ["prompts.source=p.txt", *OPEN, *overrides])
-        return manifest.build(job, build_plan(job), "float32")["fingerprint"]
+        return manifest.build(job, build_plan(job), "float32").fingerprint
 
     return of
 

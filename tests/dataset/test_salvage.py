@@ -13,9 +13,8 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.index import write_quarantine
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
-from madgen.dataset.repair import repair
 from madgen.dataset.shards import journal
-from madgen.dataset.shards.recovery import reopen_quarantined, salvage
+from madgen.dataset.shards.recovery import reopen_quarantined, repair, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
 from madgen.monitoring.status import status
@@ -242,7 +241,7 @@ def quarantined(directory):
 def test_quarantine_is_told_and_proven(quarantined):
     verdict = verify(quarantined)
     assert (verdict.present, verdict.quarantined, verdict.complete, verdict.problems) == (7, 1, True, [])
-    assert quarantined.read_sidecar("job-000000")["quarantined"] == ["p1-0000"]
+    assert json.loads(quarantined.sidecar("job-000000").read_bytes())["quarantined"] == ["p1-0000"]
     write_quarantine(quarantined)
     (line,) = (quarantined.root / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line) == {

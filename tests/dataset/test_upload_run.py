@@ -9,6 +9,7 @@ import pytest
 from processes import environment
 from s3_server import KEYS, objects, s3_server
 
+from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.remote import push as pushing
 
 URL = "s3://bucket/sets/alps"
@@ -90,7 +91,8 @@ def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, j
 
 def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_here, job_file, tmp_path):
     (tmp_path / "there").mkdir()
-    (tmp_path / "there/dataset.json").write_text('{"fingerprint": "another"}')
+    other = Manifest("another", {"name": "job"}, PlanTotals(1, 1, 1, 1, ""))
+    (tmp_path / "there/dataset.json").write_bytes(other.to_json())
     result = madgen_here("generate", job_file, f"output.upload=file://{tmp_path}/there")
     assert (result.code, (tmp_path / "out").exists()) == (2, False)
     assert f"output.upload=file://{tmp_path}/there holds another dataset (another); choose another place" in result.err

@@ -26,9 +26,9 @@ def extractor(madgen, madgen_here, job_file, tmp_path, clip_folder):
     networks = f"{clip_folder},vgg=random"
     made = madgen("generate", job_file, "output.dir=md", "prompts.limit=2")
     assert made.code == 0, made.err
-    entries = [entry for sidecar in DatasetDir(tmp_path / "md").sidecars() for entry in sidecar["samples"]]
+    entries = list(DatasetDir(tmp_path / "md").entries())
     images = [image for _, _, image in textures(PROMPTS, 2, 32, 64)]
-    others = [(entry["key"], entry["prompt"], image) for entry, image in zip(entries, images, strict=True)]
+    others = [(entry.key, entry.prompt, image) for entry, image in zip(entries, images, strict=True)]
     write_dataset(tmp_path / "mad", others)
     shutil.copy(tmp_path / "md" / "dataset.json", tmp_path / "mad" / "dataset.json")
     for name in ("md", "mad"):

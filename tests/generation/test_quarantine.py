@@ -28,7 +28,7 @@ def overflow(monkeypatch):
 
 
 def seeds(folder):
-    return [entry["seed"] for sidecar in DatasetDir(folder).sidecars() for entry in sidecar["samples"]]
+    return [entry.seed for entry in DatasetDir(folder).entries()]
 
 
 def tars(folder):

@@ -1,11 +1,13 @@
 """Small datasets as `generate` would leave them, written with tarfile alone, for the tests of the gallery."""
 
-import hashlib
 import io
 import json
 import tarfile
 
 from PIL import Image
+from synthetic import with_checksums
+
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
 
 HOSTILE = (
     "a <script>document.title='hacked'</script> & \"quoted\" 'single' <!--\n</script\u2028> "
@@ -18,7 +20,8 @@ def new_dataset(folder, name="job", planned=1234):
     """A dataset of `planned` samples in which no shard is done yet."""
     folder.mkdir()
     (folder / "shards").mkdir()
-    (folder / "dataset.json").write_text(json.dumps({"job": {"name": name}, "plan": {"samples": planned}}))
+    manifest = Manifest("f", {"name": name}, PlanTotals(planned, planned, 9, 200, ""))
+    (folder / "dataset.json").write_bytes(manifest.to_json())
     return folder
 
 
@@ -54,12 +57,8 @@ def add_shard(
                 info = tarfile.TarInfo(f"{key}.{suffix if kind == 'picture' else kind}")
                 info.size = len(contents[kind])
                 tar.addfile(info, io.BytesIO(contents[kind]))
-            size = {"offset": offset, "size": tar.offset - offset, "width": width, "height": height}
-            listed.append({"key": key, "prompt": prompt, **size, **found})
-    written = path.read_bytes()
-    for entry in listed:
-        records = written[entry["offset"] : entry["offset"] + entry["size"]]
-        entry["sha256"] = hashlib.sha256(records).hexdigest()
+            size = tar.offset - offset
+            listed.append(SampleEntry(key, SEED, prompt, offset, size, "", height, width, found.get("scores")))
     if finished:
-        path.with_suffix(".json").write_text(json.dumps({"samples": listed}))
+        path.with_suffix(".json").write_bytes(Sidecar(path.stem, number, with_checksums(path, listed)).to_json())
     return path

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import Manifest, PlanTotals, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import LEASE_S
 from madgen.monitoring.status import SILENT_S, Status, settled, status
 from madgen.monitoring.status_page import page, progress_text
@@ -73,8 +74,8 @@ def fleet(tmp_path):
     def make(rates, **more):
         directory = DatasetDir(tmp_path)
         directory.workers.mkdir(parents=True)
-        plan = {"samples": 100, "shards": 10}
-        directory.manifest.write_bytes(to_json({"job": {"name": "job"}, "plan": plan, "fingerprint": "f"}))
+        manifest = Manifest("f", {"name": "job"}, PlanTotals(100, 100, 10, 10, ""))
+        directory.manifest.write_bytes(manifest.to_json())
         for index, rate in enumerate(rates):
             beat = {
                 "id": f"w{index}", "host": f"[red]node{index}", "boot": "elsewhere", "pid": 1, "process_started": "1",

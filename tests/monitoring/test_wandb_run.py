@@ -230,14 +230,15 @@ def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
 
 def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     from madgen.config.schema import WandbConfig
-    from madgen.dataset.layout import DatasetDir, to_json
+    from madgen.dataset.format import Manifest, PlanTotals, to_json
+    from madgen.dataset.layout import DatasetDir
     from madgen.dataset.shards.leases import Worker
     from madgen.monitoring.wandb_run import Log
 
     directory = DatasetDir(tmp_path / "out")
     directory.root.mkdir()
-    content = {"job": {"name": "job"}, "plan": {"samples": 10, "shards": 1}, "fingerprint": "f"}
-    directory.manifest.write_bytes(to_json(content))
+    content = Manifest("f", {"name": "job"}, PlanTotals(10, 10, 1, 10, ""))
+    directory.manifest.write_bytes(content.to_json())
     worker, other = Worker(directory), Worker(directory)
     for each in (worker, other):
         each.start()

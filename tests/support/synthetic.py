@@ -4,11 +4,13 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
 
 
@@ -29,15 +31,14 @@ def write_shard(folder, shard, samples):
             for suffix, data in (("png", stream.getvalue()), ("json", json.dumps(metadata).encode())):
                 add(tar, f"{key}.{suffix}", data)
             add(tar, f"{key}.txt", prompt.encode())
-            shape = {"height": image.shape[0], "width": image.shape[1]}
-            entries.append({"key": key, "prompt": prompt, "offset": offset, "size": tar.offset - offset} | shape)
-            entries[-1]["seed"] = 0
-    written = path.read_bytes()
-    for entry in entries:
-        records = written[entry["offset"] : entry["offset"] + entry["size"]]
-        entry["sha256"] = hashlib.sha256(records).hexdigest()
-    sidecar = {"shard": shard, "samples": entries, "quarantine": [], "quarantined": []}
-    path.with_suffix(".json").write_text(json.dumps(sidecar))
+            entries.append(SampleEntry(key, 0, prompt, offset, tar.offset - offset, "", *image.shape[:2]))
+    path.with_suffix(".json").write_bytes(Sidecar(shard, 0, with_checksums(path, entries)).to_json())
+
+
+def with_checksums(tar, entries):
+    written = tar.read_bytes()
+    digests = [hashlib.sha256(written[entry.offset :][: entry.size]).hexdigest() for entry in entries]
+    return tuple(replace(entry, sha256=digest) for entry, digest in zip(entries, digests, strict=True))
 
 
 def write_dataset(folder: Path, samples, per_shard=3, name="made", fingerprint=None) -> DatasetDir:
@@ -45,9 +46,9 @@ def write_dataset(folder: Path, samples, per_shard=3, name="made", fingerprint=N
     (folder / "shards").mkdir(parents=True)
     for number, start in enumerate(range(0, len(samples), per_shard)):
         write_shard(folder, f"{name}-{number:06d}", samples[start : start + per_shard])
-    plan, job = {"samples": len(samples), "prompts": len({s[1] for s in samples})}, {"name": name}
-    content = {"job": job, "plan": plan, "fingerprint": fingerprint or folder.name, "identity": {}}
-    (folder / "dataset.json").write_text(json.dumps(content))
+    plan = PlanTotals(len({s[1] for s in samples}), len(samples), -(-len(samples) // per_shard), per_shard, "")
+    manifest = Manifest(fingerprint or folder.name, {"name": name}, plan)
+    (folder / "dataset.json").write_bytes(manifest.to_json())
     return DatasetDir(folder)
 
 

@@ -7,13 +7,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from madgen.dataset.filtering.selection import Choice, Seen, choose, prompt_id
+from madgen.dataset.filtering.selection import Choice, Seen, choose
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, prompt_id
 from madgen.dataset.index import write_index
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import fingerprint
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.writer import end_of_tar
@@ -36,7 +38,7 @@ def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys
             count, seen = write_keys(source, choice, keys)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} has gone meanwhile, as a shard that is made again; try later") from error
-    planned = source.read_manifest()["plan"]["samples"]
+    planned = source.read_manifest().plan.samples
     if seen.samples < planned:
         say(f"madgen: {source.root} has {seen.samples} of {planned} samples now; the others were not looked at")
     print(f"{target or keys}: {count} of {seen.samples} samples")
@@ -50,7 +52,7 @@ def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, See
     if not path.parent.is_dir():
         raise UserError(f"--keys {path}: the folder {path.parent} does not exist")
     kept, seen = choose(source, choice)
-    keys = [entry["key"] for _, entry in _entries(source, kept)]
+    keys = [entry.key for entry in _entries(source, kept)]
     write_atomically(path, "".join(f"{key}\n" for key in keys).encode())
     return len(keys), seen
 
@@ -71,91 +73,70 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
         out.shards.mkdir(parents=True)
         content = _manifest(source, manifest, choice, kept, seen)
         _write_shards(source, kept, out, content)
-        write_atomically(out.manifest, to_json(content, indent=1))
+        write_atomically(out.manifest, content.to_json())
         write_index(out)
         sync_directory(out.shards)
         publish_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return content["plan"]["samples"], seen
+    return content.plan.samples, seen
 
 
-def _entries(source: DatasetDir, kept: Kept) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Shard and sidecar entry of each sample that is kept, in order."""
+def _entries(source: DatasetDir, kept: Kept) -> Iterator[SampleEntry]:
+    """Yield the selected samples, in order."""
     for shard, keys in kept.items():
-        yield from ((shard, entry) for entry in source.read_sidecar(shard)["samples"] if entry["key"] in keys)
+        yield from (entry for entry in source.read_sidecar(shard).samples if entry.key in keys)
 
 
-def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
-    """As `_entries`, with the open tar."""
+def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, SampleEntry]]:
+    """Yield the selected samples, in order, each with its open tar."""
     for shard, keys in kept.items():
         with open(source.tar(shard), "rb") as stream:
-            yield from ((stream, entry) for _, entry in _entries(source, {shard: keys}))
+            yield from ((stream, entry) for entry in _entries(source, {shard: keys}))
 
 
-def _manifest(source: DatasetDir, manifest: dict[str, Any], choice: Choice, kept: Kept, seen: Seen) -> dict[str, Any]:
+def _manifest(source: DatasetDir, manifest: Manifest, choice: Choice, kept: Kept, seen: Seen) -> Manifest:
     """`dataset.json`: what is planned here is what was kept; `filtered` says of what, and how it was chosen."""
-    keys = [entry["key"] for _, entry in _entries(source, kept)]
+    keys = [entry.key for entry in _entries(source, kept)]
     filtered = {
         "from": {
-            "name": manifest["job"]["name"],
-            "fingerprint": manifest["fingerprint"],
+            "name": manifest.name,
+            "fingerprint": manifest.fingerprint,
             "samples": seen.samples,
             "keys_sha256": seen.keys.hexdigest(),
-            "filtered": manifest.get("filtered"),
+            "filtered": manifest.filtered,
         },
         "where": choice.where and choice.where.expression,
         "best": choice.best,
         "by": choice.by,
     }
-    identity = {**manifest["identity"], "filtered": filtered}
-    per_shard = manifest["plan"]["samples_per_shard"]
-    plan = {
-        "prompts": len({prompt_id(key) for key in keys}),
-        "samples": len(keys),
-        "shards": -(-len(keys) // per_shard),
-        "samples_per_shard": per_shard,
-        "keys_sha256": hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest(),
-    }
-    return {**manifest, "fingerprint": fingerprint(identity), "identity": identity, "plan": plan, "filtered": filtered}
+    identity = {**manifest.identity, "filtered": filtered}
+    per_shard, prompts = manifest.plan.samples_per_shard, len({prompt_id(key) for key in keys})
+    digest = hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
+    plan = PlanTotals(prompts, len(keys), -(-len(keys) // per_shard), per_shard, digest)
+    return replace(manifest, fingerprint=fingerprint(identity), identity=identity, plan=plan, filtered=filtered)
 
 
-def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: dict[str, Any]) -> None:
-    pieces, plan = _pieces(source, kept), content["plan"]
-    for index in range(plan["shards"]):
-        name = f"{content['job']['name']}-{index:06d}"
+def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
+    pieces = _pieces(source, kept)
+    for index, name in enumerate(content.shard_names()):
         with open(out.tar(name), "xb") as tar:
-            samples = [_copy(source, *piece, tar) for piece in islice(pieces, plan["samples_per_shard"])]
+            samples = [_copy(source, *piece, tar) for piece in islice(pieces, content.plan.samples_per_shard)]
             tar.write(end_of_tar(tar.tell()))
             tar.flush()
             os.fsync(tar.fileno())
-        write_atomically(out.sidecar(name), to_json(_sidecar(name, index, samples)))
+        # no times and no worker of this machine: the same selection gives the same bytes
+        write_atomically(out.sidecar(name), Sidecar(name, index, tuple(samples), worker="filter").to_json())
 
 
-def _copy(source: DatasetDir, stream: BinaryIO, entry: dict[str, Any], tar: BinaryIO) -> dict[str, Any]:
+def _copy(source: DatasetDir, stream: BinaryIO, entry: SampleEntry, tar: BinaryIO) -> SampleEntry:
     """One sample's bytes, checked; its entry in the new sidecar."""
     digest, offset = hashlib.sha256(), tar.tell()
-    there = os.fstat(stream.fileno()).st_size - entry["offset"]
-    for chunk in journal.chunks(stream, entry["offset"], max(0, min(entry["size"], there))):
+    there = os.fstat(stream.fileno()).st_size - entry.offset
+    for chunk in journal.chunks(stream, entry.offset, max(0, min(entry.size, there))):
         digest.update(chunk)
         tar.write(chunk)
-    if digest.hexdigest() != entry["sha256"]:
-        raise UserError(f"{stream.name}: {entry['key']} is damaged; madgen verify {source.root} says how to mend it")
-    return {**entry, "offset": offset}
-
-
-def _sidecar(name: str, index: int, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """As of a shard that was sampled; but nothing was made, by nobody, in no time, so that it is always the same."""
-    return {
-        "shard": name,
-        "index": index,
-        "samples": samples,
-        "quarantined": [],
-        "quarantine": [],
-        "seconds": {},
-        "made": 0,
-        "started": 0.0,
-        "finished": 0.0,
-        "worker": "filter",
-    }
+    if digest.hexdigest() != entry.sha256:
+        raise UserError(f"{stream.name}: {entry.key} is damaged; madgen verify {source.root} says how to mend it")
+    return replace(entry, offset=offset)

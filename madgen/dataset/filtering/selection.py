@@ -9,6 +9,7 @@ from typing import Any
 
 from madgen.config.schema import SCORES, nearest
 from madgen.dataset.filtering.expression import Where
+from madgen.dataset.format import prompt_id
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
 
@@ -58,11 +59,6 @@ class Seen:
                 self.ranges[name] = min(low, value), max(high, value)
 
 
-def prompt_id(key: str) -> str:
-    """Of the prompt that a sample is of."""
-    return key.rpartition("-")[0]
-
-
 def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], Seen]:
     """The keys to keep, by their shards in order; UserError if a score is missing, or nothing is left."""
     seen, found = Seen(), list[tuple[str, str, float]]()
@@ -85,14 +81,9 @@ def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], 
 
 
 def _rows(directory: DatasetDir) -> Iterator[tuple[str, dict[str, Any]]]:
-    for sidecar in directory.sidecars():
-        for entry in sidecar["samples"]:
-            scores = entry.get("scores", {})
-            if not isinstance(scores, dict) or not all(type(value) in (int, float) for value in scores.values()):
-                path = directory.sidecar(sidecar["shard"])
-                raise UserError(f"{path} is damaged: the scores of {entry['key']} are no numbers; see madgen verify")
-            yield sidecar["shard"], {**scores, **{name: entry[name] for name in ("key", "prompt", "seed")},
-                                     "height": entry["height"], "width": entry["width"]}  # fmt: skip
+    for entry in directory.entries():
+        yield entry.shard, {**(entry.scores or {}), "key": entry.key, "prompt": entry.prompt, "seed": entry.seed,
+                            "height": entry.height, "width": entry.width}  # fmt: skip
 
 
 def _best(found: list[tuple[str, str, float]], count: int, sign: int) -> list[tuple[str, str, float]]:

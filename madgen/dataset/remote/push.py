@@ -6,7 +6,6 @@ follows when all shards are there: `dataset.json`, the index, the card with its 
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from madgen.dataset.card import PICTURE_FILES
+from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.remote.filesystem import Remote, check_at_hand, told
@@ -85,14 +85,14 @@ class Push:
         """UserError if the tar is not what its sidecar says: nothing broken is handed over as whole."""
         sidecar = self.directory.read_sidecar(name)
         with open(self.directory.tar(name), "rb") as stream:
-            for entry in sidecar["samples"]:
+            for entry in sidecar.samples:
                 try:
-                    whole = span_sha256(stream, entry["offset"], entry["size"]) == entry["sha256"]
+                    whole = span_sha256(stream, entry.offset, entry.size) == entry.sha256
                 except OSError:
                     whole = False
                 if not whole:
                     again = f"madgen verify {self.directory.root} --repair has it made again"
-                    raise UserError(f"{self.directory.tar(name)}: sample {entry['key']} is damaged; {again}")
+                    raise UserError(f"{self.directory.tar(name)}: sample {entry.key} is damaged; {again}")
 
     def _is_committed(self, tar: str, sidecar: str, listing: Listing | None) -> bool:
         """As far as its commit mark says; the tar was checked before that was sent."""
@@ -159,7 +159,7 @@ def push(
     manifest = directory.read_manifest()
     sender = Push(directory, open_remote(name, url))
     pushed = sender.pushed
-    shards, planned = sorted(directory.done()), manifest["plan"]["shards"]
+    shards, planned = sorted(directory.done()), manifest.plan.shards
     try:
         listing = sender.listing()
         refuse_other(sender, listing, manifest, name)
@@ -182,14 +182,18 @@ def open_remote(name: str, url: str) -> Remote:
         raise UserError(f"{name}={url} cannot be used: {told(error)}") from error
 
 
-def refuse_other(sender: Push, listing: Listing, manifest: dict[str, Any], name: str) -> None:
+def refuse_other(sender: Push, listing: Listing, manifest: Manifest, name: str) -> None:
     """UserError if the place holds another dataset, or shards that are not of this one."""
-    url, job, plan = sender.remote.url, manifest["job"]["name"], manifest["plan"]
+    url = sender.remote.url
     if "dataset.json" in listing:
-        found = sender.tried("dataset.json", lambda: json.loads(sender.remote.read("dataset.json")))
-        if not _is_same(found, manifest):
-            raise UserError(f"{name}={url} holds another dataset ({found.get('fingerprint')}); choose another place")
-    ours = {f"shards/{job}-{index:06d}.{suffix}" for index in range(plan["shards"]) for suffix in ("tar", "json")}
+        data = sender.tried("dataset.json", lambda: sender.remote.read("dataset.json"))
+        try:
+            existing = Manifest.from_json(data, f"{url}/dataset.json")
+        except FormatError as error:
+            raise UserError(f"{name}={url} is in use: {error}; choose another place") from error
+        if not _is_same(existing, manifest):
+            raise UserError(f"{name}={url} holds another dataset ({existing.fingerprint}); choose another place")
+    ours = {f"shards/{shard}.{suffix}" for shard in manifest.shard_names() for suffix in ("tar", "json")}
     others = sorted(
         file for file in listing if file.startswith("shards/") and file not in ours and not _is_left_over(file)
     )
@@ -197,10 +201,10 @@ def refuse_other(sender: Push, listing: Listing, manifest: dict[str, Any], name:
         raise UserError(f"{name}={url} holds {others[0]}, which is not of this dataset; choose another place")
 
 
-def _is_same(found: dict[str, Any], manifest: dict[str, Any]) -> bool:
-    if manifest["fingerprint"] is None:  # not known yet
-        return found.get("plan", {}).get("keys_sha256") == manifest["plan"]["keys_sha256"]
-    return found.get("fingerprint") == manifest["fingerprint"]
+def _is_same(existing: Manifest, manifest: Manifest) -> bool:
+    if manifest.fingerprint is None:
+        return existing.plan.keys_sha256 == manifest.plan.keys_sha256
+    return existing.fingerprint == manifest.fingerprint
 
 
 def _is_left_over(name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from madgen.dataset.layout import to_json
+from madgen.dataset.format import SampleEntry, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ def span(piece: Piece) -> dict[str, Any]:
     return where if piece.scores is None else {**where, "scores": piece.scores}
 
 
-def piece(path: Path, entry: dict[str, Any]) -> Piece:
-    """The piece that an entry tells of, in the file at `path`."""
-    return Piece(path, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
+def piece(path: Path, entry: SampleEntry) -> Piece:
+    """Return the place of a sidecar's sample, in the file at `path`."""
+    return Piece(path, entry.offset, entry.size, entry.sha256, entry.scores)
 
 
 def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
@@ -74,7 +74,8 @@ def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
             if "reason" in entry:
                 yield entry["key"], Quarantined(entry["reason"], entry["detail"])
             elif stream is not None and _is_whole(stream, entry):
-                yield entry["key"], piece(tar, entry)
+                kept = Piece(tar, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
+                yield entry["key"], kept
     finally:
         if stream is not None:
             stream.close()

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import to_json
+from madgen.dataset.layout import DatasetDir
 
 HEARTBEAT_S = 3.0
 LEASE_S = 60.0

@@ -6,7 +6,7 @@ import hashlib
 import io
 import secrets
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import numpy as np
 from PIL import Image
 
 from madgen.dataset.encoding import is_png_of
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import SampleEntry, to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.sample_json import with_scores
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.dataset.verify import Verdict, planned_samples, sidecar_time
 from madgen.types import Shard, Task
 from madgen.utils.atomic import write_atomically
+from madgen.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,12 @@ def sample_spans(path: Path) -> list[tuple[str, int, int]]:
     return spans
 
 
-def reopen(directory: DatasetDir, name: str, entries: list[dict[str, Any]]) -> None:
+def reopen(directory: DatasetDir, name: str, entries: Iterable[SampleEntry]) -> None:
     """Puts a finished shard back on the list: only the samples of these sidecar entries need not be made again.
 
     The journal comes before the sidecar goes, so a crash in between leaves the shard as it was.
     """
-    lines = b"".join(journal.line(entry["key"], journal.piece(Path(), entry)) for entry in entries)
+    lines = b"".join(journal.line(entry.key, journal.piece(Path(), entry)) for entry in entries)
     directory.make_in_work(directory.open_shards)
     write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
     directory.sidecar(name).unlink(missing_ok=True)
@@ -137,7 +140,22 @@ def reopen_quarantined(directory: DatasetDir) -> int:
     """Puts every shard with quarantined samples back on the list; how many samples that is."""
     count = 0
     for sidecar in directory.sidecars():
-        if sidecar["quarantined"]:
-            count += len(sidecar["quarantined"])
-            reopen(directory, sidecar["shard"], sidecar["samples"])
+        if sidecar.quarantine:
+            count += len(sidecar.quarantine)
+            reopen(directory, sidecar.shard, sidecar.samples)
     return count
+
+
+def repair(directory: DatasetDir, verdict: Verdict) -> int:
+    """Reopen the shards that `verify` found broken, keeping their intact samples; return the number of lost samples.
+
+    Shards whose sidecar was written after the check, and files that were not planned, are left alone.
+    """
+    manifest, lost = directory.read_manifest(), 0
+    if manifest.filtered is not None:
+        raise UserError(f"{directory.root} was not generated: remove it, then madgen filter again")
+    for name, broken in verdict.broken.items():
+        if sidecar_time(directory, name) == broken.changed:
+            reopen(directory, name, broken.whole)
+            lost += planned_samples(manifest.plan, name) - len(broken.whole)
+    return lost

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import QuarantineEntry, SampleEntry, Sidecar
+from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece, Quarantined, Settled
 from madgen.dataset.shards.recovery import Salvage, sample_spans
@@ -138,7 +138,7 @@ class OpenShard:
         if not self._move(owned):
             self.discard()
             return False
-        write_atomically(self.directory.sidecar(self.shard.name), to_json(self._sidecar()))
+        write_atomically(self.directory.sidecar(self.shard.name), self._sidecar().to_json())
         if os.stat(self.directory.tar(self.shard.name)).st_ino != inode:
             # Another worker has put its tar in this one's place, of which our sidecar says nothing: to be made again.
             self.directory.sidecar(self.shard.name).unlink(missing_ok=True)
@@ -172,29 +172,30 @@ class OpenShard:
                 if journal.span_sha256(stream, piece.offset, piece.size) != piece.sha256:
                     raise OSError(errno.EIO, f"{self.path}: {key} does not read back as it was written")
 
-    def _sidecar(self) -> dict[str, Any]:
-        samples, quarantine = [], []
+    def _sidecar(self) -> Sidecar:
+        samples, quarantine = list[SampleEntry](), list[QuarantineEntry]()
         for position, (task, settled) in enumerate(zip(self.shard.tasks, self.settled, strict=True)):
             prompt = task.prompt
-            about = {"key": task.key, "seed": task.seed, "prompt": prompt.text}
             if isinstance(settled, Quarantined):
-                why = {"position": position, "reason": settled.reason, "detail": settled.detail}
-                quarantine.append({**about, **why})
-            else:
-                samples.append({**about, **journal.span(settled), "height": prompt.height, "width": prompt.width})
-        return {
-            "shard": self.shard.name,
-            "index": self.shard.index,
-            "samples": samples,
-            "quarantined": [entry["key"] for entry in quarantine],
-            "quarantine": quarantine,
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "view_evaluations": self.view_evaluations,
-            "made": self.made,
-            "started": self.started,
-            "finished": time.time(),
-            "worker": self.worker,
-        }
+                entry = QuarantineEntry(task.key, task.seed, prompt.text, position, settled.reason, settled.detail)
+                quarantine.append(entry)
+                continue
+            place = settled.offset, settled.size, settled.sha256
+            samples.append(
+                SampleEntry(task.key, task.seed, prompt.text, *place, prompt.height, prompt.width, settled.scores)
+            )
+        return Sidecar(
+            self.shard.name,
+            self.shard.index,
+            tuple(samples),
+            tuple(quarantine),
+            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            view_evaluations=self.view_evaluations,
+            made=self.made,
+            started=self.started,
+            finished=time.time(),
+            worker=self.worker,
+        )
 
     def leave(self) -> None:
         """Stops here; whoever claims the shard next goes on with what is whole."""

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +84,8 @@ def _pictures(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
     """Stack the first samples of every setting; they share prompts and seeds."""
     count, rows = int(paper.draw.get("samples", 1)), []
     for entry in made:
-        samples = [
-            (sidecar["shard"], sample) for sidecar in entry.directory.sidecars() for sample in sidecar["samples"]
-        ]
-        images = [Image.fromarray(read_entry(entry.directory, *sample).image_HWC) for sample in samples[:count]]
+        samples = islice(entry.directory.entries(), count)
+        images = [Image.fromarray(read_entry(entry.directory, sample).image_HWC) for sample in samples]
         rows += [(_name(entry), image) for image in images]
     path = folder / f"{paper.name}.png"
     stacked(rows).save(path)

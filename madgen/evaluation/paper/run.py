@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import OutputConfig
-from madgen.dataset.layout import DatasetDir, to_json
+from madgen.dataset.format import to_json
+from madgen.dataset.layout import DatasetDir
 from madgen.evaluation import command as evaluation
 from madgen.evaluation.paper import draw
 from madgen.evaluation.paper.plan import RUNTIME, Made, Paper, Setting
@@ -57,7 +58,7 @@ def _evaluate(made: Made, paper: Paper, device: str) -> Made:
     if RUNTIME in paper.metrics:
         made.extra["runtime (s)"] = runtime(made.directory)
     if paper.draw["kind"] == "tsne" or any(map(needs_reference, names)):
-        side = view_side(made.directory.read_manifest()["job"])
+        side = view_side(made.directory.read_manifest().job)
         made.reference = make_reference(made.directory, side, paper.references)
     if names:
         made.report = _report(made.directory, names, paper, device, made.reference or made.directory)
@@ -98,8 +99,8 @@ def _squares(setting: Setting, made: Sequence[Made], paper: Paper, device: str) 
 def runtime(directory: DatasetDir) -> float:
     """Return the median over shards of the seconds to sample and decode a panorama; depends on the machine."""
     seconds = [
-        (sidecar["seconds"]["sample"] + sidecar["seconds"]["decode"]) / sidecar["made"]
+        (sidecar.seconds["sample"] + sidecar.seconds["decode"]) / sidecar.made
         for sidecar in directory.sidecars()
-        if sidecar.get("made") and "sample" in sidecar.get("seconds", {})
+        if sidecar.made and "sample" in sidecar.seconds
     ]
     return statistics.median(seconds) if seconds else float("nan")

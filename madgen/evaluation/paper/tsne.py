@@ -11,7 +11,7 @@ import numpy as np
 
 from madgen.dataset.layout import DatasetDir
 from madgen.evaluation.paper.plan import Made, Paper
-from madgen.evaluation.partial_results import Collected, Column, collect, prompt_of
+from madgen.evaluation.partial_results import Collected, Column, collect
 from madgen.evaluation.plots import panels, pyplot, save
 from madgen.evaluation.reference import view_side
 from madgen.evaluation.runner import compute_columns, pick_device
@@ -29,11 +29,11 @@ def plot_map(paper: Paper, made: Sequence[Made], path: Path, device: str = "auto
     network = Extractors(parse(paper.extractor), pick_device(device))["features"]
     reference = made[0].reference
     assert reference is not None
-    crops = Crops(view_side(made[0].directory.read_manifest()["job"]))
+    crops = Crops(view_side(made[0].directory.read_manifest().job))
     squares = _tiles(reference, network, crops)
     tiles = {entry.setting.label: _tiles(entry.directory, network, crops) for entry in made}
     prompts = list(squares.rows_by_prompt())
-    texts = {prompt_of(sample["key"]): sample["prompt"] for part in reference.sidecars() for sample in part["samples"]}
+    texts = {entry.prompt_id: entry.prompt for entry in reference.entries()}
     grid = panels(len(prompts), height=4.2, max_columns=3)
     coverages: dict[str, list[float]] = {label: [] for label in tiles}
     for axes, prompt in zip(grid, prompts, strict=False):

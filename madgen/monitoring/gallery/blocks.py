@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded
-from madgen.monitoring.gallery.samples import Place, Sample, read
+from madgen.monitoring.gallery.samples import Sample, read
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -23,7 +24,7 @@ B = TypeVar("B")
 def write_samples(
     file: BinaryIO,
     dataset: DatasetDir,
-    shown: Sequence[Place],
+    shown: Sequence[SampleEntry],
     preview: int | None,
     progress: Callable[[int, int], Any],
 ) -> None:
@@ -31,7 +32,7 @@ def write_samples(
     side = SIDES[len(shown) > FEW]
 
     def blocks(number: int) -> tuple[bytes, bytes]:
-        sample = read(shown[number])
+        sample = read(dataset, shown[number])
         thumbnail, picture = embedded(sample, side, preview)
         details = {"thumbnail": thumbnail, "preview": preview, **_details(dataset, sample)}
         texts = block(f"s{number}", details), "" if picture is None else block(f"f{number}", picture)
@@ -68,15 +69,15 @@ def block(name: str, value: Any) -> str:
 
 
 def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
-    place, sampling = sample.place, sample.metadata.get("sampling")
+    entry, sampling = sample.entry, sample.metadata.get("sampling")
     return {
         "rows": list(_rows(sample.metadata)),
         "loop": isinstance(sampling, dict) and sampling.get("loop") is True,
-        "shard": place.shard.name,
-        "offset": place.offset,
-        "size": place.size,
-        "member": f"{place.key}.{sample.suffix}",
-        "command": shlex.join(["madgen", "regenerate", str(dataset.root), place.key, "-o", f"{place.key}.png"]),
+        "shard": dataset.tar(entry.shard).name,
+        "offset": entry.offset,
+        "size": entry.size,
+        "member": f"{entry.key}.{sample.suffix}",
+        "command": shlex.join(["madgen", "regenerate", str(dataset.root), entry.key, "-o", f"{entry.key}.png"]),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,11 @@ from typing import Any
 
 from madgen.config.schema import SCORES
 from madgen.dataset.filtering.selection import LOWER_IS_BETTER
+from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.blocks import block, write_samples
 from madgen.monitoring.gallery.pictures import choose_preview
-from madgen.monitoring.gallery.samples import Place, places, spread
+from madgen.monitoring.gallery.samples import finished_samples, spread
 from madgen.utils.atomic import atomic
 
 SCRIPTS = ("data.js", "shard.js", "grid.js", "flat.js", "turn.js", "viewer.js", "page.js")
@@ -47,25 +49,24 @@ def write_gallery(
     """
     dataset = DatasetDir(Path(directory))
     manifest = dataset.read_manifest()
-    found = places(dataset)
+    found = finished_samples(dataset)
     shown = spread(found, limit)
     head, tail = _page(dataset, manifest, len(found), shown)
     output = dataset.root / "preview.html" if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as file:
         file.write(head)
-        write_samples(file, dataset, shown, choose_preview(shown, budget), progress)
+        write_samples(file, dataset, shown, choose_preview(dataset, shown, budget), progress)
         file.write(tail)
     return output
 
 
-def _page(dataset: DatasetDir, manifest: dict[str, Any], done: int, shown: Sequence[Place]) -> tuple[bytes, bytes]:
+def _page(dataset: DatasetDir, manifest: Manifest, done: int, shown: Sequence[SampleEntry]) -> tuple[bytes, bytes]:
     """What stands before and after the samples: before them all that the first paint needs, the index of them too."""
-    job, plan = (part if isinstance(part, dict) else {} for part in (manifest["job"], manifest["plan"]))
-    planned = max(int(plan.get("samples", done)), done)
+    planned = max(manifest.plan.samples, done)
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     texts = {
-        "name": str(job.get("name") or dataset.root.resolve().name),
+        "name": manifest.name,
         "done": f"{done:,} of {planned:,} panoramas done" if done < planned else f"{done:,} panoramas",
         "facts": " · ".join(_facts(done, shown)),
         "value": str(done),
@@ -90,26 +91,32 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def _facts(done: int, shown: Sequence[Place]) -> Iterator[str]:
+def _facts(done: int, shown: Sequence[SampleEntry]) -> Iterator[str]:
     if len(shown) < done:
         yield f"{len(shown):,} of them here, evenly spaced"
-    (common, _), *others = Counter((place.height, place.width) for place in shown).most_common()
+    (common, _), *others = Counter(entry.shape for entry in shown).most_common()
     yield f"{common[0]}×{common[1]} px" + (f" and {len(others)} other sizes" if others else "")
 
 
-def _index(shown: Sequence[Place]) -> dict[str, Any]:
+def _index(shown: Sequence[SampleEntry]) -> dict[str, Any]:
     """What the list needs of every sample; the rest is in the samples' own blocks."""
-    present = [name for name in SCORES if any(name in place.scores for place in shown)]
+    scores = [_finite(entry.scores or {}) for entry in shown]
+    present = [name for name in SCORES if any(name in values for values in scores)]
     return {
         "scores": [{"name": name, "lower": name in LOWER_IS_BETTER} for name in present],
         "samples": [
             {
-                "key": place.key,
-                "prompt": place.prompt,
-                "width": place.width,
-                "height": place.height,
-                "scores": {name: place.scores[name] for name in present if name in place.scores},
+                "key": entry.key,
+                "prompt": entry.prompt,
+                "width": entry.width,
+                "height": entry.height,
+                "scores": {name: values[name] for name in present if name in values},
             }
-            for place in shown
+            for entry, values in zip(shown, scores, strict=True)
         ],
     }
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores that are numbers: JSON for a browser has no NaN."""
+    return {name: value for name, value in scores.items() if math.isfinite(value)}

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from madgen.monitoring.gallery.samples import Place, Sample, read, spread
+from madgen.dataset.format import SampleEntry
+from madgen.dataset.layout import DatasetDir
+from madgen.monitoring.gallery.samples import Sample, read, spread
 
 MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Member suffix of a picture to its media type."""
@@ -24,16 +26,16 @@ MEASURED = 8
 """Pictures whose previews are made to estimate those of all."""
 
 
-def choose_preview(shown: Sequence[Place], budget: int) -> int | None:
+def choose_preview(dataset: DatasetDir, shown: Sequence[SampleEntry], budget: int) -> int | None:
     """What a page of these samples embeds beside thumbnails, of each alike: the best that stays within `budget` bytes.
 
     0: the original bytes. A positive number: a preview of that shorter side, by an estimate. None: nothing.
     """
-    if sum(place.size for place in shown) <= budget:
+    if sum(entry.size for entry in shown) <= budget:
         return 0
-    some = [read(place) for place in spread(list(shown), MEASURED)]
+    some = [read(dataset, entry) for entry in spread(list(shown), MEASURED)]
     for side in PREVIEWS:
-        images = (sample.decoded(_box(sample.place, side)) for sample in some)
+        images = (sample.decoded(_box(sample.entry, side)) for sample in some)
         mean = sum(len(_webp(image, PREVIEW_QUALITY)) for image in images) / len(some)
         if mean * len(shown) <= budget:
             return side
@@ -42,13 +44,13 @@ def choose_preview(shown: Sequence[Place], budget: int) -> int | None:
 
 def embedded(sample: Sample, side: int, preview: int | None) -> tuple[str, str | None]:
     """Two data URIs: a thumbnail whose shorter side has at most `side` pixels, and what `choose_preview` says."""
-    image = sample.decoded(_box(sample.place, max(side, preview or 0)))
+    image = sample.decoded(_box(sample.entry, max(side, preview or 0)))
     large = None
     if preview == 0:
         large = _data_uri(MIME_TYPES[sample.suffix], sample.picture)
     elif preview is not None:
         large = _data_uri("image/webp", _webp(image, PREVIEW_QUALITY))
-    image.thumbnail(_box(sample.place, side), Image.Resampling.LANCZOS)
+    image.thumbnail(_box(sample.entry, side), Image.Resampling.LANCZOS)
     return _data_uri("image/webp", _webp(image, THUMBNAIL_QUALITY)), large
 
 
@@ -62,7 +64,7 @@ def _webp(image: Image.Image, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def _box(place: Place, side: int) -> tuple[int, int]:
+def _box(entry: SampleEntry, side: int) -> tuple[int, int]:
     """Width and height in pixels."""
     most = side * LONGEST
-    return (most, side) if place.width >= place.height else (side, most)
+    return (most, side) if entry.width >= entry.height else (side, most)

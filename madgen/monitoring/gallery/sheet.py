@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.samples import places, read, spread
+from madgen.monitoring.gallery.samples import finished_samples, read, spread
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
@@ -38,8 +38,8 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
     if limit > SHEET_MOST:
         raise UserError(f"a contact sheet holds at most {SHEET_MOST} panoramas, not limit={limit}; write the gallery")
     dataset.read_manifest()
-    shown = spread(places(dataset), limit)
-    sheet = _sheet([(read(place).decoded(SHEET_PICTURE), place.prompt) for place in shown])
+    shown = spread(finished_samples(dataset), limit)
+    sheet = _sheet([(read(dataset, entry).decoded(SHEET_PICTURE), entry.prompt) for entry in shown])
     output = dataset.root / "preview.png" if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as file:
