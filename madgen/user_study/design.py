@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from madgen.dataset.format import Manifest, SampleEntry, prompt_id
 from madgen.dataset.layout import DatasetDir

@@ -78,7 +78,11 @@ def _key(
     key = {
         "madgen_study": VERSION,
         "datasets": [
-            {"name": source.name, "fingerprint": source.manifest.fingerprint, "method": source.manifest.identity.get("method")}
+            {
+                "name": source.name,
+                "fingerprint": source.manifest.fingerprint,
+                "method": source.manifest.identity.get("method"),
+            }
             for source in sources
         ],
         "questions": list(design.questions),
