@@ -175,6 +175,6 @@ def test_damaged_sample_leaves_no_files(tmp_path):
     roots = [make_dataset(tmp_path / name, 1, samples=1) for name in ("first", "second")]
     for tar in (roots[1] / "shards").glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(UserError, match=r"is not what was written; madgen verify .*second"):
+    with pytest.raises(UserError, match=r"checksum mismatch of sample .*; run madgen verify .*second"):
         make_study(roots, tmp_path / "study", Design())
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
