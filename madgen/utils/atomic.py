@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from madgen.utils.errors import UserError
 
 LEFT_OVER_S = 60.0
@@ -31,23 +33,13 @@ def is_left_over(path: Path) -> bool:
     if found is None:
         return False
     if found[1] == _host():
-        return not _is_running(int(found[2], 16))
+        return not psutil.pid_exists(int(found[2], 16))
     return time.time() - path.stat().st_mtime > LEFT_OVER_S
 
 
 def _host() -> str:
     """This machine in six letters."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's, but there
-    return True
 
 
 @contextmanager

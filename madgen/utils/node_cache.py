@@ -1,13 +1,12 @@
-"""What the processes of one node do once: the first reads a large file, the others wait and share what it found.
+"""Share what one process has computed from a large file with the other processes of a node.
 
-Locks and answers lie in the node's own temporary folder, not on a shared file system. Where that cannot be used, every
-process reads for itself.
+Locks and answers lie in the node's temporary folder, not on a shared file system. Where that cannot be used, every
+process reads the file itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -15,97 +14,58 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
 
-LEAST = 16 * 2**20
-"""Bytes: smaller files are read quickly."""
+from filelock import FileLock, Timeout
+
+from madgen.utils.atomic import write_atomically
+
+MIN_BYTES = 16 * 2**20
+"""Smaller files are read quickly."""
 SETTLED_S = 60.0
-"""A file that was changed less long ago may be changed again without its times telling, or seem unchanged over NFS."""
-LONGEST_S = 600.0
-"""No process waits longer for another, which may have been stopped."""
-KEPT_S = 7 * 24 * 3600.0
-"""Answers that nobody has asked for in so long are removed."""
+"""A file that changed more recently is always read: over NFS its times may not show another change."""
+MAX_WAIT_S = 600.0
+"""Longest wait for another process, which may be suspended."""
 CHUNK = 16 * 2**20
 """Bytes: file servers are quickest with long reads in order, which mapping a file does not give."""
 NETWORK = set("nfs nfs4 lustre gpfs beegfs ceph cifs smb3 9p virtiofs afs wekafs panfs orangefs dvs".split())
 """File systems, as the kernel calls them; those in user space are taken for such too."""
 
 
-def once(file: Path, question: str, answer: Callable[[BufferedReader], str]) -> str:
-    """`answer(stream)` of a file that is open: asked by one process of this node, and again when it has changed."""
+def once(file: Path, name: str, compute: Callable[[BufferedReader], str]) -> str:
+    """Return `compute(stream)` of a file, computed by one process of this node until the file changes.
+
+    name: of the quantity, such as `sha256`
+    """
     with open(file, "rb") as stream:
-        about = os.fstat(stream.fileno())
-        if about.st_size < LEAST or time.time() - max(about.st_ctime, about.st_mtime) < SETTLED_S:
-            return answer(stream)
-        identity = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        with _note(f"{_machine()} {question} {identity}") as note:
-            known = b"" if note is None else os.pread(note, 4096, 0)
-            if known.endswith(b"\n"):
-                return known[:-1].decode()
-            found = answer(stream)
-            if note is not None:
-                with contextlib.suppress(OSError):  # a full disk: the next one reads for itself
-                    os.ftruncate(note, 0)
-                    os.pwrite(note, f"{found}\n".encode(), 0)
-            return found
+        status = os.fstat(stream.fileno())
+        if status.st_size < MIN_BYTES or time.time() - max(status.st_ctime, status.st_mtime) < SETTLED_S:
+            return compute(stream)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        key = f"{socket.gethostname()} {name} {identity}"  # several machines may share a temporary folder
+        lock = None
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, Timeout):
+                path = _private_folder() / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+                lock = stack.enter_context(FileLock(f"{path}.lock", timeout=MAX_WAIT_S))
+                if path.exists():
+                    return path.read_text(encoding="utf-8")
+            value = compute(stream)
+            if lock is not None:
+                with contextlib.suppress(OSError):  # a full disk: the next process computes it again
+                    write_atomically(path, value.encode())
+            return value
 
 
-@contextlib.contextmanager
-def _note(key: str) -> Iterator[int | None]:
-    """The file of an answer, locked for this process; None where there can be none, or it is held for too long."""
-    try:
-        path = _own_folder() / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield None
-        return
-    try:
-        held = _lock(note)
-        if held:
-            with contextlib.suppress(OSError):
-                os.utime(note)  # it is still asked for
-        yield note if held else None
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(note)  # and the lock with it
-
-
-def _lock(note: int) -> bool:
-    """Waits; a lock goes with its process, whatever ends that."""
-    deadline = time.monotonic() + LONGEST_S
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:
-            break
-    return False
-
-
-@lru_cache
-def _machine() -> str:
-    """Of this boot: a temporary folder may be shared by machines, and what is in memory goes when one restarts."""
-    with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()}"
-    return socket.gethostname()
-
-
-def _own_folder() -> Path:
-    """Made if need be; OSError if it is not this user's alone, for what it says is believed."""
+def _private_folder() -> Path:
+    """Return a temporary folder that no other user can write to, as its content is trusted; OSError otherwise."""
     folder = Path(tempfile.gettempdir()) / f"madgen-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    about = os.lstat(folder)
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not ours alone")
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > KEPT_S:
-                path.unlink()
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} is open to other users")
     return folder
 
 
