@@ -1,4 +1,4 @@
-"""madgen: a prompt list becomes a WebDataset of semantically coherent panoramas."""
+"""Generate WebDatasets of semantically coherent panoramas from lists of prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "load_job",
 ]
 
-_HOMES = {
+_MODULES = {
     "Job": "madgen.config.schema",
     "load_job": "madgen.config.loader",
     "PanoramaModule": "madgen.generation.module",
@@ -44,10 +44,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use, so that `import madgen` loads nothing heavy."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that `import madgen` stays fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'madgen' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

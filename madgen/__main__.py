@@ -1,4 +1,4 @@
-"""`python -m madgen`."""
+"""Run the command line by `python -m madgen`."""
 
 from madgen.cli.app import main
 

@@ -13,7 +13,7 @@ from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
 from hypothesis import HealthCheck, settings
 from processes import Started, begin, environment
 
-from madgen.cluster.signals import STOPPING
+from madgen.cluster.signals import STOP_SIGNALS
 
 pytest_plugins = ["metric_fixtures", "tiers"]
 
@@ -142,7 +142,7 @@ def madgen(start):
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """What a test's commands install in this process is gone after it."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

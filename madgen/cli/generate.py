@@ -24,9 +24,9 @@ def generate(job: JobArguments) -> None:
         madgen generate jobs/alps.yaml sampling.width=4096 output.dir=out/wide
         torchrun --nproc-per-node 8 -m madgen generate jobs/alps.yaml
     """
-    from madgen.cluster.signals import end_before_it_begins
+    from madgen.cluster.signals import exit_before_start
 
-    end_before_it_begins()
+    exit_before_start()
     loaded = load_job(job)
     from madgen.generation.outcome import finished, report
     from madgen.generation.upload import hand_over
@@ -195,7 +195,7 @@ def submit(
     if note := slurm.idle_workers(resolved.plan.shard_count, resources.workers):
         print(note, file=sys.stderr)
     if not dry_run:
-        print(slurm.what_next(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
+        print(slurm.next_commands(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
 
 
 def fetch(

@@ -1,1 +1,1 @@
-"""Launch, ranks, signals, time limits and SLURM."""
+"""Launchers, ranks, signals, time limits and SLURM scripts."""

@@ -1,7 +1,7 @@
-"""Where this process stands among those that were started with it: by srun, by torchrun, or by Lightning itself.
+"""Ranks and world sizes of processes started by srun, by torchrun or by Lightning.
 
-Processes meet when they start and exchange nothing afterwards, so gloo will do on GPUs too: it needs no communicator,
-and no watchdog ends a process because another one has died.
+Processes synchronize at the start and exchange nothing afterwards, so gloo suffices on GPUs too: it needs no
+communicator, and no watchdog ends a process because another one has died.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from madgen.utils.errors import UserError
 from madgen.utils.validation import environment_number
 
 Kind = Literal["srun", "torchrun", "alone"]
-MEETING = timedelta(minutes=30)
-"""How long processes wait for each other to start and to load their weights, before they give up."""
+START_TIMEOUT = timedelta(minutes=30)
+"""Time limit for all processes to start and to load their weights."""
 INTERACTIVE_STEP = "4294967290"
 """SLURM_STEP_ID of the shell that salloc starts."""
 COUNT = re.compile(r"(\d{1,6})(?:\(x(\d{1,6})\))?")  # SLURM's "2(x3)": 2 on each of 3 nodes
@@ -27,15 +27,15 @@ COUNT = re.compile(r"(\d{1,6})(?:\(x(\d{1,6})\))?")  # SLURM's "2(x3)": 2 on eac
 
 @dataclass(frozen=True)
 class Placement:
-    """Who started this process, and how many there are."""
+    """The launcher of this process and the number of processes."""
 
     kind: Kind
     devices: int | str
-    """Processes on a node; `auto` where Lightning may choose."""
+    """Processes per node; `auto`: as Lightning chooses."""
     nodes: int
 
     def environment(self) -> Any:
-        """Ranks and addresses: a ClusterEnvironment of Lightning's."""
+        """Return the Lightning ClusterEnvironment, which knows ranks and addresses."""
         from lightning.pytorch.plugins.environments import (
             LightningEnvironment,
             SLURMEnvironment,
@@ -48,25 +48,23 @@ class Placement:
 
     @property
     def joins_a_group(self) -> bool:
-        """Whether other processes wait for this one."""
+        """Return whether other processes wait for this one at the start."""
         return self.kind != "alone" and (self.devices != 1 or self.nodes != 1)
 
 
 def placement(config: TrainerConfig, variables: MutableMapping[str, str] = os.environ) -> Placement:
-    """Takes what was started; UserError, in the words of who started it, where the job wants something else."""
+    """Detect the launcher; UserError, with the launcher's options, if the job requests another number of processes."""
     if "TORCHELASTIC_RUN_ID" in variables:
-        here, everywhere = (
-            environment_number(variables, "LOCAL_WORLD_SIZE"),
-            environment_number(variables, "WORLD_SIZE"),
-        )
-        if not 0 < here <= everywhere:
-            raise UserError(f"LOCAL_WORLD_SIZE={here} and WORLD_SIZE={everywhere} contradict each other; use torchrun")
-        _agree(config, here, everywhere // here, "torchrun", "--nproc-per-node", "--nnodes")
-        return Placement("torchrun", here, everywhere // here)
+        per_node = environment_number(variables, "LOCAL_WORLD_SIZE")
+        total = environment_number(variables, "WORLD_SIZE")
+        if not 0 < per_node <= total:
+            raise UserError(f"LOCAL_WORLD_SIZE={per_node} and WORLD_SIZE={total} contradict each other; use torchrun")
+        _check_counts(config, per_node, total // per_node, "torchrun", "--nproc-per-node", "--nnodes")
+        return Placement("torchrun", per_node, total // per_node)
     if _in_step(variables):
         tasks, nodes = _tasks_per_node(variables)
-        _agree(config, tasks, nodes, "srun", "--ntasks-per-node", "--nodes")
-        # A step may be smaller than its job, whose numbers Lightning would see.
+        _check_counts(config, tasks, nodes, "srun", "--ntasks-per-node", "--nodes")
+        # A step may be smaller than its job, whose numbers Lightning would read.
         variables["SLURM_NTASKS_PER_NODE"], variables["SLURM_NNODES"] = str(tasks), str(nodes)
         return Placement("srun", tasks, nodes)
     if variables.get("SLURM_JOB_ID") and "LOCAL_RANK" not in variables and not _in_shell(variables):
@@ -74,7 +72,7 @@ def placement(config: TrainerConfig, variables: MutableMapping[str, str] = os.en
         if tasks > 1:
             raise UserError(
                 f"this job has {tasks} tasks, but madgen was started once, without srun; "
-                "write: srun madgen generate ..."
+                "run: srun madgen generate ..."
             )
     return _alone(config)
 
@@ -118,20 +116,21 @@ def _tasks_per_node(variables: MutableMapping[str, str]) -> tuple[int, int]:
     if len(set(counts)) != 1:
         raise UserError(
             f"srun started {' + '.join(map(str, counts))} tasks on {len(counts)} nodes; "
-            f"ask for the same number on each with --ntasks-per-node={max(counts)}, not with --ntasks"
+            f"request the same number on each with --ntasks-per-node={max(counts)}, not with --ntasks"
         )
     return counts[0], len(counts)
 
 
-def _agree(config: TrainerConfig, devices: int, nodes: int, starter: str, per_node: str, of_nodes: str) -> None:
-    for name, value, given, option, what in (
-        ("devices", config.devices, devices, per_node, "a node"),
-        ("num_nodes", config.num_nodes, nodes, of_nodes, "nodes in all"),
+def _check_counts(
+    config: TrainerConfig, devices: int, nodes: int, launcher: str, devices_option: str, nodes_option: str
+) -> None:
+    for name, value, count, option, unit in (
+        ("devices", config.devices, devices, devices_option, "tasks per node"),
+        ("num_nodes", config.num_nodes, nodes, nodes_option, "nodes"),
     ):
-        if value not in ("auto", given):
-            started = f"{given} tasks on {what}" if name == "devices" else f"tasks on {given} {what}"
+        if value not in ("auto", count):
             raise UserError(
-                f"trainer.{name}={value}, but {starter} started {started} ({option}={given}); "
+                f"trainer.{name}={value}, but {launcher} started {count} {unit} ({option}={count}); "
                 f"set trainer.{name}=auto, or {option}={value}"
             )
 
@@ -149,25 +148,25 @@ def device_type(config: TrainerConfig) -> str:
 
 
 def rank(variables: Mapping[str, str] = os.environ) -> int:
-    """Of this process among those that were started with it, before Lightning knows; 0 for one that is alone."""
+    """Return the global rank, also before Lightning is set up; 0 for a single process."""
     if "TORCHELASTIC_RUN_ID" in variables:
         name = "RANK"
     elif _in_step(variables):
         name = "SLURM_PROCID"
     else:
-        name = "LOCAL_RANK"  # of those that Lightning has started
+        name = "LOCAL_RANK"  # set by Lightning for the processes that it starts
     return environment_number(variables, name, 0)
 
 
 def place(variables: Mapping[str, str] = os.environ) -> int:
-    """A number that tells this process from those started with it, other tasks of an array too, without asking them."""
+    """Return a number that spreads workers over the shards: the rank, plus the task of a SLURM array."""
     return rank(variables) + environment_number(variables, "SLURM_ARRAY_TASK_ID", 0)
 
 
 def strategy(name: str, processes: int) -> Any:
-    """What `trainer.strategy` stands for: DDP with a time-out of its own where there is more than one process."""
+    """Return the strategy to pass to the Trainer: DDP with our own timeout if there is more than one process."""
     if name == "ddp" or (name == "auto" and processes > 1):
         from lightning.pytorch.strategies import DDPStrategy
 
-        return DDPStrategy(process_group_backend=os.environ.get("MADGEN_PROCESS_GROUP", "gloo"), timeout=MEETING)
+        return DDPStrategy(process_group_backend=os.environ.get("MADGEN_PROCESS_GROUP", "gloo"), timeout=START_TIMEOUT)
     return name

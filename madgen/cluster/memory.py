@@ -1,4 +1,4 @@
-"""How much memory this process has needed."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU that is in use, or else of this process's resident memory."""
+    """Return the peak in bytes: of GPU memory if a GPU is in use, else of resident memory."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,8 +1,9 @@
-"""SIGTERM, SIGINT and SIGUSR1 finish the batch in flight and stop; a second SIGINT stops at once."""
+"""Signal handlers: SIGTERM, SIGINT and SIGUSR1 stop after the batch in flight; a second SIGINT stops at once."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -12,13 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from madgen.utils.console import say
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+logger = logging.getLogger(__name__)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Handlers of our own in place of Lightning's, whose SIGTERM is ignored by predict and whose SIGUSR1 requeues."""
+    """Replace Lightning's handlers: its predict loop ignores SIGTERM, and its SIGUSR1 handler requeues the job."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -27,18 +27,18 @@ class StopSignals:
 
     @property
     def preempting(self) -> bool:
-        """Whether the machine is wanted back, rather than the run ended by its user."""
+        """Return whether the scheduler reclaims the machine, rather than the user ending the run."""
         return self.received in (signal.SIGTERM, signal.SIGUSR1)
 
     def install(self, stop: Callable[[], None]) -> None:
-        """Calls `stop` on the first signal; only possible in the main thread. May be called again."""
+        """Call `stop` on each signal from now on, if this is the main thread. May be called again."""
         self._stop = stop
         if threading.current_thread() is threading.main_thread():
-            for number in STOPPING:
+            for number in STOP_SIGNALS:
                 self._previous.setdefault(number, signal.signal(number, self._handle))
 
     def restore(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -48,21 +48,21 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
         self._stop()
-        say(f"\n{signal.Signals(number).name}: finishing the batch in flight, then stopping")
+        logger.info("\n%s: finishing the batch in flight, then stopping", signal.Signals(number).name)
 
 
-def end_before_it_begins() -> None:
-    """Until a run takes over, SIGTERM and SIGUSR1 end this process as an early stop, of which nothing is lost."""
-    end_instead("stopped before it began", leave=os._exit)  # an exception would be lost where modules are imported
+def exit_before_start() -> None:
+    """Exit with the status of an early stop if SIGTERM or SIGUSR1 arrives before the run has started."""
+    end_instead("stopped before it began", leave=os._exit)  # an exception during an import could be swallowed
 
 
-def end_instead(said: str, *more: int, leave: Callable[[int], None] = sys.exit) -> None:
-    """SIGTERM, SIGUSR1 and `more` end this process at once, as an early stop."""
+def end_instead(message: str, *more: int, leave: Callable[[int], object] = sys.exit) -> None:
+    """Exit at once, with a message and the status of an early stop, on SIGTERM, SIGUSR1 and the signals `more`."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             tell_batch_script("signal")
-        say(f"{signal.Signals(number).name}: {said}")
+        logger.info("%s: %s", signal.Signals(number).name, message)
         leave(3)
 
     if threading.current_thread() is threading.main_thread():
@@ -71,10 +71,10 @@ def end_instead(said: str, *more: int, leave: Callable[[int], None] = sys.exit) 
 
 
 @contextlib.contextmanager
-def ending_instead(said: str) -> Iterator[None]:
-    """`end_instead` within it; then the handlers of before."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    end_instead(said)
+def ending_instead(message: str) -> Iterator[None]:
+    """Apply `end_instead` inside the block, then restore the previous handlers."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    end_instead(message)
     try:
         yield
     finally:
@@ -84,7 +84,7 @@ def ending_instead(said: str) -> Iterator[None]:
 
 
 def tell_batch_script(reason: str) -> None:
-    """That a restart would go on, in the file that `slurm/*.sbatch` name: they requeue, once no rank runs any more."""
+    """Write the reason to the file that `slurm/*.sbatch` watch: they requeue the job when all ranks have ended."""
     if path := os.environ.get("MADGEN_STOPPED"):
         with contextlib.suppress(OSError):
             Path(path).write_text(f"{reason}\n")

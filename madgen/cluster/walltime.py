@@ -1,4 +1,4 @@
-"""Walltime: no batch is started that cannot end before SLURM ends the job. Pure logic; the clock can be replaced."""
+"""Time limits: start no batch that cannot end before SLURM ends the job."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 MARGIN_S = 10.0
-"""For what comes after the last batch: it is written, and its shard is read back and published."""
+"""Reserve after the last batch, to write it and to verify and publish its shard."""
 SAFETY = 1.2
+"""Factor on the median duration of a batch."""
 RECENT = 8
-"""Batches that are looked back at."""
+"""Number of batches in the median."""
 
 
 class Walltime:
-    """How long batches take, from those that this process has run, and whether another one fits before `end`.
+    """Predict the duration of batches from those that this process has run.
 
-    A batch's cost is in any unit that its time grows with, such as view evaluations.
+    The cost of a batch is in any unit that its duration is proportional to, such as view evaluations.
     """
 
     def __init__(self, end: float | None, clock: Callable[[], float] = time.time):
         self.clock = clock
         self.end = end if end is not None and end > clock() else None
-        """Seconds since 1970; None: no limit, or none that is known."""
+        """Seconds since the epoch; None: no known limit."""
         self._rates: deque[float] = deque(maxlen=RECENT)
-        self._first: float | None = None  # slower than the others: it warms up
+        self._first: float | None = None  # slower than the others: warm-up
 
     def record(self, cost: float, seconds: float) -> None:
-        """A batch of `cost` took so long."""
+        """Record the duration of a batch."""
         if cost <= 0:
             return
         if self._first is None:
@@ -40,27 +41,27 @@ class Walltime:
             self._rates.append(seconds / cost)
 
     def expected(self, cost: float) -> float:
-        """Seconds that a batch of `cost` may take; 0 before anything was measured."""
+        """Return the seconds that a batch of `cost` may take; 0 before the first measurement."""
         if not self._rates:
             return cost * (self._first or 0.0)
         slow = max(statistics.median(self._rates) * SAFETY, max(self._rates))
         return cost * slow
 
     def refuses(self, cost: float) -> str | None:
-        """Why a batch of `cost` must not be started now, in a line; None if it may. With 0: whether to wait on."""
+        """Return why a batch of `cost` must not start now (0: why not to wait longer), or None if it may."""
         if self.end is None:
             return None
         left, needed = self.end - self.clock(), self.expected(cost)
         if needed + MARGIN_S <= left:
             return None
-        takes = f"the next batch may take {needed:.0f} s" if cost else "nothing more can be done in it"
+        takes = f"the next batch may take {needed:.0f} s" if cost else "no other batch fits"
         return f"the job's time ends in {max(0.0, left):.0f} s and {takes}: stopping"
 
 
 def job_end(environment: Mapping[str, str] = os.environ) -> float | None:
-    """When SLURM ends this job, in seconds since 1970; None where there is no such end.
+    """Return when SLURM ends this job, in seconds since the epoch; None without a time limit.
 
-    `MADGEN_END_TIME` says it without SLURM; where newer versions of SLURM do not say it either, `squeue` is asked.
+    The sources, in order: `MADGEN_END_TIME`, `SLURM_JOB_END_TIME` (recent versions of SLURM), `squeue`.
     """
     for name in ("MADGEN_END_TIME", "SLURM_JOB_END_TIME"):
         if environment.get(name):
@@ -72,7 +73,7 @@ def job_end(environment: Mapping[str, str] = os.environ) -> float | None:
         return None
     try:
         command = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", "%e"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        return datetime.fromisoformat(said.split()[0]).timestamp()
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        return datetime.fromisoformat(output.split()[0]).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

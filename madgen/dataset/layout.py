@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madgen.dataset.format import FormatError, Manifest, SampleEntry, Sidecar
-from madgen.utils.atomic import is_left_over
+from madgen.utils.atomic import is_abandoned
 from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
@@ -138,7 +138,7 @@ class DatasetDir:
         """Removes what killed workers left of files that they were writing."""
         for path in [*self.root.glob(".*"), *self.root.glob("samples/.*"), *self.shards.glob(".*")]:
             with contextlib.suppress(OSError):
-                if is_left_over(path):
+                if is_abandoned(path):
                     path.unlink()
 
     def sidecars(self) -> Iterator[Sidecar]:

@@ -1,1 +1,1 @@
-"""Helpers without domain knowledge."""
+"""Helpers that know nothing of panoramas."""

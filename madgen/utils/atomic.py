@@ -1,4 +1,4 @@
-"""A file under its final name is complete: written aside, flushed to disk, renamed."""
+"""Write files to a temporary path, flush them to disk and rename them: a file under its final name is complete."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ import psutil
 
 from madgen.utils.errors import UserError
 
-LEFT_OVER_S = 60.0
-"""A temporary file of another machine that nobody has written to for so long belongs to nobody."""
+ABANDONED_AFTER_S = 60.0
+"""Age of the last write after which a temporary file of another machine counts as abandoned."""
 
 
 def temporary_path(path: Path) -> Path:
-    """Where a file is written before it has its name: its own in all processes of all machines."""
+    """Return the path to write a file to before its rename, unique among all processes of all machines."""
     return path.with_name(f".{path.name}.{_host()}{os.getpid():08x}{secrets.token_hex(4)}")
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether `path` is of the kind of `temporary_path`, and its process has been killed."""
-    found = re.fullmatch(r"\..+\.([0-9a-f]{6})([0-9a-f]{8})[0-9a-f]{8}", path.name)
-    if found is None:
+def is_abandoned(path: Path) -> bool:
+    """Return whether `path` is a `temporary_path` whose process has died."""
+    match = re.fullmatch(r"\..+\.([0-9a-f]{6})([0-9a-f]{8})[0-9a-f]{8}", path.name)
+    if match is None:
         return False
-    if found[1] == _host():
-        return not psutil.pid_exists(int(found[2], 16))
-    return time.time() - path.stat().st_mtime > LEFT_OVER_S
+    if match[1] == _host():
+        return not psutil.pid_exists(int(match[2], 16))
+    return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
 
 
 def _host() -> str:
-    """This machine in six letters."""
+    """Return a hash of the host name, of six characters."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content stands under `path` when the block ends, whole; nothing is left if it fails."""
+    """Yield a stream whose content appears at `path` when the block ends; if the block fails, nothing changes."""
     temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as stream:
@@ -56,7 +56,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if error.filename == str(temporary) or error.filename == temporary:
-            error.filename = str(path)  # what was asked for
+            error.filename = str(path)  # the path that the caller knows
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -65,13 +65,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """As `atomic`, of bytes that are at hand."""
+    """Write `data` to `path` by rename."""
     with atomic(path) as stream:
         stream.write(data)
 
 
 def check_new_directory(target: Path) -> None:
-    """UserError unless a directory can appear at `target` by rename: nothing is there, or an empty directory."""
+    """Raise UserError unless a directory can be renamed to `target`, which must be missing or empty."""
     if not target.parent.is_dir():
         raise UserError(f"-o {target}: the folder {target.parent} does not exist")
     if target.exists() and (not target.is_dir() or any(os.scandir(target))):
@@ -79,7 +79,7 @@ def check_new_directory(target: Path) -> None:
 
 
 def publish_directory(temporary: Path, target: Path) -> None:
-    """Renames a directory that is whole; UserError if something has come to stand at `target` meanwhile."""
+    """Rename a complete directory to `target`; UserError if another process has created `target` meanwhile."""
     try:
         os.rename(temporary, target)
     except OSError as error:
@@ -90,12 +90,12 @@ def publish_directory(temporary: Path, target: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` survive a power cut."""
+    """Flush a rename in `directory` to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by every file system
             raise
     finally:
         os.close(descriptor)

@@ -1,5 +1,5 @@
-"""The one exception whose message is for the user."""
+"""The exception for wrong input."""
 
 
 class UserError(Exception):
-    """The input is wrong: one line that names the value, its unit and the way out. The command line exits with 2."""
+    """Wrong input. The message is one line with the value, its bound and the fix; the command line exits with 2."""

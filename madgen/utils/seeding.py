@@ -1,4 +1,4 @@
-"""Randomness is a function of identity, never of rank, order or time."""
+"""Seeds and noise as functions of a sample's identity, never of rank, order or time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ SEED_BITS = 48
 
 
 def sample_seed(job_seed: int, prompt_id: str, sample_index: int) -> int:
-    """The torch seed of one sample: 48 bits of blake2b over `job_seed/prompt_id/sample_index`."""
+    """Return the torch seed of a sample: 48 bits of blake2b over `job_seed/prompt_id/sample_index`."""
     identity = f"{job_seed}/{prompt_id}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(identity, digest_size=SEED_BITS // 8).digest(), "big")
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """The seed of a sample's other random numbers, such as the colours behind its regions."""
+    """Return the seed of other random numbers of a sample, such as the background colours of its regions."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=SEED_BITS // 8).digest(), "big")
 
 
 def generators(seeds: list[int]) -> list[torch.Generator]:
-    """One CPU generator a prompt: the same numbers on every device."""
+    """Return one CPU generator per prompt, which gives the same numbers on every device."""
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def initial_noise(generators: list[torch.Generator], channels: int, height: int, width: int) -> torch.Tensor:
-    """float32 [B, C, height, width] (latent cells): the first numbers that each generator gives."""
+    """Return float32 noise [B, C, height, width] in latent cells, the first numbers of each generator."""
     import torch
 
     shape = (1, channels, height, width)

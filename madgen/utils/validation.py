@@ -1,4 +1,4 @@
-"""Arguments from Python: each as the plain value that it stands for, or UserError that names it and what it is."""
+"""Convert arguments of Python callers to plain values, or raise a UserError that names the argument and its value."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from typing import Any
 from madgen.utils.errors import UserError
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, of Python or of another library."""
+def whole(name: str, value: Any, minimum: int | None = None) -> int:
+    """Convert an integer, also of NumPy or torch."""
     try:
         found = None if _is_bool(value) else operator.index(value)
     except TypeError:
         found = None
-    if found is None or (least is not None and found < least):
-        raise UserError(f"{name} must be a whole number{_from(least)}, got {value!r}")
+    if found is None or (minimum is not None and found < minimum):
+        raise UserError(f"{name} must be a whole number{_from(minimum)}, got {value!r}")
     return found
 
 
-def whole_or_none(name: str, value: Any, least: int | None = None) -> int | None:
-    """As `whole`, or nothing."""
-    return None if value is None else whole(name, value, least)
+def whole_or_none(name: str, value: Any, minimum: int | None = None) -> int | None:
+    """Convert an integer or None."""
+    return None if value is None else whole(name, value, minimum)
 
 
-def number(name: str, value: Any, least: float | None = None) -> float:
-    """A finite real number."""
+def number(name: str, value: Any, minimum: float | None = None) -> float:
+    """Convert a finite real number."""
     try:
         is_one = hasattr(value, "__float__") and not isinstance(value, str) and not _is_bool(value)
         found = float(value) if is_one and not _is_complex(value) else math.nan
     except (OverflowError, TypeError, ValueError):  # too large, or an array
         found = math.nan
-    if not math.isfinite(found) or (least is not None and found < least):
-        raise UserError(f"{name} must be a finite number{_from(least)}, got {value!r}")
+    if not math.isfinite(found) or (minimum is not None and found < minimum):
+        raise UserError(f"{name} must be a finite number{_from(minimum)}, got {value!r}")
     return found
 
 
-def _from(least: float | None) -> str:
-    return "" if least is None else f" >= {least}"
+def _from(minimum: float | None) -> str:
+    return "" if minimum is None else f" >= {minimum}"
 
 
 def _is_bool(value: Any) -> bool:
-    """Also of another library."""
+    """Return whether a value is a boolean, also of NumPy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
@@ -57,30 +57,30 @@ def _is_complex(value: Any) -> bool:
 
 
 def switch(name: str, value: Any) -> bool:
-    """True or False, of Python or of another library; `"false"` would be true."""
+    """Convert a boolean; strings are refused, as `"false"` would be true."""
     if not _is_bool(value) or getattr(value, "shape", ()) != ():
         raise UserError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def text(name: str, value: Any) -> str:
-    """One text."""
+    """Convert a string."""
     if not isinstance(value, str):
-        raise UserError(f"{name} must be a text, got {value!r}")
+        raise UserError(f"{name} must be a string, got {value!r}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{name} must be a text of Unicode, got {value!r}") from error
+        raise UserError(f"{name} must be a string of valid Unicode, got {value!r}") from error
     return str(value)
 
 
 def text_or_none(name: str, value: Any) -> str | None:
-    """As `text`, or nothing."""
+    """Convert a string or None."""
     return None if value is None else text(name, value)
 
 
 def path(name: str, value: Any) -> str:
-    """A file, a folder, or what else a text can name; the names of files need not be Unicode."""
+    """Convert a path or another name to a string, which need not be valid Unicode."""
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(found, str):
         raise UserError(f"{name} must be a path, got {value!r}")
@@ -108,13 +108,13 @@ def expand_user(name: str | os.PathLike[str], key: str = "a path") -> Path:
 
 
 def listed(name: str, value: Any) -> list[Any]:
-    """What has an order; neither one text nor a table."""
+    """Convert a sequence to a list; strings, mappings and sets are refused."""
     if not isinstance(value, str | bytes | Mapping | Set):
-        with suppress(TypeError):  # no list, or an array without dimensions
+        with suppress(TypeError):  # not iterable, such as an array without dimensions
             return list(value)
     raise UserError(f"{name} must be a list, such as [...], got {value!r}")
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """A list of texts."""
+    """Convert a sequence of strings."""
     return [text(f"each of {name}", one) for one in listed(name, value)]

@@ -1,4 +1,4 @@
-"""Who started this process: srun, torchrun, or nobody; and what is said when the job wants something else."""
+"""Detection of the launcher, and errors when the job requests another number of processes."""
 
 import json
 import re
@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 from processes import environment
 
@@ -17,7 +17,7 @@ from madgen.utils.errors import UserError
 
 
 def step(per_node="2(x2)", **others):
-    """What srun tells its tasks; the job's own numbers, which a step inherits, differ."""
+    """Return the variables of a task of srun, among them those of a job of another size."""
     return {
         "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "demo", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0",
         "SLURM_NTASKS_PER_NODE": "16", "SLURM_NNODES": "9", "SLURM_STEP_TASKS_PER_NODE": per_node, **others,
@@ -28,7 +28,7 @@ def step(per_node="2(x2)", **others):
     ("per_node", "devices", "nodes"),
     [("1", 1, 1), ("4", 4, 1), ("2(x2)", 2, 2), ("8(x128)", 8, 128), ("2,2(x3)", 2, 4)],
 )
-def test_a_step_of_srun(per_node, devices, nodes):
+def test_srun_is_detected(per_node, devices, nodes):
     variables = step(per_node)
     found = placement(TrainerConfig(), variables)
     assert (found.kind, found.devices, found.nodes) == ("srun", devices, nodes)
@@ -36,7 +36,7 @@ def test_a_step_of_srun(per_node, devices, nodes):
     assert (variables["SLURM_NTASKS_PER_NODE"], variables["SLURM_NNODES"]) == (str(devices), str(nodes))
 
 
-def test_torchrun_goes_before_srun():
+def test_torchrun_takes_precedence_over_srun():
     variables = step(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="2", WORLD_SIZE="6")
     found = placement(TrainerConfig(), variables)
     assert (found.kind, found.devices, found.nodes) == ("torchrun", 2, 3)
@@ -94,27 +94,27 @@ def test_empty_variables_count_as_missing():
 
 
 @pytest.mark.parametrize(
-    ("config", "variables", "said"),
+    ("config", "variables", "message"),
     [
-        ({"devices": 4}, step(), "srun started 2 tasks on a node (--ntasks-per-node=2); set trainer.devices=auto"),
-        ({"num_nodes": 3}, step(), "srun started tasks on 2 nodes in all (--nodes=2); set trainer.num_nodes=auto"),
-        ({}, step("2,1"), "srun started 2 + 1 tasks on 2 nodes; ask for the same number on each with --ntasks-per-n"),
+        ({"devices": 4}, step(), "srun started 2 tasks per node (--ntasks-per-node=2); set trainer.devices=auto"),
+        ({"num_nodes": 3}, step(), "srun started 2 nodes (--nodes=2); set trainer.num_nodes=auto"),
+        ({}, step("2,1"), "srun started 2 + 1 tasks on 2 nodes; request the same number on each with --ntasks-per-n"),
         ({}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, "this job has 4 tasks, but madgen was started once"),
         ({"num_nodes": 2}, {}, "needs srun or torchrun"),
         (
             {"devices": 1},
             {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
-            "torchrun started 2 tasks on a node (--nproc-per-node=2)",
+            "torchrun started 2 tasks per node (--nproc-per-node=2)",
         ),
     ],
 )
-def test_a_mismatch_is_told_in_the_words_of_who_started_it(config, variables, said):
+def test_mismatch_names_the_launchers_option(config, variables, message):
     with pytest.raises(UserError) as refused:
         placement(TrainerConfig(**config), variables)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_processes_meet_over_gloo_with_a_timeout():
+def test_processes_synchronize_over_gloo_with_a_timeout():
     for name in ("auto", "ddp"):
         made = strategy(name, 2)
         assert made.process_group_backend == "gloo"
@@ -122,8 +122,8 @@ def test_processes_meet_over_gloo_with_a_timeout():
     assert strategy("auto", 1) == "auto"
 
 
-def test_places_differ():
-    assert rank({}) == rank({"RANK": "3", "WORLD_SIZE": "4"}) == 0  # nobody whom madgen takes for a starter
+def test_ranks_and_array_tasks_differ():
+    assert rank({}) == rank({"RANK": "3", "WORLD_SIZE": "4"}) == 0  # variables of no known launcher
     assert rank({"LOCAL_RANK": "1"}) == 1
     assert rank(step(SLURM_PROCID="3")) == 3
     assert rank(step(SLURM_STEP_ID="4294967290", SLURM_PROCID="0", LOCAL_RANK="1")) == 1
@@ -152,7 +152,7 @@ def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, t
 
 
 @pytest.mark.slow
-def test_torchrun(job_file, tmp_path):
+def test_torchrun_generates_all_shards(job_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "madgen"]
     done = subprocess.run(
         [*command, "generate", job_file, "trainer.devices=auto"], cwd=tmp_path, env=environment(),
@@ -163,12 +163,12 @@ def test_torchrun(job_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_without_work_ends_while_another_works(job_file, tmp_path):
-    """One shard for three processes: rank 0 waits for whoever has it, the others need not."""
+def test_idle_rank_ends_while_another_works(job_file, tmp_path):
+    """With one shard for three processes, rank 0 waits for its worker and the others end."""
     options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=100"]
     command = [sys.executable, "-m", "madgen", "generate", str(job_file), *options]
-    said = tmp_path / "said"
-    with said.open("w") as stderr:
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=stderr)
     most, fewest = 0, 3
     while process.poll() is None:
@@ -177,16 +177,16 @@ def test_a_rank_without_work_ends_while_another_works(job_file, tmp_path):
             fewest = min(fewest, alive)
         most = max(most, alive)
         time.sleep(0.05)
-    assert process.returncode == 0, said.read_text()
+    assert process.returncode == 0, log.read_text()
     assert most >= 2, "processes beside rank 0"  # a helper of a moment may be seen too
     assert fewest < most
     assert (tmp_path / "out/shards/job-000000.tar").exists()
 
 
 def running(pid):
-    """The children of a process."""
+    """Return the children of a process."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid for pid in children if "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()]
-    except OSError:
+        children = psutil.Process(pid).children()
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:
         return []

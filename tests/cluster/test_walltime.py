@@ -1,4 +1,4 @@
-"""No batch is started that cannot end before the job does; a signal before the first one."""
+"""Time limits: no batch starts that cannot end before the job; signals before the first batch."""
 
 import signal
 import subprocess
@@ -24,13 +24,13 @@ def clock():
     return Clock()
 
 
-def test_without_an_end_everything_fits(clock):
+def test_every_batch_fits_without_a_time_limit(clock):
     assert Walltime(None, clock).refuses(10**9) is None
-    assert Walltime(clock.now - 1, clock).refuses(10**9) is None, "an end in the past is none that is known"
+    assert Walltime(clock.now - 1, clock).refuses(10**9) is None, "an end in the past is ignored"
 
 
 @pytest.mark.parametrize("cost", [1, 7, 100])
-def test_what_fits_ends_in_time(clock, cost):
+def test_accepted_batches_end_in_time(clock, cost):
     """Law: a batch that takes what was measured, and the margin, ends before the limit."""
     walltime = Walltime(clock.now + 500, clock)
     started = 0
@@ -43,7 +43,7 @@ def test_what_fits_ends_in_time(clock, cost):
     assert clock.now + cost * 0.5 * SAFETY + MARGIN_S > walltime.end, "it stopped too early"
 
 
-def test_larger_panoramas_take_longer(clock):
+def test_expected_duration_grows_with_cost(clock):
     walltime = Walltime(clock.now + 100, clock)
     for _ in range(3):
         walltime.record(10, 10.0)
@@ -51,7 +51,7 @@ def test_larger_panoramas_take_longer(clock):
     assert "the next batch may take 120 s" in walltime.refuses(100)
 
 
-def test_the_first_batch_warms_up_and_slow_ones_count(clock):
+def test_first_batch_is_ignored_and_slow_batches_count(clock):
     walltime = Walltime(clock.now + 100, clock)
     walltime.record(1, 60.0)
     assert walltime.expected(1) == 60
@@ -64,23 +64,23 @@ def test_the_first_batch_warms_up_and_slow_ones_count(clock):
     assert walltime.expected(1) == pytest.approx(SAFETY)
 
 
-def test_waiting_ends_before_the_job_does(clock):
+def test_waiting_ends_before_the_job(clock):
     walltime = Walltime(clock.now + MARGIN_S + 1, clock)
     assert walltime.refuses(0) is None
     clock.now += 2
-    assert "nothing more can be done" in walltime.refuses(0)
+    assert "no other batch fits" in walltime.refuses(0)
 
 
-def test_where_the_end_comes_from(monkeypatch):
+def test_sources_of_the_time_limit(monkeypatch):
     assert job_end({}) is None
     assert job_end({"SLURM_JOB_END_TIME": "12"}) == 12
     assert job_end({"SLURM_JOB_END_TIME": "12", "MADGEN_END_TIME": "34"}) == 34
-    assert job_end({"SLURM_JOB_ID": "1", "MADGEN_END_TIME": ""}) is None, "the batch script has asked in vain"
+    assert job_end({"SLURM_JOB_ID": "1", "MADGEN_END_TIME": ""}) is None, "squeue did not answer the batch script"
     monkeypatch.setenv("PATH", "")
     assert job_end({"SLURM_JOB_ID": "1"}) is None
 
 
-def test_squeue_is_asked(monkeypatch, tmp_path):
+def test_time_limit_from_squeue(monkeypatch, tmp_path):
     squeue = tmp_path / "squeue"
     squeue.write_text("#!/bin/sh\necho 2030-01-02T03:04:05\n")
     squeue.chmod(0o755)
@@ -91,7 +91,7 @@ def test_squeue_is_asked(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_generate_stops_in_time(madgen, job_file, tmp_path):
     slow = ["prompts.samples_per_prompt=200", "sampling.num_inference_steps=50", "output.samples_per_shard=1"]
-    assert madgen("plan", job_file).code == 0  # processes fork at once from now on
+    assert madgen("plan", job_file).code == 0  # starts the fork server
     note, limit = tmp_path / "note", time.time() + MARGIN_S + 25
     stopped = madgen("generate", job_file, *slow, MADGEN_END_TIME=str(limit), MADGEN_STOPPED=str(note))
     assert time.time() < limit
@@ -102,7 +102,7 @@ def test_generate_stops_in_time(madgen, job_file, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_while_python_starts(job_file, tmp_path, number):
+def test_signal_during_start_up_stops_early(job_file, tmp_path, number):
     note = tmp_path / "note"
     process = subprocess.Popen(
         [sys.executable, "-m", "madgen", "generate", job_file], cwd=tmp_path,

@@ -331,7 +331,7 @@ def test_a_job_that_slurm_did_not_start_so_is_told_in_slurms_words(cluster):
         assert done.returncode == 2, done.stderr
         return done.stderr
 
-    assert "srun started 1 tasks on a node (--ntasks-per-node=1); set trainer.devices=auto" in refused(
+    assert "srun started 1 tasks per node (--ntasks-per-node=1); set trainer.devices=auto" in refused(
         "-N1", "-n1", job=["trainer.devices=2"]
     )
 

@@ -3,7 +3,7 @@ import pytest
 from madgen.utils.atomic import atomic, write_atomically
 
 
-def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
+def test_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "a"
     with atomic(path) as stream:
         stream.write(b"new")
@@ -12,7 +12,7 @@ def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_there_stays_if_writing_fails(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a"
     write_atomically(path, b"old")
     with pytest.raises(ZeroDivisionError), atomic(path) as stream:
@@ -22,7 +22,7 @@ def test_what_was_there_stays_if_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_writers_at_once_do_not_mix(tmp_path):
+def test_concurrent_writers_do_not_mix(tmp_path):
     path = tmp_path / "a"
     with atomic(path) as first:
         first.write(b"first")

@@ -1,4 +1,4 @@
-"""What the processes of one node do once."""
+"""Values that the processes of one node compute once."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from madgen.utils import node_cache as node
 
-FORK = multiprocessing.get_context("fork")  # they differ in nothing but their number
+FORK = multiprocessing.get_context("fork")
 MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 31 22 0:40 / /home rw - nfs4 server:/home rw
 32 31 8:2 / /home/me/local\040disk rw - xfs /dev/sdb rw
@@ -39,66 +39,66 @@ def settled(monkeypatch):
     monkeypatch.setattr(node, "SETTLED_S", -1.0)
 
 
-def asked(file: Path, log: Path, seconds: float = 0.0) -> str:
-    """One process's question, logged when its answer is looked for."""
+def ask(file: Path, log: Path, seconds: float = 0.0) -> str:
+    """Ask as one process does; log each read of the file."""
 
     def answer(stream) -> str:
-        with open(log, "a") as told:
-            told.write("read\n")
+        with open(log, "a") as lines:
+            lines.write("read\n")
         time.sleep(seconds)
-        return f"what it says: {len(stream.read())}"
+        return f"bytes: {len(stream.read())}"
 
     return node.once(file, "what", answer)
 
 
-def test_of_processes_that_ask_together_one_reads(file, tmp_path, settled):
+def test_one_of_several_processes_reads(file, tmp_path, settled):
     log = tmp_path / "log"
     with FORK.Pool(4) as pool:
-        answers = pool.starmap(asked, [(file, log, 0.3)] * 8)
+        answers = pool.starmap(ask, [(file, log, 0.3)] * 8)
         pool.close()
-        pool.join()  # a signal to end, which `with` sends, may find handlers of the tests before
-    assert answers == ["what it says: 1000"] * 8
+        pool.join()  # `with` would send SIGTERM, which other tests may handle
+    assert answers == ["bytes: 1000"] * 8
     assert log.read_text() == "read\n"
 
 
-def test_it_is_read_again_when_it_has_changed(file, tmp_path, settled):
+def test_changed_file_is_read_again(file, tmp_path, settled):
     log, stamp = tmp_path / "log", file.stat()
-    asked(file, log)
-    while file.stat().st_ctime_ns == stamp.st_ctime_ns:  # clocks of files may be slow
+    ask(file, log)
+    while file.stat().st_ctime_ns == stamp.st_ctime_ns:  # file timestamps may be coarse
         file.write_bytes(os.urandom(1000))
-        os.utime(file, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))  # as a copy that keeps times
-    asked(file, log)
-    asked(file, log)
+        os.utime(file, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))  # as `cp -p` does
+    ask(file, log)
+    ask(file, log)
     assert log.read_text() == "read\n" * 2
 
 
-def test_what_was_changed_just_now_or_is_small_is_read_each_time(file, tmp_path, monkeypatch):
+def test_recent_or_small_files_are_always_read(file, tmp_path, monkeypatch):
     log = tmp_path / "log"
-    asked(file, log)
-    asked(file, log)
+    ask(file, log)
+    ask(file, log)
     monkeypatch.setattr(node, "SETTLED_S", -1.0)
     monkeypatch.setattr(node, "MIN_BYTES", 1001)
-    asked(file, log)
+    ask(file, log)
     assert log.read_text() == "read\n" * 3
     assert not list(tmp_path.glob("madgen-*/*"))
 
 
-def test_another_question_is_another_answer(file, settled):
+def test_names_have_separate_answers(file, settled):
     assert node.once(file, "one", lambda stream: "1") == "1"
     assert node.once(file, "two", lambda stream: "2") == "2"
     assert node.once(file, "one", lambda stream: pytest.fail("is known")) == "1"
 
 
-def test_whoever_waits_for_a_process_that_is_killed_reads_itself(file, tmp_path, settled):
+def test_waiting_process_takes_over_from_a_killed_one(file, tmp_path, settled):
     log = tmp_path / "log"
-    killed = FORK.Process(target=asked, args=(file, log, 60.0))
+    killed = FORK.Process(target=ask, args=(file, log, 60.0))
     killed.start()
     for _ in range(6000):
         if log.exists():
             break
         time.sleep(0.01)
     assert log.exists()
-    waits = FORK.Process(target=asked, args=(file, log))
+    waits = FORK.Process(target=ask, args=(file, log))
     waits.start()
     waits.join(0.3)
     assert waits.is_alive()
@@ -108,19 +108,19 @@ def test_whoever_waits_for_a_process_that_is_killed_reads_itself(file, tmp_path,
     assert log.read_text() == "read\n" * 2
 
 
-def test_nobody_waits_forever_for_a_process_that_stands_still(file, tmp_path, settled, monkeypatch):
+def test_wait_for_a_suspended_process_is_limited(file, tmp_path, settled, monkeypatch):
     log = tmp_path / "log"
-    stopped = FORK.Process(target=asked, args=(file, log, 60.0))
+    stopped = FORK.Process(target=ask, args=(file, log, 60.0))
     stopped.start()
     while not log.exists():
         assert stopped.is_alive()
         time.sleep(0.01)
     monkeypatch.setattr(node, "MAX_WAIT_S", 0.3)
-    assert asked(file, log) == "what it says: 1000"
+    assert ask(file, log) == "bytes: 1000"
     stopped.kill()
 
 
-def test_an_error_is_not_remembered(file, settled):
+def test_errors_are_not_cached(file, settled):
     def breaks(stream) -> str:
         raise OSError("away")
 
@@ -129,7 +129,7 @@ def test_an_error_is_not_remembered(file, settled):
     assert node.once(file, "what", lambda stream: "now") == "now"
 
 
-def test_a_folder_that_others_may_write_to_is_not_believed(file, tmp_path, settled):
+def test_folder_that_others_can_write_to_is_not_trusted(file, tmp_path, settled):
     own = tmp_path / f"madgen-{os.getuid()}"
     node.once(file, "what", lambda stream: "true")
     for answer in own.iterdir():
@@ -139,13 +139,13 @@ def test_a_folder_that_others_may_write_to_is_not_believed(file, tmp_path, settl
     assert node.once(file, "what", lambda stream: "true") == "true"
 
 
-def test_where_nothing_can_be_kept_it_is_read_each_time(file, tmp_path, settled):
+def test_without_a_folder_the_file_is_always_read(file, tmp_path, settled):
     (tmp_path / f"madgen-{os.getuid()}").write_text("a file")
     assert node.once(file, "what", lambda stream: "one") == "one"
     assert node.once(file, "what", lambda stream: "two") == "two"
 
 
-def test_a_full_disk_is_no_reason_to_stop(file, settled, monkeypatch):
+def test_full_disk_is_ignored(file, settled, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
