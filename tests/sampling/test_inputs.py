@@ -55,13 +55,13 @@ def test_texts_paths_and_switches():
     assert path("p", Path("a/b")) == "a/b"
     assert [switch("s", each) for each in (False, True, np.bool_(True))] == [False, True, True]
     for check, value, said in (
-        (texts, ["a", None], "each of t must be a text, got None"),
-        (texts, [b"a"], "each of t must be a text, got b'a'"),
+        (texts, ["a", None], "each of t must be a string, got None"),
+        (texts, [b"a"], "each of t must be a string, got b'a'"),
         (path, 5, "t must be a path, got 5"),
         (switch, "false", "t must be True or False, got 'false'"),
         (switch, 0, "t must be True or False, got 0"),
         (switch, np.array([True, False]), "t must be True or False, got array([ True, False])"),
-        (texts, ["\ud800"], "each of t must be a text of Unicode, got '\\ud800'"),
+        (texts, ["\ud800"], "each of t must be a string of valid Unicode, got '\\ud800'"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             check("t", value)
@@ -85,8 +85,8 @@ REGION = Region(Box(0, 0, 20, 32), "a lake")
         ((["a"], None, [1], []), "need a list of regions for each of 1 prompts, got 0"),
         ((["a"], None, [1], [REGION]), "each of regions must be a list, such as [...], got Region("),
         ((["a"], None, [1], [[{"mask": [0, 0, 1, 1]}]]), "regions must hold a list of madgen.Region for each prompt"),
-        ((["a"], None, [1], [[Region(REGION.mask, None)]]), "a region's text must be a text, got None"),
-        ((["a"], None, [1], [[Region(REGION.mask, "a", 3)]]), "a region's negative must be a text, got 3"),
+        ((["a"], None, [1], [[Region(REGION.mask, None)]]), "a region's text must be a string, got None"),
+        ((["a"], None, [1], [[Region(REGION.mask, "a", 3)]]), "a region's negative must be a string, got 3"),
         (
             (["a"], None, [1], [[Region((0, 0, 8, 8), "a")]]),
             "a region's mask must be a madgen.Box or",
@@ -165,7 +165,7 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"mad_steps": -1}, "method.mad.steps must be >= 0, got -1"),
         ({"mad_steps": None}, "mad_steps must be a whole number, got None"),
         ({"mad_blocks": "down"}, "mad_blocks must be a list, such as [...], got 'down'"),
-        ({"mad_blocks": [3]}, "each of mad_blocks must be a text, got 3"),
+        ({"mad_blocks": [3]}, "each of mad_blocks must be a string, got 3"),
         ({"sync_weight": "20"}, "sync_weight must be a finite number, got '20'"),
         ({"sync_decay": None}, "sync_decay must be a finite number, got None"),
         ({"sync_steps": 1.5}, "sync_steps must be a whole number, got 1.5"),
@@ -175,14 +175,14 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"region_bootstrapping": -1}, "method.regions.bootstrapping must be >= 0 steps or null, got -1"),
         ({"region_bootstrapping": True}, "region_bootstrapping must be a whole number, got True"),
         ({"original_inference_steps": "50"}, "original_inference_steps must be a whole number, got '50'"),
-        ({"scheduler": 5}, "scheduler must be a text, got 5"),
+        ({"scheduler": 5}, "scheduler must be a string, got 5"),
         ({"dtype": torch.float32}, "backbone.dtype must be one of auto, float32, bfloat16, float16, got torch.float32"),
         ({"compile": "false"}, "compile must be True or False, got 'false'"),
         ({"loras": "style.safetensors"}, "loras must be a list, such as [...], got 'style.safetensors'"),
         ({"loras": [{"weights": None}]}, "a LoRA's weights must be a path, got None"),
         ({"loras": [{"weights": "a", "scale": "abc"}]}, "a LoRA's scale must be a finite number, got 'abc'"),
         ({"pretrained": 5}, "pretrained must be a path, got 5"),
-        ({"variant": 5}, "variant must be a text, got 5"),
+        ({"variant": 5}, "variant must be a string, got 5"),
     ],
 )
 def test_what_no_job_may_ask_for_is_refused_before_anything_is_loaded(options, said, monkeypatch):
