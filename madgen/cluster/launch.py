@@ -71,8 +71,7 @@ def placement(config: TrainerConfig, variables: MutableMapping[str, str] = os.en
         tasks = environment_number(variables, "SLURM_NTASKS", 1)
         if tasks > 1:
             raise UserError(
-                f"this job has {tasks} tasks, but madgen was started once, without srun; "
-                "run: srun madgen generate ..."
+                f"this job has {tasks} tasks, but madgen was started once, without srun; run: srun madgen generate ..."
             )
     return _alone(config)
 
