@@ -209,3 +209,11 @@ def test_paths_exist():
     for page in PAGES:
         for match in filter(None, map(pattern.match, inline_code(page))):
             assert match[1] in absent or (ROOT / match[1]).exists(), f"{page.name}: {match[0]}"
+
+
+def test_links_exist_on_pages_outside_the_site():
+    """MkDocs checks the others."""
+    for page in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")):
+        targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+        assert targets
+        assert [target for target in targets if not (page.parent / target).exists()] == []

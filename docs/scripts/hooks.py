@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from madgen.config import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "benchmarks-results"
+log = logging.getLogger("mkdocs.hooks")  # warnings are errors in strict mode
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -57,6 +59,8 @@ def _keys(group: Any, prefix: str) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             continue
         description = documented.get(field.name, "")
+        if not description:
+            log.warning("the configuration key %s has no docstring", key)
         yield f"#### `{key}` {{ #{key} }}\n\n`{field.type}`, default `{_yaml(value)}`  \n{description}"
         if field.type == "list[LoraConfig]":
             yield from _items(schema.LoraConfig)
@@ -134,4 +138,5 @@ def _prose(text: str | None) -> str:
 def _row(name: str, text: str) -> str:
     """Return a parameter's row of the table; its default, in brackets at the end of its help, is set as code."""
     text = re.sub(r"\[default: ([^;\]]+)", r"[default: `\1`", " ".join(text.split()))
+    name = re.sub(r"(?<=[\]\w.]) <list\[\w+\]>$", "", name)  # the usage line shows that it can be repeated
     return f"| `{name}` | {text.replace('|', chr(92) + '|')} |"
