@@ -120,23 +120,14 @@ def _command(command: Any, name: str, parent: Any) -> str:
     with type(parent)(command, info_name=name, parent=parent) as context:
         usage = " ".join(command.collect_usage_pieces(context))
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = [_row(*record) for record in records if record is not None and record[0] != "--help"]
-    parts = [f"## `madgen {name}` {{ #{name} }}", _prose(command.help), f"```text\nmadgen {name} {usage}\n```"]
-    parts += ["\n".join(["| option | meaning |", "|---|---|", *rows]), _prose(command.epilog)]
-    return "\n\n".join(filter(None, parts))
-
-
-def _prose(text: str | None) -> str:
-    r"""Return a help text in Markdown: paragraphs marked with `\b` keep their lines, as code."""
-    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text or ""))
-    return "\n\n".join(
-        f"```text\n{paragraph.removeprefix(chr(8)).strip(chr(10))}\n```" if paragraph.startswith("\b") else paragraph
-        for paragraph in paragraphs
-    )
+    rows = [_row(*record) for record in records if record is not None and "--help" not in record[0]]
+    title = f"## `madgen {name}` {{ #{name} }}\n\n```text\nmadgen {name} {usage}\n```"
+    table = "\n".join(['<div class="options" markdown>', "", "| option | meaning |", "|---|---|", *rows, "", "</div>"])
+    return "\n\n".join([title, inspect.cleandoc(command.help), table])
 
 
 def _row(name: str, text: str) -> str:
     """Return a parameter's row of the table; its default, in brackets at the end of its help, is set as code."""
-    text = re.sub(r"\[default: ([^;\]]+)", r"[default: `\1`", " ".join(text.split()))
-    name = re.sub(r"(?<=[\]\w.]) <list\[\w+\]>$", "", name)  # the usage line shows that it can be repeated
+    text = re.sub(r"\[default: ([^(;\]][^;\]]*)", r"[default: `\1`", " ".join(text.split()))
+    name = re.sub(r" <(list\[)?(str|Path)\]?>$", "", name)
     return f"| `{name}` | {text.replace('|', chr(92) + '|')} |"
