@@ -45,7 +45,6 @@ name: alps
 prompts: {{source: jobs/prompts/alps.txt, samples_per_prompt: 2}}
 output: {{dir: out/alps, samples_per_shard: 4}}
 """,
-    "mad": "{{base: alps.yaml, name: mad, output: {{dir: out/mad}}}}",
     "md": "{{base: alps.yaml, name: md, method: {{mad: {{steps: 0}}}}, output: {{dir: out/md}}}}",
 }
 
@@ -90,6 +89,7 @@ def prepared(jobs):
     """The same folder, with the datasets that the pages mention."""
     for name in SMALL_JOBS:
         run(f"madgen generate jobs/{name}.yaml", jobs)
+    shutil.copytree(jobs / "out/alps", jobs / "out/mad")
     return jobs
 
 
