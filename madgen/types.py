@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +54,30 @@ class Region:
     mask: Mask
     text: str
     negative: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON object of this region."""
+        mask: Any = self.mask
+        if isinstance(mask, Box):
+            mask = [mask.left, mask.top, mask.right, mask.bottom]
+        elif isinstance(mask, Ramp):
+            mask = {"ramp": [mask.index, mask.count]}
+        else:
+            mask = asdict(mask)
+        return {"mask": mask, "prompt": self.text, "negative_prompt": self.negative}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Region:
+        """Invert `as_dict`."""
+        content = value["mask"]
+        mask: Mask
+        if isinstance(content, list):
+            mask = Box(*content)
+        elif "ramp" in content:
+            mask = Ramp(*content["ramp"])
+        else:
+            mask = MaskPicture(**content) if "png" in content else MaskFile(**content)
+        return cls(mask, value["prompt"], value["negative_prompt"])
 
     @property
     def is_cut_out(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.dataset.format import Manifest
-from madgen.images.masks import region_to_json
+from madgen.images.masks import embed_mask
 from madgen.types import Task
 
 
@@ -42,7 +42,7 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         "seed": task.seed,
         "height": prompt.height,
         "width": prompt.width,
-        **({"regions": [region_to_json(region) for region in prompt.regions]} if prompt.regions else {}),
+        **({"regions": [embed_mask(region).as_dict() for region in prompt.regions]} if prompt.regions else {}),
         **settings,
     }
 

@@ -28,8 +28,8 @@ from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, lora_id, weights_id
-from madgen.images.masks import region_from_json
 from madgen.sampling.sampler import PanoramaSampler
+from madgen.types import Region
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
@@ -111,7 +111,7 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             guidance_steps=sampling.get("guidance_steps"),
             seeds=[metadata["seed"]],
             loop=sampling["loop"],
-            regions=[[region_from_json(region) for region in metadata.get("regions", [])]],
+            regions=[[Region.from_dict(region) for region in metadata.get("regions", [])]],
             decode=sampling["decode"],
         )
     return np.asarray(images)[0], sampler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,31 +37,9 @@ def cell_weights(mask: Mask, height: int, width: int, factor: int, loop: bool = 
     return weights
 
 
-def region_to_json(region: Region) -> dict[str, Any]:
-    """A region as it is recorded with a sample: whole, whatever becomes of its mask file."""
-    mask: Any = region.mask
-    if isinstance(mask, MaskFile):
-        mask = {"png": _png(mask)}
-    elif isinstance(mask, MaskPicture):
-        mask = {"png": mask.png}
-    elif isinstance(mask, Box):
-        mask = [mask.left, mask.top, mask.right, mask.bottom]
-    else:
-        mask = {"ramp": [mask.index, mask.count]}
-    return {"mask": mask, "prompt": region.text, "negative_prompt": region.negative}
-
-
-def region_from_json(content: dict[str, Any]) -> Region:
-    """The inverse of `region_to_json`."""
-    recorded: Any = content["mask"]
-    mask: Mask
-    if isinstance(recorded, list):
-        mask = Box(*recorded)
-    elif "png" in recorded:
-        mask = MaskPicture(recorded["png"])
-    else:
-        mask = Ramp(*recorded["ramp"])
-    return Region(mask, content["prompt"], content["negative_prompt"])
+def embed_mask(region: Region) -> Region:
+    """Return the region with the content of its mask file, which may change or disappear, in place of the path."""
+    return replace(region, mask=MaskPicture(_png(region.mask))) if isinstance(region.mask, MaskFile) else region
 
 
 @lru_cache(maxsize=256)

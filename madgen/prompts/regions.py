@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region
+from madgen.types import Box, MaskFile, Ramp, Region
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -101,29 +101,6 @@ def mask_stamp(mask: str, folder: str) -> list[Any]:
     found = _find_mask(mask, Path(folder))
     status = found.stat() if found is not None else None
     return [mask, folder, str(found), status and status.st_size, status and status.st_mtime_ns]
-
-
-def region_to_row(region: Region) -> dict[str, Any]:
-    """A region as it is kept in a table of prompts: of a mask file its name and its hash."""
-    mask: Any = region.mask
-    if isinstance(mask, MaskFile):
-        mask = {"path": mask.path, "sha256": mask.sha256}
-    elif isinstance(mask, Box):
-        mask = [mask.left, mask.top, mask.right, mask.bottom]
-    elif isinstance(mask, Ramp):
-        mask = {"index": mask.index, "count": mask.count}
-    else:
-        mask = {"png": mask.png}
-    return {"mask": mask, "text": region.text, "negative": region.negative}
-
-
-def region_from_row(row: dict[str, Any]) -> Region:
-    """The inverse of `region_to_row`."""
-    mask = row["mask"]
-    if isinstance(mask, list):
-        return Region(Box(*mask), row["text"], row["negative"])
-    kind = MaskFile if "path" in mask else Ramp if "count" in mask else MaskPicture
-    return Region(kind(**mask), row["text"], row["negative"])
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from madgen.prompts.regions import region_from_row, region_identity, region_to_row
+from madgen.prompts.regions import region_identity
 from madgen.types import Prompt, Region
 
 SCHEMA = pa.schema(
@@ -61,7 +61,7 @@ def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None]:
         own["width"] = prompt.width
     if prompt.seed is not None:
         own["seed"] = prompt.seed
-    regions = None if prompt.regions == defaults.regions else [region_to_row(region) for region in prompt.regions]
+    regions = None if prompt.regions == defaults.regions else [region.as_dict() for region in prompt.regions]
     return (_json(own) if own else None), (None if regions is None else _json(regions))
 
 
@@ -76,7 +76,7 @@ def decode(identity: str, text: str, own: str | None, regions: str | None, defau
         "seed": None,
     }
     fields |= json.loads(own) if own else {}
-    parts = defaults.regions if regions is None else tuple(map(region_from_row, json.loads(regions)))
+    parts = defaults.regions if regions is None else tuple(map(Region.from_dict, json.loads(regions)))
     return Prompt(identity, text, **fields, regions=parts)
 
 

@@ -14,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from madgen.prompts.digests import offsets_of
-from madgen.prompts.regions import region_from_row, region_to_row
 from madgen.prompts.rows import SCHEMA, Defaults, decode, place_name
 from madgen.prompts.totals import Totals
-from madgen.types import Prompt
+from madgen.types import Prompt, Region
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 HEADER = b"madgen"
 PIECE = 4096  # rows that are Python objects at a time while iterating
 
@@ -149,7 +148,7 @@ def text_sizes(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def _header_to_json(header: Header, rows: int) -> dict[str, Any]:
-    defaults = {**vars(header.defaults), "regions": [region_to_row(region) for region in header.defaults.regions]}
+    defaults = {**vars(header.defaults), "regions": [region.as_dict() for region in header.defaults.regions]}
     totals = header.totals.to_json()
     return {**vars(header), "format": FORMAT, "rows": rows, "defaults": defaults, "totals": totals}
 
@@ -157,6 +156,6 @@ def _header_to_json(header: Header, rows: int) -> dict[str, Any]:
 def _header_from_json(content: dict[str, Any]) -> Header:
     fields = {name: content[name] for name in Header.__dataclass_fields__}
     defaults = content["defaults"]
-    regions = tuple(region_from_row(region) for region in defaults["regions"])
+    regions = tuple(Region.from_dict(region) for region in defaults["regions"])
     fields["defaults"] = Defaults(**{**defaults, "regions": regions})
     return Header(**{**fields, "totals": Totals.from_json(content["totals"])})

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from madgen import UserError
-from madgen.images.masks import cell_weights, region_from_json, region_to_json
+from madgen.images.masks import cell_weights, embed_mask
 from madgen.types import Box, MaskFile, Ramp, Region
 
 
@@ -52,11 +52,11 @@ def test_ramps_begin_and_end_at_the_edges_and_wrap_on_a_loop():
 def test_a_region_is_recorded_whole_and_read_back(picture):
     for mask in (picture, Box(1, 2, 30, 40), Ramp(1, 3)):
         region = Region(mask, "a hut", "fog")
-        recorded = region_to_json(region)
-        again = region_from_json(recorded)
+        recorded = embed_mask(region).as_dict()
+        again = Region.from_dict(recorded)
         assert (again.text, again.negative) == ("a hut", "fog")
         assert np.array_equal(cell_weights(again.mask, 64, 128, 8), cell_weights(mask, 64, 128, 8))
-        assert region_to_json(again) == recorded
+        assert again.as_dict() == recorded
 
 
 @pytest.mark.parametrize(
