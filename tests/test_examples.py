@@ -13,11 +13,11 @@ from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
-PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", f"fjord {i}", "", 16, 32) for i in range(6)), 1), 1, 4, 0)
+PLAN = Plan("job", table_of((Prompt(f"p{i}", f"fjord {i}", "", 16, 32) for i in range(6)), 1), 1, 4, 0)
 
 
 @pytest.fixture

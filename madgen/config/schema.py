@@ -321,9 +321,9 @@ class PromptsConfig:
         _check(not (self.regions and self.across), "prompts.regions and prompts.across exclude each other; give one")
         _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
         _check(self.split != "", "prompts.split is empty; use for example train")
-        for ours, theirs in self.columns.items():
-            _one_of("a key of prompts.columns", ours, PROMPT_FIELDS)
-            _check(theirs != "", f"prompts.columns.{ours} is empty; name a column of prompts.source")
+        for field_name, column in self.columns.items():
+            _one_of("a key of prompts.columns", field_name, PROMPT_FIELDS)
+            _check(column != "", f"prompts.columns.{field_name} is empty; set it to a column of prompts.source")
         _check(
             not self.columns or "prompt" in self.columns,
             "prompts.columns has no key prompt; set prompts.columns.prompt to the column that contains the prompt",

@@ -99,30 +99,13 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
-        table = _read(job)
+        table = read_prompts(job.prompts, job.sampling.height, job.sampling.width)
         if is_hub(job.prompts.source):
             key = plan_key(job)  # reading it may have filled the library's cache
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
     if -(-len(table) * samples // shards) > 10**6:
         raise UserError(f"more than 10^6 shards of {shards} samples; raise output.samples_per_shard")
     return Plan(job.name, table, samples, shards, job.prompts.seed, key)
-
-
-def _read(job: Job) -> PromptTable:
-    prompts = job.prompts
-    return read_prompts(
-        prompts.source,
-        negative_prompt=prompts.negative_prompt,
-        height=job.sampling.height,
-        width=job.sampling.width,
-        limit=prompts.limit,
-        on_duplicate=prompts.on_duplicate,
-        regions=prompts.regions,
-        across=prompts.across,
-        split=prompts.split,
-        columns=prompts.columns,
-        samples_per_prompt=prompts.samples_per_prompt,
-    )
 
 
 def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch]:

@@ -22,7 +22,7 @@ def shard_costs(plan: Plan, cost: Callable[[Prompt], float]) -> list[float]:
     base = cost(usual) if (usual.height, usual.width) in header.totals.sizes else 0.0
     costs = [base * plan.samples_per_shard] * plan.shard_count
     costs[-1] = base * (plan.samples - (plan.shard_count - 1) * plan.samples_per_shard)
-    for row in plan.prompts.rows_of_their_own():
+    for row in plan.prompts.rows_with_overrides():
         begin, more = row * each, cost(plan.prompts[row]) - base
         end = begin + each
         while more and begin < end:  # the samples of a prompt may lie in several shards

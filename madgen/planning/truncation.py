@@ -69,7 +69,7 @@ def count_cuts(run: ResolvedRun) -> Cuts | None:
         cut = list(_cut(plan.prompts, piece, tokenizers, set(shared)))
         first = cut[0] if cut and first is None else first
         count, checked = count + len(cut), checked + len(piece)
-    where = None if first is None else plan.prompts.where(first)
+    where = None if first is None else plan.prompts.location(first)
     return Cuts(limit.tokens, count, where, checked, candidates, any(cut_texts(tokenizers, shared)))
 
 

@@ -1,1 +1,1 @@
-"""From prompt files to shards: a pure function of the job. Knows no worker and no torch of its own."""
+"""Prompt files to a table of prompts: a pure function of the job, independent of workers and of torch."""

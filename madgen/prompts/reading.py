@@ -1,61 +1,38 @@
-"""From what `prompts.source` names to a table of Prompts; a file's format is a module of `madgen.prompts.readers`."""
+"""Read the prompts of a job into a table; file formats are modules of `madgen.prompts.readers`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from madgen.prompts.builder import BATCH_ROWS, TableBuilder, prompt_id
-from madgen.prompts.parsing import Lines
+from madgen.config.schema import PromptsConfig
+from madgen.prompts.builder import BATCH_ROWS, TableBuilder
+from madgen.prompts.parsing import RowParser
 from madgen.prompts.rows import Defaults
 from madgen.prompts.sources import find_sources
 from madgen.prompts.table import PromptTable
 from madgen.utils.errors import UserError
 
-__all__ = ["prompt_id", "read_prompts"]
 
+def read_prompts(config: PromptsConfig, height: int, width: int, batch_rows: int = BATCH_ROWS) -> PromptTable:
+    """Read all prompts of `config`; rows without a size are `height` x `width` pixels.
 
-def read_prompts(
-    source: str,
-    *,
-    negative_prompt: str,
-    height: int,
-    width: int,
-    limit: int | None = None,
-    on_duplicate: str = "error",
-    regions: Sequence[Any] = (),
-    across: Sequence[Any] = (),
-    split: str = "train",
-    columns: Mapping[str, str] | None = None,
-    samples_per_prompt: int = 1,
-    batch_rows: int = BATCH_ROWS,
-) -> PromptTable:
-    """The prompts of a file, of files or of a dataset; what a line leaves open takes the given values.
-
-    UserError names the line at fault. `batch_rows` prompts are held in memory at a time, and change nothing else.
+    UserErrors name the line. `batch_rows` rows are held in memory at a time; it does not affect the result.
     """
-    sources = find_sources(source, split, columns)
-    lines = Lines(negative_prompt, height, width, list(regions), list(across))
-    builder = TableBuilder(
-        Defaults(negative_prompt, height, width),
-        samples_per_prompt=samples_per_prompt,
-        limit=limit,
-        on_duplicate=on_duplicate,
-        sources=[found.name for found in sources],
-        batch_rows=batch_rows,
-    )
-    for number, found in enumerate(sources):
+    sources = find_sources(config)
+    parser = RowParser(config, height, width)
+    defaults = Defaults(config.negative_prompt, height, width, parser.job_regions(sources[0]) or ())
+    builder = TableBuilder(config, defaults, [source.name for source in sources], batch_rows)
+    for number, source in enumerate(sources):
         try:
-            for chunk in found.read():
-                lines.add(builder, found, number, chunk)
+            for chunk in source.read():
+                parser.add(builder, source, number, chunk)
                 if builder.full:
-                    return builder.finish()
+                    return builder.finish(parser.masks)
         except UserError:
-            builder.flush()  # a duplicate before the line at fault comes first, and beyond the limit no line is wrong
+            # Report errors in the order of rows: a duplicate may precede this one, and the limit may end before it.
+            builder.flush()
             if builder.full:
-                return builder.finish()
+                return builder.finish(parser.masks)
             raise
-    table = builder.finish()
+    table = builder.finish(parser.masks)
     if not len(table):
-        raise UserError(f"prompts.source={source} holds no prompt; write one a line")
+        raise UserError(f"prompts.source={config.source} contains no prompts; write one per line")
     return table

@@ -1,4 +1,4 @@
-"""The regions of a prompt line or a job: `{mask, prompt, negative_prompt}`, or `across`, prompts along the width."""
+"""Regions of a row or a job: parse, record, identify. `{mask, prompt, negative_prompt}`, or `across` for a blend."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FIELDS = ("mask", "prompt", "negative_prompt")
 
 
 def parse_regions(where: object, fields: dict[str, Any], folder: Path) -> tuple[Region, ...]:
-    """The regions that a line's fields ask for; mask files are relative to `folder`, or else to the current one.
+    """Parse the fields `regions` and `across`; mask files are relative to `folder`, or else to the current directory.
 
-    UserError names the line at fault.
+    `where` is the location for UserErrors.
     """
     regions, across = fields.get("regions") or [], fields.get("across") or []
     if regions and across:
-        raise UserError(f"{where}: regions and across exclude each other; give one of them")
+        raise UserError(f"{where}: regions and across exclude each other; remove one of them")
     if not isinstance(regions, list) or not isinstance(across, list):
         raise UserError(f"{where}: regions and across must be lists, got {regions or across!r}")
     if across:
@@ -36,16 +36,16 @@ def parse_regions(where: object, fields: dict[str, Any], folder: Path) -> tuple[
 
 
 def region_identity(region: Region) -> tuple[Any, ...]:
-    """What of a region affects pixels: a mask file's content, not its name."""
+    """Return what affects pixels: the content of a mask file counts, its path does not."""
     mask = region.mask.sha256 if isinstance(region.mask, MaskFile) else region.mask
     return (region.text, region.negative, mask)
 
 
 def _across(where: object, texts: list[Any], negative: str) -> tuple[Region, ...]:
-    """Regions for all but the first place, which is the line's own prompt."""
+    """Return ramps for all positions but the first, which is the row's own prompt."""
     count = len(texts) + 1
     for text in texts:
-        _check_text(f"{where}: a prompt of across", text)
+        _check_text(f"{where}: each prompt of across", text)
     return tuple(Region(Ramp(index, count), text, negative) for index, text in enumerate(texts, 1))
 
 
@@ -59,24 +59,24 @@ def _region(where: str, content: Any, folder: Path, inherited: str) -> Region:
     negative = content.get("negative_prompt")
     negative = inherited if negative is None else negative
     if not isinstance(negative, str):
-        raise UserError(f"{where}: negative_prompt must be a text, got {negative!r}")
+        raise UserError(f"{where}: negative_prompt must be a string, got {negative!r}")
     return Region(_mask(where, content.get("mask"), folder), content["prompt"], negative)
 
 
-def _check_text(what: str, text: Any) -> None:
+def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{what} must be a text that is not empty, got {text!r}")
+        raise UserError(f"{name} must be a non-empty string, got {text!r}")
 
 
 def _mask(where: str, mask: Any, folder: Path) -> Box | MaskFile:
     if isinstance(mask, list) and len(mask) == 4 and all(type(edge) is int for edge in mask):
         return Box(*mask)
     if not isinstance(mask, str) or not mask:
-        raise UserError(f"{where}: mask must be [left, top, right, bottom] in pixels or a picture file, got {mask!r}")
-    found = _find_mask(mask, folder)
-    if found is None:
-        raise UserError(f"{where}: there is no mask file {mask}, neither in {folder} nor in the current directory")
-    return MaskFile(str(found), _sha256(found, found.stat().st_mtime_ns))
+        raise UserError(f"{where}: mask must be [left, top, right, bottom] in pixels or an image file, got {mask!r}")
+    path = _find_mask(mask, folder)
+    if path is None:
+        raise UserError(f"{where}: mask file {mask} exists neither in {folder} nor in the current directory")
+    return MaskFile(str(path), _sha256(path, path.stat().st_mtime_ns))
 
 
 def _find_mask(mask: str, folder: Path) -> Path | None:
@@ -90,22 +90,22 @@ def _is_picture_file(path: str | Path) -> bool:
 
 
 def mask_names(fields: dict[str, Any]) -> list[str]:
-    """The mask files that a line's fields name, as they are written there."""
+    """Return the mask files in the field `regions`, as written there."""
     regions = fields.get("regions") or []
     masks = [region.get("mask") for region in regions if isinstance(region, dict)] if isinstance(regions, list) else []
     return [mask for mask in masks if isinstance(mask, str)]
 
 
 def mask_stamp(mask: str, folder: str) -> list[Any]:
-    """[name, folder, path, size, mtime in ns]: another list as soon as another file, or none, is found there."""
-    found = _find_mask(mask, Path(folder))
-    status = found.stat() if found is not None else None
-    return [mask, folder, str(found), status and status.st_size, status and status.st_mtime_ns]
+    """Return [name, folder, path, size, mtime in ns], which changes with the file that the name resolves to."""
+    path = _find_mask(mask, Path(folder))
+    status = path.stat() if path is not None else None
+    return [mask, folder, str(path), status and status.st_size, status and status.st_mtime_ns]
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path, changed: int) -> str:
-    """Read once, unless the file was `changed` since (mtime in ns)."""
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """Return the checksum of a file, cached by its time of modification."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

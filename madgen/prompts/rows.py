@@ -1,10 +1,11 @@
-"""A prompt as a row of the table: what it shares with all others is not repeated."""
+"""Rows of a prompt table: only what differs from the job's defaults is stored with a prompt."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -15,18 +16,23 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("text", pa.large_string(), nullable=False),
-        pa.field("own", pa.string()),  # JSON of what differs from the defaults; null: nothing
-        pa.field("regions", pa.string()),  # JSON; null: the defaults' regions
-        pa.field("place", pa.int64(), nullable=False),  # source and line, see `place_of`
+        pa.field("own", pa.string()),  # JSON of the fields that differ from the defaults; null: none
+        pa.field("regions", pa.string()),  # JSON; null: the default regions
+        pa.field("place", pa.int64(), nullable=False),  # source and line, see `pack_place`
     ]
 )
 LINE_BITS = 40
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
 
+def default_id(text: str) -> str:
+    """Return the id of a prompt whose row has none: 16 hex digits of a hash of its text."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 @dataclass(frozen=True)
 class Defaults:
-    """What a prompt has unless its line says otherwise."""
+    """Values of a prompt whose row does not set them."""
 
     negative: str
     height: int
@@ -36,11 +42,11 @@ class Defaults:
     regions: tuple[Region, ...] = ()
 
     def prompt(self, identity: str, text: str) -> Prompt:
-        """A prompt whose line says nothing else."""
+        """Return a prompt with these values."""
         return Prompt(identity, text, self.negative, self.height, self.width, None, self.regions)
 
-    def are_all_of(self, prompt: Prompt) -> bool:
-        """Whether a prompt has nothing of its own but its id and its text."""
+    def match(self, prompt: Prompt) -> bool:
+        """Whether a prompt has these values, apart from its id and text."""
         return (
             prompt.seed is None
             and prompt.height == self.height
@@ -51,7 +57,7 @@ class Defaults:
 
 
 def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None]:
-    """The columns `own` and `regions` of a prompt."""
+    """Return the columns `own` and `regions` of a prompt."""
     own: dict[str, Any] = {}
     if prompt.negative != defaults.negative:
         own["negative"] = prompt.negative
@@ -61,12 +67,12 @@ def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None]:
         own["width"] = prompt.width
     if prompt.seed is not None:
         own["seed"] = prompt.seed
-    regions = None if prompt.regions == defaults.regions else [region.as_dict() for region in prompt.regions]
-    return (_json(own) if own else None), (None if regions is None else _json(regions))
+    regions = None if prompt.regions == defaults.regions else _json([region.as_dict() for region in prompt.regions])
+    return (_json(own) if own else None), regions
 
 
 def decode(identity: str, text: str, own: str | None, regions: str | None, defaults: Defaults) -> Prompt:
-    """The inverse of `encode`."""
+    """Invert `encode`."""
     if own is None and regions is None:
         return defaults.prompt(identity, text)
     fields: dict[str, Any] = {
@@ -81,26 +87,32 @@ def decode(identity: str, text: str, own: str | None, regions: str | None, defau
 
 
 def rest_identity(prompt: Prompt) -> str:
-    """What affects pixels besides id and text, in one line."""
+    """Return everything besides id and text that affects pixels, as one line."""
     return repr(
         (prompt.negative, prompt.height, prompt.width, prompt.seed, *map(region_identity, prompt.regions)),
     )
 
 
-def place_of(source: int, line: int) -> int:
-    """Where a row stands: the number of its source, and its line in it."""
+def pack_place(source: int, line: int) -> int:
+    """Return the column `place`: the index of a source and a line in it, as one integer."""
     return source << LINE_BITS | line
 
 
-def place_name(place: int, identity: str, sources: list[str]) -> str:
-    """`file:line`, or `file['id']` in a JSON object, whose lines mean nothing."""
-    return where(sources[place >> LINE_BITS], place & ((1 << LINE_BITS) - 1), identity)
+def unpack_place(place: int, identity: str, sources: list[str]) -> Location:
+    """Invert `pack_place`; `sources`: names by index."""
+    return Location(sources[place >> LINE_BITS], place & ((1 << LINE_BITS) - 1), identity)
 
 
-def where(source: str, line: int, identity: Any = None) -> str:
-    """As `place_name`, of a row that may be wrong."""
-    keyed = source.lower().endswith((".json", ".json.gz")) and identity is not None
-    return f"{source}[{identity!r}]" if keyed else f"{source}:{line}"
+class Location(NamedTuple):
+    """Position of a row, for messages: `file:line`, or `file['id']` in a JSON object."""
+
+    source: str
+    line: int
+    identity: Any = None
+
+    def __str__(self) -> str:
+        keyed = self.source.lower().endswith((".json", ".json.gz")) and self.identity is not None
+        return f"{self.source}[{self.identity!r}]" if keyed else f"{self.source}:{self.line}"
 
 
 def _json(value: Any) -> str:

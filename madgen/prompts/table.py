@@ -1,10 +1,10 @@
-"""All prompts of a plan: an Arrow table in record batches, of which only the pages in use have to be in memory."""
+"""All prompts of a plan as Arrow record batches, memory-mapped when loaded from disk."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,50 +14,41 @@ import numpy as np
 import pyarrow as pa
 
 from madgen.prompts.digests import offsets_of
-from madgen.prompts.rows import SCHEMA, Defaults, decode, place_name
-from madgen.prompts.totals import Totals
+from madgen.prompts.rows import SCHEMA, Defaults, decode, unpack_place
+from madgen.prompts.totals import PromptTotals
 from madgen.types import Prompt, Region
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
 FORMAT = 3
 HEADER = b"madgen"
-PIECE = 4096  # rows that are Python objects at a time while iterating
+CHUNK_ROWS = 4096  # rows decoded at a time while iterating
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a table as a whole."""
+    """Properties of a whole table."""
 
     defaults: Defaults
     samples_per_prompt: int
-    """Of `keys_digest`."""
+    """Number of samples of each prompt, as counted in `keys_digest`."""
     sources: list[str]
-    totals: Totals
+    """Names of sources, for messages."""
+    totals: PromptTotals
     prompts_digest: str
-    """32 hex digits over everything of the prompts that affects pixels, see `madgen.prompts.digests.PromptsDigest`."""
+    """32 hex digits over everything that affects pixels, see `madgen.prompts.digests.PromptsDigest`."""
     keys_digest: str
-    """sha256 over every planned key, one a line, in order."""
+    """See `madgen.prompts.digests.KeysDigest`."""
     masks: list[list[Any]]
-    """The mask files that lines name, see `madgen.prompts.regions.mask_stamp`."""
+    """Mask files in rows, see `madgen.prompts.regions.mask_stamp`."""
 
 
 class PromptTable(Sequence[Prompt]):
-    """A sequence of Prompts that is made of them when asked for. Immutable; made by `TableBuilder`, `of` or `open`."""
+    """Immutable sequence of Prompts that are decoded on access; see `madgen.prompts.builder` and `open`."""
 
     def __init__(self, batches: list[pa.RecordBatch], header: Header):
         self._batches, self.header = batches, header
         self._starts = [0, *accumulate(map(len, batches))]
-
-    @classmethod
-    def of(cls, prompts: Iterable[Prompt], samples_per_prompt: int = 1) -> PromptTable:
-        """A table of Prompts that were made otherwise."""
-        from madgen.prompts.builder import TableBuilder
-
-        builder = TableBuilder(Defaults("", 0, 0), samples_per_prompt=samples_per_prompt, sources=["prompts"])
-        for line, prompt in enumerate(prompts, 1):
-            builder.add(prompt, 0, line)
-        return builder.finish()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -75,8 +66,8 @@ class PromptTable(Sequence[Prompt]):
         return [self._read(row, row + 1)[0] for row in rows]
 
     def __iter__(self) -> Iterator[Prompt]:
-        for start in range(0, len(self), PIECE):
-            yield from self._read(start, min(start + PIECE, len(self)))
+        for start in range(0, len(self), CHUNK_ROWS):
+            yield from self._read(start, min(start + CHUNK_ROWS, len(self)))
 
     def _read(self, start: int, stop: int) -> list[Prompt]:
         prompts: list[Prompt] = []
@@ -90,14 +81,15 @@ class PromptTable(Sequence[Prompt]):
             start = last
         return prompts
 
-    def where(self, row: int) -> str:
-        """`file:line` of a row."""
+    def location(self, row: int) -> str:
+        """Return `file:line` of a row."""
         number = bisect_right(self._starts, row) - 1
         batch, at = self._batches[number], row - self._starts[number]
-        return place_name(batch.column("place")[at].as_py(), batch.column("id")[at].as_py(), self.header.sources)
+        place, identity = batch.column("place")[at].as_py(), batch.column("id")[at].as_py()
+        return str(unpack_place(place, identity, self.header.sources))
 
     def rows_with_regions(self) -> Iterator[int]:
-        """Rows in order; of those that have the job's regions only the first of each size."""
+        """Yield rows with regions, in order; of those with the job's own regions only the first of each size."""
         shared = set(self.header.totals.first_rows.values()) if self.header.defaults.regions else set()
         for start, batch in zip(self._starts, self._batches, strict=False):
             column = batch.column("regions")
@@ -105,19 +97,19 @@ class PromptTable(Sequence[Prompt]):
             here = {row for row in shared if start <= row < start + len(batch)}
             yield from (row for row in sorted({start + at for at in own} | here) if row in here or self[row].regions)
 
-    def rows_of_their_own(self) -> Iterator[int]:
-        """Rows in order that say more than a prompt and an id."""
+    def rows_with_overrides(self) -> Iterator[int]:
+        """Yield rows that set more than a prompt and an id, in order."""
         for start, batch in zip(self._starts, self._batches, strict=False):
             own, regions = (batch.column(name).is_valid().to_numpy(False) for name in ("own", "regions"))
             yield from (start + np.flatnonzero(own | regions)).tolist()
 
     def rows_longer_than(self, size: int) -> Iterator[int]:
-        """Rows in order whose texts may be longer than `size` bytes of UTF-8: its prompt, or what else it says."""
+        """Yield rows in order whose prompt or other fields are longer than `size` bytes, see `text_sizes`."""
         for start, batch in zip(self._starts, self._batches, strict=False):
             yield from (start + np.flatnonzero(text_sizes(batch) > size)).tolist()
 
     def save(self, path: Path) -> None:
-        """Writes an Arrow IPC file; under its final name it is complete. Raises OSError."""
+        """Write an Arrow IPC file, atomically. Raises OSError."""
         schema = SCHEMA.with_metadata({HEADER: json.dumps(_header_to_json(self.header, len(self))).encode()})
         with atomic(path) as stream, pa.ipc.new_file(stream, schema) as writer:
             for batch in self._batches:
@@ -125,21 +117,21 @@ class PromptTable(Sequence[Prompt]):
 
     @classmethod
     def open(cls, path: Path) -> PromptTable:
-        """A saved table, mapped into memory; UserError if the file is not there, or not whole."""
+        """Load a saved table by memory mapping. Raises UserError if the file is missing or damaged."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             content = json.loads((reader.schema.metadata or {})[HEADER])
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             header = _header_from_json(content)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no whole table of prompts ({error}); remove it") from error
+            raise UserError(f"{path} is missing or damaged ({error}); remove it") from error
         if content["format"] != FORMAT or content["rows"] != sum(map(len, batches)):
-            raise UserError(f"{path} is no whole table of prompts of this version; remove it")
+            raise UserError(f"{path} is damaged, or of another version; remove it")
         return cls(batches, header)
 
 
 def text_sizes(batch: pa.RecordBatch) -> np.ndarray:
-    """UTF-8 bytes [rows] of a prompt, or of all else that its line says if that is more."""
+    """Return the size of each row in UTF-8 bytes: that of the prompt, or of its other fields if larger."""
     sizes = np.diff(offsets_of(batch.column("text")))
     for name in ("own", "regions"):
         if batch.column(name).null_count < len(batch):
@@ -158,4 +150,4 @@ def _header_from_json(content: dict[str, Any]) -> Header:
     defaults = content["defaults"]
     regions = tuple(Region.from_dict(region) for region in defaults["regions"])
     fields["defaults"] = Defaults(**{**defaults, "regions": regions})
-    return Header(**{**fields, "totals": Totals.from_json(content["totals"])})
+    return Header(**{**fields, "totals": PromptTotals.from_json(content["totals"])})

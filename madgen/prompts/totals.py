@@ -1,4 +1,4 @@
-"""Sums over a table of prompts, kept while it is built, so that nothing has to walk through it again."""
+"""Counts over a prompt table, updated while it is built, so that planning need not iterate over all prompts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Size = tuple[int, int]
 
 
 @dataclass
-class Totals:
-    """Of all prompts, in the order in which sizes first appear."""
+class PromptTotals:
+    """Counts by size, in the order in which sizes first appear."""
 
     sizes: Counter[Size] = field(default_factory=Counter)
-    """How many prompts there are of each size."""
+    """Number of prompts."""
     texts: Counter[Size] = field(default_factory=Counter)
-    """As `sizes`, each prompt counted once for itself and once for each of its regions."""
+    """Number of prompts, including those of regions."""
     negatives: Counter[Size] = field(default_factory=Counter)
-    """As `texts`, negative prompts: one that a prompt and its regions have in common counts once."""
+    """Number of negative prompts, distinct ones of each row and its regions."""
     negatives_apart: Counter[Size] = field(default_factory=Counter)
-    """As `negatives`, while regions are bootstrapped."""
+    """As `negatives`, but each bootstrapped region counts by itself."""
     first_rows: dict[Size, int] = field(default_factory=dict)
-    """The first prompt of each size that has the job's own regions."""
+    """First row of each size that has the job's own regions."""
     lengths: Counter[int] = field(default_factory=Counter)
-    """How many prompts there are of each length: UTF-8 bytes of the text, or of all else that a line says."""
+    """Number of prompts by length in UTF-8 bytes, see `madgen.prompts.table.text_sizes`."""
     negative: str = ""
-    """A negative prompt that is not empty, if there is any."""
+    """A non-empty negative prompt, if there is any."""
 
     def add(
         self, size: Size, count: int, negative: str, regions: Sequence[Region], shared_row: int | None = None
     ) -> None:
-        """`count` prompts that are alike in all this; `shared_row`: the first, if the regions are the job's."""
+        """Add `count` equal prompts; `shared_row`: the first row, if the regions are the job's."""
         texts, negatives, apart = paths(negative, regions)
         self.sizes[size] += count
         self.texts[size] += texts * count
@@ -46,31 +46,31 @@ class Totals:
             self.first_rows.setdefault(size, shared_row)
 
     def longer_than(self, size: int) -> int:
-        """How many prompts are longer than `size` bytes, as `PromptTable.rows_longer_than` finds them."""
+        """Return the number of rows in `PromptTable.rows_longer_than(size)`."""
         return sum(count for length, count in self.lengths.items() if length > size)
 
     def to_json(self) -> dict[str, Any]:
-        """For the header of a saved table."""
+        """Return the content of a saved table's header."""
         counts = self.sizes, self.texts, self.negatives, self.negatives_apart
         rows = [[*size, *(of[size] for of in counts), self.first_rows.get(size)] for size in self.sizes]
         return {"sizes": rows, "lengths": sorted(self.lengths.items()), "negative": self.negative}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Totals:
-        """The inverse of `to_json`."""
-        made = cls(negative=content["negative"], lengths=Counter(dict(content["lengths"])))
+    def from_json(cls, content: dict[str, Any]) -> PromptTotals:
+        """Invert `to_json`."""
+        totals = cls(negative=content["negative"], lengths=Counter(dict(content["lengths"])))
         for height, width, count, texts, negatives, apart, first in content["sizes"]:
             size = height, width
-            made.sizes[size], made.texts[size] = count, texts
-            made.negatives[size], made.negatives_apart[size] = negatives, apart
+            totals.sizes[size], totals.texts[size] = count, texts
+            totals.negatives[size], totals.negatives_apart[size] = negatives, apart
             if first is not None:
-                made.first_rows[size] = first
-        return made
+                totals.first_rows[size] = first
+        return totals
 
 
 def paths(negative: str, regions: Sequence[Region]) -> tuple[int, int, int]:
-    """Of a prompt with its regions: texts, and negative prompts, one for those that see the same views; first where all
-    do, then where regions that are cut out are bootstrapped and see their own."""
+    """Return the numbers of prompts and of distinct negative prompts of a row and its regions, and the latter in steps
+    with bootstrapping, in which each region with a mask is denoised over its own views."""
     cut_out = sum(region.is_cut_out for region in regions)
     others = {negative, *(region.negative for region in regions if not region.is_cut_out)}
     return 1 + len(regions), len({negative, *(region.negative for region in regions)}), cut_out + len(others)

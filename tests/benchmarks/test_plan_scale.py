@@ -2,6 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 from plan_scale import FORMATS, captions, plan, write_prompts
 
+from madgen.config.schema import PromptsConfig
 from madgen.prompts.reading import read_prompts
 
 
@@ -17,7 +18,7 @@ def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
     monkeypatch.setattr("plan_scale.GROUP", 20)
     path = tmp_path / f"p.{kind.partition('+')[0]}"
     write_prompts(path, kind, 50)
-    table = read_prompts(str(path), negative_prompt="", height=128, width=768)
+    table = read_prompts(PromptsConfig(source=str(path)), 128, 768)
     assert [prompt.text for prompt in table] == list(captions(50))
     assert kind != "parquet" or pq.ParquetFile(path).num_row_groups == 3
 

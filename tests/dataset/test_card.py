@@ -14,11 +14,11 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
 from madgen.hub.license import weights_licence
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 TEXTS = ["a fjord", "**bold** <script>alert(1)</script> ](x) | `\n---\n# not a heading"] + ["hills"] * 6
-PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", text, "", 16, 32) for i, text in enumerate(TEXTS)), 1), 1, 7, 0)
+PLAN = Plan("job", table_of((Prompt(f"p{i}", text, "", 16, 32) for i, text in enumerate(TEXTS)), 1), 1, 7, 0)
 
 
 @pytest.fixture

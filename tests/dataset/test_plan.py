@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madgen.dataset.plan import Plan, batches
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt
 from madgen.utils.seeding import sample_seed
 
 
 def plan(prompts=5, samples=2, shard=3, seed=0):
     lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64 * (1 + i % 2)) for i in range(prompts))
-    return Plan("job", PromptTable.of(lines, samples), samples, shard, seed)
+    return Plan("job", table_of(lines, samples), samples, shard, seed)
 
 
 @given(prompts=st.integers(1, 20), samples=st.integers(1, 4), shard=st.integers(1, 9))
@@ -34,7 +34,7 @@ def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, si
 
 def test_a_batch_is_of_prompts_that_take_as_many():
     lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64) for i in range(7))
-    made = Plan("job", PromptTable.of(lines, 1), 1, 7, 0)
+    made = Plan("job", table_of(lines, 1), 1, 7, 0)
     takes = {"p0": 2, "p1": 2, "p2": 2, "p3": 1, "p4": 3, "p5": 3, "p6": 3}
     cut = batches(made.shard(0), lambda prompt: takes[prompt.id])
     assert [[task.prompt.id for task in batch.tasks] for batch in cut] == [
@@ -51,7 +51,7 @@ def test_a_seed_depends_on_identity_alone():
 
 def test_a_line_s_own_seed_is_that_of_its_first_sample():
     made = plan()
-    made = replace(made, prompts=PromptTable.of([replace(made.prompts[0], seed=7), *made.prompts[1:]], 2))
+    made = replace(made, prompts=table_of([replace(made.prompts[0], seed=7), *made.prompts[1:]], 2))
     assert made.task(0).seed == 7
     assert made.task(1).seed == sample_seed(7, "p0", 1)
 
@@ -63,7 +63,7 @@ def test_seeds_are_48_bits_and_differ():
 
 
 def test_digests_tell_plans_apart():
-    longer = replace(plan(), prompts=PromptTable.of([*plan().prompts[:-1], replace(plan().prompts[-1], width=640)], 2))
+    longer = replace(plan(), prompts=table_of([*plan().prompts[:-1], replace(plan().prompts[-1], width=640)], 2))
     assert plan().prompts_digest == plan(shard=4).prompts_digest
     assert len({made.prompts_digest for made in (plan(), plan(prompts=4), longer)}) == 3
     assert plan(shard=3).keys_digest == plan(shard=4).keys_digest != plan(prompts=4).keys_digest

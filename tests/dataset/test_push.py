@@ -23,11 +23,11 @@ from madgen.dataset.remote.background import BackgroundUpload
 from madgen.dataset.remote.filesystem import Remote
 from madgen.dataset.remote.push import Push, push
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.errors import UserError
 
-PLAN = Plan("job", PromptTable.of((Prompt(f"p{i}", f"hills {i}", "", 16, 32) for i in range(16)), 1), 1, 2, 0)
+PLAN = Plan("job", table_of((Prompt(f"p{i}", f"hills {i}", "", 16, 32) for i in range(16)), 1), 1, 2, 0)
 
 
 def publish(directory, index):

@@ -18,10 +18,10 @@ from madgen.dataset.shards.recovery import reopen_quarantined, repair, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
 from madgen.monitoring.status import status
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
-PLAN = Plan("job", PromptTable.of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(8)), 1, 4, 0)
+PLAN = Plan("job", table_of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(8)), 1, 4, 0)
 SHARD = PLAN.shard(0)
 
 
@@ -201,9 +201,7 @@ def test_a_tar_that_nothing_vouches_for_is_checked(directory, whole, damage):
     tar.write_bytes(data)
     shard = SHARD
     if damage == "size":
-        shard = Plan("job", PromptTable.of(Prompt(f"p{i}", f"text {i}", "", 16, 16) for i in range(8)), 1, 4, 0).shard(
-            0
-        )
+        shard = Plan("job", table_of(Prompt(f"p{i}", f"text {i}", "", 16, 16) for i in range(8)), 1, 4, 0).shard(0)
     kept = salvage(directory, shard, metadata).kept
     expected = {None: 4, "bytes": 3, "json": 3, "size": 0}
     assert len(kept) == expected[damage] if damage in expected else len(kept) < 4

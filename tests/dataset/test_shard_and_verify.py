@@ -15,11 +15,11 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.atomic import temporary_path, write_atomically
 
-PLAN = Plan("job", PromptTable.of(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
+PLAN = Plan("job", table_of(Prompt("p" * 90 + str(i), f"text {i}", "", 8, 16) for i in range(5)), 1, 3, 0)
 
 
 def record(task, **change):

@@ -2,7 +2,7 @@ import pytest
 
 from madgen.dataset.plan import Plan, build_plan
 from madgen.planning.order import claim_order, shard_costs, turned
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Box, Prompt, Region
 
 
@@ -15,7 +15,7 @@ def cost(prompt):
 def test_the_cost_of_a_shard_is_the_sum_over_its_tasks(each, per_shard):
     regions = (Region(Box(0, 0, 4, 4), "a hut"),)
     prompts = [Prompt(f"p{i}", "text", "", 8, (16, 32, 8)[i % 3], None, regions if i == 5 else ()) for i in range(11)]
-    plan = Plan("job", PromptTable.of(prompts, each), each, per_shard, 0)
+    plan = Plan("job", table_of(prompts, each), each, per_shard, 0)
     naive = [sum(cost(task.prompt) for task in plan.shard(index).tasks) for index in range(plan.shard_count)]
     assert shard_costs(plan, cost) == naive
 

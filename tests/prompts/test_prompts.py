@@ -2,12 +2,14 @@ import json
 
 import pytest
 
-from madgen.prompts.reading import prompt_id, read_prompts
+from madgen.config.schema import PromptsConfig
+from madgen.prompts.reading import read_prompts
+from madgen.prompts.rows import default_id
 from madgen.utils.errors import UserError
 
 
 def read(path, **options):
-    return read_prompts(str(path), **{"negative_prompt": "", "height": 64, "width": 128, **options})
+    return read_prompts(PromptsConfig(source=str(path), **options), 64, 128)
 
 
 @pytest.fixture
@@ -20,74 +22,74 @@ def write(tmp_path):
     return put
 
 
-def test_txt_is_one_prompt_a_line_without_bom_and_blank_lines(write):
+def test_txt_has_one_prompt_per_line(write):
     prompts = read(write("p.txt", b"\xef\xbb\xbfa hill\r\n\n  a lake  \n"), negative_prompt="blur")
     assert [prompt.text for prompt in prompts] == ["a hill", "a lake"]
-    assert [prompt.id for prompt in prompts] == [prompt_id("a hill"), prompt_id("a lake")]
+    assert [prompt.id for prompt in prompts] == [default_id("a hill"), default_id("a lake")]
     assert {(prompt.negative, prompt.height, prompt.width, prompt.seed) for prompt in prompts} == {
         ("blur", 64, 128, None)
     }
 
 
-def test_jsonl_fields_win_over_the_job(write):
+def test_jsonl_fields_override_the_job(write):
     line = {"id": "x", "prompt": "p", "negative_prompt": "n", "width": 256, "height": 32, "seed": 9}
     first, second = read(write("p.jsonl", json.dumps(line) + "\n\n" + json.dumps({"prompt": "q", "seed": None})))
     assert (first.id, first.text, first.negative, first.width, first.height, first.seed) == ("x", "p", "n", 256, 32, 9)
     assert (second.width, second.seed) == (128, None)
 
 
-def test_a_gpt1k_object_gives_its_keys_as_ids(write):
+def test_keys_of_a_json_object_are_ids(write):
     prompts = read(write("p.json", '{"0": "a lounge", "1": "a street"}'))
     assert [(prompt.id, prompt.text) for prompt in prompts] == [("0", "a lounge"), ("1", "a street")]
 
 
-def test_a_prompt_of_another_file_has_the_same_id(write):
+def test_default_id_does_not_depend_on_the_file(write):
     assert read(write("a.txt", "a hill"))[0].id == read(write("b.jsonl", '{"prompt": "a hill"}'))[0].id
 
 
-def test_limit_takes_the_first(write):
+def test_limit_keeps_the_first_prompts(write):
     assert len(read(write("p.txt", "a\nb\nc"), limit=2)) == 2
 
 
-def test_duplicates_are_an_error_skipped_or_renamed(write):
+def test_duplicates_are_refused_skipped_or_renamed(write):
     path = write("p.txt", "a\nb\na\na")
-    with pytest.raises(UserError, match=r"p.txt:3: the same id as .*p.txt:1"):
+    with pytest.raises(UserError, match=r"p.txt:3: same id as .*p.txt:1"):
         read(path)
     assert [prompt.text for prompt in read(path, on_duplicate="skip")] == ["a", "b"]
     renamed = [prompt.id for prompt in read(path, on_duplicate="rename")]
-    assert renamed == [prompt_id("a"), prompt_id("b"), prompt_id("a") + "-2", prompt_id("a") + "-3"]
+    assert renamed == [default_id("a"), default_id("b"), default_id("a") + "-2", default_id("a") + "-3"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", "", "holds no prompt"),
-        ("p.txt", " \n\n", "holds no prompt"),
+        ("p.txt", "", "contains no prompts"),
+        ("p.txt", " \n\n", "contains no prompts"),
         ("p.txt", b"ok\n\xff\xfe", r"p.txt:2 is not UTF-8"),
         ("p.doc", "a", r"must end in .csv, .json, .jsonl, .parquet, .txt, got '.doc'"),
         ("p.jsonl", "{", r"p.jsonl:1 is not valid JSON"),
         ("p.jsonl", '"a"', r"must be a JSON object"),
-        ("p.jsonl", '{"prompt": " "}', "must be a text that is not empty"),
-        ("p.jsonl", '{"prompt": 3}', "must be a text that is not empty"),
+        ("p.jsonl", '{"prompt": " "}', "must be a non-empty string"),
+        ("p.jsonl", '{"prompt": 3}', "must be a non-empty string"),
         ("p.jsonl", '{"prompt": "a", "sed": 1}', "unknown field 'sed'"),
         ("p.jsonl", '{"prompt": "a", "id": "a.b"}', "id must match"),
         ("p.jsonl", '{"prompt": "a", "id": "../x"}', "id must match"),
         ("p.jsonl", '{"prompt": "a", "id": ""}', "id must match"),
         ("p.jsonl", '{"prompt": "a", "id": true}', "id must match"),
-        ("p.jsonl", '{"prompt": "a", "width": "256"}', "width must be a whole number of pixels"),
-        ("p.jsonl", '{"prompt": "a", "height": 0}', "height must be a whole number of pixels > 0, got 0"),
-        ("p.jsonl", '{"prompt": "a", "seed": -1}', "seed must be a whole number"),
+        ("p.jsonl", '{"prompt": "a", "width": "256"}', "width must be an integer > 0"),
+        ("p.jsonl", '{"prompt": "a", "height": 0}', "height must be an integer > 0 .pixels., got 0"),
+        ("p.jsonl", '{"prompt": "a", "seed": -1}', "seed must be an integer in 0"),
         ("p.jsonl", '{"prompt": "a\\ud800"}', "surrogate"),
         ("p.json", "[1]", "must be a JSON object"),
         ("p.json", "[" * 100_000, "not valid JSON"),
     ],
 )
-def test_bad_files_are_refused_with_the_place(write, name, content, message):
+def test_errors_name_the_row(write, name, content, message):
     with pytest.raises(UserError, match=message):
         read(write(name, content))
 
 
-def test_a_missing_file_and_a_directory_are_refused(tmp_path):
+def test_missing_files_and_directories_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "no.txt")
     with pytest.raises(UserError, match="is a directory"):

@@ -1,4 +1,4 @@
-"""The table of prompts: equal to a plain reading, whatever its batches; saved, opened, and found again by its key."""
+"""Prompt tables: equal to a naive implementation for any batch size; saved, loaded and cached."""
 
 import gzip
 import hashlib
@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from madgen.config.loader import load_job
+from madgen.config.schema import PromptsConfig
 from madgen.dataset.plan import build_plan
-from madgen.prompts.builder import TableBuilder
+from madgen.prompts.builder import BATCH_ROWS, TableBuilder, table_of
 from madgen.prompts.cache import plan_key
 from madgen.prompts.duplicates import IdIndex
-from madgen.prompts.reading import prompt_id, read_prompts
-from madgen.prompts.rows import Defaults
+from madgen.prompts.reading import read_prompts
+from madgen.prompts.rows import Defaults, default_id
 from madgen.prompts.table import PromptTable
 from madgen.types import Box, MaskFile, MaskPicture, Prompt, Ramp, Region
 from madgen.utils.errors import UserError
 
-DEFAULTS = {"negative_prompt": "fog", "height": 64, "width": 128}
 IDS = st.text("ab-", min_size=1, max_size=3)
 LINE = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=6).filter(lambda text: text.strip() and "\0" not in text)},
@@ -36,21 +36,27 @@ LINE = st.fixed_dictionaries(
         "across": st.lists(st.sampled_from(["a", "b"]), max_size=2),
     },
 )
+
+
+def read(path, batch_rows=BATCH_ROWS, **options):
+    return read_prompts(PromptsConfig(source=str(path), negative_prompt="fog", **options), 64, 128, batch_rows)
+
+
 FUZZED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def naive(lines, policy, limit):
-    """What a table must be equal to: dicts and loops."""
+    """Reference implementation with dicts and loops."""
     kept = {}
     for number, line in enumerate(lines, 1):
         if len(kept) == limit:
             break
-        identity = line.get("id", prompt_id(line["prompt"]))
+        identity = line.get("id", default_id(line["prompt"]))
         if identity in kept:
             if policy == "skip":
                 continue
             if policy == "error":
-                return f"p.jsonl:{number}: the same id as p.jsonl:{kept[identity][0]}: "
+                return f"p.jsonl:{number}: same id as p.jsonl:{kept[identity][0]}: "
             stem, count = identity[:88], 2
             while (identity := f"{stem}-{count}") in kept:
                 count += 1
@@ -70,25 +76,25 @@ def naive(lines, policy, limit):
     batch=st.integers(1, 7),
     only_texts=st.booleans(),
 )
-def test_it_equals_a_plain_reading(tmp_path, lines, policy, limit, batch, only_texts):
+def test_table_equals_a_naive_implementation(tmp_path, lines, policy, limit, batch, only_texts):
     lines = [{"prompt": line["prompt"]} for line in lines] if only_texts else lines
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     wanted = naive(lines, policy, limit)
-    options = {**DEFAULTS, "limit": limit, "on_duplicate": policy, "batch_rows": batch, "samples_per_prompt": 2}
+    options = {"limit": limit, "on_duplicate": policy, "batch_rows": batch, "samples_per_prompt": 2}
     if isinstance(wanted, str):
         with pytest.raises(UserError) as refused:
-            read_prompts(str(path), **options)
+            read(path, **options)
         assert wanted in str(refused.value).replace(str(tmp_path) + "/", "")
         return
-    table = read_prompts(str(path), **options)
+    table = read(path, **options)
     assert list(table) == wanted
     assert [table[row] for row in range(len(table))] == wanted
     assert table[1:-1] == wanted[1:-1]
     assert table[-1] == wanted[-1]
     keys = "".join(f"{prompt.id}-{sample:04d}\n" for prompt in wanted for sample in range(2))
     assert table.header.keys_digest == hashlib.sha256(keys.encode()).hexdigest()
-    other = PromptTable.of(wanted)  # other defaults, other batches, other lines
+    other = table_of(wanted)  # with other defaults, batches and lines
     assert table.header.prompts_digest == other.header.prompts_digest
     check_totals(table, wanted)
 
@@ -123,7 +129,7 @@ def check_totals(table, wanted):
     name=st.sampled_from(["txt", "jsonl", "json", "csv", "parquet"]),
     pack=st.booleans(),
 )
-def test_any_bytes_give_a_table_or_one_clear_line(tmp_path, content, name, pack):
+def test_any_bytes_give_a_table_or_a_user_error(tmp_path, content, name, pack):
     refuse_or_read(tmp_path / f"p.{name}", content)
     if name != "parquet":
         refuse_or_read(tmp_path / f"p.{name}.gz", gzip.compress(content) if pack else content)
@@ -134,13 +140,13 @@ STARTS = {"jsonl": '{"prompt": "a", "id": ', "json": '{"a": ', "csv": "prompt,id
 
 @FUZZED
 @given(content=st.text(max_size=60), name=st.sampled_from(list(STARTS)))
-def test_any_text_behind_a_good_start_too(tmp_path, content, name):
+def test_any_text_after_a_valid_start_gives_a_table_or_a_user_error(tmp_path, content, name):
     refuse_or_read(tmp_path / f"p.{name}", (STARTS[name] + content).encode("utf-8", "surrogatepass"))
 
 
 @FUZZED
 @given(place=st.floats(0, 1), byte=st.integers(0, 255), end=st.floats(0, 1))
-def test_a_damaged_parquet_file(tmp_path, place, byte, end):
+def test_damaged_parquet_file_gives_a_table_or_a_user_error(tmp_path, place, byte, end):
     path = tmp_path / "good.parquet"
     if not path.exists():
         pq.write_table(pa.table({"prompt": [f"a hill {i}" for i in range(99)], "seed": range(99)}), path)
@@ -152,7 +158,7 @@ def test_a_damaged_parquet_file(tmp_path, place, byte, end):
 def refuse_or_read(path, content):
     path.write_bytes(content)
     try:
-        table = read_prompts(str(path), **DEFAULTS)
+        table = read(path)
     except UserError as error:
         assert str(error)
     else:
@@ -168,8 +174,8 @@ EVERYTHING = [
 
 
 @pytest.mark.parametrize("in_memory", [0, 2000, 10**9])
-def test_saved_and_opened_it_is_the_same(tmp_path, in_memory):
-    builder = TableBuilder(Defaults("", 0, 0), sources=["x.txt"], batch_rows=7, in_memory=in_memory)
+def test_saved_table_is_loaded_unchanged(tmp_path, in_memory):
+    builder = TableBuilder(PromptsConfig(), Defaults("", 0, 0), ["x.txt"], batch_rows=7, in_memory=in_memory)
     for line, prompt in enumerate(EVERYTHING, 1):
         builder.add(prompt, 0, line)
     table = builder.finish()
@@ -177,16 +183,16 @@ def test_saved_and_opened_it_is_the_same(tmp_path, in_memory):
     opened = PromptTable.open(tmp_path / "t.arrow")
     assert list(opened) == list(table) == EVERYTHING
     assert opened.header == table.header
-    assert opened.where(9) == "x.txt:10"
+    assert opened.location(9) == "x.txt:10"
     assert os.listdir(tmp_path) == ["t.arrow"]
     with pytest.raises(IndexError):
         opened[len(opened)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1", None, "half", "other"])
-def test_a_table_that_is_not_whole_is_refused(tmp_path, damage):
+def test_damaged_table_is_refused(tmp_path, damage):
     path = tmp_path / "t.arrow"
-    PromptTable.of(EVERYTHING).save(path)
+    table_of(EVERYTHING).save(path)
     content = path.read_bytes()
     if damage is None:
         path.unlink()
@@ -195,13 +201,13 @@ def test_a_table_that_is_not_whole_is_refused(tmp_path, damage):
             pass
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "half" else damage)
-    with pytest.raises(UserError, match="no whole table of prompts"):
+    with pytest.raises(UserError, match=r"is (missing or )?damaged"):
         PromptTable.open(path)
 
 
-def test_many_ids_are_found_again_even_where_hashes_are_the_same(monkeypatch):
+def test_index_finds_ids_with_equal_hashes(monkeypatch):
     monkeypatch.setattr("madgen.prompts.duplicates.hash", lambda name: len(name) % 3, raising=False)
-    monkeypatch.setattr("madgen.prompts.duplicates.LONGEST_RUN", 64)
+    monkeypatch.setattr("madgen.prompts.duplicates.MAX_RUN", 64)
     ids = [f"{'x' * (number % 5)}{number}" for number in range(300)]
     index = IdIndex(lambda rows: [ids[row] for row in rows])
     for start in range(0, 300, 20):
@@ -209,14 +215,14 @@ def test_many_ids_are_found_again_even_where_hashes_are_the_same(monkeypatch):
     assert index.find(["no", *ids, "x"]) == {1 + row: row for row in range(300)}
 
 
-def test_a_duplicate_comes_before_a_later_fault_and_nothing_beyond_the_limit_is_one(tmp_path):
+def test_errors_are_reported_in_the_order_of_rows_up_to_the_limit(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "a"}\n{')
-    with pytest.raises(UserError, match=r"p.jsonl:3: the same id as .*p.jsonl:1"):
-        read_prompts(str(path), **DEFAULTS)
-    assert len(read_prompts(str(path), **DEFAULTS, limit=2)) == 2
+    with pytest.raises(UserError, match=r"p.jsonl:3: same id as .*p.jsonl:1"):
+        read(path)
+    assert len(read(path, limit=2)) == 2
     with pytest.raises(UserError, match=r"p.jsonl:4 is not valid JSON"):
-        read_prompts(str(path), **DEFAULTS, on_duplicate="skip")
+        read(path, on_duplicate="skip")
 
 
 @pytest.fixture
@@ -232,24 +238,24 @@ def job(tmp_path, monkeypatch):
     return load
 
 
-def test_a_plan_is_read_from_its_cache(job, tmp_path, monkeypatch):
+def test_cached_plan_is_not_read_again(job, tmp_path, monkeypatch):
     plan = build_plan(job("prompts.samples_per_prompt=3"))
     path = plan.save(tmp_path / "cache")
     assert path.name == f"{plan.key}.arrow"
-    monkeypatch.setattr("madgen.dataset.plan._read", lambda job: pytest.fail("it was read again"))
+    monkeypatch.setattr("madgen.dataset.plan.read_prompts", lambda *_: pytest.fail("the prompts were read again"))
     again = build_plan(job("prompts.samples_per_prompt=3"), tmp_path / "cache")
     assert list(again.prompts) == list(plan.prompts)
     assert (again.keys_digest, again.prompts_digest) == (plan.keys_digest, plan.prompts_digest)
     assert again.shard(0) == plan.shard(0)
 
 
-def test_a_damaged_cache_is_passed_over(job, tmp_path):
+def test_damaged_cache_is_ignored(job, tmp_path):
     path = build_plan(job()).save(tmp_path / "cache")
     path.write_bytes(path.read_bytes()[:-9])
     assert len(build_plan(job(), tmp_path / "cache").prompts) == 2
 
 
-def test_a_mask_of_a_line_that_changes_makes_the_cache_void(job, tmp_path):
+def test_changed_mask_of_a_row_invalidates_the_cache(job, tmp_path):
     wanted = job("prompts.source=p.jsonl")
     plan = build_plan(wanted)
     plan.save(tmp_path / "cache")
@@ -259,7 +265,7 @@ def test_a_mask_of_a_line_that_changes_makes_the_cache_void(job, tmp_path):
     assert build_plan(wanted, tmp_path / "cache").prompts_digest != plan.prompts_digest
 
 
-def test_the_key_changes_when_it_must(job):
+def test_plan_key_depends_on_prompts_and_size_only(job):
     region = "prompts.regions=[{mask: mask.png, prompt: b}]"
     others = [
         "prompts.source=p.jsonl", "prompts.samples_per_prompt=2", "prompts.limit=1", "prompts.on_duplicate=skip",

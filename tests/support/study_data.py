@@ -10,7 +10,7 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.table import PromptTable
+from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 HOSTILE = "a <script>alert('1')</script> & \"quoted\" <!--\n</script\u2028> <img src=https://x.invalid onerror=x>"
@@ -21,7 +21,7 @@ def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", i
     """Write a finished dataset of ramps along the longer side, in one shade of blue per dataset."""
     height, width = size
     prompts = tuple(Prompt(f"{ids}{at}", text, "", height, width) for at, text in enumerate(texts))
-    plan = Plan("job", PromptTable.of(prompts, samples), samples, 3, 0)
+    plan = Plan("job", table_of(prompts, samples), samples, 3, 0)
     directory = DatasetDir(root)
     job = load_job([], ["name=job"])
     manifest.create(directory, manifest.manifest(job, plan, manifest.identity(job, plan, "float32", str(shade), [])))

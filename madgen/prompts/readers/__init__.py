@@ -1,8 +1,8 @@
-"""Prompt files to rows: one module a format, named after the suffix that it reads.
+"""Read prompt files into rows: one module per format, named after the file suffix.
 
-A module has `read(path, columns) -> Iterator[Chunk]`, which yields what stands before a line at fault before it raises
-UserError, and COLUMNS, whether `prompts.columns` has a meaning for it. Modules whose names begin with `_` are what
-these share. A file may be packed (`.gz` behind its suffix) where the module says so with GZIP.
+A module defines `read(path, columns) -> Iterator[Chunk]`, which yields all rows before an invalid one and then raises
+UserError; COLUMNS, whether it supports `prompts.columns`; and GZIP, whether files may be compressed (`.txt.gz`).
+Modules whose names start with `_` are shared helpers.
 """
 
 from __future__ import annotations
@@ -19,38 +19,37 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a source: few enough to be held, many enough to be worth a step."""
+    """Consecutive rows of a source."""
 
     lines: Sequence[int]
-    """Where each row stands, from 1."""
+    """Line of each row, from 1."""
     rows: Sequence[str | dict[str, Any]]
-    """A text where a row is only a prompt (the short cut that makes ten million of them bearable), else its fields;
-    a field that is None is not given."""
+    """Fields of each row (None: not set), or just the prompt, which is much faster for large files."""
 
 
 class Reader(Protocol):
-    """A module of this folder."""
+    """A module of this package."""
 
     COLUMNS: bool
     GZIP: bool
 
     def read(self, path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-        """The rows of a file; `columns` maps our fields to the file's, empty: they are called as ours."""
+        """Read the rows of a file; `columns` maps fields to columns of the file, empty if they have the same names."""
 
 
 def known_suffixes() -> list[str]:
-    """`.csv`, `.json`, ...: a module each."""
+    """Return the suffixes of all formats: `.csv`, `.json`, ..."""
     return sorted(f".{module.name}" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
 
 def reader_of(path: Path) -> Reader:
-    """The module that reads a file; UserError names the known suffixes."""
-    packed = path.suffix.lower() == ".gz"
-    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    """Return the module for a file. Raises UserError with the known suffixes if there is none."""
+    compressed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if compressed else path).suffix.lower()
     if suffix not in known_suffixes():
         known = ", ".join(known_suffixes())
-        raise UserError(f"prompts.source={path} must end in {known}, got {suffix + '.gz' * packed!r}")
+        raise UserError(f"prompts.source={path} must end in {known}, got {suffix + '.gz' * compressed!r}")
     reader: Reader = importlib.import_module(f"{__name__}{suffix}")
-    if packed and not reader.GZIP:
-        raise UserError(f"prompts.source={path}: {suffix} is packed in itself; unpack it with gunzip")
+    if compressed and not reader.GZIP:
+        raise UserError(f"prompts.source={path}: {suffix} files are not read with gzip; decompress the file")
     return reader

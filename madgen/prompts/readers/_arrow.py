@@ -1,4 +1,4 @@
-"""Rows of Arrow tables, for Parquet files and Hugging Face datasets."""
+"""Convert Arrow tables to rows, for Parquet files and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from madgen.prompts.readers import Chunk
 from madgen.utils.errors import UserError
 
 ROWS = 16_384
-FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError)
-"""What pyarrow raises for data that it cannot read, or Python cannot hold."""
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
+"""Exceptions of pyarrow for data that it cannot read, or that have no Python equivalent."""
 
 
 def arrow_chunks(name: str, tables: Iterable[pa.Table | pa.RecordBatch], fields: Mapping[str, str]) -> Iterator[Chunk]:
-    """A chunk a table; `fields`: our field of each column that is read. UserError for values that cannot be read."""
+    """Yield a chunk per table; `fields` maps columns to fields. Raises UserError for unreadable values."""
     first = 1
-    pulled = iter(tables)
+    iterator = iter(tables)
     while True:
         try:
-            table = next(pulled, None)
+            table = next(iterator, None)
             if table is None:
                 return
             rows = _rows(table.select(list(fields)), fields)
-        except FAULTS as error:
-            raise UserError(f"{name} cannot be read from row {first} on: {error}") from error
+        except READ_ERRORS as error:
+            raise UserError(f"{name} cannot be read after row {first - 1}: {error}") from error
         yield Chunk(range(first, first + len(rows)), rows)
         first += len(rows)
 

@@ -1,4 +1,4 @@
-"""Which columns of a table are which of our fields."""
+"""Map columns of a table to prompt fields."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from madgen.utils.errors import UserError
 
 
 def choose_columns(name: str, present: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our field of each column that is to be read; UserError for a column that is missing, doubled or not known.
+    """Return {column: field} of the columns to read. Raises UserError for a missing, duplicate or unknown column.
 
-    `columns`: the job's `prompts.columns`, from our fields to the file's columns.
+    `columns` is `prompts.columns` of the job, {field: column}.
     """
-    twice = next((column for column in present if list(present).count(column) > 1), None)
-    if twice is not None:
-        raise UserError(f"{name}: the column {twice!r} is there twice")
+    duplicate = next((column for column in present if list(present).count(column) > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{name}: duplicate column {duplicate!r}; rename one of them")
     listing = ", ".join(map(repr, present)) or "none"
     if columns:
         missing = next((column for column in columns.values() if column not in present), None)
         if missing is not None:
-            raise UserError(f"{name} has no column {missing!r} (prompts.columns); its columns are {listing}")
-        return {column: ours for ours, column in columns.items()}
+            raise UserError(f"{name} has no column {missing!r} (prompts.columns); available: {listing}")
+        return {column: field for field, column in columns.items()}
     if "prompt" not in present:
         raise UserError(
-            f"{name} has no column 'prompt'; its columns are {listing}: say which one with prompts.columns.prompt=..."
+            f"{name} has no column 'prompt'; available: {listing}; select one with prompts.columns.prompt=..."
         )
     for column in present:
         check_known(name, column)
@@ -32,9 +32,9 @@ def choose_columns(name: str, present: Sequence[str], columns: Mapping[str, str]
 
 
 def check_known(where: object, field: str) -> None:
-    """UserError for a field that is none of ours."""
+    """Raise UserError if `field` is not a prompt field."""
     if field not in PROMPT_FIELDS:
         raise UserError(
             f"{where}: unknown field {field!r}; known: {', '.join(PROMPT_FIELDS)}; "
-            "prompts.columns says which fields to read"
+            "select the fields to read with prompts.columns"
         )

@@ -15,35 +15,35 @@ from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
 SCHEME = "hf://"
-SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # what `save_to_disk` leaves in a folder
+SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # files that `Dataset.save_to_disk` writes
 
 
 def is_hub(source: str) -> bool:
-    """Whether a source is no file but a dataset."""
+    """Whether a source is a dataset, not a file."""
     return source.startswith(SCHEME)
 
 
 def local_folder(source: str) -> Path | None:
-    """The folder that a dataset lies in; None for one of the hub. UserError for what can be neither."""
+    """Return the folder of a local dataset; None for one on the Hub. Raises UserError for an invalid name."""
     name = source.removeprefix(SCHEME)
     if name.startswith(("/", "./", "../", "~")):
         folder = expand_user(name, "prompts.source")
         if not folder.is_dir():
-            raise UserError(f"prompts.source={source}: there is no folder {folder}")
+            raise UserError(f"prompts.source={source}: folder {folder} does not exist")
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*){1,2}", name, re.ASCII):
         raise UserError(f"prompts.source={source} must be hf://owner/name, hf://owner/name/config or hf:///a/folder")
-    if Path(name).exists():  # which the library would take instead
+    if Path(name).exists():  # the library would load it instead
         raise UserError(
-            f"prompts.source={source}: there is a folder {name} here too; write hf://./{name}, or rename it"
+            f"prompts.source={source} is ambiguous: a folder {name} exists too; write hf://./{name}, or rename it"
         )
     return None
 
 
 def dataset_files(source: str) -> list[Path]:
-    """The files that a dataset is made of, as far as they are on this machine; of the hub's, all of its owner's.
+    """Return the files of a dataset, as far as they are on this machine.
 
-    (The library's cache renames datasets: rather a file too many, where another content must not go unseen.)
+    For a dataset on the Hub these are all cached files of its owner, since the library's cache renames datasets.
     """
     folder = local_folder(source)
     if folder is not None:
@@ -60,12 +60,12 @@ def _below(folder: Path) -> list[Path]:
 
 
 def read_hub(source: str, split: str, columns: Mapping[str, str]) -> Iterator[Chunk]:
-    """The rows of one split; UserError if there is no such dataset, here or on the hub."""
+    """Read the rows of a split. Raises UserError if there is no such dataset, locally or on the Hub."""
     with tempfile.TemporaryDirectory(prefix="madgen-") as scratch:
         dataset = _load(source, split, scratch)
         if isinstance(dataset, dict):
             splits = ", ".join(dataset)
-            raise UserError(f"prompts.source={source} has no split {split!r}; it has {splits}: set prompts.split")
+            raise UserError(f"prompts.source={source} has no split {split!r}; set prompts.split to one of {splits}")
         name = f"{source}[{split}]"
         present = dataset.column_names or list(next(iter(dataset), {}))
         fields = choose_columns(name, present, columns)
@@ -74,7 +74,7 @@ def read_hub(source: str, split: str, columns: Mapping[str, str]) -> Iterator[Ch
 
 
 def _load(source: str, split: str, scratch: str) -> Any:
-    """`scratch`: a folder for what the library keeps beside a local dataset's files."""
+    """Load a dataset; `scratch` is the library's cache folder for local datasets."""
     import datasets
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -86,27 +86,27 @@ def _load(source: str, split: str, scratch: str) -> Any:
             owner, name, *config = source.removeprefix(SCHEME).split("/")
             return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
         if any((folder / name).is_file() for name in SAVED):
-            return _of_saved(datasets.load_from_disk(str(folder)), source, split)
+            return _select_split(datasets.load_from_disk(str(folder)), source, split)
         _check_inside(folder, source, scratch)
-        # Streamed: the files are here, and copying them into the library's cache would write where nobody asked.
+        # Streaming avoids a copy of local files in the user's cache.
         return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
     except UserError:
         raise
-    except Exception as error:  # the library raises whatever its file systems, its hub client or a file's reader do
+    except Exception as error:  # the library passes on errors of its file systems, Hub client and file readers
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"prompts.source={source}: the split {split!r} cannot be read: {reason}; it must be a dataset folder, "
-            "in the local datasets cache, or within reach on the hub (prompts.split names the split)"
+            f"prompts.source={source}: cannot load split {split!r}: {reason}; use a dataset folder, a dataset in the "
+            "local cache, or a reachable one on the Hub, and one of its splits (prompts.split)"
         ) from error
 
 
 def _check_inside(folder: Path, source: str, scratch: str) -> None:
-    """UserError if the folder's README, or a link in it, makes the library read files from elsewhere."""
+    """Raise UserError if the folder's README, or a link in it, makes the library read files outside of it."""
     import datasets
 
     builder = datasets.load_dataset_builder(str(folder), cache_dir=scratch)
     roots = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":  # of the hub cache, whose files are links to its blobs
+    if folder.resolve().parent.name == "snapshots":  # a Hub cache links to its blobs
         roots.append(folder.resolve().parents[1] / "blobs")
     for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
         if "://" in file or not any(Path(file).resolve().is_relative_to(root) for root in roots):
@@ -115,9 +115,9 @@ def _check_inside(folder: Path, source: str, scratch: str) -> None:
             )
 
 
-def _of_saved(saved: Any, source: str, split: str) -> Any:
+def _select_split(saved: Any, source: str, split: str) -> Any:
     if isinstance(saved, dict):
         return saved.get(split, saved)
     if split not in ("train", str(saved.split)):
-        raise UserError(f"prompts.source={source} has no split {split!r}, it is one dataset; leave prompts.split out")
+        raise UserError(f"prompts.source={source} has no splits, got prompts.split={split}; remove prompts.split")
     return saved

@@ -1,4 +1,4 @@
-"""JSON in which no key is there twice."""
+"""Parse JSON and refuse duplicate keys."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from madgen.utils.errors import UserError
 
-# Objects become tuples of pairs, which a doubled key survives, without a call back into Python.
+# Parses objects as tuples of pairs, which keeps duplicate keys and needs no Python callback.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple)
 
 
 def flat_pairs(line: str) -> tuple[tuple[str, Any], ...] | None:
-    """The pairs of a stripped line with one flat object and no doubled key; None: `load` knows more, or what is wrong.
+    """Parse a stripped line that is one flat object without duplicate keys; return None for anything else.
 
     Several times faster than `load`.
     """
@@ -31,17 +31,17 @@ def flat_pairs(line: str) -> tuple[tuple[str, Any], ...] | None:
 
 
 def load(text: str, where: object) -> Any:
-    """Parsed JSON; UserError if it is none, or if a key is there twice."""
+    """Parse JSON. Raises UserError if it is invalid or has duplicate keys."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"{where}: the key {twice!r} is there twice")
-        return found
+            duplicate = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(f"{where}: duplicate key {duplicate!r}; remove one of them")
+        return fields
 
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from error

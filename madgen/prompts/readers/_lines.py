@@ -1,4 +1,4 @@
-"""Files of text as blocks of whole lines: plain or packed, UTF-8 with or without a byte order mark."""
+"""Read UTF-8 text files in blocks of whole lines, with or without gzip and byte order mark."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import IO, cast
 
 from madgen.utils.errors import UserError
 
-BLOCK = 1 << 20
-LONGEST_LINE = 16 << 20
+BLOCK = 1 << 20  # bytes
+MAX_LINE = 16 << 20  # bytes
 BOM = b"\xef\xbb\xbf"
 BARE_CR = re.compile(rb"\r(?=[^\n])")
 MAX_TEXT = 1 << 30
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first line, lines without their newlines) of each block; UserError names the line at fault."""
+    """Yield (number of the first line, lines without newlines) of each block. UserErrors name the invalid line."""
     number, start = 1, 0
     for block in _whole_lines(path):
-        text, fault = _decode(path, block, number, start)
+        text, error = _decode(path, block, number, start)
         lines = text.split("\n")
         if lines[-1] == "":
             lines.pop()
         if lines:
             yield number, lines
-        if fault is not None:
-            raise fault
+        if error is not None:
+            raise error
         number, start = number + len(lines), start + len(block)
 
 
 def read_text(path: Path) -> str:
-    """A whole file, for formats that cannot be read piece by piece."""
+    """Read a whole file, for formats that cannot be read incrementally."""
     pieces = []
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
@@ -45,14 +45,14 @@ def read_text(path: Path) -> str:
                     f"{path} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
                 )
     content = b"".join(pieces)
-    text, fault = _decode(path, content, 1, 0)
-    if fault is not None:
-        raise fault
+    text, error = _decode(path, content, 1, 0)
+    if error is not None:
+        raise error
     return text
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Blocks that end with a newline, but for the last; the first keeps its byte order mark."""
+    """Yield blocks that end with a newline, except for the last; the first one keeps its byte order mark."""
     rest, number = b"", 1
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
@@ -65,14 +65,14 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 number += block.count(b"\n")
                 yield block
             rest = piece[cut:]
-            if len(rest) > LONGEST_LINE:
-                raise UserError(f"{path}:{number} is longer than {LONGEST_LINE >> 20} MiB; write one prompt a line")
+            if len(rest) > MAX_LINE:
+                raise UserError(f"{path}:{number} is longer than {MAX_LINE >> 20} MiB; write one prompt per line")
     if rest:
         yield rest.replace(b"\r", b"\n")
 
 
 def _decode(path: Path, block: bytes, number: int, start: int) -> tuple[str, UserError | None]:
-    """The text of a block that begins at line `number` and byte `start`, up to a line that is not UTF-8."""
+    """Decode a block that starts at line `number` and byte `start`, up to the first line that is not UTF-8."""
     mark = len(BOM) if start == 0 and block.startswith(BOM) else 0
     try:
         return block[mark:].decode(), None
@@ -96,6 +96,6 @@ def _read(stream: IO[bytes], path: Path, size: int) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is no whole gzip file ({error}); copy it again, or unpack it") from error
+        raise UserError(f"{path} is not a complete gzip file ({error}); copy it again, or decompress it") from error
     except OSError as error:
         raise UserError(f"cannot read prompts.source={path}: {error.strerror or error}") from error

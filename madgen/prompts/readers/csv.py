@@ -1,4 +1,4 @@
-"""A table with a header, cells separated by commas and quoted with ""; an empty cell is not given."""
+"""CSV with a header; fields with empty cells are not set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from madgen.utils.errors import UserError
 
 COLUMNS, GZIP = True, True
 ROWS = 8192
-WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 NUMBERS = ("width", "height", "seed")
 LISTS = ("regions", "across")
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-    """The rows of a `.csv`; UserError for a row with more or fewer cells than the header."""
+    """Read the rows of a `.csv`. Raises UserError for a row with more or fewer cells than the header."""
     cells = _cells(path)
     header = next(cells, None)
     if header is None:
@@ -36,13 +36,13 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
         for number, row in cells:
             if len(row) != len(header[1]):
                 raise UserError(
-                    f"{path}:{number} has {len(row)} cells, the header {len(header[1])}; "
-                    'put a prompt with commas or quotes in "..."'
+                    f"{path}:{number} has {len(row)} cells, but the header has {len(header[1])}; "
+                    'quote prompts that contain commas or quotes: "..."'
                 )
             if only is not None and row[only]:
                 rows.append(row[only])
             else:
-                rows.append({ours: _value(ours, row[index], path, number) for index, ours in wanted if row[index]})
+                rows.append({field: _value(field, row[index], path, number) for index, field in wanted if row[index]})
             numbers.append(number)
             if len(rows) == ROWS:
                 yield Chunk(numbers, rows)
@@ -54,7 +54,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(its first line, cells) of each row that is not empty."""
+    """Yield (first line, cells) of each row that is not empty."""
     reader = csv.reader((line + "\n" for _, lines in read_blocks(path) for line in lines), strict=True)
     last = 0
     try:
@@ -67,7 +67,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _value(field: str, cell: str, path: Path, number: int) -> Any:
-    """A cell as the JSON that it would be; what is no whole number stays a text, which is refused later."""
-    if field in NUMBERS and WHOLE.fullmatch(cell):
+    """Convert a cell as if it were JSON; invalid integers stay strings, which the parser refuses."""
+    if field in NUMBERS and INTEGER.fullmatch(cell):
         return int(cell)
     return load(cell, f"{path}:{number}: {field}") if field in LISTS else cell

@@ -1,4 +1,4 @@
-"""A JSON object `{"0": "prompt", ...}` as in GPT1k: its keys are the ids."""
+"""A JSON object `{"0": "prompt", ...}`, as in GPT1k; its keys are the ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROWS = 8192
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-    """The prompts of a `.json`, which has to fit into memory: `.jsonl` is for many."""
+    """Read the prompts of a `.json`, which is loaded as a whole; use `.jsonl` for large files."""
     table = load(read_text(path), path)
     if not isinstance(table, dict):
-        raise UserError(f'{path} must be a JSON object such as {{"0": "a prompt"}}; use .jsonl for one object a line')
+        raise UserError(f'{path} must be a JSON object such as {{"0": "a prompt"}}; use .jsonl for one object per line')
     first, items = 1, iter(table.items())
     while pairs := list(islice(items, ROWS)):
         yield Chunk(range(first, first + len(pairs)), [{"id": key, "prompt": value} for key, value in pairs])

@@ -1,4 +1,4 @@
-"""One JSON object a line, with `prompt` and any other of our fields."""
+"""JSON Lines: one object per line, with `prompt` and optional further fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS, GZIP = True, True
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-    """The objects of a `.jsonl`; with `columns`, other keys than these are ignored."""
+    """Read the objects of a `.jsonl`; with `columns`, other keys are ignored."""
     for first, lines in read_blocks(path):
         numbers: list[int] = []
         rows: list[str | dict[str, Any]] = []
@@ -25,7 +25,7 @@ def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
                     rows.append(_row(line, path, number, columns))
                     numbers.append(number)
         except UserError:
-            yield Chunk(numbers, rows)  # what stands before the line at fault comes first
+            yield Chunk(numbers, rows)  # rows before the invalid line
             raise
         yield Chunk(numbers, rows)
 
@@ -35,11 +35,11 @@ def _row(line: str, path: Path, number: int, columns: Mapping[str, str]) -> str 
     if pairs is None:
         fields = load(line, f"{path}:{number}")
         if not isinstance(fields, dict):
-            raise UserError(f"{path}:{number} must be a JSON object with a prompt, got {line[:40]!r}")
+            raise UserError(f"{path}:{number} must be a JSON object with the key prompt, got {line[:40]!r}")
     elif not columns and len(pairs) == 1 and pairs[0][0] == "prompt" and type(pairs[0][1]) is str:
         return pairs[0][1]
     else:
         fields = dict(pairs)
     if columns:
-        return {ours: fields.get(theirs) for ours, theirs in columns.items()}
+        return {field: fields.get(column) for field, column in columns.items()}
     return fields

@@ -1,4 +1,4 @@
-"""One prompt a line; empty lines and the blanks around a prompt mean nothing."""
+"""Plain text: one prompt per line; empty lines and surrounding whitespace are ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS, GZIP = False, True
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-    """The prompts of a `.txt`."""
+    """Read the prompts of a `.txt`."""
     for first, lines in read_blocks(path):
         rows = list(map(str.strip, lines))
         numbers = range(first, first + len(rows))
