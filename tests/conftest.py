@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, settings
 from processes import Started, begin, environment
 
 from madgen.cluster.signals import STOP_SIGNALS
+from madgen.utils.console import log_to_stderr
 
 pytest_plugins = ["metric_fixtures", "tiers"]
 
 # The same examples in each run, and no time limit: machines stand still at times.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+log_to_stderr()  # as the command line does
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
 

@@ -25,8 +25,9 @@ def log_to_stderr() -> None:
 
 
 def say(text: str) -> None:
-    """Log a line that may hold its prefix already."""
-    logging.getLogger("madgen").info(text)
+    """Log a line: a warning if it starts with `madgen: `, else information."""
+    level = logging.WARNING if text.startswith("madgen: ") else logging.INFO
+    logging.getLogger("madgen").log(level, text.removeprefix("madgen: "))
 
 
 def eta_text(seconds: float) -> str:
