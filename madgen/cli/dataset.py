@@ -147,9 +147,8 @@ def filter_(
         madgen filter out/demo --where "prompt contains 'fog'" --keys fog.txt
         madgen filter out/demo --best 2 --by coherence -o best
     """
-    from madgen.dataset.filtering.expression import parse
     from madgen.dataset.filtering.filter import filter_dataset
-    from madgen.dataset.filtering.selection import Choice
+    from madgen.dataset.filtering.selection import Choice, parse
     from madgen.dataset.layout import DatasetDir
 
     choice = Choice(parse(where) if where is not None else None, best, by)

@@ -11,9 +11,8 @@ from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
 from madgen.dataset.filtering import filter as filtering
-from madgen.dataset.filtering.expression import parse
 from madgen.dataset.filtering.filter import write_filtered, write_keys
-from madgen.dataset.filtering.selection import Choice, choose
+from madgen.dataset.filtering.selection import Choice, choose, parse
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -282,15 +281,15 @@ def test_generate_does_not_go_on_with_it(source, tmp_path):
 @pytest.mark.parametrize(
     ("where", "best", "by", "message"),
     [
-        (None, None, None, "say what to keep"),
+        (None, None, None, "nothing to select by"),
         (None, 1, None, "--best and --by go together"),
         ("seam < 1", None, "seam", "--best and --by go together"),
         (None, 0, "seam", "--best must be >= 1 sample of each prompt, got 0"),
         (None, 1, "seem", "--by: unknown score 'seem'; did you mean 'seam'?"),
         (None, 1, "prompt", "--by: unknown score 'prompt'"),
-        ("coherence > 0.99", None, None, "none of the 12 samples of .* is left; coherence is 0.2 to 0.95"),
-        ("prompt contains 'sea'", None, None, "none of the 12 samples of .* is left; ease it"),
-        ("wrap < 2", None, None, "has the score 'wrap', only seam, coherence; wrap is of looped panoramas"),
+        ("coherence > 0.99", None, None, "no sample of .* matches, out of 12; coherence is 0.2 to 0.95"),
+        ("prompt contains 'sea'", None, None, "no sample of .* matches, out of 12; relax the selection"),
+        ("wrap < 2", None, None, "has the score 'wrap', only seam, coherence; wrap is recorded for loops"),
         (None, 1, "clip", "has the score 'clip', only .*; clip needs scores.clip=MODEL"),
     ],
 )
@@ -302,7 +301,7 @@ def test_choices_without_a_meaning_are_refused(source, where, best, by, message)
 
 def test_a_dataset_without_scores_says_how_to_get_them(tmp_path):
     source = make(tmp_path / "out", scores=lambda position: {})
-    with pytest.raises(UserError, match="has no scores; generate records them with the pictures"):
+    with pytest.raises(UserError, match="has no scores; generate records them unless"):
         choose(source, Choice(parse("coherence > 0.8")))
     assert write_filtered(source, Choice(parse("prompt contains 'fog'")), tmp_path / "new")[0] == 6
     assert verify(DatasetDir(tmp_path / "new")).complete

@@ -104,7 +104,7 @@ def _manifest(source: DatasetDir, manifest: Manifest, choice: Choice, kept: Kept
             "name": manifest.name,
             "fingerprint": manifest.fingerprint,
             "samples": seen.samples,
-            "keys_sha256": seen.keys.hexdigest(),
+            "keys_sha256": seen.keys_sha256,
             "filtered": manifest.filtered,
         },
         "where": choice.where and choice.where.expression,

@@ -1,33 +1,66 @@
-"""Which samples of a dataset to keep, by what the sidecars say of them: no tar is opened."""
+"""Selection of samples by their scores: SQL on a table of the sidecars' entries. No tar is opened.
+
+    coherence > 0.8 and (seam < 1.2 or not prompt contains "fog")
+
+Names in `--where` are scores, `seed`, `height`, `width` and `prompt`. `prompt contains "text"`, also written
+`"text" in prompt`, ignores case. A comparison with a score that a sample lacks is neither true nor false, and neither
+is its negation: the sample is left out unless the rest of the expression decides.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from madgen.config.schema import SCORES, nearest
-from madgen.dataset.filtering.expression import Where
-from madgen.dataset.format import prompt_id
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
 
 LOWER_IS_BETTER = ("seam", "wrap")
+NUMBERS = (*SCORES, "seed", "height", "width")
+COLUMNS = ("shard", "key", "prompt_id", "prompt", *NUMBERS)
+MAX_LENGTH, MAX_NUMBER = 2000, 2**63 - 1
+TOKEN = re.compile(
+    r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+      | (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
+      | (?P<compare><=|>=|==|!=|<|>|contains\b|in\b|not\s+in\b)
+      | (?P<join>and\b|or\b|not\b|[()])
+      | (?P<name>[^\W\d]\w*)""",
+    re.VERBOSE,
+)
+READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition in SQL."""
+
+    expression: str
+    """As the user wrote it."""
+    sql: str
+    values: tuple[Any, ...]
+    """Values of the placeholders."""
+    scores: frozenset[str]
+    """Names of the scores in it."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to keep: samples of which `where` is true, and of those the `best` of each prompt `by` a score."""
+    """Samples that `where` is true of, and of these the `best` of each prompt by a score."""
 
     where: Where | None = None
     best: int | None = None
     by: str | None = None
-    """The highest, of `seam` and `wrap` the lowest; of equal ones that with the first key."""
+    """The lowest is best for `seam` and `wrap`, the highest for other scores; ties go to the first key."""
 
     def __post_init__(self) -> None:
         if self.where is None and self.best is None:
-            raise UserError("say what to keep: --where 'coherence > 0.8', or --best 1 --by coherence, or both")
+            raise UserError("nothing to select by: give --where 'coherence > 0.8', --best 1 --by coherence, or both")
         if (self.best is None) != (self.by is None):
             raise UserError("--best and --by go together: --best 1 --by coherence keeps the best sample of each prompt")
         if self.best is not None and self.best < 1:
@@ -37,65 +70,151 @@ class Choice:
 
     @property
     def needs(self) -> set[str]:
-        """The scores without which it has no meaning."""
+        """Names of the scores that the choice depends on."""
         return {*(self.where.scores if self.where else ()), *([self.by] if self.by else [])}
 
 
 @dataclass
 class Seen:
-    """What went past: samples and the scores that they have."""
+    """Samples that were looked at."""
 
-    samples: int = 0
-    keys: Any = field(default_factory=hashlib.sha256)
-    """Digest over their keys, one a line."""
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    samples: int
+    keys_sha256: str
+    """Of their keys, one per line."""
+    ranges: dict[str, tuple[float, float]]
+    """Lowest and highest value of each score that occurs."""
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.samples += 1
-        self.keys.update(f"{row['key']}\n".encode())
-        for name in SCORES:
-            if (value := row.get(name)) is not None:
-                low, high = self.ranges.get(name, (value, value))
-                self.ranges[name] = min(low, value), max(high, value)
+
+def parse(expression: str) -> Where:
+    """Translate an expression to SQL. Raises UserError with the position (from 1) and the known names."""
+    if len(expression) > MAX_LENGTH:
+        raise UserError(f"--where is {len(expression)} characters long; at most {MAX_LENGTH}")
+    if not expression.strip() or not expression.isprintable():
+        raise UserError(f"--where must be one line of text, such as 'coherence > 0.8', got {expression[:60]!r}")
+    tokens, at = list[re.Match[str]](), 0
+    while at < len(expression):
+        if expression[at] == " ":
+            at += 1
+            continue
+        token = TOKEN.match(expression, at)
+        if token is None:
+            raise _error(at, f"{expression[at]!r} has no meaning here")
+        tokens.append(token)
+        at = token.end()
+    sql, values, scores = list[str](), list[Any](), set[str]()
+    while tokens:
+        if tokens[0].lastgroup == "join":
+            sql.append(tokens.pop(0)[0])
+            continue
+        sql.append(_comparisons(tokens, values, scores))
+    where = Where(expression.strip(), " ".join(sql), tuple(values), frozenset(scores))
+    try:
+        load(())[0].execute(f"SELECT key FROM samples WHERE ({where.sql})", where.values)
+    except sqlite3.Error as error:
+        raise _error(0, f"the expression cannot be parsed ({error})") from error
+    return where
+
+
+def _comparisons(tokens: list[re.Match[str]], values: list[Any], scores: set[str]) -> str:
+    """Translate `a < b <= c` to `(a < b AND b <= c)`, removing its tokens."""
+    left, parts = tokens.pop(0), list[str]()
+    kind = _kind(left)
+    while tokens and tokens[0].lastgroup == "compare":
+        operator = " ".join(tokens.pop(0)[0].split())
+        if not tokens:
+            raise _error(left.end(), "a value is missing at the end")
+        right = tokens.pop(0)
+        if operator in ("contains", "in", "not in"):
+            whole, part = (left, right) if operator == "contains" else (right, left)
+            if whole[0] != "prompt" or part.lastgroup != "text":
+                raise _error(left.start(), 'write prompt contains "text"')
+            values.append(_value(part).casefold())
+            parts.append(f"{'NOT ' if operator == 'not in' else ''}contains(prompt, ?)")
+        else:
+            if _kind(right) != kind:
+                raise _error(right.start(), f"this is {_kind(right)}, and {kind} is needed")
+            if kind == "a text" and operator not in ("==", "!="):
+                raise _error(left.start(), "a text has no order; compare it with ==, != or contains")
+            parts.append(f"{_operand(left, values, scores)} {operator} {_operand(right, values, scores)}")
+        left = right
+    if not parts:
+        raise _error(left.start(), f"this is {kind}, and a comparison is needed")
+    return f"({' AND '.join(parts)})"
+
+
+def _kind(token: re.Match[str]) -> str:
+    if token.lastgroup == "name" and token[0] not in (*NUMBERS, "prompt"):
+        suggestion = nearest(token[0][:40], (*NUMBERS, "prompt")).partition("; known")[0]
+        raise _error(token.start(), f"unknown name {token[0][:40]!r}{suggestion}")
+    if token.lastgroup not in ("name", "number", "text"):
+        raise _error(token.start(), f"{token[0]!r} has no meaning here")
+    return "a text" if token.lastgroup == "text" or token[0] == "prompt" else "a number"
+
+
+def _operand(token: re.Match[str], values: list[Any], scores: set[str]) -> str:
+    if token.lastgroup == "name":
+        scores.update({token[0]} & set(SCORES))
+        return token[0]
+    values.append(_value(token))
+    return "?"
+
+
+def _value(token: re.Match[str]) -> Any:
+    if token.lastgroup == "text":
+        return re.sub(r"\\([\\'\"])", r"\1", token[0][1:-1])
+    value = int(token[0]) if token[0].lstrip("-").isdecimal() else float(token[0])
+    if not abs(value) <= MAX_NUMBER:
+        raise _error(token.start(), "numbers end at 2^63 here")
+    return value
+
+
+def _error(at: int, problem: str) -> UserError:
+    known = f'{", ".join(NUMBERS)}, prompt contains "text"'
+    return UserError(
+        f"--where, character {at + 1}: {problem}; an expression may hold and, or, not, < <= > >= == != and {known}"
+    )
+
+
+def load(entries: Iterable[SampleEntry]) -> tuple[sqlite3.Connection, str]:
+    """Return a temporary database with the table `samples`, which can only be read, and the sha256 of the keys."""
+    database, digest = sqlite3.connect(""), hashlib.sha256()
+    database.execute(f"CREATE TABLE samples ({', '.join(COLUMNS)})")
+
+    def rows() -> Iterable[tuple[Any, ...]]:
+        for entry in entries:
+            digest.update(f"{entry.key}\n".encode())
+            scores = [(entry.scores or {}).get(name) for name in SCORES]
+            yield (entry.shard, entry.key, entry.prompt_id, entry.prompt, *scores, entry.seed, *entry.shape)
+
+    database.executemany(f"INSERT INTO samples VALUES ({', '.join('?' * len(COLUMNS))})", rows())
+    database.create_function("contains", 2, lambda text, part: part in text.casefold(), deterministic=True)
+    database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY)
+    return database, digest.hexdigest()
 
 
 def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], Seen]:
-    """The keys to keep, by their shards in order; UserError if a score is missing, or nothing is left."""
-    seen, found = Seen(), list[tuple[str, str, float]]()
-    for shard, row in _rows(directory):
-        seen.add(row)
-        if (choice.where is None or choice.where(row)) and (choice.by is None or row.get(choice.by) is not None):
-            found.append((shard, row["key"], row[choice.by] if choice.by else 0.0))
+    """Return the selected keys by shard, in order. Raises UserError if a score is missing or nothing is left."""
+    database, digest = load(directory.entries())
+    bounds = ", ".join(f"min({name}), max({name})" for name in SCORES)
+    samples, *found = database.execute(f"SELECT count(*), {bounds} FROM samples").fetchone()
+    pairs = zip(SCORES, zip(found[::2], found[1::2], strict=True), strict=True)
+    seen = Seen(samples, digest, {name: pair for name, pair in pairs if pair[0] is not None})
     _check_scores(directory, choice, seen)
-    if choice.best is not None and choice.by is not None:
-        found = _best(found, choice.best, 1 if choice.by in LOWER_IS_BETTER else -1)
-    if not found:
-        told = [f"{name} is {low:g} to {high:g}" for name, (low, high) in seen.ranges.items() if name in choice.needs]
-        raise UserError(
-            f"none of the {seen.samples} samples of {directory.root} is left; {', '.join(told) or 'ease it'}"
-        )
+    condition, values = (f"({choice.where.sql})", choice.where.values) if choice.where else ("TRUE", ())
+    query = f"SELECT shard, key FROM samples WHERE {condition} ORDER BY rowid"
+    if choice.best is not None:
+        order = "ASC" if choice.by in LOWER_IS_BETTER else "DESC"
+        rank = f"row_number() OVER (PARTITION BY prompt_id ORDER BY {choice.by} {order}, key) AS place"
+        ranked = f"SELECT rowid AS at, shard, key, {rank} FROM samples WHERE {condition} AND {choice.by} IS NOT NULL"
+        query, values = f"SELECT shard, key FROM ({ranked}) WHERE place <= ? ORDER BY at", (*values, choice.best)
     kept: dict[str, set[str]] = {}
-    for shard, key, _ in found:
+    for shard, key in database.execute(query, values):
         kept.setdefault(shard, set()).add(key)
+    if not kept:
+        ranges = [f"{name} is {low:g} to {high:g}" for name, (low, high) in seen.ranges.items() if name in choice.needs]
+        hint = ", ".join(ranges) or "relax the selection"
+        raise UserError(f"no sample of {directory.root} matches, out of {seen.samples}; {hint}")
     return kept, seen
-
-
-def _rows(directory: DatasetDir) -> Iterator[tuple[str, dict[str, Any]]]:
-    for entry in directory.entries():
-        yield entry.shard, {**(entry.scores or {}), "key": entry.key, "prompt": entry.prompt, "seed": entry.seed,
-                            "height": entry.height, "width": entry.width}  # fmt: skip
-
-
-def _best(found: list[tuple[str, str, float]], count: int, sign: int) -> list[tuple[str, str, float]]:
-    """The best of each prompt, in the order in which they came."""
-    ranked = sorted(found, key=lambda item: (prompt_id(item[1]), sign * item[2], item[1]))
-    kept: set[str] = set()
-    before, rank = None, 0
-    for _, key, _ in ranked:
-        rank = rank + 1 if prompt_id(key) == before else 0
-        before = prompt_id(key)
-        kept |= {key} if rank < count else set()
-    return [item for item in found if item[1] in kept]
 
 
 def _check_scores(directory: DatasetDir, choice: Choice, seen: Seen) -> None:
@@ -104,12 +223,12 @@ def _check_scores(directory: DatasetDir, choice: Choice, seen: Seen) -> None:
     missing = sorted(choice.needs - set(seen.ranges))
     if missing and not seen.ranges:
         raise UserError(
-            f"{directory.root} has no scores; generate records them with the pictures, unless scores.enabled=[], and "
-            "clip with scores.clip=MODEL: make it again with them, in another output.dir"
+            f"{directory.root} has no scores; generate records them unless scores.enabled=[], and clip with "
+            "scores.clip=MODEL: generate it again with scores in another output.dir"
         )
     if missing:
-        ways = {"wrap": " is of looped panoramas", "clip": " needs scores.clip=MODEL where it is generated"}
+        reasons = {"wrap": " is recorded for loops", "clip": " needs scores.clip=MODEL in the job"}
         raise UserError(
             f"no sample of {directory.root} has the score {missing[0]!r}, only {', '.join(seen.ranges)}; "
-            f"{missing[0]}{ways.get(missing[0], ' is recorded where scores.enabled has it')}"
+            f"{missing[0]}{reasons.get(missing[0], ' is recorded if scores.enabled lists it')}"
         )
