@@ -109,7 +109,7 @@ def parse(expression: str) -> Where:
         sql.append(_comparisons(tokens, values, scores))
     where = Where(expression.strip(), " ".join(sql), tuple(values), frozenset(scores))
     try:
-        load(())[0].execute(f"SELECT key FROM samples WHERE ({where.sql})", where.values)
+        load(())[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
     except sqlite3.Error as error:
         raise _error(0, f"the expression cannot be parsed ({error})") from error
     return where
