@@ -1,12 +1,12 @@
-"""How long the tail is: a simulation of claiming shards, `python benchmarks/claim_order.py [--workers 1000 ...]`.
+"""Simulate the order in which workers claim shards: `python benchmarks/claim_order.py [--workers 1000 ...]`.
 
-Panoramas of 512x1024 to 512x5120 px cost what `plan/cost.py` says (Stable Diffusion 2, 50 steps, guidance, overlapping
-views), at the paper's speed, with 10 % noise a panorama. Some workers are stragglers, of half the speed. Workers die at
-random and come back, as requeued jobs do; what they were making is lost, and their shard is taken over once their lease
-is over, with the whole panoramas that are in it. As in the engine, a worker looks at a few of the claims of others
-before it claims a free shard.
+Panoramas of 512x1024 to 512x5120 px cost what `madgen.planning.cost` estimates (Stable Diffusion 2, 50 steps, guidance,
+overlapping views), at the paper's speed with 10 % noise. Some workers are stragglers at half the speed. Workers die at
+random and come back, like requeued jobs; the panorama in progress is lost, and their shard is taken over, with its
+complete panoramas, once the lease has expired. As in a real run, a worker checks a few claims of others before it
+claims a free shard.
 
-The lower bound: all of the work, spread without gaps over the workers that are alive, each at its own speed.
+The lower bound distributes the total work over the live workers without gaps, each at its own speed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from madgen.diffusion.views import build_layout
 from madgen.planning.cost import view_evaluations
 from madgen.planning.order import LOOK_AT, claim_order
 
-WIDTHS = (1024, 2048, 3072, 4096, 5120)  # pixels, all of height 512, in equal numbers
+WIDTHS = (1024, 2048, 3072, 4096, 5120)  # pixels at height 512, in equal numbers
 SECONDS_PER_EVALUATION = 44.3 / 2100  # the paper's 512x3072 px with MAD on an RTX A5000
 STRAGGLERS, STRAGGLER_SPEED = 0.03, 0.5
-HOURS_BETWEEN_DEATHS = 50.0  # of one worker
+HOURS_BETWEEN_DEATHS = 50.0  # per worker
 DOWN_S = 300.0
 
 
 def panorama_seconds() -> np.ndarray:
-    """Of one panorama of each width, on a worker of speed 1."""
+    """Return the seconds of a panorama of each width on a worker of speed 1."""
     layouts = [build_layout("overlapping", 64, width // 8, 64, 16) for width in WIDTHS]
     passes = [(step, True) for step in range(50)]
     evaluations = [view_evaluations(layout, passes, SyncSchedule(0.0, 0.95, 50, 1)).of(1, 1, 1) for layout in layouts]
@@ -40,7 +40,7 @@ def panorama_seconds() -> np.ndarray:
 
 @dataclass
 class Fleet:
-    """Workers, their speeds and when they die."""
+    """Workers with their speeds and times of death."""
 
     workers: int
     rng: np.random.Generator
@@ -54,36 +54,36 @@ class Fleet:
 
 
 def simulate(shards: list[np.ndarray], order: list[int], fleet: Fleet) -> tuple[float, float, int]:
-    """Makespan and lower bound in seconds, and how many deaths there were. `shards`: seconds of each panorama."""
+    """Return makespan and lower bound in seconds, and the number of deaths; `shards` holds seconds per panorama."""
     waiting = list(reversed(order))
     left = dict(enumerate(shards))
-    freed: list[tuple[float, int]] = []  # of the dead, by when their lease is over
+    expiring: list[tuple[float, int]] = []  # (expiry of the lease, shard) of dead workers
     free = [(0.0, worker) for worker in range(fleet.workers)]
     dies = [fleet.next_death() for _ in range(fleet.workers)]
-    away: list[tuple[float, int]] = []  # (from when, whom) for the lower bound
+    deaths: list[tuple[float, int]] = []  # (time, worker), for the lower bound
     idle: list[tuple[float, int]] = []
     ended = 0.0
     while left:
         now, worker = heapq.heappop(free)
-        if now >= dies[worker]:  # while it had nothing to do
-            away.append((dies[worker], worker))
+        if now >= dies[worker]:  # while idle
+            deaths.append((dies[worker], worker))
             back = dies[worker] + DOWN_S
             dies[worker] = back + fleet.next_death()
             heapq.heappush(free, (max(now, back), worker))
             continue
-        over = sum(when <= now for when, _ in freed)
+        over = sum(when <= now for when, _ in expiring)
         if over and fleet.rng.random() < 1 - (1 - over / fleet.workers) ** LOOK_AT:
-            _, index = heapq.heappop(freed)
+            _, index = heapq.heappop(expiring)
         elif waiting:
             index = waiting.pop()
-        elif freed:
-            over, index = heapq.heappop(freed)
+        elif expiring:
+            over, index = heapq.heappop(expiring)
             if over > now:
-                heapq.heappush(freed, (over, index))
+                heapq.heappush(expiring, (over, index))
                 heapq.heappush(free, (over, worker))
                 continue
         else:
-            idle.append((now, worker))  # until somebody dies
+            idle.append((now, worker))  # until another worker dies
             continue
         ends = now + np.cumsum(left[index]) / fleet.speeds[worker]
         if ends[-1] <= dies[worker]:
@@ -91,28 +91,27 @@ def simulate(shards: list[np.ndarray], order: list[int], fleet: Fleet) -> tuple[
             ended = max(ended, float(ends[-1]))
             heapq.heappush(free, (float(ends[-1]), worker))
             continue
-        whole = int(np.searchsorted(ends, dies[worker], side="right"))
-        left[index] = left[index][whole:]
-        heapq.heappush(freed, (dies[worker] + LEASE_S, index))
+        complete = int(np.searchsorted(ends, dies[worker], side="right"))
+        left[index] = left[index][complete:]
+        heapq.heappush(expiring, (dies[worker] + LEASE_S, index))
         heapq.heappush(free, (dies[worker], worker))
         if idle:
             since, other = idle.pop()
             heapq.heappush(free, (max(since, dies[worker] + LEASE_S), other))
-    return ended, bound(sum(float(part.sum()) for part in shards), fleet.speeds, away), len(away)
+    return ended, bound(sum(float(part.sum()) for part in shards), fleet.speeds, deaths), len(deaths)
 
 
-def bound(work: float, speeds: np.ndarray, away: list[tuple[float, int]]) -> float:
-    """When workers that are never idle have done `work`, if each is away for a while after each of its deaths."""
-    everybody = float(speeds.sum())
-    until = work / everybody
+def bound(work: float, speeds: np.ndarray, deaths: list[tuple[float, int]]) -> float:
+    """Return when workers that are never idle finish `work`, each down for a while after each death."""
+    total_speed = float(speeds.sum())
+    until = work / total_speed
     for _ in range(50):
-        lost = sum(speeds[worker] * min(DOWN_S, max(0.0, until - begin)) for begin, worker in away)
-        until = (work + lost) / everybody
+        lost = sum(speeds[worker] * min(DOWN_S, max(0.0, until - begin)) for begin, worker in deaths)
+        until = (work + lost) / total_speed
     return until
 
 
 def main() -> None:
-    """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", type=int, default=1_000)
     parser.add_argument("--panoramas", type=int, default=1_000_000)
@@ -121,17 +120,17 @@ def main() -> None:
     options = parser.parse_args()
     each = panorama_seconds()
     print(f"{options.panoramas:,} panoramas of {each.min():.0f} to {each.max():.0f} s, {options.workers:,} workers; "
-          f"makespan / lower bound, the worst of {options.seeds} runs\n")  # fmt: skip
-    print("| prompts | samples_per_shard | minutes a shard | shards a worker | lower bound, h | deaths ", end="")
+          f"makespan / lower bound, worst of {options.seeds} runs\n")  # fmt: skip
+    print("| prompts | samples_per_shard | minutes per shard | shards per worker | lower bound, h | deaths ", end="")
     print("| as numbered | longest first |")
     print("|---|---|---|---|---|---|---|---|")
-    for sizes in ("mixed", "small ones first"):
+    for sizes in ("mixed", "small first"):
         for per_shard in options.samples_per_shard:
             print(row(sizes, per_shard, options.panoramas, options.workers, options.seeds, each), flush=True)
 
 
 def row(sizes: str, per_shard: int, panoramas: int, workers: int, seeds: int, each: np.ndarray) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     worst, bounds, deaths = {"numbered": 0.0, "longest": 0.0}, 0.0, 0
     for seed in range(seeds):
         rng = np.random.default_rng(seed)

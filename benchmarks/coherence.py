@@ -1,8 +1,8 @@
-"""Studies how coherent joint diffusion is, on the demo backbone: `python benchmarks/coherence.py OUT`.
+"""Measure the coherence of joint diffusion on the demo backbone: `python benchmarks/coherence.py OUT`.
 
-Samples the same prompts and seeds in every setting of `settings.py`, scores the pictures (`scores.py`), and writes
-OUT/scores.jsonl (one line a panorama, the cache), OUT/report.md and OUT/figure.png. An interrupted study goes on where
-it was; only missing panoramas are made.
+Samples the same prompts and seeds in every setting of `coherence_settings.py`, scores the panoramas
+(`coherence_scores.py`), and writes OUT/scores.jsonl (the cache, one line per panorama), OUT/report.md and
+OUT/figure.png. An interrupted study is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fidelity
+import coherence_fidelity as fidelity
+import coherence_scores as scores
 import numpy as np
-import scores
-from report import write_report
+from coherence_report import write_report
+from coherence_settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, unet_passes, view_evaluations
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from settings import GUIDANCE, PROMPTS, Setting, new_sampler, settings, unet_passes, view_evaluations
 
 from madgen import PanoramaSampler
 from madgen.diffusion.views import shifts
 from madgen.hub.weights import require_weights_id
 
 FEATURES = "features.txt"
-"""Beside the cache: the crops' features, too many to keep in the repository."""
-VIEW, STRIDE = 16, 4  # latent cells of the demo backbone: its views and their default stride
+"""The crops' features beside the cache, too large for the repository."""
+VIEW, STRIDE = 16, 4  # of the demo backbone, in latent cells
 
 
 @dataclass(frozen=True)
 class Study:
-    """What every panorama of a study has in common."""
+    """Options that all panoramas of a study share."""
 
     pretrained: str
     weights: str
     steps: int
 
     def key(self, setting: Setting, prompt: str, seed: int) -> str:
-        """Names a panorama and its scores by everything that they depend on."""
-        what = [setting.pixels(self.steps), self.steps, prompt, seed, self.weights, GUIDANCE, scores.VERSION]
-        return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
+        """Return the cache key of a panorama: a digest of everything that its scores depend on."""
+        content = [setting.pixels(self.steps), self.steps, prompt, seed, self.weights, GUIDANCE, scores.VERSION]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
     def borders(self) -> tuple[int, int]:
-        """Pixels between the borders of shifted views, and the shift of the last step's; looked at in every setting."""
+        """Return the distance of shifted views' borders and the last step's shift in pixels, used in every setting."""
         order = shifts(VIEW, STRIDE)
         return STRIDE * scores.CELL, order[(self.steps - 1) % len(order)] * scores.CELL
 
-    def wanted(self, setting: Setting, panoramas: int) -> list[tuple[str, int]]:
-        """(prompt, seed) of each panorama of a setting: all prompts with one seed, then with the next."""
+    def samples(self, setting: Setting, panoramas: int) -> list[tuple[str, int]]:
+        """Return (prompt, seed) of each panorama of a setting, cycling through the prompts."""
         prompts = list(PROMPTS)
         return [(prompts[n % len(prompts)], n) for n in range(max(1, round(panoramas * setting.share)))]
 
 
 @dataclass(frozen=True)
-class Work:
+class SampleBatch:
     """Panoramas that are sampled together."""
 
     setting: Setting
@@ -84,18 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
         return estimate(study, chosen, options)
     known = read_cache(cache)
     work = [] if options.report else list(missing(study, chosen, known, options.panoramas, options.batch))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the workers would be left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the workers as well
     try:
         run(study, work, cache, options)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; the same command goes on from {cache}")
+        sys.exit(f"stopped; rerun the same command to resume from {cache}")
     known = read_cache(cache)
     keys = {
-        setting: [study.key(setting, *sample) for sample in study.wanted(setting, options.panoramas)]
+        setting: [study.key(setting, *sample) for sample in study.samples(setting, options.panoramas)]
         for setting in chosen
     }
-    rows = {setting: [known[key] for key in wanted if key in known] for setting, wanted in keys.items()}
-    distances = fidelity.distances(options.out, study, {s: wanted for s, wanted in keys.items() if rows[s]}, options)
+    rows = {setting: [known[key] for key in of_setting if key in known] for setting, of_setting in keys.items()}
+    distances = fidelity.distances(
+        options.out, study, {s: of_setting for s, of_setting in keys.items() if rows[s]}, options
+    )
     write_report(options.out, {s: found for s, found in rows.items() if found}, study.steps, study.weights, distances)
     print(f"{options.out}: scores.jsonl, report.md, figure.png")
     return None
@@ -104,16 +106,21 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--panoramas", type=_positive, default=64, help="of a setting; some take a share (default 64)")
-    parser.add_argument("--steps", type=_positive, default=20, help="of the sampler (default 20)")
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', for instance 'seams:'")
-    parser.add_argument("--pretrained", default="demo", help="another backbone of the same pictures")
-    parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default 4)")
-    parser.add_argument("--device", default="cpu", help="a GPU samples in this process: cuda, with --batch 32 or so")
-    parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
-    parser.add_argument("--threads", type=_positive, default=1, help="of each process; 1 is fastest on a busy machine")
-    parser.add_argument("--report", action="store_true", help="make no panorama; report those that are there")
-    parser.add_argument("--estimate", action="store_true", help="time two steps of each setting, and say what all cost")
+    parser.add_argument(
+        "--panoramas",
+        type=_positive,
+        default=64,
+        help="per setting (default: 64)",
+    )
+    parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (default: 20)")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', such as 'seams:'")
+    parser.add_argument("--pretrained", default="demo", help="another backbone trained on the demo's images")
+    parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default: 4)")
+    parser.add_argument("--device", default="cpu", help="cuda samples in this process; use a larger --batch such as 32")
+    parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="number of processes")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads per process")
+    parser.add_argument("--report", action="store_true", help="report the cached panoramas without sampling")
+    parser.add_argument("--estimate", action="store_true", help="time two steps of each setting and estimate the total")
     return parser.parse_args(arguments)
 
 
@@ -125,27 +132,27 @@ def _positive(text: str) -> int:
 
 
 def read_cache(path: Path) -> dict[str, dict]:
-    """Scores by key; a last line that a killed run left half written is cut off."""
+    """Read scores by key; truncate an incomplete last line of a killed run."""
     if not path.exists():
         return {}
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    complete, _, torn = path.read_bytes().rpartition(b"\n")
     if torn:
-        os.truncate(path, len(whole) + 1 if whole else 0)
-    return {row["key"]: row for row in map(json.loads, whole.splitlines())}
+        os.truncate(path, len(complete) + 1 if complete else 0)
+    return {row["key"]: row for row in map(json.loads, complete.splitlines())}
 
 
-def missing(study: Study, chosen: Iterable[Setting], known: dict, panoramas: int, batch: int) -> Iterator[Work]:
-    """What is not in the cache, once each: settings of two groups may be the same."""
+def missing(study: Study, chosen: Iterable[Setting], known: dict, panoramas: int, batch: int) -> Iterator[SampleBatch]:
+    """Yield what is not in the cache, only once where two groups share a setting."""
     seen = set(known)
     for setting in chosen:
-        samples = [sample for sample in study.wanted(setting, panoramas) if study.key(setting, *sample) not in seen]
+        samples = [sample for sample in study.samples(setting, panoramas) if study.key(setting, *sample) not in seen]
         seen.update(study.key(setting, *sample) for sample in samples)
         for start in range(0, len(samples), batch):
-            yield Work(setting, tuple(samples[start : start + batch]))
+            yield SampleBatch(setting, tuple(samples[start : start + batch]))
 
 
-def run(study: Study, work: list[Work], cache: Path, options: argparse.Namespace) -> None:
-    """Makes and scores what is missing; this process alone writes the cache. A GPU samples here, processes score."""
+def run(study: Study, work: list[SampleBatch], cache: Path, options: argparse.Namespace) -> None:
+    """Sample and score panoramas; only this process writes the cache. On a GPU it also samples, and workers score."""
     total = sum(len(item.samples) for item in work)
     if not total:
         return
@@ -161,38 +168,38 @@ def run(study: Study, work: list[Work], cache: Path, options: argparse.Namespace
         try:
             for rows in _results(pool, study, work, options.device):
                 features_stream.writelines(f"{row['key']} {row.pop('features')}\n" for row in rows)
-                stream.writelines(json.dumps(short(row)) + "\n" for row in rows)
+                stream.writelines(json.dumps(rounded(row)) + "\n" for row in rows)
                 stream.flush()
                 progress.advance(bar, len(rows))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # else the rest of the study would still be made
+            pool.shutdown(cancel_futures=True)  # skip the rest of the study
             raise
 
 
-def short(value: Any) -> Any:
-    """Numbers to five digits: the cache is in the repository."""
+def rounded(value: Any) -> Any:
+    """Round numbers to five digits to keep the cache small."""
     if isinstance(value, dict):
-        return {name: short(one) for name, one in value.items()}
+        return {name: rounded(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [short(one) for one in value]
+        return [rounded(one) for one in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _results(pool: ProcessPoolExecutor, study: Study, work: list[Work], device: str) -> Iterator[list[dict]]:
-    """Lines of the cache, as soon as they are there."""
+def _results(pool: ProcessPoolExecutor, study: Study, work: list[SampleBatch], device: str) -> Iterator[list[dict]]:
+    """Yield lines of the cache as they become available."""
     pending: set[Future] = set()
     for item in work:
         if device == "cpu":
             pending.add(pool.submit(sample_and_score, study, item))
         else:
-            pending.add(pool.submit(rows_of, study, item, sampled(study, item, device)))
+            pending.add(pool.submit(rows_of, study, item, sample(study, item, device)))
             done, pending = wait(pending, timeout=0)
             yield from (future.result() for future in done)
     yield from (future.result() for future in as_completed(pending))
 
 
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops giving work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _limit_threads(threads)
 
 
@@ -207,25 +214,25 @@ def _limit_threads(threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def sampler_of(study: Study, setting: Setting, device: str = "cpu") -> PanoramaSampler:
-    """The last one is kept: the batches of a setting follow each other."""
+    """Return the sampler of a setting, cached for consecutive batches."""
     return new_sampler(setting, study.pretrained, study.steps, device)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Pictures of one piece of work, and what the setting tells of them."""
+    """Panoramas of one batch and the values of their setting."""
 
     images: np.ndarray
     features: list[np.ndarray]
-    """Of each picture's crops [crops, D], see `fidelity.py`."""
+    """Of each panorama's crops [crops, D], see `coherence_fidelity.py`."""
     clips: list[float]
     shared: dict[str, Any]
     own_borders: list[int]
 
 
-def sampled(study: Study, work: Work, device: str = "cpu") -> Sampled:
-    setting, sampler = work.setting, sampler_of(study, work.setting, device)
-    prompts, seeds = zip(*work.samples, strict=True)
+def sample(study: Study, batch: SampleBatch, device: str = "cpu") -> Sampled:
+    setting, sampler = batch.setting, sampler_of(study, batch.setting, device)
+    prompts, seeds = zip(*batch.samples, strict=True)
     started = time.perf_counter()
     images = sampler.sample(
         prompts,
@@ -244,30 +251,30 @@ def sampled(study: Study, work: Work, device: str = "cpu") -> Sampled:
         "passes": unet_passes(sampler, setting, study.steps),
         "seconds": round((time.perf_counter() - started) / len(images), 3),
     }
-    features, clips = fidelity.looks(images, prompts, device)
+    features, clips = fidelity.features_and_scores(images, prompts, device)
     return Sampled(images, features, clips, shared, last_borders(sampler, setting, study.steps))
 
 
-def rows_of(study: Study, work: Work, made: Sampled) -> list[dict]:
-    """One line of the cache for each panorama."""
+def rows_of(study: Study, batch: SampleBatch, sampled: Sampled) -> list[dict]:
+    """Return one line of the cache per panorama."""
     return [
-        {"key": study.key(work.setting, prompt, seed), "prompt": prompt, "seed": seed, **made.shared}
+        {"key": study.key(batch.setting, prompt, seed), "prompt": prompt, "seed": seed, **sampled.shared}
         | scores.score(image, PROMPTS[prompt], *study.borders())
-        | {"own seam": scores.seam(image, made.own_borders) if made.own_borders else None, "clip": clip}
+        | {"own seam": scores.seam(image, sampled.own_borders) if sampled.own_borders else None, "clip": clip}
         | {"features": fidelity.packed(features)}
         for (prompt, seed), image, features, clip in zip(
-            work.samples, made.images, made.features, made.clips, strict=True
+            batch.samples, sampled.images, sampled.features, sampled.clips, strict=True
         )
     ]
 
 
-def sample_and_score(study: Study, work: Work) -> list[dict]:
-    """Both in one process."""
-    return rows_of(study, work, sampled(study, work))
+def sample_and_score(study: Study, batch: SampleBatch) -> list[dict]:
+    """Sample and score in one process."""
+    return rows_of(study, batch, sample(study, batch))
 
 
 def last_borders(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[int]:
-    """Pixels where the views of the last step meet; none where they overlap, or where there is only one."""
+    """Return where the views of the last step meet, in pixels; empty if they overlap, or for a single view."""
     views = sampler.geometry.build(setting.height, setting.width, setting.loop).at(setting.own_steps(steps) - 1)
     axis = views.columns if setting.width >= setting.height else views.rows
     starts = sorted(axis.starts)
@@ -277,9 +284,9 @@ def last_borders(sampler: PanoramaSampler, setting: Setting, steps: int) -> list
 
 
 def estimate(study: Study, chosen: list[Setting], options: argparse.Namespace) -> None:
-    """Prints seconds a panorama of each setting, from two steps of one batch, and what the study will take."""
+    """Print seconds per panorama of each setting, from two steps of one batch, and the total."""
     _limit_threads(options.threads)
-    print(f"load {os.getloadavg()[0]:.1f}, {options.threads} threads, CPU seconds a panorama of {study.steps} steps")
+    print(f"load {os.getloadavg()[0]:.1f}, {options.threads} threads, CPU seconds per panorama of {study.steps} steps")
     work = list(missing(study, chosen, {}, options.panoramas, options.panoramas))
     total = 0.0
     for item in work:

@@ -1,38 +1,37 @@
-"""How closed loops are: `python benchmarks/loop_closure.py [--panoramas 32]`, on the demo backbone.
+"""Measure how closed looped panoramas are, on the demo backbone: `python benchmarks/loop_closure.py [--panoramas 32]`.
 
-The step from a picture's last column to its first, over the mean step between all other neighbouring columns, over that
-at the other borders of latent cells (where the decoder's steps are larger, anywhere in a picture), and over that at
-the other borders of views; means over all pictures. 1 is closed, open pictures show what is not.
+Compares the step from an image's last column to its first with the mean step between all other neighbouring columns, at
+the other borders of latent cells (where the decoder causes larger steps), and at the other borders of views. A ratio of
+1 is closed; open panoramas are listed for comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
-from scores import CELL, closure
-from settings import GUIDANCE, PROMPTS
+from coherence_scores import CELL, closure
+from coherence_settings import GUIDANCE, PROMPTS
+from common import CONFIGS
 
 from madgen import PanoramaSampler, load_job
 
 STRIDE = 4 * CELL
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 METHODS = {
     "MultiDiffusion": ("multidiffusion",),
     "MAD in every step": ("mad", "method.mad.steps=20"),
     "MAD, shifted views (16 of 20)": ("mad-shifted", "method.mad.steps=16"),
     "fast (20 of 25)": ("fast",),
 }
-"""A preset of configs/method, and what is set beside it: four fifths of the demo's 20 steps, or all."""
+"""Presets of configs/method with overrides: merging in four fifths of the demo's 20 steps, or in all."""
 
 
-def pictures(name: str, count: int, device: str, loop: bool) -> Iterator[np.ndarray]:
-    """The same prompts and seeds in every method, uint8 [128, 512, 3]."""
-    preset, *changes = METHODS[name]
-    job = load_job([CONFIGS / "backbone/demo.yaml", CONFIGS / f"method/{preset}.yaml"], changes)
+def panoramas(name: str, count: int, device: str, loop: bool) -> Iterator[np.ndarray]:
+    """Yield panoramas with the same prompts and seeds in every method, uint8 [128, 512, 3]."""
+    preset, *overrides = METHODS[name]
+    job = load_job([CONFIGS / "backbone/demo.yaml", CONFIGS / f"method/{preset}.yaml"], overrides)
     sampler, steps = PanoramaSampler.from_job(job, device), job.sampling.num_inference_steps
     size = {"height": 128, "width": 512, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "loop": loop}
     prompts = list(PROMPTS)
@@ -42,16 +41,15 @@ def pictures(name: str, count: int, device: str, loop: bool) -> Iterator[np.ndar
 
 
 def main() -> None:
-    """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--panoramas", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args()
+    options = parser.parse_args()
     print("| method | | all columns | borders of cells | borders of views |\n|---|---|---|---|---|")
     for name in METHODS:
         for loop in (True, False):
-            made = list(pictures(name, given.panoramas if loop else 8, given.device, loop))
-            row = " | ".join(f"{closure(made, period):.2f}" for period in (1, CELL, STRIDE))
+            images = list(panoramas(name, options.panoramas if loop else 8, options.device, loop))
+            row = " | ".join(f"{closure(images, period):.2f}" for period in (1, CELL, STRIDE))
             print(f"| {name} | {'loop' if loop else 'open'} | {row} |", flush=True)
 
 

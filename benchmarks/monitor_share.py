@@ -1,9 +1,8 @@
-"""What watching costs, within one run: `python benchmarks/monitor_share.py [--panoramas 24]`.
+"""Measure the cost of monitoring within one run: `python benchmarks/monitor_share.py [--panoramas 24]`.
 
-A run of the demo job with an offline W&B run and a preview of every fifth panorama, in which the processor time of the
-threads that watch is counted: importing W&B, what observers do in the writing thread, W&B's own thread, and the
-process that W&B starts. Unlike a
-comparison of two runs (`demo_job.py monitoring`) this is the same on a busy machine.
+Runs the demo job with an offline W&B run and a preview of every fifth panorama, and adds up the CPU time of importing
+W&B, of the observers in the writing thread, of W&B's thread, and of the process that W&B starts. Unlike a comparison of
+two runs the result does not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from common import ROOT
+
 SPENT: Counter[str] = Counter()
 
 
 def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose processor time in its own thread is added up under `name`."""
+    """Add up the CPU time that a function spends in its thread."""
 
     def call(*arguments: Any) -> Any:
         before = time.thread_time()
@@ -35,8 +35,8 @@ def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def of_children() -> float:
-    """Processor time of the processes that this one has started and that still run."""
+def cpu_time_of_children() -> float:
+    """Return the CPU time of running child processes."""
     fields = (
         Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         for children in Path("/proc/self/task").glob("*/children")
@@ -46,34 +46,37 @@ def of_children() -> float:
 
 
 def main() -> None:
-    """Runs the job and prints seconds of processor time, and their share."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--panoramas", type=int, default=24, help="of at most 24")
-    given = parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--panoramas", type=int, default=24, help="at most 24")
+    options = parser.parse_args()
     before = time.thread_time()
     from madgen.monitoring.wandb_run import WandbRun
 
     SPENT["import of W&B"] = time.thread_time() - before
-    from madgen.cli import app as cli
-    from madgen.generation.writer import ShardWriter
+    from madgen.cli.app import main as madgen
+    from madgen.monitoring.observer import Observer
+    from madgen.monitoring.progress import ProgressReport
 
     WandbRun._work = counted("W&B's thread", WandbRun._work)  # type: ignore[method-assign]
-    ShardWriter._tell = counted("writing thread", ShardWriter._tell)  # type: ignore[method-assign]
+    for observer in (WandbRun, ProgressReport):
+        for event in vars(Observer).keys() & vars(observer).keys():
+            if not event.startswith("_"):
+                setattr(observer, event, counted("observers", getattr(observer, event)))
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WANDB_DIR"] = folder
-        job = ["jobs/demo.yaml", f"output.dir={folder}/out", f"prompts.limit={given.panoramas}"]
+        job = ["jobs/demo.yaml", f"output.dir={folder}/out", f"prompts.limit={options.panoramas}"]
         sys.argv = ["madgen", "generate", *job, "monitor.preview_every=5", "trainer.devices=1"]
         try:
-            cli.main()
-        except SystemExit as ended:
-            if ended.code:
+            madgen()
+        except SystemExit as stopped:
+            if stopped.code:
                 raise
-    SPENT["W&B's process"] = of_children()
-    total, watching = time.process_time() + SPENT["W&B's process"], sum(SPENT.values())
+    SPENT["W&B's process"] = cpu_time_of_children()
+    total, monitoring = time.process_time() + SPENT["W&B's process"], sum(SPENT.values())
     for name, seconds in SPENT.items():
         print(f"{name}: {seconds:.2f} s")
-    print(f"{watching:.2f} of {total:.1f} s of processor time: {100 * watching / total:.2f} %")
+    print(f"{monitoring:.2f} of {total:.1f} s of CPU time: {100 * monitoring / total:.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What scoring at generation time costs: `python -m benchmarks.score_cost DIR`, of a finished dataset of png files.
+"""Measure the cost of scores during generation: `python benchmarks/score_cost.py DIR`, a finished dataset.
 
-Times the scores of the pixels on its pictures, one core, against the time that its sidecars say sampling and decoding
-took. `--size 512x3072` times a random picture of that size instead, with borders every 128 px.
+Compares the time of pixel scores on its images, on one core, with the time of sampling and decoding in its sidecars.
+`--size 512x3072` times a random image of that size instead, with view borders every 128 px.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPEATS = 5
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """The median of a few runs, after one that does not count."""
+    """Return the median of several runs after a warm-up."""
     work()
     taken = []
     for _ in range(REPEATS):
@@ -33,24 +33,24 @@ def seconds(work: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def of_dataset(directory: DatasetDir) -> None:
-    """Prints seconds a panorama, and which share of its making they are."""
-    keys, made, spent = [], 0, 0.0
+def time_dataset(directory: DatasetDir) -> None:
+    """Print the milliseconds per panorama, and their share of sampling and decoding."""
+    keys, samples, spent = [], 0, 0.0
     for sidecar in directory.sidecars():
         keys += [entry.key for entry in sidecar.samples]
-        made += sidecar.made
+        samples += sidecar.made
         spent += sum(sidecar.seconds.get(name, 0.0) for name in ("sample", "decode"))
     images = [read_sample(directory, key).image_HWC for key in keys[:16]]
     height, width = images[0].shape[:2]
     borders = list(range(height // 4, width, height // 4))
     score = partial(pixel_scores, ("seam", "wrap", "coherence"), rows=[], columns=borders, cell=8)
     each = sum(seconds(partial(score, image)) for image in images) / len(images)
-    print(f"{height}x{width} px: scoring {1000 * each:.2f} ms, sampling and decoding {1000 * spent / made:.0f} ms")
-    print(f"scoring is {100 * each * made / spent:.3f} % of that")
+    print(f"{height}x{width} px: scoring {1000 * each:.2f} ms, sampling and decoding {1000 * spent / samples:.0f} ms")
+    print(f"scoring is {100 * each * samples / spent:.3f} % of that")
 
 
-def of_size(height: int, width: int) -> None:
-    """Prints milliseconds of each score."""
+def time_size(height: int, width: int) -> None:
+    """Print the milliseconds of each score."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     borders = list(range(128, width, 128))
     works = {
@@ -65,10 +65,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path)
     parser.add_argument("--size", help="HEIGHTxWIDTH in pixels")
-    given = parser.parse_args()
-    if given.size:
-        of_size(*map(int, given.size.split("x")))
-    elif given.directory:
-        of_dataset(DatasetDir(given.directory))
+    options = parser.parse_args()
+    if options.size:
+        time_size(*map(int, options.size.split("x")))
+    elif options.directory:
+        time_dataset(DatasetDir(options.directory))
     else:
-        parser.error("give DIR or --size")
+        parser.error("DIR or --size is required")

@@ -1,16 +1,16 @@
-"""How fast madgen is, beside the references, on the same random weights: `python benchmarks/speed.py [--gpu]`.
+"""Compare the speed of madgen with reference implementations: `python benchmarks/speed.py --gpu` (or `--cpu`).
 
-In one run, alternating: madgen, the released MAD code (a checkout given by MAD_REFERENCE=folder), diffusers' panorama
-pipeline, a bare UNet forward on as many views, and direct inference. Results are checked equal first. Every row is
-appended to `speed.jsonl` in --out (default out/speed) when it is measured, so that a run that is cut off loses one row
-at most; `speed.md`, `speed.json` and `speed.png` are made of all its rows. `--report` makes them again. The repository
-keeps those of benchmarks/results.
+Times madgen, the released MAD code (a checkout in the folder MAD_REFERENCE), diffusers' panorama pipeline, a bare UNet
+on the same number of views, and direct inference, in alternation and with the same random weights, after comparing
+their results. Each row is appended to `speed.jsonl` in --out (default: out/speed) as soon as it is measured;
+`speed.md`, `speed.json` and `speed.png` are written from all rows, and again by `--report`. benchmarks/results contains
+those of the documentation.
 
-    --gpu --minutes 4       true SD 2 and SDXL shapes in bfloat16, in the order of importance, as far as the time goes
-    --cpu                   the tiny shape, one thread
-    --cpu --shape sd2       one step of the true SD 2 shape at 512x1536, float32: minutes a step
-    --cpu --shape demo      the demo backbone; its views are not of 64 cells, so the references cannot run it
-    --dry                   tiny shapes, all rows that need no GPU: whether the script works, not how fast anything is
+    --gpu --minutes 4       SD 2 and SDXL shapes in bfloat16, most important rows first, within the time limit
+    --cpu                   tiny shape, one thread
+    --cpu --shape sd2       SD 2 shape, one step at 512x1536 in float32: takes minutes
+    --cpu --shape demo      demo backbone, without references: their views need 64 cells
+    --dry                   smoke test with tiny shapes
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_bench import Bench
 from speed_report import write_report
 from speed_rows import ROWS
+from speed_setup import Bench
 
 CPU_ROWS = ["equal", "eager", "multidiffusion", "parts", "generate"]
 NEED_GPU = {"graphs"}
@@ -38,7 +38,7 @@ ON_CPU = {"tiny": CPU_ROWS, "sd2": ["eager", "parts"], "demo": ["eager", "compil
 
 
 class OutOfTime(Exception):
-    """A row ran over."""
+    """A row exceeded its time limit."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,31 +63,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--shape", choices=ON_CPU, default="tiny", help="with --cpu")
-    parser.add_argument("--minutes", type=float, default=4.0, help="with --gpu: no row is begun that may take longer")
-    parser.add_argument("--rows", default="", help=f"only these, by commas: {','.join(ROWS)}")
+    parser.add_argument("--minutes", type=float, default=4.0, help="time limit with --gpu")
+    parser.add_argument("--rows", default="", help=f"comma-separated rows to measure: {','.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU; 0: as many as there are cores")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; 0: all cores")
     parser.add_argument("--out", type=Path, default=Path("out/speed"))
     options = parser.parse_args(arguments)
     if not (options.gpu or options.cpu or options.dry or options.report):
-        parser.error("say where: --cpu, --gpu or --dry; or --report")
+        parser.error("one of --cpu, --gpu, --dry or --report is required")
     if options.rounds < 1 or options.threads < 0:
-        parser.error(f"need --rounds >= 1 and --threads >= 0, got {options.rounds} and {options.threads}")
+        parser.error(f"--rounds must be >= 1 and --threads >= 0, got {options.rounds} and {options.threads}")
     if options.report and not (options.out / "speed.jsonl").exists():
         parser.error(f"--report: {options.out / 'speed.jsonl'} does not exist; name the folder of a run with --out")
     options.rows = options.rows.replace(" ", "")
     unknown = {row for row in options.rows.split(",") if row} - set(ROWS)
     if unknown:
         parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
-    if (impossible := NEED_GPU & set(options.rows.split(","))) and (options.dry or not options.gpu):
-        parser.error(f"--rows: {', '.join(impossible)} needs a GPU: --gpu, and not --dry")
+    if (unavailable := NEED_GPU & set(options.rows.split(","))) and (options.dry or not options.gpu):
+        parser.error(f"--rows: {', '.join(unavailable)} needs a GPU: --gpu, and not --dry")
     if options.gpu and not options.dry and not torch.cuda.is_available():
-        parser.error("--gpu: no GPU here; --gpu --dry checks the script with tiny shapes")
+        parser.error("--gpu: no GPU is available; --dry runs a smoke test without one")
     return options
 
 
 def bench_of(options: argparse.Namespace) -> Bench:
-    """What is measured where."""
+    """Return the shapes and sizes for the options."""
     f32, half = torch.float32, torch.bfloat16
     if options.gpu and not options.dry:
         return Bench(
@@ -118,11 +118,11 @@ def bench_of(options: argparse.Namespace) -> Bench:
 
 
 def measure(options: argparse.Namespace, log: Path) -> None:
-    """Row after row, each written down at once."""
+    """Measure rows and append each to the log."""
     started, bench = time.monotonic(), bench_of(options)
-    wanted = [row for row in options.rows.split(",") if row]
+    requested = [row for row in options.rows.split(",") if row]
     every = [name for name in ROWS if name not in NEED_GPU or bench.device.type == "cuda"]
-    names = wanted or (every if options.gpu or options.dry else ON_CPU[options.shape])
+    names = requested or (every if options.gpu or options.dry else ON_CPU[options.shape])
     bounded = options.gpu and not options.dry
     run = {
         "run": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -135,14 +135,14 @@ def measure(options: argparse.Namespace, log: Path) -> None:
         "steps": bench.steps,
     }
     for name in names:
-        function, most = ROWS[name]
+        function, limit = ROWS[name]
         left = 60 * options.minutes - (time.monotonic() - started)
         row: dict[str, Any] = {"row": name, **run}
-        if bounded and left < min(most, 25):
-            row["failed"] = f"not run: {left:.0f} s were left"
+        if bounded and left < min(limit, 25):
+            row["failed"] = f"not run: only {left:.0f} s left"
         else:
             began = time.monotonic()
-            row |= boxed(function, bench, int(min(most, left)) if bounded else 0)
+            row |= run_row(function, bench, int(min(limit, left)) if bounded else 0)
             row["took"] = time.monotonic() - began
         bench.known[name] = row
         with log.open("a") as file:
@@ -150,8 +150,8 @@ def measure(options: argparse.Namespace, log: Path) -> None:
         print(json.dumps({key: value for key, value in row.items() if key not in run}), flush=True)
 
 
-def boxed(function: Any, bench: Bench, seconds: int) -> dict[str, Any]:
-    """What a row found, or why it did not; stopped after `seconds` (0: never)."""
+def run_row(function: Any, bench: Bench, seconds: int) -> dict[str, Any]:
+    """Return the result of a row or the reason of its failure; stop it after `seconds` (0: no limit)."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime(f"stopped after {seconds} s")
@@ -172,7 +172,7 @@ def boxed(function: Any, bench: Bench, seconds: int) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The card, or the processor."""
+    """Return the name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     try:

@@ -1,4 +1,4 @@
-"""What the speed benchmark compares. Each contender runs some steps of one panorama and returns its latents."""
+"""Contenders of the speed benchmark. Each runs some steps of one panorama and returns its latents."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ GUIDANCE = 7.5
 PROMPT = "mountains over the sea"
 BLOCKS = ("down", "mid", "up")
 Run = Callable[[int], Any]
-"""Some steps of one panorama."""
+"""Runs a number of steps of one panorama."""
 
 
 @dataclass
 class Timing:
-    """Seconds a step of each round, and the most memory that a round took (bytes; 0 on a CPU)."""
+    """Seconds per step of each round, and the peak memory of all rounds (bytes; 0 on a CPU)."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
 
     @property
     def median(self) -> float:
-        """Seconds a step."""
+        """Median seconds per step."""
         return statistics.median(self.seconds)
 
 
 def sampler_of(backbone: Any, tau: int, stride: int | None = None, layout: str = "overlapping", **merging: Any) -> Any:
-    """madgen with the weights of `backbone`."""
+    """Return a sampler with the weights of `backbone`."""
     how = Merging(tau, merging.get("blocks", BLOCKS), merging.get("cross_attention", "scheduled"))
     return PanoramaSampler(backbone, Geometry(backbone.spec, layout, None, stride, how), Method(how))
 
 
-def madgen(
+def madgen_run(
     backbone: Any,
     height: int,
     width: int,
@@ -58,7 +58,7 @@ def madgen(
     regions: Sequence[Region] = (),
     **method: Any,
 ) -> Run:
-    """`merged`: the share of the steps in which attention merges."""
+    """Return madgen as a contender; `merged` is the fraction of steps with merged attention."""
 
     def run(steps: int) -> Tensor:
         sampler = sampler_of(backbone, round(merged * steps), **method)
@@ -78,14 +78,14 @@ def madgen(
 
 
 def reference_folder() -> str | None:
-    """The checkout of the released MAD code."""
+    """Return the folder with the released MAD code."""
     return os.environ.get("MAD_REFERENCE")
 
 
 def released(pipeline: Any, height: int, width: int, merged: bool, exact: bool = False, seed: int = 7) -> Run:
-    """The released MAD code's own `sample` on the modules of `pipeline`, without its decoding.
+    """Return the released MAD code's `sample` on the modules of `pipeline`, without decoding.
 
-    It runs under `torch.autocast("cuda")`, as released; `exact` leaves that out, so that float32 is float32.
+    It runs under `torch.autocast("cuda")`, as released; `exact` disables autocast.
     """
     sys.path.insert(0, str(reference_folder()))
     try:
@@ -97,36 +97,36 @@ def released(pipeline: Any, height: int, width: int, merged: bool, exact: bool =
     mad.device, mad.dtype = pipeline.unet.device, pipeline.unet.dtype
     mad.unet, mad.vae, mad.text_enc = pipeline.unet, pipeline.vae, pipeline.text_encoder
     mad.tokenizer, mad.scheduler = pipeline.tokenizer, pipeline.scheduler
-    kept: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
-    def keep(latents: Tensor) -> Tensor:
-        kept["latents"] = latents
+    def capture(latents: Tensor) -> Tensor:
+        captured["latents"] = latents
         return torch.zeros(1, 3, 8, 8)
 
-    mad.decode_latents = keep
+    mad.decode_latents = capture
 
     def run(steps: int) -> Tensor:
         torch.manual_seed(seed)
-        nothing = contextlib.nullcontext()
-        with quiet(), mock.patch("torch.autocast", return_value=nothing) if exact else nothing:
+        no_autocast = contextlib.nullcontext()
+        with silenced(), mock.patch("torch.autocast", return_value=no_autocast) if exact else no_autocast:
             mad.sample(
                 PROMPT, "", height=height, width=width, num_inference_steps=steps, guidance_scale=GUIDANCE,
                 stride=16, mad_threshold=steps if merged else 0,
             )  # fmt: skip
-        return kept["latents"].float()
+        return captured["latents"].float()
 
     return run
 
 
 def plain_attention(unet: Any) -> None:
-    """diffusers' own processors, also where others were left behind."""
+    """Restore diffusers' attention processors."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     unet.set_attn_processor(AttnProcessor2_0())
 
 
 def panorama_pipeline(pipeline: Any, height: int, width: int, view_batch_size: int, seed: int = 7) -> Run:
-    """diffusers' StableDiffusionPanoramaPipeline: MultiDiffusion, a view every 8 latent cells."""
+    """Return diffusers' StableDiffusionPanoramaPipeline: MultiDiffusion with a view every 8 latent cells."""
     from diffusers import StableDiffusionPanoramaPipeline
 
     theirs = StableDiffusionPanoramaPipeline(
@@ -149,7 +149,7 @@ def panorama_pipeline(pipeline: Any, height: int, width: int, view_batch_size: i
 
 
 def bare(backbone: Any, views: int, compiled: Any = None) -> Run:
-    """The UNet on as many views and nothing else: diffusers' own attention, all views in one batch."""
+    """Return the UNet alone on the same number of views, in one batch with diffusers' attention."""
     unet, spec = backbone.unet if compiled is None else compiled, backbone.spec
     conditioning = backbone.encode_prompts([PROMPT], [""], GUIDANCE)
     prompt = conditioning.embeddings_NTD.repeat_interleave(views, 0)
@@ -167,14 +167,14 @@ def bare(backbone: Any, views: int, compiled: Any = None) -> Run:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What others print goes nowhere."""
+def silenced() -> Iterator[None]:
+    """Discard the output of other code."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         yield
 
 
 def synchronize() -> None:
-    """Waits for the device."""
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -182,7 +182,7 @@ def synchronize() -> None:
 def alternate(
     contenders: Mapping[str, Run], steps: int | Mapping[str, int], rounds: int, warm: bool = True
 ) -> dict[str, Timing]:
-    """One after the other, round by round; the first round does not count where `warm`."""
+    """Time contenders in turn, round by round; `warm` adds a first round that is not timed."""
     timings = {name: Timing() for name in contenders}
     for round_ in range(rounds + warm):
         for name, run in contenders.items():
@@ -195,12 +195,12 @@ def alternate(
 
 
 def timed(run: Run, steps: int) -> tuple[float, int]:
-    """Seconds of a run, and the most memory that it took, with what CUDA graphs hold (bytes; 0 on a CPU).
+    """Return seconds and peak memory of a run, including the pools of CUDA graphs (bytes; 0 on a CPU).
 
-    On one thread of a CPU these are the processor's seconds, which do not count what others do on the same machine.
+    On one CPU thread these are CPU seconds, which do not include other processes on the machine.
     """
-    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    single_thread = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    clock = time.process_time if single_thread else time.perf_counter
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     synchronize()
@@ -212,12 +212,12 @@ def timed(run: Run, steps: int) -> tuple[float, int]:
 
 
 def held_by_graphs() -> int:
-    """Bytes that PyTorch's allocator keeps for CUDA graphs and does not count as allocated."""
+    """Return the bytes that PyTorch's allocator reserves for CUDA graphs without counting them as allocated."""
     segments = [one for one in torch.cuda.memory_snapshot() if one["segment_pool_id"] != (0, 0)]
     return sum(one["total_size"] - one["allocated_size"] for one in segments)
 
 
 def relative_error(one: Tensor, other: Tensor) -> float:
-    """‖one - other‖ / ‖other‖."""
+    """Return ‖one - other‖ / ‖other‖."""
     one, other = one.float().cpu(), other.float().cpu()
     return float((one - other).norm() / other.norm())

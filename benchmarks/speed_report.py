@@ -1,4 +1,4 @@
-"""The speed benchmark's table and figure, from the rows of its log. A later row replaces an earlier one of its kind."""
+"""Write the table and figure of the speed benchmark from its log; a later row replaces an earlier one of its kind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 Rows = dict[tuple[str, str], dict[str, Any]]
-"""By kind of run (gpu, cpu-tiny, cpu-sd2 …) and name of the row."""
+"""By kind of run (gpu, cpu-tiny, cpu-sd2, …) and name of the row."""
 STEPS, TAU = 50, 15
 GIB = 2**30
 
 
 def read(log: Path) -> Rows:
-    """The newest row of each name that was measured; where none was, why."""
+    """Return the newest successful row of each name, or the failed one."""
     rows: Rows = {}
     for line in log.read_text().splitlines() if log.exists() else []:
         row = json.loads(line)
@@ -26,16 +26,16 @@ def read(log: Path) -> Rows:
 
 
 def mixed(medians: dict[str, float], name: str, tau: int) -> float:
-    """Seconds of 50 steps, `tau` of them merged, from those of single steps."""
+    """Return the seconds of 50 steps, `tau` of them merged, from those of single steps."""
     return tau * medians[f"{name}, merged"] + (STEPS - tau) * medians[f"{name}, not merged"]
 
 
 Value = tuple[float, bool, str]
-"""What was measured, whether the target is met, and how it came about."""
+"""The measured value, whether it meets the target, and details."""
 
 
 class Targets:
-    """The table of what the issue asks for; each method gives None where its rows were not run."""
+    """The performance targets; each method returns None if its rows were not run."""
 
     def __init__(self, rows: Rows, kind: str = "gpu"):
         self.rows, self.kind = rows, kind
@@ -51,14 +51,14 @@ class Targets:
             return None
         medians = row["median"]
         theirs, plain = mixed(medians, "released", TAU), mixed(medians, "madgen", TAU)
-        said = f"without compile {theirs / plain:.2f} ×"
+        eager_text = f"without compile {theirs / plain:.2f} ×"
         if compiled is None:
             return theirs / plain, theirs / plain >= 1.5, "compile not measured"
         ours = mixed(medians, "madgen compiled", TAU)
-        return theirs / ours, theirs / ours >= 1.5, f"with compile; {said}"
+        return theirs / ours, theirs / ours >= 1.5, f"with compile; {eager_text}"
 
     def on_cpu(self) -> Value | None:
-        """The least over shapes of a whole panorama's; and of the single steps, none of which should be slower."""
+        """Return the worst speedup of a panorama over shapes; no single step may be slower."""
         whole, steps = {}, {}
         for kind in ("cpu-sd2", "cpu-tiny"):
             row = self.row("eager", kind)
@@ -71,9 +71,9 @@ class Targets:
         if not whole:
             return None
         least = min(whole.values())
-        return least, least >= 1.15 and min(steps.values()) >= 1, f"{said(whole, '×')}; steps: {said(steps, '×')}"
+        return least, least >= 1.15 and min(steps.values()) >= 1, f"{listed(whole, '×')}; steps: {listed(steps, '×')}"
 
-    def against_none(self, tau: int, most: float) -> Value | None:
+    def without_merging(self, tau: int, most: float) -> Value | None:
         found = {}
         for row, name in (("eager", "madgen"), ("compiled", "madgen compiled")):
             if (measured := self.row(row)) is not None:
@@ -81,16 +81,16 @@ class Targets:
         if not found:
             return None
         shown = found.get("madgen compiled", found.get("madgen", 0.0))
-        return shown, shown <= most, said(found, "×")
+        return shown, shown <= most, listed(found, "×")
 
     def multidiffusion(self) -> Value | None:
-        """The best on a GPU; on CPUs only said."""
+        """Return the best speedup on a GPU; CPUs are only listed."""
         found, on_cpu = self._multidiffusion(self.kind), {}
         for kind in ("cpu-sd2", "cpu-tiny"):
             on_cpu |= {f"{kind}, {ours}": ratio for ours, ratio in self._multidiffusion(kind).items()}
         if not found:
             return None
-        return max(found.values()), max(found.values()) >= 1.5, said({**found, **on_cpu}, "×")
+        return max(found.values()), max(found.values()) >= 1.5, listed({**found, **on_cpu}, "×")
 
     def _multidiffusion(self, kind: str) -> dict[str, float]:
         found = {}
@@ -113,10 +113,10 @@ class Targets:
         if not found:
             return None
         worst = min(value for key, value in found.items() if key.endswith(f"τ={TAU}"))
-        return worst, worst >= 0.95, said(found)
+        return worst, worst >= 0.95, listed(found)
 
     def fast(self, against: str, least: float) -> Value | None:
-        """Whole panoramas of the preset against 50 steps of `against`; compiled against compiled, or the release."""
+        """Compare whole panoramas of the preset with 50 steps of `against`, compiled or the released code."""
         steady, steady_compiled = self.row("eager"), self.row("compiled")
         row, compiled = self.row("fast"), self.row("fast_compiled")
         if row is None or steady is None or f"{against}, merged" not in steady["median"]:
@@ -131,26 +131,26 @@ class Targets:
                 statistics.median(compiled["seconds_a_panorama"]["fast compiled"]) / compiled.get("share", 1.0)
             )
         best = max(found.values())
-        return best, best >= least, f"{row['preset']}, {row['steps']} steps: {said(found, '×')}"
+        return best, best >= least, f"{row['preset']}, {row['steps']} steps: {listed(found, '×')}"
 
     def generate(self) -> Value | None:
-        """On a GPU; or where that was not measured, the least on a CPU, and said so."""
+        """Return the ratio on a GPU or, if not measured, the worst on CPUs."""
         found = {}
         for kind in (self.kind,) if self.row("generate") else ("cpu-demo", "cpu-tiny"):
             if (row := self.row("generate", kind)) is not None:
                 name = f"{kind}, {row['panoramas']} panoramas of {row['steps']} steps:"
                 found[name] = row["median"]["sampler"] / row["median"]["generate"]
-        return (min(found.values()), min(found.values()) >= 0.97, said(found)) if found else None
+        return (min(found.values()), min(found.values()) >= 0.97, listed(found)) if found else None
 
     def growth(self) -> Value | None:
         row = self.row("growth")
         if row is None:
             return None
-        took = {int(width): (mixed_row(one), one["views"]) for width, one in row["widths"].items()}
-        first, last = min(took), max(took)
-        plain = took[last][0] / took[first][0] / (last / first)
-        views = took[last][0] / took[first][0] / (took[last][1] / took[first][1])
-        note = f"{first} → {last} px; by views ({took[first][1]} → {took[last][1]}) {views:.2f} × linear"
+        times = {int(width): (mixed_row(one), one["views"]) for width, one in row["widths"].items()}
+        first, last = min(times), max(times)
+        plain = times[last][0] / times[first][0] / (last / first)
+        views = times[last][0] / times[first][0] / (times[last][1] / times[first][1])
+        note = f"{first} → {last} px; by views ({times[first][1]} → {times[last][1]}) {views:.2f} × linear"
         return plain, plain <= 1.15, note
 
     def memory(self) -> Value | None:
@@ -164,7 +164,7 @@ class Targets:
         }
         if not (most := max(peaks.values()) / GIB):  # a CPU's is not measured
             return None
-        return most, most < 24, said({name: value / GIB for name, value in peaks.items()}, "GiB")
+        return most, most < 24, listed({name: value / GIB for name, value in peaks.items()}, "GiB")
 
     def xl(self) -> Value | None:
         row = self.row("xl")
@@ -178,48 +178,48 @@ def mixed_row(one: dict[str, Any]) -> float:
     return TAU * one["median"]["merged"] + (STEPS - TAU) * one["median"]["not merged"]
 
 
-def said(values: dict[str, float], unit: str = "") -> str:
+def listed(values: dict[str, float], unit: str = "") -> str:
     return "; ".join(f"{name} {value:.3g}{' ' * bool(unit)}{unit}" for name, value in values.items())
 
 
 def targets(rows: Rows, kind: str) -> list[tuple[str, str, Value | None]]:
-    """(figure, target, what was measured), in the issue's order."""
-    all_of = Targets(rows, kind)
+    """Return (name, target, value) of every target."""
+    measured = Targets(rows, kind)
     return [
-        ("MAD (τ = 15 of 50) against the released code, SD 2 shape, GPU", "≥ 1.5 ×", all_of.released()),
+        ("MAD (τ = 15 of 50) against the released code, SD 2 shape, GPU", "≥ 1.5 ×", measured.released()),
         (
             "the same on CPU, float32, no compile: SD 2 shape at 512×1536, tiny shapes",
             "≥ 1.15 ×, no step slower",
-            all_of.on_cpu(),
+            measured.on_cpu(),
         ),
-        ("τ = 15 against τ = 0, 512×3072", "≤ 1.02", all_of.against_none(15, 1.02)),
-        ("τ = 50 against τ = 0, 512×3072", "≤ 1.10", all_of.against_none(50, 1.10)),
-        ("MultiDiffusion against diffusers' pipeline, stride 8", "≥ 1.5 ×", all_of.multidiffusion()),
-        ("sampler against the bare UNet on the same views", "≥ 0.95", all_of.bare()),
-        ("`fast` preset against MAD at stride view/4", "≥ 2.8 ×", all_of.fast("madgen", 2.8)),
-        ("`fast` preset against the released code, SD 2 shape, GPU", "≥ 4 ×", all_of.fast("released", 4.0)),
-        ("`generate` against the bare sampler", "≥ 0.97", all_of.generate()),
-        ("growth of time with width at τ = 15", "≤ 1.15 × linear", all_of.growth()),
-        ("peak memory at the widest, SD 2 shape, bf16 (GiB)", "< 24", all_of.memory()),
-        ("SDXL shape, 1024×4096, τ = 15, against its bare UNet", "≥ 0.95", all_of.xl()),
+        ("τ = 15 against τ = 0, 512×3072", "≤ 1.02", measured.without_merging(15, 1.02)),
+        ("τ = 50 against τ = 0, 512×3072", "≤ 1.10", measured.without_merging(50, 1.10)),
+        ("MultiDiffusion against diffusers' pipeline, stride 8", "≥ 1.5 ×", measured.multidiffusion()),
+        ("sampler against the bare UNet on the same views", "≥ 0.95", measured.bare()),
+        ("`fast` preset against MAD at stride view/4", "≥ 2.8 ×", measured.fast("madgen", 2.8)),
+        ("`fast` preset against the released code, SD 2 shape, GPU", "≥ 4 ×", measured.fast("released", 4.0)),
+        ("`generate` against the bare sampler", "≥ 0.97", measured.generate()),
+        ("growth of time with width, τ = 15", "≤ 1.15 × linear", measured.growth()),
+        ("peak memory at the largest width, SD 2 shape, bf16 (GiB)", "< 24", measured.memory()),
+        ("SDXL shape, 1024×4096, τ = 15, against its bare UNet", "≥ 0.95", measured.xl()),
     ]
 
 
 def write_report(log: Path, out: Path) -> None:
-    """speed.md, speed.json and speed.png in `out`."""
+    """Write speed.md, speed.json and speed.png to `out`."""
     rows = read(log)
     kinds = {kind for kind, _ in rows}
     main = "gpu" if "gpu" in kinds else "dry" if kinds == {"dry"} else "gpu"
     table = targets(rows, main)
     lines = ["# Speed", "", f"`python benchmarks/speed.py`. {_devices(rows)}", "", NOTES, ""]
     if main == "dry":
-        lines += ["**A dry run with tiny shapes: it shows that the script works and nothing else.**", ""]
+        lines += ["**Dry run with tiny shapes: a smoke test, not a measurement.**", ""]
     lines += [f"**{note}**\n" for note in dict.fromkeys(row["note"] for row in rows.values() if "note" in row)]
-    lines += ["| figure, same run, same weights | target | measured | |", "|---|---|---|---|"]
+    lines += ["| comparison, same run and weights | target | measured | |", "|---|---|---|---|"]
     for figure, target, value in table:
         lines.append(f"| {figure} | {target} | {_measured(value)} |")
     if reasons := [f"- {row['why']}" for row in rows.values() if "why" in row]:
-        lines += ["", "Why targets are missed:", "", *reasons]
+        lines += ["", "Reasons for missed targets:", "", *reasons]
     for kind in sorted(kinds, key=_gpu_first):
         lines += ["", f"## {kind}", *_section({name: row for (of, name), row in rows.items() if of == kind})]
     (out / "speed.md").write_text("\n".join(lines) + "\n")
@@ -239,11 +239,11 @@ def _gpu_first(kind: str) -> tuple[bool, str]:
 
 
 NOTES = """\
-Seconds are medians over alternating rounds, after one that does not count (in brackets the least and the most); on one
-thread of a CPU they are the processor's. The time of 50 steps with τ of them merged is put together from those of
-merged and of unmerged steps, measured by themselves in runs of few steps; encoding the prompt is in them, decoding is
-not. The released code runs in float16 under autocast on a GPU, as it was released, and keeps its cross-attention
-merged throughout; madgen follows the paper. Random weights."""
+Seconds are medians over alternating rounds after a warm-up round (minimum and maximum in parentheses), CPU seconds on
+one CPU thread. The time of 50 steps with τ merged steps is computed from the times of merged and unmerged steps,
+measured separately in short runs that include prompt encoding but not decoding. On a GPU the released code runs in
+float16 under autocast, as released, with merged cross-attention in every step; madgen follows the paper. The weights
+are random."""
 
 
 def _devices(rows: Rows) -> str:
@@ -294,7 +294,7 @@ def _plain(value: Any) -> str:
 
 
 def _times(row: dict[str, Any]) -> list[str]:
-    lines = ["| contender | seconds a step | peak memory, GiB |", "|---|---|---|"]
+    lines = ["| contender | seconds per step | peak memory, GiB |", "|---|---|---|"]
     for name, values in row["seconds_a_step"].items():
         spread = f"{statistics.median(values):.4g} ({min(values):.4g} – {max(values):.4g})"
         peak = row["peak_bytes"].get(name)
@@ -303,11 +303,11 @@ def _times(row: dict[str, Any]) -> list[str]:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """Seconds a step of every contender, one panel a row of the log."""
+    """Plot the seconds per step of every contender, one panel per row."""
     try:
         import matplotlib
     except ModuleNotFoundError:
-        print(f"{path} was not drawn: pip install 'madgen[eval]' brings what draws it", file=sys.stderr)
+        print(f"{path} needs matplotlib: pip install 'madgen[eval]'", file=sys.stderr)
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -328,7 +328,7 @@ def draw(rows: Rows, path: Path) -> None:
                   [max(v) - m for m, v in zip(medians, values, strict=True)]]  # fmt: skip
         colours = ["#4477aa" if one.startswith(("madgen", "fast")) else "#bbbbbb" for one in names]
         axis.barh(names, medians, xerr=spread, color=colours, height=0.7)
-        axis.set_title(f"{kind}: {name}, {row['size']}, seconds a step", fontsize=9, loc="left")
+        axis.set_title(f"{kind}: {name}, {row['size']}, seconds per step", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)

@@ -1,29 +1,40 @@
-"""The rows of the speed benchmark: what is measured, one function a row. Each returns plain numbers for the log."""
+"""Rows of the speed benchmark, one function each; they return plain numbers for the log."""
 
 from __future__ import annotations
 
 import gc
+import json
+import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
-from speed_bench import Bench, Row
 from speed_contenders import (
     GUIDANCE,
     PROMPT,
     Run,
+    Timing,
     alternate,
     bare,
+    madgen_run,
     panorama_pipeline,
+    plain_attention,
     reference_folder,
     relative_error,
     released,
     sampler_of,
+    synchronize,
     timed,
 )
-from speed_job_rows import batch, generate, parts
-from speed_shape_rows import graphs, growth, layout, regions, xl
+from speed_setup import PAPER_STEPS, SHAPES, TAU, Bench, Row, as_row, build_backbone, build_pipeline
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from madgen import PanoramaSampler
 from madgen.backbones import Merging
@@ -32,7 +43,7 @@ from madgen.sampling.method import Method
 
 
 def equal(bench: Bench) -> Row:
-    """Results checked before anything is timed: float32, no autocast, no TF32."""
+    """Compare results with the references before timing: float32 without autocast and TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     small = Bench(
         bench.device, bench.shape, "", 512, min(1024, bench.width), (), (0, 0), 1, 2, torch.float32, torch.float32
@@ -40,17 +51,17 @@ def equal(bench: Bench) -> Row:
     errors: Row = {}
     with torch.no_grad():
         shared = small.copied(torch.float32)
-    small.backbone  # noqa: B018  moves the weights into our layout after they were copied
+    small.backbone  # noqa: B018  changes the weights' memory layout, so it must follow the copy
     if reference_folder():
         reference = released(shared, small.height, small.width, True, exact=True)(2)
         errors["released, MAD in 2 of 2 steps"] = relative_error(
-            small.ours(1.0, cross_attention="always")(2), reference
+            small.madgen(1.0, cross_attention="always")(2), reference
         )
         reference = released(shared, small.height, small.width, False, exact=True)(2)
-        ours = small.ours(0.0, cross_attention="always")(2)
+        ours = small.madgen(0.0, cross_attention="always")(2)
         errors["released, MAD in none"] = relative_error(ours, reference)
     theirs = panorama_pipeline(shared, small.height, small.width, 4)(2)
-    errors["diffusers' panorama"] = relative_error(small.ours(0.0, stride=8)(2), theirs)
+    errors["diffusers' panorama"] = relative_error(small.madgen(0.0, stride=8)(2), theirs)
     small.forget("pipeline", "backbone")
     gc.collect()
     torch.cuda.empty_cache()
@@ -58,15 +69,15 @@ def equal(bench: Bench) -> Row:
 
 
 def eager(bench: Bench) -> Row:
-    """madgen as it is against the released code, the bare UNet and direct inference."""
+    """Time madgen, the released code, the bare UNet and direct inference."""
     contenders = {
-        "madgen, merged": bench.ours(1.0),
-        "madgen, not merged": bench.ours(0.0),
+        "madgen, merged": bench.madgen(1.0),
+        "madgen, not merged": bench.madgen(0.0),
     }
-    if not (bench.device.type == "cpu" and bench.shape == "sd2"):  # minutes each
+    if not (bench.device.type == "cpu" and bench.shape == "sd2"):  # takes minutes each
         contenders |= {
             "bare UNet": bare(bench.backbone, bench.views()),
-            "direct": bench.ours(0.0, layout="whole"),
+            "direct": bench.madgen(0.0, layout="whole"),
         }
     if bench.released:
         contenders |= {
@@ -77,25 +88,25 @@ def eager(bench: Bench) -> Row:
 
 
 def compiled(bench: Bench) -> Row:
-    """`backbone.compile: true`: two graphs, made before the clock starts."""
+    """Time `backbone.compile: true`; both graphs are compiled before."""
     backbone = bench.backbone
     if backbone.compiled is None:
         backbone.compile(bench.backend)
     made: Row = {}
     for name, merged in (("not merged", 0.0), ("merged", 1.0)):
-        made[name] = timed(bench.ours(merged, True), 1)[0]
+        made[name] = timed(bench.madgen(merged, True), 1)[0]
     contenders = {
-        "madgen compiled, merged": bench.ours(1.0, True),
-        "madgen compiled, not merged": bench.ours(0.0, True),
-        "madgen, merged": bench.ours(1.0),
-        "madgen, not merged": bench.ours(0.0),
+        "madgen compiled, merged": bench.madgen(1.0, True),
+        "madgen compiled, not merged": bench.madgen(0.0, True),
+        "madgen, merged": bench.madgen(1.0),
+        "madgen, not merged": bench.madgen(0.0),
     }
     if bench.released:
         contenders |= {
             "released, merged": released(bench.foreign, bench.height, bench.width, True),
             "released, not merged": released(bench.foreign, bench.height, bench.width, False),
         }
-    one, other = bench.ours(1.0, True)(2), bench.ours(1.0)(2)
+    one, other = bench.madgen(1.0, True)(2), bench.madgen(1.0)(2)
     return {
         "seconds_of_first_step": made,
         "relative_error_to_eager": relative_error(one, other),
@@ -104,9 +115,9 @@ def compiled(bench: Bench) -> Row:
 
 
 def compiled_decode(bench: Bench) -> Row:
-    """A panorama's decoding, in compiled graphs and as it is."""
+    """Time the decoding of a panorama, compiled and eager."""
     backbone, sampler = bench.backbone, sampler_of(bench.backbone, 0)
-    latents = bench.ours(0.0)(1)
+    latents = bench.madgen(0.0)(1)
     if backbone.compiled is None:
         backbone.compile(bench.backend)
     graphs, found = backbone.compiled, {}
@@ -119,7 +130,7 @@ def compiled_decode(bench: Bench) -> Row:
 
 
 def compiled_bare(bench: Bench) -> Row:
-    """The limit for compiled steps: the bare UNet, compiled alike."""
+    """Time the bare compiled UNet, the limit for compiled steps."""
     from madgen.backbones.acceleration.compilation import compiled as compile_unet
 
     if bench.backbone.compiled is None:
@@ -128,42 +139,42 @@ def compiled_bare(bench: Bench) -> Row:
     first = timed(limit, 1)[0]
     contenders = {
         "bare UNet compiled": limit,
-        "madgen compiled, merged": bench.ours(1.0, True),
-        "madgen compiled, not merged": bench.ours(0.0, True),
+        "madgen compiled, merged": bench.madgen(1.0, True),
+        "madgen compiled, not merged": bench.madgen(0.0, True),
     }
     return {"seconds_of_first_step": first, **bench.measure(contenders)}
 
 
 def multidiffusion(bench: Bench) -> Row:
-    """Against diffusers' pipeline: a view every 8 cells, at the `view_batch_size` that is best for it."""
+    """Time MultiDiffusion and diffusers' pipeline at its best `view_batch_size`; a view every 8 cells."""
     views = bench.views(8)
     tried = sorted({1, min(8, views), min(16, views), views} if bench.device.type == "cpu" else {8, 16, views})
     theirs = {size: panorama_pipeline(bench.foreign_same, bench.height, bench.width, size) for size in tried}
     for run in theirs.values():
         run(1)
     best = min(tried, key=lambda size: timed(theirs[size], 2)[0])
-    contenders = {"diffusers": theirs[best], "madgen, stride 8": bench.ours(0.0, stride=8)}
+    contenders = {"diffusers": theirs[best], "madgen, stride 8": bench.madgen(0.0, stride=8)}
     return {"views": views, "view_batch_size": best, **bench.measure(contenders)}
 
 
 def multidiffusion_compiled(bench: Bench) -> Row:
-    """As `multidiffusion`, with `backbone.compile: true`."""
+    """Time MultiDiffusion with `backbone.compile: true`."""
     if bench.backbone.compiled is None:
         bench.backbone.compile(bench.backend)
-    first = timed(bench.ours(0.0, True, stride=8), 1)[0]
+    first = timed(bench.madgen(0.0, True, stride=8), 1)[0]
     best = bench.known.get("multidiffusion", {}).get("view_batch_size", 16)
     contenders = {
         "diffusers": panorama_pipeline(bench.foreign_same, bench.height, bench.width, best),
-        "madgen compiled, stride 8": bench.ours(0.0, True, stride=8),
-        "madgen, stride 8": bench.ours(0.0, stride=8),
+        "madgen compiled, stride 8": bench.madgen(0.0, True, stride=8),
+        "madgen, stride 8": bench.madgen(0.0, stride=8),
     }
     return {"views": bench.views(8), "seconds_of_first_step": first, **bench.measure(contenders)}
 
 
 def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
-    """The `fast` preset if there is one, else MAD with shifted views: its file, its steps, and a whole panorama of it.
+    """Return the file and the number of steps of the `fast` preset, and a run of a whole panorama.
 
-    `bench.share` of its steps are taken, all its numbers of steps in proportion.
+    Only a fraction `bench.share` of the steps is run; all step settings are scaled alike.
     """
     from madgen import load_job
 
@@ -198,7 +209,7 @@ def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
 
 
 def fast(bench: Bench) -> Row:
-    """Whole panoramas of the fast preset."""
+    """Time whole panoramas of the fast preset."""
     name, steps, run = fast_run(bench, False)
     timings = alternate({"fast": run}, 1, min(3, bench.rounds), warm=False)
     found = {"fast": timings["fast"].seconds}
@@ -206,7 +217,7 @@ def fast(bench: Bench) -> Row:
 
 
 def fast_compiled(bench: Bench) -> Row:
-    """The fast preset with `backbone.compile: true`: graphs for every number of views."""
+    """Time the fast preset with `backbone.compile: true`, with a graph for every number of views."""
     if bench.backbone.compiled is None:
         bench.backbone.compile(bench.backend)
     name, steps, run = fast_run(bench, True)
@@ -221,8 +232,292 @@ def fast_compiled(bench: Bench) -> Row:
     }
 
 
+# Other widths, models and hardware features
+
+STEPS_TIMES_WIDTH = 20 * 1024
+"""Steps of a run times its width, constant so that encoding the prompt takes the same share of every run."""
+
+
+def growth(bench: Bench) -> Row:
+    """Measure time and memory of several widths, with and without merging."""
+    found: Row = {"widths": {}}
+    for width in bench.widths:
+        contenders = {"merged": bench.madgen(1.0, width=width), "not merged": bench.madgen(0.0, width=width)}
+        steps = max(2, STEPS_TIMES_WIDTH // width) if bench.device.type == "cuda" else 2
+        row = as_row(alternate(contenders, steps, min(2, bench.rounds)))
+        found["widths"][str(width)] = {"views": bench.views(width=width), **row}
+    latents = bench.madgen(1.0, width=bench.widths[-1])(1)
+    sampler = sampler_of(bench.backbone, 1)
+    sampler.decode(latents)
+    seconds, peak = timed(lambda _: sampler.decode(latents), 1)
+    return {**found, "decode_widest": {"seconds": seconds, "peak_bytes": peak}}
+
+
+def xl(bench: Bench) -> Row:
+    """Time the SDXL shape with a view every 16 cells."""
+    bench.forget("foreign", "foreign_same")
+    shape = SHAPES[bench.xl_shape]
+    pipeline = build_pipeline(shape, bench.dtype, bench.device)
+    backbone = build_backbone(pipeline, shape, bench.dtype, bench.device)
+    height, width = bench.xl_size
+    views = sampler_of(backbone, 0, 16).geometry.build(height, width).at(0).count
+    contenders = {
+        "madgen, merged": madgen_run(backbone, height, width, 1.0, stride=16),
+        "madgen, not merged": madgen_run(backbone, height, width, 0.0, stride=16),
+        "bare UNet": bare(backbone, views),
+    }
+    return {"size": f"{height}x{width}", "views": views, **as_row(alternate(contenders, 1, min(3, bench.rounds)))}
+
+
+def regions(bench: Bench) -> Row:
+    """Time three regions with a shared negative prompt, evaluated once or for each region."""
+    from madgen import Box, Region
+
+    third, height = bench.width // 3, bench.height
+    parts = [
+        Region(Box(third * k, height // 2, third * (k + 1), height), text)
+        for k, text in enumerate(("a hut", "a tree", "a lake"))
+    ]
+    shared = bench.madgen(0.3, regions=parts)
+
+    def separate(steps: int) -> Any:
+        with mock.patch("madgen.sampling.sampler.seen", return_value=list(range(1 + len(parts)))):
+            return shared(steps)
+
+    found = bench.measure({"madgen, shared": shared, "madgen, a pass each": separate}, steps=10)
+    return {"views": bench.views(), "relative_error": {"shared": relative_error(shared(5), separate(5))}, **found}
+
+
+def layout(bench: Bench) -> Row:
+    """Time channels-last and contiguous weights of the UNet."""
+    formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+    timings = {name: Timing() for name in formats}
+    for _ in range(bench.rounds):
+        for name, memory_format in formats.items():
+            run = bare_of(bench, bench.foreign_same.unet.to(memory_format=memory_format))
+            run(1)
+            timings[name].seconds.append(timed(run, bench.steps)[0] / bench.steps)
+    return as_row(timings)
+
+
+def bare_of(bench: Bench, unet: Any) -> Run:
+    """Return a UNet alone as a contender."""
+    plain_attention(unet)
+    return bare(bench.backbone, bench.views(), unet)
+
+
+def graphs(bench: Bench) -> Row:
+    """Time small passes with CUDA graphs and without at several widths, and compare the bytes."""
+    backbone = bench.backbone
+    captured = backbone.graphs
+
+    def without_graphs(run: Run) -> Run:
+        def eager_run(steps: int) -> Any:
+            backbone.graphs = None
+            try:
+                return run(steps)
+            finally:
+                backbone.graphs = captured
+
+        return eager_run
+
+    found: Row = {"widths": {}, "same_bytes": same_bytes(bench, without_graphs)}
+    for width in (512, *bench.widths[:2], bench.width):
+        run = bench.madgen(0.5, width=width)
+        row = as_row(alternate({"CUDA graphs": run, "kernel by kernel": without_graphs(run)}, 10, 2))
+        found["widths"][str(width)] = {"views": bench.views(width=width), **row, "peak_bytes": {}}
+    return found
+
+
+def same_bytes(bench: Bench, without_graphs: Callable[[Run], Run]) -> bool:
+    """Compare panoramas of several prompts in both layouts, also after the weights have moved."""
+    width, same = bench.widths[0], True
+    for layout in ("overlapping", "shifted"):
+        sampler = sampler_of(bench.backbone, 3, layout=layout)
+        sampler.warns_of_cuts = False
+
+        def sample(steps: int, sampler: Any = sampler, seed: int = 0) -> Tensor:
+            options = {"height": bench.height, "width": width, "num_inference_steps": steps, "output": "latent"}
+            return sampler.sample([f"{PROMPT} {seed}"], seeds=[seed], guidance_scale=GUIDANCE, **options)
+
+        for seed in range(3):
+            run = partial(sample, seed=seed)
+            same &= torch.equal(run(10), without_graphs(run)(10))
+            if seed == 1:
+                with bench.backbone.in_float32():
+                    pass
+    return same
+
+
+# Whole jobs, and the time of their parts
+
+MADGEN_KERNELS = ("split", "merge")
+KINDS = {  # by substrings of operators' names, first match; oneDNN's attention products count as linear layers
+    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention", "softmax"),
+    "convolutions": ("conv",),
+    "linear layers": ("addmm", "::mm", "::bmm", "linear"),
+    "normalisation": ("group_norm", "layer_norm"),
+    "merge and split": ("index_select", "addcmul", "add_", *MADGEN_KERNELS),
+    "activations": ("silu", "gelu", "::mul"),
+}
+
+
+def shares(run: Run) -> dict[str, float]:
+    """Return the percentage of the device's busy time in one step, by kind of operator."""
+    run(1)
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        run(1)
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        if not event.key.startswith(("aten::", "mkldnn::")) and event.key not in MADGEN_KERNELS:
+            continue
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "the rest")
+        spent[kind] += own
+    total = sum(spent.values()) or 1.0
+    return {kind: 100 * value / total for kind, value in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def generate(bench: Bench) -> Row:
+    """Time a job with Lightning, encoder and writer, and a loop over `sampler.sample` with the same weights.
+
+    A job is timed from the start of its first batch to the end of the last one.
+    """
+    import lightning
+
+    from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
+    from madgen.generation.run import build_trainer, quieten
+
+    quieten()
+    steps = (
+        10 if bench.device.type == "cuda" or bench.shape == "demo" else 2
+    )  # a step of the tiny shape takes seconds on a CPU
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bench.backbone.compiled = None
+        model = "demo"
+        if bench.shape != "demo":
+            model = str(root / "model")
+            bench.pipeline.save_pretrained(model)
+        (root / "prompts.txt").write_text("".join(f"{kind} over the sea\n" for kind in range(bench.panoramas)))
+        dtype = str(bench.dtype).removeprefix("torch.")
+        job_of = lambda out: load_job(  # noqa: E731
+            [],
+            [
+                f"backbone.pretrained={model}", f"backbone.dtype={dtype}", f"output.dir={root / out}",
+                f"prompts.source={root / 'prompts.txt'}", f"sampling.height={bench.height}",
+                f"sampling.width={bench.width}", f"sampling.num_inference_steps={steps}",
+                f"method.mad.steps={round(steps * TAU / PAPER_STEPS)}", "monitor.wandb.mode=disabled",
+                "trainer.devices=1", f"trainer.accelerator={'gpu' if bench.device.type == 'cuda' else 'cpu'}",
+                "output.samples_per_shard=2",
+            ],
+        )  # fmt: skip
+        sampler = PanoramaSampler.from_job(job_of("warm"), bench.device)
+
+        class Clock(lightning.Callback):
+            def on_predict_batch_start(self, *_: Any) -> None:
+                self.started = getattr(self, "started", None) or time.perf_counter()
+
+            def on_predict_batch_end(self, *_: Any) -> None:  # called after the writer's, which may wait
+                self.ended = time.perf_counter()
+
+        def generate_job(out: str) -> float:
+            job, clock = job_of(out), Clock()
+            module = PanoramaModule(job)
+            module.sampler = sampler
+            from madgen.generation.robust_sampler import Attempts
+
+            module.attempts = Attempts(sampler, job.sampling)
+            trainer = build_trainer(job.trainer, [ShardWriter(job), clock])
+            trainer.predict(module, datamodule=PromptDataModule(job), return_predictions=False)
+            return clock.ended - clock.started
+
+        def loop() -> float:
+            synchronize()
+            started = time.perf_counter()
+            for seed in range(bench.panoramas):
+                sampler.sample(
+                    [f"{seed} over the sea"], height=bench.height, width=bench.width, num_inference_steps=steps,
+                    seeds=[seed],
+                )  # fmt: skip
+            return time.perf_counter() - started
+
+        sampler.warns_of_cuts = False
+        sampler.sample(["x"], height=bench.height, width=bench.width, num_inference_steps=2, seeds=[0])
+        measured: dict[str, list[float]] = {"generate": [], "sampler": []}
+        for round_ in range(min(2, bench.rounds)):
+            measured["sampler"].append(loop() / bench.panoramas)
+            measured["generate"].append(generate_job(f"out{round_}") / bench.panoramas)
+        sidecar = json.loads(next((root / "out0" / "shards").glob("*.json")).read_text())
+    return {
+        "steps": steps,
+        "panoramas": bench.panoramas,
+        "seconds_a_panorama": measured,
+        "median": {name: float(np.median(values)) for name, values in measured.items()},
+        "sidecar_seconds": sidecar["seconds"],
+    }
+
+
+def parts(bench: Bench) -> Row:
+    """Profile the steps, and time decoding, encoding and writing."""
+    bench.backbone.compiled, graphs = None, bench.backbone.graphs
+    bench.backbone.graphs = None  # the profiler does not attribute a graph's kernels
+    try:
+        found: Row = {name: shares(bench.madgen(merged)) for name, merged in (("merged", 1.0), ("not merged", 0.0))}
+    finally:
+        bench.backbone.graphs = graphs
+    sampler = sampler_of(bench.backbone, 0)
+    latents = bench.madgen(0.0)(1)
+    sampler.decode(latents)
+    seconds, peak = timed(lambda _: sampler.decode(latents), 1)
+    image = sampler.decode(latents)[0]
+    from madgen.dataset.encoding import encode_image
+
+    started = time.perf_counter()
+    data = encode_image(image, "png", 95)
+    encoded = time.perf_counter() - started
+    with tempfile.NamedTemporaryFile() as file:
+        started = time.perf_counter()
+        file.write(data)
+        file.flush()
+        written = time.perf_counter() - started
+    after = {"decode": seconds, "encode png": encoded, "write": written}
+    return {**found, "after_sampling_seconds": after, "decode_peak_bytes": peak}
+
+
+def batch(bench: Bench) -> Row:
+    """Time 1024 px panoramas at several batch sizes, up to `auto`."""
+    from madgen.config.schema import SamplingConfig
+    from madgen.generation.batch_size import BatchSizes
+    from madgen.types import Prompt
+
+    width, steps = bench.widths[0], 10
+    sampler = sampler_of(bench.backbone, round(steps * TAU / PAPER_STEPS))
+    sampler.warns_of_cuts = False
+    sizes = BatchSizes(SamplingConfig(batch_size="auto"), sampler.geometry, bench.device.type)
+    auto = sizes(Prompt("0", PROMPT, "", bench.height, width))
+
+    def sample(count: int, _: int) -> Any:
+        return sampler.sample(
+            [PROMPT] * count, height=bench.height, width=width, num_inference_steps=steps, guidance_scale=GUIDANCE,
+            seeds=list(range(count)), output="latent",
+        )  # fmt: skip
+
+    counts = {f"{count} at once": count for count in sorted({1, 2, 4, auto})}
+    timings = alternate({name: partial(sample, n) for name, n in counts.items()}, counts, min(2, bench.rounds))
+    return {
+        "size": f"{bench.height}x{width}",
+        "steps": steps,
+        "auto": auto,
+        "seconds_a_panorama": {name: timing.seconds for name, timing in timings.items()},
+        "peak_bytes": {name: timing.peak for name, timing in timings.items() if timing.peak},
+    }
+
+
 ROWS: dict[str, tuple[Callable[[Bench], Row], float]] = {
-    # seconds that a row may take on a GPU at most; what runs over is stopped and said so
+    # with the time limit on a GPU in seconds
     "equal": (equal, 40),
     "eager": (eager, 60),
     "fast": (fast, 40),

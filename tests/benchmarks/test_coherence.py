@@ -6,9 +6,9 @@ import sys
 
 import coherence
 import pytest
+from coherence_report import mean_and_error, values
+from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 from processes import ROOT, environment
-from report import mean_and_error, values
-from settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 
 from madgen.backbones import Merging
 from madgen.backbones.sd import describe
@@ -67,18 +67,18 @@ def test_a_panorama_is_known_by_what_its_pixels_depend_on():
 
 
 def test_every_setting_takes_the_same_prompts_and_seeds():
-    whole = STUDY.wanted(Setting("a", "b"), 64)
+    whole = STUDY.samples(Setting("a", "b"), 64)
     assert len(set(whole)) == 64
     assert {prompt: sum(p == prompt for p, _ in whole) for prompt in PROMPTS} == dict.fromkeys(PROMPTS, 4)
-    assert STUDY.wanted(Setting("a", "b", share=0.25), 64) == whole[:16]
+    assert STUDY.samples(Setting("a", "b", share=0.25), 64) == whole[:16]
 
 
 def test_only_missing_panoramas_are_made_once():
     mad, same = Setting("tau", "MAD", 0.3), Setting("methods", "other name", 0.3)
-    known = dict.fromkeys(STUDY.key(mad, *sample) for sample in STUDY.wanted(mad, 3))
+    known = dict.fromkeys(STUDY.key(mad, *sample) for sample in STUDY.samples(mad, 3))
     work = list(coherence.missing(STUDY, [mad, same], known, 8, 2))
     assert [len(item.samples) for item in work] == [2, 2, 1]
-    assert [sample for item in work for sample in item.samples] == STUDY.wanted(mad, 8)[3:]
+    assert [sample for item in work for sample in item.samples] == STUDY.samples(mad, 8)[3:]
 
 
 @pytest.mark.parametrize("torn", ["", '{"key": "half'])

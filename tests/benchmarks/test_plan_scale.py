@@ -15,7 +15,7 @@ def test_captions_are_realistic_and_different():
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("plan_scale.GROUP", 20)
+    monkeypatch.setattr("plan_scale.ROW_GROUP", 20)
     path = tmp_path / f"p.{kind.partition('+')[0]}"
     write_prompts(path, kind, 50)
     table = read_prompts(PromptsConfig(source=str(path)), 128, 768)
@@ -26,6 +26,6 @@ def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
 def test_a_plan_in_a_process_of_its_own(tmp_path):
     path = tmp_path / "p.txt"
     write_prompts(path, "txt", 50)
-    figures = plan(tmp_path, path)
-    assert figures["seconds"] > 0
-    assert figures["peak_mib"] > 0
+    cost = plan(tmp_path, path)
+    assert cost.seconds > 0
+    assert cost.peak_mb > 0

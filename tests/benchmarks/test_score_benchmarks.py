@@ -1,8 +1,8 @@
 """The scores of the study, on drawn scenes whose truth is known."""
 
+import coherence_scores as scores
 import numpy as np
 import pytest
-import scores
 
 from madgen.demo.scenes import HORIZONS, Scene, draw, random_scene
 

@@ -117,8 +117,8 @@ def test_unknown_rows_are_refused(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say where: --cpu, --gpu or --dry; or --report"),
-        (["--cpu", "--rounds", "0"], "need --rounds >= 1 and --threads >= 0, got 0 and 1"),
+        ([], "one of --cpu, --gpu, --dry or --report is required"),
+        (["--cpu", "--rounds", "0"], "--rounds must be >= 1 and --threads >= 0, got 0 and 1"),
         (["--cpu", "--rows", "equal,graphs"], "--rows: graphs needs a GPU: --gpu, and not --dry"),
         (["--report", "--out", "nowhere"], "nowhere/speed.jsonl does not exist"),
     ],

@@ -1,14 +1,19 @@
-"""Models of the speed benchmark: true shapes from the public config values, with random weights made on the device."""
+"""Shapes, sizes and models of the speed benchmark: public model configurations with random weights."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from speed_contenders import Run, Timing, alternate, madgen_run, plain_attention, reference_folder, sampler_of
 
+from madgen import PanoramaSampler
 from madgen.backbones._unet import unet_spec
 from madgen.backbones.sd import StableDiffusion
 from madgen.backbones.sdxl import StableDiffusionXL
@@ -16,11 +21,13 @@ from madgen.demo.scenes import vocabulary
 from madgen.demo.tokenizer import build_tokenizer
 
 TOKENS = 77
+PAPER_STEPS, TAU = 50, 15
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Config values of a model's parts."""
+    """Configuration of a model's parts."""
 
     name: str
     unet: dict[str, Any]
@@ -32,7 +39,7 @@ class Shape:
 
     @property
     def is_xl(self) -> bool:
-        """Two text encoders, and a UNet that is told sizes."""
+        """True for two text encoders and size conditioning."""
         return len(self.texts) == 2
 
 
@@ -100,7 +107,7 @@ SHAPES = {
 
 
 def build_pipeline(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """A diffusers pipeline of random weights, made where they are needed."""
+    """Return a diffusers pipeline with random weights, created on the device."""
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -157,6 +164,99 @@ def _tokenizer() -> Any:
 
 
 def build_backbone(pipeline: Any, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """madgen's view of the same weights."""
+    """Return madgen's backbone with the weights of a pipeline."""
     spec = unet_spec(pipeline.unet.config, pipeline.vae.config)
     return (StableDiffusionXL if shape.is_xl else StableDiffusion)(pipeline, spec, dtype, device)
+
+
+@dataclass
+class Bench:
+    """Shapes and sizes of a run, and its models, which are built on first use."""
+
+    device: torch.device
+    shape: str
+    xl_shape: str
+    height: int
+    width: int
+    widths: tuple[int, ...]
+    xl_size: tuple[int, int]
+    rounds: int
+    steps: int
+    dtype: torch.dtype
+    foreign_dtype: torch.dtype
+    """Precision of the released code: float16 under autocast on a GPU; it does not support bfloat16."""
+    backend: str = "inductor"
+    panoramas: int = 4
+    share: float = 1.0
+    """Fraction of the fast preset's steps to run."""
+    known: dict[str, Row] = field(default_factory=dict)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """madgen's pipeline."""
+        return build_pipeline(SHAPES[self.shape], self.dtype, self.device)
+
+    @cached_property
+    def backbone(self) -> Any:
+        """madgen's backbone with the weights of `pipeline`."""
+        if self.shape == "demo":
+            return PanoramaSampler.from_pretrained("demo", dtype="float32", device=self.device).backbone
+        return build_backbone(self.pipeline, SHAPES[self.shape], self.dtype, self.device)
+
+    def copied(self, dtype: torch.dtype) -> Any:
+        """Return a copy of the pipeline without madgen's changes: contiguous weights and diffusers' own methods."""
+        ours = self.pipeline
+        parts = dict(ours.components)
+        for name in ("unet", "vae", "text_encoder"):
+            parts[name] = copy.deepcopy(parts[name]).to(dtype=dtype, memory_format=torch.contiguous_format).eval()
+            parts[name].requires_grad_(False)
+            for module in parts[name].modules():
+                vars(module).pop("forward", None)
+        plain_attention(parts["unet"])
+        parts["scheduler"] = copy.deepcopy(ours.scheduler)
+        return type(ours)(**parts, requires_safety_checker=False)
+
+    @cached_property
+    def foreign(self) -> Any:
+        """The pipeline of the released code."""
+        return self.copied(self.foreign_dtype)
+
+    @cached_property
+    def foreign_same(self) -> Any:
+        """The pipeline of diffusers, in the same precision as madgen."""
+        return self.foreign if self.foreign_dtype == self.dtype else self.copied(self.dtype)
+
+    def forget(self, *names: str) -> None:
+        """Free models."""
+        for name in names:
+            self.__dict__.pop(name, None)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    @property
+    def released(self) -> bool:
+        """True if the released code is available and can run this shape; its views have 64 cells."""
+        return reference_folder() is not None and self.shape != "demo"
+
+    def views(self, stride: int | None = None, width: int | None = None) -> int:
+        """Return the number of views of a panorama."""
+        return sampler_of(self.backbone, 0, stride).geometry.build(self.height, width or self.width).at(0).count
+
+    def madgen(self, merged: float, compiled: bool = False, **method: Any) -> Run:
+        """Return madgen at this size as a contender."""
+        width = method.pop("width", self.width)
+        return madgen_run(self.backbone, self.height, width, merged, compiled, **method)
+
+    def measure(self, contenders: dict[str, Run], steps: int | None = None, rounds: int | None = None) -> Row:
+        """Time contenders in alternation."""
+        return as_row(alternate(contenders, steps or self.steps, rounds or self.rounds))
+
+
+def as_row(timings: dict[str, Timing]) -> Row:
+    """Convert timings to a row of the log."""
+    seconds = {name: timing.seconds for name, timing in timings.items()}
+    return {
+        "seconds_a_step": seconds,
+        "median": {name: timing.median for name, timing in timings.items()},
+        "peak_bytes": {name: timing.peak for name, timing in timings.items() if timing.peak},
+    }

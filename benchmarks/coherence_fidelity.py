@@ -1,6 +1,6 @@
-"""Whether crops of panoramas are still pictures of the backbone: demo CLIP's features of them, as FID has Inception's.
+"""Fidelity in the coherence study: Fréchet distance of demo CLIP features between crops and square images.
 
-The reference are square pictures of the same prompts by the same backbone, of one view, whatever the setting.
+The square images of one view, by the same backbone and for the same prompts, are the reference of all settings.
 """
 
 from __future__ import annotations
@@ -13,68 +13,69 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import coherence_scores as scores
 import numpy as np
-import scores
-from settings import GUIDANCE, PROMPTS
+from coherence_settings import GUIDANCE, PROMPTS
 
 from madgen.demo import CLIP_WEIGHTS
+from madgen.metrics.fid import distance as frechet_distance
 
 FIRST_SEED = 10_000
-"""Far from the panoramas' seeds."""
+"""Seeds of the square images, different from the panoramas'."""
 
 
 @lru_cache
 def _clip(device: str) -> Any:
     from madgen.backbones import quieten
-    from madgen.models import clip as _clip
+    from madgen.models import clip
 
     quieten()
-    return _clip.load(str(CLIP_WEIGHTS), device)
+    return clip.load(str(CLIP_WEIGHTS), device)
 
 
-def looks(images: np.ndarray, prompts: Sequence[str], device: str) -> tuple[list[np.ndarray], list[float]]:
-    """For each panorama features of its crops [crops, D], and 100 times the mean cosine of crops and prompt."""
+def features_and_scores(
+    images: np.ndarray, prompts: Sequence[str], device: str
+) -> tuple[list[np.ndarray], list[float]]:
+    """Return the features of each panorama's crops [crops, D], and 100 times the mean cosine of crops and prompt."""
     import torch
 
     clip, parts = _clip(device), [scores.crops(image) for image in images]
     features = _features([part for crops in parts for part in crops], device).split([len(crops) for crops in parts])
     cosines = [
-        torch.nn.functional.cosine_similarity(found, clip.text_features(prompt)).mean()
-        for found, prompt in zip(features, prompts, strict=True)
+        torch.nn.functional.cosine_similarity(crops, clip.text_features(prompt)).mean()
+        for crops, prompt in zip(features, prompts, strict=True)
     ]
-    return [found.cpu().numpy() for found in features], [100 * float(cosine) for cosine in cosines]
+    return [crops.cpu().numpy() for crops in features], [100 * float(cosine) for cosine in cosines]
 
 
 def _features(images: list[np.ndarray], device: str) -> Any:
-    """Of length 1, float32 [N, D]."""
+    """Return normalized features, float32 [N, D]."""
     import torch
 
     return torch.nn.functional.normalize(_clip(device).features(images))
 
 
 def packed(features: np.ndarray) -> str:
-    """Half precision, base64."""
+    """Encode features in half precision and base64."""
     return base64.b64encode(features.astype(np.float16).tobytes()).decode()
 
 
-def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """Distance of the Gaussians of two sets of features [N, D] (Heusel et al., 2017)."""
-    first, second = (np.cov(features, rowvar=False) for features in (one, other))
-    roots = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0))
-    means = one.mean(axis=0) - other.mean(axis=0)
-    return float(means @ means + np.trace(first + second) - 2 * roots.sum())
-
-
 def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], options: Namespace) -> dict[str, float]:
-    """Frechet distance x 1000 of each setting, by its panoramas' keys; those made elsewhere from `fidelity.json`."""
+    """Return 1000 times the Fréchet distance of each setting; cached in `fidelity.json` where features are missing."""
     store, features = folder / "fidelity.json", _read(folder / "features.txt")
     known = json.loads(store.read_text()) if store.exists() else {}
-    names = {f"{setting.group}: {setting.name}": list(wanted) for setting, wanted in keys.items()}
-    fresh = {name: wanted for name, wanted in names.items() if wanted and all(key in features for key in wanted)}
+    names = {f"{setting.group}: {setting.name}": list(of_setting) for setting, of_setting in keys.items()}
+    fresh = {
+        name: of_setting
+        for name, of_setting in names.items()
+        if of_setting and all(key in features for key in of_setting)
+    }
     if fresh:
         reference = _reference(folder, study, options)
-        for name, wanted in fresh.items():
-            known[name] = round(1000 * frechet(np.concatenate([features[key] for key in wanted]), reference), 3)
+        for name, of_setting in fresh.items():
+            known[name] = round(
+                1000 * frechet_distance(np.concatenate([features[key] for key in of_setting]), reference), 3
+            )
         store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     return {name: known[name] for name in names if name in known}
 
@@ -95,13 +96,13 @@ def _width() -> int:
 
 
 def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
-    """Features [N, D] of the square pictures, of each prompt as many as panoramas of a setting; made once."""
+    """Return the cached features [N, D] of the square images, `options.panoramas` per prompt."""
     squares = options.panoramas
     path = folder / f"reference-{squares}.npy"
     if not path.exists():
         from madgen import PanoramaSampler
 
-        device, found = options.device, []
+        device, parts = options.device, []
         sampler = PanoramaSampler.from_pretrained(
             study.pretrained, layout="whole", mad_steps=0, dtype="float32", device=device
         )
@@ -116,6 +117,6 @@ def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
                     num_inference_steps=study.steps,
                     guidance_scale=GUIDANCE,
                 )
-                found.append(_features(list(images), device).cpu().numpy())
-        np.save(path, np.concatenate(found).astype(np.float16))
+                parts.append(_features(list(images), device).cpu().numpy())
+        np.save(path, np.concatenate(parts).astype(np.float16))
     return np.load(path).astype(np.float64)

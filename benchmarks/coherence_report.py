@@ -1,4 +1,4 @@
-"""The study's table and figure, from the scores of its panoramas."""
+"""Write the tables and figures of the coherence study."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import coherence_scores as scores
 import numpy as np
-import scores
-from settings import GUIDANCE, PROMPTS, Setting
+from coherence_settings import GUIDANCE, PROMPTS, Setting
 
 Rows = Mapping[Setting, Sequence[Mapping[str, Any]]]
-COLUMNS = {  # name of a score: its heading
+COLUMNS = {  # headings by score
     "sky": "sky",
     "ground": "ground",
     "horizon": "horizon",
@@ -28,43 +28,43 @@ COLUMNS = {  # name of a score: its heading
     "wrap": "wrap",
 }
 NOTES = """\
-Means ± standard error over the panoramas (variety: over the prompts); n panoramas; views = view evaluations a panorama
-(classifier-free guidance's second pass not counted, a view that is the whole canvas counted by its area).
+Means ± standard error over the panoramas (variety: over the prompts); n panoramas; views = view evaluations per
+panorama (without the second pass of classifier-free guidance; a view of the whole canvas is counted by its area).
 
-- **sky, ground, horizon, time of day**: how far non-overlapping crops of the size of a view differ within a panorama;
-  0 agrees with itself. Standard deviation of mean colours (0..255) of the top and the bottom quarter; standard
-  deviation of the horizon's height (percent of the rows); pairs of crops that show another time of day (percent).
-- **caption**: of what the prompt names (time of day, ground, horizon), percent that crops show, told from the pixels by
-  the nearest drawn scene. Prompts that name nothing of it do not count.
-- **demo CLIP, FD**: 100 times the cosine of crops and prompt by the small CLIP that comes with madgen; Fréchet distance
-  × 1000 of its features between all crops of the setting and square pictures of one view of the same prompts (as many
-  each as a setting has panoramas).
-- **variety**: standard deviation over the panoramas of one prompt, of mean colours (0..255) and horizon (percent).
-- **seams, last seams**: step at every 32nd column (there lie the borders of shifted views), and at the borders of a
-  shifted last step's views alone, over the step at other borders of latent cells near by; 1 is none. The same columns
-  in every setting. **own last seams**: at the borders of the setting's own last step. **change**: against the group's
-  first setting, the same prompts and seeds compared one by one.
+- **sky, ground, horizon, time of day**: difference between non-overlapping view-sized crops of a panorama; 0 is fully
+  coherent. Standard deviation of the mean colours (0..255) of the top and bottom quarter; standard deviation of the
+  horizon's height (percent of the rows); pairs of crops with different times of day (percent).
+- **caption**: percentage of the prompt's attributes (time of day, ground, horizon) that crops show, judged by the
+  nearest drawn scene. Prompts without such attributes do not count.
+- **demo CLIP, FD**: 100 times the cosine of crops and prompt by the small CLIP that comes with madgen; 1000 times the
+  Fréchet distance of its features between all crops of the setting and square images of one view (for each prompt as
+  many as a setting has panoramas).
+- **variety**: standard deviation between the panoramas of a prompt, of mean colours (0..255) and horizon (percent).
+- **seams, last seams**: step at every 32nd column (the borders of shifted views), and at the borders of the views of a
+  shifted last step, over the step at borders of neighbouring latent cells; 1 is no seam. All settings are measured at
+  the same columns. **own last seams**: at the borders of the setting's own last step. **change**: difference to the
+  group's first setting, for the same prompts and seeds.
 - **wrap**: step from the last column to the first over the mean step between neighbouring columns.
-- Vertical pictures: crops lie above each other, so a low spread says that the scene is repeated from top to bottom, not
-  that one scene fills the picture; seams are looked for between rows.
+- Vertical images are cropped from top to bottom, so a low spread means that the scene is repeated, not that one scene
+  fills the image; seams are measured between rows.
 """
 
 
 def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """A score's value for each panorama, for variety for each prompt; those without one are left out."""
+    """Return the values of a score for panoramas, or of variety for prompts, without missing ones."""
     if name.startswith("variety "):
         by_prompt: dict[str, list[list[float]]] = defaultdict(list)
         for row in rows:
             by_prompt[row["prompt"]].append(row["summary"])
         kind = name.removeprefix("variety ")
-        return [scores.variety(found)[kind] for found in by_prompt.values() if len(found) > 1]
+        return [scores.variety(group)[kind] for group in by_prompt.values() if len(group) > 1]
     if name == "colour":
         return [(row["sky"] + row["ground"]) / 2 for row in rows]
     return [row[name] for row in rows if row.get(name) is not None]
 
 
 def with_change(rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Adds how the seams differ from those of the same prompt and seed in the first setting."""
+    """Add the change of seams against the same prompt and seed in the first setting."""
     of_first = {(row["prompt"], row["seed"]): row["last seam"] for row in first}
     return [
         {**row, "last seam change": None if other is None or rows is first else row["last seam"] - other}
@@ -74,13 +74,13 @@ def with_change(rows: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, 
 
 
 def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; the error of one number is unknown."""
+    """Return mean and standard error, NaN for a single number."""
     error = np.std(numbers, ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
     return float(np.mean(numbers)), float(error)
 
 
 def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: Mapping[str, float]) -> None:
-    """Writes `report.md`, and `figure.png` and `pareto.png` where matplotlib is installed."""
+    """Write `report.md` and, if matplotlib is installed, `figure.png` and `pareto.png`."""
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in rows:
         groups[setting.group].append(setting)
@@ -96,7 +96,7 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: 
     try:
         import matplotlib
     except ImportError:
-        print("no figure: matplotlib is not installed (pip install 'madgen[eval]')")
+        print("figures need matplotlib: pip install 'madgen[eval]'")
         return
     matplotlib.use("Agg")
     write_figure(folder / "figure.png", groups, rows)
@@ -105,25 +105,27 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: 
 
 
 def table(rows: Rows, steps: int, distances: Mapping[str, float]) -> str:
-    """One line a setting, in Markdown."""
+    """Return a Markdown table with one row per setting."""
     lines = [
         "| setting | canvas px | steps, merged | n | views | UNet passes | FD | " + " | ".join(COLUMNS.values()) + " |",
         "|---|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
     first = next(iter(rows.values()))
-    for setting, found in rows.items():
-        found = with_change(found, first)
+    for setting, scored in rows.items():
+        scored = with_change(scored, first)
         distance = distances.get(f"{setting.group}: {setting.name}")
         of_steps = f"{setting.own_steps(steps)}, {setting.merged_steps(steps)}"
-        head = f"| {setting.name} | {setting.height}x{setting.width} | {of_steps} | {len(found)} "
+        head = f"| {setting.name} | {setting.height}x{setting.width} | {of_steps} | {len(scored)} "
         fd = "–" if distance is None else f"{distance:.1f}"
-        cells = (cell(values(found, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
-        lines.append(f"{head}| {found[0]['views']:.0f} | {found[0]['passes']:.0f} | {fd} | " + " | ".join(cells) + " |")
+        cells = (cell(values(scored, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
+        lines.append(
+            f"{head}| {scored[0]['views']:.0f} | {scored[0]['passes']:.0f} | {fd} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
 def cell(numbers: Sequence[float], digits: int) -> str:
-    """`mean ± error`, or a dash."""
+    """Format `mean ± error`, or a dash."""
     if not numbers:
         return "–"
     mean, error = mean_and_error(numbers)
@@ -131,7 +133,7 @@ def cell(numbers: Sequence[float], digits: int) -> str:
 
 
 def write_figure(path: Path, groups: Mapping[str, list[Setting]], rows: Rows) -> None:
-    """One panel for each group that the study has."""
+    """Plot one panel per group."""
     import matplotlib.pyplot as plt
 
     panels: dict[str, Callable] = {"tau": _tau, "blocks": _blocks, "methods": _methods, "seams": _seams}
@@ -147,7 +149,7 @@ def write_figure(path: Path, groups: Mapping[str, list[Setting]], rows: Rows) ->
 
 
 def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapping[str, float]) -> None:
-    """Coherence and fidelity against UNet passes, one number a setting."""
+    """Plot coherence and fidelity against UNet passes, one point per setting."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
@@ -162,7 +164,7 @@ def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapp
     axes[0].set(ylabel="colour spread between crops (coherence)")
     axes[1].set(ylabel="Fréchet distance x 1000 of demo CLIP features (fidelity)")
     for axis in axes:
-        axis.set(xlabel="UNet passes over a view, a panorama", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="UNet passes over views per panorama", xlim=(0, None), ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)
@@ -179,7 +181,7 @@ def _tau(axis, members, rows) -> None:
     for name, label in (("colour", "spread between crops"), ("variety colour", "variety between seeds")):
         means, errors = _series(members, rows, name)
         axis.errorbar(shares, means, errors, marker="o", capsize=3, label=label)
-    axis.set(xlabel="steps that merge, %", ylabel="colour, standard deviation of 0..255", title="More merging steps")
+    axis.set(xlabel="merged steps, %", ylabel="colour, standard deviation of 0..255", title="Number of merged steps")
     right = axis.twinx()
     means, errors = _series(members, rows, "caption")
     right.errorbar(shares, means, errors, marker="s", capsize=3, color="gray", linestyle=":", label="caption match")
@@ -192,13 +194,13 @@ def _tau(axis, members, rows) -> None:
 
 def _blocks(axis, members, rows) -> None:
     _bars(axis, members, rows, "colour")
-    axis.set(xlabel="colour spread between crops", title="Blocks that merge, in every step")
+    axis.set(xlabel="colour spread between crops", title="Merged blocks, in every step")
 
 
 def _seams(axis, members, rows) -> None:
     _bars(axis, members, rows, "last seam")
     axis.axvline(1, color="gray", linewidth=0.8)
-    axis.set(xlabel="step at the last views' borders over steps beside", title="Seams of shifted views")
+    axis.set(xlabel="step at the last views' borders over neighbouring steps", title="Seams of shifted views")
 
 
 def _bars(axis, members, rows, name) -> None:
@@ -213,7 +215,7 @@ def _methods(axis, members, rows) -> None:
         views = rows[setting][0]["views"]
         axis.errorbar(views, mean, error, marker="o", capsize=3, label=f"{number + 1}  {setting.name}")
         axis.annotate(str(number + 1), (views, mean), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axis.set(xlabel="view evaluations a panorama", ylabel="colour spread between crops", title="Methods")
+    axis.set(xlabel="view evaluations per panorama", ylabel="colour spread between crops", title="Methods")
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 2.2)  # room for the legend above the points
+    axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 2.2)  # space for the legend
     axis.legend(frameon=False, fontsize=7, loc="upper left")

@@ -1,4 +1,4 @@
-"""What the coherence study compares: prompts, and settings of the sampler. Sizes are pixels, strides latent cells."""
+"""Prompts and sampler settings of the coherence study. Sizes are in pixels, strides in latent cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from madgen import PanoramaSampler
 from madgen.diffusion.views import Layout, build_layout
 from madgen.sampling.geometry import Geometry
 
-# Every prompt leaves something open, so independent views may disagree; what it names is what `caption` checks.
+# No prompt determines the whole scene, so that independent views may disagree. The values are checked by `caption`.
 PROMPTS: dict[str, dict[str, str]] = {
     "mountains": {},
     "the sea": {"ground": "sea"},
@@ -33,7 +33,7 @@ PROMPTS: dict[str, dict[str, str]] = {
 }
 GUIDANCE = 3.0
 PAPER_STEPS = 50
-"""The paper counts τ in 50 steps."""
+"""Number of steps that the paper's τ refers to."""
 
 
 SYNC = (("sync_weight", 20.0), ("sync_steps", 10), ("sync_network", "random"))
@@ -41,59 +41,59 @@ SYNC = (("sync_weight", 20.0), ("sync_steps", 10), ("sync_network", "random"))
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the study. Shares are of the number of steps, so that they mean the same at any number."""
+    """A setting of the study. Its name and fields are part of the cache keys; shares are fractions of the steps."""
 
     group: str
     name: str
     tau: float = 0.0
-    """Share of the steps in which attention merges."""
+    """Share of the steps with merged attention."""
     layout: str = "overlapping"
     stride: int | None = None
     blocks: tuple[str, ...] = ("down", "mid", "up")
     cross_attention: str = "scheduled"
     overlap_first: float = 0.0
-    """Share of the steps, the first ones, with overlapping views in a shifted layout."""
+    """Share of the first steps with overlapping views in a shifted layout."""
     overlap_last: float = 0.0
-    """Share of the steps, the last ones, with overlapping views in a shifted layout."""
+    """Share of the last steps with overlapping views in a shifted layout."""
     steps: float = 1.0
-    """Of the study's number of steps."""
+    """Fraction of the study's number of steps."""
     scheduler: str | None = None
     guided: tuple[float, float] | None = None
-    """Shares of the steps between which guidance acts."""
+    """Shares of the steps between which guidance is applied."""
     height: int = 128
     width: int = 512
     loop: bool = False
     share: float = 1.0
-    """Of the study's panoramas: costly and side settings take fewer."""
+    """Fraction of the study's panoramas, for costly settings."""
     extra: tuple[tuple[str, Any], ...] = ()
-    """Further keywords of `PanoramaSampler.from_pretrained`, and their values."""
+    """Additional arguments of `PanoramaSampler.from_pretrained`."""
 
     def pixels(self, steps: int) -> dict[str, Any]:
-        """What the pictures depend on: neither how the setting is called nor how often it is sampled."""
+        """Return everything that the pixels depend on, without the name and the number of samples."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("group", "name", "share", "tau")}
         return {**fields, "merged_steps": self.merged_steps(steps)}
 
     def own_steps(self, steps: int) -> int:
-        """Steps of this setting, in a study of `steps`."""
+        """Return the number of steps in a study of `steps`."""
         return round(self.steps * steps)
 
     def merged_steps(self, steps: int) -> int:
-        """τ, in steps of the setting."""
+        """Return τ in steps of the setting."""
         return round(self.tau * self.own_steps(steps))
 
     def guidance_steps(self, steps: int) -> tuple[int, int] | None:
-        """First step with guidance, and the first without it again."""
+        """Return the first step with guidance and the first one after it."""
         own = self.own_steps(steps)
         return None if self.guided is None else (round(self.guided[0] * own), round(self.guided[1] * own))
 
 
 def tau(of_50: int) -> float:
-    """The paper's τ as a share of the steps."""
+    """Convert the paper's τ to a share of the steps."""
     return of_50 / PAPER_STEPS
 
 
 def settings() -> list[Setting]:
-    """Every setting, in the order of the report."""
+    """Return all settings in the order of the report."""
     shifted = partial(Setting, layout="shifted")
     seams, loop = partial(shifted, "seams"), partial(Setting, "loop")
     return [
@@ -138,7 +138,7 @@ def settings() -> list[Setting]:
 
 
 def _cheaper() -> Iterator[Setting]:
-    """Fewer UNet passes on purpose: larger strides, shifted views, fewer steps, guidance in some steps only."""
+    """Yield settings with fewer UNet passes: larger strides, shifted views, fewer steps, guidance in some steps."""
     cost, middle = partial(Setting, "cost"), (0.1, 0.8)
     fast = partial(cost, layout="shifted")
     yield cost("MAD τ=15 of 50, stride view/4", tau(15))
@@ -164,7 +164,7 @@ def _sizes(group: str, sizes: tuple[tuple[int, int], ...]) -> Iterator[Setting]:
 
 
 class StudyGeometry(Geometry):
-    """Shifted views that overlap in the first steps, as `Setting` asks; the sampler takes any `Layout`."""
+    """Shifted views that overlap in the first steps of a setting."""
 
     def __init__(self, plain: Geometry, setting: Setting, steps: int):
         self.__dict__.update(plain.__dict__)
@@ -180,14 +180,14 @@ class StudyGeometry(Geometry):
 
 
 def overlap_from(setting: Setting, steps: int) -> int | None:
-    """The step from which on shifted views overlap, in a study of `steps`."""
+    """Return the step from which shifted views overlap in a study of `steps`."""
     own = setting.own_steps(steps)
     last = round(setting.overlap_last * own)
     return own - last if last else None
 
 
 def new_sampler(setting: Setting, pretrained: str, steps: int, device: str = "cpu") -> PanoramaSampler:
-    """The sampler of a setting for a study of `steps` steps."""
+    """Return the sampler of a setting in a study of `steps`."""
     sampler = PanoramaSampler.from_pretrained(
         pretrained,
         layout=setting.layout,
@@ -206,21 +206,21 @@ def new_sampler(setting: Setting, pretrained: str, steps: int, device: str = "cp
 
 
 def view_evaluations(sampler: PanoramaSampler, setting: Setting, steps: int) -> float:
-    """UNet passes over a view that one panorama takes, classifier-free guidance's second pass not counted.
+    """Return a panorama's UNet passes over views, without the second pass of classifier-free guidance.
 
-    One view that is the whole canvas counts by its area.
+    A single view of the whole canvas counts by its area.
     """
     return sum(_views(sampler, setting, steps))
 
 
 def unet_passes(sampler: PanoramaSampler, setting: Setting, steps: int) -> float:
-    """As `view_evaluations`, guidance's second pass counted."""
+    """Return a panorama's UNet passes over views, with the second pass of classifier-free guidance."""
     guided = range(*(setting.guidance_steps(steps) or (0, setting.own_steps(steps))))
     return sum(views * (2 if step in guided else 1) for step, views in enumerate(_views(sampler, setting, steps)))
 
 
 def _views(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[float]:
-    """Of each step."""
+    """Return the number of views of each step."""
     layout = sampler.geometry.build(setting.height, setting.width, setting.loop)
     views = [layout.at(step) for step in range(setting.own_steps(steps))]
     area = sampler.backbone.spec.view_size**2

@@ -1,6 +1,6 @@
-"""How coherent a picture of the demo backbone is, measured from its pixels alone.
+"""Scores of the coherence study: how coherent a panorama of the demo backbone is, measured from its pixels.
 
-Pictures are uint8 [H, W, 3], rows counted from the top. A crop is a square of the size of a view; crops do not overlap.
+Images are uint8 [H, W, 3]. A crop is a square the size of a view; crops do not overlap.
 """
 
 from __future__ import annotations
@@ -14,61 +14,61 @@ import numpy as np
 from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, SIZE, TIMES, Scene, draw
 
 VERSION = 2
-"""Raise it when a score changes its meaning: cached scores of another version are made again."""
+"""Raise it when the meaning of a score changes, to recompute cached scores."""
 CELL = 8
-"""Pixels to a latent cell of the demo backbone."""
-SEARCHED = (0.33, 0.80)
-"""Share of the height between which a horizon may lie; scenes are drawn with theirs in 0.375 .. 0.745."""
+"""Pixels per latent cell of the demo backbone."""
+HORIZON_RANGE = (0.33, 0.80)
+"""Range of horizons to search, as shares of the height; scenes are drawn with 0.375 to 0.745."""
 
 
 def crops(image: np.ndarray, size: int = SIZE) -> list[np.ndarray]:
-    """Square crops side by side, or above each other in a vertical picture."""
+    """Split an image into square crops along its longer side."""
     axis = 1 if image.shape[1] >= image.shape[0] else 0
     count = image.shape[axis] // size
     return np.split(image[: count * size] if axis == 0 else image[:, : count * size], count, axis=axis)
 
 
 def band_colours(image: np.ndarray) -> np.ndarray:
-    """Mean colour of the top and of the bottom quarter of the rows: sky and ground [2, 3], 0..255."""
+    """Return the mean colours of the top and bottom quarter, sky and ground [2, 3], 0..255."""
     quarter = len(image) // 4
     return np.stack([image[:quarter].mean(axis=(0, 1)), image[-quarter:].mean(axis=(0, 1))])
 
 
 def horizon(image: np.ndarray) -> float:
-    """Height of the horizon, as a share of the rows from the top.
+    """Return the row of the horizon as a share of the height, from the top.
 
-    The row where the median column changes most: ridges, towers and trees change other rows in other columns, the
-    horizon is one row in all of them.
+    It is the row where the median over columns changes most: ridges, towers and trees change different rows in
+    different columns, the horizon the same row in all.
     """
     change = np.abs(np.median(np.diff(image.astype(np.float32), axis=0), axis=1)).sum(axis=-1)
-    first, last = (int(share * len(image)) for share in SEARCHED)
+    first, last = (int(share * len(image)) for share in HORIZON_RANGE)
     return (first + int(change[first:last].argmax()) + 1) / len(image)
 
 
 @lru_cache
 def _templates() -> tuple[list[Scene], np.ndarray]:
-    """Two drawn scenes for every combination of attributes, and their row colours [N, H, 3]."""
+    """Return two drawn scenes for every combination of attributes, and their row colours [N, H, 3]."""
     scenes = 2 * [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
     images = (draw(scene, np.random.default_rng(number)) for number, scene in enumerate(scenes))
     return scenes, np.stack([_profile(image) for image in images])
 
 
 def _profile(image: np.ndarray) -> np.ndarray:
-    """The colour of each row: medians over the columns, which a tree or a cloud does not change [H, 3]."""
+    """Return the median colour of each row [H, 3], which trees and clouds do not affect."""
     return np.median(image.astype(np.float32), axis=1)
 
 
 def classify(crop: np.ndarray) -> Scene:
-    """The drawn scene whose row colours are nearest; its time, ground and horizon are worth trusting."""
+    """Return the drawn scene with the nearest row colours; its time, ground and horizon are reliable."""
     scenes, profiles = _templates()
     return scenes[int(np.abs(profiles - _profile(crop)).mean(axis=(1, 2)).argmin())]
 
 
 def spread(image: np.ndarray) -> dict[str, float]:
-    """How much the crops differ; 0 is a picture that agrees with itself.
+    """Return how much the crops of an image differ; 0 is fully coherent.
 
-    `sky`, `ground`: standard deviation of their mean colours, 0..255. `horizon`: standard deviation of its height, in
-    percent of the rows. `time`: share of the pairs of crops that show another time of day, in percent.
+    `sky`, `ground`: standard deviation of their mean colours, 0..255. `horizon`: standard deviation of its height in
+    percent. `time`: percentage of pairs of crops with different times of day.
     """
     parts = crops(image)
     sky, ground = np.std([band_colours(part) for part in parts], axis=0).mean(axis=-1)
@@ -83,21 +83,21 @@ def spread(image: np.ndarray) -> dict[str, float]:
 
 
 def caption_match(image: np.ndarray, named: Mapping[str, str]) -> float | None:
-    """Percent of what the caption names, over all crops, that is there to be seen; None if it names nothing."""
+    """Return the percentage of the caption's attributes that crops show; None if it has none."""
     guesses = [classify(part) for part in crops(image)]
     right = [getattr(guess, name) == value for guess in guesses for name, value in named.items()]
     return 100 * float(np.mean(right)) if right else None
 
 
 def summary(image: np.ndarray) -> list[float]:
-    """What the panorama shows as a whole, for `variety`: mean sky and ground colour, horizon in percent [7]."""
+    """Return mean sky and ground colours and the horizon in percent [7], for `variety`."""
     parts = crops(image)
     colours = np.mean([band_colours(part) for part in parts], axis=0)
     return [*map(float, colours.ravel()), 100 * float(np.mean([horizon(part) for part in parts]))]
 
 
 def variety(summaries: list[list[float]]) -> dict[str, float]:
-    """How much panoramas of one prompt differ: standard deviations over their seeds, in the units of `summary`."""
+    """Return the standard deviations between panoramas of one prompt, in the units of `summary`."""
     deviations = np.std(summaries, axis=0, ddof=1)
     return {
         "colour": float(deviations[:6].mean()),
@@ -106,15 +106,15 @@ def variety(summaries: list[list[float]]) -> dict[str, float]:
 
 
 def column_steps(image: np.ndarray) -> np.ndarray:
-    """Step from each column to the next, mean of the absolute colour differences [W - 1]."""
+    """Return the mean absolute colour difference of neighbouring columns [W - 1]."""
     return np.abs(np.diff(image.astype(np.float32), axis=1)).mean(axis=(0, 2))
 
 
 def seam(image: np.ndarray, columns: Sequence[int]) -> float:
-    """Step at these columns over that at the latent cells' borders up to two cells beside them; 1 is no seam.
+    """Return the step at these columns over that at the borders of neighbouring latent cells; 1 is no seam.
 
-    Compared are borders of cells with borders of cells near by, so that what the decoder does at each of them and what
-    the scene holds there cancel. A vertical picture is turned: its seams lie between rows.
+    Comparing borders of cells with others nearby cancels the decoder's effect and the scene's content. The seams of a
+    vertical image lie between rows.
     """
     if image.shape[0] > image.shape[1]:
         image = image.transpose(1, 0, 2)
@@ -125,10 +125,10 @@ def seam(image: np.ndarray, columns: Sequence[int]) -> float:
 
 
 def _steps_across(image: np.ndarray) -> np.ndarray:
-    """For each column x, how far the half cell from it on differs from the half cell before it [W].
+    """Return for each column the difference of the half cells before and after it [W].
 
-    The decoder smears a step between two latent cells over some columns, and texture changes from row to row where
-    a seam does not: so means over half a cell and over bands of a cell's rows are compared.
+    The decoder blurs a step between latent cells over some columns, and unlike a seam, texture varies from row to row:
+    so means over half a cell and over a cell's rows are compared.
     """
     half = CELL // 2
     bands = image.astype(np.float32).reshape(-1, CELL, image.shape[1], 3).mean(axis=1)
@@ -140,25 +140,24 @@ def _steps_across(image: np.ndarray) -> np.ndarray:
 
 
 def wrap_ratio(image: np.ndarray) -> float:
-    """Step from the last column to the first over the mean step between neighbours; 1 is a closed panorama."""
+    """Return the step from the last column to the first over the mean step; 1 is a closed panorama."""
     across = np.abs(image[:, 0].astype(np.float32) - image[:, -1]).mean()
     return float(across / column_steps(image).mean())
 
 
 def closure(images: Sequence[np.ndarray], period: int) -> float:
-    """Step from the last column to the first over that at every other `period`-th column, over all pictures together.
+    """Return the step from the last column to the first over that at every other `period`-th column, of all images.
 
-    With the views' stride in pixels, borders of views are compared with borders of views: on a closed loop all are
-    alike, and the ratio is 1 up to chance.
+    With the views' stride as period, only borders of views are compared, and the ratio of closed loops is about 1.
     """
     around = [np.abs(image.astype(np.float32) - np.roll(image, 1, axis=1)).mean(axis=(0, 2)) for image in images]
     return float(np.mean([steps[0] for steps in around]) / np.mean([steps[period::period] for steps in around]))
 
 
 def score(image: np.ndarray, named: Mapping[str, str], shift: int, last_shift: int) -> dict[str, object]:
-    """Every score of one picture; `named` is what the caption says.
+    """Return all scores of an image whose caption names the attributes `named`.
 
-    Views' borders lie every `shift` pixels, those of the last step's views at `last_shift` and each view's size on.
+    Borders of views lie every `shift` pixels, those of the last step at `last_shift` plus multiples of a view's size.
     """
     extent = max(image.shape[:2])
     return {
