@@ -1,1 +1,1 @@
-"""Watching a run: progress, Weights & Biases, status from files, the gallery. The only home of wandb."""
+"""Monitoring of runs: progress, status from files, Weights & Biases, the gallery."""

@@ -1,4 +1,4 @@
-"""What a monitor is told of a run, by the thread that writes."""
+"""Base class of monitors, with hooks that the writing thread calls."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from madgen.types import Record
 
 @dataclass(frozen=True)
 class ShardDone:
-    """One shard of this worker is published."""
+    """A published shard."""
 
     name: str
     samples: int
     seconds: dict[str, float]
-    """Where this worker's time went: `sample`, `decode`, `write`, `wait`."""
+    """This worker's time by activity: `sample`, `decode`, `write`, `wait`."""
 
 
 class Observer:
-    """Does nothing; monitors override what they need. Nothing here may fail or slow a run down."""
+    """Hooks that do nothing. Monitors override some of them, and must neither fail nor slow the run down."""
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
-        """The dataset's directory exists and this worker is about to begin."""
+        """Called when the dataset's directory exists, before this worker's first batch."""
 
     def sample_written(self, record: Record) -> None:
-        """One panorama is in an open shard."""
+        """Called after a sample is written to an open shard."""
 
     def shard_published(self, shard: ShardDone) -> None:
-        """One shard is under its final name."""
+        """Called after a shard is renamed to its final name."""
 
     def tripped(self, why: str) -> None:
-        """This worker stops, because too much failed."""
+        """Called when this worker stops because too many samples fail."""
 
     def ending(self, preempted: bool) -> None:
-        """Nothing more is written by this worker, whose heartbeat is still there; its machine may be wanted back."""
+        """Called after this worker's last write, while its heartbeat still exists; `preempted`: by the scheduler."""
 
     def stopped(self) -> None:
-        """This worker has ended, for whatever reason."""
+        """Called when this worker has ended, for any reason."""

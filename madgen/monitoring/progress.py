@@ -1,7 +1,8 @@
-"""Progress over the whole dataset: a bar on a terminal, plain lines in a log file."""
+"""Progress of the whole dataset: a bar on a terminal, lines in a log file."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from rich.console import Console
@@ -14,14 +15,14 @@ from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
 from madgen.monitoring.status_page import progress_text
 from madgen.types import Record
-from madgen.utils.console import say
 
+logger = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0
 DRAW_EVERY_S = 0.25
 
 
 class ProgressReport(Observer):
-    """Shows samples made by all workers: those in finished shards plus those in everybody's open ones."""
+    """Show the samples of all workers, in finished and in open shards."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -45,12 +46,13 @@ class ProgressReport(Observer):
         began = time.monotonic()
         state = self.status.read()
         text = progress_text(state) or "starting"
-        looked = time.monotonic() - began  # long where there are many workers: no more than a hundredth of the time
-        self.due = began + max(DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S, 100 * looked)
+        duration = time.monotonic() - began  # grows with the number of workers; use at most 1 % of the time
+        self.due = began + max(DRAW_EVERY_S if self.bar is not None else LOG_EVERY_S, 100 * duration)
         if self.bar is not None:
             self.bar.update(self.task, completed=settled(state), rate=text)
         else:
-            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {settled(state)}/{state['planned']} panoramas, {text}")
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            logger.info("%s %d/%d panoramas, %s", now, settled(state), state["planned"], text)
 
     def stopped(self) -> None:
         if self.bar is not None:

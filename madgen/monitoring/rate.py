@@ -1,4 +1,4 @@
-"""Panoramas a second over the last minutes."""
+"""Throughput over the last minutes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WINDOW_S = 300.0
 
 
 class Rate:
-    """Counts what was made; the rate is that of a sliding window, without the first batch, which warms up.
+    """Throughput over a sliding window, without the first batch (warm-up).
 
-    One thread counts, others ask.
+    One thread counts; any thread may read.
     """
 
     def __init__(self, window_s: float = WINDOW_S, clock: Callable[[], float] = time.monotonic):
@@ -25,13 +25,13 @@ class Rate:
         self.begin()
 
     def begin(self) -> None:
-        """Work begins now: what came before, such as loading a model, does not count."""
+        """Start the measurement, after loading the model and other preparations."""
         with self._lock:
             self._marks = deque([(self.clock(), self.total)])
             self._is_warm = False
 
     def add(self, count: int) -> None:
-        """`count` more are made; once a batch."""
+        """Count the samples of a batch."""
         with self._lock:
             self.total += count
             now = self.clock()
@@ -43,7 +43,7 @@ class Rate:
                 self._marks.popleft()
 
     def per_second(self) -> float | None:
-        """Over the window; None before anything is made. It falls when the next batch is overdue."""
+        """Return samples per second over the window; None before the first. Falls while the next batch is overdue."""
         with self._lock:
             (first, before), (last, after), steps = self._marks[0], self._marks[-1], len(self._marks) - 1
         if after == before or last <= first:
@@ -52,10 +52,12 @@ class Rate:
         return (after - before) / max(last - first, self.clock() - usual - first)
 
     def error(self) -> float | None:
-        """Two standard errors of the rate, as a share of it; None before three batches of the window."""
+        """Return two standard errors relative to the rate; None before three batches."""
         with self._lock:
             marks = tuple(self._marks)
-        each = [(then - at) / (after - before) for (at, before), (then, after) in pairwise(marks) if after > before]
-        if len(each) < 3:
+        durations = [
+            (then - at) / (after - before) for (at, before), (then, after) in pairwise(marks) if after > before
+        ]
+        if len(durations) < 3:
             return None
-        return 2 * statistics.stdev(each) / statistics.mean(each) / math.sqrt(len(each))
+        return 2 * statistics.stdev(durations) / statistics.mean(durations) / math.sqrt(len(durations))

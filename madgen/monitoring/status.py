@@ -1,4 +1,4 @@
-"""The state of a dataset from its files alone, also of a run on other machines."""
+"""The state of a dataset, from its files alone: also of runs on other machines."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_jso
 from madgen.monitoring.totals import Totals
 
 SILENT_S = 2 * HEARTBEAT_S
-"""A worker that was not heard of for so long is named; after its lease it counts as dead."""
+"""Age of the heartbeat after which a worker is reported as silent; after its lease it counts as dead."""
 SLOW = 0.5
-"""A straggler works at less than this share of the median rate."""
+"""A worker below this fraction of the median rate is a straggler."""
 COMMON_ERROR = 0.08
-"""Of a rate, shared by all workers: in two steady runs the time left was off by up to 7 % between the first tenth and
-the last (`benchmarks/eta.py`)."""
+"""Relative error of the rate that all workers share: in two steady runs the ETA was off by up to 7 % between the first
+and the last tenth (`benchmarks/eta.py`)."""
 
 
 def status(directory: DatasetDir) -> dict[str, Any]:
-    """What `madgen status --json` prints; rates are panoramas a second, times seconds.
+    """Return what `madgen status --json` prints; rates in panoramas per second, times in seconds.
 
-    UserError: no dataset, or one with a damaged sidecar.
+    Raises UserError if there is no dataset, or one with a damaged sidecar.
     """
     return Status(directory).read_whole()
 
 
 class Status:
-    """Looks at a dataset again and again; a finished shard is read once."""
+    """Read the state of a dataset repeatedly, each finished shard only once."""
 
     def __init__(self, directory: DatasetDir):
         self.directory = directory
@@ -39,16 +39,18 @@ class Status:
         self._planned: set[str] = set()
 
     def read_whole(self) -> dict[str, Any]:
-        """The state now; UserError names a sidecar that is damaged."""
+        """Return the current state. Raises UserError if a sidecar is damaged."""
         state = self.read()
         if self.totals.damaged is not None:
             raise self.totals.damaged
         return state
 
     def read(self) -> dict[str, Any]:
-        """The state now, without shards whose sidecars are damaged: those who watch a run must not end it."""
+        """Return the current state without damaged shards: a monitor must not end the run."""
         manifest = self.directory.read_manifest()
-        beats = _heartbeats(self.directory)  # before the shards: one that is published in between is counted once
+        beats = _heartbeats(
+            self.directory
+        )  # before the shards, or a shard that is published in between is counted twice
         now = _now(self.directory) if beats else 0.0
         plan = manifest.plan
         if len(self._planned) != plan.shards:
@@ -57,17 +59,17 @@ class Status:
         workers = [_worker(beat, now, done) for beat in beats]
         live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
         _mark_stragglers(live)
-        flying = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
+        in_flight = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
         quarantined = self.totals.quarantined.total()
         rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
-        left = plan.samples - self.totals.samples - quarantined - flying
+        left = plan.samples - self.totals.samples - quarantined - in_flight
         shards_done = len(self.totals.shards)
         return {
             "name": manifest.name,
             "fingerprint": manifest.fingerprint,
             "planned": plan.samples,
             "done": self.totals.samples,
-            "in_flight": flying,
+            "in_flight": in_flight,
             "quarantined": quarantined,
             "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
             "shards": {"planned": plan.shards, "done": shards_done},
@@ -82,34 +84,34 @@ class Status:
 
 
 def settled(state: dict[str, Any]) -> int:
-    """Samples that are made, in quarantine, or in a shard that is being written."""
+    """Return the number of samples that are done, in quarantine or in open shards."""
     return min(state["planned"], state["done"] + state["quarantined"] + state["in_flight"])
 
 
 def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
-    found = []
+    heartbeats = []
     for path in sorted(directory.workers.glob("*.json")):
         content = read_json(path)
         try:
-            heard = path.stat().st_mtime
-        except FileNotFoundError:  # it has just ended
+            written = path.stat().st_mtime
+        except FileNotFoundError:  # the worker has just ended
             continue
         if content is not None:
-            found.append({**content, "heard": heard})
-    return found
+            heartbeats.append({**content, "written": written})
+    return heartbeats
 
 
 def _now(directory: DatasetDir) -> float:
-    """On the file server's clock, as heartbeats are: the clocks of two machines may differ by more than a lease."""
+    """Return the time on the file server's clock, as clocks of machines may differ by more than a lease."""
     try:
         with tempfile.TemporaryFile(dir=directory.workers) as stream:
             return os.fstat(stream.fileno()).st_mtime
-    except OSError:  # somebody else's dataset, which may be read and not written
+    except OSError:  # a read-only dataset
         return time.time()
 
 
 def _worker(content: dict[str, Any], now: float, done: set[str]) -> dict[str, Any]:
-    age = max(0.0, now - content["heard"])
+    age = max(0.0, now - content["written"])
     process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
     state = "silent" if age > SILENT_S else content["state"]
     if age > LEASE_S or process.is_surely_dead():
@@ -134,17 +136,17 @@ def _worker(content: dict[str, Any], now: float, done: set[str]) -> dict[str, An
 
 
 def _mark_stragglers(live: list[dict[str, Any]]) -> None:
-    """By megapixels where they are told: workers may be at panoramas of different sizes."""
+    """Compare workers by megapixels per second if known, as sizes may differ."""
     rates = {worker["id"]: worker["megapixels_per_s"] or worker["rate_per_s"] for worker in live}
     known = [rate for rate in rates.values() if rate]
     if len(known) >= 3:
-        least = SLOW * statistics.median(known)
+        threshold = SLOW * statistics.median(known)
         for worker in live:
-            worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < least
+            worker["straggler"] = bool(rates[worker["id"]]) and rates[worker["id"]] < threshold
 
 
 def _interval(left: int, rate: float | None, live: list[dict[str, Any]]) -> list[float] | None:
-    """Around the time left: two standard errors, from how evenly each worker works, and what is common to all."""
+    """Return the bounds of the ETA, two standard errors of each worker's rate plus the common error."""
     errors = [worker["rate_per_s"] * worker["rate_error"] for worker in live if worker["rate_per_s"]
               and worker["rate_error"] is not None]  # fmt: skip
     if not rate or not errors:

@@ -1,4 +1,4 @@
-"""`madgen status` as people read it."""
+"""The text output of `madgen status`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFRESH_S = 2.0
 
 
 def progress_text(state: dict[str, Any]) -> str:
-    """Rate, time left and what is in quarantine, in a line."""
+    """Format throughput, ETA and the number of quarantined samples in a line."""
     parts = []
     if state["rate_per_s"]:
         parts.append(f"{state['rate_per_s']:.2f} panoramas/s")
@@ -32,13 +32,13 @@ def progress_text(state: dict[str, Any]) -> str:
 
 
 def page(state: dict[str, Any]) -> Group:
-    """What is made, what is left, and every worker."""
+    """Render progress, throughput and every worker."""
     percent, shards = 100 * state["done"] / max(1, state["planned"]), state["shards"]
-    made = f"{state['done']} of {state['planned']} panoramas ({percent:.1f} %)"
-    head = Text.assemble((state["name"], "bold"), f": {made}, {shards['done']} of {shards['planned']} shards")
+    progress = f"{state['done']} of {state['planned']} panoramas ({percent:.1f} %)"
+    head = Text.assemble((state["name"], "bold"), f": {progress}, {shards['done']} of {shards['planned']} shards")
     details = [f"{state['in_flight']} in open shards", f"{state['quarantined']} quarantined"]
-    why = ", ".join(f"{reason}: {count}" for reason, count in state["quarantined_by_reason"].items())
-    details[1] += f" ({why})" if why else ""
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in state["quarantined_by_reason"].items())
+    details[1] += f" ({reasons})" if reasons else ""
     if rest := progress_text({**state, "quarantined": 0}):
         details.append(rest)
     lines: list[Any] = [head, Text("complete" if state["complete"] else ", ".join(details))]
@@ -51,28 +51,30 @@ def _table(workers: list[dict[str, Any]]) -> Table:
     table = Table("worker", "host", "device", "state", "shard", "samples", "rate/s", "heartbeat", box=None)
     for worker in workers:
         rate = f"{worker['rate_per_s']:.2f}" if worker["rate_per_s"] else "-"
-        told = f"{worker['state']}, slow" if worker["straggler"] else worker["state"]
-        row = (worker["id"], worker["host"], worker["device"], told, worker["shard"], worker["samples"], rate)
+        state = f"{worker['state']}, slow" if worker["straggler"] else worker["state"]
+        row = (worker["id"], worker["host"], worker["device"], state, worker["shard"], worker["samples"], rate)
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row), f"{worker['heartbeat_age_s']} s ago")
     return table
 
 
 def _trouble(workers: list[dict[str, Any]]) -> list[str]:
-    """A line for each worker that somebody should look at."""
+    """Return a line for each worker that is dead, silent or slow."""
     lines = []
     for worker in workers:
         where = f"{worker['id']} on {worker['host']}"
         if worker["state"] == "dead":
-            lines.append(f"dead: {where}; its shard goes to whoever claims it next")
+            lines.append(f"dead: {where}; another worker takes over its shard")
         elif worker["state"] == "silent":
-            lines.append(f"silent: {where}, not heard of for {worker['heartbeat_age_s']:.0f} s: stopped, or cut off")
+            lines.append(
+                f"silent: {where}, no heartbeat for {worker['heartbeat_age_s']:.0f} s: suspended or disconnected"
+            )
         elif worker["straggler"]:
             lines.append(f"slow: {where}, at {worker['rate_per_s']:.2f} panoramas/s")
     return lines
 
 
 def print_status(directory: DatasetDir, as_json: bool, watch: bool) -> None:
-    """Once, or with `watch` every two seconds until the dataset is complete; then in place, or a line of JSON each."""
+    """Print the state once, or with `watch` every two seconds until the dataset is complete."""
     reader = Status(directory)
     state = reader.read_whole()
     if not watch:

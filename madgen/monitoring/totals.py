@@ -1,4 +1,4 @@
-"""Sums over the sidecars of finished shards. Each is read once: a watcher looks again every few seconds."""
+"""Totals over the sidecars of finished shards, each of which is read once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Shard:
 
 
 class Totals:
-    """What is in finished shards; `update` reads what is new."""
+    """Totals of finished shards; `update` reads the new ones."""
 
     def __init__(self, directory: DatasetDir):
         self.directory = directory
@@ -27,20 +27,20 @@ class Totals:
         self.quarantined: Counter[str] = Counter()
         """By reason."""
         self.seconds: Counter[str] = Counter()
-        """Worker seconds, by what they went into."""
+        """Worker seconds by activity."""
         self.damaged: FormatError | None = None
-        """What is wrong with the first sidecar that could not be read at the last look; its shard is not counted."""
+        """The error of the first damaged sidecar at the last update; its shard is not counted."""
 
     def update(self, planned: Container[str]) -> set[str]:
-        """The names of the planned shards that are finished, all of which are counted now, but for damaged ones."""
+        """Count the planned shards that are finished, except damaged ones; return their names."""
         done = {name for name in self.directory.done() if name in planned}
-        for name in self.shards.keys() - done:  # put back on the list
+        for name in self.shards.keys() - done:  # marked for regeneration
             self._add(self.shards.pop(name), -1)
         self.damaged = None
         for name in sorted(done - self.shards.keys()):
             try:
                 self.shards[name] = _read(self.directory.read_sidecar(name))
-            except FileNotFoundError:  # put back on the list just now
+            except FileNotFoundError:  # just marked for regeneration
                 continue
             except FormatError as error:
                 self.damaged = self.damaged or error
@@ -55,7 +55,7 @@ class Totals:
                 sums[name] += sign * value
 
     def settled(self) -> int:
-        """Samples that are made or in quarantine."""
+        """Return the number of samples that are done or in quarantine."""
         return self.samples + self.quarantined.total()
 
 

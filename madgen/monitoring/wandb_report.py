@@ -1,4 +1,4 @@
-"""A report's scores in the W&B run of its dataset."""
+"""Log an evaluation report to the W&B run of its dataset."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from madgen.monitoring.wandb_run import open_run
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean, deviation and protocol of each metric."""
-    found: dict[str, Any] = {}
+    """Return the mean, standard deviation and protocol of each metric."""
+    values: dict[str, Any] = {}
     for name, score in report["metrics"].items():
-        found |= {f"scores/{name}": score["mean"], f"scores/{name}_std": score["std"]}
-        found |= {f"scores/{name}_protocol": score["protocol_id"], f"scores/{name}_network": score["network"]}
-    return found
+        values |= {f"scores/{name}": score["mean"], f"scores/{name}_std": score["std"]}
+        values |= {f"scores/{name}_protocol": score["protocol_id"], f"scores/{name}_network": score["network"]}
+    return values
 
 
 def log_report(report: Mapping[str, Any], directory: DatasetDir, plots: Sequence[Path]) -> None:
-    """Into the summary of the dataset's run, which is resumed for it, with the plots as pictures."""
+    """Resume the dataset's run and add the scores to its summary, with the plots as images."""
     manifest = directory.read_manifest()
     config = WandbConfig(**manifest.job["monitor"]["wandb"])
     run = open_run(config, directory, manifest)

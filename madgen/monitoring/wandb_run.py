@@ -1,14 +1,15 @@
-"""Weights & Biases: one run a dataset, logged by one process at a time, from the dataset's files.
+"""Weights & Biases: one run per dataset, logged by one process at a time from the dataset's files.
 
-Everything happens in a thread of its own: a server that is slow or away costs points, never panoramas. A point's step
-is the number of panoramas that are settled in the whole dataset, and no point is behind the last one that was logged,
-so that a run which was killed, requeued and taken over by another process is one curve without double points.
+A separate thread logs, so that a slow or unreachable server costs points, never panoramas. The step of a point is the
+number of settled panoramas of the whole dataset and never decreases, so that a run that is killed, requeued and taken
+over by another process stays one curve without duplicate points.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import queue
 import threading
@@ -29,18 +30,18 @@ from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
 from madgen.monitoring.wandb_values import point_of, samples_table, thumbnail
 from madgen.types import Record
-from madgen.utils.console import say
 
+logger = logging.getLogger(__name__)
 LOG_EVERY_S = 5.0
 TAKE_OVER_EVERY_S = 20.0
-"""A process that does not log looks so often whether the one that does is still alive."""
+"""Interval at which other processes check whether the one that logs is still alive."""
 STOP_S = 20.0
-"""At the end no longer is waited for W&B; what was not sent stays on disk, for `wandb sync`."""
+"""Time limit for W&B at the end of a run; the rest stays on disk for `wandb sync`."""
 CLAIM = "wandb"
 
 
 class WandbRun(Observer):
-    """Throughput, progress, trouble and previews of a dataset."""
+    """Log progress, throughput, quarantine, alerts and previews of a dataset."""
 
     def __init__(self, job: Job):
         self.job, self.seen = job, 0
@@ -61,10 +62,10 @@ class WandbRun(Observer):
         self.seen += 1
 
     def tripped(self, why: str) -> None:
-        self._do(lambda: self.log.alert("stopped: too much fails", why))
+        self._do(lambda: self.log.alert("stopped: too many samples fail", why))
 
     def ending(self, preempted: bool) -> None:
-        state = self.log.status.read()  # now, while this worker's heartbeat still tells its rate
+        state = self.log.status.read()  # while this worker's heartbeat still holds its rate
         began = time.monotonic()
         self._do(lambda: self.log.last(state, preempted), patience_s=self._patience_s / 2)
         self._patience_s = max(0.0, self._patience_s - (time.monotonic() - began))
@@ -74,10 +75,10 @@ class WandbRun(Observer):
         self._do(None, patience_s=self._patience_s)
         self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
-            say(f"madgen: W&B does not answer; `wandb sync --append {self.log.folder}` sends what is missing later")
+            logger.warning("W&B does not respond; run `wandb sync --append %s` later", self.log.folder)
 
     def _do(self, task: Callable[[], None] | None, patience_s: float = 0.01) -> None:
-        """Leaves it out where W&B is so slow that others wait already, and still do after `patience_s`."""
+        """Queue a task, or drop it if the queue is still full after `patience_s`."""
         with contextlib.suppress(queue.Full):
             self._tasks.put(task, timeout=patience_s if self._thread.is_alive() else 0.01)
 
@@ -95,13 +96,13 @@ class WandbRun(Observer):
                     task()
             self.log.close()
         except Exception as error:
-            say(f"madgen: W&B is off: {' '.join(str(error).split())}")
-            while going:  # nobody waits for what is not logged
+            logger.warning("W&B is off: %s", " ".join(str(error).split()))
+            while going:  # empty the queue, or its producers wait
                 going = self._tasks.get() is not None
 
 
 class Log:
-    """The run, while this process is the one that logs."""
+    """The W&B run, while this process is the one that logs."""
 
     def __init__(self, config: WandbConfig, directory: DatasetDir, worker: Worker, manifest: Manifest):
         self.config, self.directory, self.worker, self.manifest = config, directory, worker, manifest
@@ -109,10 +110,10 @@ class Log:
         self.run: Any = None
         self._tried = self._logged = -1e9
         self._before = -1
-        """The last point of the process that logged before this one."""
+        """Step of the last point that another process logged."""
         self._samples = -1
         self._over = False
-        """Another process has logged that all is made."""
+        """Whether another process has logged the complete dataset."""
         self._previews: list[wandb.Image] = []
         self._dead: set[str] = set()
         self.complete = False
@@ -122,19 +123,19 @@ class Log:
         return "wandb/latest-run" if self.run is None else str(Path(self.run.dir).parent)
 
     def look(self) -> None:
-        """Logs how far the dataset is."""
+        """Log the current state of the dataset."""
         if self._is_ours():
             self._log(self.status.read())
 
     def point(self, state: dict[str, Any]) -> None:
-        """Logs a state."""
+        """Log a state."""
         if self._is_ours():
             self._log(state)
 
     def last(self, state: dict[str, Any], preempted: bool) -> None:
-        """Logs how far it was when this process ended; a run that is `preempted` is one that goes on later.
+        """Log the state at the end of this process; `preempted`: the run will be resumed.
 
-        Where all is made, the process that logs may have ended a moment too early to tell: waits for its part's end.
+        If the dataset is complete, the process that logs may have ended too early to know: wait for its last note.
         """
         deadline = time.monotonic() + STOP_S / 2
         while not self._is_ours(now=True) and state["complete"] and not self._over and time.monotonic() < deadline:
@@ -145,11 +146,13 @@ class Log:
             self._log(state)
 
     def preview(self, record: Record) -> None:
-        """A thumbnail with its prompt, and its scores if it has any; logged with the next point."""
+        """Log a thumbnail with its prompt and scores, together with the next point."""
         if self._is_ours():
             scores = record.metadata.get("scores") or {}
-            told = "".join(f"\n{name}: {value:.3g}" for name, value in scores.items() if isinstance(value, float | int))
-            caption = f"{record.task.key}: {record.task.prompt.text}{told}"
+            lines = "".join(
+                f"\n{name}: {value:.3g}" for name, value in scores.items() if isinstance(value, float | int)
+            )
+            caption = f"{record.task.key}: {record.task.prompt.text}{lines}"
             self._previews.append(wandb.Image(thumbnail(record.image_HWC), caption=caption))
             if time.monotonic() - self._logged >= LOG_EVERY_S:
                 self.look()
@@ -159,7 +162,7 @@ class Log:
             self.run.alert(title=f"{self.manifest.name} {title}", text=text, level="ERROR")
 
     def close(self) -> None:
-        """Ends this process's part of the run; with the dataset complete, its table and the reference to it."""
+        """Finish the run in this process; log the table and the artifact if the dataset is complete."""
         if self.run is None:
             return
         if self.complete:
@@ -186,7 +189,7 @@ class Log:
 
     @property
     def _note(self) -> Path:
-        """How far the run's curve has come, for the process that goes on with it."""
+        """File with the last step, for the process that takes over."""
         return self.directory.work / "wandb.json"
 
     def _log(self, state: dict[str, Any]) -> None:
@@ -195,7 +198,9 @@ class Log:
         for worker in state["workers"]:
             if worker["state"] == "dead" and worker["id"] not in self._dead:
                 self._dead.add(worker["id"])
-                self.alert("lost a worker", f"{worker['id']} on {worker['host']} is dead; others take over its shard")
+                self.alert(
+                    "lost a worker", f"{worker['id']} on {worker['host']} is dead; another worker takes over its shard"
+                )
         samples = settled(state)
         if samples <= self._before or samples < self._samples:
             self._write_note()
@@ -221,16 +226,16 @@ class Log:
         artifact = wandb.Artifact(manifest.name, type="dataset", metadata=about)
         try:
             artifact.add_reference(there or here, checksum=False)
-        except (wandb.Error, ValueError):  # W&B wants a store's own client, and here may be another
+        except (wandb.Error, ValueError):  # W&B needs the store's client, which may not be installed
             artifact.add_reference(here, checksum=False)
         return artifact
 
 
 def open_run(config: WandbConfig, directory: DatasetDir, manifest: Manifest) -> Any:
-    """The dataset's run; offline, and said so, where `online` is asked for and there is no key."""
+    """Open or resume the dataset's run; offline, with a warning, if `online` is requested without an API key."""
     mode = config.mode
     if mode == "online" and not has_key():
-        say("madgen: no W&B key here (`wandb login`, or WANDB_API_KEY): logging offline, for `wandb sync` later")
+        logger.warning("no W&B key (`wandb login` or WANDB_API_KEY): logging offline; run `wandb sync` later")
         mode = "offline"
     return wandb.init(
         project=config.project,
@@ -246,7 +251,7 @@ def open_run(config: WandbConfig, directory: DatasetDir, manifest: Manifest) -> 
 
 
 def has_key() -> bool:
-    """Whether this machine can log in to W&B without asking anybody."""
+    """Return whether this machine has credentials for W&B."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -257,6 +262,6 @@ def has_key() -> bool:
 
 
 def run_id(directory: DatasetDir, fingerprint: str) -> str:
-    """One id a dataset: the same after every restart."""
+    """Return the id of the dataset's run, the same after every restart."""
     text = f"{directory.root.resolve()}/{fingerprint}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

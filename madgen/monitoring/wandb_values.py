@@ -1,4 +1,4 @@
-"""What is logged to Weights & Biases: the values of a point, the table of samples, thumbnails."""
+"""Values logged to Weights & Biases: points of the curves, the table of samples, thumbnails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLE_ROWS = 100
 
 
 def point_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The values of one point of the curve, of a state of the dataset; those that are not known yet are left out."""
+    """Return the values to log for a state of the dataset, without those that are not known yet."""
     live = [worker for worker in state["workers"] if worker["state"] not in ("dead", "silent")]
     working = [worker for worker in live if worker["rate_per_s"]]
     total = sum(state["seconds"].values())
@@ -45,7 +45,7 @@ def point_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def samples_table(directory: DatasetDir) -> wandb.Table:
-    """Evenly spaced samples of a complete dataset, with their scores if they have any."""
+    """Return a table of evenly spaced samples of a complete dataset, with their scores."""
     rows = [(key, sample, sample.metadata.get("scores") or {}) for key, sample in _spread(directory)]
     names = sorted({name for _, _, scores in rows for name in scores})
     table = wandb.Table(columns=["key", "prompt", "seed", "panorama", *names])
@@ -69,7 +69,7 @@ def _spread(directory: DatasetDir) -> Iterator[tuple[str, Sample]]:
 
 
 def thumbnail(image_HWC: np.ndarray) -> Image.Image:
-    """A picture of at most 128 px height."""
+    """Downscale an image to a height of at most 128 px."""
     image = Image.fromarray(image_HWC)
     if image.height <= THUMBNAIL_HEIGHT:
         return image

@@ -125,7 +125,7 @@ def test_online_without_a_key_is_offline_and_says_so(madgen, job_file, tmp_path)
     here = {"WANDB_DIR": str(tmp_path), "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
     result = madgen("generate", job_file, "monitor.wandb.mode=online", **here)
     assert result.code == 0, result.err
-    assert "no W&B key here" in result.err
+    assert "no W&B key" in result.err
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
@@ -248,13 +248,13 @@ def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
     log = Log(WandbConfig(), directory, worker, content)
     for _ in range(2):
         log.look()
-    log.alert("stopped: too much fails", "9 of 10")
+    log.alert("stopped: too many samples fail", "9 of 10")
     log.close()
     worker.close()
     wandb.teardown()  # the file may still be written when a run is finished
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     alerts = [record.alert for record in records(path) if record.HasField("alert")]
-    assert [alert.title for alert in alerts] == ["job lost a worker", "job stopped: too much fails"]
+    assert [alert.title for alert in alerts] == ["job lost a worker", "job stopped: too many samples fail"]
     assert dead["id"] in alerts[0].text
 
 

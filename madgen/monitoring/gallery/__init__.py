@@ -1,6 +1,6 @@
-"""Two looks at a dataset, finished or still growing: a self-contained `preview.html`, and a contact sheet as a PNG.
+"""Previews of a dataset, complete or not: a self-contained HTML gallery and a contact sheet.
 
-`page.html`, `page.css` and the scripts beside this file are what the browser gets; `page.py` fills them.
+`page.py` fills the templates `page.html`, `page.css` and the scripts.
 """
 
 from madgen.monitoring.gallery.page import write_gallery

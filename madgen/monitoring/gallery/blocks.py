@@ -1,4 +1,4 @@
-"""The data of a page: a JSON block for each sample, in a form in which no prompt can be taken for markup."""
+"""The data of a page: a JSON block per sample, escaped so that no prompt can act as markup."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_samples(
     preview: int | None,
     progress: Callable[[int, int], Any],
 ) -> None:
-    """A block per sample (`s0`, `s1`, ..), then those of the larger pictures (`f0`, ..): thumbnails come first."""
+    """Write a block per sample (`s0`, `s1`, ..), then one per large image (`f0`, ..), so that thumbnails load first."""
     side = SIDES[len(shown) > FEW]
 
     def blocks(number: int) -> tuple[bytes, bytes]:
@@ -48,7 +48,7 @@ def write_samples(
 
 
 def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """As `map`, on all cores, with no more results in memory than two a core."""
+    """Map on all cores in order, with at most two results per core in memory."""
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores) as pool:
         waiting: deque[Future[B]] = deque()
@@ -61,7 +61,7 @@ def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 
 def block(name: str, value: Any) -> str:
-    """A JSON data block: ASCII, and without any character that HTML could take for markup."""
+    """Return a JSON data block in ASCII without characters of markup."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -82,7 +82,7 @@ def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
 
 
 def _rows(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """All leaves of the metadata as (dotted name, text): as text here, since a browser rounds integers over 2**53."""
+    """Yield the leaves of the metadata as (dotted name, text); text, as browsers round integers above 2**53."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _rows(item, f"{name}.{key}" if name else str(key))

@@ -1,12 +1,12 @@
 "use strict";
-// What the page holds: JSON blocks by id, of which a sample's arrive while the page is still being read.
+// JSON blocks by id; those of samples arrive while the page is still loading.
 
 const byId = (id) => document.getElementById(id);
 const block = (id) => { const found = byId(id); return found && JSON.parse(found.textContent); };
 const { samples, scores: scoreNames } = block("index");
 const details = (at) => block("s" + at);
 const grouped = (value) => value.toLocaleString("en");
-const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 function element(tag, name, text) {
   const made = document.createElement(tag);
@@ -15,7 +15,7 @@ function element(tag, name, text) {
   return made;
 }
 
-// Calls `attempt` until it says true, for what waits for a block that has not arrived; never after the page is read.
+// Call `attempt` until it returns true or the page has loaded, to wait for a block.
 function arriving(attempt) {
   if (attempt() || document.readyState !== "loading") return;
   setTimeout(() => arriving(attempt), 80);

@@ -1,14 +1,14 @@
-// The flat view: the picture as it is, moved and zoomed. `stage` is where, `size` the picture's in its own pixels.
+// The flat view: pan and zoom. `stage` is the viewport, `size` the image in its own pixels.
 
 const flat = (() => {
-  const MOST = 16;
+  const MAX_SCALE = 16;
   const stage = byId("stage"), picture = byId("picture");
   let size = { width: 1, height: 1 }, scale = 1, x = 0, y = 0, fitted = true;
 
-  const least = () => Math.min(stage.clientWidth / size.width, stage.clientHeight / size.height);
+  const minScale = () => Math.min(stage.clientWidth / size.width, stage.clientHeight / size.height);
   const pixel = () => 1 / (devicePixelRatio || 1);
-  const held = (offset, length, room) =>
-    length <= room ? (room - length) / 2 : clamp(offset, room - length, 0);
+  const held = (offset, length, space) =>
+    length <= space ? (space - length) / 2 : clamp(offset, space - length, 0);
 
   function place() {
     x = held(x, size.width * scale, stage.clientWidth);
@@ -17,21 +17,21 @@ const flat = (() => {
   }
 
   function zoom(factor, atX = stage.clientWidth / 2, atY = stage.clientHeight / 2) {
-    const wanted = clamp(scale * factor, Math.min(least(), pixel()), Math.max(MOST, least()));
+    const wanted = clamp(scale * factor, Math.min(minScale(), pixel()), Math.max(MAX_SCALE, minScale()));
     x = atX - (atX - x) * wanted / scale;
     y = atY - (atY - y) * wanted / scale;
     scale = wanted;
-    fitted = scale === least();
+    fitted = scale === minScale();
     place();
   }
 
   function fit() {
-    scale = least();
+    scale = minScale();
     fitted = true;
     place();
   }
 
-  // From the whole picture to one that fills the stage, from anything else to the whole.
+  // Switch between the whole image and one that fills the stage.
   function toggle(atX, atY) {
     if (!fitted) fit();
     else zoom(Math.max(stage.clientWidth / size.width, stage.clientHeight / size.height) / scale, atX, atY);

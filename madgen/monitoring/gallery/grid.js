@@ -1,4 +1,4 @@
-// The list: only the cards of rows near the viewport exist, at fixed places; the active one always does, for its focus.
+// The list. Only cards near the viewport exist, at fixed positions, and the active one, to keep the focus.
 
 const grid = (() => {
   const GAP = 20, LINE = 22, AHEAD = 700;
@@ -7,14 +7,14 @@ const grid = (() => {
   const ratios = samples.map((sample) => sample.width / sample.height).sort((a, b) => a - b);
   const ratio = ratios[ratios.length >> 1];
   const longest = Math.max(...samples.map((sample) => sample.prompt.length));
-  let matches = [], active = 0, columns = 1, width = 0, room = 0, step = 0, shownScore = "";
+  let matches = [], active = 0, columns = 1, width = 0, frameHeight = 0, step = 0, shownScore = "";
 
   function measure() {
     const whole = root.clientWidth;
     columns = Math.max(1, Math.floor((whole + GAP) / (clamp(ratio * 96, 150, 480) + GAP)));
     width = (whole - GAP * (columns - 1)) / columns;
-    room = Math.round(Math.min(width / ratio, ratio < 1 ? 340 : 200));
-    step = room + 38 + LINE * (longest * 8 > width ? 2 : 1) + GAP;  // pixels; 8 for a letter is on the safe side
+    frameHeight = Math.round(Math.min(width / ratio, ratio < 1 ? 340 : 200));
+    step = frameHeight + 38 + LINE * (longest * 8 > width ? 2 : 1) + GAP;  // pixels; at most 8 per letter
     root.style.height = Math.max(Math.ceil(matches.length / columns) * step - GAP, 0) + "px";
   }
 
@@ -32,7 +32,7 @@ const grid = (() => {
 
   function put(position) {
     if (cards.has(position)) return;
-    const at = matches[position], sample = samples[at], scale = Math.min(width / sample.width, room / sample.height);
+    const at = matches[position], sample = samples[at], scale = Math.min(width / sample.width, frameHeight / sample.height);
     const cell = element("div", "cell"), button = element("button", "card"), frame = element("span", "frame");
     const foot = element("span", "foot");
     cell.role = "listitem";
@@ -45,7 +45,7 @@ const grid = (() => {
     button.tabIndex = position === active ? 0 : -1;
     const height = sample.height * scale;
     Object.assign(frame.style,
-      { width: sample.width * scale + "px", height: height + "px", marginTop: room - height + "px" });
+      { width: sample.width * scale + "px", height: height + "px", marginTop: frameHeight - height + "px" });
     foot.append(element("span", "name", sample.key));
     const score = sample.scores[shownScore];
     if (score !== undefined) foot.append(element("span", "", `${shownScore} ${score}`));
@@ -80,7 +80,7 @@ const grid = (() => {
     if (focused && cards.size) cards.get(active).firstChild.focus({ preventScroll: true });
   }
 
-  // Another width: the first panorama in view stays there.
+  // Keep the first visible panorama in view when the width changes.
   function resized() {
     const top = root.getBoundingClientRect().top, above = Math.max(-top, 0);
     const first = Math.floor(above / step) * columns, within = (above % step) / step;
@@ -101,8 +101,8 @@ const grid = (() => {
   function focus(position) {
     activate(clamp(position, 0, matches.length - 1));
     const top = root.getBoundingClientRect().top + Math.floor(active / columns) * step;
-    const least = document.querySelector(".tools").offsetHeight + 12, most = innerHeight - step;
-    if (top < least || top > most) scrollBy(0, top < least ? top - least : top - Math.max(most, least));
+    const low = document.querySelector(".tools").offsetHeight + 12, high = innerHeight - step;
+    if (top < low || top > high) scrollBy(0, top < low ? top - low : top - Math.max(high, low));
     draw();
     cards.get(active).firstChild.focus({ preventScroll: true });
   }

@@ -1,17 +1,17 @@
-// The page around the list: filter, order, light or dark, keys.
+// The page around the list: filter, order, theme, keyboard shortcuts.
 
 (() => {
   const input = byId("filter"), order = byId("order"), theme = byId("theme"), keys = byId("keys");
   const haystack = samples.map((sample) => (sample.prompt + "\n" + sample.key).toLowerCase());
 
-  // Orders by name: what compares two samples, and the score that cards then show.
+  // Orders by name: the comparison of two samples, and the score to show on cards.
   const orders = { "": { label: "dataset order" }, key: { label: "key", compare: (a, b) => (a.key < b.key ? -1 : 1) },
     prompt: { label: "prompt", compare: (a, b) => a.prompt.localeCompare(b.prompt) } };
   for (const { name, lower } of scoreNames) {
     for (const best of [true, false]) {
       const sign = lower === best ? 1 : -1;
       orders[`${name} ${best ? "best" : "worst"}`] = { label: `${name}, ${best ? "best" : "worst"} first`, score: name,
-        compare: ({ scores: a }, { scores: b }) =>  // what has no such score comes last
+        compare: ({ scores: a }, { scores: b }) =>  // samples without the score come last
           (name in a) - (name in b) ? (name in b) - (name in a) : sign * (a[name] - b[name]) || 0 };
     }
   }

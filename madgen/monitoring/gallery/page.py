@@ -1,4 +1,4 @@
-"""The gallery: one HTML file with everything in it, which asks no network for anything."""
+"""The gallery: one self-contained HTML file, which needs no network."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from madgen.monitoring.gallery.samples import finished_samples, spread
 from madgen.utils.atomic import atomic
 
 SCRIPTS = ("data.js", "shard.js", "grid.js", "flat.js", "turn.js", "viewer.js", "page.js")
-"""In the order in which they run."""
+"""In order of execution."""
 DATA_MARK = "<!--DATA-->"
-MOST = 10_000
+MAX_SAMPLES = 10_000
 BUDGET = 64_000_000
 
 
 def write_gallery(
     directory: Path,
     output: Path | None = None,
-    limit: int | None = MOST,
+    limit: int | None = MAX_SAMPLES,
     budget: int = BUDGET,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Path:
-    """Writes one self-contained page with the finished samples of the dataset, and returns its path.
+    """Write a self-contained page with the finished samples of a dataset; return its path.
 
-    directory: holds `dataset.json` and `shards/`; a shard without its sidecar is still being written and is left out
-    output: the page, replaced at once and never seen half written; default `directory/preview.html`
-    limit: at most so many samples, evenly spaced over the dataset; None is all of them
-    budget: bytes of pictures that the page embeds beside its thumbnails: the originals if they fit, or else previews
-        of them, 512 or 256 pixels high, or else none
-    progress: is called after each sample with how many are done, and of how many
+    directory: holds `dataset.json` and `shards/`; unfinished shards are left out
+    output: the page, replaced by rename; default `directory/preview.html`
+    limit: maximum number of samples, evenly spaced over the dataset; None: all
+    budget: maximum bytes of embedded images besides thumbnails: the originals if they fit, else previews of 512 or
+        256 px height, else none
+    progress: called after each sample with the number done and the total
 
-    Raises UserError: no dataset in `directory`, no finished sample yet, a damaged shard, or a limit below 1.
+    Raises UserError if there is no dataset or no finished sample, if a shard is damaged, or for a limit below 1.
     """
     dataset = DatasetDir(Path(directory))
     manifest = dataset.read_manifest()
@@ -62,7 +62,7 @@ def write_gallery(
 
 
 def _page(dataset: DatasetDir, manifest: Manifest, done: int, shown: Sequence[SampleEntry]) -> tuple[bytes, bytes]:
-    """What stands before and after the samples: before them all that the first paint needs, the index of them too."""
+    """Return the page before and after the samples; the first part holds all that the first paint needs."""
     planned = max(manifest.plan.samples, done)
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     texts = {
@@ -87,7 +87,7 @@ def _asset(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """A source of a content security policy: this very text may run, or style, and no other."""
+    """Return a source of a content security policy that allows exactly this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
@@ -99,7 +99,7 @@ def _facts(done: int, shown: Sequence[SampleEntry]) -> Iterator[str]:
 
 
 def _index(shown: Sequence[SampleEntry]) -> dict[str, Any]:
-    """What the list needs of every sample; the rest is in the samples' own blocks."""
+    """Return the fields of every sample that the list needs; the rest is in the samples' blocks."""
     scores = [_finite(entry.scores or {}) for entry in shown]
     present = [name for name in SCORES if any(name in values for values in scores)]
     return {

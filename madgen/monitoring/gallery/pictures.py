@@ -1,4 +1,4 @@
-"""How much of a picture a page embeds: always a thumbnail, and of what is shown large as much as its budget allows."""
+"""Images that a page embeds: a thumbnail per sample, and a larger one as far as the budget allows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.samples import Sample, read, spread
 
 MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-"""Member suffix of a picture to its media type."""
+"""Media type by file suffix."""
 SIDES = (128, 96)
-"""Pixels of a thumbnail's shorter side: on a page of at most `FEW` panoramas, and on a larger one."""
+"""Shorter side of a thumbnail in pixels: on a page of at most `FEW` panoramas, and on a larger page."""
 FEW = 2_000
-LONGEST = 8
-"""A thumbnail's or preview's longer side never exceeds so many of its shorter sides."""
+MAX_ASPECT = 8
+"""Maximum aspect ratio of thumbnails and previews."""
 PREVIEWS = (512, 256)
-"""Pixels of the shorter side of a preview, which stands in for originals that are too much for a page."""
+"""Shorter side in pixels of previews, which replace originals that exceed the budget."""
 THUMBNAIL_QUALITY, PREVIEW_QUALITY = 70, 82
 MEASURED = 8
-"""Pictures whose previews are made to estimate those of all."""
+"""Number of samples that the size of all previews is estimated from."""
 
 
 def choose_preview(dataset: DatasetDir, shown: Sequence[SampleEntry], budget: int) -> int | None:
-    """What a page of these samples embeds beside thumbnails, of each alike: the best that stays within `budget` bytes.
+    """Choose the best images within `budget` bytes, the same for all samples.
 
-    0: the original bytes. A positive number: a preview of that shorter side, by an estimate. None: nothing.
+    Returns 0 for the original files, the shorter side of previews (by an estimate), or None for thumbnails only.
     """
     if sum(entry.size for entry in shown) <= budget:
         return 0
@@ -43,7 +43,7 @@ def choose_preview(dataset: DatasetDir, shown: Sequence[SampleEntry], budget: in
 
 
 def embedded(sample: Sample, side: int, preview: int | None) -> tuple[str, str | None]:
-    """Two data URIs: a thumbnail whose shorter side has at most `side` pixels, and what `choose_preview` says."""
+    """Return the data URIs of a thumbnail of shorter side `side` and of the image that `choose_preview` chose."""
     image = sample.decoded(_box(sample.entry, max(side, preview or 0)))
     large = None
     if preview == 0:
@@ -65,6 +65,6 @@ def _webp(image: Image.Image, quality: int) -> bytes:
 
 
 def _box(entry: SampleEntry, side: int) -> tuple[int, int]:
-    """Width and height in pixels."""
-    most = side * LONGEST
-    return (most, side) if entry.width >= entry.height else (side, most)
+    """Return the maximum width and height in pixels."""
+    longer = side * MAX_ASPECT
+    return (longer, side) if entry.width >= entry.height else (side, longer)

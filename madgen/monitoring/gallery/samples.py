@@ -1,4 +1,4 @@
-"""Reading the finished samples of a dataset one by one, from their places in the tars."""
+"""Read the finished samples of a dataset one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as read: its JSON, and the bytes and the suffix of its picture."""
+    """A sample: its JSON, the bytes of its image and their file suffix."""
 
     entry: SampleEntry
     metadata: dict[str, Any]
@@ -25,30 +25,30 @@ class Sample:
     suffix: str
 
     def decoded(self, box: tuple[int, int]) -> Image.Image:
-        """The picture as RGB, made to fit a box of (width, height) pixels; a smaller one stays as it is."""
+        """Decode the image as RGB, downscaled to fit a box of (width, height) pixels."""
         try:
             with Image.open(io.BytesIO(self.picture)) as image:
                 image.thumbnail(box, Image.Resampling.LANCZOS)
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"the picture of {self.entry.key} in {self.entry.shard} is unreadable: {error}") from None
+            raise UserError(f"the image of {self.entry.key} in {self.entry.shard} is unreadable: {error}") from None
 
 
 def finished_samples(dataset: DatasetDir) -> list[SampleEntry]:
     """Return every sample of the finished shards, in order. Raises UserError if there is none."""
     entries = list(dataset.entries())
     if not entries:
-        raise UserError(f"{dataset.root} has no finished sample yet; the first shard is still to be completed")
+        raise UserError(f"{dataset.root} has no finished sample yet; wait for the first shard")
     return entries
 
 
-def spread(found: list[SampleEntry], limit: int | None) -> list[SampleEntry]:
-    """At most `limit` samples, evenly spaced, the first and the last among them."""
+def spread(entries: list[SampleEntry], limit: int | None) -> list[SampleEntry]:
+    """Return at most `limit` samples, evenly spaced from the first to the last."""
     if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} shows nothing; it must be at least 1")
-    if limit is None or limit >= len(found):
-        return found
-    return [found[index * (len(found) - 1) // max(limit - 1, 1)] for index in range(limit)]
+        raise UserError(f"limit must be >= 1, got {limit}")
+    if limit is None or limit >= len(entries):
+        return entries
+    return [entries[index * (len(entries) - 1) // max(limit - 1, 1)] for index in range(limit)]
 
 
 def read(dataset: DatasetDir, entry: SampleEntry) -> Sample:

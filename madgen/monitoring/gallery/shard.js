@@ -1,15 +1,15 @@
-// The original picture, from a shard that the reader has opened by hand: a page from a disk may read no other file.
+// The original image from a shard that the user opens: a local page may not read other files.
 
 const shards = new Map();
 
-// An address of the member among these tar records; undefined if it is not there.
+// Return the address of a member in tar records, or undefined.
 async function memberOf(file, { offset, size, member }) {
   const records = new Uint8Array(await file.slice(offset, offset + size).arrayBuffer());
   const text = (from, length) => {
     const bytes = records.subarray(from, from + length), end = bytes.indexOf(0);
     return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
   };
-  let long;  // a name of more than 100 bytes, from the PAX header before its member
+  let long;  // name of more than 100 bytes, from the PAX header
   for (let at = 0; at + 512 <= records.length;) {
     const length = parseInt(text(at + 124, 12), 8), name = long ?? text(at, 100);
     if (!(length >= 0)) return undefined;

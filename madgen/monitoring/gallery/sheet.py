@@ -1,4 +1,4 @@
-"""The contact sheet: some panoramas of a dataset on one PNG."""
+"""The contact sheet: panoramas of a dataset on one PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
 SHEET_PICTURE = (768, 256)
-"""Width and height in pixels that a picture on the contact sheet never exceeds."""
+"""Maximum width and height of an image in pixels."""
 SHEET_CELL = 192
-"""Least width in pixels of a cell on the sheet, which leaves small pictures room for their prompt."""
+"""Minimum width of a cell in pixels, so that prompts fit below small images."""
 SHEET_ROWS = 8
-SHEET_MOST = 240
+SHEET_MAX = 240
 SHEET_GAP = 16
 SHEET_CAPTION = 24
 SHEET_FONT = 14
@@ -26,17 +26,17 @@ SHEET_PAPER, SHEET_INK = (250, 250, 248), (40, 40, 44)
 
 
 def write_contact_sheet(directory: Path, output: Path | None = None, limit: int = 24) -> Path:
-    """Writes a PNG of panoramas under each other in columns, each with its prompt under it, and returns its path.
+    """Write a PNG with columns of panoramas and their prompts; return its path.
 
     directory: as in `write_gallery`
-    output: the picture, replaced at once; default `directory/preview.png`
-    limit: at most so many samples, evenly spaced over the dataset; 1 to `SHEET_MOST`
+    output: the image, replaced by rename; default `directory/preview.png`
+    limit: maximum number of samples, evenly spaced over the dataset; 1 to `SHEET_MAX`
 
-    Raises UserError: no dataset in `directory`, no finished sample yet, a damaged shard, or a limit out of range.
+    Raises UserError if there is no dataset or no finished sample, if a shard is damaged, or for a limit out of range.
     """
     dataset = DatasetDir(Path(directory))
-    if limit > SHEET_MOST:
-        raise UserError(f"a contact sheet holds at most {SHEET_MOST} panoramas, not limit={limit}; write the gallery")
+    if limit > SHEET_MAX:
+        raise UserError(f"a contact sheet holds at most {SHEET_MAX} panoramas, not limit={limit}; write the gallery")
     dataset.read_manifest()
     shown = spread(finished_samples(dataset), limit)
     sheet = _sheet([(read(dataset, entry).decoded(SHEET_PICTURE), entry.prompt) for entry in shown])
@@ -48,15 +48,15 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
 
 
 def _columns(cells: Sequence[tuple[Image.Image, str]]) -> int:
-    """Columns of a sheet: for wide pictures one per `SHEET_ROWS` of them, for others as many as there are rows."""
+    """Return the number of columns: one per `SHEET_ROWS` wide images; as many as rows for others."""
     wide = sum(image.width >= 2 * image.height for image, _ in cells) * 2 >= len(cells)
     square = next(side for side in range(1, len(cells) + 1) if side * side >= len(cells))
-    least = -(-len(cells) // SHEET_ROWS)
-    return least if wide else max(least, square)
+    minimum = -(-len(cells) // SHEET_ROWS)
+    return minimum if wide else max(minimum, square)
 
 
 def _sheet(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """The (picture, prompt) pairs column by column, each picture at the left of its cell, its prompt under it."""
+    """Draw pairs of image and prompt column by column."""
     columns = _columns(cells)
     rows = -(-len(cells) // columns)
     cell_width = max(SHEET_CELL, *(image.width for image, _ in cells))
@@ -74,7 +74,7 @@ def _sheet(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
 
 
 def _truncated(prompt: str, width: int, measure: Callable[[str], float]) -> str:
-    """The prompt on one line of at most `width` pixels, without characters that do not print."""
+    """Truncate a prompt to one line of at most `width` pixels, without unprintable characters."""
     line = " ".join(prompt.split())
     line = "".join(character for character in line if character.isprintable())
     if len(line) <= width and measure(line) <= width:

@@ -1,4 +1,4 @@
-// The 360° view: the eye in the middle of a cylinder, around which the picture goes once, looking at a flat screen.
+// The 360° view: a camera at the axis of a cylinder that the image is wrapped around.
 // With radius R = width / 2π and focal length F, column x of the screen sees the angle atan(x / F), and there a pixel of
 // the picture is F / (R cos(angle)) high: so each column of the screen is one strip of the picture, scaled.
 

@@ -1,4 +1,4 @@
-// The viewer: one panorama large, flat or around, with all that is known of it.
+// The viewer: one panorama, flat or as a 360° view, with its metadata.
 
 const viewer = (() => {
   const root = byId("viewer"), stage = byId("stage");
@@ -32,7 +32,7 @@ const viewer = (() => {
     root.dataset.key = sample.key;
   }
 
-  // What is in the sample's own block; false if that has not arrived.
+  // Show the data of the sample's block; return false if it has not arrived.
   function describe(at, sample) {
     known = details(at);
     if (!known) return false;
@@ -57,8 +57,8 @@ const viewer = (() => {
   function note(sample) {
     const side = Math.min(sample.width, sample.height), held = known.preview;
     byId("note").hidden = held === 0;
-    byId("note-text").textContent = (held && held >= side ? "This page holds a compressed copy of the picture"
-      : held ? `This page holds a copy that is ${held} pixels high or wide` : "This page holds only the thumbnail") +
+    byId("note-text").textContent = (held && held >= side ? "This page holds a compressed copy of the image"
+      : held ? `This page holds a copy with a shorter side of ${held} pixels` : "This page holds only the thumbnail") +
       `. The picture itself is ${known.member} in shards/${known.shard}, which this page can show once you open it:`;
   }
 
@@ -67,7 +67,7 @@ const viewer = (() => {
     const found = file && await memberOf(file, mine).catch(() => undefined);
     if (known !== mine) { if (found) URL.revokeObjectURL(found); return; }
     if (found) { byId("note").hidden = true; source(found); }
-    else if (file) byId("note-text").textContent = `${mine.shard} as it was opened does not hold ${mine.member}.`;
+    else if (file) byId("note-text").textContent = `${mine.shard} does not contain ${mine.member}.`;
   }
 
   function source(next) {
@@ -145,7 +145,7 @@ const viewer = (() => {
       button.focus();
     }
     button.dataset.label ||= button.textContent;
-    button.textContent = copied ? "Copied" : "Not allowed here";
+    button.textContent = copied ? "Copied" : "Copying is blocked";
     setTimeout(() => { button.textContent = button.dataset.label; }, 1400);
   }
 
@@ -168,7 +168,7 @@ const viewer = (() => {
     c: actions["copy-key"], r: actions["copy-command"],
   };
   const moves = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
-  document.addEventListener("keydown", (event) => {  // a button that is disabled loses the focus to the document
+  document.addEventListener("keydown", (event) => {  // a disabled button loses the focus to the document
     if (!root.open || byId("keys").open || event.ctrlKey || event.metaKey || event.altKey) return;
     const turning = event.key === " " && view() === turn && event.target.tagName !== "BUTTON";
     if (event.shiftKey && moves[event.key]) view().move(...moves[event.key]);
