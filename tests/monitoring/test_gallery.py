@@ -75,7 +75,7 @@ def test_page_is_self_contained(directory):
     assert not re.search(r"@import|url\(|innerHTML|document\.write|\bfetch\(", page)
 
 
-def test_policy_allows_the_pages_own_script_and_style_alone(directory):
+def test_policy_allows_only_the_embedded_script_and_style(directory):
     add_shard(directory, 0, ["one"])
     page = page_of(directory)
     (policy,) = re.findall(r'Content-Security-Policy"\s+content="([^"]*)"', page)
@@ -86,7 +86,7 @@ def test_policy_allows_the_pages_own_script_and_style_alone(directory):
     assert "unsafe" not in policy
 
 
-def test_all_metadata_exact_and_command_quoted(directory):
+def test_metadata_is_exact_and_command_is_quoted(directory):
     add_shard(directory, 0, ["one"], order=("picture", "txt", "json"))
     details = blocks(page_of(directory))["s0"]
     assert dict(details["rows"]) == {
@@ -100,7 +100,7 @@ def test_all_metadata_exact_and_command_quoted(directory):
 
 
 @pytest.mark.parametrize(("suffix", "mime"), [("png", "image/png"), ("jpg", "image/jpeg"), ("webp", "image/webp")])
-def test_pictures_and_thumbnails(directory, suffix, mime):
+def test_images_and_thumbnails_are_embedded(directory, suffix, mime):
     add_shard(directory, 0, ["one"], suffix=suffix, scores=[{"seam": 1.25}])
     data = blocks(page_of(directory))
     assert data["index"]["samples"] == [
@@ -112,12 +112,12 @@ def test_pictures_and_thumbnails(directory, suffix, mime):
 
 
 @pytest.mark.parametrize(("width", "height", "thumbnail"), [(320, 1280, (128, 512)), (64, 64, (64, 64))])
-def test_thumbnails_of_tall_and_of_small_pictures(directory, width, height, thumbnail):
+def test_thumbnails_of_tall_and_small_images(directory, width, height, thumbnail):
     add_shard(directory, 0, ["one"], width=width, height=height)
     assert image_of(blocks(page_of(directory))["s0"]["thumbnail"]).size == thumbnail
 
 
-def test_the_budget_chooses_originals_then_previews_then_thumbnails(directory):
+def test_budget_selects_originals_previews_or_thumbnails(directory):
     """All samples alike, the best that fits; pictures of noise, so that fewer pixels are fewer bytes."""
     rng = random.Random(0)
     noise = [encoded(Image.frombytes("RGB", (1200, 600), rng.randbytes(3 * 1200 * 600))) for _ in range(3)]
@@ -138,7 +138,7 @@ def test_the_budget_chooses_originals_then_previews_then_thumbnails(directory):
         assert noise[1] in file.read(data["s1"]["size"])
 
 
-def test_a_page_of_many_is_in_order_and_reads_little_ahead(directory, monkeypatch):
+def test_large_page_is_in_order_and_reads_little_ahead(directory, monkeypatch):
     """What was read and is not yet written is in memory: at most two samples a core, however many there are."""
     add_shard(directory, 0, [f"number {number}" for number in range(60)], width=64, height=16)
     started, told, ahead = [], [], []
@@ -171,7 +171,7 @@ def test_limit_is_spread_over_the_shards(directory):
     assert keys == ["0000_00", "0001_01", "0002_02"]
 
 
-def test_output_and_no_temporary_left(directory, tmp_path):
+def test_output_leaves_no_temporary_file(directory, tmp_path):
     add_shard(directory, 0, ["one"])
     assert gallery.write_gallery(directory) == directory / "preview.html"
     assert gallery.write_contact_sheet(directory) == directory / "preview.png"
@@ -180,7 +180,7 @@ def test_output_and_no_temporary_left(directory, tmp_path):
     assert names == ["dataset.json", "preview.html", "preview.png", "shards"]
 
 
-def test_page_is_replaced_at_once(directory):
+def test_page_is_replaced_by_rename(directory):
     add_shard(directory, 0, ["one"])
     before = page_of(directory)
     with (directory / "preview.html").open(encoding="utf-8") as reader:
@@ -189,7 +189,7 @@ def test_page_is_replaced_at_once(directory):
         assert reader.read() == before != after
 
 
-def test_failure_leaves_the_old_page(directory):
+def test_failure_keeps_the_old_page(directory):
     shard = add_shard(directory, 0, ["one", "two"])
     before = page_of(directory)
     shard.write_bytes(shard.read_bytes()[:6000])
@@ -203,7 +203,7 @@ def test_failure_leaves_the_old_page(directory):
     ("count", "shape", "columns", "rows"),
     [(3, (640, 160), 1, 3), (8, (640, 160), 1, 8), (9, (640, 160), 2, 5), (4, (64, 64), 2, 2)],
 )
-def test_contact_sheet_has_its_size_and_is_not_blank(directory, count, shape, columns, rows):
+def test_contact_sheet_has_the_expected_size_and_content(directory, count, shape, columns, rows):
     width, height = shape
     add_shard(directory, 0, [HOSTILE * 9] * count, width=width, height=height)
     with Image.open(gallery.write_contact_sheet(directory)) as sheet:
@@ -225,7 +225,7 @@ def test_contact_sheet_is_spread_and_limited(directory):
 
 
 @pytest.mark.parametrize("write", [gallery.write_gallery, gallery.write_contact_sheet])
-def test_errors(directory, tmp_path, write):
+def test_errors_name_the_cause(directory, tmp_path, write):
     with pytest.raises(UserError) as none:
         write(tmp_path)
     assert str(none.value).startswith(f"{tmp_path} holds no madgen dataset (no dataset.json)")
@@ -235,7 +235,7 @@ def test_errors(directory, tmp_path, write):
     with pytest.raises(UserError, match="no finished sample yet"):
         write(directory)
     add_shard(directory, 0, ["one"])
-    with pytest.raises(UserError, match="limit=0"):
+    with pytest.raises(UserError, match="limit must be >= 1, got 0"):
         write(directory, limit=0)
     (directory / "shards" / "pano-000000.tar").write_text("no tar")
     with pytest.raises(UserError, match=r"pano-000000\.tar"):
@@ -245,20 +245,20 @@ def test_errors(directory, tmp_path, write):
         write(directory)
 
 
-def test_contact_sheet_refuses_more_than_it_holds(directory):
+def test_contact_sheet_refuses_large_limits(directory):
     add_shard(directory, 0, ["one"])
     with pytest.raises(UserError, match="at most 240"):
         gallery.write_contact_sheet(directory, limit=241)
 
 
-def test_a_score_that_is_no_number_is_none(directory):
+def test_non_finite_scores_are_left_out(directory):
     add_shard(directory, 0, ["one", "two"], scores=[{"seam": float("nan")}, {"seam": 1.0}])
     data = blocks(page_of(directory))["index"]
     assert [sample["scores"] for sample in data["samples"]] == [{}, {"seam": 1.0}]
     assert [score["name"] for score in data["scores"]] == ["seam"]
 
 
-def test_a_real_dataset_and_the_command_that_makes_a_sample_again(madgen_here, job_file, tmp_path):
+def test_command_of_a_real_dataset_regenerates_the_sample(madgen_here, job_file, tmp_path):
     options = ["prompts.limit=1", "sampling.loop=true", "sampling.width=96"]
     assert madgen_here("generate", job_file, *options).code == 0
     result = madgen_here("preview", "out")

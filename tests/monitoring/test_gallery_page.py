@@ -113,7 +113,7 @@ def picture_box(driver):
     )
 
 
-def test_hostile_prompts_are_text(visit, page):
+def test_hostile_prompts_are_shown_as_text(visit, page):
     driver = visit(page)
     assert driver.title == "<i>job</i> · madgen"
     assert driver.find_element(By.TAG_NAME, "h1").text == "<i>job</i>"
@@ -124,7 +124,7 @@ def test_hostile_prompts_are_text(visit, page):
     assert driver.title == "<i>job</i> · madgen"
 
 
-def test_what_is_not_the_pages_own_is_refused(chromium, page):
+def test_foreign_scripts_and_styles_are_blocked(chromium, page):
     """Were a prompt ever to become markup, the page's policy would still not let it run, load or dress anything."""
     chromium.get(page.as_uri())
     title = chromium.title
@@ -176,7 +176,7 @@ def test_sort_by_scores(visit, page):
     assert names == ["", "key", "prompt", "seam best", "seam worst", "coherence best", "coherence worst"]
 
 
-def test_few_cards_exist_and_all_can_be_reached(visit, page):
+def test_only_visible_cards_exist_and_all_are_reachable(visit, page):
     driver = visit(page)
     seen, height = set(), driver.execute_script("return document.body.scrollHeight")
     for top in range(0, height, 700):
@@ -187,7 +187,7 @@ def test_few_cards_exist_and_all_can_be_reached(visit, page):
     assert len(seen) == MANY + 4
 
 
-def test_keys_go_through_the_list_and_come_back_from_the_viewer(visit, page):
+def test_keyboard_navigation_of_list_and_viewer(visit, page):
     driver = visit(page)
 
     def focused():
@@ -220,7 +220,7 @@ def test_keys_go_through_the_list_and_come_back_from_the_viewer(visit, page):
     assert not by_id(driver, "keys").is_displayed()
 
 
-def test_light_and_dark(visit, page):
+def test_themes(visit, page):
     driver = visit(page)
 
     def paper():
@@ -237,7 +237,7 @@ def test_light_and_dark(visit, page):
     assert paper() < 50
 
 
-def test_metadata_is_whole_and_can_be_copied(visit, page):
+def test_metadata_is_complete_and_can_be_copied(visit, page):
     driver = visit(page)
     first_card(driver).click()
     rows = driver.execute_script(
@@ -262,7 +262,7 @@ def test_metadata_is_whole_and_can_be_copied(visit, page):
         assert driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == copied
 
 
-def test_a_panorama_is_dragged_and_zoomed(visit, page):
+def test_flat_view_pans_and_zooms(visit, page):
     driver = visit(page)
     first_card(driver).click()
     stage = by_id(driver, "stage")
@@ -321,7 +321,7 @@ def degrees(colour):
     return math.degrees(math.atan2(total.imag, total.real)) % 360
 
 
-def test_a_loop_is_turned_without_end(visit, loop):
+def test_360_view_turns_endlessly(visit, loop):
     driver = visit(loop)
     until(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, ".card img")) == 2)
     assert [badge.text for badge in driver.find_elements(By.CLASS_NAME, "badge")] == ["360°"]
@@ -367,7 +367,7 @@ def test_a_loop_is_turned_without_end(visit, loop):
     assert by_id(driver, "picture").is_displayed()
 
 
-def test_the_picture_itself_comes_from_its_shard(visit, loop):
+def test_original_is_read_from_an_opened_shard(visit, loop):
     """A page of thumbnails says so, and shows the original once the reader opens the tar; also of a very long key."""
     driver = visit(loop.with_name("thumbnails.html"))
     first_card(driver).click()
@@ -409,7 +409,7 @@ def check_bar(driver):
     assert all(left >= 0 and right <= PHONE[0] and height >= 36 for left, right, _, height in boxes)
 
 
-def test_a_phone(visit, loop, page):
+def test_layout_on_a_phone(visit, loop, page):
     driver = visit(page)
     show_on(driver, PHONE, touch=True)
     visit(page)

@@ -29,12 +29,12 @@ def make(rate, clock, seconds, count=1):
     rate.add(count)
 
 
-def test_nothing_is_known_before_anything_is_made(rate, clock):
+def test_rate_is_unknown_before_the_first_sample(rate, clock):
     clock.now += 10
     assert (rate.per_second(), rate.error()) == (None, None)
 
 
-def test_the_first_batch_warms_up_and_does_not_count(rate, clock):
+def test_first_batch_is_ignored(rate, clock):
     for seconds in (60, 2, 2, 2, 2):
         make(rate, clock, seconds, count=4)
     assert rate.per_second() == pytest.approx(2.0)
@@ -42,14 +42,14 @@ def test_the_first_batch_warms_up_and_does_not_count(rate, clock):
     assert rate.total == 20
 
 
-def test_what_came_before_the_work_does_not_count(rate, clock):
+def test_time_before_the_start_is_ignored(rate, clock):
     clock.now += 1000
     rate.begin()
     make(rate, clock, 2)
     assert rate.per_second() == pytest.approx(0.5)
 
 
-def test_an_overdue_batch_lowers_the_rate_and_a_usual_wait_does_not(rate, clock):
+def test_only_an_overdue_batch_lowers_the_rate(rate, clock):
     for _ in range(6):
         make(rate, clock, 10)
     assert rate.per_second() == pytest.approx(0.1)
@@ -59,7 +59,7 @@ def test_an_overdue_batch_lowers_the_rate_and_a_usual_wait_does_not(rate, clock)
     assert rate.per_second() < 0.05
 
 
-def test_only_the_last_minutes_count(rate, clock):
+def test_rate_covers_the_window(rate, clock):
     for _ in range(100):
         make(rate, clock, 10)
     for _ in range(400):
@@ -67,7 +67,7 @@ def test_only_the_last_minutes_count(rate, clock):
     assert rate.per_second() == pytest.approx(1.0)
 
 
-def test_uneven_work_has_a_wider_interval(clock):
+def test_uneven_batches_have_a_larger_error(clock):
     even, uneven = Rate(300.0, clock), Rate(300.0, clock)
     for step in range(40):
         clock.now += 1 + step % 3
@@ -77,7 +77,7 @@ def test_uneven_work_has_a_wider_interval(clock):
     assert 0.1 < uneven.error() < 1
 
 
-def test_it_may_be_asked_while_another_thread_counts():
+def test_rate_can_be_read_while_another_thread_counts():
     rate, ended, seen = Rate(0.05), threading.Event(), []
 
     def count():

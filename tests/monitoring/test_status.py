@@ -29,7 +29,7 @@ def until(true, timeout_s=120):
     return found
 
 
-def test_a_worker_is_named_when_it_stops_and_when_it_dies(running, tmp_path):
+def test_silent_and_dead_workers_are_reported(running, tmp_path):
     directory = DatasetDir(tmp_path / "out")
     until(directory.manifest.exists)
     reader = Status(directory)
@@ -88,13 +88,13 @@ def fleet(tmp_path):
     return make
 
 
-def test_a_straggler_is_named(fleet):
+def test_straggler_is_reported(fleet):
     state = status(fleet([1.0, 1.0, 1.1, 0.4]))
     assert [worker["straggler"] for worker in state["workers"]] == [False, False, False, True]
     assert "slow: w3 on [red]node3" in text(state), "a host's name is no markup"
 
 
-def test_rates_add_up_and_their_errors_less(fleet):
+def test_rates_add_up_and_errors_in_quadrature(fleet):
     state = status(fleet([2.0] * 4))
     assert (state["rate_per_s"], state["in_flight"]) == (8.0, 12)
     assert state["eta_s"] == (100 - 12) / 8
@@ -103,12 +103,12 @@ def test_rates_add_up_and_their_errors_less(fleet):
     assert progress_text(state) == "8.00 panoramas/s, 11 s left (10 s to 12 s)"
 
 
-def test_who_waits_has_no_rate(fleet):
+def test_waiting_worker_has_no_rate(fleet):
     state = status(fleet([1.0, 1.0], state="waiting"))
     assert (state["rate_per_s"], state["eta_s"]) == (None, None)
 
 
-def test_a_heartbeat_that_is_old_on_the_file_servers_clock(fleet):
+def test_heartbeat_age_is_on_the_file_servers_clock(fleet):
     directory = fleet([1.0, 1.0, 1.0])
     now = time.time()
     for index, age in enumerate((0, 20, 90)):
@@ -118,7 +118,7 @@ def test_a_heartbeat_that_is_old_on_the_file_servers_clock(fleet):
     assert (state["rate_per_s"], state["in_flight"]) == (1.0, 6)
 
 
-def test_a_shard_that_is_put_back_is_no_longer_counted(madgen, job_file, tmp_path):
+def test_shard_marked_for_regeneration_is_not_counted(madgen, job_file, tmp_path):
     assert madgen("generate", job_file).code == 0
     reader = Status(DatasetDir(tmp_path / "out"))
     assert (reader.read()["done"], reader.read()["complete"]) == (10, True)
@@ -126,7 +126,7 @@ def test_a_shard_that_is_put_back_is_no_longer_counted(madgen, job_file, tmp_pat
     assert (reader.read()["done"], reader.read()["complete"]) == (7, False)
 
 
-def test_watching_ends_when_the_dataset_is_complete(madgen, job_file):
+def test_watch_ends_when_the_dataset_is_complete(madgen, job_file):
     assert madgen("generate", job_file).code == 0
     (line,) = madgen("status", "out", "--watch", "--json").out.splitlines()
     assert json.loads(line)["complete"]
@@ -136,5 +136,5 @@ def test_watching_ends_when_the_dataset_is_complete(madgen, job_file):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(5, "5 s"), (89, "89 s"), (150, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min")]
 )
-def test_times_for_people(seconds, said):
+def test_durations_as_text(seconds, said):
     assert eta_text(seconds) == said

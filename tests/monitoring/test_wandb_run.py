@@ -25,7 +25,7 @@ def logged(madgen, job_file, tmp_path):
     return sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged, tmp_path):
+def test_offline_log_holds_curve_previews_and_job(logged, tmp_path):
     (log,) = logged
     rows = history(ended(log))
     samples = [row["samples"] for row in rows]
@@ -57,7 +57,7 @@ def test_the_offline_log_holds_the_curve_the_previews_and_the_job(logged, tmp_pa
     assert len(list(log.parent.glob("files/media/images/preview*.png"))) == 2
 
 
-def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp_path):
+def test_resumed_dataset_continues_the_run(logged, madgen, job_file, tmp_path):
     (tmp_path / "out/shards/job-000003.json").unlink()
     result = madgen("generate", job_file, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path))
     assert result.code == 0, result.err
@@ -67,7 +67,7 @@ def test_a_resumed_dataset_goes_on_in_the_same_run(logged, madgen, job_file, tmp
 
 
 @pytest.mark.slow
-def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_path):
+def test_run_at_its_time_limit_is_marked_as_preempting(madgen, job_file, tmp_path):
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
     options += ["sampling.num_inference_steps=20"]
     assert madgen("plan", job_file).code == 0  # processes fork at once from now on
@@ -78,7 +78,7 @@ def test_a_run_whose_time_is_over_is_marked_as_preempting(madgen, job_file, tmp_
     assert any(record.HasField("preempting") for record in records(ended(log)))
 
 
-def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
+def test_failing_monitor_does_not_stop_a_run(madgen, job_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = madgen("generate", job_file, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path / "file"))
     assert result.code == 0, result.err
@@ -86,7 +86,7 @@ def test_a_broken_monitor_never_stops_a_run(madgen, job_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_and_those_after_it_are_one_curve(job_file, tmp_path):
+def test_killed_and_resumed_runs_form_one_curve(job_file, tmp_path):
     """Law: over all attempts, no number of samples is logged twice, none is behind one before, the last is all."""
     arguments = ("generate", job_file, "prompts.samples_per_prompt=60", "monitor.wandb.mode=offline")
     often = f"import madgen.monitoring.wandb_run as run; run.LOG_EVERY_S = 0.3; {MADGEN}"
@@ -121,7 +121,7 @@ def until(true, timeout_s=120):
         time.sleep(0.05)
 
 
-def test_online_without_a_key_is_offline_and_says_so(madgen, job_file, tmp_path):
+def test_online_without_a_key_logs_offline_with_a_warning(madgen, job_file, tmp_path):
     here = {"WANDB_DIR": str(tmp_path), "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
     result = madgen("generate", job_file, "monitor.wandb.mode=online", **here)
     assert result.code == 0, result.err
@@ -130,7 +130,7 @@ def test_online_without_a_key_is_offline_and_says_so(madgen, job_file, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_path):
+def test_unresponsive_server_does_not_delay_the_run(madgen, job_file, tmp_path):
     """A socket that accepts nothing: everything is made, and the end does not wait for long."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -143,7 +143,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(madgen, job_file, tmp_pat
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_a_run_that_hangs_is_waited_for_no_longer_than_told(monkeypatch):
+def test_wait_for_a_hanging_run_is_limited(monkeypatch):
     """With its queue full: neither the last point nor the end is waited for without limit."""
     from madgen.monitoring import wandb_run
 
@@ -170,7 +170,7 @@ def test_a_run_that_hangs_is_waited_for_no_longer_than_told(monkeypatch):
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_in_all_no_longer_is_waited_than_told(monkeypatch, alive):
+def test_total_wait_is_limited(monkeypatch, alive):
     """For a place for the last point, one for the end, and the end itself; on a clock that only waiting moves."""
     from madgen.monitoring import wandb_run
 
@@ -193,7 +193,7 @@ def test_in_all_no_longer_is_waited_than_told(monkeypatch, alive):
     assert now[0] == pytest.approx(wandb_run.STOP_S)
 
 
-def test_a_run_whose_end_fails_is_over_at_once(capsys):
+def test_failure_at_the_end_does_not_wait(capsys):
     from madgen.monitoring import wandb_run
 
     def fail():
@@ -206,7 +206,7 @@ def test_a_run_whose_end_fails_is_over_at_once(capsys):
     assert capsys.readouterr().err == "madgen: W&B is off: no room\n"
 
 
-def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
+def test_last_point_waits_for_a_full_queue(monkeypatch):
     from madgen.monitoring import wandb_run
 
     told, go = [], threading.Event()
@@ -228,7 +228,7 @@ def test_the_last_point_finds_a_place_in_a_full_queue(monkeypatch):
     assert told == [("the last state", True), "closed"]
 
 
-def test_a_dead_worker_and_a_tripped_breaker_are_alerts(tmp_path, wandb_here):
+def test_dead_worker_and_circuit_breaker_raise_alerts(tmp_path, wandb_here):
     from madgen.config.schema import WandbConfig
     from madgen.dataset.format import Manifest, PlanTotals, to_json
     from madgen.dataset.layout import DatasetDir

@@ -3,7 +3,7 @@
 // the picture is F / (R cos(angle)) high: so each column of the screen is one strip of the picture, scaled.
 
 const turn = (() => {
-  const WIDEST = 2 * Math.PI / 3, MOST = 16, SPEED = 0.15;
+  const WIDEST = 2 * Math.PI / 3, MAX_SCALE = 16, SPEED = 0.15;
   const stage = byId("stage"), canvas = byId("canvas"), heading = byId("heading"), image = new Image();
   const pen = canvas.getContext("2d", { alpha: false });
   let size = { width: 1, height: 1 }, angle = 0, shift = 0, zoomed = 1, seen = false, asked = false, running = 0;
@@ -59,7 +59,7 @@ const turn = (() => {
     resized,
     actual() { zoomed = radius() / filling(); ask(); },
     zoom(factor) {
-      zoomed = clamp(zoomed * factor, wide() / filling(), Math.max(1, MOST * radius() / filling()));
+      zoomed = clamp(zoomed * factor, wide() / filling(), Math.max(1, MAX_SCALE * radius() / filling()));
       ask();
     },
     toggle() { zoomed = zoomed === 1 ? Math.max(wide() / filling(), 0.5) : 1; shift = 0; ask(); },
