@@ -426,7 +426,6 @@ def generate(bench: Bench) -> Row:
         def generate_job(out: str) -> float:
             job, clock = job_of(out), Clock()
             module = PanoramaModule(job)
-            module.sampler = sampler
             from madgen.generation.robust_sampler import Attempts
 
             module.attempts = Attempts(sampler, job.sampling)

@@ -143,13 +143,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
-    """In place of a Batch: nothing to claim now, but others are still at work and may die."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Attempt:
     """What became of one task: a picture, or why there is none."""
 
@@ -160,6 +153,16 @@ class Attempt:
     reason: str | None = None
     """Why there is no picture, in one word: the sample is quarantined."""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panoramas:
+    """Result of sampling one batch."""
+
+    attempts: tuple[Attempt, ...]
+    """In the order of the batch's tasks."""
+    seconds: dict[str, float]
+    """Wall time of `sample`, `decode` and, if the job has a checker or CLIP, `safety` and `score`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,6 @@
-"""The LightningModule: one batch of tasks in, their panoramas out."""
+"""The LightningModule: a batch of tasks in, their panoramas out."""
 
 from __future__ import annotations
-
-import time
-from dataclasses import dataclass
 
 import lightning
 import torch
@@ -14,63 +11,43 @@ from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
 from madgen.hub.weights import weight_files
 from madgen.sampling.sampler import PanoramaSampler
-from madgen.types import Attempt, Batch, Idle
+from madgen.types import Batch, Panoramas
 from madgen.utils.console import say
 from madgen.utils.node_cache import fetch_ahead
 
 
-@dataclass(frozen=True)
-class Panoramas:
-    """What `predict_step` returns."""
-
-    attempts: tuple[Attempt, ...]
-    """In the order of the batch's tasks."""
-    seconds: dict[str, float]
-    """Wall time of `sample`, `decode` and, where there is a checker or CLIP, `safety` and `score`."""
-
-
 class PanoramaModule(lightning.LightningModule):
-    """Samples on the device that the trainer gave to this process."""
+    """Sample on the device that the trainer gave to this process."""
 
     def __init__(self, job: Job):
         super().__init__()
         self.job = require_job(job)
-        self.sampler: PanoramaSampler | None = None
         self.attempts: Attempts | None = None
 
     def setup(self, stage: str) -> None:
-        """Loads the backbone straight onto this process's device."""
-        if getattr(self.trainer.datamodule, "finished", False):
-            return
-        if self.sampler is None:
-            backbone = self.job.backbone
-            if backbone.compile and self.trainer.is_global_zero:
+        """Load the backbone straight onto this process's device, unless nothing is left to do."""
+        if self.attempts is None and not getattr(self.trainer.datamodule, "finished", False):
+            if self.job.backbone.compile and self.trainer.is_global_zero:
                 say("madgen: the first panoramas of each size wait until their kernels are compiled, a minute or more")
-            fetch_ahead(weight_files(backbone.pretrained, backbone.revision, backbone.variant))
-            self.sampler = PanoramaSampler.from_job(self.job, self.trainer.strategy.root_device)
-            self.sampler.new_scheduler(
-                self.job.sampling.num_inference_steps
-            )  # refused here, before anything is written
-            safety = Safety.load(self.job.safety, self.sampler)
-            clip = ClipScore.load(self.job.scores.clip, self.sampler)
-            self.attempts = Attempts(self.sampler, self.job.sampling, safety, clip)
+            self.attempts = load(self.job, self.trainer.strategy.root_device)
 
-    def transfer_batch_to_device(self, batch: Batch | Idle, device: torch.device, dataloader_idx: int) -> Batch | Idle:
-        """Tasks are plain data; the sampler puts tensors where they belong."""
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Return the batch unchanged: it holds no tensors."""
         return batch
 
-    def predict_step(self, batch: Batch | Idle, batch_idx: int) -> Panoramas | None:
-        """Panoramas of one batch; they depend on its tasks and the job alone."""
-        data = self.trainer.datamodule
-        if data.stopping.is_set() or not data.has_time(batch):  # Lightning had asked for this batch ahead
-            return None
-        if isinstance(batch, Idle):
-            time.sleep(batch.seconds)
-            return None
+    def predict_step(self, batch: Batch, batch_idx: int) -> Panoramas:
+        """Sample the panoramas of a batch; they depend on its tasks and the job alone."""
         if not batch.tasks:
             return Panoramas((), {})
         assert self.attempts is not None
-        started = time.monotonic()
-        panoramas = Panoramas(self.attempts(batch.tasks), self.attempts.seconds)
-        data.took(batch, time.monotonic() - started)
-        return panoramas
+        return Panoramas(self.attempts(batch.tasks), self.attempts.seconds)
+
+
+def load(job: Job, device: torch.device) -> Attempts:
+    """Load a job's models. Raises UserError if they do not fit the job, before anything is written."""
+    backbone = job.backbone
+    fetch_ahead(weight_files(backbone.pretrained, backbone.revision, backbone.variant))
+    sampler = PanoramaSampler.from_job(job, device)
+    sampler.new_scheduler(job.sampling.num_inference_steps)  # raises for settings it cannot take
+    safety, clip = Safety.load(job.safety, sampler), ClipScore.load(job.scores.clip, sampler)
+    return Attempts(sampler, job.sampling, safety, clip)

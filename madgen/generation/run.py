@@ -37,24 +37,24 @@ def generate(run: ResolvedRun) -> Outcome:
     refuse_other_place(run)
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
-    trainer = build_trainer(job.trainer, [writer])
+    trainer, pipeline = build_trainer(job.trainer, [writer]), writer.pipeline
     data = PromptDataModule(job, run)
-    with directory.disappearance_is_told(began=lambda: data.was_there):
+    with directory.disappearance_is_told(began=lambda: data.queue.resumes):
         _predict(trainer, job, data, writer)
-        if trainer.global_rank == 0 and (writer.signals.preempting or data.out_of_time):
-            tell_batch_script(data.out_of_time or "signal")
+        if trainer.global_rank == 0 and (writer.signals.preempting or data.queue.out_of_time):
+            tell_batch_script(data.queue.out_of_time or "signal")
         directory.check_there()
         if trainer.global_rank != 0:
-            return Outcome(COMPLETE, {}, time.monotonic() - started, writer.written)
+            return Outcome(COMPLETE, {}, time.monotonic() - started, pipeline.written)
         with ending_instead("stopped while the index was made: the same command makes it"):
-            outcome = finish(directory, started, writer.written, writer.tripped)
+            outcome = finish(directory, started, pipeline.written, pipeline.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
         return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
     return hand_over(run, outcome)
 
 
 def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
-    writer.signals.install(data.stop)
+    writer.signals.install(data.queue.stop)
     try:
         trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
     except (KeyboardInterrupt, SystemExit):  # Lightning ends with status 1 after a second Ctrl-C

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from madgen.config.schema import Job
-from madgen.diffusion.denoise import steps_of
 from madgen.diffusion.views import Views
 from madgen.generation.safety import crops
 from madgen.images.scores import DIGITS, pixel_scores
 from madgen.models import clip as _clip
+from madgen.planning.forecast import evaluated_steps, view_geometry
+from madgen.planning.resolved_run import ResolvedRun
 from madgen.sampling.sampler import PanoramaSampler
 
 
 class PixelScores:
-    """`scores(image)` of pictures that this sampler made for this job: of the pixels and the views alone."""
+    """Compute the scores of a job's panoramas that depend on pixels and views alone: `scores(image_HWC)`."""
 
-    def __init__(self, job: Job, sampler: PanoramaSampler):
-        self.names, self.cell = job.pixel_scores, sampler.backbone.spec.factor
-        self._geometry, self._loop = sampler.geometry, job.sampling.loop
-        self._last = steps_of(sampler.new_scheduler(job.sampling.num_inference_steps))[-1]
+    def __init__(self, run: ResolvedRun):
+        self.names, self._loop = run.job.pixel_scores, run.job.sampling.loop
+        self._geometry = view_geometry(run)
+        self.cell, self._last = self._geometry.spec.factor, evaluated_steps(run)[-1]
         self._views: dict[tuple[int, int], Views] = {}
 
     def __call__(self, image_HWC: np.ndarray) -> dict[str, float]:

@@ -117,9 +117,30 @@ def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
 
 
-def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
+def view_geometry(run: ResolvedRun) -> Geometry:
+    """Return the geometry of a run's views, from the backbone's config files."""
+    return _geometry(run, _spec(run, assume=False)[0])
+
+
+def evaluated_steps(run: ResolvedRun) -> list[int]:
+    """Return the step of each evaluation of the denoiser, from the scheduler's config file."""
+    return _evaluated_steps(run, _own_scheduler(run))
+
+
+def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
+    sampling = run.job.sampling
+    return backbone_module(run.job.backbone.name).evaluated_steps(
+        own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
+    )
+
+
+def _geometry(run: ResolvedRun, spec: BackboneSpec) -> Geometry:
     views, merging = run.job.method.views, method_of(run.job.method).merging
-    geometry = Geometry(spec, views.layout, views.size, views.stride, merging, views.overlap_from)
+    return Geometry(spec, views.layout, views.size, views.stride, merging, views.overlap_from)
+
+
+def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
+    geometry = _geometry(run, spec)
     return {size: geometry.build(*size, run.job.sampling.loop) for size in sizes(run.plan)}
 
 
@@ -127,9 +148,7 @@ def _evaluations(
     run: ResolvedRun, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
 ) -> dict[tuple[int, int], Evaluations]:
     job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
-    steps = backbone_module(job.backbone.name).evaluated_steps(
-        own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
-    )
+    steps = _evaluated_steps(run, own)
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
     passes = [(step, twice and step in guided) for step in steps]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from madgen.config.schema import Job
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
+from madgen.dataset.sample_json import sample_settings
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.types import shard_name
@@ -58,6 +60,11 @@ class ResolvedRun:
     def manifest(self) -> Manifest:
         """Content of `dataset.json`. Raises UserError unless the weights are on this machine."""
         return manifest.build(self.job, self.plan, self.dtype, self._config)
+
+    @cached_property
+    def sample_settings(self) -> dict[str, Any]:
+        """The part of a sample's JSON that all samples share."""
+        return sample_settings(self.job, self.manifest)
 
     @property
     def _config(self) -> str | None:

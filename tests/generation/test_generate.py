@@ -115,7 +115,7 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
     """What the first worker saved is the plan for all later ones."""
     options = ["prompts.samples_per_prompt=500"]
-    script = f"import madgen.generation.datamodule as module; module.LONG_LIST = 5; {MADGEN}"
+    script = f"import madgen.generation.work_queue as queue; queue.LONG_LIST = 5; {MADGEN}"
     process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
     plans = tmp_path.joinpath("out", "work", "plan")
     while process.poll() is None and not list(plans.glob("*.arrow")):

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from processes import begin, environment
 
-from madgen import PanoramaSampler, UserError
+from madgen import UserError
 from madgen.config.loader import load_job
 from madgen.generation.safety import crops
 from madgen.generation.scoring import ClipScore, PixelScores
 from madgen.images.scores import coherence, seam, wrap
 from madgen.models import clip as _clip
+from madgen.planning.resolved_run import ResolvedRun
 
 CELL = 4
 BORDERS = list(range(8, 64, 8))
@@ -180,7 +181,7 @@ def test_seams_of_moving_views_are_those_of_the_last_step(tiny):
     """Three steps of views moved by 7, 3 and then 5 cells: these begin or end at cells 5, 8 and 13 of 16."""
     options = ["method.views.layout=shifted", "method.mad.steps=0", "sampling.num_inference_steps=3"]
     job = load_job([], [f"backbone.pretrained={tiny}", "sampling.height=32", "sampling.width=64", *options])
-    scores = PixelScores(job, PanoramaSampler.from_job(job))
+    scores = PixelScores(ResolvedRun.of(job))
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
     assert scores(image)["seam"] == round(seam(image, [], [20, 32, 52], CELL), 4)
     assert scores(image)["seam"] != round(seam(image, [], [32], CELL), 4)
@@ -188,7 +189,7 @@ def test_seams_of_moving_views_are_those_of_the_last_step(tiny):
 
 def test_a_grid_of_views_has_borders_in_both_directions(tiny):
     job = load_job([], [f"backbone.pretrained={tiny}", "method.views.stride=4", "method.mad.steps=0"])
-    scores = PixelScores(job, PanoramaSampler.from_job(job))
+    scores = PixelScores(ResolvedRun.of(job))
     image = np.full((48, 64, 3), 90, np.uint8)
     image[16:] = 120
     assert scores(image)["seam"] == 16.0, "of two borders, at 16 and 32 px, one has a step of 30"

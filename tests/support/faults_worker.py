@@ -15,7 +15,7 @@ from typing import Any
 import madgen.cli.app
 import madgen.dataset.shards.leases
 import madgen.generation.run
-import madgen.generation.writer
+from madgen.generation import shard_pipeline
 from madgen.sampling.sampler import PanoramaSampler
 
 FINISHED = {"dataset.json", "shards", "index.parquet", "README.md", "samples"}
@@ -66,7 +66,9 @@ class Sabotage:
         if self.call == "write":
             madgen.dataset.shards.writer.open = self._opens()  # type: ignore[attr-defined]
         elif self.call == "encode":
-            madgen.generation.writer.encode_sample = self._breaks(madgen.generation.writer.encode_sample)
+            madgen.generation.shard_pipeline.encode_sample = self._breaks(
+                madgen.generation.shard_pipeline.encode_sample
+            )
         elif self.call == "decode":
             PanoramaSampler.decode_pixels = self._breaks(PanoramaSampler.decode_pixels)  # type: ignore[method-assign]
         else:

@@ -1,0 +1,169 @@
+"""From sampled batches to published shards, in a thread beside the sampling. Knows no Lightning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from madgen.cluster.memory import peak_memory
+from madgen.config.schema import Job
+from madgen.dataset.encoding import encode_sample
+from madgen.dataset.remote.background import BackgroundUpload
+from madgen.dataset.sample_json import sample_metadata, with_changes, with_scores
+from madgen.dataset.shards.writer import OpenShard
+from madgen.generation.circuit_breaker import Breaker
+from madgen.generation.robust_sampler import UNSAFE
+from madgen.generation.work_queue import WorkQueue
+from madgen.monitoring.observer import Observer, ShardDone
+from madgen.monitoring.rate import Rate
+from madgen.types import Attempt, Batch, Panoramas, Record
+from madgen.utils.console import say
+
+UPLOAD = "upload"
+"""Lease of the process that uploads the shards that earlier runs left."""
+
+
+class ShardPipeline:
+    """Encode and write one batch while the next one is sampled; publish and upload complete shards.
+
+    A killed process loses these two batches at most.
+    """
+
+    def __init__(self, job: Job, observers: Sequence[Observer] = ()):
+        self.job, self.observers = job, list(observers)
+        self._rate, self._pixels = Rate(), Rate()
+        self._breaker = Breaker(job.quarantine.max_share, job.quarantine.window)
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._waited = 0.0
+        self._uploads: BackgroundUpload | None = None
+
+    @property
+    def tripped(self) -> str | None:
+        """Why this process stopped, if too many samples failed."""
+        return self._breaker.tripped
+
+    @property
+    def written(self) -> int:
+        """Number of panoramas that this process made."""
+        return self._rate.total
+
+    def start(self, queue: WorkQueue) -> None:
+        """Start to write the batches of a queue that has been started."""
+        self.queue = queue
+        self._rate.begin()
+        self._pixels.begin()
+        queue.worker.measure = self._measure
+        self._notify("started", queue.run.directory, queue.worker, queue.run.manifest)
+        if self.job.output.upload is not None:
+            claimed = queue.worker.claim(UPLOAD)
+            self._uploads = BackgroundUpload(queue.run.directory, self.job.output.upload)
+            self._uploads.start(sweep=lambda: claimed)
+        self._thread = ThreadPoolExecutor(1, "shard-writer")
+
+    def put(self, batch: Batch, panoramas: Panoramas) -> None:
+        """Hand over a batch when the one before it is written. Raises the error that writing that one has met."""
+        assert self._thread is not None
+        started = time.perf_counter()
+        self._wait()
+        waited = time.perf_counter() - started
+        self._pending = self._thread.submit(self._write, batch, panoramas, waited)
+
+    def finish(self, preempted: bool) -> None:
+        """Write what is left, then upload it unless the run is stopped. Raises the error that writing has met."""
+        try:
+            self._wait()
+        finally:
+            self._close(preempted, wait_for_uploads=True)
+
+    def abort(self, preempted: bool) -> None:
+        """Write what is left after an error in the sampling, and release the shards."""
+        if self._thread is not None:
+            self._close(preempted, wait_for_uploads=False)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _close(self, preempted: bool, wait_for_uploads: bool) -> None:
+        assert self._thread is not None
+        self._thread.shutdown()
+        self._thread = self._pending = None
+        self._notify("ending", preempted or self.queue.out_of_time is not None)
+        self.queue.release_shards()
+        self._notify("stopped")
+        self.queue.close()
+        if self._uploads is not None:
+            self._uploads.finish(lambda: self.queue.stopping or not wait_for_uploads)
+
+    def _write(self, batch: Batch, panoramas: Panoramas, waited: float) -> None:
+        try:
+            self._write_batch(batch, panoramas, waited)
+        except BaseException:
+            self.queue.stop()
+            raise
+
+    def _write_batch(self, batch: Batch, panoramas: Panoramas, waited: float) -> None:
+        started, made, pixels = time.perf_counter(), 0, 0
+        shard = self.queue.open_shards[batch.shard.name]
+        for position, attempt in enumerate(panoramas.attempts, batch.start):
+            if position >= len(shard.settled):  # otherwise an earlier worker made it
+                self._settle(shard, position, attempt)
+                if attempt.image_HWC is not None:
+                    made, pixels = made + 1, pixels + attempt.image_HWC[..., 0].size
+        if made:
+            self._rate.add(made)
+            self._pixels.add(pixels)
+        seconds = {**panoramas.seconds, "write": time.perf_counter() - started, "wait": waited}
+        shard.commit(seconds, self.queue.cost(batch))
+        if shard.complete and self.queue.publish(shard):
+            if self._uploads is not None:
+                self._uploads.add(shard.shard.name)
+            self._notify("shard_published", ShardDone(shard.shard.name, shard.made, shard.seconds))
+        progress = {name: len(opened.settled) for name, opened in dict(self.queue.open_shards).items()}
+        self.queue.worker.beat(open=progress)
+
+    def _settle(self, shard: OpenShard, position: int, attempt: Attempt) -> None:
+        """Add a panorama to its shard, or quarantine the sample."""
+        task, output = shard.shard.tasks[position], self.job.output
+        self._count(failed=attempt.image_HWC is None and attempt.reason != UNSAFE)
+        if attempt.image_HWC is None:
+            shard.quarantine(position, attempt.reason or "unknown", attempt.detail)
+            say(f"madgen: {task.key} is quarantined: {attempt.reason}: {attempt.detail}")
+            return
+        metadata = with_changes(sample_metadata(task, self.queue.run.sample_settings), attempt.changes)
+        metadata = with_scores(metadata, self.queue.pixel_scores(attempt.image_HWC))
+        record = Record(task, attempt.image_HWC, metadata)
+        shard.add(position, encode_sample(record, output.format, output.quality), metadata.get("scores"))
+        self._notify("sample_written", record)
+
+    def _count(self, failed: bool) -> None:
+        """Stop the run when too many samples fail: a broken model must not burn a thousand GPU hours."""
+        before = self._breaker.tripped
+        self._breaker.record(failed)
+        if self._breaker.tripped and before is None:
+            self.queue.stop()
+            self._notify("tripped", self._breaker.tripped)
+
+    def _measure(self) -> dict[str, Any]:
+        """Return this worker's throughput for its heartbeat, also while a batch takes long."""
+        pixels = self._pixels.per_second()
+        return {
+            "samples": self._rate.total,
+            "rate_per_s": self._rate.per_second(),
+            "rate_error": self._rate.error(),
+            "megapixels_per_s": None if pixels is None else pixels / 1e6,
+            "memory_bytes": peak_memory(),
+        }
+
+    def _notify(self, event: str, *arguments: Any) -> None:
+        """Call the observers. Monitoring never stops a run: an observer that fails is reported once and removed."""
+        for observer in list(self.observers):
+            try:
+                getattr(observer, event)(*arguments)
+            except Exception as error:
+                say(f"madgen: {type(observer).__name__} is off: {error!r}")
+                self.observers.remove(observer)
