@@ -66,9 +66,7 @@ class Sabotage:
         if self.call == "write":
             madgen.dataset.shards.writer.open = self._opens()  # type: ignore[attr-defined]
         elif self.call == "encode":
-            madgen.generation.shard_pipeline.encode_sample = self._breaks(
-                madgen.generation.shard_pipeline.encode_sample
-            )
+            shard_pipeline.encode_sample = self._breaks(shard_pipeline.encode_sample)
         elif self.call == "decode":
             PanoramaSampler.decode_pixels = self._breaks(PanoramaSampler.decode_pixels)  # type: ignore[method-assign]
         else:
