@@ -21,7 +21,7 @@ from madgen.dataset.shards.leases import LEASE_S
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import build_layout
 from madgen.planning.cost import view_evaluations
-from madgen.planning.order import LOOK_AT, claim_order
+from madgen.planning.order import LEASES_CHECKED, claim_order
 
 WIDTHS = (1024, 2048, 3072, 4096, 5120)  # pixels at height 512, in equal numbers
 SECONDS_PER_EVALUATION = 44.3 / 2100  # the paper's 512x3072 px with MAD on an RTX A5000
@@ -72,7 +72,7 @@ def simulate(shards: list[np.ndarray], order: list[int], fleet: Fleet) -> tuple[
             heapq.heappush(free, (max(now, back), worker))
             continue
         over = sum(when <= now for when, _ in expiring)
-        if over and fleet.rng.random() < 1 - (1 - over / fleet.workers) ** LOOK_AT:
+        if over and fleet.rng.random() < 1 - (1 - over / fleet.workers) ** LEASES_CHECKED:
             _, index = heapq.heappop(expiring)
         elif waiting:
             index = waiting.pop()

@@ -64,14 +64,14 @@ def plan(
         madgen plan jobs/alps.yaml --workers 32 --measured /scratch/alps-trial
     """
     loaded = load_job(job)
-    from madgen.planning.estimate import outlook
+    from madgen.planning.estimate import estimate
     from madgen.planning.forecast import forecast, print_forecast, warn
     from madgen.planning.resolved_run import ResolvedRun
 
     resolved = ResolvedRun.of(loaded)
     expected = forecast(resolved, assume_spec=True)
-    ahead = outlook(resolved, expected.evaluations, measured)
-    print_forecast(resolved, expected, ahead.told(workers), as_json)
+    remaining = estimate(resolved, expected.evaluations, measured)
+    print_forecast(resolved, expected, remaining.as_dict(workers), as_json)
     warn(resolved, expected)
 
 
@@ -165,9 +165,9 @@ def submit(
     from madgen.dataset.manifest import check_directory
     from madgen.planning.forecast import forecast
     from madgen.planning.resolved_run import ResolvedRun
-    from madgen.planning.sizing import AUTO, count
+    from madgen.planning.sizing import AUTO, parse_count
 
-    node_count = count("--nodes", nodes)
+    node_count = parse_count("--nodes", nodes)
     named = {"partition": partition, "account": account, "qos": qos}
     resources = slurm.Resources(
         nodes=1 if node_count is None else node_count,
@@ -182,10 +182,10 @@ def submit(
     resolved = ResolvedRun.of(loaded)
     expected = forecast(resolved)
     if AUTO in (nodes, time):
-        from madgen.planning.estimate import outlook
-        from madgen.planning.sizing import pick
+        from madgen.planning.estimate import estimate
+        from madgen.planning.sizing import choose_resources
 
-        resources, why = pick(resources, outlook(resolved, expected.evaluations, measured), nodes, time)
+        resources, why = choose_resources(resources, estimate(resolved, expected.evaluations, measured), nodes, time)
         print(f"madgen: {why}", file=sys.stderr)
     script = slurm.render(loaded, job, resources, env)
     check_directory(resolved.directory, None, loaded.output.resume)

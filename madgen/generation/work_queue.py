@@ -19,7 +19,7 @@ from madgen.generation.batch_size import BatchSizes
 from madgen.generation.scoring import PixelScores
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.forecast import view_costs, view_geometry
-from madgen.planning.order import LOOK_AT, claim_order, shard_costs, turned
+from madgen.planning.order import LEASES_CHECKED, claim_order, rotated, shard_costs
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.types import Batch, Prompt
 from madgen.utils.console import say
@@ -129,7 +129,7 @@ class WorkQueue:
             directory.check_there()
             taken = directory.done() | self.worker.claimed
             missing = [index for index in order if names[index] not in taken]
-            index = self._lease(turned(missing, place()) if first else missing)
+            index = self._lease(rotated(missing, place()) if first else missing)
             first = False
             if index is not None:
                 waits = 0
@@ -152,7 +152,7 @@ class WorkQueue:
         free = [index for index in missing if names[index] not in claimed]
         others = [index for index in missing if names[index] in claimed]  # of live and of dead workers
         random.shuffle(others)
-        for index in [*others[:LOOK_AT], *free, *others[LOOK_AT:]]:
+        for index in [*others[:LEASES_CHECKED], *free, *others[LEASES_CHECKED:]]:
             if self.stopping:
                 return None
             if names[index] not in claimed and self.worker.claim(names[index]):

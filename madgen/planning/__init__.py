@@ -1,1 +1,1 @@
-"""Cost and running time of a job, before it runs. Loads no weights."""
+"""A job before it runs: what it resolves to, what it costs and how long it takes. Loads no weights."""

@@ -1,4 +1,4 @@
-"""What a plan will cost: view evaluations (one UNet pass over one view of one panorama) and disk."""
+"""Cost of a plan: view evaluations (one denoiser pass over one view of one panorama) and disk space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from madgen.diffusion.views import Layout
 from madgen.prompts.totals import paths
 from madgen.types import Prompt
 
-# Bytes a pixel of the 24 panoramas of jobs/demo.yaml at quality 95. They are soft: photographs take several times more.
+# Bytes per pixel of the 24 panoramas of jobs/demo.yaml at quality 95. Photographs take several times more.
 BYTES_PER_PIXEL = {"png": 0.75, "jpg": 0.22, "webp": 0.1}
 
 
@@ -27,37 +27,34 @@ class Cost:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """UNet view evaluations of panoramas of one size, a path each: of prompts and their negative prompts."""
+    """View evaluations of a panorama of one size, per prompt and per negative prompt on it."""
 
     texts: int
-    """Of each prompt or region; with its negative prompt where that is never shared."""
+    """Per prompt or region, including its negative prompt if that is never shared."""
     apart: int = 0
-    """Of each negative prompt, in the first steps, in which regions are bootstrapped."""
+    """Per negative prompt, in the first steps, in which regions are bootstrapped."""
     negatives: int = 0
-    """Of each negative prompt, in the other steps."""
+    """Per distinct negative prompt, in the other steps."""
 
-    def of(self, texts: int, negatives: int, negatives_apart: int) -> int:
-        """All of them, for so many; see `madgen.prompts.totals.paths`."""
+    def total(self, texts: int, negatives: int, negatives_apart: int) -> int:
+        """Return the sum for these counts of `madgen.prompts.totals.paths`."""
         return self.texts * texts + self.negatives * negatives + self.apart * negatives_apart
 
 
 def sizes(plan: Plan) -> Counter[tuple[int, int]]:
-    """How many panoramas there are of each (height, width) in pixels."""
-    return _times_samples(plan, plan.prompts.header.totals.sizes)
-
-
-def _times_samples(plan: Plan, counts: Counter[tuple[int, int]]) -> Counter[tuple[int, int]]:
+    """Return the number of panoramas of each (height, width) in pixels."""
+    counts = plan.prompts.header.totals.sizes
     return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
 
 
 def view_evaluations(
     layout: Layout, passes: Iterable[tuple[int, bool]], sync: SyncSchedule, bootstrapped: int = 0
 ) -> Evaluations:
-    """Of panoramas of one size; `passes`: the step of each evaluation, and whether it is guided.
+    """Count the view evaluations of a panorama of one size.
 
-    Schedulers of second order have two evaluations a step. SyncDiffusion's gradient counts as 3 of them for each view
-    but the anchor, which takes one, and it pulls each prompt's views its own way, so that none is shared. Before the
-    step `bootstrapped` regions are bootstrapped.
+    `passes` holds the step of each evaluation and whether it is guided; schedulers of second order have two
+    evaluations per step. SyncDiffusion's gradient counts as 3 evaluations of each view but the anchor, which takes
+    one, and negative prompts are not shared then. Regions are bootstrapped before the step `bootstrapped`.
     """
     texts = negatives = apart = 0
     for step, guided in passes:
@@ -71,17 +68,18 @@ def view_evaluations(
 
 
 def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], prompt: Prompt) -> int:
-    """UNet view evaluations of one panorama of a prompt, each of its regions being a prompt too."""
-    return evaluations[prompt.height, prompt.width].of(*paths(prompt.negative, prompt.regions))
+    """Count the view evaluations of one panorama of a prompt and its regions."""
+    return evaluations[prompt.height, prompt.width].total(*paths(prompt.negative, prompt.regions))
 
 
 def total_cost(plan: Plan, evaluations: Mapping[tuple[int, int], Evaluations], image_format: str) -> Cost:
-    """Sums over sizes; `evaluations` holds those of each."""
+    """Sum up the cost of a plan, given the evaluations of each size."""
     totals = plan.prompts.header.totals
     counts = {size: (totals.texts[size], totals.negatives[size], totals.negatives_apart[size]) for size in totals.sizes}
     pixels = sum(height * width * count for (height, width), count in sizes(plan).items())
     return Cost(
-        view_evaluations=plan.samples_per_prompt * sum(evaluations[size].of(*of) for size, of in counts.items()),
+        view_evaluations=plan.samples_per_prompt
+        * sum(evaluations[size].total(*count) for size, count in counts.items()),
         megapixels=pixels / 1e6,
         bytes=int(pixels * BYTES_PER_PIXEL[image_format]),
     )

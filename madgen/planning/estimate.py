@@ -1,4 +1,4 @@
-"""How long what is left of a plan will take, from what finished shards tell. Loads no weights, writes nothing."""
+"""Estimate the time that the rest of a plan takes, from finished shards. Loads no weights, writes nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
 
 BUSY = ("sample", "decode", "safety", "wait")
-"""What a worker's time goes into; `write` runs beside it."""
-LOOK_AT = 200
-"""Finished shards that are looked at, evenly spaced."""
+"""Timings of a sidecar that add up to a worker's time; `write` runs in parallel."""
+MAX_MEASURED = 200
+"""Finished shards that are read, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Worker seconds and view evaluations of finished shards, of whatever devices made them."""
+    """Throughput of finished shards."""
 
     seconds: float
+    """Summed over workers."""
     view_evaluations: int
     shards: int
 
@@ -35,20 +36,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What is left to do, in worker seconds. A worker is one process with its device."""
+class Estimate:
+    """Remaining work of a plan. A worker is one process with its device."""
 
     measured: Measured | None
     missing: list[float]
-    """View evaluations of each shard that is not done."""
+    """View evaluations of each unfinished shard."""
 
     @property
     def rate(self) -> float:
-        """Worker seconds a view evaluation; UserError if nothing was measured."""
+        """Worker seconds per view evaluation. Raises UserError without a finished shard."""
         if self.measured is None:
             raise UserError(
-                "no finished shard tells how long a panorama takes here; make some first on such a device, as in "
-                "`madgen generate JOB.yaml prompts.limit=8 output.dir=out/trial`, and give --measured out/trial"
+                "no finished shard to take the throughput from; generate a few panoramas on such a device with "
+                "`madgen generate JOB.yaml prompts.limit=8 output.dir=out/trial`, then pass --measured out/trial"
             )
         return self.measured.seconds_per_evaluation
 
@@ -61,16 +62,16 @@ class Outlook:
         return sum(self.missing) * self.rate / 3600
 
     def wall_s(self, workers: int) -> float:
-        """Seconds until everything is made, without start-up, by so many workers of the measured speed."""
+        """Return the wall time for a number of workers of the measured speed, without start-up."""
         return makespan(self.missing, workers) * self.rate
 
     def fewest_workers(self, within_s: float) -> int:
-        """How many workers need no longer than `within_s`; UserError if a single shard takes longer."""
+        """Return the smallest number of workers that finish in time. Raises UserError if one shard takes longer."""
         longest = max(self.missing, default=0.0) * self.rate
         if longest > within_s:
             raise UserError(
-                f"one shard takes {longest / 60:.0f} min, and there are {max(0.0, within_s) / 60:.0f} min to sample; "
-                "lower output.samples_per_shard, or give more --time"
+                f"one shard takes {longest / 60:.0f} min, but only {max(0.0, within_s) / 60:.0f} min are left; "
+                "lower output.samples_per_shard or raise --time"
             )
         low, high = 1, max(1, len(self.missing))
         while low < high:
@@ -78,8 +79,8 @@ class Outlook:
             low, high = (low, middle) if self.wall_s(middle) <= within_s else (middle + 1, high)
         return low
 
-    def told(self, workers: int | None) -> dict[str, Any]:
-        """For `plan --json`; None for what nothing was measured for."""
+    def as_dict(self, workers: int | None) -> dict[str, Any]:
+        """Return the fields of `plan --json`; None where nothing was measured."""
         known = self.measured is not None
         return {
             "shards_left": len(self.missing),
@@ -92,22 +93,22 @@ class Outlook:
         }
 
 
-def outlook(run: ResolvedRun, evaluations: Mapping[tuple[int, int], Evaluations], measured: Path | None) -> Outlook:
+def estimate(run: ResolvedRun, evaluations: Mapping[tuple[int, int], Evaluations], measured: Path | None) -> Estimate:
     """Estimate the remaining work; the throughput is that of `measured`, or else of the run's own dataset."""
     costs, done = shard_costs(run.plan, partial(prompt_evaluations, evaluations)), run.directory.done()
     missing = [cost for name, cost in zip(run.shard_names, costs, strict=True) if name not in done]
-    return Outlook(measure(measured or run.directory.root, required=measured is not None), missing)
+    return Estimate(measure(measured or run.directory.root, required=measured is not None), missing)
 
 
 def measure(folder: Path, required: bool = False) -> Measured | None:
-    """What the finished shards of a dataset took; None without any that tells, or UserError if it is `required`."""
+    """Read the throughput of a dataset's finished shards; None, or UserError if `required`, if there is none."""
     directory = DatasetDir(folder)
     names = sorted(directory.done())
-    spread = names[:: math.ceil(len(names) / LOOK_AT) or 1]
-    told = [sidecar for sidecar in map(directory.read_sidecar, spread) if sidecar.view_evaluations]
-    if not told:
+    spread = names[:: math.ceil(len(names) / MAX_MEASURED) or 1]
+    timed = [sidecar for sidecar in map(directory.read_sidecar, spread) if sidecar.view_evaluations]
+    if not timed:
         if required:
-            raise UserError(f"--measured={folder} has no finished shard that tells how long its panoramas took")
+            raise UserError(f"--measured={folder} has no finished shard with timings; generate panoramas there first")
         return None
-    seconds = sum(sidecar.seconds.get(name, 0.0) for sidecar in told for name in BUSY)
-    return Measured(seconds, sum(sidecar.view_evaluations or 0 for sidecar in told), len(told))
+    seconds = sum(sidecar.seconds.get(name, 0.0) for sidecar in timed for name in BUSY)
+    return Measured(seconds, sum(sidecar.view_evaluations or 0 for sidecar in timed), len(timed))

@@ -1,4 +1,4 @@
-"""Checks a plan against its backbone's shapes and adds up what it will cost. Loads no weights, writes nothing."""
+"""Check a plan against its backbone's shapes and sum up its cost. Loads no weights, writes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from madgen.hub.weights import impatient, lora_file
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.planning.truncation import Cuts, count_cuts
+from madgen.planning.truncation import Truncation, count_truncated
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import method_of
@@ -31,32 +31,33 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `madgen plan` prints."""
+    """Result of checking a plan."""
 
     spec: BackboneSpec
     spec_is_assumed: bool
+    """True if the backbone's config files are not on this machine."""
     sizes: dict[tuple[int, int], int]
-    """How many panoramas of each (height, width) in pixels."""
+    """Number of panoramas of each (height, width) in pixels."""
     views: dict[tuple[int, int], int]
-    """Views of one panorama of each size, in the first step."""
+    """Views per panorama of each size, in the first step."""
     evaluations: dict[tuple[int, int], Evaluations]
-    """Of one panorama of each size."""
+    """View evaluations per panorama of each size."""
     cost: Cost
-    cuts: Cuts | None
-    """Prompts that are too long for the text encoder; None where that is not known."""
+    truncation: Truncation | None
+    """Prompts that are too long for the text encoder; None if unknown."""
 
 
 def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
-    """UserError names the first size, stride or setting that cannot work.
+    """Check a plan. Raises UserError for the first size, stride or setting that cannot work.
 
-    `assume_spec`: where the backbone's config files cannot be had, plan with the shapes that its family shares.
+    `assume_spec`: if the backbone's config files are not available, plan with the shapes that its family shares.
     """
     job, plan, files = run.job, run.plan, run.files
     if job.output.upload is not None:
         check_at_hand("output.upload", job.output.upload)
     spec, assumed = _spec(run, assume_spec)
     for lora in job.backbone.loras:
-        lora_file(lora.weights)  # refuses what is not there
+        lora_file(lora.weights)  # raises UserError if it does not exist
     if not assumed:
         with impatient() if assume_spec else nullcontext():
             backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *files)
@@ -68,7 +69,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     _check_regions(run, spec)
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
     if job.sampling.guidance_steps is not None and spec.guidance_embedded:
-        raise UserError("sampling.guidance_steps has no meaning: the backbone embeds its guidance; leave it null")
+        raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
     evaluations = _evaluations(run, spec, layouts, own)
     return Forecast(
         spec=spec,
@@ -77,18 +78,18 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         views={size: layout.at(0).count for size, layout in layouts.items()},
         evaluations=evaluations,
         cost=total_cost(plan, evaluations, job.output.format),
-        cuts=count_cuts(run),
+        truncation=count_truncated(run),
     )
 
 
 def view_costs(run: ResolvedRun) -> dict[tuple[int, int], Evaluations]:
-    """View evaluations of one panorama of each size; nothing else is looked at."""
+    """Return the view evaluations per panorama of each size, without further checks."""
     spec, assumed = _spec(run, assume=True)
     return _evaluations(run, spec, _layouts(run, spec), None if assumed else _own_scheduler(run))
 
 
 def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
-    """The backbone's shapes, and whether they are only those of its family."""
+    """Return the backbone's shapes, and True if they are only those of its family."""
     module = backbone_module(run.job.backbone.name)
     try:
         with impatient() if assume else nullcontext():
@@ -100,13 +101,13 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
 
 
 def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
-    """The config of the checkpoint's own scheduler; None if it is not at hand."""
+    """Return the config of the checkpoint's own scheduler; None if it is not on this machine."""
     with impatient():
         return backbone_module(run.job.backbone.name).own_scheduler(*run.files)
 
 
 def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
-    """UserError for a scheduler that there is not, or that cannot bootstrap the regions that there are."""
+    """Raise UserError if the scheduler does not exist, or cannot bootstrap the plan's regions."""
     job, plan = run.job, run.plan
     name = job.sampling.scheduler
     if name is None and has_regions(plan):
@@ -158,29 +159,29 @@ def _evaluations(
 
 
 def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
-    """Every mask must fit the panoramas that it is for; UserError names the first prompt whose masks do not."""
+    """Raise UserError for the first prompt with a mask that does not fit its panorama."""
     checked, prompts = set(), run.plan.prompts
     for prompt in (prompts[row] for row in prompts.rows_with_regions()):
         for region in prompt.regions:
-            wanted = (region.mask, prompt.height, prompt.width)
-            if wanted not in checked:
-                checked.add(wanted)
+            case = (region.mask, prompt.height, prompt.width)
+            if case not in checked:
+                checked.add(case)
                 try:
-                    cell_weights(*wanted, spec.factor, run.job.sampling.loop)
+                    cell_weights(*case, spec.factor, run.job.sampling.loop)
                 except UserError as error:
                     raise UserError(f"prompt {prompt.id}: {error}") from error
 
 
 def warn(run: ResolvedRun, forecast: Forecast) -> None:
-    """Says on stderr what would go otherwise than a user may think; of many processes the first says it."""
-    for line in forecast.cuts.warnings(len(run.plan.prompts)) if forecast.cuts and rank() == 0 else ():
+    """Warn about truncated prompts; of several processes, only the first one warns."""
+    for line in forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation and rank() == 0 else ():
         print(f"madgen: {line}", file=sys.stderr)
 
 
-def print_forecast(run: ResolvedRun, forecast: Forecast, ahead: dict[str, Any], as_json: bool) -> None:
-    """For people, or with `as_json` for scripts; `ahead` is what `outlook` told."""
+def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
+    """Print a forecast as text or JSON, with the fields of `Estimate.as_dict`."""
     job, plan = run.job, run.plan
-    cost, cuts, steps = forecast.cost, forecast.cuts, job.sampling.num_inference_steps
+    cost, truncation, steps = forecast.cost, forecast.truncation, job.sampling.num_inference_steps
     content = {
         "name": job.name,
         "prompts": len(plan.prompts),
@@ -195,9 +196,9 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, ahead: dict[str, Any], 
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
         "spec_is_assumed": forecast.spec_is_assumed,
-        "prompts_cut": None if cuts is None else cuts.prompts,
-        "prompts_cut_is_exact": cuts is not None and cuts.checked == cuts.candidates,
-        **ahead,
+        "prompts_cut": None if truncation is None else truncation.prompts,
+        "prompts_cut_is_exact": truncation is not None and truncation.checked == truncation.candidates,
+        **estimate,
     }
     if as_json:
         print(json.dumps(content, indent=1))
@@ -209,20 +210,20 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, ahead: dict[str, Any], 
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
     print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
     print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
-    for line in _time_lines(ahead):
+    for line in _time_lines(estimate):
         print(f"  {line}")
     if forecast.spec_is_assumed:
-        print(f"  note: {job.backbone.pretrained} is not at hand; planned with the shapes of its family")
+        print(f"  note: {job.backbone.pretrained} is not on this machine; assuming the shapes of its model family")
 
 
-def _time_lines(ahead: dict[str, Any]) -> Iterator[str]:
-    """What is left, in hours, where something was measured."""
-    workers, wall_s, hours = ahead["workers"], ahead["wall_s"], ahead["device_hours_left"]
+def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:
+    """Describe the remaining time, if something was measured."""
+    workers, wall_s, hours = estimate["workers"], estimate["wall_s"], estimate["device_hours_left"]
     if hours is not None:
-        per_evaluation = f"{1000 * ahead['seconds_per_view_evaluation']:.3g} ms a view evaluation"
-        from_ = f"{per_evaluation}, measured on {ahead['measured_shards']} shards"
-        yield f"{ahead['shards_left']} shards left: {hours:,.2f} device hours ({from_})"
+        per_evaluation = f"{1000 * estimate['seconds_per_view_evaluation']:.3g} ms per view evaluation"
+        from_ = f"{per_evaluation}, measured on {estimate['measured_shards']} shards"
+        yield f"{estimate['shards_left']} shards left: {hours:,.2f} device hours ({from_})"
     if wall_s is not None:
         yield f"{workers} workers: {eta_text(wall_s)}"
     elif workers is not None:
-        yield f"{workers} workers: not known before a shard is finished, or without --measured DIR"
+        yield f"{workers} workers: unknown until a shard is finished; or pass --measured DIR"

@@ -1,4 +1,4 @@
-"""The order in which shards are claimed: the longest first, so that no worker begins a long one near the end."""
+"""The order in which shards are leased: longest first, so that no worker starts a long one near the end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Callable
 from madgen.dataset.plan import Plan
 from madgen.types import Prompt
 
-LOOK_AT = 4
-"""Claims of others that a worker looks at before it claims a free shard: what the dead leave must not wait for the end.
-
-A thousand workers find a dead one within a fraction of a shard's time, and nobody looks at a thousand claims.
-"""
+LEASES_CHECKED = 4
+"""Leases of other workers that are checked before a free shard is taken, so that shards of dead workers do not wait
+for the end: many workers find a dead one soon, and no worker checks a thousand leases."""
 
 
 def shard_costs(plan: Plan, cost: Callable[[Prompt], float]) -> list[float]:
-    """The cost of each shard, from that of one panorama of each prompt; looks at lines with own fields alone."""
+    """Sum up the cost of each shard from the cost of one panorama; reads only the prompts with fields of their own."""
     header, each = plan.prompts.header, plan.samples_per_prompt
     usual = header.defaults.prompt("", "")
     base = cost(usual) if (usual.height, usual.width) in header.totals.sizes else 0.0
@@ -34,19 +32,19 @@ def shard_costs(plan: Plan, cost: Callable[[Prompt], float]) -> list[float]:
 
 
 def claim_order(costs: list[float]) -> list[int]:
-    """Indices of shards, the longest first; those of equal cost as they are numbered."""
+    """Return the indices of the shards, longest first; shards of equal cost keep their order."""
     return sorted(range(len(costs)), key=lambda index: (-costs[index], index))
 
 
 def makespan(costs: list[float], workers: int) -> float:
-    """When the last of so many equal workers ends, each taking the longest shard that is left."""
+    """Return when the last worker finishes if each takes the longest remaining shard."""
     free = [0.0] * min(workers, len(costs))
     for cost in sorted(costs, reverse=True):
         heapq.heapreplace(free, free[0] + cost)
     return max(free, default=0.0)
 
 
-def turned(order: list[int], by: int) -> list[int]:
-    """As `order`, begun elsewhere: workers that start together do not all reach for the same shard."""
+def rotated(order: list[int], by: int) -> list[int]:
+    """Rotate an order, so that workers that start together do not all try the same shard first."""
     by = by % len(order) if order else 0
     return order[by:] + order[:by]

@@ -1,4 +1,4 @@
-"""`submit` with `--nodes auto` or `--time auto`: what to ask SLURM for, from a plan's outlook."""
+"""`submit` with `--nodes auto` or `--time auto`: choose SLURM resources from an estimate."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import math
 from dataclasses import replace
 
 from madgen.cluster.sbatch import TIME, Resources
-from madgen.planning.estimate import Outlook
+from madgen.planning.estimate import Estimate
 from madgen.utils.errors import UserError
 
 AUTO = "auto"
 START_S = 600
-"""For what comes before the first panorama: modules, imports, weights from a file system that is busy."""
+"""Allowance for the start: modules, imports, weights from a busy file system."""
 SLACK = 1.25
-"""Panoramas take longer on some nodes than where they were measured."""
+"""Allowance for nodes that are slower than the measured ones."""
 STEP_S = 300
+"""Requested times are multiples of this."""
 
 
-def pick(resources: Resources, outlook: Outlook, nodes: str, time: str | None) -> tuple[Resources, str]:
-    """The resources with what was `auto` filled in, and why, in a line."""
-    rate = f"{1000 * outlook.rate:.3g} ms a view evaluation on {outlook.measured_shards} measured shards"
-    left = f"{len(outlook.missing)} shards are left, {outlook.device_hours:.2f} device hours at {rate}"
+def choose_resources(resources: Resources, estimate: Estimate, nodes: str, time: str | None) -> tuple[Resources, str]:
+    """Return the resources with `auto` filled in, and a line that explains the choice."""
+    rate = f"{1000 * estimate.rate:.3g} ms per view evaluation on {estimate.measured_shards} measured shards"
+    left = f"{len(estimate.missing)} shards are left, {estimate.device_hours:.2f} device hours at {rate}"
     if nodes == AUTO:
         if resources.time is None:
-            raise UserError(f"--nodes={AUTO} needs a time to be done in: --time 24:00:00")
+            raise UserError(f"--nodes={AUTO} needs a time limit, for example --time 24:00:00")
         if resources.array is not None:
-            raise UserError(f"--nodes={AUTO} does not go with --array, whose tasks take one node each")
-        picked = nodes_within(outlook, resources.time, resources.tasks)
-        return replace(resources, nodes=picked), f"{left}: --nodes={picked}"
-    picked_time = time_for(outlook, resources.at_once)
-    return replace(resources, time=picked_time), f"{left}: --time={picked_time}"
+            raise UserError(f"--nodes={AUTO} cannot be combined with --array, whose tasks take one node each")
+        chosen = nodes_within(estimate, resources.time, resources.tasks)
+        return replace(resources, nodes=chosen), f"{left}: --nodes={chosen}"
+    chosen_time = time_for(estimate, resources.at_once)
+    return replace(resources, time=chosen_time), f"{left}: --time={chosen_time}"
 
 
-def count(option: str, text: str) -> int | None:
-    """A number of things, None for `auto`; UserError for anything else."""
+def parse_count(option: str, text: str) -> int | None:
+    """Parse a number; None for `auto`."""
     if text == AUTO:
         return None
     if not text.isascii() or not text.removeprefix("-").isdigit():
-        raise UserError(f"{option} must be a number or {AUTO}, got {text!r}")
+        raise UserError(f"{option} must be a whole number or {AUTO}, got {text!r}")
     return int(text)
 
 
-def seconds(time: str) -> int:
-    """Of a time as SLURM writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+def parse_time(time: str) -> int:
+    """Parse SLURM's formats to seconds: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     if not TIME.fullmatch(time):
         raise UserError(f"--time must be like 24:00:00 or 2-12:00:00 (days-hours), got {time!r}")
     days, dash, rest = time.rpartition("-")
@@ -56,13 +57,13 @@ def seconds(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + left
 
 
-def nodes_within(outlook: Outlook, time: str, tasks_per_node: int) -> int:
-    """The fewest nodes that make what is left within `time`."""
-    return math.ceil(outlook.fewest_workers((seconds(time) - START_S) / SLACK) / tasks_per_node)
+def nodes_within(estimate: Estimate, time: str, tasks_per_node: int) -> int:
+    """Return the smallest number of nodes that finish within `time`."""
+    return math.ceil(estimate.fewest_workers((parse_time(time) - START_S) / SLACK) / tasks_per_node)
 
 
-def time_for(outlook: Outlook, workers: int) -> str:
-    """`H:MM:SS` that is enough for so many workers to make what is left, in steps of five minutes."""
-    needed = START_S + SLACK * outlook.wall_s(workers)
+def time_for(estimate: Estimate, workers: int) -> str:
+    """Return the time limit, `HH:MM:SS`, for the rest of a plan on a number of workers."""
+    needed = START_S + SLACK * estimate.wall_s(workers)
     minutes = math.ceil(needed / STEP_S) * STEP_S // 60
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00"

@@ -1,4 +1,4 @@
-"""Counts the prompts that are too long for the backbone's text encoders, before anything is sampled."""
+"""Count the prompts that the backbone's text encoders will truncate, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -13,68 +13,68 @@ from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt
 
-MOST_CHECKED = 100_000  # prompts; a second or two
-AT_ONCE = 1000
+MAX_CHECKED = 100_000  # prompts; takes a second or two
+CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """What becomes of long prompts."""
+class Truncation:
+    """Prompts that are longer than the text encoders' limit."""
 
     tokens: int
-    """That the text encoders take."""
+    """Limit of the text encoders."""
     prompts: int
-    """That are cut, among those that were looked at."""
+    """Number of truncated prompts among those that were checked."""
     first: str | None
-    """Where the first of them stands."""
+    """File and line of the first one."""
     checked: int
     candidates: int
-    """That can be too long by their bytes: a token is at least one."""
+    """Number of prompts with at least as many bytes as the limit has tokens."""
     shared: bool
-    """Whether the job's own negative prompt, or a prompt of its regions, is cut."""
+    """True if the job's negative prompt, or a prompt of its regions, is truncated."""
 
     def warnings(self, total: int) -> list[str]:
-        """Lines for people; `total` prompts in all."""
+        """Describe the truncation, given the total number of prompts."""
         lines = []
         if self.shared:
-            what = "the job's negative prompt, or a prompt of its regions,"
-            lines.append(f"{what} is longer than {self.tokens} tokens and will be cut")
+            text = "the job's negative prompt, or a prompt of its regions,"
+            lines.append(f"{text} is longer than {self.tokens} tokens and will be truncated")
         if self.prompts:
             partly = self.checked < self.candidates
-            note = f" (of {self.candidates:,} long prompts the first {self.checked:,} were looked at)" if partly else ""
+            note = f" (checked the first {self.checked:,} of {self.candidates:,} long prompts)" if partly else ""
             lines.append(
                 f"{'at least ' * partly}{self.prompts:,} of {total:,} prompts are longer than {self.tokens} tokens and "
-                f"will be cut; the first is {self.first}{note}"
+                f"will be truncated; the first is {self.first}{note}"
             )
         return lines
 
 
-def count_cuts(run: ResolvedRun) -> Cuts | None:
-    """Looks at the first 100,000 prompts that can be too long; None where the tokenizer's files are not at hand."""
+def count_truncated(run: ResolvedRun) -> Truncation | None:
+    """Check the first 100,000 prompts that may be too long; None if the tokenizer is not on this machine."""
     plan = run.plan
     limit: TextLimit | None = backbone_module(run.job.backbone.name).text_limit(*run.files)
     if limit is None:
         return None
-    most = limit.tokens - 2
-    shared = [text for text in _texts(plan.prompts.header.defaults.prompt("", "")) if len(text.encode()) > most]
-    candidates = plan.prompts.header.totals.longer_than(most)
+    max_bytes = limit.tokens - 2  # a token has at least one byte
+    shared = [text for text in _texts(plan.prompts.header.defaults.prompt("", "")) if len(text.encode()) > max_bytes]
+    candidates = plan.prompts.header.totals.longer_than(max_bytes)
     if not candidates and not shared:
-        return Cuts(limit.tokens, 0, None, 0, 0, False)
+        return Truncation(limit.tokens, 0, None, 0, 0, False)
     tokenizers = limit.load()
     if tokenizers is None:
         return None
-    rows = islice(plan.prompts.rows_longer_than(most), MOST_CHECKED)
+    rows = islice(plan.prompts.rows_longer_than(max_bytes), MAX_CHECKED)
     count, first, checked = 0, None, 0
-    while piece := list(islice(rows, AT_ONCE)):
+    while piece := list(islice(rows, CHUNK)):
         cut = list(_cut(plan.prompts, piece, tokenizers, set(shared)))
         first = cut[0] if cut and first is None else first
         count, checked = count + len(cut), checked + len(piece)
-    where = None if first is None else plan.prompts.location(first)
-    return Cuts(limit.tokens, count, where, checked, candidates, any(cut_texts(tokenizers, shared)))
+    location = None if first is None else plan.prompts.location(first)
+    return Truncation(limit.tokens, count, location, checked, candidates, any(cut_texts(tokenizers, shared)))
 
 
 def _cut(prompts: PromptTable, rows: Sequence[int], tokenizers: Sequence[Any], shared: set[str]) -> Iterator[int]:
-    """The rows of which a text of their own is cut."""
+    """Yield the rows with a truncated text that is not the job's own."""
     dense = rows[-1] - rows[0] < 4 * len(rows)
     near = prompts[rows[0] : rows[-1] + 1] if dense else []
     found = [(row, near[row - rows[0]] if dense else prompts[row]) for row in rows]

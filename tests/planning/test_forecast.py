@@ -1,4 +1,4 @@
-"""What a plan says its panoramas cost, against what sampling them takes; and that planning waits for nobody."""
+"""The cost of a plan against the evaluations that sampling takes."""
 
 import json
 import socket
@@ -45,7 +45,7 @@ def with_scheduler(tiny, folder, name):
 
 
 def evaluated(folder, scheduler=None, steps=6, bootstrapping=None, **options):
-    """Views that the UNet is run on for one panorama, told by the UNet."""
+    """Count the views that the UNet is run on for one panorama."""
     sampler = PanoramaSampler.from_pretrained(
         str(folder), mad_steps=1, scheduler=scheduler, dtype="float32", region_bootstrapping=bootstrapping
     )
@@ -61,7 +61,7 @@ def evaluated(folder, scheduler=None, steps=6, bootstrapping=None, **options):
     "name", ["DDIM", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "PNDM", "UniPCMultistep"]
 )
 @pytest.mark.parametrize("own", [True, False])
-def test_the_cost_is_what_sampling_takes(planned, tiny, tmp_path, name, own):
+def test_cost_equals_the_evaluations_of_sampling(planned, tiny, tmp_path, name, own):
     folder = with_scheduler(tiny, tmp_path / "backbone", f"{name}Scheduler") if own else tiny
     scheduler = None if own else f"{name}Scheduler"
     options = [f"backbone.pretrained={folder}", "sampling.num_inference_steps=6"]
@@ -77,13 +77,13 @@ def test_the_cost_is_what_sampling_takes(planned, tiny, tmp_path, name, own):
         ("sampling.original_inference_steps=50", "is not known to DDIMScheduler"),
     ],
 )
-def test_what_its_scheduler_cannot_do_is_refused_by_the_plan(planned, tiny, override, message):
+def test_settings_the_scheduler_cannot_take_are_an_error(planned, tiny, override, message):
     with pytest.raises(UserError, match=message):
         planned(f"backbone.pretrained={tiny}", override)
 
 
-def test_a_hub_that_cannot_be_reached_is_not_waited_for(planned, monkeypatch):
-    """Without a network the hub's library asks again and again; a plan takes the family's shapes at once."""
+def test_planning_does_not_wait_for_an_unreachable_hub(planned, monkeypatch):
+    """Without a network the hub library retries for long; a plan uses the shapes of the model family at once."""
     from madgen.hub import weights
 
     with socket.socket() as closed:
@@ -103,7 +103,7 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for(planned, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
-def test_guidance_in_some_steps_costs_what_it_takes(planned, tiny, name):
+def test_cost_of_guidance_in_some_steps(planned, tiny, name):
     options = [f"backbone.pretrained={tiny}", "sampling.num_inference_steps=6", f"sampling.scheduler={name}"]
     cost = planned(*options, "sampling.guidance_steps=[1,3]").cost
     assert cost.view_evaluations == evaluated(tiny, name, guidance_steps=(1, 3))
@@ -117,8 +117,8 @@ BLEND = [Region(Ramp(1, 2), "dunes"), Region(Ramp(2, 2), "the sea")]
 @pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("guidance_steps", [None, (1, 5)])
 @pytest.mark.parametrize("bootstrapping", [None, 0])
-def test_regions_cost_what_they_take(planned, tiny, tmp_path, name, guidance_steps, bootstrapping):
-    """Negative prompts that they share are evaluated once, from the steps on in which they see the same."""
+def test_cost_of_regions(planned, tiny, tmp_path, name, guidance_steps, bootstrapping):
+    """Shared negative prompts are evaluated once, after the steps in which regions are bootstrapped."""
     parts = [
         {"mask": [0, 0, 32, 32], "prompt": "a hut"},
         {"mask": [24, 0, 64, 24], "prompt": "a tree", "negative_prompt": "fog"},

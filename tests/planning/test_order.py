@@ -1,7 +1,7 @@
 import pytest
 
 from madgen.dataset.plan import Plan, build_plan
-from madgen.planning.order import claim_order, shard_costs, turned
+from madgen.planning.order import claim_order, rotated, shard_costs
 from madgen.prompts.builder import table_of
 from madgen.types import Box, Prompt, Region
 
@@ -12,7 +12,7 @@ def cost(prompt):
 
 @pytest.mark.parametrize("each", [1, 3])
 @pytest.mark.parametrize("per_shard", [1, 4, 7, 100])
-def test_the_cost_of_a_shard_is_the_sum_over_its_tasks(each, per_shard):
+def test_shard_cost_is_the_sum_over_its_tasks(each, per_shard):
     regions = (Region(Box(0, 0, 4, 4), "a hut"),)
     prompts = [Prompt(f"p{i}", "text", "", 8, (16, 32, 8)[i % 3], None, regions if i == 5 else ()) for i in range(11)]
     plan = Plan("job", table_of(prompts, each), each, per_shard, 0)
@@ -20,7 +20,7 @@ def test_the_cost_of_a_shard_is_the_sum_over_its_tasks(each, per_shard):
     assert shard_costs(plan, cost) == naive
 
 
-def test_lines_that_say_nothing_of_their_own_cost_what_the_job_says(tmp_path, monkeypatch):
+def test_prompts_without_own_size_cost_what_the_job_says(tmp_path, monkeypatch):
     from madgen.config.loader import load_job
 
     monkeypatch.chdir(tmp_path)
@@ -29,7 +29,7 @@ def test_lines_that_say_nothing_of_their_own_cost_what_the_job_says(tmp_path, mo
     assert shard_costs(build_plan(job), cost) == [80, 16]
 
 
-def test_the_longest_come_first_and_a_turn_changes_only_the_beginning():
+def test_longest_shards_come_first_and_rotation_changes_only_the_start():
     assert claim_order([1, 3, 2, 3]) == [1, 3, 2, 0]
-    assert turned([1, 3, 2, 0], 5) == [3, 2, 0, 1]
-    assert turned([], 5) == []
+    assert rotated([1, 3, 2, 0], 5) == [3, 2, 0, 1]
+    assert rotated([], 5) == []

@@ -1,4 +1,4 @@
-"""Prompts that the text encoder does not see in full are counted before anything is sampled, and told apart."""
+"""Prompts that the text encoder truncates are counted before anything is sampled."""
 
 import json
 import tarfile
@@ -6,9 +6,9 @@ import tarfile
 import pytest
 
 from madgen import PanoramaSampler, load_job
-from madgen.planning import truncation as cuts
+from madgen.planning import truncation
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.planning.truncation import count_cuts
+from madgen.planning.truncation import count_truncated
 
 FITS = " ".join(["mountains"] * 30)  # of 32 tokens, two mark the beginning and the end
 LONG = f"{FITS} at dawn"
@@ -21,38 +21,38 @@ def counted(tmp_path, monkeypatch):
     def count(lines, *overrides):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         job = load_job([], ["prompts.source=p.jsonl", "sampling.height=128", "sampling.width=768", *overrides])
-        return count_cuts(ResolvedRun.of(job))
+        return count_truncated(ResolvedRun.of(job))
 
     return count
 
 
-def test_long_prompts_are_counted_and_the_first_is_named(counted):
+def test_long_prompts_are_counted_and_the_first_is_located(counted):
     found = counted([{"prompt": "a hill"}, {"prompt": FITS}, {"prompt": LONG}, {"prompt": LONG + " x"}])
     assert (found.tokens, found.prompts, found.first, found.checked, found.candidates) == (32, 2, "p.jsonl:3", 3, 3)
     (line,) = found.warnings(4)
-    assert line == "2 of 4 prompts are longer than 32 tokens and will be cut; the first is p.jsonl:3"
+    assert line == "2 of 4 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:3"
 
 
-def test_regions_and_negative_prompts_of_a_line_count_too(counted):
+def test_regions_and_negative_prompts_of_a_line_count(counted):
     lines = [{"prompt": "a", "across": [LONG]}, {"prompt": "b", "negative_prompt": LONG}, {"prompt": "c", "seed": 1}]
     assert counted(lines).prompts == 2
 
 
-def test_the_jobs_own_negative_prompt_is_told_once(counted):
+def test_negative_prompt_of_the_job_is_reported_once(counted):
     found = counted([{"prompt": "a"}, {"prompt": "b", "seed": 1}], f"prompts.negative_prompt={LONG}")
     assert (found.prompts, found.shared) == (0, True)
     assert found.warnings(2) == [
-        "the job's negative prompt, or a prompt of its regions, is longer than 32 tokens and will be cut"
+        "the job's negative prompt, or a prompt of its regions, is longer than 32 tokens and will be truncated"
     ]
 
 
-def test_only_so_many_are_looked_at(counted, monkeypatch):
-    monkeypatch.setattr(cuts, "MOST_CHECKED", 2)
+def test_number_of_checked_prompts_is_limited(counted, monkeypatch):
+    monkeypatch.setattr(truncation, "MAX_CHECKED", 2)
     found = counted([{"prompt": f"{LONG} {number}"} for number in range(5)])
     (line,) = found.warnings(5)
     assert line == (
-        "at least 2 of 5 prompts are longer than 32 tokens and will be cut; the first is p.jsonl:1 "
-        "(of 5 long prompts the first 2 were looked at)"
+        "at least 2 of 5 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:1 "
+        "(checked the first 2 of 5 long prompts)"
     )
 
 
@@ -63,7 +63,7 @@ def test_no_tokenizer_is_loaded_for_short_prompts(counted, monkeypatch):
 
 
 @pytest.mark.parametrize("pretrained", ["nobody/nothing", "/no/folder"])
-def test_without_the_tokenizer_it_is_not_known(counted, pretrained):
+def test_unknown_without_the_tokenizer(counted, pretrained):
     assert counted([{"prompt": LONG}], f"backbone.pretrained={pretrained}") is None
 
 
@@ -71,7 +71,7 @@ def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"a hill\n{LONG}\n")
     done = madgen("plan", job_file, "--json")
     assert json.loads(done.out)["prompts_cut"] == 1
-    warning = "madgen: 1 of 2 prompts are longer than 32 tokens and will be cut; the first is prompts.txt:2\n"
+    warning = "madgen: 1 of 2 prompts are longer than 32 tokens and will be truncated; the first is prompts.txt:2\n"
     assert done.err == warning
     done = madgen("generate", job_file)
     assert (done.code, done.err.count("tokens"), done.err.startswith(warning)) == (0, 1, True)
@@ -80,12 +80,12 @@ def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".json"):
-                    told = json.load(tar.extractfile(member))
-                    cut.setdefault(told["prompt"], set()).add(told.get("cut_text"))
+                    metadata = json.load(tar.extractfile(member))
+                    cut.setdefault(metadata["prompt"], set()).add(metadata.get("cut_text"))
     assert cut == {"a hill": {None}, LONG: {"at dawn"}}
 
 
-def test_a_sampler_tells_what_is_cut(tiny, tiny_xl, capfd):
+def test_sampler_warns_of_truncated_text(tiny, tiny_xl, capfd):
     for folder, name in ((tiny, "sd"), (tiny_xl, "sdxl")):
         sampler = PanoramaSampler.from_pretrained(str(folder), name=name, mad_steps=0)
         assert sampler.cut_text(FITS) is None

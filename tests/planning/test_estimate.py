@@ -1,54 +1,54 @@
-"""Hours and wall time from what finished shards tell; nodes and time for `submit` from them."""
+"""Hours and wall time from finished shards; nodes and time limit for `submit`."""
 
 import json
 import random
 
 import pytest
 
-from madgen.planning.estimate import Measured, Outlook, measure
+from madgen.planning.estimate import Estimate, Measured, measure
 from madgen.planning.order import makespan
-from madgen.planning.sizing import START_S, count, nodes_within, seconds, time_for
+from madgen.planning.sizing import START_S, nodes_within, parse_count, parse_time, time_for
 from madgen.utils.errors import UserError
 
 
-def ahead(missing, per_evaluation=2.0):
-    return Outlook(Measured(per_evaluation * 100, 100, 5), missing)
+def remaining(missing, per_evaluation=2.0):
+    return Estimate(Measured(per_evaluation * 100, 100, 5), missing)
 
 
 @pytest.mark.parametrize(
     ("costs", "workers", "expected"),
     [([], 3, 0), ([5], 3, 5), ([3, 3, 2, 2, 2], 2, 7), ([4, 4, 4], 2, 8), ([1] * 10, 1, 10), ([9, 1, 1, 1], 2, 9)],
 )
-def test_makespan_of_the_longest_first(costs, workers, expected):
+def test_makespan(costs, workers, expected):
     assert makespan(costs, workers) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_makespan_lies_between_its_bounds(seed):
+def test_makespan_is_within_its_bounds(seed):
     rng = random.Random(seed)
     costs = [rng.uniform(1, 10) for _ in range(rng.randint(1, 60))]
     workers = rng.randint(1, 20)
-    least = max(sum(costs) / workers, max(costs))
-    assert least - 1e-9 <= makespan(costs, workers) <= (4 / 3) * least + max(costs)
+    lower = max(sum(costs) / workers, max(costs))
+    assert lower - 1e-9 <= makespan(costs, workers) <= (4 / 3) * lower + max(costs)
 
 
-def test_hours_and_wall_time_are_those_of_what_is_left():
-    outlook = ahead([1800.0, 1800.0, 1800.0])
-    assert outlook.device_hours == pytest.approx(3.0)
-    assert [outlook.wall_s(workers) for workers in (1, 2, 3, 9)] == [10800, 7200, 3600, 3600]
+def test_hours_and_wall_time_of_the_remaining_shards():
+    estimate = remaining([1800.0, 1800.0, 1800.0])
+    assert estimate.device_hours == pytest.approx(3.0)
+    assert [estimate.wall_s(workers) for workers in (1, 2, 3, 9)] == [10800, 7200, 3600, 3600]
 
 
 @pytest.mark.parametrize("within", [3600, 3601, 7199, 7200, 10800])
-def test_the_fewest_workers_are_enough_and_one_less_is_not(within):
-    outlook = ahead([1800.0, 1800.0, 1800.0])
-    fewest = outlook.fewest_workers(within)
-    assert outlook.wall_s(fewest) <= within
-    assert fewest == 1 or outlook.wall_s(fewest - 1) > within
+def test_fewest_workers_is_minimal(within):
+    estimate = remaining([1800.0, 1800.0, 1800.0])
+    fewest = estimate.fewest_workers(within)
+    assert estimate.wall_s(fewest) <= within
+    assert fewest == 1 or estimate.wall_s(fewest - 1) > within
 
 
-def test_a_shard_that_takes_longer_than_there_is_time_is_refused():
-    with pytest.raises(UserError, match=r"one shard takes 60 min, and there are 50 min .* lower output"):
-        ahead([1800.0]).fewest_workers(3000)
+def test_shard_longer_than_the_time_limit_is_an_error():
+    with pytest.raises(UserError, match=r"one shard takes 60 min, but only 50 min .* lower output"):
+        remaining([1800.0]).fewest_workers(3000)
 
 
 @pytest.mark.parametrize(
@@ -58,26 +58,26 @@ def test_a_shard_that_takes_longer_than_there_is_time_is_refused():
         ("1-01:30:15", 91815),
     ],
 )  # fmt: skip
-def test_seconds_of_a_slurm_time(text, expected):
-    assert seconds(text) == expected
+def test_parse_slurm_time(text, expected):
+    assert parse_time(text) == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 50])
 @pytest.mark.parametrize("shards", [0, 1, 7])
-def test_the_time_is_enough_and_nodes_picked_for_it_are_no_more(workers, shards):
-    outlook = ahead([1000.0] * shards)
-    time = time_for(outlook, workers)
-    assert seconds(time) >= START_S + outlook.wall_s(workers)
-    assert nodes_within(outlook, time, tasks_per_node=1) <= workers
+def test_time_limit_suffices_and_needs_no_more_nodes(workers, shards):
+    estimate = remaining([1000.0] * shards)
+    time = time_for(estimate, workers)
+    assert parse_time(time) >= START_S + estimate.wall_s(workers)
+    assert nodes_within(estimate, time, tasks_per_node=1) <= workers
 
 
-def test_numbers_and_auto():
-    assert (count("--nodes", "4"), count("--nodes", "auto")) == (4, None)
-    with pytest.raises(UserError, match="--nodes must be a number or auto, got 'many'"):
-        count("--nodes", "many")
+def test_parse_count():
+    assert (parse_count("--nodes", "4"), parse_count("--nodes", "auto")) == (4, None)
+    with pytest.raises(UserError, match="--nodes must be a whole number or auto, got 'many'"):
+        parse_count("--nodes", "many")
 
 
-def test_nothing_is_known_before_a_shard_is_finished(tmp_path):
+def test_no_throughput_before_a_shard_is_finished(tmp_path):
     assert measure(tmp_path) is None
     with pytest.raises(UserError, match="no finished shard"):
         measure(tmp_path, required=True)
@@ -91,20 +91,20 @@ def trial(madgen, job_file):
 
 
 @pytest.mark.slow
-def test_a_trial_tells_the_rate_of_the_job(madgen, trial, tmp_path):
+def test_throughput_is_taken_from_a_trial(madgen, trial, tmp_path):
     sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "trial/shards").glob("*.json"))]
     whole = json.loads(madgen("plan", trial, "prompts.limit=4", "--json").out)
     assert sum(sidecar["view_evaluations"] for sidecar in sidecars) == whole["view_evaluations"]
 
     planned = madgen("plan", trial, "output.samples_per_shard=1", "--measured=trial", "--workers=2", "--json")
-    told = json.loads(planned.out)
+    printed = json.loads(planned.out)
     busy = sum(sidecar["seconds"][name] for sidecar in sidecars for name in ("sample", "decode", "wait"))
-    assert told["seconds_per_view_evaluation"] == pytest.approx(busy / whole["view_evaluations"])
-    assert told["measured_shards"] == len(sidecars)
-    assert told["shards_left"] == told["shards"]
-    hours = told["view_evaluations"] * told["seconds_per_view_evaluation"] / 3600
-    assert told["device_hours_left"] == pytest.approx(hours)
-    assert hours * 3600 / 2 <= told["wall_s"] * (1 + 1e-9)
+    assert printed["seconds_per_view_evaluation"] == pytest.approx(busy / whole["view_evaluations"])
+    assert printed["measured_shards"] == len(sidecars)
+    assert printed["shards_left"] == printed["shards"]
+    hours = printed["view_evaluations"] * printed["seconds_per_view_evaluation"] / 3600
+    assert printed["device_hours_left"] == pytest.approx(hours)
+    assert hours * 3600 / 2 <= printed["wall_s"] * (1 + 1e-9)
 
     text = madgen("plan", trial, "--measured=trial", "--workers=2").out
     assert "device hours" in text
