@@ -29,13 +29,13 @@ def generate(job: JobArguments) -> None:
     exit_before_start()
     loaded = load_job(job)
     from madgen.generation.outcome import finished, report
-    from madgen.generation.upload import hand_over
+    from madgen.generation.upload import finish_upload
     from madgen.planning.resolved_run import ResolvedRun
 
     resolved = ResolvedRun.of(loaded)
     outcome = finished(resolved)
     if outcome is not None:
-        outcome = hand_over(resolved, outcome)
+        outcome = finish_upload(resolved, outcome)
     else:
         from madgen.planning.forecast import forecast, warn
 

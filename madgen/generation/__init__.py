@@ -1,1 +1,1 @@
-"""`trainer.predict` over what is missing. The only home of Lightning."""
+"""Generate datasets: the run loop and its Lightning adapters. The only package that imports Lightning."""

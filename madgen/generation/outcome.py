@@ -1,4 +1,4 @@
-"""What can be said of a dataset without loading a model: whether a job fits it, and whether nothing is left to do."""
+"""How a run ends: exit status, derived files and closing lines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `generate` ended; `code` is the exit status."""
+    """Result of `generate`; `code` is the exit status."""
 
     code: int
     state: dict[str, Any]
     seconds: float
-    made_here: int
+    generated: int
     tripped: str | None = None
-    """Why the run stopped itself, if it did."""
+    """Why the run stopped itself, if too many samples failed."""
     unsent: str | None = None
-    """Why the upload of a dataset that is made is not complete."""
+    """Why the upload of a complete dataset is not complete."""
 
 
 def finished(run: ResolvedRun) -> Outcome | None:
@@ -47,8 +47,8 @@ def finished(run: ResolvedRun) -> Outcome | None:
     return finish(directory, started, 0)
 
 
-def finish(directory: DatasetDir, started: float, made_here: int, tripped: str | None = None) -> Outcome:
-    """Derived files and clean-up once all shards are there; then the state of the dataset."""
+def finish(directory: DatasetDir, started: float, generated: int, tripped: str | None = None) -> Outcome:
+    """Write derived files and clean up once all shards are done; then read the state of the dataset."""
     state = status(directory)
     if state["quarantined"] or (directory.root / "quarantine.jsonl").exists():
         write_quarantine(directory)
@@ -57,29 +57,29 @@ def finish(directory: DatasetDir, started: float, made_here: int, tripped: str |
         directory.sweep()
         remove_work(directory, lambda: status(directory)["complete"])
     code = STOPPED if not state["complete"] else QUARANTINED if state["quarantined"] else COMPLETE
-    return Outcome(code, state, time.monotonic() - started, made_here, tripped)
+    return Outcome(code, state, time.monotonic() - started, generated, tripped)
 
 
 def report(outcome: Outcome, run: ResolvedRun) -> None:
-    """The closing lines: what was made, where it is, what next."""
+    """Print the closing lines: results, location, next steps."""
     if not outcome.state:
         return
     state, job, out = outcome.state, run.job, run.directory.root
-    rate = outcome.made_here / outcome.seconds if outcome.seconds > 0 else 0.0
+    rate = outcome.generated / outcome.seconds if outcome.seconds > 0 else 0.0
     say(
         f"{state['done']} of {state['planned']} panoramas in {out}/shards; "
-        f"{outcome.made_here} made now in {outcome.seconds:.0f} s ({rate:.2f}/s)"
+        f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate:.2f}/s)"
     )
     if state["quarantined"]:
-        again = "" if outcome.tripped else "; to try them again: the same command with retry=quarantined"
+        again = "" if outcome.tripped else "; to retry them, rerun the same command with retry=quarantined"
         say(f"{state['quarantined']} quarantined, see {out}/quarantine.jsonl{again}")
     if outcome.tripped:
-        say(f"madgen: {outcome.tripped}; mend it, then go on with retry=quarantined")
+        say(f"madgen: {outcome.tripped}; fix the cause, then rerun with retry=quarantined")
     elif outcome.unsent is not None:
-        where = job.output.upload
-        say(f"madgen: the upload to {where} is not complete: {outcome.unsent}; the same command goes on with it, "
-            f"or madgen push {out} {where}")  # fmt: skip
+        url = job.output.upload
+        say(f"madgen: the upload to {url} is not complete: {outcome.unsent}; "
+            f"rerun the same command, or run madgen push {out} {url}")  # fmt: skip
     elif outcome.code == STOPPED:
-        say("stopped early: run the same command again to continue")
-    elif outcome.made_here:
-        say(f"look at them: madgen preview {out}      check them: madgen verify {out}")
+        say("stopped early: rerun the same command to resume")
+    elif outcome.generated:
+        say(f"next: madgen preview {out}    madgen verify {out}")

@@ -1,4 +1,4 @@
-"""`generate`: check everything, then `trainer.predict` over what is missing."""
+"""`madgen generate`: check everything, then run `trainer.predict` over the missing batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from madgen.config.schema import Job, TrainerConfig
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
 from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish
-from madgen.generation.upload import hand_over, refuse_other_place
+from madgen.generation.upload import check_upload_target, finish_upload
 from madgen.generation.writer import ShardWriter
 from madgen.monitoring.observer import Observer
 from madgen.monitoring.progress import ProgressReport
@@ -27,14 +27,14 @@ from madgen.utils.errors import UserError
 
 
 def generate(run: ResolvedRun) -> Outcome:
-    """Makes what is missing of a planned dataset; UserError before anything is written if it cannot."""
+    """Generate a dataset, or resume an unfinished one. Raises UserError before anything is written."""
     started = time.monotonic()
     quieten()
     job = run.job
     run = run.on(device_type(job.trainer))
     directory = run.directory
     run.check_directory()
-    refuse_other_place(run)
+    check_upload_target(run)
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
     trainer, pipeline = build_trainer(job.trainer, [writer]), writer.pipeline
@@ -46,11 +46,11 @@ def generate(run: ResolvedRun) -> Outcome:
         directory.check_there()
         if trainer.global_rank != 0:
             return Outcome(COMPLETE, {}, time.monotonic() - started, pipeline.written)
-        with ending_instead("stopped while the index was made: the same command makes it"):
+        with ending_instead("stopped while writing the index; rerun the same command to write it"):
             outcome = finish(directory, started, pipeline.written, pipeline.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
-        return replace(outcome, code=STOPPED)  # whoever stopped it does not want to wait for the upload
-    return hand_over(run, outcome)
+        return replace(outcome, code=STOPPED)  # a stopped run does not wait for its upload
+    return finish_upload(run, outcome)
 
 
 def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
@@ -65,9 +65,9 @@ def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, write
 
 
 def _fix_threads(config: TrainerConfig) -> None:
-    """On a CPU the number of threads can change the last bit, and so the bytes: the same with any number of devices.
+    """Use the same number of threads with any number of devices, because on a CPU it can change the last bits.
 
-    `OMP_NUM_THREADS` chooses it; left alone, Lightning would divide the cores among the processes.
+    Unless `OMP_NUM_THREADS` is set, Lightning would divide the cores among the processes.
     """
     if device_type(config) == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -84,23 +84,23 @@ def _observers(job: Job) -> tuple[Observer, ...]:
 
 
 def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    """A trainer that only predicts: no logger, no checkpoints, no sampler of its own, no signal handlers of its own."""
-    where = placement(config)
-    devices, visible = where.devices, torch.cuda.device_count() if device_type(config) == "cuda" else None
+    """Build a trainer that only predicts: no logger, checkpoints, distributed sampler or signal handlers."""
+    processes = placement(config)
+    devices, visible = processes.devices, torch.cuda.device_count() if device_type(config) == "cuda" else None
     if devices == "auto":
         devices = visible or 1
     if visible is not None and visible < int(devices):
         raise UserError(
-            f"{devices} processes on this node, but this one sees {visible} GPUs; under SLURM ask with "
-            f"--gpus-per-node={devices}, which shows them to every task"
+            f"{devices} processes on this node, but this one sees {visible} GPUs; under SLURM, request "
+            f"--gpus-per-node={devices}, which makes all of them visible to every task"
         )
     try:
         return lightning.Trainer(
             accelerator=config.accelerator,
             devices=devices,
-            num_nodes=where.nodes,
-            strategy=strategy(config.strategy, int(devices) * where.nodes),
-            plugins=[where.environment()],
+            num_nodes=processes.nodes,
+            strategy=strategy(config.strategy, int(devices) * processes.nodes),
+            plugins=[processes.environment()],
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
@@ -114,7 +114,7 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
 
 
 def quieten() -> None:
-    """Only what concerns the user: warnings of the libraries about their own affairs go to nobody."""
+    """Silence warnings of libraries that the user cannot act on."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|triton|diffusers|transformers|huggingface_hub)\b.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)

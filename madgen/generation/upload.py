@@ -1,4 +1,4 @@
-"""What follows when a dataset is complete: the rest of the upload, with a line of progress."""
+"""Upload a dataset: check the target before a run, send the rest after it, `madgen push`."""
 
 from __future__ import annotations
 
@@ -26,67 +26,67 @@ from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
 
-LOOK_S = 15.0
-"""At the start no longer is waited for an answer of the place that is uploaded to."""
-TELL_EVERY_S = 30.0
+CHECK_TIMEOUT_S = 15.0
+"""Longest wait for the upload target before a run starts."""
+LOG_EVERY_S = 30.0
 
 
-def hand_over(run: ResolvedRun, outcome: Outcome) -> Outcome:
-    """Uploads what is missing of a complete dataset; without it the run is one that stopped early."""
+def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
+    """Upload the rest of a complete dataset; if that fails, the outcome is that of a stopped run."""
     url = run.job.output.upload
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
-    end_instead("stopped while it was uploaded: the same command goes on", signal.SIGINT)
+    end_instead("stopped during the upload; rerun the same command to resume", signal.SIGINT)
     with run.directory.disappearance_is_told():
         pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
 
 
 def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
-    """`push`, with a bar on a terminal or a line every 30 s, and what was done in the end."""
+    """Run `push` with a progress bar, or with a line every 30 s if stderr is not a terminal."""
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        pushed = push(directory, url, _teller(progress, url), name)
+        pushed = push(directory, url, _reporter(progress, url), name)
     if pushed.sent or pushed.complete:
         checked = ", ".join(f"{count} by {how}" for how, count in sorted(pushed.verified.items()))
         say(
             f"{'uploaded to' if pushed.complete else 'partly uploaded to'} {url}: {pushed.sent} files sent "
-            f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} were there"
+            f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} already there"
         )
     return pushed
 
 
-def _teller(progress: Progress, url: str) -> Callable[[int, int, int], None]:
+def _reporter(progress: Progress, url: str) -> Callable[[int, int, int], None]:
     task, due = progress.add_task("shards uploaded", total=None), time.monotonic() + 1
 
-    def tell(done: int, shards: int, sent_bytes: int) -> None:
+    def report(done: int, shards: int, sent_bytes: int) -> None:
         nonlocal due
         progress.update(task, completed=done, total=shards)
         if progress.disable and time.monotonic() >= due:
-            say(f"uploading to {url}: {done} of {shards} shards are there, {sent_bytes / 1e6:.1f} MB sent")
-            due = time.monotonic() + TELL_EVERY_S
+            say(f"uploading to {url}: {done} of {shards} shards uploaded, {sent_bytes / 1e6:.1f} MB sent")
+            due = time.monotonic() + LOG_EVERY_S
 
-    return tell
+    return report
 
 
 def push_now(directory: DatasetDir, url: str) -> int:
-    """`madgen push`: the exit status, 3 if something is not there yet."""
+    """Run `madgen push`; return the exit status, 3 if the upload is not complete."""
     check_url("URL", url)
-    _refuse_itself(directory, open_remote("URL", url), "URL")
+    _check_outside(directory, open_remote("URL", url), "URL")
     pushed = push_with_progress(directory, url, "URL")
     if pushed.trouble:
-        say(f"madgen: the upload is not complete: {pushed.trouble}; the same command goes on with it")
+        say(f"madgen: the upload is not complete: {pushed.trouble}; rerun the same command to resume")
     elif not pushed.complete:
-        say(f"madgen: {pushed.shards_left} shards are not made yet; push again when the dataset is complete")
+        say(f"madgen: {pushed.shards_left} shards are not generated yet; push again when the dataset is complete")
     return COMPLETE if pushed.complete else STOPPED
 
 
-def _refuse_itself(directory: DatasetDir, remote: Remote, name: str) -> None:
+def _check_outside(directory: DatasetDir, remote: Remote, name: str) -> None:
     if remote.protocol == "file" and Path(remote.root).resolve().is_relative_to(directory.root.resolve()):
-        raise UserError(f"{name}={remote.url} lies in the dataset {directory.root} itself; name another place")
+        raise UserError(f"{name}={remote.url} is inside the dataset {directory.root} itself; choose another target")
 
 
 def _content(run: ResolvedRun) -> Manifest:
-    """What `dataset.json` says or will say; without a fingerprint as long as the weights are not at hand."""
+    """Return the content of `dataset.json`; without a fingerprint if the weights are not on this machine."""
     if run.directory.manifest.exists():
         return run.directory.read_manifest()
     if run.weights_are_local:
@@ -94,31 +94,31 @@ def _content(run: ResolvedRun) -> Manifest:
     return Manifest(None, run.job.as_dict(), manifest.plan_totals(run.plan))
 
 
-def refuse_other_place(run: ResolvedRun) -> None:
-    """UserError before anything is made if `output.upload` holds another dataset; a place that is away is only told."""
+def check_upload_target(run: ResolvedRun) -> None:
+    """Raise UserError if `output.upload` holds another dataset; only warn if it cannot be reached."""
     url = run.job.output.upload
     if url is None:
         return
     check_at_hand("output.upload", url)
     content = _content(run)
-    found: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def look() -> None:
+    def check() -> None:
         try:
             remote = open_remote("output.upload", url)
-            _refuse_itself(run.directory, remote, "output.upload")
+            _check_outside(run.directory, remote, "output.upload")
             sender = Push(run.directory, remote, attempts=2)
             refuse_other(sender, sender.listing(), content, "output.upload")
         except Exception as error:
-            found.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=check, daemon=True)
     thread.start()
-    thread.join(LOOK_S)
-    if found and isinstance(found[0], UserError):
-        raise found[0]
-    if found and is_hopeless(found[0].__cause__ or found[0]):
-        raise UserError(f"output.upload={url} cannot be used: {told(found[0].__cause__ or found[0])}")
-    if (found or thread.is_alive()) and rank() == 0:
-        why = told(found[0].__cause__ or found[0]) if found else f"no answer in {LOOK_S:.0f} s"
-        say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling goes on, and it is tried again")
+    thread.join(CHECK_TIMEOUT_S)
+    if errors and isinstance(errors[0], UserError):
+        raise errors[0]
+    if errors and is_hopeless(errors[0].__cause__ or errors[0]):
+        raise UserError(f"output.upload={url} cannot be used: {told(errors[0].__cause__ or errors[0])}")
+    if (errors or thread.is_alive()) and rank() == 0:
+        why = told(errors[0].__cause__ or errors[0]) if errors else f"no answer in {CHECK_TIMEOUT_S:.0f} s"
+        say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling continues, and uploads are retried")

@@ -181,7 +181,7 @@ def test_a_dataset_is_not_pushed_into_itself(make, madgen_here, tmp_path):
     for url in ((tmp_path / "out").as_uri(), (tmp_path / "out/copy").as_uri(), "file://out/copy"):
         result = madgen_here("push", "out", url)
         assert (result.code, result.err) == (
-            2, f"madgen: URL={url} lies in the dataset out itself; name another place\n"
+            2, f"madgen: URL={url} is inside the dataset out itself; choose another target\n"
         )  # fmt: skip
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -60,7 +60,7 @@ def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, j
     os.kill(stopped.pid, signal.SIGTERM)
     said = "".join([*said, stopped.communicate(timeout=600)[0]])
     assert stopped.returncode == 3, said
-    assert "run the same command again" in said
+    assert "rerun the same command" in said
     assert "is off" not in said, "W&B takes the place as a reference"
     s3.hold_at = None
     s3.go_on.set()
@@ -72,7 +72,7 @@ def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, j
     failed = madgen_here("generate", job_file, UPLOAD)
     (line,) = [line for line in failed.err.splitlines() if "upload" in line]
     assert line.startswith(f"madgen: the upload to {URL} is not complete: ")
-    assert line.endswith(f"the same command goes on with it, or madgen push out {URL}")
+    assert line.endswith(f"rerun the same command, or run madgen push out {URL}")
     assert failed.code == 3
     s3.share = 0.0
     assert madgen_here("generate", job_file, UPLOAD).code == 0

@@ -91,7 +91,7 @@ def test_the_same_command_again_does_nothing(finished, madgen, job_file):
     before = {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()}
     result = madgen("generate", job_file)
     assert result.code == 0
-    assert "; 0 made now" in result.err
+    assert "; 0 generated in" in result.err
     assert {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()} == before
 
 
@@ -109,7 +109,7 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
         [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[-1] == "0 []"
-    assert "; 0 made now" in run.stderr
+    assert "; 0 generated in" in run.stderr
 
 
 def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_pat
     assert process.wait(120) == code
     result = madgen("generate", job_file, "output.dir=cut", *options)
     assert result.code == 0, result.err
-    made = int(re.search(r"(\d+) made now", result.err).group(1))
+    made = int(re.search(r"(\d+) generated in", result.err).group(1))
     assert 0 < made <= 10 - kept
     assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
 
@@ -307,10 +307,10 @@ run.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or finish(*
 {MADGEN}"""
     process = Forked(("generate", job_file), tmp_path, environment(), script)
     assert process.wait() == 3
-    assert "SIGTERM: stopped while the index was made: the same command makes it" in process.said()[1]
+    assert "SIGTERM: stopped while writing the index; rerun the same command to write it" in process.said()[1]
     assert not (tmp_path / "out/index.parquet").exists()
     result = madgen("generate", job_file)
-    assert (result.code, "; 0 made now" in result.err) == (0, True)
+    assert (result.code, "; 0 generated in" in result.err) == (0, True)
     assert (tmp_path / "out/index.parquet").exists()
 
 
@@ -338,5 +338,5 @@ def test_a_claim_left_by_a_dead_worker_is_taken_over(finished, madgen, job_file,
     os.utime(claims / "job-000002.json", (0, 0))
     result = madgen("generate", job_file)
     assert result.code == 0, result.err
-    assert "; 3 made now" in result.err
+    assert "; 3 generated in" in result.err
     assert not (finished / "work").exists()

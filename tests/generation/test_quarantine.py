@@ -50,12 +50,12 @@ def test_a_sample_in_quarantine_is_tried_again_on_demand(madgen_here, job_file, 
     state = json.loads(madgen_here("status", "out", "--json").out)
     assert (state["done"], state["quarantined"], state["complete"]) == (8, 2, True)
     again = madgen_here("generate", job_file, *options)
-    assert (again.code, "; 0 made now" in again.err) == (4, True)
+    assert (again.code, "; 0 generated in" in again.err) == (4, True)
 
     overflow.clear()
     result = madgen_here("generate", job_file, *options, "retry=quarantined")
     assert result.code == 0, result.err
-    assert "; 2 made now" in result.err
+    assert "; 2 generated in" in result.err
     assert tars(tmp_path / "out") == tars(tmp_path / "good")
     assert not (tmp_path / "out/quarantine.jsonl").exists()
     assert not (tmp_path / "out/work").exists()
@@ -96,7 +96,7 @@ def test_verify_repair_and_generate_mend_a_dataset(madgen_here, job_file, tmp_pa
     result = madgen_here("verify", "out", "--repair")
     assert (result.code, "2 shards are open again, 4 samples to make" in result.err) == (1, True), result.err
     result = madgen_here("generate", job_file)
-    assert (result.code, "; 4 made now" in result.err) == (0, True), result.err
+    assert (result.code, "; 4 generated in" in result.err) == (0, True), result.err
     assert tars(tmp_path / "out") == before
     assert madgen_here("verify", "out").code == 0
     assert not (tmp_path / "out/work").exists()

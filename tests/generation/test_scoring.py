@@ -87,7 +87,7 @@ def test_scores_that_were_salvaged_are_still_there(madgen_here, job_file, tmp_pa
     assert all(set(entry["scores"]) == {"seam", "coherence"} for *_, entry in made.values())
     (tmp_path / "out/shards/job-000000.json").unlink()
     adopted = madgen_here("generate", job_file, "prompts.limit=3")
-    assert (adopted.code, "; 0 made now" in adopted.err) == (0, True), adopted.err
+    assert (adopted.code, "; 0 generated in" in adopted.err) == (0, True), adopted.err
     assert {key: entry for key, (*_, entry) in read(tmp_path / "out").items()} == {
         key: entry for key, (*_, entry) in made.items()
     }
@@ -97,7 +97,7 @@ def test_scores_that_were_salvaged_are_still_there(madgen_here, job_file, tmp_pa
     tar.write_bytes(data)
     assert madgen_here("verify", "out", "--repair").code == 1
     mended = madgen_here("generate", job_file, "prompts.limit=3")
-    assert (mended.code, "; 1 made now" in mended.err) == (0, True), mended.err
+    assert (mended.code, "; 1 generated in" in mended.err) == (0, True), mended.err
     assert tars(tmp_path / "out") == before
     assert [entry["scores"] for *_, entry in read(tmp_path / "out").values()] == [
         entry["scores"] for *_, entry in made.values()

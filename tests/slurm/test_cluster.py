@@ -288,8 +288,8 @@ def test_a_killed_rank_delays_nobody_and_a_chain_ends_at_once(cluster, complete)
     kill(cluster, "killed", 1)
     cluster.until_ended()
     assert [cluster.state(job)["JobState"] for job in cluster.ids][1] == "COMPLETED"
-    assert "; 0 made now" in cluster.log(last)
-    assert "; 0 made now" not in cluster.log(cluster.ids[0])
+    assert "; 0 generated in" in cluster.log(last)
+    assert "; 0 generated in" not in cluster.log(cluster.ids[0])
     assert complete("killed", 40)
 
 
