@@ -50,7 +50,7 @@ def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
         checked = ", ".join(f"{count} by {how}" for how, count in sorted(pushed.verified.items()))
         say(
             f"{'uploaded to' if pushed.complete else 'partly uploaded to'} {url}: {pushed.sent} files sent "
-            f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} already there"
+            f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} unchanged"
         )
     return pushed
 
