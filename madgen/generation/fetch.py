@@ -1,4 +1,4 @@
-"""`fetch`: everything that a job needs of the network, brought into the caches, for nodes that have none."""
+"""`madgen fetch`: download everything a job needs, for compute nodes without a network."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from madgen.utils.validation import expand_user
 
 
 def fetch(job: Job) -> None:
-    """Downloads what is missing and says what lies where; UserError names the first that cannot be had."""
+    """Download missing files and print their location. Raises UserError for the first that is not available."""
     from huggingface_hub import constants
 
-    for name, found in _needed(job):
-        if not found:
-            print(f"{name}: on this disk already, nothing to download")
-        for path in found:
+    for name, paths in _needed(job):
+        if not paths:
+            print(f"{name}: local, nothing to download")
+        for path in paths:
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             size = sum(file.stat().st_size for file in files)
             print(f"{name}: {size / 1e6:,.1f} MB in {len(files)} files, in {path}")
     if constants.HF_HUB_OFFLINE:
-        print("HF_HUB_OFFLINE is set: nothing was downloaded, all of it is here")
+        print("HF_HUB_OFFLINE is set: nothing was downloaded, all files are cached")
 
 
 def fetch_networks(extractor: str) -> None:
-    """Downloads the networks of `madgen evaluate --extractor`; UserError names the first that cannot be had."""
+    """Download the networks of `madgen evaluate --extractor`. Raises UserError for the first that is not available."""
     import torch
 
     from madgen.metrics.extractors import Extractors, parse
@@ -54,7 +54,7 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
         local = expand_user(lora.weights, "backbone.loras: weights").exists()
         file = lora_file(lora.weights, download=True)
         if file is None:
-            raise UserError(f"the LoRA {lora.weights} cannot be had")
+            raise UserError(f"the LoRA {lora.weights} is not available")
         yield f"backbone.loras: {lora.weights}", [] if local else [file]
     if job.safety.checker is not None:
         yield f"safety.checker={job.safety.checker}", download_checker(job.safety.checker)

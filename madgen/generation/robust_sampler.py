@@ -201,7 +201,7 @@ class Attempts:
             return Attempt(None, attempt.changes, OUT_OF_MEMORY, "the safety checker did not fit into memory")
         changes = with_changes(attempt.changes, checked.changes)
         if checked.dropped:
-            return Attempt(None, changes, UNSAFE, checked.said)
+            return Attempt(None, changes, UNSAFE, checked.summary)
         return Attempt(checked.image_HWC, changes)
 
     def _scored(self, task: Task, attempt: Attempt) -> Attempt:

@@ -1,4 +1,4 @@
-"""A safety checker over a panorama: it looks at crops of a view's size; what it flags is kept, blurred or dropped."""
+"""Apply a safety checker to crops of a panorama; flagged crops are kept, blurred, or the panorama is dropped."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from madgen.config.schema import SafetyConfig
+from madgen.images.crops import covering_squares
 from madgen.models import safety_checker as _safety
 from madgen.sampling.sampler import PanoramaSampler
 
 BLUR = 8
-"""The blur's radius is this part of a crop's shorter side."""
+"""Shorter side of a crop divided by the blur radius."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A panorama that was looked at."""
+    """Result for one panorama."""
 
     image_HWC: np.ndarray
-    """As it may be shown, unless it is dropped: `blur` changes flagged crops."""
+    """uint8 [H, W, 3]; with `action="blur"`, flagged crops are blurred."""
     flagged: list[list[int]]
-    """[left, top, right, bottom] in pixels."""
+    """Flagged crops, [left, top, right, bottom] in pixels."""
     crops: int
-    """How many were looked at."""
+    """Number of crops that were checked."""
     action: str
 
     @property
@@ -33,25 +34,24 @@ class Checked:
         return bool(self.flagged) and self.action == "drop"
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def summary(self) -> str:
         return f"the safety checker flagged {len(self.flagged)} of {self.crops} crops"
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is recorded with the sample."""
+        """Entries for the sample's JSON."""
         return {"safety": {"flagged": self.flagged, "action": self.action}}
 
 
 class Safety:
-    """`safety` of a job, at work: `size` is a crop's side in pixels."""
+    """Check panoramas as `safety` of a job asks for; `size` is the side of a crop in pixels."""
 
     def __init__(self, checker: _safety.SafetyChecker, action: str, size: int):
         self.checker, self.action, self.size = checker, action, size
 
     @classmethod
     def load(cls, config: SafetyConfig, sampler: PanoramaSampler) -> Safety | None:
-        """None where no checker is asked for; UserError if it cannot be loaded."""
+        """Load the checker; None if the job has none. Raises UserError if it cannot be loaded."""
         if config.checker is None:
             return None
         size = sampler.geometry.view_size * sampler.backbone.spec.factor
@@ -59,28 +59,14 @@ class Safety:
 
     def __call__(self, image_HWC: np.ndarray) -> Checked:
         height, width = image_HWC.shape[:2]
-        boxes = crops(height, width, self.size)
+        boxes = covering_squares(height, width, self.size)
         flagged = [box for box in boxes if self.checker.flags(image_HWC[box[1] : box[3], box[0] : box[2]])]
         image_HWC = blurred(image_HWC, flagged) if self.action == "blur" and flagged else image_HWC
         return Checked(image_HWC, flagged, len(boxes), self.action)
 
 
-def crops(height: int, width: int, size: int) -> list[list[int]]:
-    """Squares [left, top, right, bottom] side by side that cover a picture; the last of a row or column ends with it.
-
-    >>> crops(4, 10, 4)
-    [[0, 0, 4, 4], [4, 0, 8, 4], [6, 0, 10, 4]]
-    """
-    down, across = min(size, height), min(size, width)
-    return [[left, top, left + across, top + down] for top in _starts(height, down) for left in _starts(width, across)]
-
-
-def _starts(extent: int, size: int) -> list[int]:
-    return [min(start, extent - size) for start in range(0, extent, size)]
-
-
 def blurred(image_HWC: np.ndarray, boxes: list[list[int]]) -> np.ndarray:
-    """A copy in which the boxes show light and colour, but no shapes."""
+    """Return a copy in which only light and colour of the boxes are recognizable."""
     original, changed = Image.fromarray(image_HWC), Image.fromarray(image_HWC)
     for left, top, right, bottom in boxes:
         blur = ImageFilter.GaussianBlur(max(1, min(right - left, bottom - top) // BLUR))

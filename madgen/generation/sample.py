@@ -94,7 +94,7 @@ def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
 
 def _checked(checked: Checked, checker: str | None) -> np.ndarray:
     if checked.dropped:
-        raise UserError(f"safety.checker={checker}: {checked.said}; safety.action=drop keeps the picture back")
+        raise UserError(f"safety.checker={checker}: {checked.summary}; safety.action=drop keeps the picture back")
     if checked.flagged:
-        print(f"{checked.said}: {checked.flagged}", file=sys.stderr)
+        print(f"{checked.summary}: {checked.flagged}", file=sys.stderr)
     return checked.image_HWC

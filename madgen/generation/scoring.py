@@ -1,11 +1,11 @@
-"""`scores` of a job, at work: those of the pixels for the writer, and CLIP's for the thread that has the device."""
+"""Scores of a job: from pixels, computed by the writing thread, and from CLIP, computed on the device."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from madgen.diffusion.views import Views
-from madgen.generation.safety import crops
+from madgen.images.crops import covering_squares
 from madgen.images.scores import DIGITS, pixel_scores
 from madgen.models import clip as _clip
 from madgen.planning.forecast import evaluated_steps, view_geometry
@@ -23,13 +23,13 @@ class PixelScores:
         self._views: dict[tuple[int, int], Views] = {}
 
     def __call__(self, image_HWC: np.ndarray) -> dict[str, float]:
-        """Rounded, without those that this picture cannot have."""
+        """Return rounded scores, without those that are undefined for this image."""
         views = self._last_views(*image_HWC.shape[:2])
         rows, columns = ([self.cell * border for border in axis.borders] for axis in (views.rows, views.columns))
         return pixel_scores(self.names, image_HWC, rows, columns, self.cell)
 
     def _last_views(self, height: int, width: int) -> Views:
-        """Those of the last step: what earlier ones leave at their borders, it smooths."""
+        """Return the views of the last step, which smooths the borders of earlier ones."""
         size = height, width
         if size not in self._views:
             self._views[size] = self._geometry.build(*size, self._loop).at(self._last)
@@ -37,18 +37,18 @@ class PixelScores:
 
 
 class ClipScore:
-    """How well a panorama shows a text: 100 times the cosine, at least 0, mean over squares that cover it."""
+    """CLIP score of a panorama and a text: max(0, 100 · cosine), averaged over squares that cover the panorama."""
 
     def __init__(self, clip: _clip.Clip):
         self.clip = clip
 
     @classmethod
     def load(cls, model: str | None, sampler: PanoramaSampler) -> ClipScore | None:
-        """None where no model is asked for; UserError if it cannot be loaded."""
+        """Load the model; None if the job has none. Raises UserError if it cannot be loaded."""
         return None if model is None else cls(_clip.load(model, sampler.backbone.device))
 
     def __call__(self, image_HWC: np.ndarray, text: str) -> float:
         height, width = image_HWC.shape[:2]
-        boxes = crops(height, width, min(height, width))
-        found = [self.clip.similarity(image_HWC[top:bottom, left:right], text) for left, top, right, bottom in boxes]
-        return round(sum(max(0.0, 100 * cosine) for cosine in found) / len(found), DIGITS)
+        boxes = covering_squares(height, width, min(height, width))
+        cosines = [self.clip.similarity(image_HWC[top:bottom, left:right], text) for left, top, right, bottom in boxes]
+        return round(sum(max(0.0, 100 * cosine) for cosine in cosines) / len(cosines), DIGITS)

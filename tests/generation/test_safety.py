@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from madgen import PanoramaSampler, UserError
 from madgen.config.schema import SafetyConfig, SamplingConfig
 from madgen.generation.robust_sampler import Attempts
-from madgen.generation.safety import Safety, blurred, crops
+from madgen.generation.safety import Safety, blurred
+from madgen.images.crops import covering_squares
 from madgen.models import safety_checker as _safety
 from madgen.types import Prompt, Task
 
@@ -78,7 +79,7 @@ def striped(random_checker, tmp_path_factory):
 @pytest.mark.parametrize(("height", "width", "size"), list(itertools.product((3, 8, 20), (5, 8, 21), (4, 8, 50))))
 def test_crops_cover_every_pixel_and_end_at_the_edge(height, width, size):
     covered = np.zeros((height, width), int)
-    for left, top, right, bottom in crops(height, width, size):
+    for left, top, right, bottom in covering_squares(height, width, size):
         assert (right - left, bottom - top) == (min(size, width), min(size, height))
         covered[top:bottom, left:right] += 1
     assert covered.min() == 1
@@ -160,7 +161,7 @@ def test_generate_and_regenerate_agree_and_other_checkers_are_another_job(madgen
     plain = read(tmp_path / "plain/shards")
     assert all(sample["json"]["safety"] is None for sample in plain.values())
     pictures = [sample["png"] for sample in plain.values()]
-    boxes = crops(32, 80, SIDE)
+    boxes = covering_squares(32, 80, SIDE)
     assert boxes == [[0, 0, 32, 32], [32, 0, 64, 32], [48, 0, 80, 32]]
     cut = [[picture[top:bottom, left:right] for left, top, right, bottom in boxes] for picture in pictures]
     checker = flagging(random_checker, tmp_path / "checker", [cut[0][1]], [cut[0][0], *cut[1]])

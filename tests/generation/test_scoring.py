@@ -13,8 +13,8 @@ from processes import begin, environment
 
 from madgen import UserError
 from madgen.config.loader import load_job
-from madgen.generation.safety import crops
 from madgen.generation.scoring import ClipScore, PixelScores
+from madgen.images.crops import covering_squares
 from madgen.images.scores import coherence, seam, wrap
 from madgen.models import clip as _clip
 from madgen.planning.resolved_run import ResolvedRun
@@ -235,7 +235,8 @@ def test_clip_is_the_mean_cosine_over_squares(clip_model):
     found = []
     for text in ("mountains over a meadow at noon", "the sea " * 40):
         parts = [
-            cosine(clip_model, image[top:bottom, left:right], text) for left, top, right, bottom in crops(40, 100, 40)
+            cosine(clip_model, image[top:bottom, left:right], text)
+            for left, top, right, bottom in covering_squares(40, 100, 40)
         ]
         assert len(parts) == 3
         found.append(np.mean([max(0, 100 * part) for part in parts]))
