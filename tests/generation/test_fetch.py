@@ -1,4 +1,4 @@
-"""`madgen fetch`, against a hub that this test serves, and what is said where there is no network."""
+"""`madgen fetch` against a local hub server, and errors without a network."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ def etag(content):
 
 @pytest.fixture
 def hub(tiny):
-    """The Hugging Face hub's addresses that a download asks for, with one model; counts the files that it gave."""
+    """Serve the Hugging Face hub's download API with one model; count the files that were sent."""
     files = {path.relative_to(tiny).as_posix(): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
-    given = []
+    served = []
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -42,7 +42,7 @@ def hub(tiny):
             if name not in files:
                 return self.answer(b"", 404, {"X-Error-Code": "EntryNotFound" if NAME in path else "RepoNotFound"})
             if self.command == "GET":
-                given.append(name)
+                served.append(name)
             return self.answer(files[name])
 
         def answer(self, content, status=200, headers=None):
@@ -64,12 +64,12 @@ def hub(tiny):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}, given
+    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}, served
     server.shutdown()
 
 
 @pytest.mark.slow
-def test_fetch_then_generate_without_a_network(hub, madgen, job_file, tmp_path):
+def test_fetch_then_generate_offline(hub, madgen, job_file, tmp_path):
     online, given = hub
     online = {**online, "HF_HUB_OFFLINE": None, "HF_HUB_DISABLE_XET": "1"}
     cache = {"HF_HOME": str(tmp_path / "hub")}
@@ -84,23 +84,23 @@ def test_fetch_then_generate_without_a_network(hub, madgen, job_file, tmp_path):
     assert fetched.code == 0, fetched.err
     assert f"backbone.pretrained={NAME}: " in fetched.out
     assert " MB in " in fetched.out
-    assert given
+    assert served
 
-    count = len(given)
+    count = len(served)
     again = madgen("fetch", *job, **online, **cache)
-    assert (again.code, len(given)) == (0, count), "nothing is downloaded twice"
+    assert (again.code, len(served)) == (0, count), "nothing is downloaded twice"
 
     made = madgen("generate", *job, "prompts.limit=1", **cache)
     assert made.code == 0, made.err
 
 
-def test_what_is_on_disk_needs_no_download(madgen_here, job_file):
+def test_local_files_are_not_downloaded(madgen_here, job_file):
     for pretrained in ([], ["backbone.pretrained=demo"]):
         result = madgen_here("fetch", job_file, *pretrained)
         assert (result.code, "nothing to download" in result.out) == (0, True), result.err
 
 
-def test_what_cannot_be_had_is_one_line(madgen_here, job_file):
+def test_missing_model_is_a_one_line_error(madgen_here, job_file):
     result = madgen_here("fetch", job_file, "backbone.pretrained=nobody/nothing")
     assert result.code == 2
     assert result.err.startswith("madgen: backbone.pretrained='nobody/nothing' is neither")

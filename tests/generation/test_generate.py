@@ -1,4 +1,4 @@
-"""The main job from end to end, as a user runs it, on the tiny backbone."""
+"""`madgen generate` end to end on the tiny backbone."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def finished(madgen, job_file, tmp_path):
     return tmp_path / "out"
 
 
-def test_the_dataset_is_as_the_contract_says(finished, madgen):
+def test_dataset_layout(finished, madgen):
     names = ["README.md", "dataset.json", "index.parquet", "samples", "shards"]
     assert sorted(path.name for path in finished.iterdir()) == names
     names = [f"job-{i:06d}.{suffix}" for i in range(4) for suffix in ("json", "tar")]
@@ -46,7 +46,7 @@ def test_the_dataset_is_as_the_contract_says(finished, madgen):
     assert {"rate_per_s", "eta_s"} <= set(state)
 
 
-def test_plain_tarfile_reads_it(finished):
+def test_tarfile_reads_the_shards(finished):
     with tarfile.open(finished / "shards/job-000000.tar") as tar:
         members = tar.getmembers()
         assert {member.mtime for member in members} == {0}
@@ -61,7 +61,7 @@ def test_plain_tarfile_reads_it(finished):
         assert (image.width, image.height) == (metadata["width"], metadata["height"]) == (64, 32)
 
 
-def test_webdataset_reads_it(finished):
+def test_webdataset_reads_the_shards(finished):
     import webdataset
 
     samples = list(webdataset.WebDataset(str(finished / "shards/job-{000000..000003}.tar"), shardshuffle=False))
@@ -69,7 +69,7 @@ def test_webdataset_reads_it(finished):
     assert set(samples[0]) >= {"png", "json", "txt"}
 
 
-def test_hugging_face_datasets_reads_it(finished, tmp_path):
+def test_hugging_face_datasets_reads_the_shards(finished, tmp_path):
     import datasets
 
     files = sorted(str(path) for path in (finished / "shards").glob("*.tar"))
@@ -79,7 +79,7 @@ def test_hugging_face_datasets_reads_it(finished, tmp_path):
     assert loaded[0]["json"]["prompt"] == loaded[0]["txt"]
 
 
-def test_the_index_has_a_row_a_sample(finished):
+def test_index_has_one_row_per_sample(finished):
     from pyarrow import parquet
 
     rows = parquet.read_table(finished / "index.parquet").to_pylist()
@@ -87,7 +87,7 @@ def test_the_index_has_a_row_a_sample(finished):
     assert {row["shard"] for row in rows} == {f"job-{i:06d}" for i in range(4)}
 
 
-def test_the_same_command_again_does_nothing(finished, madgen, job_file):
+def test_rerunning_a_complete_job_writes_nothing(finished, madgen, job_file):
     before = {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()}
     result = madgen("generate", job_file)
     assert result.code == 0
@@ -95,8 +95,8 @@ def test_the_same_command_again_does_nothing(finished, madgen, job_file):
     assert {path: path.stat().st_mtime_ns for path in (finished / "shards").iterdir()} == before
 
 
-def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tmp_path):
-    """A thousand array tasks may come to find nothing to do."""
+def test_complete_dataset_is_reported_without_importing_torch(finished, job_file, tmp_path):
+    """Thousands of array tasks may start after a dataset is complete."""
     script = (
         "import sys\n"
         f"sys.argv = ['madgen', 'generate', {str(job_file)!r}]\n"
@@ -112,8 +112,8 @@ def test_a_finished_dataset_is_told_without_loading_torch(finished, job_file, tm
     assert "; 0 generated in" in run.stderr
 
 
-def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
-    """What the first worker saved is the plan for all later ones."""
+def test_long_prompt_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
+    """Later workers read the plan that the first one saved."""
     options = ["prompts.samples_per_prompt=500"]
     script = f"import madgen.generation.work_queue as queue; queue.LONG_LIST = 5; {MADGEN}"
     process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
@@ -130,7 +130,7 @@ def test_a_long_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
-    """Also where nobody says how many threads there are: Lightning would give each of two processes half as many."""
+    """Without OMP_NUM_THREADS, Lightning would divide the threads between the two processes."""
     for devices, folder in ((1, "one"), (2, "two")):
         result = madgen(
             "generate",
@@ -147,7 +147,7 @@ def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
     assert len({sidecar["worker"] for sidecar in sidecars}) == 2, "one process did all the work"
 
 
-def test_two_commands_at_once_share_a_directory(finished, start, job_file, tmp_path):
+def test_two_jobs_share_a_directory(finished, start, job_file, tmp_path):
     started = [start("generate", job_file, "output.dir=shared") for _ in range(2)]
     assert [process.wait() for process in started] == [0, 0], [process.said() for process in started]
     assert hashes(tmp_path / "shared") == hashes(finished)
@@ -157,7 +157,7 @@ SLOW = ["sampling.num_inference_steps=40", "output.samples_per_shard=1"]
 
 
 def interrupt(start, job_file, folder, *signals, overrides=()):
-    """Starts a slow run in `folder / "cut"`, sends signals once two shards are done; returns its exit status."""
+    """Start a slow run in `folder / "cut"`, send signals once two shards are done; return the exit status."""
     process = start("generate", job_file, "output.dir=cut", *SLOW, *overrides)
     deadline = time.monotonic() + 180
     while len(list((folder / "cut/shards").glob("*.json"))) < 2:
@@ -172,7 +172,7 @@ def interrupt(start, job_file, folder, *signals, overrides=()):
 
 @pytest.fixture(scope="module")
 def whole(job_file_of_module):
-    """What an uninterrupted slow run writes."""
+    """Hashes of the shards of an uninterrupted slow run."""
     process = Forked(("generate", job_file_of_module, *SLOW), job_file_of_module.parent, environment())
     assert process.wait() == 0, process.said()
     return hashes(job_file_of_module.parent / "out")
@@ -189,7 +189,7 @@ def whole(job_file_of_module):
         pytest.param([signal.SIGTERM], 3, 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_file, tmp_path, signals, code, devices):
+def test_stopped_run_resumes(whole, start, madgen, job_file, tmp_path, signals, code, devices):
     overrides = [f"trainer.devices={devices}"] if devices > 1 else []
     assert interrupt(start, job_file, tmp_path, *signals, overrides=overrides) == code
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
@@ -208,7 +208,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(whole, start, madgen, job_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGKILL, -9)])
-def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_path, number, code):
+def test_resume_keeps_complete_samples_of_an_open_shard(madgen, start, job_file, tmp_path, number, code):
     options = ["sampling.num_inference_steps=40", "output.samples_per_shard=10"]
     assert madgen("generate", job_file, "output.dir=whole", *options).code == 0
     process = start("generate", job_file, "output.dir=cut", *options)
@@ -227,7 +227,7 @@ def test_what_is_whole_in_an_open_shard_is_kept(madgen, start, job_file, tmp_pat
 
 
 @pytest.mark.slow
-def test_nobody_has_to_read_what_it_says(job_file, tmp_path):
+def test_closed_stderr_does_not_stop_a_run(job_file, tmp_path):
     """stderr is a pipe that nobody reads any more."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -238,7 +238,7 @@ def test_nobody_has_to_read_what_it_says(job_file, tmp_path):
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
 
 
-def test_batches_do_not_change_the_pictures(finished, madgen, job_file, tmp_path):
+def test_batch_size_does_not_change_the_images(finished, madgen, job_file, tmp_path):
     import numpy as np
 
     result = madgen("generate", job_file, "output.dir=batched", "sampling.batch_size=4")
@@ -251,7 +251,7 @@ def test_batches_do_not_change_the_pictures(finished, madgen, job_file, tmp_path
                 assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
-def test_lines_may_have_sizes_seeds_and_negative_prompts_of_their_own(madgen, job_file, tmp_path):
+def test_prompts_may_set_size_seed_and_negative_prompt(madgen, job_file, tmp_path):
     lines = [{"id": "wide", "prompt": "a", "width": 128}, {"id": "n", "prompt": "b", "negative_prompt": "c", "seed": 5}]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert madgen("generate", job_file, "prompts.source=lines.jsonl", "prompts.samples_per_prompt=1").code == 0
@@ -263,7 +263,7 @@ def test_lines_may_have_sizes_seeds_and_negative_prompts_of_their_own(madgen, jo
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "webp"])
-def test_other_formats(madgen, job_file, tmp_path, image_format):
+def test_image_formats(madgen, job_file, tmp_path, image_format):
     assert madgen("generate", job_file, f"output.format={image_format}", "prompts.limit=1").code == 0
     assert madgen("verify", "out").code == 0
     with tarfile.open(tmp_path / "out/shards/job-000000.tar") as tar:
@@ -281,7 +281,7 @@ finally:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
-    """Peak resident memory of 4 and of 120 panoramas of 128x1024 px: kept, 116 of them would be 45 MB."""
+    """Compare the peak memory of 4 and 120 panoramas of 128x1024 px; keeping 116 of them would take 45 MB."""
     peaks = []
     for count in (2, 60):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
@@ -298,7 +298,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
     assert peaks[1] - peaks[0] < 30, peaks
 
 
-def test_a_signal_while_the_index_is_made_says_so(madgen, job_file, tmp_path):
+def test_signal_while_the_index_is_written(madgen, job_file, tmp_path):
     script = f"""
 import os, signal
 import madgen.generation.run as run
@@ -314,7 +314,7 @@ run.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or finish(*
     assert (tmp_path / "out/index.parquet").exists()
 
 
-def test_python_api_of_the_readme(job_file, tmp_path):
+def test_python_api(job_file, tmp_path):
     script = """
 import lightning
 from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
@@ -328,7 +328,7 @@ trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_pr
     assert len(list((tmp_path / "api/shards").glob("*.json"))) == 4
 
 
-def test_a_claim_left_by_a_dead_worker_is_taken_over(finished, madgen, job_file, tmp_path):
+def test_shard_of_a_dead_worker_is_taken_over(finished, madgen, job_file, tmp_path):
     (finished / "shards/job-000002.json").unlink()
     (finished / "shards/job-000002.tar").unlink()
     claims, workers = finished / "work/claims", finished / "work/workers"

@@ -1,4 +1,4 @@
-"""Samples that cannot be made, from the command line to the disk and back."""
+"""Quarantined samples: generated, recorded, retried."""
 
 import json
 
@@ -12,7 +12,7 @@ from madgen.sampling.sampler import PanoramaSampler
 
 @pytest.fixture
 def overflow(monkeypatch):
-    """While it is on, the panoramas of some seeds come out as NaN, in whatever precision."""
+    """Make the latents of chosen seeds NaN in any precision."""
     sample = PanoramaSampler.sample
     bad = set()
 
@@ -36,7 +36,7 @@ def tars(folder):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_sample_in_quarantine_is_tried_again_on_demand(madgen_here, job_file, tmp_path, overflow, batch_size):
+def test_retry_quarantined(madgen_here, job_file, tmp_path, overflow, batch_size):
     options = [f"sampling.batch_size={batch_size}", "quarantine.max_share=1"]
     assert madgen_here("generate", job_file, "output.dir=good", *options).code == 0
     chosen = seeds(tmp_path / "good")[4:6]
@@ -61,7 +61,7 @@ def test_a_sample_in_quarantine_is_tried_again_on_demand(madgen_here, job_file, 
     assert not (tmp_path / "out/work").exists()
 
 
-def test_a_retry_that_fails_again_leaves_the_rest_as_it_was(madgen_here, job_file, tmp_path, overflow):
+def test_failed_retry_keeps_the_other_samples(madgen_here, job_file, tmp_path, overflow):
     assert madgen_here("generate", job_file, "output.dir=good").code == 0
     overflow.add(seeds(tmp_path / "good")[4])
     assert madgen_here("generate", job_file).code == 4
@@ -71,7 +71,7 @@ def test_a_retry_that_fails_again_leaves_the_rest_as_it_was(madgen_here, job_fil
     assert verify(DatasetDir(tmp_path / "out")).complete
 
 
-def test_a_broken_model_stops_the_run(madgen_here, job_file, tmp_path, overflow):
+def test_too_many_failures_stop_the_run(madgen_here, job_file, tmp_path, overflow):
     overflow.add("all")
     result = madgen_here("generate", job_file, "quarantine.window=3")
     assert result.code == 3, result.err
@@ -84,7 +84,7 @@ def test_a_broken_model_stops_the_run(madgen_here, job_file, tmp_path, overflow)
     assert verify(DatasetDir(tmp_path / "out")).present == 10
 
 
-def test_verify_repair_and_generate_mend_a_dataset(madgen_here, job_file, tmp_path):
+def test_verify_repair_then_generate_restores_the_dataset(madgen_here, job_file, tmp_path):
     assert madgen_here("generate", job_file).code == 0
     before = tars(tmp_path / "out")
     tar = tmp_path / "out/shards/job-000001.tar"

@@ -1,4 +1,4 @@
-"""A safety checker over panoramas: a tiny random one of diffusers' own class, its threshold put between two crops."""
+"""Safety checking of panoramas with a tiny random checker whose threshold lies between two crops."""
 
 import io
 import itertools
@@ -21,12 +21,12 @@ from madgen.models import safety_checker as _safety
 from madgen.types import Prompt, Task
 
 SIDE = 32
-"""Pixels of a view of the tiny backbone, and so of a crop."""
+"""Side in pixels of a view, and so of a crop, of the tiny backbone."""
 
 
 @pytest.fixture(scope="module")
 def random_checker(tmp_path_factory):
-    """Folder in the pipeline layout of a checker that flags nothing."""
+    """Folder of a checker in the pipeline layout that flags nothing."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -46,7 +46,7 @@ def random_checker(tmp_path_factory):
 
 
 def flagging(checker, folder, shown, hidden):
-    """A copy of a checker's folder that flags the pictures `shown` and not those `hidden`."""
+    """Copy a checker so that it flags the images `shown` and not those in `hidden`."""
     shutil.copytree(checker, folder)
     loaded = _safety.load(str(checker))
     embedded = []
@@ -68,7 +68,7 @@ def flagging(checker, folder, shown, hidden):
 
 @pytest.fixture(scope="module")
 def striped(random_checker, tmp_path_factory):
-    """Flags black and white stripes, not plain grey."""
+    """A checker that flags black and white stripes, not plain grey."""
     stripes = np.zeros((SIDE, SIDE, 3), np.uint8)
     stripes[:, ::4] = 255
     grey = np.full_like(stripes, 128)
@@ -77,7 +77,7 @@ def striped(random_checker, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("height", "width", "size"), list(itertools.product((3, 8, 20), (5, 8, 21), (4, 8, 50))))
-def test_crops_cover_every_pixel_and_end_at_the_edge(height, width, size):
+def test_squares_cover_every_pixel_and_end_at_the_border(height, width, size):
     covered = np.zeros((height, width), int)
     for left, top, right, bottom in covering_squares(height, width, size):
         assert (right - left, bottom - top) == (min(size, width), min(size, height))
@@ -88,7 +88,7 @@ def test_crops_cover_every_pixel_and_end_at_the_edge(height, width, size):
         assert covered.max() == 1
 
 
-def test_the_checker_s_verdicts_are_diffusers_own(random_checker, striped):
+def test_checker_agrees_with_diffusers(random_checker, striped):
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
@@ -103,7 +103,7 @@ def test_the_checker_s_verdicts_are_diffusers_own(random_checker, striped):
     assert theirs[:2] == [True, False]
 
 
-def test_blurring_takes_the_shapes_of_the_boxes_alone():
+def test_only_the_boxes_are_blurred():
     picture = np.zeros((64, 160, 3), np.uint8)
     picture[:, 2::5] = 255
     changed = blurred(picture, [[64, 0, 128, 64]])
@@ -115,7 +115,7 @@ def test_blurring_takes_the_shapes_of_the_boxes_alone():
 
 @pytest.mark.parametrize("action", ["keep", "blur", "drop"])
 def test_actions(tiny, striped, monkeypatch, action):
-    """A panorama of three crops of which the middle one is striped, and one that is all grey."""
+    """One panorama has a striped middle crop, the other is plain grey."""
     folder, stripes, grey = striped
     sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)
     safety = Safety.load(SafetyConfig(checker=str(folder), action=action), sampler)
@@ -155,7 +155,7 @@ def read(shards):
 
 
 @pytest.mark.slow
-def test_generate_and_regenerate_agree_and_other_checkers_are_another_job(madgen, job_file, random_checker, tmp_path):
+def test_regenerate_applies_the_checker_and_another_checker_is_another_job(madgen, job_file, random_checker, tmp_path):
     job = (job_file, "prompts.limit=1", "sampling.width=80")
     assert madgen("generate", *job, "output.dir=plain").code == 0
     plain = read(tmp_path / "plain/shards")
@@ -197,8 +197,8 @@ def strict(random_checker, tmp_path):
     return folder
 
 
-def test_what_is_dropped_is_no_failure_of_the_model(madgen, job_file, strict, tmp_path):
-    """The breaker, which would stand none, lets all ten be quarantined."""
+def test_dropped_panoramas_do_not_trip_the_circuit_breaker(madgen, job_file, strict, tmp_path):
+    """All ten are quarantined although the breaker allows no failure."""
     dropped = (f"safety.checker={strict}", "safety.action=drop", "quarantine.max_share=0", "quarantine.window=2")
     result = madgen("generate", job_file, *dropped)
     assert result.code == 4, result.err
@@ -206,7 +206,7 @@ def test_what_is_dropped_is_no_failure_of_the_model(madgen, job_file, strict, tm
     assert reasons == ["unsafe"] * 10
 
 
-def test_one_picture_is_checked_too(madgen_here, tiny, strict, tmp_path):
+def test_sample_command_applies_the_checker(madgen_here, tiny, strict, tmp_path):
     run = ("sample", "hills", f"backbone.pretrained={tiny}", "method.mad.steps=0", "sampling.num_inference_steps=1",
            "sampling.height=32", "sampling.width=64", f"safety.checker={strict}", "-o", "p.png")  # fmt: skip
     kept = madgen_here(*run)
@@ -254,7 +254,7 @@ def pickled(folder):
         (lambda folder: (folder / "safety_checker/config.json").write_text("{"), "is not valid JSON"),
     ],
 )
-def test_what_is_no_checker_is_refused_before_anything_is_written(
+def test_invalid_checker_is_an_error_before_anything_is_written(
     madgen_here, job_file, random_checker, tmp_path, change, message
 ):
     folder = tmp_path / "broken"
@@ -274,14 +274,14 @@ def test_what_is_no_checker_is_refused_before_anything_is_written(
         (".", "is a folder without config.json: not a safety checker"),
     ],
 )
-def test_what_is_not_there_is_refused_before_anything_is_written(madgen_here, job_file, tmp_path, checker, message):
+def test_missing_checker_is_an_error_before_anything_is_written(madgen_here, job_file, tmp_path, checker, message):
     refused = madgen_here("generate", job_file, f"safety.checker={checker}")
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1), refused.err
     assert message in refused.err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checker_of_its_own_folder(random_checker, tmp_path):
+def test_checker_in_a_separate_folder(random_checker, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(random_checker / "safety_checker", folder)
     with pytest.raises(UserError, match="without preprocessor_config"):

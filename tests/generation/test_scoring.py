@@ -1,4 +1,4 @@
-"""Scores of a run, from end to end on the tiny backbone: in JSON, sidecar and index, the same however it was made."""
+"""Scores of a run on the tiny backbone, in JSON, sidecar and index."""
 
 import io
 import json
@@ -25,7 +25,7 @@ BORDERS = list(range(8, 64, 8))
 
 
 def read(folder):
-    """Per key: the picture, the JSON and the sidecar's entry."""
+    """Return image, JSON and sidecar entry by key."""
     found = {}
     for path in sorted((folder / "shards").glob("*.tar")):
         entries = {entry["key"]: entry for entry in json.loads(path.with_suffix(".json").read_text())["samples"]}
@@ -47,7 +47,7 @@ def of_pixels(image):
 
 
 @pytest.mark.slow
-def test_every_sample_has_its_scores_whoever_made_it(madgen, job_file, tmp_path):
+def test_scores_do_not_depend_on_batch_rank_or_shard(madgen, job_file, tmp_path):
     """Whatever batch, rank or shard; `filter` and `regenerate` work on it as a user runs them."""
     from pyarrow import parquet
 
@@ -80,8 +80,8 @@ def test_every_sample_has_its_scores_whoever_made_it(madgen, job_file, tmp_path)
     assert (refused.code, "holds what madgen filter chose of a dataset" in refused.err) == (2, True), refused.err
 
 
-def test_scores_that_were_salvaged_are_still_there(madgen_here, job_file, tmp_path):
-    """A shard without its sidecar, and one of which a sample is damaged, end as they were."""
+def test_recovered_samples_keep_their_scores(madgen_here, job_file, tmp_path):
+    """A shard without its sidecar and a shard with a damaged sample are restored."""
     assert madgen_here("generate", job_file, "prompts.limit=3").code == 0
     before, made = tars(tmp_path / "out"), read(tmp_path / "out")
     assert all(set(entry["scores"]) == {"seam", "coherence"} for *_, entry in made.values())
@@ -104,7 +104,7 @@ def test_scores_that_were_salvaged_are_still_there(madgen_here, job_file, tmp_pa
     ]
 
 
-def test_other_scores_are_another_job(madgen_here, job_file, tmp_path):
+def test_changed_scores_are_another_job(madgen_here, job_file, tmp_path):
     plain = (job_file, "prompts.limit=1", "scores.enabled=[]")
     assert madgen_here("generate", *plain).code == 0
     assert all(
@@ -143,7 +143,7 @@ def test_other_scores_are_another_job(madgen_here, job_file, tmp_path):
         ["--by", "beauty", "--best", "1", "-o", "new"],
     ],
 )
-def test_filter_refuses_in_one_line_and_writes_nothing(madgen_here, scored, tmp_path, arguments):
+def test_invalid_filter_is_an_error_and_writes_nothing(madgen_here, scored, tmp_path, arguments):
     before = sorted(tmp_path.rglob("*"))
     result = madgen_here("filter", "out", *arguments)
     assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, ""), result.err
@@ -171,13 +171,13 @@ def scored(one_shard, tmp_path):
     return tmp_path / "out"
 
 
-def test_a_list_of_keys(madgen_here, scored, tmp_path):
+def test_filter_writes_keys(madgen_here, scored, tmp_path):
     result = madgen_here("filter", "out", "--best", "1", "--by", "seam", "--keys", "keys.txt")
     assert (result.code, result.out) == (0, "keys.txt: 2 of 2 samples\n"), result.err
     assert (tmp_path / "keys.txt").read_text().split() == list(read(scored))
 
 
-def test_seams_of_moving_views_are_those_of_the_last_step(tiny):
+def test_seam_score_uses_the_views_of_the_last_step(tiny):
     """Three steps of views moved by 7, 3 and then 5 cells: these begin or end at cells 5, 8 and 13 of 16."""
     options = ["method.views.layout=shifted", "method.mad.steps=0", "sampling.num_inference_steps=3"]
     job = load_job([], [f"backbone.pretrained={tiny}", "sampling.height=32", "sampling.width=64", *options])
@@ -187,7 +187,7 @@ def test_seams_of_moving_views_are_those_of_the_last_step(tiny):
     assert scores(image)["seam"] != round(seam(image, [], [32], CELL), 4)
 
 
-def test_a_grid_of_views_has_borders_in_both_directions(tiny):
+def test_seam_score_of_a_grid_of_views(tiny):
     job = load_job([], [f"backbone.pretrained={tiny}", "method.views.stride=4", "method.mad.steps=0"])
     scores = PixelScores(ResolvedRun.of(job))
     image = np.full((48, 64, 3), 90, np.uint8)
@@ -218,7 +218,7 @@ def clip_model(tmp_path_factory):
 
 
 def cosine(folder, image, text):
-    """As transformers itself compares them."""
+    """Compute the cosine with transformers."""
     from transformers import CLIPModel, CLIPProcessor
 
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
@@ -228,7 +228,7 @@ def cosine(folder, image, text):
     return float(output.logits_per_image / model.logit_scale.detach().exp())
 
 
-def test_clip_is_the_mean_cosine_over_squares(clip_model):
+def test_clip_score_is_the_mean_cosine_over_squares(clip_model):
     clip = _clip.load(str(clip_model))
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 100, 3), dtype=np.uint8)
@@ -245,7 +245,7 @@ def test_clip_is_the_mean_cosine_over_squares(clip_model):
 
 
 @pytest.mark.slow
-def test_clip_of_a_run(madgen, job_file, clip_model, tmp_path):
+def test_clip_score_of_a_run(madgen, job_file, clip_model, tmp_path):
     model = tmp_path / "clip"
     shutil.copytree(clip_model, model)
     job = (job_file, "prompts.limit=2", f"scores.clip={model}", "scores.enabled=[coherence]")
@@ -304,7 +304,7 @@ def of_another_kind(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
     ],
 )
-def test_what_is_no_clip_model_is_refused(clip_model, tmp_path, change, message):
+def test_invalid_clip_model_is_an_error(clip_model, tmp_path, change, message):
     folder = tmp_path / "broken"
     shutil.copytree(clip_model, folder)
     change(folder)
@@ -321,9 +321,7 @@ def test_what_is_no_clip_model_is_refused(clip_model, tmp_path, change, message)
         (".", "is a folder without config.json: not a CLIP model"),
     ],
 )
-def test_a_model_that_is_not_there_is_refused_before_anything_is_written(
-    madgen_here, job_file, tmp_path, model, message
-):
+def test_missing_clip_model_is_an_error_before_anything_is_written(madgen_here, job_file, tmp_path, model, message):
     refused = madgen_here("generate", job_file, f"scores.clip={model}")
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1), refused.err
     assert message in refused.err
