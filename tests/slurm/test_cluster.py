@@ -265,7 +265,7 @@ def test_a_job_that_was_restarted_too_often_is_not_requeued(cluster):
     cluster.until_ended(job)
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "3:0"), cluster.log(job)
-    assert "not requeued, this job has been restarted 0 times (MADGEN_MAX_RESTARTS)" in cluster.log(job)
+    assert "not requeued: already restarted 0 times (MADGEN_MAX_RESTARTS)" in cluster.log(job)
 
 
 def is_pending(process, number):
