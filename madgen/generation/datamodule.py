@@ -34,7 +34,7 @@ class PromptDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> WorkQueue:
         """Return the queue, whose items are whole batches."""
         assert self.trainer is not None
-        self.queue.start(self.trainer.global_rank, self.trainer.strategy.root_device.type)
+        self.queue.start(self.trainer.global_rank, str(self.trainer.strategy.root_device))
         return self.queue
 
     def teardown(self, stage: str) -> None:

@@ -28,7 +28,7 @@ class PanoramaModule(lightning.LightningModule):
         """Load the backbone straight onto this process's device, unless nothing is left to do."""
         if self.attempts is None and not getattr(self.trainer.datamodule, "finished", False):
             if self.job.backbone.compile and self.trainer.is_global_zero:
-                say("madgen: the first panoramas of each size wait until their kernels are compiled, a minute or more")
+                say("madgen: compiling kernels for the first panoramas of each size takes a minute or more")
             self.attempts = load(self.job, self.trainer.strategy.root_device)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

@@ -51,7 +51,7 @@ class WorkQueue:
 
     def start(self, rank: int, device: str) -> None:
         """Write or check `dataset.json`, then start the heartbeat; call it when the weights are loaded."""
-        self.run, self.rank = self.run.on(device), rank
+        self.run, self.rank = self.run.on(device.partition(":")[0]), rank
         self.out_of_time, self._walltime = None, Walltime(job_end())
         directory, plan = self.run.directory, self.run.plan
         content = self.run.manifest
