@@ -70,7 +70,7 @@ def hub(tiny):
 
 @pytest.mark.slow
 def test_fetch_then_generate_offline(hub, madgen, job_file, tmp_path):
-    online, given = hub
+    online, served = hub
     online = {**online, "HF_HUB_OFFLINE": None, "HF_HUB_DISABLE_XET": "1"}
     cache = {"HF_HOME": str(tmp_path / "hub")}
     job = [job_file, f"backbone.pretrained={NAME}"]

@@ -228,7 +228,7 @@ def test_resume_keeps_complete_samples_of_an_open_shard(madgen, start, job_file,
 
 @pytest.mark.slow
 def test_closed_stderr_does_not_stop_a_run(job_file, tmp_path):
-    """stderr is a pipe that nobody reads any more."""
+    """stderr is a pipe whose reading end is closed."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "madgen", "generate", str(job_file)]

@@ -48,7 +48,7 @@ def of_pixels(image):
 
 @pytest.mark.slow
 def test_scores_do_not_depend_on_batch_rank_or_shard(madgen, job_file, tmp_path):
-    """Whatever batch, rank or shard; `filter` and `regenerate` work on it as a user runs them."""
+    """`filter` and `regenerate` work on the dataset as well."""
     from pyarrow import parquet
 
     job = (job_file, "sampling.loop=true")
