@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from madgen.backbones import BackboneSpec, Lora
+from madgen.backbones._lora import read_lora, set_unit_strength
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.weights import lora_file, offline_hint, single_file
 from madgen.utils.errors import UserError
@@ -146,9 +147,13 @@ def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
     file = lora_file(lora.weights, download=True)
     assert file is not None
     try:
+        state = read_lora(file, lora.weights, pipeline)
         with safe_open(file, framework="pt") as tensors:
             layers = sum(LORA_DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
-        if layers:
+        if state is not None:
+            pipeline.load_lora_weights(state, adapter_name=name)
+            set_unit_strength(pipeline, name)
+        elif layers:
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error

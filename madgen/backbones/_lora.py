@@ -1,0 +1,136 @@
+"""LoRA files as state dicts of strength 1: what their alphas say is multiplied into the weights.
+
+diffusers assigns alphas by name, and a name that matches no module is ignored; files of kohya's scripts, where each
+module may have an alpha and a rank of its own, would be applied at other strengths than they were trained with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from madgen.utils.errors import UserError
+
+State = dict[str, Tensor]
+UNSUPPORTED = (
+    ("dora_scale", r"\.dora_scale$", "weight decomposition (DoRA) in kohya's layout"),
+    ("hada_*", r"\.hada_", "LoHa factors"),
+    ("lokr_*", r"\.lokr_", "LoKr factors"),
+    ("lora_mid", r"\.lora_mid\.", "CP-decomposed convolutions"),
+    ("diff", r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
+)
+KOHYA = re.compile(r"(lora_(?:unet|te|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+TEXT_ENCODERS = {"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+
+
+def read_lora(file: Path, name: str, pipeline: Any) -> State | None:
+    """Return the state dict to load into `pipeline`; None if diffusers reads the file as it is.
+
+    `name` is the LoRA as the job names it. UserError if the file holds tensors that cannot be applied. May raise what
+    safetensors raises.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+    for label, pattern, meaning in UNSUPPORTED:
+        if key := next((key for key in state if re.search(pattern, key)), None):
+            raise UserError(f"the LoRA {name} has {meaning} ({label}), which are not supported: {key}")
+    if any(PEFT.fullmatch(key) for key in state):
+        return _from_peft(file, name, state, pipeline)
+    if any(key.startswith("lora_") for key in state):
+        return _from_kohya(name, state, pipeline)
+    return None
+
+
+def _from_kohya(name: str, state: State, pipeline: Any) -> State:
+    modules: dict[str, State] = {}
+    for key, value in state.items():
+        match = KOHYA.fullmatch(key)
+        if match is None:
+            raise UserError(f"the LoRA {name} has a tensor that cannot be applied: {key}")
+        modules.setdefault(match[1], {})[match[2]] = value
+    unet: State = {}
+    loaded: State = {}
+    for module, parts in modules.items():
+        if not {"lora_down.weight", "lora_up.weight"} <= parts.keys():
+            raise UserError(f"the LoRA {name} lacks lora_down.weight or lora_up.weight of {module}")
+        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+        if "alpha" in parts:
+            up = _times(up, float(parts["alpha"]) / down.shape[0])
+        prefix = module.split("_text_model")[0]
+        if prefix in TEXT_ENCODERS:
+            target = f"{TEXT_ENCODERS[prefix]}.{_text_module(name, module, prefix, pipeline)}"
+            loaded[f"{target}.lora_A.weight"], loaded[f"{target}.lora_B.weight"] = down, up
+        else:
+            unet[f"{module}.lora_down.weight"], unet[f"{module}.lora_up.weight"] = down, up
+    if unet:
+        loaded |= pipeline.lora_state_dict(unet, unet_config=pipeline.unet.config)[0]
+    return loaded
+
+
+def _text_module(name: str, module: str, prefix: str, pipeline: Any) -> str:
+    """Return the name of a text encoder's module, of which kohya writes the dots as underscores."""
+    encoder = getattr(pipeline, TEXT_ENCODERS[prefix], None)
+    names = [] if encoder is None else [found for found, _ in encoder.named_modules()]
+    flat = module.removeprefix(f"{prefix}_")
+    # transformers has renamed text_model.encoder... to encoder...
+    match = [found for found in names if flat in (found.replace(".", "_"), f"text_model_{found.replace('.', '_')}")]
+    if not match:
+        raise UserError(f"the LoRA {name} does not fit: this backbone has no layer {module}")
+    return match[0]
+
+
+def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
+    """A PEFT adapter: its layers are those of one model, and strengths lie in `adapter_config.json` beside it."""
+    config = file.with_name("adapter_config.json")
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        if content.get("use_dora"):
+            raise UserError(f"the LoRA {name} has weight decomposition (DoRA) in PEFT's layout, which is not supported")
+        alpha, rslora = float(content["lora_alpha"]), bool(content.get("use_rslora"))
+        patterns = {str(key): float(value) for key, value in (content.get("alpha_pattern") or {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the LoRA {name} is a PEFT adapter; cannot read lora_alpha of {config}: {error!r}") from error
+    layers: dict[str, State] = {}
+    for key, value in state.items():
+        match = PEFT.fullmatch(key)
+        if match is None:
+            raise UserError(f"the LoRA {name} has a tensor that cannot be applied: {key}")
+        layers.setdefault(match[1], {})[match[2]] = value
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    fits = [part for part in parts if layers.keys() <= {found for found, _ in getattr(pipeline, part).named_modules()}]
+    if not fits:
+        raise UserError(
+            f"the LoRA {name} does not fit: its layers, such as {next(iter(layers))}, are in none of {parts}"
+        )
+    loaded: State = {}
+    for layer, pair in layers.items():
+        if pair.keys() != {"A", "B"}:
+            raise UserError(f"the LoRA {name} lacks lora_A or lora_B of {layer}")
+        rank = pair["A"].shape[0]
+        own = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), alpha)
+        loaded[f"{fits[0]}.{layer}.lora_A.weight"] = pair["A"]
+        loaded[f"{fits[0]}.{layer}.lora_B.weight"] = _times(pair["B"], own / (rank**0.5 if rslora else rank))
+    return loaded
+
+
+def _times(weight: Tensor, factor: float) -> Tensor:
+    """Scale in float32, where rounding does not change what the file says."""
+    return weight if factor == 1 else weight.float() * factor
+
+
+def set_unit_strength(pipeline: Any, adapter: str) -> None:
+    """Set alpha = rank in all layers of an adapter, so that only the job's scale is left."""
+    for model in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+        for module in model.modules():
+            if adapter in getattr(module, "lora_A", {}):
+                layer = cast(Any, module)
+                layer.lora_alpha[adapter] = layer.r[adapter] = layer.lora_A[adapter].weight.shape[0]
+                layer.scaling[adapter] = 1.0
