@@ -41,7 +41,7 @@ def read_lora(file: Path, name: str, pipeline: Any) -> State | None:
         state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
     for label, pattern, meaning in UNSUPPORTED:
         if key := next((key for key in state if re.search(pattern, key)), None):
-            raise UserError(f"the LoRA {name} has {meaning} ({label}), which are not supported: {key}")
+            raise UserError(f"the LoRA {name} is not supported: it has {meaning} ({label}) in {key}")
     if any(PEFT.fullmatch(key) for key in state):
         return _from_peft(file, name, state, pipeline)
     if any(key.startswith("lora_") for key in state):
@@ -93,7 +93,7 @@ def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         if content.get("use_dora"):
-            raise UserError(f"the LoRA {name} has weight decomposition (DoRA) in PEFT's layout, which is not supported")
+            raise UserError(f"the LoRA {name} is not supported: it has weight decomposition (DoRA) in PEFT's layout")
         alpha, rslora = float(content["lora_alpha"]), bool(content.get("use_rslora"))
         patterns = {str(key): float(value) for key, value in (content.get("alpha_pattern") or {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

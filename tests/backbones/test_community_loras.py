@@ -62,7 +62,7 @@ def errors(folder, file, scale, expected):
             if right is None:
                 assert not delta.any(), (part, name)
             else:
-                worst, changed = max(worst, float((delta - right).norm() / right.norm())), changed + 1
+                worst, changed = max(worst, float((delta - right).detach().norm() / right.norm())), changed + 1
     return worst, changed
 
 
