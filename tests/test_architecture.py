@@ -29,6 +29,7 @@ DIFFUSION_MAY_IMPORT = {
     "triton",  # comes with it
     "madgen",
     "math",
+    "logging",
     "pathlib",
     "copy",
     "inspect",

@@ -1,5 +1,6 @@
 """Commands that plan and generate datasets."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, Overrides, load_job
 
+logger = logging.getLogger(__name__)
 RESOURCES = "Resources"
 SLURM = "SLURM options"
 
@@ -186,16 +188,16 @@ def submit(
         from madgen.planning.sizing import choose_resources
 
         resources, why = choose_resources(resources, estimate(resolved, expected.evaluations, measured), nodes, time)
-        print(f"madgen: {why}", file=sys.stderr)
+        logger.warning(why)
     script = slurm.render(loaded, job, resources, env)
     check_directory(resolved.directory, None, loaded.output.resume)
     if not dry_run:
         slurm.require_sbatch()
     print(script, end="")
     if note := slurm.idle_workers(resolved.plan.shard_count, resources.workers):
-        print(note, file=sys.stderr)
+        logger.info(note)
     if not dry_run:
-        print(slurm.next_commands(loaded, slurm.submit(script, chain), array is not None), file=sys.stderr)
+        logger.info(slurm.next_commands(loaded, slurm.submit(script, chain), array is not None))
 
 
 def fetch(

@@ -6,6 +6,7 @@ resumed, and the values depend neither on the order of the shards nor on the num
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,10 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
 from madgen.evaluation.partial_results import Column, ShardPart, shard_parts
 from madgen.metrics.crops import CroppedImage, Crops
-from madgen.utils.console import say
 from madgen.utils.errors import UserError
 from madgen.utils.validation import environment_number
+
+logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30.0
 POLL_EVERY_S = 0.2
@@ -77,7 +79,7 @@ def show_progress(description: str, total: int) -> Iterator[Callable[[int], None
             bar.advance(task, count)
             if not console.is_terminal and time.monotonic() >= due:
                 due = time.monotonic() + LOG_EVERY_S
-                say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {description}: {done}/{total}")
+                logger.info("%s %s: %d/%d", time.strftime("%Y-%m-%d %H:%M:%S"), description, done, total)
 
         yield advance
 
@@ -148,6 +150,6 @@ def _wait(parts: Sequence[ShardPart], columns: Sequence[Column], compute: Callab
         if len(missing) < left:
             progressed, left = time.monotonic(), len(missing)
         elif time.monotonic() - progressed > TIMEOUT_S:
-            say(f"madgen: no progress of the other processes for {TIMEOUT_S:.0f} s; taking over {left} shards")
+            logger.warning("no progress of the other processes for %.0f s; taking over %d shards", TIMEOUT_S, left)
             compute(missing[0])
         time.sleep(POLL_EVERY_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -20,8 +21,9 @@ from madgen.dataset.manifest import fingerprint
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.writer import end_of_tar
 from madgen.utils.atomic import check_new_directory, publish_directory, sync_directory, write_atomically
-from madgen.utils.console import say
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Kept = dict[str, set[str]]
 """Keys by shard."""
@@ -40,7 +42,7 @@ def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys
         raise UserError(f"{error.filename} has gone meanwhile, as a shard that is made again; try later") from error
     planned = source.read_manifest().plan.samples
     if seen.samples < planned:
-        say(f"madgen: {source.root} has {seen.samples} of {planned} samples now; the others were not looked at")
+        logger.warning("%s has %d of %d samples now; the others were left out", source.root, seen.samples, planned)
     print(f"{target or keys}: {count} of {seen.samples} samples")
 
 

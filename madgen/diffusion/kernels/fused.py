@@ -6,6 +6,7 @@ Diffusion 2's shape that is a twelfth of the time (H200). Triton comes with PyTo
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from madgen.diffusion.views import Axis, Views
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, CHANNELS = 32, 64
@@ -78,7 +80,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
         if "out of memory" in str(error):  # which may be otherwise the next time
             raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    say(f"madgen: goes on without Triton's kernels for {dtype}, which takes longer: {why}")
+    logger.warning("goes on without Triton's kernels for %s, which takes longer: %s", dtype, why)
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +21,9 @@ from madgen.evaluation.runner import pick_device
 from madgen.metrics import needs_reference
 from madgen.metrics.extractors import parse
 from madgen.utils.atomic import write_atomically
-from madgen.utils.console import say
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
@@ -48,7 +50,7 @@ def _generate(setting: Setting, sets: Path) -> Made:
     job = replace(setting.job, output=OutputConfig(dir=str(target), samples_per_shard=8))
     file = target.with_name(f"{target.name}.yaml")
     write_atomically(file, to_json({**job.as_dict(), "name": job.name}, indent=1))
-    say(f"{setting.label}{'' if setting.value is None else f', {setting.value}'}: {target}")
+    logger.info(f"{setting.label}{'' if setting.value is None else f', {setting.value}'}: {target}")
     generate(job, file)
     return Made(setting, DatasetDir(target))
 
