@@ -203,12 +203,18 @@ def test_keys_exist():
 
 
 def test_paths_exist():
+    """Paths from the root of the repository, and modules by the end of their path."""
     folders = ("madgen", "tests", "benchmarks", "configs", "docs", "jobs", "slurm", r"\.ci")
-    pattern = re.compile(rf"(?:python |pytest -s )?((?:{'|'.join(folders)})/[\w./-]*)(?: .*)?$")
+    path = re.compile(rf"(?:python |pytest -s )?((?:{'|'.join(folders)})/[\w./-]*)(?: .*)?$")
+    module = re.compile(r"[\w/]+\.py$")
+    modules = [f"/{file.relative_to(ROOT)}" for name in folders[:3] for file in (ROOT / name).rglob("*.py")]
     absent = {"jobs/alps.yaml", "jobs/prompts/alps.txt", "jobs/paper/NAME.yaml"}
     for page in PAGES:
-        for match in filter(None, map(pattern.match, inline_code(page))):
-            assert match[1] in absent or (ROOT / match[1]).exists(), f"{page.name}: {match[0]}"
+        for code in inline_code(page):
+            if match := path.match(code):
+                assert match[1] in absent or (ROOT / match[1]).exists(), f"{page.name}: {code}"
+            elif module.match(code):
+                assert any(file.endswith(f"/{code}") for file in modules), f"{page.name}: {code}"
 
 
 def test_links_exist_on_pages_outside_the_site():
