@@ -1,8 +1,8 @@
-"""The packaged toy backbone: its training pictures, its trainer and its weights."""
+"""The demo backbone: procedural training images, training scripts and weights."""
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""The diffusers folder that `backbone.pretrained: demo` stands for."""
+"""Diffusers folder of `backbone.pretrained: demo`."""
 CLIP_WEIGHTS = Path(__file__).parent / "clip_weights"
-"""The transformers folder of the small CLIP that `--extractor demo` stands for."""
+"""Transformers folder of the small CLIP model of `--extractor demo`."""

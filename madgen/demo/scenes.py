@@ -1,9 +1,9 @@
-"""Procedural landscapes: what the demo backbone learns to draw.
+"""Procedural landscapes, the training images of the demo backbone.
 
-A `Scene` names the attributes, `draw` paints one with numpy, `caption` describes any subset of them. An incomplete
-caption leaves real freedom (which time of day? which ground?), so independent views of a panorama disagree.
+A `Scene` is a set of attributes; `draw` renders it with NumPy, and `caption` describes a subset of the attributes. An
+incomplete caption is ambiguous (time of day, ground), so independent views of a panorama disagree.
 
-Images are float arrays [H, W, 3] in 0..255, rows y counted from the top.
+Images are float arrays [H, W, 3] in 0..255; y is the row, counted from the top.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 128  # pixels: one view of the demo backbone
+SIZE = 128  # pixels, a view of the demo backbone
 SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True)
 class Time:
-    """Light at one time of day: three sky stops from zenith to horizon, and a tint that multiplies what it lights."""
+    """Light at a time of day: three sky colors from zenith to horizon, a tint of lit objects, and the color of the sun."""
 
     sky: tuple[tuple[int, int, int], ...]
     tint: tuple[float, float, float]
@@ -48,7 +48,7 @@ FARS = {
 HORIZONS = {"low": 0.72, "middle": 0.56, "high": 0.40}
 TREE = (30, 82, 46)
 
-# How captions say it; the first word of each is the attribute's name.
+# Synonyms in captions; the first is the attribute's name.
 WORDS = {
     "dawn": ("dawn", "sunrise", "morning"),
     "noon": ("noon", "midday", "day"),
@@ -75,32 +75,32 @@ OTHER_WORDS = tuple(
 
 @dataclass(frozen=True)
 class Scene:
-    """The attributes of one landscape; the booleans say what is in it."""
+    """Attributes of a landscape."""
 
     time: str
     far: str
     ground: str
     horizon: str
     sun: bool = False
-    """A sun, or at night a moon."""
+    """A sun, or a moon at night."""
     clouds: bool = False
     stars: bool = False
     trees: bool = False
 
 
 def vocabulary() -> list[str]:
-    """Every word a caption can hold, sorted."""
+    """Return all words of captions, sorted."""
     return sorted({word for words in WORDS.values() for word in words} | set(OTHER_WORDS))
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training never shows this (time, far layer, ground): one combination in ten, each value in some."""
+    """Whether the combination (time, far layer, ground) is excluded from training: one in ten, every value in some."""
     time, far, ground = list(TIMES).index(scene.time), list(FARS).index(scene.far), list(GROUNDS).index(scene.ground)
     return (time * 5 + far * 3 + ground * 7) % 10 == 4
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene with every attribute drawn; clouds and stars are rarer where they would hide each other."""
+    """Draw all attributes at random; clouds are rarer at night, since they hide stars."""
     time, far, ground, horizon = (str(rng.choice(list(table))) for table in (TIMES, FARS, GROUNDS, HORIZONS))
     night = time == "night"
     return Scene(
@@ -116,7 +116,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.7) -> str:
-    """Words for a random subset of the attributes, each named with probability `keep`; never an empty string."""
+    """Describe a random subset of the attributes, each with probability `keep`; never an empty string."""
 
     def word(name: str) -> str:
         return str(rng.choice(WORDS[name])) if rng.random() < 0.35 else name
@@ -143,7 +143,7 @@ def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.7) -> str:
 
 
 def draw(scene: Scene, rng: np.random.Generator, height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    """Paints `scene`; everything that the attributes leave open comes from `rng`. Returns uint8 [height, width, 3]."""
+    """Render `scene`, with other details drawn from `rng`. Returns uint8 [height, width, 3]."""
     scale = SUPERSAMPLING
     painter = _Painter(scene, rng, height * scale, width * scale)
     image = painter.paint().reshape(height, scale, width, scale, 3).mean(axis=(1, 3))
@@ -151,7 +151,7 @@ def draw(scene: Scene, rng: np.random.Generator, height: int = SIZE, width: int 
 
 
 class _Painter:
-    """One canvas at the supersampled size; `unit` is one hundredth of its height, so that shapes scale with it."""
+    """Paints a scene at the supersampled size; lengths are in units of a hundredth of the height."""
 
     def __init__(self, scene: Scene, rng: np.random.Generator, height: int, width: int):
         self.scene, self.rng, self.height, self.width = scene, rng, height, width
@@ -184,7 +184,7 @@ class _Painter:
         return np.asarray(color, np.float32) * self.tint
 
     def _waves(self, periods, roughness: float = 0.5) -> np.ndarray:
-        """A sum of sines over the columns, in -1..1; periods in units."""
+        """Return a sum of sines over the columns, in -1..1; periods in units."""
         total = np.zeros(self.width, np.float32)
         weight = 0.0
         for octave, period in enumerate(periods):
@@ -252,7 +252,7 @@ class _Painter:
                 self._blend(self._lit((250, 250, 255)), cap * (0.75, 1.0)[layer])
 
     def _ridge(self, far: str, layer: int) -> np.ndarray:
-        """Heights of a far layer over the horizon, in units [W]; the nearer layer is the lower one."""
+        """Return the height of a far layer above the horizon, in units [W]; the nearer layer is lower."""
         if far == "mountains":
             peaks = 1 - np.abs(self._waves((78, 33, 15), 0.42))
             return (34, 24)[layer] * peaks**1.3 * (0.8 + 0.2 * self._waves((90,)))
@@ -264,7 +264,7 @@ class _Painter:
             return (5, 3)[layer] + (11, 8)[layer] * np.minimum(saw / 0.68, (1 - saw) / 0.32)
         heights = np.zeros(self.width)
         x = -self.rng.uniform(0, 6) * self.unit
-        while x < self.width:  # a forest: overlapping conifers
+        while x < self.width:  # overlapping conifers of a forest
             half, tall = self.rng.uniform(4.0, 6.0) * self.unit, self.rng.uniform((15, 9)[layer], (22, 15)[layer])
             heights = np.maximum(heights, tall * (1 - np.abs(self.x[0] - x) / (1.7 * half)))
             x += half * self.rng.uniform(1.0, 1.6)
@@ -297,7 +297,7 @@ class _Painter:
     def _ground(self) -> None:
         dark, bright = (self._lit(color) for color in GROUNDS[self.scene.ground])
         first = int(np.ceil(self.horizon))
-        depth = (self.y[first:] - self.horizon) / (self.height - self.horizon)  # 0 at the horizon, 1 at our feet
+        depth = (self.y[first:] - self.horizon) / (self.height - self.horizon)  # 0 at the horizon, 1 at the bottom
         sea = self.scene.ground == "sea"
         bend = self._waves((60, 27), 0.5)[None] * (0.1 if sea else 0.16)
         bands = {"sea": 5.0, "lavender": 4.0, "desert": 2.5}.get(self.scene.ground, 1.5)

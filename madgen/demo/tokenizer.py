@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose vocabulary is the captions' words: one word, one token."""
+"""Build a CLIP tokenizer with one token for each word of the captions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_TOKENS = 32
 
 
 def build_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
-    """Writes `vocab.json` and `merges.txt` to `folder`, then the tokenizer made of them.
+    """Write `vocab.json`, `merges.txt` and the tokenizer's config to `folder`; return the tokenizer.
 
     Every merge joins one letter with the end of a word ("s" + "k</w>", "u" + "sk</w>", ...), so at most one merge
-    applies at a time, whatever the order of the merges, and each word ends as one token. Other words fall into
-    letters (bytes), as in any byte-level BPE.
+    applies at a time, and each word becomes one token. Other words are split into letters (bytes), as in any
+    byte-level BPE.
     """
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = _byte_alphabet()
@@ -44,7 +44,7 @@ def build_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
 
 
 def _byte_alphabet() -> list[str]:
-    """The 256 printable stand-ins for bytes of byte-level BPE (GPT-2's table)."""
+    """Return the 256 characters that represent bytes in byte-level BPE (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]

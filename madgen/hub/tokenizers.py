@@ -1,4 +1,4 @@
-"""What text encoders do not see: prompts that are longer than their tokenizers take."""
+"""Maximum prompt lengths, and the parts of prompts that are truncated."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TextLimit:
-    """How many tokens a checkpoint's text encoders take; its tokenizers, loaded when asked for."""
+    """Maximum number of tokens of a checkpoint's text encoders, and its tokenizers, loaded on request."""
 
     tokens: int
-    """With those that mark the beginning and the end."""
+    """Maximum length including the start and end tokens."""
     where: str
-    """A folder or a hub id."""
+    """Folder or Hub id."""
     revision: str | None
     subfolders: tuple[str, ...]
 
     def load(self) -> list[Any] | None:
-        """The tokenizers, None if they are not at hand."""
+        """Return the tokenizers, None if they are not available locally."""
         from transformers import CLIPTokenizer
 
         try:
@@ -41,7 +41,7 @@ class TextLimit:
 def text_limit(
     subfolders: tuple[str, ...], pretrained: str, revision: str | None, config: str | None
 ) -> TextLimit | None:
-    """The limit of a checkpoint, from the config files of its tokenizers; None if they are not at hand."""
+    """Read the limit from the config files of a checkpoint's tokenizers; None if they are not available locally."""
     try:
         where = config_source(pretrained, revision, config)
         limits = [_limit(where, revision, subfolder) for subfolder in subfolders]
@@ -57,23 +57,21 @@ def _limit(where: str, revision: str | None, subfolder: str) -> int | None:
 
     name = f"{subfolder}/tokenizer_config.json"
     try:
-        found = Path(where) / name if Path(where).is_dir() else try_to_load_from_cache(where, name, revision=revision)
-        limit = (
-            json.loads(Path(found).read_text(encoding="utf-8"))["model_max_length"]
-            if isinstance(found, str | Path)
-            else None
-        )
+        file = Path(where) / name if Path(where).is_dir() else try_to_load_from_cache(where, name, revision=revision)
+        if not isinstance(file, str | Path):
+            return None
+        limit = json.loads(Path(file).read_text(encoding="utf-8"))["model_max_length"]
     except (OSError, ValueError, KeyError, TypeError, HFValidationError):
         return None
     return limit if type(limit) is int else None
 
 
 def cut_texts(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[str | None]:
-    """What of each text is cut off by the first of the tokenizers to do so, None if all of it fits."""
+    """Return the truncated end of each text, the longest over all tokenizers; None if the text fits."""
     starts: list[int | None] = [None] * len(texts)
     for tokenizer in tokenizers:
         kept = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-        backend = tokenizer.backend_tokenizer  # of which nothing is made Python objects but what is asked for
+        backend = tokenizer.backend_tokenizer  # avoids Python lists of all tokens
         backend.no_truncation()
         backend.no_padding()
         for index, encoding in enumerate(backend.encode_batch(list(texts), add_special_tokens=False)):

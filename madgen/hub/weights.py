@@ -1,4 +1,4 @@
-"""Where a backbone's weights lie, what they are, and in which precision they run. Knows no framework."""
+"""Locate, identify and download model files. Imports no framework."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from madgen.utils.errors import UserError
 from madgen.utils.node_cache import once
 from madgen.utils.validation import expand_user
 
-PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
 CHECKER_PARTS = ("safety_checker", "feature_extractor")  # folders of a pipeline
-LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls it in a folder or on the hub
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers uses
 
-FETCH_IT = "; where there is a network (a login node), `madgen fetch JOB.yaml` downloads what a job needs"
+FETCH_HINT = "; run `madgen fetch JOB.yaml` on a machine with a network, such as a login node, to download it"
 
 
 def offline_hint() -> str:
-    """The way out where something is missing that the hub may not be asked for."""
+    """Return the hint to run `madgen fetch` if the Hub is offline."""
     from huggingface_hub import constants
 
-    return FETCH_IT if constants.HF_HUB_OFFLINE else ""
+    return FETCH_HINT if constants.HF_HUB_OFFLINE else ""
 
 
 def resolve_pretrained(pretrained: str) -> str:
-    """The folder that `demo` stands for; anything else as it is."""
+    """Replace `demo` by its folder and expand `~`."""
     from madgen.demo import WEIGHTS
 
     return str(WEIGHTS) if pretrained == "demo" else str(expand_user(pretrained, "backbone.pretrained"))
@@ -46,10 +46,10 @@ class ModelFiles(NamedTuple):
     """Location of a backbone, with `demo` and `~` resolved."""
 
     pretrained: str
-    """Folder, single file or hub id."""
+    """Folder, single file or Hub id."""
     revision: str | None
     config: str | None
-    """Folder or hub id of the config files that go with a single file."""
+    """Folder or Hub id of the config files for a single file."""
 
     @classmethod
     def of(cls, pretrained: str, revision: str | None = None, config: str | None = None) -> ModelFiles:
@@ -58,34 +58,34 @@ class ModelFiles(NamedTuple):
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:
-    """`auto` is float32 on a CPU and bfloat16 elsewhere."""
+    """Resolve `auto` to float32 on a CPU and bfloat16 elsewhere."""
     if dtype != "auto":
         return dtype
     return "float32" if device_type == "cpu" else "bfloat16"
 
 
 def single_file(path: str, key: str = "backbone.pretrained") -> Path | None:
-    """The path if it names one file of weights; UserError if that is not there, or would have to be unpickled."""
+    """Return the path if it is a single weights file. Raises UserError if the file is missing or a pickle."""
     file = expand_user(path, key)
-    if file.is_dir() or file.suffix.lower() not in (".safetensors", *PICKLED):
+    if file.is_dir() or file.suffix.lower() not in (".safetensors", *PICKLE_SUFFIXES):
         return None
-    if file.suffix.lower() in PICKLED:
-        raise UserError(f"{key}={path} is a pickle, which can run code when it is read; convert it to .safetensors")
+    if file.suffix.lower() in PICKLE_SUFFIXES:
+        raise UserError(f"{key}={path} is a pickle, which can run code when loaded; convert it to .safetensors")
     if not file.is_file():
         raise UserError(f"{key}={path} does not exist")
     return file
 
 
 def weights_id(pretrained: str, revision: str | None = None, config: str | None = None) -> str | None:
-    """Tells weights from others: a content hash, or the commit of a hub id; None if it is not in the cache.
+    """Identify weights by a content hash, or the commit of a Hub id; None if they are not in the cache.
 
-    Of a single file with a `config` (folder or hub id), both count.
+    For a single file, `config` (folder or Hub id) is part of the identity.
     """
     file = single_file(pretrained)
     if file is not None:
-        described = None if config is None else weights_id(config, revision)
-        parts = (_file_hash(file, file.stat().st_mtime_ns), described)
-        return None if config is not None and described is None else "-".join(part for part in parts if part)
+        config_id = None if config is None else weights_id(config, revision)
+        parts = (_file_hash(file, file.stat().st_mtime_ns), config_id)
+        return None if config is not None and config_id is None else "-".join(part for part in parts if part)
     folder = Path(resolve_pretrained(pretrained))
     if folder.is_dir():
         return _folder_hash(folder)
@@ -93,16 +93,16 @@ def weights_id(pretrained: str, revision: str | None = None, config: str | None 
 
 
 def require_weights_id(pretrained: str, revision: str | None = None, config: str | None = None) -> str:
-    """`weights_id`, or UserError where the weights are not at hand."""
+    """Return `weights_id`. Raises UserError if the weights are not available locally."""
     found = weights_id(pretrained, revision, config)
     if found is None:
         missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
-        raise UserError(f"{missing} are not in the local hub cache (backbone.pretrained={pretrained}){FETCH_IT}")
+        raise UserError(f"{missing} are not in the local Hub cache (backbone.pretrained={pretrained}){FETCH_HINT}")
     return found
 
 
 def weight_files(pretrained: str, revision: str | None, variant: str | None) -> list[Path]:
-    """The files that loading a backbone reads, of a folder or of the hub cache; none that would be downloaded."""
+    """List the files to load for a backbone, as far as they are in its folder or in the Hub cache."""
     if (file := single_file(pretrained)) is not None:
         return [file]
     index = Path(resolve_pretrained(pretrained)) / "model_index.json"
@@ -117,30 +117,32 @@ def weight_files(pretrained: str, revision: str | None, variant: str | None) -> 
         parts = [
             name for name, of in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(of, list) and of[0]
         ]
-    except ValueError:  # told where it is loaded
+    except ValueError:  # reported on loading
         return []
-    found: list[Path] = []
+    selected: list[Path] = []
     for part in sorted(set(parts) - set(CHECKER_PARTS)):
         files = sorted((index.parent / part).glob("*.safetensors"))
         plain = [path for path in files if path.name.count(".") == 1]
-        found += [path for path in files if variant and re.search(rf"\.{re.escape(variant)}[.-]", path.name)] or plain
-    return found
+        selected += [
+            path for path in files if variant and re.search(rf"\.{re.escape(variant)}[.-]", path.name)
+        ] or plain
+    return selected
 
 
 def lora_file(weights: str, download: bool = False) -> Path | None:
-    """The `.safetensors` file of a LoRA; None if it is on the hub and not in the cache. UserError if there is none."""
+    """Return the `.safetensors` file of a LoRA; None if it is not in the Hub cache. Raises UserError if there is none."""
     file = single_file(weights, "backbone.loras: weights")
     if file is not None:
         return file
     folder = expand_user(weights, "backbone.loras: weights")
     if folder.is_dir():
-        found = sorted(folder.glob("*.safetensors"))
-        named = [path for path in found if path.name == LORA_FILE] or found
-        if len(named) != 1:
+        files = sorted(folder.glob("*.safetensors"))
+        candidates = [path for path in files if path.name == LORA_FILE] or files
+        if len(candidates) != 1:
             raise UserError(
-                f"backbone.loras: the folder {weights} holds {len(named)} .safetensors files; name one file"
+                f"backbone.loras: folder {weights} contains {len(candidates)} .safetensors files; give the path of one"
             )
-        return named[0]
+        return candidates[0]
     check_hub_id(weights, "backbone.loras: weights")
     if download:
         return hub_file(weights, LORA_FILE, None, "backbone.loras: weights")
@@ -151,21 +153,21 @@ def lora_file(weights: str, download: bool = False) -> Path | None:
 
 
 def lora_id(weights: str) -> str | None:
-    """The content hash of a LoRA's file; None if it is on the hub and not in the cache."""
+    """Return the content hash of a LoRA; None if it is not in the Hub cache."""
     file = lora_file(weights)
     return None if file is None else _file_hash(file, file.stat().st_mtime_ns)
 
 
 def require_lora_id(weights: str) -> str:
-    """`lora_id`, or UserError where the file is not at hand."""
+    """Return `lora_id`. Raises UserError if the file is not available locally."""
     found = lora_id(weights)
     if found is None:
-        raise UserError(f"the LoRA {weights} is not in the local hub cache{FETCH_IT}")
+        raise UserError(f"the LoRA {weights} is not in the local Hub cache{FETCH_HINT}")
     return found
 
 
 def in_pipeline_layout(checker: str) -> bool:
-    """Whether a safety checker's folder or hub id is a pipeline's, where the checker lies in a folder of its own."""
+    """Whether a safety checker's folder or Hub id is a whole pipeline, with the checker in a subfolder."""
     folder, config = expand_user(checker, "safety.checker"), f"{CHECKER_PARTS[0]}/config.json"
     if folder.is_dir():
         return (folder / CHECKER_PARTS[0]).is_dir()
@@ -178,7 +180,7 @@ def in_pipeline_layout(checker: str) -> bool:
 
 
 def download_checker(checker: str) -> list[Path]:
-    """Brings a safety checker into the hub cache; the folder there, none where it is a folder already."""
+    """Download a safety checker; return its folder in the Hub cache, nothing for a local folder."""
     if expand_user(checker, "safety.checker").is_dir():
         return []
     folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
@@ -197,7 +199,7 @@ def _snapshot(repository: str, patterns: list[str], key: str) -> Path:
 
 
 def download_clip(model: str) -> list[Path]:
-    """Brings a CLIP model into the hub cache; the folder there, none where it is a folder already."""
+    """Download a CLIP model; return its folder in the Hub cache, nothing for a local folder."""
     if expand_user(model, "scores.clip").is_dir():
         return []
     check_hub_id(model, "scores.clip")
@@ -205,7 +207,7 @@ def download_clip(model: str) -> list[Path]:
 
 
 def clip_id(model: str) -> str | None:
-    """Tells a CLIP model from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
+    """Identify a CLIP model by a content hash, or the commit of a Hub id; None if it is not in the cache."""
     folder = expand_user(model, "scores.clip")
     if folder.is_dir():
         return _folder_hash(folder)
@@ -214,15 +216,15 @@ def clip_id(model: str) -> str | None:
 
 
 def require_clip_id(model: str) -> str:
-    """`clip_id`, or UserError where the files are not at hand."""
+    """Return `clip_id`. Raises UserError if the files are not available locally."""
     found = clip_id(model)
     if found is None:
-        raise UserError(f"scores.clip={model} is not in the local hub cache{FETCH_IT}")
+        raise UserError(f"scores.clip={model} is not in the local Hub cache{FETCH_HINT}")
     return found
 
 
 def checker_id(checker: str) -> str | None:
-    """Tells a safety checker from others: a content hash, or the commit of a hub id; None if it is not in the cache."""
+    """Identify a safety checker by a content hash, or the commit of a Hub id; None if it is not in the cache."""
     folder = expand_user(checker, "safety.checker")
     if folder.is_dir():
         parts = [folder / part for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [folder]
@@ -232,29 +234,29 @@ def checker_id(checker: str) -> str | None:
 
 
 def require_checker_id(checker: str) -> str:
-    """`checker_id`, or UserError where the files are not at hand."""
+    """Return `checker_id`. Raises UserError if the files are not available locally."""
     found = checker_id(checker)
     if found is None:
-        raise UserError(f"safety.checker={checker} is not in the local hub cache{FETCH_IT}")
+        raise UserError(f"safety.checker={checker} is not in the local Hub cache{FETCH_HINT}")
     return found
 
 
-_impatient = ContextVar("impatient", default=False)
+_no_retries = ContextVar("no_retries", default=False)
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Within it nobody waits for a hub that cannot be reached: what is not in the cache is missing at once."""
-    token = _impatient.set(True)
+def without_retries() -> Iterator[None]:
+    """Within this context, files that are not in the cache are missing at once if the Hub cannot be reached."""
+    token = _no_retries.set(True)
     try:
         yield
     finally:
-        _impatient.reset(token)
+        _no_retries.reset(token)
 
 
 @lru_cache
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub, or a proxy before it, takes a connection: asked once a process."""
+    """Whether the Hub accepts connections, or a proxy is configured; checked once per process."""
     url = urlsplit(endpoint)
     if urllib.request.getproxies().get(url.scheme):
         return True
@@ -266,28 +268,27 @@ def _reachable(endpoint: str) -> bool:
 
 
 def hub_file(repository: str, name: str, revision: str | None, key: str = "backbone.pretrained") -> Path:
-    """A file of a hub id, downloaded if need be; UserError if it cannot be had."""
+    """Return a file of a Hub id, downloaded if necessary. Raises UserError if it is not available."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # without a network each retry would print two lines
+    logging.set_verbosity_error()  # each retry without a network prints two lines
     check_hub_id(repository, key)
     missing = f"{key}={repository!r} is neither a folder, {_or_demo(key)}nor a model"
-    here = _impatient.get() and not _reachable(constants.ENDPOINT)  # the library would ask six times, for 23 s
+    cached_only = _no_retries.get() and not _reachable(constants.ENDPOINT)  # the library retries for 23 s
     try:
-        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=here))
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=cached_only))
     except LocalEntryNotFoundError as error:
-        why = f"the hub cannot be reached from here{FETCH_IT}"
-        raise UserError(f"{missing} in the local hub cache, and {why}") from error
+        raise UserError(f"{missing} in the local Hub cache, and the Hub is not reachable{FETCH_HINT}") from error
     except (HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f"{missing} that the hub gives: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{missing} on the Hub: {str(error).strip().splitlines()[0]}") from error
 
 
 def check_hub_id(name: str, key: str = "backbone.pretrained") -> None:
-    """UserError for what cannot be the name of a repository."""
+    """Raise UserError if `name` is not a valid repository name."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII):
-        raise UserError(f"{key}={name!r} is neither a folder, {_or_demo(key)}nor a hub id (owner/name)")
+        raise UserError(f"{key}={name!r} is neither a folder, {_or_demo(key)}nor a Hub id (owner/name)")
 
 
 def _or_demo(key: str) -> str:
@@ -302,8 +303,8 @@ def _commit(repository: str, name: str, revision: str | None) -> str | None:
 
 
 @lru_cache
-def _file_hash(file: Path, changed: int) -> str:
-    """Read once a node, unless the file was `changed` since (mtime in ns)."""
+def _file_hash(file: Path, mtime_ns: int) -> str:
+    """Hash a file, cached per node by its modification time."""
 
     def read(stream: BufferedReader) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

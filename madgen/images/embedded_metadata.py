@@ -1,7 +1,7 @@
-"""What a picture file says of itself, so that it can be traced when it is away from its JSON: prompt, seed, settings.
+"""Metadata embedded in image files, so that an image without its JSON still has its prompt, seed and settings.
 
-In PNG files text chunks, `parameters` (the sample's JSON) and `Description` (the prompt), in JPEG and WebP files the
-same in one XMP packet. On loops XMP also has GPano's fields, for viewers. A function of the sample's JSON alone.
+PNG: text chunks `parameters` (the sample's JSON) and `Description` (the prompt). JPEG and WebP: the same in an XMP
+packet. Loops also have GPano fields in XMP, for panorama viewers. Everything is a function of the sample's JSON.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 VERSION = 1
-"""Raised when the bytes of the same sample change: the fingerprint then refuses to go on with a dataset of another."""
-MOST = 56_000
-"""Bytes of `parameters`: JPEG takes packets of 65 504."""
+"""Increase it when the bytes of a sample change; a dataset of another version is then not resumed."""
+MAX_BYTES = 56_000
+"""Size of `parameters`; JPEG allows packets of 65,504 bytes."""
 NAMESPACE = "urn:madgen:1:"
 NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-"""What XML, PNG text or a terminal cannot bear."""
+"""Characters that are invalid in XML, PNG text or a terminal."""
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 GPANO = "http://ns.google.com/photos/1.0/panorama/"
 DC = "http://purl.org/dc/elements/1.1/"
 
 
 def parameters(metadata: Mapping[str, Any]) -> str:
-    """The sample's JSON in ASCII on one line; where it is longer than a picture can hold, with `cut: true`.
+    """Return the sample's JSON as one line of ASCII. If it is too long, it is shortened and has `cut: true`.
 
-    Then long texts and lists in it are cut short, and in the worst case all but key, seed and fingerprint left out.
+    Long strings and lists are truncated first; if that is not enough, only key, seed and fingerprint remain.
     """
-    named = {name: metadata[name] for name in ("key", "seed", "fingerprint") if name in metadata}
-    for candidate in (metadata, {**_short(metadata), "cut": True}, {**named, "cut": True}):
+    essential = {name: metadata[name] for name in ("key", "seed", "fingerprint") if name in metadata}
+    for candidate in (metadata, {**_short(metadata), "cut": True}, {**essential, "cut": True}):
         text = json.dumps(candidate, sort_keys=True)
-        if len(quoteattr(text)) <= MOST:
+        if len(quoteattr(text)) <= MAX_BYTES:
             return text
     return json.dumps({"cut": True})
 
@@ -48,20 +48,20 @@ def _short(value: Any, characters: int = 2000, items: int = 8) -> Any:
 
 
 def description(metadata: Mapping[str, Any]) -> str:
-    """The prompt in one line of at most 1000 characters."""
+    """Return the prompt as one line of at most 1000 characters."""
     text = NOT_PRINTABLE.sub("\ufffd", " ".join(str(metadata.get("prompt", "")).split()))
     return text if len(text) <= 1000 else f"{text[:999]}…"
 
 
 def xmp(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | None = None) -> bytes:
-    """One packet with the parameters, and the GPano fields if there are any."""
+    """Build an XMP packet of the parameters and the GPano fields, if any."""
     attributes, inner = [f'xmlns:GPano="{GPANO}"'] if gpano else [], ""
     attributes += [f"GPano:{name}={quoteattr(str(value))}" for name, value in (gpano or {}).items()]
     if metadata is not None:
-        told = description(metadata).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        prompt = description(metadata).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         attributes += [f'xmlns:madgen="{NAMESPACE}"', f"madgen:parameters={quoteattr(parameters(metadata))}"]
         attributes += [f'xmlns:dc="{DC}"']
-        inner = f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{told}</rdf:li></rdf:Alt></dc:description>'
+        inner = f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{prompt}</rdf:li></rdf:Alt></dc:description>'
     return (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">'
         f'<rdf:Description rdf:about="" {" ".join(attributes)}>{inner}</rdf:Description></rdf:RDF></x:xmpmeta>'
@@ -69,9 +69,9 @@ def xmp(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | None = No
 
 
 def gpano(height: int, width: int) -> dict[str, Any]:
-    """That these pixels go once around, on a cylinder.
+    """Return the GPano fields of a full 360 degree cylinder.
 
-    Not `equirectangular`: the rows of a sampled panorama are not angles, and a viewer would bend them.
+    Not `equirectangular`: the rows of a sampled panorama are not angles, and viewers would distort them.
     """
     return {
         "ProjectionType": "cylindrical",

@@ -1,4 +1,4 @@
-"""Where regions lie: masks of the user to weights on the latent cells."""
+"""Convert masks of regions to weights of latent cells."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from PIL import Image
 from madgen.types import Box, Mask, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
 
-MOST_STRETCH = 0.02  # by which a mask's aspect ratio may differ from the panorama's: roundings, not another picture
+MAX_STRETCH = 0.02  # relative difference of aspect ratios between mask and panorama, for rounded sizes
 
 
 @lru_cache(maxsize=256)
 def cell_weights(mask: Mask, height: int, width: int, factor: int, loop: bool = False) -> np.ndarray:
-    """Weights in 0..1, float32 [height / factor, width / factor]: how much of each latent cell a mask covers.
+    """Return the share of each latent cell that a mask covers, float32 [height / factor, width / factor] in 0..1.
 
-    `height`, `width`: the panorama's pixels; `factor`: pixels a cell. UserError for a mask that does not fit it. The
-    array is kept for the next panorama: do not write to it.
+    `height`, `width`: pixels of the panorama; `factor`: pixels per cell. Raises UserError for a mask that does not
+    match the panorama. The array is cached; do not modify it.
     """
     if isinstance(mask, Ramp):
         return _ramp(mask, height // factor, width // factor, loop)
@@ -33,7 +33,9 @@ def cell_weights(mask: Mask, height: int, width: int, factor: int, loop: bool = 
     else:
         weights = _picture(mask, height, width, factor)
     if not weights.any():
-        raise UserError(f"the region's mask {_name(mask)} covers nothing of {height}x{width} px; draw it in white")
+        raise UserError(
+            f"the region's mask {_name(mask)} covers no part of {height}x{width} px; draw the region in white"
+        )
     return weights
 
 
@@ -50,10 +52,10 @@ def _png(mask: MaskFile) -> str:
 
 
 def _overlaps(first: int, last: int, extent: int, factor: int) -> np.ndarray:
-    """Share of each cell of an axis that lies in `first` .. `last` (pixels)."""
+    """Return the share of each cell of an axis between `first` and `last` (pixels)."""
     if not 0 <= first < last <= extent:
         raise UserError(
-            f"a region's box [left, top, right, bottom] must lie inside the panorama: "
+            f"a region's box [left, top, right, bottom] must be inside the panorama: "
             f"need 0 <= {first} < {last} <= {extent} px"
         )
     edges = np.arange(0, extent + 1, factor)
@@ -62,7 +64,7 @@ def _overlaps(first: int, last: int, extent: int, factor: int) -> np.ndarray:
 
 
 def _ramp(ramp: Ramp, rows: int, columns: int, loop: bool) -> np.ndarray:
-    """1 at the prompt's place, falling to 0 at its neighbours' places; on a loop the last is the first's neighbour."""
+    """Return 1 at the prompt's position, falling to 0 at its neighbours'; on a loop the last and first are neighbours."""
     centres = (np.arange(columns) + 0.5) / columns
     if loop:
         distance = np.abs(centres - ramp.index / ramp.count)
@@ -74,21 +76,21 @@ def _ramp(ramp: Ramp, rows: int, columns: int, loop: bool) -> np.ndarray:
 
 def _picture(mask: MaskFile | MaskPicture, height: int, width: int, factor: int) -> np.ndarray:
     image = _open(mask)
-    if abs(image.width * height / (image.height * width) - 1) > MOST_STRETCH:
+    if abs(image.width * height / (image.height * width) - 1) > MAX_STRETCH:
         raise UserError(
-            f"the mask {_name(mask)} of {image.height}x{image.width} px (height x width) has another shape than the "
-            f"panorama of {height}x{width} px; draw it for that size, or for a multiple of it"
+            f"the mask {_name(mask)} of {image.height}x{image.width} px (height x width) has another aspect ratio "
+            f"than the panorama of {height}x{width} px; draw it in that size, or in a multiple of it"
         )
     cells = image.resize((width // factor, height // factor), Image.Resampling.BOX)
     return np.asarray(cells, dtype=np.float32) / 255
 
 
 def _open(mask: MaskFile | MaskPicture) -> Image.Image:
-    """8-bit greys; what is transparent is black."""
+    """Load a mask as 8-bit gray; transparent pixels become black."""
     try:
         with Image.open(io.BytesIO(_content(mask))) as image:
             if image.mode.startswith(("I", "F")):
-                raise UserError(f"the mask {_name(mask)} has more than 8 bits a pixel; save it with 8")
+                raise UserError(f"the mask {_name(mask)} has more than 8 bits per channel; save it with 8")
             if image.has_transparency_data:
                 ground = Image.new("RGBA", image.size, "black")
                 return Image.alpha_composite(ground, image.convert("RGBA")).convert("L")
@@ -98,16 +100,16 @@ def _open(mask: MaskFile | MaskPicture) -> Image.Image:
 
 
 def _content(mask: MaskFile | MaskPicture) -> bytes:
-    """The mask's bytes; UserError if the file is not the one that was planned with."""
+    """Return the content of a mask. Raises UserError if the file has changed since planning."""
     if isinstance(mask, MaskPicture):
         return base64.b64decode(mask.png)
     content = Path(mask.path).read_bytes()
     if mask.sha256 and hashlib.sha256(content).hexdigest() != mask.sha256:
-        raise UserError(f"the mask {mask.path} has changed since the job was planned; restore it, or start anew")
+        raise UserError(
+            f"the mask {mask.path} has changed since the job was planned; restore it, or start a new dataset"
+        )
     return content
 
 
 def _name(mask: Mask) -> str:
-    return (
-        mask.path if isinstance(mask, MaskFile) else "that is recorded" if isinstance(mask, MaskPicture) else str(mask)
-    )
+    return mask.path if isinstance(mask, MaskFile) else "(embedded)" if isinstance(mask, MaskPicture) else str(mask)

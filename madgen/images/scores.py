@@ -1,7 +1,7 @@
-"""Scores of one picture from its pixels alone: numpy, no weights.
+"""Scores of an image from its pixels alone: NumPy, no networks.
 
-Pictures are uint8 [H, W, 3]. What is summed is whole numbers, so the same pixels have the same score on every machine.
-Steps and distances are levels of 255, means over the channels.
+Images are uint8 [H, W, 3]. All sums are over integers, so that scores are equal on every machine. Steps and distances
+are in levels (0..255), averaged over channels.
 """
 
 from __future__ import annotations
@@ -12,47 +12,48 @@ from itertools import pairwise
 import numpy as np
 
 VERSION = 1
-"""Raise it when a score changes its meaning: a dataset holds scores of one version."""
+"""Increase it when the definition of a score changes; all scores of a dataset are of one version."""
 DIGITS = 4
 NEAR = (-2, -1, 1, 2)
-"""Where the steps beside a border are looked at: so many latent cells away."""
+"""Offsets, in latent cells, of the steps that a border is compared with."""
 BANDS = 8
+"""Bands of a crop in `coherence`."""
 HALF = 32
-"""Levels that crops differ by where `coherence` is one half."""
+"""Distance between crops, in levels, at which `coherence` is 0.5."""
 
 
 def pixel_scores(
     names: Iterable[str], image_HWC: np.ndarray, rows: Sequence[int], columns: Sequence[int], cell: int
 ) -> dict[str, float]:
-    """The scores of these names that the picture has, rounded; `rows`, `columns`, `cell` as in `seam`."""
+    """Compute scores by name, rounded, without those that are undefined; `rows`, `columns`, `cell`: see `seam`."""
     known = {
         "seam": lambda: seam(image_HWC, rows, columns, cell),
         "wrap": lambda: wrap(image_HWC, cell),
         "coherence": lambda: coherence(image_HWC),
     }
-    found = {name: known[name]() for name in names}
-    return {name: round(value, DIGITS) for name, value in found.items() if value is not None}
+    values = {name: known[name]() for name in names}
+    return {name: round(value, DIGITS) for name, value in values.items() if value is not None}
 
 
 def seam(image_HWC: np.ndarray, rows: Sequence[int], columns: Sequence[int], cell: int) -> float | None:
-    """The step across the views' borders over the steps beside them: 1 is seamless, 2 about twice the step.
+    """Return the ratio of steps at borders of views to steps beside them: 1 is seamless, 2 about twice the step.
 
-    `(1 + step at the borders) / (1 + step at other cells' borders, one and two cells beside them)`, means over all
-    borders of one direction; of the two directions the larger. The 1 is one level, below which nobody sees a step: so
-    plain pictures have a score too. None if there is no border, or nothing beside one.
+    `(1 + step at borders) / (1 + step at cell borders one and two cells beside them)`, averaged over all borders of a
+    direction; the larger value of both directions. The 1 is one level, an invisible step, and defines the score of
+    uniform images. None if there is no border, or nothing beside one.
 
-    `rows`, `columns`: the borders in pixels, the first row or column of the view that begins or after the one that
-    ends. `cell`: pixels of a latent cell, at whose borders the views end. A step is that from the mean of half a cell
-    to the next half, in bands of a cell: the decoder smears it over some pixels, and texture is not a seam.
+    `rows`, `columns`: borders in pixels, the first row or column after each. `cell`: pixels per latent cell; borders
+    are multiples of it. A step is the difference between means of adjacent half cells, in bands one cell high, since
+    the decoder spreads a seam over some pixels, and texture is not a seam.
     """
     ratios = [_ratio(image_HWC, columns, cell), _ratio(image_HWC.swapaxes(0, 1), rows, cell)]
     return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def wrap(image_HWC: np.ndarray, cell: int) -> float | None:
-    """As `seam`, of the one border where the right edge of a closed picture meets the left one.
+    """Return `seam` of the border where the right edge of a looped panorama meets the left one.
 
-    Being one border of one picture, it also tells of a tower that begins there: expect 0.6 to 2 of what is closed.
+    It is a single border, so content affects it too: expect 0.6 to 2 for closed loops.
     """
     near = cell * min(1 + max(NEAR), image_HWC.shape[1] // (2 * cell))
     around = np.concatenate([image_HWC[:, -near:], image_HWC[:, :near]], axis=1) if near else image_HWC[:, :0]
@@ -70,7 +71,7 @@ def _ratio(image_HWC: np.ndarray, borders: Sequence[int], cell: int) -> float | 
 
 
 def _steps(image_HWC: np.ndarray, cell: int) -> np.ndarray:
-    """The step at the left border of each cell of a row of cells [W // cell]; none at the first one."""
+    """Return the step at the left border of each column of cells [W // cell]; 0 at the first one."""
     half = max(1, cell // 2)
     height, width = (extent // cell for extent in image_HWC.shape[:2])
     bands = image_HWC[: height * cell, : width * cell].reshape(height, cell, -1).sum(axis=1, dtype=np.int64)
@@ -80,16 +81,15 @@ def _steps(image_HWC: np.ndarray, cell: int) -> np.ndarray:
 
 
 def coherence(image_HWC: np.ndarray) -> float | None:
-    """How alike square crops are, 0..1: `1 / (1 + d / 32)`, where `d` is how far their colours differ; 1 is uniform.
+    """Return the similarity of square crops, 0..1: `1 / (1 + d / 32)` with `d` the distance of their colours.
 
-    The crops stand side by side along the longer side, as large as the shorter side lets them, two at least. Each is
-    cut lengthwise into 8 bands (sky and ground are compared with their like). `d` is the mean, over pairs of crops,
-    bands and channels, of the levels by which the values of one must move to become those of the other: the
-    Wasserstein distance of their histograms. So where things stand within a band does not count, only how much of
-    which colour there is. None for a picture that is too small for crops.
+    At least two crops lie side by side along the longer side, as large as the shorter side allows. Each is split
+    lengthwise into 8 bands, so that sky is compared with sky and ground with ground. `d` is the Wasserstein distance
+    of histograms, in levels, averaged over pairs of crops, bands and channels: only the amount of each color in a band
+    counts, not its position. None for images that are too small.
     """
-    picture = image_HWC if image_HWC.shape[1] >= image_HWC.shape[0] else image_HWC.swapaxes(0, 1)
-    height, width = picture.shape[:2]
+    wide_HWC = image_HWC if image_HWC.shape[1] >= image_HWC.shape[0] else image_HWC.swapaxes(0, 1)
+    height, width = wide_HWC.shape[:2]
     side = min(height, width // 2)
     if side < BANDS:
         return None
@@ -97,17 +97,17 @@ def coherence(image_HWC: np.ndarray) -> float | None:
     lefts = [number * (width - side) // (count - 1) for number in range(count)]
     edges = [top + number * side // BANDS for number in range(BANDS + 1)]
     distances = [
-        _distance([picture[first:last, left : left + side] for left in lefts]) for first, last in pairwise(edges)
+        _distance([wide_HWC[first:last, left : left + side] for left in lefts]) for first, last in pairwise(edges)
     ]
     return float(1 / (1 + sum(distances) / BANDS / HALF))
 
 
 def _distance(parts: Sequence[np.ndarray]) -> float:
-    """Mean Wasserstein distance over all pairs of pictures of one size, in levels."""
+    """Return the mean Wasserstein distance over all pairs of equally large images, in levels."""
     channels = 256 * np.arange(3)
     counts = np.stack([np.bincount((part + channels).ravel(), minlength=768) for part in parts])
     cumulated = np.sort(np.cumsum(counts.reshape(-1, 3, 256), axis=2), axis=0)
-    # The sum of |a - b| over pairs, of sorted values: the i-th is the larger one i times, the smaller one n - 1 - i.
+    # Sum of |a - b| over pairs of sorted values: the i-th is the larger one i times, the smaller one n - 1 - i times.
     weights = 2 * np.arange(len(parts)) - (len(parts) - 1)
     total = int(np.tensordot(weights, cumulated.sum(axis=(1, 2)), axes=1))
     pairs = len(parts) * (len(parts) - 1) // 2

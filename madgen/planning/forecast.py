@@ -16,7 +16,7 @@ from madgen.dataset.plan import has_regions
 from madgen.dataset.remote.filesystem import check_at_hand
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
-from madgen.hub.weights import impatient, lora_file
+from madgen.hub.weights import lora_file, without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun
@@ -59,7 +59,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # raises UserError if it does not exist
     if not assumed:
-        with impatient() if assume_spec else nullcontext():
+        with without_retries() if assume_spec else nullcontext():
             backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *files)
     own = None if assumed else _own_scheduler(run)
     _check_scheduler(run, own)
@@ -92,7 +92,7 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
     """Return the backbone's shapes, and True if they are only those of its family."""
     module = backbone_module(run.job.backbone.name)
     try:
-        with impatient() if assume else nullcontext():
+        with without_retries() if assume else nullcontext():
             return module.describe(*run.files), False
     except UserError:
         if not assume:
@@ -102,7 +102,7 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
 
 def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
     """Return the config of the checkpoint's own scheduler; None if it is not on this machine."""
-    with impatient():
+    with without_retries():
         return backbone_module(run.job.backbone.name).own_scheduler(*run.files)
 
 

@@ -131,7 +131,7 @@ def test_the_identity_of_a_single_file_is_its_content_and_its_config_s(folders, 
     assert weights_id(str(copy)) == plain
     copy.write_bytes(files["sdxl"].read_bytes())
     assert weights_id(str(copy)) == weights_id(str(files["sdxl"])) != plain
-    with pytest.raises(UserError, match=r"files of backbone.config=some/where are not in the local hub cache"):
+    with pytest.raises(UserError, match=r"files of backbone.config=some/where are not in the local Hub cache"):
         require_weights_id(str(copy), None, "some/where")
 
 
@@ -218,10 +218,10 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
         ("model.ckpt", {}, "is a pickle"),
         ("model.bin", {}, "is a pickle"),
         ("gone.safetensors", {}, "does not exist"),
-        ("demo", {"config": "demo"}, "goes with a single .safetensors file only"),
-        ("demo", {"revision": "main"}, "revision=main has no meaning with the folder"),
+        ("demo", {"config": "demo"}, "applies to a single .safetensors file only"),
+        ("demo", {"revision": "main"}, "revision=main does not apply to the folder"),
         ("file", {"config": "demo", "variant": "fp16"}, "variant=fp16 has no meaning with the single file"),
-        ("file", {"config": "demo", "revision": "main"}, "revision=main has no meaning with the folder"),
+        ("file", {"config": "demo", "revision": "main"}, "revision=main does not apply to the folder"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(files, pretrained, settings, message):

@@ -226,8 +226,8 @@ def test_missing_weights_error_names_file_folder_and_alternative(monkeypatch, tm
         "features": r"weights-inception-2015-12-05-6726825d.pth into .*checkpoints.*--extractor demo",
         "lpips": r"intra_lpips needs torchvision's VGG16 weights.*vgg=random",
         "style": r"intra_style needs torchvision's VGG19 weights.*vgg=random",
-        "clip": r"--extractor clip='openai/clip-vit-base-patch16'.*cannot be reached",
-        "dinov2": r"--extractor dinov2='facebook/dinov2-large'.*cannot be reached",
+        "clip": r"--extractor clip='openai/clip-vit-base-patch16'.*is not reachable",
+        "dinov2": r"--extractor dinov2='facebook/dinov2-large'.*is not reachable",
     }.items():
         with pytest.raises(UserError, match=message):
             networks[role]

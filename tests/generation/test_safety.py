@@ -269,8 +269,8 @@ def test_invalid_checker_is_an_error_before_anything_is_written(
 @pytest.mark.parametrize(
     ("checker", "message"),
     [
-        ("no-such-folder", "safety.checker='no-such-folder' is neither a folder, nor a hub id (owner/name)"),
-        ("nobody/no-such-checker", "in the local hub cache, and the hub cannot be reached from here"),
+        ("no-such-folder", "safety.checker='no-such-folder' is neither a folder, nor a Hub id (owner/name)"),
+        ("nobody/no-such-checker", "in the local Hub cache, and the Hub is not reachable"),
         (".", "is a folder without config.json: not a safety checker"),
     ],
 )

@@ -316,8 +316,8 @@ def test_invalid_clip_model_is_an_error(clip_model, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("no-such-folder", "scores.clip='no-such-folder' is neither a folder, nor a hub id (owner/name)"),
-        ("nobody/no-such-model", "in the local hub cache, and the hub cannot be reached from here"),
+        ("no-such-folder", "scores.clip='no-such-folder' is neither a folder, nor a Hub id (owner/name)"),
+        ("nobody/no-such-model", "in the local Hub cache, and the Hub is not reachable"),
         (".", "is a folder without config.json: not a CLIP model"),
     ],
 )
