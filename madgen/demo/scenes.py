@@ -18,7 +18,7 @@ SUPERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Time:
-    """Light at a time of day: three sky colors from zenith to horizon, a tint of lit objects, and the color of the sun."""
+    """Light at a time of day: sky colors from zenith to horizon, tint of lit objects, color of the sun."""
 
     sky: tuple[tuple[int, int, int], ...]
     tint: tuple[float, float, float]

@@ -70,7 +70,7 @@ def _inferred(file: Path) -> str:
 def read_config(
     where: str, revision: str | None, name: str, key: str, kind: str = "diffusers pipeline"
 ) -> dict[str, Any]:
-    """Read a config file of a folder or Hub id, the value of the job's `key`. Raises UserError if it is not a `kind`."""
+    """Read a config file of a folder or Hub id (job key `key`). Raises UserError if it is not a `kind`."""
     folder = Path(where)
     if not folder.is_dir():
         path = hub_file(where, name, revision, key)

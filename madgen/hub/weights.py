@@ -130,7 +130,7 @@ def weight_files(pretrained: str, revision: str | None, variant: str | None) -> 
 
 
 def lora_file(weights: str, download: bool = False) -> Path | None:
-    """Return the `.safetensors` file of a LoRA; None if it is not in the Hub cache. Raises UserError if there is none."""
+    """Return the file of a LoRA; None if it is not in the Hub cache. Raises UserError for an invalid path."""
     file = single_file(weights, "backbone.loras: weights")
     if file is not None:
         return file

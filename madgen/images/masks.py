@@ -64,7 +64,7 @@ def _overlaps(first: int, last: int, extent: int, factor: int) -> np.ndarray:
 
 
 def _ramp(ramp: Ramp, rows: int, columns: int, loop: bool) -> np.ndarray:
-    """Return 1 at the prompt's position, falling to 0 at its neighbours'; on a loop the last and first are neighbours."""
+    """Return 1 at the prompt's position, falling to 0 at its neighbours', on a loop across the edge."""
     centres = (np.arange(columns) + 0.5) / columns
     if loop:
         distance = np.abs(centres - ramp.index / ramp.count)

@@ -1,4 +1,4 @@
-"""Scores of hand-made pictures, whose exact values are known."""
+"""Scores of synthetic images with known exact values."""
 
 from itertools import combinations
 
@@ -13,7 +13,7 @@ CELL = 8
 
 
 def picture(columns, height=16):
-    """Every row is `columns`, in all three channels."""
+    """Return an image whose rows are all `columns`, in all three channels."""
     return np.repeat(np.tile(np.asarray(columns, np.uint8), (height, 1))[..., None], 3, axis=2)
 
 
@@ -42,12 +42,12 @@ RAMP = np.arange(64) * 2  # from half a cell to the next the mean rises by 8
         (step(at=33), [32], 1 + 30 * 3 / 4),  # three of the four columns of the half cell after it
     ],
 )
-def test_seam_compares_steps_at_borders_with_those_beside(image, borders, expected):
+def test_seam_compares_steps_at_borders_with_those_beside_them(image, borders, expected):
     assert seam(image, [], borders, CELL) == pytest.approx(expected, abs=1e-12)
     assert seam(image.swapaxes(0, 1), borders, [], CELL) == pytest.approx(expected, abs=1e-12)
 
 
-def test_seam_is_a_mean_over_channels_and_the_larger_of_the_directions():
+def test_seam_averages_channels_and_takes_the_larger_direction():
     red = step()
     red[..., 1:] = 100
     assert seam(red, [], [32], CELL) == 11.0
@@ -58,8 +58,8 @@ def test_seam_is_a_mean_over_channels_and_the_larger_of_the_directions():
     assert seam(both, [16], [32], CELL) == 31.0
 
 
-def test_texture_within_a_cell_is_no_seam():
-    """Noise whose mean over each half cell is the same."""
+def test_texture_within_a_cell_does_not_change_seam():
+    """The noise has the same mean in each half cell."""
     rng = np.random.default_rng(0)
     flat = np.full((16, 16, 3, 4), 100) + rng.permuted(np.tile([-50, 50, -20, 20], (16, 16, 3, 1)), axis=3)
     image = flat.transpose(0, 1, 3, 2).reshape(16, 64, 3).astype(np.uint8)
@@ -67,14 +67,14 @@ def test_texture_within_a_cell_is_no_seam():
     assert seam(image, [], [32], CELL) == 1.0
 
 
-def test_there_is_no_seam_without_a_border_or_anything_beside_it():
+def test_seam_is_none_without_borders_or_steps_beside_them():
     assert seam(step(), [], [], CELL) is None
     assert seam(step(), [], [0, 64], CELL) is None
     assert seam(step(), [], list(range(8, 64, 8)), CELL) is None
     assert seam(step()[:, 28:36], [], [4], CELL) is None
 
 
-def test_wrap_compares_the_edge_with_what_is_beside_it():
+def test_wrap_compares_the_edge_with_steps_beside_it():
     halves = step(50, 90)
     assert wrap(halves, CELL) == 41.0
     assert wrap(halves[:, ::-1], CELL) == 41.0
@@ -88,12 +88,12 @@ def test_wrap_compares_the_edge_with_what_is_beside_it():
     assert wrap(one_row, CELL) == 11.0
 
 
-def test_wrap_of_what_is_too_narrow_is_none():
+def test_wrap_of_a_narrow_image_is_none():
     assert wrap(step()[:, :8], CELL) is None
     assert wrap(step()[:, 16:48], CELL) == 31.0, "two cells on each side"
 
 
-def test_coherence_of_known_pictures():
+def test_coherence_of_known_images():
     assert coherence(step(0, 0)) == 1.0
     assert coherence(picture([0] * 32 + [255] * 32, 32)) == pytest.approx(1 / (1 + 255 / 32))
     upper = picture([0] * 64, 32)
@@ -107,7 +107,7 @@ def test_coherence_of_known_pictures():
     assert coherence(red) == 0.5, "one of three channels differs by 96"
 
 
-def test_coherence_does_not_ask_where_in_a_band_a_colour_is():
+def test_coherence_ignores_positions_within_a_band():
     rng = np.random.default_rng(0)
     crop = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     shuffled = crop[:, rng.permutation(32)]
@@ -122,8 +122,8 @@ def test_coherence_does_not_ask_where_in_a_band_a_colour_is():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 63), (33, 100), (24, 217), (90, 41), (16, 16), (40, 200)])
-def test_coherence_is_what_its_formula_says(height, width):
-    """Against a plain loop over pairs, with sorted values in place of histograms."""
+def test_coherence_equals_a_naive_implementation(height, width):
+    """The reference loops over pairs and uses sorted values instead of histograms."""
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = (image * np.linspace(0.3, 1, width)[:, None]).astype(np.uint8)
     wide = image if width >= height else image.swapaxes(0, 1)
@@ -141,17 +141,17 @@ def test_coherence_is_what_its_formula_says(height, width):
     assert 0 < coherence(image) < 1
 
 
-def test_coherence_of_a_very_long_picture_takes_little_memory():
+def test_coherence_of_a_long_image_needs_little_memory():
     image = np.zeros((64, 2**17, 3), np.uint8)
     image[:, -64:] = 64
     assert coherence(image) == pytest.approx(1 / (1 + 64 * 2047 / (2048 * 2047 / 2) / 32))
 
 
-def test_too_small_for_crops():
+def test_coherence_is_none_for_small_images():
     assert coherence(np.zeros((4, 100, 3), np.uint8)) is None
 
 
-def test_scores_are_rounded_and_those_that_are_not_there_left_out():
+def test_scores_are_rounded_and_undefined_ones_omitted():
     image = picture(RAMP + 10 * (np.arange(64) >= 32))
     found = pixel_scores(PIXEL_SCORES, image, [], [32], CELL)
     assert list(found) == ["seam", "wrap", "coherence"]
@@ -170,5 +170,5 @@ def test_scores_are_rounded_and_those_that_are_not_there_left_out():
         (Axis(8, 4, (2, 6)), [2, 6]),
     ],
 )
-def test_views_have_borders_inside_the_canvas(axis, borders):
+def test_borders_of_views_are_inside_the_canvas(axis, borders):
     assert axis.borders == borders
