@@ -156,9 +156,11 @@ def _require(evaluation: Evaluation, counts: Sequence[int], needed: int, where: 
     pooled = evaluation.pool == "dataset"
     count = sum(counts) if pooled else min(counts)
     if count < needed:
+        verb = "needs" if len(evaluation.compared) == 1 else "need"
         raise UserError(
-            f"{', '.join(evaluation.compared)} need at least {needed} images{'' if pooled else ' per prompt'}{where}, "
-            f"got {count}; generate more samples" + ("" if pooled else ", or score all prompts as one: --pool dataset")
+            f"{', '.join(evaluation.compared)} {verb} at least {needed} images{'' if pooled else ' per prompt'}{where}"
+            f", got {count}; generate more samples"
+            + ("" if pooled else ", or score all prompts as one: --pool dataset")
         )
 
 

@@ -61,7 +61,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0].partition(" device type at start")[0]
+        raise UserError(f"--device {name} is not available ({reason}); use for example auto, cpu or cuda") from error
     return device
 
 

@@ -131,7 +131,7 @@ def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_he
         (["evaluate", "a", "--pool", "all"], "--pool must be prompts or dataset, got 'all'"),
         (["evaluate", "a", "--halves", "--reference", "b"], "leave --reference out"),
         (["evaluate", "a", "--reference", "b", "--metrics", "fid"], "b holds no madgen dataset"),
-        (["evaluate", "a", "--device", "tpu"], "--device tpu:"),
+        (["evaluate", "a", "--device", "tpu"], "--device tpu is not available"),
         (["compare", "a"], "a contains no report.json; run madgen evaluate a"),
         (["compare", "=a"], "'=a' is neither a path nor name=PATH"),
         (["compare", "MAD="], "'MAD=' is neither a path nor name=PATH"),

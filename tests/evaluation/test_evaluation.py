@@ -186,9 +186,9 @@ def test_too_few_or_too_small_images_are_refused(evaluation, dataset, panoramas,
     few = dataset("few", [panoramas[0], panoramas[5]])
     with pytest.raises(UserError, match=r"fid, kid, giqa need at least 2 images per prompt, got 1.*--pool dataset"):
         evaluate(evaluation(few))
-    with pytest.raises(UserError, match=r"fid need at least 2 images per prompt in the reference, got 1"):
+    with pytest.raises(UserError, match=r"fid needs at least 2 images per prompt in the reference, got 1"):
         evaluate(evaluation(squares, reference=few, metrics=("fid",)))
-    with pytest.raises(UserError, match="giqa need at least 8 images per prompt in the reference, got 5"):
+    with pytest.raises(UserError, match="giqa needs at least 8 images per prompt in the reference, got 5"):
         evaluate(evaluation(squares, reference=dataset("five", panoramas), metrics=("giqa",)))
     with pytest.raises(UserError, match="has no images of the prompt 'a lake'"):
         evaluate(evaluation(dataset("other", textures(["x", "y", "a lake"], 2, 32, 64))))

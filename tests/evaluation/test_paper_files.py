@@ -137,6 +137,8 @@ def test_coverage_is_the_share_of_squares_near_a_crop():
         ),
         ("settings: [{label: a}]\ndraw: {kind: table}\nvary: {sampling.width: 64}", "vary must be one key"),
         ("settings: [{label: a}]\ndraw: {kind: table}\npool: all", "pool must be prompts or dataset, got 'all'"),
+        ("settings: [{label: a}]\ndraw: {kind: table}\njob: 3", "job must hold keys and values, got 3"),
+        ("settings: [{label: a}]\ndraw: {kind: pictures, samples: x}", "draw.samples must be an integer >= 1, got 'x'"),
         ("- a", "must hold keys and values"),
         ("a: [", "cannot read"),
     ],

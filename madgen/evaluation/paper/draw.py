@@ -82,7 +82,7 @@ def _counts(made: Sequence[Made]) -> str:
 
 def _pictures(paper: Paper, made: Sequence[Made], folder: Path) -> list[Path]:
     """Stack the first samples of every setting; they share prompts and seeds."""
-    count, rows = int(paper.draw.get("samples", 1)), []
+    count, rows = paper.draw.get("samples", 1), []
     for entry in made:
         samples = islice(entry.directory.entries(), count)
         images = [Image.fromarray(read_entry(entry.directory, sample).image_HWC) for sample in samples]

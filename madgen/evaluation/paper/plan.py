@@ -93,6 +93,8 @@ def load_paper(
         if (variant := variants[name]) is None:
             problem = f"has no variant {name!r}" if "settings" in content else "has no settings, so it is not a table"
             raise UserError(f"{path} {problem}; see jobs/paper for examples")
+        _check_mapping(variant, name, path)
+        _check_mapping(variant.get("job") or {}, f"{name}.job", path)
         base = (content.get("job") or {}) if name == "quick" else {}  # the demo's job replaces the real one
         content = {**content, **variant, "job": _merged(base, variant.get("job") or {})}
     _check(content, path)
@@ -134,7 +136,13 @@ def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+def _check_mapping(value: Any, key: str, path: Path) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key} must hold keys and values, got {value!r}")
+
+
 def _check(content: Mapping[str, Any], path: Path) -> None:
+    _check_mapping(content.get("job") or {}, "job", path)
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key {key!r}{nearest(key, (*KEYS, 'demo', 'quick'))}")
@@ -143,6 +151,8 @@ def _check(content: Mapping[str, Any], path: Path) -> None:
     draw = content.get("draw")
     if not isinstance(draw, dict) or draw.get("kind") not in KINDS:
         raise UserError(f"{path}: draw.kind must be one of {', '.join(KINDS)}, got {draw!r}")
+    if not isinstance(samples := draw.get("samples", 1), int) or samples < 1:
+        raise UserError(f"{path}: draw.samples must be an integer >= 1, got {samples!r}")
     for name in content.get("metrics") or ():
         if name not in (*METRICS, RUNTIME):
             raise UserError(f"{path}: unknown metric {name!r}{nearest(name, (*METRICS, RUNTIME))}")

@@ -12,6 +12,7 @@ from typing import Any
 from madgen.config.schema import OutputConfig
 from madgen.dataset.format import to_json
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import build_plan
 from madgen.evaluation import command as evaluation
 from madgen.evaluation.paper import draw
 from madgen.evaluation.paper.plan import RUNTIME, Made, Paper, Setting
@@ -34,6 +35,8 @@ def run(paper: Paper, folder: Path, device: str = "auto") -> list[Path]:
     draw.check_installed(paper)
     parse(paper.extractor)
     pick_device(device)
+    for setting in paper.settings:
+        build_plan(setting.job)  # report invalid prompts before writing anything
     sets = folder / "sets"
     sets.mkdir(parents=True, exist_ok=True)
     made = [_generate(setting, sets) for setting in paper.settings if not setting.squares]
