@@ -169,6 +169,15 @@ class Sidecar(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class ShardSummary(Record):
+    """A sidecar whose samples are only counted, which is read several times as fast."""
+
+    samples: list[Any]
+    quarantine: tuple[QuarantineEntry, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTotals(Record):
     """Size of a plan."""
 
@@ -251,6 +260,7 @@ PLAIN: dict[Any, Callable[[Any], Any]] = {
     int: lambda value: _check(value, type(value) is int and value >= 0, "an integer >= 0"),
     float: lambda value: _check(value, type(value) in (int, float), "a number"),
     dict[str, Any]: lambda value: _check(value, type(value) is dict, "an object"),
+    list[Any]: lambda value: _check(value, type(value) is list, "a list"),
 }
 
 

@@ -9,13 +9,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from madgen.dataset.format import FormatError, Manifest, SampleEntry, Sidecar
+from madgen.dataset.format import FormatError, Manifest, Record, SampleEntry, ShardSummary, Sidecar
 from madgen.utils.atomic import is_abandoned
 from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
 """What else lies in the folder, copies and hidden files, is not ours."""
+R = TypeVar("R", bound=Record)
 GONE = "the dataset has disappeared"
 
 
@@ -154,8 +156,15 @@ class DatasetDir:
 
     def read_sidecar(self, name: str) -> Sidecar:
         """Read the sidecar of a shard. Raises FormatError if it is damaged."""
+        return self._read_sidecar(name, Sidecar)
+
+    def read_summary(self, name: str) -> ShardSummary:
+        """Read what a sidecar says of its shard as a whole. Raises FormatError if it is damaged."""
+        return self._read_sidecar(name, ShardSummary)
+
+    def _read_sidecar(self, name: str, record: type[R]) -> R:
         try:
-            return Sidecar.from_json(self.sidecar(name).read_bytes(), self.sidecar(name))
+            return record.from_json(self.sidecar(name).read_bytes(), self.sidecar(name))
         except FormatError as error:
             fix = f"run madgen verify {self.root} --repair, then generate again to remake its shard"
             raise FormatError(f"{error}; {fix}") from error

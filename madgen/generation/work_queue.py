@@ -165,13 +165,7 @@ class WorkQueue:
     def _open(self, index: int) -> OpenShard:
         """Open a leased shard with the samples that earlier workers have left of it."""
         run, shard = self.run, self.run.plan.shard(index)
-        found = salvage(
-            run.directory,
-            shard,
-            lambda task: sample_metadata(task, run.sample_settings),
-            run.job.retry == "quarantined",
-            self.pixel_scores,
-        )
+        found = salvage(run.directory, shard, run.job.retry == "quarantined")
         self.open_shards[shard.name] = opened = OpenShard(run.directory, shard, self.worker.id, found)
         return opened
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 
-from madgen.dataset.format import FormatError, Sidecar
+from madgen.dataset.format import FormatError, ShardSummary
 from madgen.dataset.layout import DatasetDir
 
 
@@ -39,7 +39,7 @@ class Totals:
         self.damaged = None
         for name in sorted(done - self.shards.keys()):
             try:
-                self.shards[name] = _read(self.directory.read_sidecar(name))
+                self.shards[name] = _read(self.directory.read_summary(name))
             except FileNotFoundError:  # just marked for regeneration
                 continue
             except FormatError as error:
@@ -59,6 +59,6 @@ class Totals:
         return self.samples + self.quarantined.total()
 
 
-def _read(sidecar: Sidecar) -> _Shard:
+def _read(sidecar: ShardSummary) -> _Shard:
     reasons = Counter(entry.reason for entry in sidecar.quarantine)
     return _Shard(len(sidecar.samples), reasons, Counter(sidecar.seconds))

@@ -86,8 +86,8 @@ def test_recovered_samples_keep_their_scores(madgen_here, job_file, tmp_path):
     before, made = tars(tmp_path / "out"), read(tmp_path / "out")
     assert all(set(entry["scores"]) == {"seam", "coherence"} for *_, entry in made.values())
     (tmp_path / "out/shards/job-000000.json").unlink()
-    adopted = madgen_here("generate", job_file, "prompts.limit=3")
-    assert (adopted.code, "; 0 generated in" in adopted.err) == (0, True), adopted.err
+    again = madgen_here("generate", job_file, "prompts.limit=3")
+    assert (again.code, "; 3 generated in" in again.err) == (0, True), again.err
     assert {key: entry for key, (*_, entry) in read(tmp_path / "out").items()} == {
         key: entry for key, (*_, entry) in made.items()
     }
@@ -125,7 +125,7 @@ def test_changed_scores_are_another_job(madgen_here, job_file, tmp_path):
     [
         ["--where", "__import__('os').system('touch hacked')", "-o", "new"],
         ["--where", "(" * 999 + "seam > 1" + ")" * 999, "-o", "new"],
-        ["--where", "not " * 400 + "seam > 1", "-o", "new"],
+        ["--where", "not " * 400 + "seam", "-o", "new"],
         ["--where", "seam > " + "9" * 1900, "-o", "new"],
         ["--where", "seam > 1e999", "-o", "new"],
         ["--where", "sharpness > 1", "-o", "new"],

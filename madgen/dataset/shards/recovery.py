@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import secrets
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from madgen.dataset.encoding import is_png_of
-from madgen.dataset.format import SampleEntry, to_json
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.sample_json import with_scores
 from madgen.dataset.shards import journal
-from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.dataset.shards.journal import Quarantined, Settled
 from madgen.dataset.verify import Verdict, planned_samples, sidecar_time
-from madgen.types import Shard, Task
+from madgen.types import Shard
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
@@ -34,17 +26,10 @@ class Salvage:
     sources: list[Path] = field(default_factory=list)
 
 
-def salvage(
-    directory: DatasetDir,
-    shard: Shard,
-    metadata: Callable[[Task], dict[str, Any]],
-    retry: bool = False,
-    scores: Callable[[np.ndarray], dict[str, float]] | None = None,
-) -> Salvage:
-    """Looks for the samples of a shard that this worker has claimed; each is checked byte by byte.
+def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage:
+    """Find the intact samples of a shard that this worker has leased, by the checksums of its journals.
 
-    `metadata` gives the JSON that a sample must have, but for its `scores`, which come from its picture [H, W, 3].
-    `retry`: quarantined samples count as not made.
+    With `retry`, quarantined samples count as missing.
     """
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     kept: dict[int, Settled] = {}
@@ -58,57 +43,7 @@ def salvage(
                 kept.setdefault(positions[key], settled)
     for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
         sources += [path] if path not in sources else []  # without a journal nothing vouches for it
-    if not kept and published.exists():
-        kept.update(_adopt(published, shard, metadata, scores or (lambda image: {})))
     return Salvage(kept, sources)
-
-
-def _adopt(
-    tar_file: Path,
-    shard: Shard,
-    metadata: Callable[[Task], dict[str, Any]],
-    scores: Callable[[np.ndarray], dict[str, float]],
-) -> dict[int, Settled]:
-    """The samples of a tar that nothing vouches for: PNGs that decode, under the JSON that this job gives them.
-
-    Other formats hold no checksums, so their samples are made again; and so are those with a score that is not of the
-    pixels alone.
-    """
-    positions = {task.key: position for position, task in enumerate(shard.tasks)}
-    found: dict[int, Settled] = {}
-    try:
-        with open(tar_file, "rb") as stream:
-            for key, offset, size in sample_spans(tar_file):
-                stream.seek(offset)
-                records = stream.read(size)
-                task = shard.tasks[positions[key]] if key in positions else None
-                image = None if task is None else _picture(members := _members(records), task)
-                if task is None or image is None:
-                    continue
-                scored = scores(image)
-                if members["json"] == to_json(with_scores(metadata(task), scored)):
-                    digest = hashlib.sha256(records).hexdigest()
-                    found[positions[key]] = Piece(tar_file, offset, size, digest, scored or None)
-    except (OSError, tarfile.TarError):
-        return {}
-    return found
-
-
-def _members(records: bytes) -> dict[str, bytes]:
-    """The content of each file of a sample, by its suffix."""
-    with tarfile.open(fileobj=io.BytesIO(records)) as tar:
-        streams = {member.name.partition(".")[2]: tar.extractfile(member) for member in tar}
-        return {name: stream.read() for name, stream in streams.items() if stream is not None}
-
-
-def _picture(members: dict[str, bytes], task: Task) -> np.ndarray | None:
-    """The picture [H, W, 3] of a sample that is whole and of this task; None of another."""
-    if members.keys() != {"json", "png", "txt"} or members["txt"] != task.prompt.text.encode():
-        return None
-    if not is_png_of(members["png"], task.prompt.height, task.prompt.width):
-        return None
-    with Image.open(io.BytesIO(members["png"])) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def sample_spans(path: Path) -> list[tuple[str, int, int]]:
