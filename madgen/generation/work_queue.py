@@ -11,7 +11,6 @@ from madgen.cluster.launch import place
 from madgen.cluster.walltime import Walltime, job_end
 from madgen.dataset import manifest
 from madgen.dataset.plan import batches, has_regions
-from madgen.dataset.sample_json import sample_metadata
 from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import salvage
 from madgen.dataset.shards.writer import OpenShard
