@@ -157,7 +157,7 @@ def rank(variables: Mapping[str, str] = os.environ) -> int:
     return environment_number(variables, name, 0)
 
 
-def place(variables: Mapping[str, str] = os.environ) -> int:
+def worker_number(variables: Mapping[str, str] = os.environ) -> int:
     """Return a number that spreads workers over the shards: the rank, plus the task of a SLURM array."""
     return rank(variables) + environment_number(variables, "SLURM_ARRAY_TASK_ID", 0)
 

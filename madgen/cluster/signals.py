@@ -53,15 +53,15 @@ class StopSignals:
 
 def exit_before_start() -> None:
     """Exit with the status of an early stop if SIGTERM or SIGUSR1 arrives before the run has started."""
-    end_instead("stopped before it began", leave=os._exit)  # an exception during an import could be swallowed
+    exit_on_signals("stopped before it began", leave=os._exit)  # an exception during an import could be swallowed
 
 
-def end_instead(message: str, *more: int, leave: Callable[[int], object] = sys.exit) -> None:
+def exit_on_signals(message: str, *more: int, leave: Callable[[int], object] = sys.exit) -> None:
     """Exit at once, with a message and the status of an early stop, on SIGTERM, SIGUSR1 and the signals `more`."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
-            tell_batch_script("signal")
+            request_requeue("signal")
         logger.info("%s: %s", signal.Signals(number).name, message)
         leave(3)
 
@@ -71,10 +71,10 @@ def end_instead(message: str, *more: int, leave: Callable[[int], object] = sys.e
 
 
 @contextlib.contextmanager
-def ending_instead(message: str) -> Iterator[None]:
-    """Apply `end_instead` inside the block, then restore the previous handlers."""
+def exiting_on_signals(message: str) -> Iterator[None]:
+    """Apply `exit_on_signals` inside the block, then restore the previous handlers."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    end_instead(message)
+    exit_on_signals(message)
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def ending_instead(message: str) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def tell_batch_script(reason: str) -> None:
+def request_requeue(reason: str) -> None:
     """Write the reason to the file that `slurm/*.sbatch` watch: they requeue the job when all ranks have ended."""
     if path := os.environ.get("MADGEN_STOPPED"):
         with contextlib.suppress(OSError):

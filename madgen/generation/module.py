@@ -9,11 +9,9 @@ from madgen.config.schema import Job, require_job
 from madgen.generation.robust_sampler import Attempts
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
-from madgen.hub.weights import weight_files
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Batch, Panoramas
 from madgen.utils.console import say
-from madgen.utils.node_cache import fetch_ahead
 
 
 class PanoramaModule(lightning.LightningModule):
@@ -45,8 +43,6 @@ class PanoramaModule(lightning.LightningModule):
 
 def load(job: Job, device: torch.device) -> Attempts:
     """Load a job's models. Raises UserError if they do not fit the job, before anything is written."""
-    backbone = job.backbone
-    fetch_ahead(weight_files(backbone.pretrained, backbone.revision, backbone.variant))
     sampler = PanoramaSampler.from_job(job, device)
     sampler.new_scheduler(job.sampling.num_inference_steps)  # raises for settings it cannot take
     safety, clip = Safety.load(job.safety, sampler), ClipScore.load(job.scores.clip, sampler)

@@ -13,7 +13,7 @@ import torch
 
 from madgen import backbones
 from madgen.cluster.launch import device_type, placement, rank, strategy
-from madgen.cluster.signals import ending_instead, tell_batch_script
+from madgen.cluster.signals import exiting_on_signals, request_requeue
 from madgen.config.schema import Job, TrainerConfig
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
@@ -42,11 +42,11 @@ def generate(run: ResolvedRun) -> Outcome:
     with directory.disappearance_is_told(began=lambda: data.queue.resumes):
         _predict(trainer, job, data, writer)
         if trainer.global_rank == 0 and (writer.signals.preempting or data.queue.out_of_time):
-            tell_batch_script(data.queue.out_of_time or "signal")
+            request_requeue(data.queue.out_of_time or "signal")
         directory.check_there()
         if trainer.global_rank != 0:
             return Outcome(COMPLETE, {}, time.monotonic() - started, pipeline.written)
-        with ending_instead("stopped while writing the index; rerun the same command to write it"):
+        with exiting_on_signals("stopped while writing the index; rerun the same command to write it"):
             outcome = finish(directory, started, pipeline.written, pipeline.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
         return replace(outcome, code=STOPPED)  # a stopped run does not wait for its upload

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from madgen.cluster.launch import rank
-from madgen.cluster.signals import end_instead
+from madgen.cluster.signals import exit_on_signals
 from madgen.config.schema import check_url
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
@@ -36,7 +36,7 @@ def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
     url = run.job.output.upload
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
-    end_instead("stopped during the upload; rerun the same command to resume", signal.SIGINT)
+    exit_on_signals("stopped during the upload; rerun the same command to resume", signal.SIGINT)
     with run.directory.disappearance_is_told():
         pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")

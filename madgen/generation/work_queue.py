@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 
-from madgen.cluster.launch import place
+from madgen.cluster.launch import worker_number
 from madgen.cluster.walltime import Walltime, job_end
 from madgen.dataset import manifest
 from madgen.dataset.plan import batches, has_regions
@@ -128,7 +128,7 @@ class WorkQueue:
             directory.check_there()
             taken = directory.done() | self.worker.claimed
             missing = [index for index in order if names[index] not in taken]
-            index = self._lease(rotated(missing, place()) if first else missing)
+            index = self._lease(rotated(missing, worker_number()) if first else missing)
             first = False
             if index is not None:
                 waits = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -99,34 +98,6 @@ def require_weights_id(pretrained: str, revision: str | None = None, config: str
         missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
         raise UserError(f"{missing} are not in the local Hub cache (backbone.pretrained={pretrained}){FETCH_HINT}")
     return found
-
-
-def weight_files(pretrained: str, revision: str | None, variant: str | None) -> list[Path]:
-    """List the files to load for a backbone, as far as they are in its folder or in the Hub cache."""
-    if (file := single_file(pretrained)) is not None:
-        return [file]
-    index = Path(resolve_pretrained(pretrained)) / "model_index.json"
-    if not index.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(pretrained, index.name, revision=revision)
-        if not isinstance(cached, str):
-            return []
-        index = Path(cached)
-    try:
-        parts = [
-            name for name, of in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(of, list) and of[0]
-        ]
-    except ValueError:  # reported on loading
-        return []
-    selected: list[Path] = []
-    for part in sorted(set(parts) - set(CHECKER_PARTS)):
-        files = sorted((index.parent / part).glob("*.safetensors"))
-        plain = [path for path in files if path.name.count(".") == 1]
-        selected += [
-            path for path in files if variant and re.search(rf"\.{re.escape(variant)}[.-]", path.name)
-        ] or plain
-    return selected
 
 
 def lora_file(weights: str, download: bool = False) -> Path | None:

@@ -15,7 +15,7 @@ from madgen.backbones.sd import check_blocks
 from madgen.generation.regenerate import _refuse_other_weights
 from madgen.hub import weights
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import require_weights_id, weight_files, weights_id
+from madgen.hub.weights import require_weights_id, weights_id
 from madgen.planning.forecast import forecast
 from madgen.planning.resolved_run import ResolvedRun
 
@@ -49,37 +49,6 @@ def test_a_single_file_is_the_folder(folders, files, name):
         assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     latents, reference = single.sample(["a hill"], **SIZE), folder.sample(["a hill"], **SIZE)
     assert float((latents - reference).norm() / reference.norm()) <= 1e-5
-
-
-def test_the_files_that_loading_reads(folders, files, tmp_path):
-    assert weight_files(str(files["sd"]), None, None) == [files["sd"]]
-    assert weight_files("nobody/no-such-model", None, None) == []
-    for name, parts in (("sd", 3), ("sdxl", 4)):
-        found = weight_files(str(folders[name]), None, None)
-        assert len({path.parent for path in found}) == len(found) == parts
-        assert sum(path.stat().st_size for path in found) > 0.9 * sum(
-            path.stat().st_size for path in folders[name].rglob("*.safetensors")
-        )
-    model = tmp_path / "model"
-    for part in ("unet", "vae", "text_encoder", "safety_checker", "tokenizer"):
-        (model / part).mkdir(parents=True)
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "U"], "vae": ["diffusers", "V"],
-             "text_encoder": ["x", "T"], "safety_checker": ["x", "S"], "tokenizer": [None, None]}  # fmt: skip
-    (model / "model_index.json").write_text(json.dumps(index))
-    half = {
-        "unet/a-00001-of-00002.fp16.safetensors",
-        "unet/a-00002-of-00002.fp16.safetensors",
-        "vae/a.fp16.safetensors",
-    }
-    full = {"unet/a.safetensors", "vae/a.safetensors", "text_encoder/model.safetensors"}
-    for name in [*half, *full, "unet/a.non_ema.safetensors", "safety_checker/model.safetensors", "unet/a.bin"]:
-        (model / name).write_bytes(b"x")
-
-    def names(variant):
-        return {path.relative_to(model).as_posix() for path in weight_files(str(model), None, variant)}
-
-    assert names(None) == full
-    assert names("fp16") == half | {"text_encoder/model.safetensors"}
 
 
 def states(backbone):

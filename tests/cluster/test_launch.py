@@ -11,7 +11,7 @@ import psutil
 import pytest
 from processes import environment
 
-from madgen.cluster.launch import place, placement, rank, strategy
+from madgen.cluster.launch import placement, rank, strategy, worker_number
 from madgen.config.schema import TrainerConfig
 from madgen.utils.errors import UserError
 
@@ -86,11 +86,11 @@ def test_malformed_variables_are_named(variables, message):
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "abc"}, {"SLURM_ARRAY_TASK_ID": "-1"}])
 def test_malformed_ranks_are_named(variables):
     with pytest.raises(UserError, match=f"{next(iter(variables))} must be a whole number"):
-        place(variables)
+        worker_number(variables)
 
 
 def test_empty_variables_count_as_missing():
-    assert place({"SLURM_ARRAY_TASK_ID": "", "LOCAL_RANK": ""}) == 0
+    assert worker_number({"SLURM_ARRAY_TASK_ID": "", "LOCAL_RANK": ""}) == 0
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_ranks_and_array_tasks_differ():
     assert rank(step(SLURM_PROCID="3")) == 3
     assert rank(step(SLURM_STEP_ID="4294967290", SLURM_PROCID="0", LOCAL_RANK="1")) == 1
     assert rank(step(TORCHELASTIC_RUN_ID="x", RANK="2")) == 2
-    assert place({}) == 0
-    assert place(step(SLURM_PROCID="3", SLURM_LOCALID="1")) == 3
-    assert place(step(SLURM_ARRAY_TASK_ID="7")) == 7
+    assert worker_number({}) == 0
+    assert worker_number(step(SLURM_PROCID="3", SLURM_LOCALID="1")) == 3
+    assert worker_number(step(SLURM_ARRAY_TASK_ID="7")) == 7
 
 
 def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, tmp_path):

@@ -51,7 +51,7 @@ def test_a_disk_that_goes_while_the_backbone_loads_is_not_begun_anew(madgen_here
     out = DatasetDir(tmp_path / "out")
     assert madgen_here("generate", job_file).code == 0
     out.sidecar("job-000001").unlink()
-    monkeypatch.setattr("madgen.generation.module.fetch_ahead", lambda files: lose(out))
+    monkeypatch.setattr("madgen.generation.module.Safety.load", lambda *arguments: lose(out))
     result = madgen_here("generate", job_file)
     assert (result.code, "the dataset has disappeared" in result.err) == (3, True)
     assert list(out.root.iterdir()) == []

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,13 +11,6 @@ import pytest
 from madgen.utils import node_cache as node
 
 FORK = multiprocessing.get_context("fork")
-MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-31 22 0:40 / /home rw - nfs4 server:/home rw
-32 31 8:2 / /home/me/local\040disk rw - xfs /dev/sdb rw
-33 22 0:41 / /scratch rw - lustre mgs:/scratch rw
-34 22 0:42 / /mnt/s rw - fuse.sshfs me@there:/ rw
-35 22 0:43 / /m\303\274ll\342\200\250er rw - nfs4 server:/m rw
-""".replace(rb"\303\274", "\u00fc".encode()).replace(rb"\342\200\250", "\u2028".encode())
 
 
 @pytest.fixture(autouse=True)
@@ -152,39 +143,3 @@ def test_full_disk_is_ignored(file, settled, monkeypatch):
     monkeypatch.setattr(node, "write_atomically", full)
     assert node.once(file, "what", lambda stream: "one") == "one"
     assert node.once(file, "what", lambda stream: "two") == "two"
-
-
-def test_files_of_a_network_are_told_from_others():
-    shared = {"/home/me/w": True, "/scratch/w": True, "/mnt/s/w": True, "/home/me/local disk/w": False, "/w": False}
-    shared["/m\u00fcll\u2028er/w"] = True
-    assert {path: node.is_shared(Path(path), MOUNTS) for path in shared} == shared
-
-
-def test_processes_started_together_know_each_other():
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}
-    assert node.started_together(step) == node.started_together({**step, "SLURM_PROCID": "3"})
-    assert node.started_together(step) != node.started_together({**step, "SLURM_RESTART_COUNT": "1"})
-    here = [sys.executable, "-c", "from madgen.utils import node_cache as node; print(node.started_together({}))"]
-    told = [
-        subprocess.run(here, capture_output=True, text=True, check=True, start_new_session=own).stdout
-        for own in (False, False, True)
-    ]
-    assert told[0] == told[1] == f"{node.started_together({})}\n"
-    assert told[2] != told[0]
-
-
-def test_only_what_is_shared_is_fetched_and_once(file, tmp_path, settled, monkeypatch):
-    read = []
-    monkeypatch.setattr(node, "_read", lambda stream: read.append(len(stream.read())) or 0)
-    node.fetch_ahead([file])
-    assert read == []
-    monkeypatch.setattr(node, "is_shared", lambda path: True)
-    node.fetch_ahead([tmp_path / "gone", file])
-    node.fetch_ahead([file])
-    assert read == [1000]
-
-
-def test_all_of_a_file_is_read(file):
-    with open(file, "rb") as stream:
-        assert node._read(stream) == 1000
-        assert stream.read() == b""
