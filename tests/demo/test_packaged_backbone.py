@@ -1,4 +1,4 @@
-"""The packaged weights: small, in the ordinary layout, and their pictures are what the caption says."""
+"""Packaged weights: small, in diffusers layout, with images that match their captions."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_h
 from madgen.demo.training.data import render
 
 
-def test_it_is_an_ordinary_pipeline_folder_of_at_most_20_mb():
+def test_weights_are_a_pipeline_folder_of_at_most_20_mb():
     assert {path.name for path in WEIGHTS.iterdir() if path.is_dir()} >= {
         "unet", "vae", "text_encoder", "tokenizer", "scheduler",
     }  # fmt: skip
@@ -23,7 +23,7 @@ def test_it_is_an_ordinary_pipeline_folder_of_at_most_20_mb():
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
 
 
-def test_diffusers_loads_and_runs_it_as_it_is():
+def test_diffusers_pipeline_loads_and_runs():
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS)
@@ -33,7 +33,7 @@ def test_diffusers_loads_and_runs_it_as_it_is():
 
 
 @pytest.mark.slow
-def test_the_autoencoder_reconstructs_held_out_scenes_at_26_db():
+def test_autoencoder_reconstructs_held_out_scenes_at_26_db():
     from diffusers import AutoencoderKL
 
     from madgen.demo.training.train_vae import psnr
@@ -43,26 +43,26 @@ def test_the_autoencoder_reconstructs_held_out_scenes_at_26_db():
 
 
 def profile(image):
-    """The colour of each row: medians over the columns, which a tree or a cloud does not change [H, 3]."""
+    """Return the color of each row [H, 3]: medians over columns, robust to trees and clouds."""
     return np.median(image.astype(np.float32), axis=1)
 
 
 @pytest.fixture(scope="module")
 def templates():
-    """Row colours of two drawn scenes for every combination of attributes."""
+    """Row colors of two rendered scenes for every combination of attributes."""
     scenes = 2 * [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
     images = (draw(scene, np.random.default_rng(number)) for number, scene in enumerate(scenes))
     return scenes, np.stack([profile(image) for image in images])
 
 
 def classify(image, templates):
-    """The drawn scene whose row colours are nearest."""
+    """Return the rendered scene with the most similar row colors."""
     scenes, profiles = templates
     return scenes[int(np.abs(profiles - profile(image)).mean(axis=(1, 2)).argmin())]
 
 
 @pytest.mark.slow
-def test_the_classifier_recognises_drawn_scenes(templates):
+def test_classifier_recognizes_rendered_scenes(templates):
     pictures = render(64, 3)
     guesses = [classify(image, templates) for image in pictures.images]
     for name in ("time", "ground", "horizon"):
@@ -71,7 +71,7 @@ def test_the_classifier_recognises_drawn_scenes(templates):
 
 
 @pytest.mark.slow
-def test_pictures_of_held_out_captions_show_what_the_caption_says(templates):
+def test_images_match_held_out_captions(templates):
     held_out = [Scene(*values) for values in itertools.product(TIMES, FARS, GROUNDS, HORIZONS)]
     held_out = [scene for scene in held_out if is_held_out(scene)]
     scenes = [held_out[index % len(held_out)] for index in range(64)]

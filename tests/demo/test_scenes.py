@@ -5,7 +5,7 @@ from madgen.demo.scenes import FARS, GROUNDS, TIMES, Scene, caption, draw, is_he
 from madgen.demo.tokenizer import build_tokenizer
 
 
-def test_a_scene_is_a_function_of_its_seed():
+def test_scene_depends_on_the_seed_only():
     scene = Scene("noon", "hills", "meadow", "low", clouds=True)
     one, same, other = (draw(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.shape == (128, 128, 3)
@@ -13,7 +13,7 @@ def test_a_scene_is_a_function_of_its_seed():
     assert not np.array_equal(one, other)
 
 
-def test_every_attribute_can_be_drawn_at_any_size():
+def test_every_attribute_renders_at_any_size():
     for time in TIMES:
         for far in FARS:
             for ground in GROUNDS:
@@ -23,7 +23,7 @@ def test_every_attribute_can_be_drawn_at_any_size():
                 assert image.std() > 5
 
 
-def test_captions_name_subsets_of_what_is_there():
+def test_captions_describe_subsets_of_the_scene():
     rng = np.random.default_rng(0)
     scene = Scene("night", "skyline", "sea", "low", sun=True, stars=True)
     texts = {caption(scene, rng) for _ in range(300)}
@@ -34,7 +34,7 @@ def test_captions_name_subsets_of_what_is_there():
     assert caption(scene, rng, keep=0).startswith("a ")
 
 
-def test_a_tenth_of_the_combinations_is_held_out_and_covers_every_value():
+def test_held_out_combinations_are_a_tenth_and_cover_every_value():
     scenes = [Scene(time, far, ground, "low") for time in TIMES for far in FARS for ground in GROUNDS]
     held_out = [scene for scene in scenes if is_held_out(scene)]
     assert len(held_out) == len(scenes) / 10
@@ -52,12 +52,12 @@ def test_every_caption_word_is_one_token(tokenizer):
     assert [word for word in vocabulary() if len(tokenizer.tokenize(word)) != 1] == []
 
 
-def test_captions_fit_and_use_known_words_only(tokenizer):
+def test_captions_fit_the_length_and_use_known_words(tokenizer):
     rng = np.random.default_rng(0)
     for _ in range(300):
         tokens = tokenizer(caption(random_scene(rng), rng)).input_ids
         assert len(tokens) <= tokenizer.model_max_length
 
 
-def test_other_words_fall_into_letters(tokenizer):
+def test_unknown_words_are_split_into_letters(tokenizer):
     assert tokenizer.tokenize("xyz") == ["x", "y", "z</w>"]

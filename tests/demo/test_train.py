@@ -10,8 +10,8 @@ from madgen.models import clip as _clip
 
 
 @pytest.mark.slow
-def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
-    """Two steps of each part: the pictures are noise, the folder is whole."""
+def test_trained_pipeline_is_loaded_by_madgen(tmp_path):
+    """With two steps of each part the images are noise, but the folder is complete."""
     import torch
 
     from madgen import PanoramaSampler
@@ -42,11 +42,11 @@ def test_training_makes_a_pipeline_that_madgen_loads(tmp_path):
         ("a view, high horizon", False),
     ],
 )
-def test_a_caption_fits_every_scene_that_has_what_it_names(text, fits):
+def test_caption_matches_scenes_with_its_attributes(text, fits):
     assert shows(Scene("dawn", "hills", "meadow", "low", sun=True, clouds=True), text) == fits
 
 
-def test_any_caption_of_a_scene_fits_it():
+def test_captions_match_their_own_scene():
     rng = np.random.default_rng(0)
     for _ in range(200):
         scene = random_scene(rng)

@@ -1,4 +1,4 @@
-"""Training pictures of the demo backbone: scenes rendered ahead of training, in parallel, each from its own seed."""
+"""Training data of the demo backbone: scenes and captions generated in parallel before training, one seed each."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rich.progress import track
 from madgen.demo.scenes import Scene, caption, draw, is_held_out, random_scene
 
 EMPTY_CAPTIONS = 0.1
-"""Share of captions dropped, for classifier-free guidance."""
+"""Share of captions to drop, for classifier-free guidance."""
 UNKNOWN_WORDS = 0.15
-"""Share of captions with a meaningless word, so that free prompts do no harm."""
+"""Share of captions with a meaningless word, for robustness to free prompts."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """`images` uint8 [N, 128, 128, 3] and the `scenes` they show."""
+    """Images uint8 [N, 128, 128, 3] and their scenes."""
 
     images: np.ndarray
     scenes: list[Scene]
 
 
 def render(count: int, seed: int, held_out: bool = False) -> Pictures:
-    """Renders `count` scenes whose combinations are the held-out ones, or all the others."""
+    """Render `count` scenes with held-out combinations of attributes, or with all others."""
     jobs = [(seed, index, held_out) for index in range(count)]
     with multiprocessing.get_context("spawn").Pool() as pool:
         drawn = list(track(pool.imap(_render_one, jobs, chunksize=64), description="drawing scenes", total=count))
@@ -48,10 +48,7 @@ def _scenes(rng: np.random.Generator) -> Iterator[Scene]:
 
 
 def draw_captions(scenes: list[Scene], each: int, seed: int, *, corrupt: bool) -> list[list[str]]:
-    """`each` captions of every scene, drawn ahead of training: drawing them takes longer than a step on a GPU.
-
-    `corrupt` ones are now and then empty, or hold a word that means nothing.
-    """
+    """Draw `each` captions for every scene; if `corrupt`, some are empty or contain a meaningless word."""
     jobs = [(seed, index, scene, each, corrupt) for index, scene in enumerate(scenes)]
     with multiprocessing.get_context("spawn").Pool() as pool:
         return list(track(pool.imap(_captions_of, jobs, chunksize=256), description="captions", total=len(jobs)))

@@ -1,4 +1,4 @@
-"""How far training is: by steps, or by the clock where a GPU is only there for some minutes."""
+"""Training progress by steps or by time, for training with a limited time on a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ WARM_UP = 200  # steps
 
 
 class Pace:
-    """Iterates over steps until `steps` are made or `seconds` have passed, whichever comes first.
+    """Iterate over steps until `steps` or `seconds` are reached, whichever comes first.
 
-    The learning rate follows `done`, so that a run that the clock ends has cooled down as well.
+    The learning rate follows `done`, so that it is annealed in both cases.
     """
 
     def __init__(self, steps: int, seconds: float = math.inf):
@@ -25,16 +25,16 @@ class Pace:
 
     @property
     def done(self) -> float:
-        """0 at the start, 1 at the end."""
+        """Progress from 0 to 1."""
         return max(self.step / self.steps, (time.monotonic() - self.started) / self.seconds)
 
     def rate(self, hold: float = 0.0) -> float:
-        """Share of the learning rate: a warm-up, `hold` of the way at 1, then half a cosine down to a hundredth."""
+        """Return the factor of the learning rate: warm-up, 1 until `hold` (0..1), then a cosine down to 0.01."""
         cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, self.done - hold) / (1 - hold)))
         return min(1.0, (self.step + 1) / WARM_UP) * max(cosine, 0.01)
 
     def report(self, name: str, values: str, every: int = 200) -> None:
-        """A line now and then."""
+        """Print a line every `every` steps."""
         if self.step % every == 0:
             seconds = time.monotonic() - self.started
             print(f"{name} step {self.step}, {100 * self.done:.0f} %, {seconds:.0f} s: {values}", flush=True)

@@ -1,8 +1,7 @@
-"""Trains the demo backbone from nothing: `python -m madgen.demo.training.train FOLDER --device cuda`.
+"""Train the demo backbone from scratch: `python -m madgen.demo.training.train FOLDER --device cuda`.
 
-Draws the scenes, fits the autoencoder, caches the latents, then fits UNet and text encoder on them. FOLDER becomes an
-ordinary diffusers pipeline folder. `--clip` names a folder for a small CLIP, which scores what the backbone draws.
-Seeded; minutes on a GPU. The seconds that each part may take end it early, cooled down.
+Renders scenes, trains the autoencoder, caches latents, then trains UNet and text encoder. FOLDER becomes a diffusers
+pipeline folder. `--clip` is a folder for a small CLIP model, for scores. Seeded; takes minutes on a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from madgen.demo.training.train_clip import retrieval, save_clip, train_clip
 from madgen.demo.training.train_unet import new_scheduler, tokenize, train_denoiser
 from madgen.demo.training.train_vae import encode, psnr, train_autoencoder
 
-CAPTIONS = 12  # of a scene, drawn ahead
+CAPTIONS = 12  # per scene
 CLIP_SCENES = 16_384
 
 
@@ -47,11 +46,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{part}-steps", type=int, default=steps)
         parser.add_argument(f"--{part}-batch", type=int, default=batch)
         parser.add_argument(f"--{part}-seconds", type=float, default=math.inf)
-    parser.add_argument("--keep-vae", action="store_true", help="use the autoencoder that is in FOLDER already")
-    parser.add_argument("--improve-vae", action="store_true", help="go on with the autoencoder in FOLDER")
-    parser.add_argument("--clip", type=Path, help="where a small CLIP goes; none is trained without")
+    parser.add_argument("--keep-vae", action="store_true", help="use the autoencoder in FOLDER")
+    parser.add_argument("--improve-vae", action="store_true", help="continue training the autoencoder in FOLDER")
+    parser.add_argument("--clip", type=Path, help="folder for a small CLIP model (default: not trained)")
     parser.add_argument("--clip-steps", type=int, default=1500)
-    parser.add_argument("--keep-backbone", action="store_true", help="train nothing but the CLIP")
+    parser.add_argument("--keep-backbone", action="store_true", help="train only the CLIP model")
     return parser.parse_args(arguments)
 
 
@@ -75,18 +74,20 @@ def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=build_tokenizer(vocabulary(), options.folder / "tokenizer"),  # one that remembers no padding
-        unet=unet.half(),  # halves the file; it is loaded in float32 all the same
+        tokenizer=build_tokenizer(
+            vocabulary(), options.folder / "tokenizer"
+        ),  # without the padding state of the one in use
+        unet=unet.half(),  # half the file size; it is loaded in float32
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(options.folder, safe_serialization=True)
-    _forget_paths(options.folder)
+    _remove_paths(options.folder)
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[list[str]]) -> torch.Tensor:
-    """[N, K, model_max_length] of K captions of each of N scenes."""
+    """Tokenize K captions of each of N scenes, [N, K, model_max_length]."""
     flat = tokenize(tokenizer, [text for texts in captions for text in texts])
     return flat.reshape(len(captions), -1, flat.shape[-1])
 
@@ -108,12 +109,12 @@ def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
     tables: dict[str, dict] = {"time": TIMES, "far": FARS, "ground": GROUNDS, "horizon": HORIZONS}
     for name, table in tables.items():
         print(f"CLIP: {100 * retrieval(clip, tokenizer, held_out, table, name):.0f} % of held-out scenes: {name}")
-    save_clip(clip, build_tokenizer(vocabulary(), options.clip), options.clip)  # remembers no padding
-    _forget_paths(options.clip)
+    save_clip(clip, build_tokenizer(vocabulary(), options.clip), options.clip)  # without padding state
+    _remove_paths(options.clip)
 
 
-def _forget_paths(folder: Path) -> None:
-    """diffusers notes where a part was loaded from: a path of the machine that trained it."""
+def _remove_paths(folder: Path) -> None:
+    """Remove the paths that diffusers records in configs."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)

@@ -1,4 +1,4 @@
-"""The demo's extractor: a small CLIP, trained contrastively on the drawn scenes and any captions that fit them."""
+"""Train the demo extractor, a small CLIP model, on scenes and all captions that match them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from madgen.demo.training.data import Pictures, draw_captions
 from madgen.demo.training.train_unet import tokenize
 from madgen.demo.training.train_vae import to_tensor
 
-SIDE = 64  # pixels: what the image tower sees of a square crop
+SIDE = 64  # pixels, image input
 WIDTH = 128
 BATCH = 192
-CAPTIONS = 12  # of a scene, drawn ahead
+CAPTIONS = 12  # per scene
 LEARNING_RATE = 1e-3
 MEAN = STD = (0.5, 0.5, 0.5)
 ATTRIBUTES = {word: name for name, words in WORDS.items() for word in words}
-"""Which attribute a word of a caption names."""
+"""Attribute of each word in captions."""
 BITS = {name: 1 << bit for bit, name in enumerate([*WORDS, "clouds", "stars", "trees", "sun", "moon"])}
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Untrained: 64 patches of 8x8 px, 4 layers of width 128; 2 layers for the text."""
+    """Return an untrained model: 64 patches of 8x8 px, 4 layers of width 128; 2 text layers."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
     text = {
         **tower,
@@ -46,7 +46,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def new_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    """Squares resized to 64x64 px."""
+    """Return a processor that resizes squares to 64x64 px."""
     images = CLIPImageProcessor(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=STD
     )
@@ -54,18 +54,18 @@ def new_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 def shows(scene: Scene, text: str) -> bool:
-    """Whether everything that a caption names is in a scene."""
+    """Whether a scene contains everything in a caption."""
     return not _named(text) & ~_contents(scene)
 
 
 def fitting(scenes: list[Scene], texts: list[str]) -> Tensor:
-    """Which captions fit which scenes, [scenes, texts] of 0 and 1."""
+    """Return which captions match which scenes, [scenes, texts] of 0 and 1."""
     there, named = np.array([_contents(scene) for scene in scenes]), np.array([_named(text) for text in texts])
     return torch.from_numpy(((named[None] & ~there[:, None]) == 0).astype(np.float32))
 
 
 def _contents(scene: Scene) -> int:
-    """A bit for each attribute and thing that a scene has."""
+    """Return a bit mask of the attributes of a scene."""
     things = {"clouds": scene.clouds, "stars": scene.stars, "trees": scene.trees}
     things["moon" if scene.time == "night" else "sun"] = scene.sun
     names = [scene.time, scene.far, scene.ground, scene.horizon, *(name for name, there in things.items() if there)]
@@ -73,16 +73,16 @@ def _contents(scene: Scene) -> int:
 
 
 def _named(text: str) -> int:
-    """The bits of what a caption names."""
+    """Return a bit mask of the attributes in a caption."""
     words = text.replace(",", "").split()
     return sum({BITS[ATTRIBUTES.get(word, word)] for word in words if ATTRIBUTES.get(word, word) in BITS})
 
 
 @torch.no_grad()
 def shrunk(images: np.ndarray, vae: AutoencoderKL | None, device: torch.device) -> Tensor:
-    """Pictures as the image tower sees them, [N, 3, 64, 64] in -1..1; through an autoencoder, if one is given."""
+    """Resize images for the model, [N, 3, 64, 64] in -1..1, after a pass through the autoencoder if given."""
     parts = []
-    for start in track(range(0, len(images), 64), description="shrinking pictures"):
+    for start in track(range(0, len(images), 64), description="resizing images"):
         part = images[start : start + 64]
         if vae is not None:
             decoded = vae(to_tensor(part, device)).sample.clamp(-1, 1).permute(0, 2, 3, 1)
@@ -93,7 +93,7 @@ def shrunk(images: np.ndarray, vae: AutoencoderKL | None, device: torch.device) 
 
 
 def contrast(image_embeds: Tensor, text_embeds: Tensor, fits: Tensor, scale: Tensor) -> Tensor:
-    """Cross entropy of both directions, [B, D] each; `fits` [B, B] tells which captions fit which pictures."""
+    """Return the cross entropy in both directions; embeddings [B, D], `fits` [B, B] image to matching captions."""
     logits = scale.exp().clamp(max=100) * nn.functional.normalize(image_embeds) @ nn.functional.normalize(text_embeds).T
 
     def one_way(logits: Tensor, fits: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def train_clip(
 
 
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """The ordinary transformers layout; float16 halves the file, and it is loaded in float32 all the same."""
+    """Save in transformers layout, in float16 (half the file size; it is loaded in float32)."""
     model.half().save_pretrained(folder)
     new_processor(tokenizer).save_pretrained(folder)
     model.float()
@@ -144,7 +144,7 @@ def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, table: dict, name: str) -> float:
-    """The share of pictures whose attribute `name`, of those in `table`, is the caption nearest to the picture."""
+    """Return the accuracy of zero-shot classification of attribute `name` with the values in `table`."""
     texts = [{"ground": f"a {value}", "time": f"a landscape at {value}", "horizon": f"a landscape, {value} horizon"}
              .get(name, value) for value in table]  # fmt: skip
     device = model.device

@@ -1,4 +1,4 @@
-"""The demo UNet and its text encoder: trained together on cached latents, with v-prediction and EMA."""
+"""Train the demo UNet and text encoder jointly on cached latents, with v-prediction and EMA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_WIDTH = 96
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text model of 2 layers."""
+    """Return an untrained CLIP text model of 2 layers."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -35,7 +35,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Untrained; attention at 16x16 and 8x8 cells, a plain block at 4x4."""
+    """Return an untrained UNet with attention at 16x16 and 8x8 cells."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -52,7 +52,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The linear schedule ends in almost pure noise, so that night pictures become as dark as they should."""
+    """Return a linear schedule; it ends in almost pure noise, which dark images such as nights need."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -86,9 +86,9 @@ def train_denoiser(
     device: torch.device,
     seed: int,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains on scaled latents [N, 4, 16, 16] and K tokenized captions of each [N, K, L]; returns averaged weights.
+    """Train on scaled latents [N, 4, 16, 16] and K tokenized captions of each [N, K, L]; return averaged weights.
 
-    Everything is drawn on the device, where the data stays: a step waits for nothing.
+    All data stays on the device, so that steps never wait for transfers.
     """
     torch.manual_seed(seed)
     scheduler = new_scheduler()
@@ -128,7 +128,7 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids [B, model_max_length]."""
+    """Return token ids [B, model_max_length]."""
     return tokenizer(
         captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids

@@ -1,4 +1,4 @@
-"""The demo autoencoder: a 1.6 M parameter `AutoencoderKL`, 8 pixels to a latent cell, 4 latent channels."""
+"""Train the demo autoencoder: an `AutoencoderKL` of 1.6 M parameters, 8 pixels per latent cell, 4 channels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from madgen.demo.training.pace import Pace
 KL_WEIGHT = 2e-5
 GRADIENT_WEIGHT = 0.5
 LEARNING_RATE = 1.5e-3
-CROP = 64  # pixels; most steps see crops, which are cheaper, the last quarter whole pictures
+CROP = 64  # pixels; cheap crops in most steps, whole images in the last quarter
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Untrained; without attention, so that it decodes a panorama of any width in linear time."""
+    """Return an untrained autoencoder, without attention so that decoding is linear in the width."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -31,13 +31,13 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def to_tensor(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1, channels last."""
+    """Convert uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1, channels last."""
     batch = torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
 
 
 class _Loss(nn.Module):
-    """L1 on pixels and on their differences, plus a light KL term: one graph, so that it compiles as one."""
+    """L1 loss of pixels and of their gradients, plus a small KL term."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -58,9 +58,9 @@ class _Loss(nn.Module):
 def train_autoencoder(
     images: np.ndarray, pace: Pace, batch: int, device: torch.device, seed: int, start: AutoencoderKL | None = None
 ) -> AutoencoderKL:
-    """Trains on uint8 pictures [N, 128, 128, 3], `batch` crops or half as many whole ones, from `start` or nothing.
+    """Train on uint8 images [N, 128, 128, 3] with `batch` crops or half as many whole images, optionally from `start`.
 
-    The returned model's `scaling_factor` gives latents unit variance.
+    The `scaling_factor` of the result gives latents unit variance.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 1))
@@ -86,7 +86,7 @@ def train_autoencoder(
 
 
 def _batch(pictures: Tensor, rng: np.random.Generator, batch: int, whole: bool) -> Tensor:
-    """Half as many whole pictures as crops: twice the pixels."""
+    """Draw a batch: crops, or half as many whole images (twice the pixels)."""
     chosen = pictures[torch.from_numpy(rng.integers(0, len(pictures), max(1, batch // 2) if whole else batch))]
     if not whole:
         top, left = rng.integers(0, chosen.shape[1] - CROP + 1, 2)
@@ -96,7 +96,7 @@ def _batch(pictures: Tensor, rng: np.random.Generator, batch: int, whole: bool) 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray, device: torch.device, scaled: bool = True) -> Tensor:
-    """Posterior means [N, 4, 16, 16] of uint8 pictures, float32 on the CPU; `scaled` to unit variance."""
+    """Return posterior means [N, 4, 16, 16] of uint8 images, float32 on the CPU; `scaled` to unit variance."""
     factor = vae.config["scaling_factor"] if scaled else 1.0
     batches = []
     for start in range(0, len(images), 64):
@@ -106,7 +106,7 @@ def encode(vae: AutoencoderKL, images: np.ndarray, device: torch.device, scaled:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> float:
-    """Mean peak signal-to-noise ratio of the reconstructions of uint8 pictures, in dB."""
+    """Return the mean peak signal-to-noise ratio of reconstructions of uint8 images, in dB."""
     values = []
     for start in range(0, len(images), 32):
         batch = to_tensor(images[start : start + 32], device)
