@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny random pipeline in the diffusers layout, and the command line as a user calls it."""
+"""Fixtures of all tests: tiny random pipelines in the diffusers layout, and the command line."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import forks
 import pytest
 from browser import DESKTOP, MISSING, chromium_is_there, open_chromium, show_on
+from forks import WAIT_S
 from hypothesis import HealthCheck, settings
 from processes import Started, begin, environment
 
@@ -18,15 +19,15 @@ from madgen.utils.console import log_to_stderr
 
 pytest_plugins = ["metric_fixtures", "tiers"]
 
-# The same examples in each run, and no time limit: machines stand still at times.
+# The same examples in each run, and no time limit: machines may be slow.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 log_to_stderr()  # as the command line does
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
 
 
 def build_tiny_pipeline(folder: Path) -> Path:
-    """Random weights, views of 8x8 latent cells, 4 pixels a cell, attention at 8x8 and 4x4: milliseconds a step."""
+    """Save a Stable Diffusion of random weights: 8x8 latents, 4 pixels per cell, attention at 8x8 and 4x4."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -60,12 +61,12 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder of the tiny pipeline."""
+    """Return the folder of the tiny pipeline."""
     return build_tiny_pipeline(tmp_path_factory.mktemp("backbone") / "tiny")
 
 
 def build_tiny_xl_pipeline(folder: Path) -> Path:
-    """Stable Diffusion XL in small: two text encoders, size conditioning, no attention at the highest level."""
+    """Save a small Stable Diffusion XL: two text encoders, size conditioning, no attention at the highest level."""
     import torch
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -105,7 +106,7 @@ def build_tiny_xl_pipeline(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_xl(tmp_path_factory) -> Path:
-    """Folder of the tiny XL pipeline."""
+    """Return the folder of the tiny XL pipeline."""
     return build_tiny_xl_pipeline(tmp_path_factory.mktemp("backbone") / "tiny-xl")
 
 
@@ -118,7 +119,7 @@ class Result:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the command line in `tmp_path` as a process of its own, which does not outlive the test."""
+    """Start the command line in `tmp_path` as a process that does not outlive the test."""
     started = []
 
     def run(*arguments: object, **env: str | None) -> Started:
@@ -132,9 +133,9 @@ def start(tmp_path):
 
 @pytest.fixture
 def madgen(start):
-    """Runs the command line in `tmp_path` as a process: `madgen("plan", "job.yaml", "--json")`."""
+    """Run the command line in `tmp_path` as a process: `madgen("plan", "job.yaml", "--json")`."""
 
-    def run(*arguments: object, timeout: float = 300, **env: str | None) -> Result:
+    def run(*arguments: object, timeout: float = WAIT_S, **env: str | None) -> Result:
         process = start(*arguments, **env)
         return Result(process.wait(timeout), *process.said())
 
@@ -143,7 +144,7 @@ def madgen(start):
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """What a test's commands install in this process is gone after it."""
+    """Restore the signal handlers that a command replaced in this process."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
@@ -152,7 +153,7 @@ def signal_handlers():
 
 @pytest.fixture
 def madgen_here(tmp_path, monkeypatch, capfd):
-    """As `madgen`, in this process: for what is refused before any work begins, where a process each would be slow."""
+    """Run the command line in this process: faster than `madgen`, for commands that need no process."""
     from madgen.cli.app import main
 
     def run(*arguments: object) -> Result:
@@ -171,7 +172,7 @@ def madgen_here(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def wandb_here(tmp_path, monkeypatch):
-    """W&B in this process logs to `tmp_path`; it would go on with the folder of the test before."""
+    """Let W&B in this process log to `tmp_path` instead of the folder of an earlier test."""
     import wandb
 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
@@ -182,13 +183,13 @@ def wandb_here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job_file(tmp_path, tiny) -> Path:
-    """A job of 10 panoramas of 32x64 px in 4 shards on the tiny backbone."""
+    """Write a job of 10 panoramas of 32x64 px in 4 shards on the tiny backbone."""
     return write_job(tmp_path, tiny)
 
 
 @pytest.fixture(scope="module")
 def job_file_of_module(tmp_path_factory, tiny) -> Path:
-    """As `job_file`, for what several tests compare with."""
+    """Write the job of `job_file` for a module whose tests share its dataset."""
     return write_job(tmp_path_factory.mktemp("job"), tiny)
 
 
@@ -219,7 +220,7 @@ def chromium_of_module(tmp_path_factory):
 
 @pytest.fixture
 def chromium(chromium_of_module):
-    """A selenium WebDriver of a real headless Chromium, one a module, at a blank page of a desktop's size."""
+    """Return the module's WebDriver of a headless Chromium, at a blank page of desktop size."""
     chromium_of_module.get("about:blank")
     show_on(chromium_of_module, DESKTOP)
     chromium_of_module.get_log("browser")

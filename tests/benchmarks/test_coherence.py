@@ -1,14 +1,12 @@
 """The coherence study: its settings, its cache, and a run of two steps."""
 
 import json
-import subprocess
-import sys
 
 import coherence
 import pytest
 from coherence_report import mean_and_error, values
 from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
-from processes import ROOT, environment
+from processes import ROOT, Forked, environment
 
 from madgen.backbones import Merging
 from madgen.backbones.sd import describe
@@ -26,7 +24,7 @@ def build(setting, steps=20):
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 
 
-def test_every_setting_has_its_own_name_and_views_that_can_merge():
+def test_settings_have_unique_names_and_views_that_can_merge():
     names = [(setting.group, setting.name) for setting in settings()]
     assert len(set(names)) == len(names)
     for setting in settings():
@@ -36,14 +34,14 @@ def test_every_setting_has_its_own_name_and_views_that_can_merge():
         ), setting
 
 
-def test_prompts_name_what_can_be_told_from_pixels():
+def test_prompts_name_attributes_that_are_measurable():
     known = {"time": TIMES, "ground": GROUNDS, "horizon": HORIZONS}
     for prompt, named in PROMPTS.items():
         assert all(value in known[kind] and value in prompt for kind, value in named.items())
         assert len(named) <= 1, "a prompt of the study leaves most open"
 
 
-def test_views_change_their_kind_in_the_first_and_last_steps():
+def test_shifted_views_overlap_in_the_first_and_last_steps():
     setting = Setting("a", "b", layout="shifted", overlap_first=0.1, overlap_last=0.2)
     counts = [build(setting).at(step).count for step in range(20)]
     assert [count == 13 for count in counts] == [True] * 2 + [False] * 14 + [True] * 4
@@ -52,7 +50,7 @@ def test_views_change_their_kind_in_the_first_and_last_steps():
     assert not any(fine.at(step).divisible(2) for step in range(16, 20))  # 15, 7, 11, 3
 
 
-def test_a_panorama_is_known_by_what_its_pixels_depend_on():
+def test_cache_key_depends_on_all_inputs_of_the_pixels():
     mad, same = Setting("tau", "MAD", 0.3), Setting("methods", "other name", 0.3, share=0.5)
     assert STUDY.key(mad, "hills", 1) == STUDY.key(same, "hills", 1)
     others = [
@@ -66,14 +64,14 @@ def test_a_panorama_is_known_by_what_its_pixels_depend_on():
     assert len({STUDY.key(mad, "hills", 1), *others}) == 7
 
 
-def test_every_setting_takes_the_same_prompts_and_seeds():
+def test_settings_share_prompts_and_seeds():
     whole = STUDY.samples(Setting("a", "b"), 64)
     assert len(set(whole)) == 64
     assert {prompt: sum(p == prompt for p, _ in whole) for prompt in PROMPTS} == dict.fromkeys(PROMPTS, 4)
     assert STUDY.samples(Setting("a", "b", share=0.25), 64) == whole[:16]
 
 
-def test_only_missing_panoramas_are_made_once():
+def test_each_missing_panorama_is_sampled_once():
     mad, same = Setting("tau", "MAD", 0.3), Setting("methods", "other name", 0.3)
     known = dict.fromkeys(STUDY.key(mad, *sample) for sample in STUDY.samples(mad, 3))
     work = list(coherence.missing(STUDY, [mad, same], known, 8, 2))
@@ -82,14 +80,14 @@ def test_only_missing_panoramas_are_made_once():
 
 
 @pytest.mark.parametrize("torn", ["", '{"key": "half'])
-def test_a_torn_last_line_of_the_cache_is_cut_off(tmp_path, torn):
+def test_truncated_last_line_of_the_cache_is_dropped(tmp_path, torn):
     cache = tmp_path / "scores.jsonl"
     cache.write_text('{"key": "a", "sky": 1}\n' + torn)
     assert coherence.read_cache(cache) == {"a": {"key": "a", "sky": 1}}
     assert cache.read_text() == '{"key": "a", "sky": 1}\n'
 
 
-def test_a_cell_holds_mean_and_standard_error():
+def test_cells_hold_mean_and_standard_error():
     rows = [{"prompt": "a", "summary": [0.0] * 7, "caption": None}, {"prompt": "a", "summary": [2.0] * 7, "caption": 5}]
     assert mean_and_error([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / 3**0.5))
     assert values(rows, "caption") == [5]
@@ -98,10 +96,21 @@ def test_a_cell_holds_mean_and_standard_error():
 
 
 @pytest.mark.slow
-def test_the_script_runs_and_goes_on_where_it_was(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "coherence.py", tmp_path, "--panoramas", "3", "--steps", "2"]
-    command += ["--only", "methods: shifted, no", "--workers", "1"]
-    subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=300)
+def test_script_resumes_after_a_truncated_cache(tmp_path):
+    command = ["coherence.py", str(tmp_path), "--panoramas", "3", "--steps", "2", "--only", "methods: shifted, no"]
+    folder = str(ROOT / "benchmarks")
+    code = f"""
+import runpy, sys
+sys.argv = {[*command, "--workers", "1"]!r}
+sys.path.insert(0, {folder!r})
+runpy.run_path({folder!r} + "/coherence.py", run_name="__main__")
+"""
+
+    def run():
+        process = Forked((), tmp_path, environment(), code)
+        assert process.wait() == 0, process.said()
+
+    run()
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[0])["views"] > 0
@@ -109,7 +118,7 @@ def test_the_script_runs_and_goes_on_where_it_was(tmp_path):
     assert "| shifted, no MAD (SpotDiffusion) | 128x512 | 2, 0 | 3 | 10 |" in report
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     (tmp_path / "scores.jsonl").write_text("\n".join(lines)[:-9])  # the last line lost its end
-    subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=300)
+    run()
     again = (tmp_path / "scores.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in again} == {json.loads(line)["key"] for line in lines}
     assert len(again) == len(lines)

@@ -6,7 +6,7 @@ from madgen.config.schema import PromptsConfig
 from madgen.prompts.reading import read_prompts
 
 
-def test_captions_are_realistic_and_different():
+def test_captions_are_distinct_and_of_realistic_length():
     made = list(captions(5000))
     assert len(set(made)) == 5000
     assert all(20 <= len(caption.encode()) <= 80 for caption in made)
@@ -23,7 +23,7 @@ def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
     assert kind != "parquet" or pq.ParquetFile(path).num_row_groups == 3
 
 
-def test_a_plan_in_a_process_of_its_own(tmp_path):
+def test_plan_reports_time_and_memory_of_a_new_process(tmp_path):
     path = tmp_path / "p.txt"
     write_prompts(path, "txt", 50)
     cost = plan(tmp_path, path)

@@ -20,12 +20,12 @@ def stitched(*scenes, seed=1):
     return np.concatenate([draw(scene, np.random.default_rng((seed, n))) for n, scene in enumerate(scenes)], axis=1)
 
 
-def test_the_horizon_is_found_within_3_pixels():
+def test_horizon_is_found_within_3_pixels():
     for scene, image, true in drawn(60):
         assert abs(scores.horizon(image) - true) * 128 <= 3, scene
 
 
-def test_one_wide_scene_is_coherent_and_different_scenes_are_not():
+def test_spread_is_small_within_one_scene_and_large_across_scenes():
     noon, night = Scene("noon", "hills", "meadow", "low"), Scene("night", "hills", "snow", "high")
     one = scores.spread(draw(noon, np.random.default_rng(0), 128, 512))
     assert one["sky"] < 2
@@ -39,7 +39,7 @@ def test_one_wide_scene_is_coherent_and_different_scenes_are_not():
     assert mixed["time"] == pytest.approx(100 * 4 / 6)  # pairs of six that differ
 
 
-def test_stitched_pictures_of_one_kind_differ_only_by_what_is_drawn_at_random():
+def test_spread_of_stitched_pictures_of_one_scene_is_small():
     scene = Scene("sunset", "mountains", "sea", "middle")
     same = scores.spread(stitched(*4 * [scene]))
     assert same["sky"] < 3
@@ -54,7 +54,7 @@ def test_vertical_pictures_are_cut_from_top_to_bottom():
     assert scores.spread(tall) == {"sky": 0, "ground": 0, "horizon": 0, "time": 0}
 
 
-def test_the_caption_match_counts_what_is_named():
+def test_caption_match_counts_named_attributes():
     image = stitched(Scene("noon", "hills", "meadow", "low"), Scene("night", "hills", "meadow", "low"))
     assert scores.caption_match(image, {"ground": "meadow"}) == 100
     assert scores.caption_match(image, {"time": "night"}) == 50
@@ -71,7 +71,7 @@ def test_variety_is_the_spread_between_panoramas():
     assert scores.variety([one, other])["horizon"] > 15
 
 
-def test_a_seam_is_seen_where_it_is_and_nowhere_else():
+def test_seam_score_rises_only_at_borders():
     image = draw(Scene("noon", "hills", "meadow", "low"), np.random.default_rng(0), 128, 512).astype(float)
     borders, elsewhere = range(32, 512, 32), range(48, 512, 32)
     assert 0.75 < scores.seam(image, borders) < 1.35
@@ -81,7 +81,7 @@ def test_a_seam_is_seen_where_it_is_and_nowhere_else():
     assert scores.seam(stripes.transpose(1, 0, 2), borders) == pytest.approx(scores.seam(stripes, borders))
 
 
-def test_a_closed_panorama_has_a_wrap_ratio_of_one():
+def test_wrap_ratio_of_a_closed_panorama_is_one():
     x = np.arange(256)
     wave = np.broadcast_to(127 + 100 * np.sin(2 * np.pi * x / 256)[None, :, None], (128, 256, 3))
     assert scores.wrap_ratio(wave) == pytest.approx(1, abs=0.6)

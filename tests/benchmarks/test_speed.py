@@ -29,7 +29,7 @@ def found(rows, figure):
                 if figure in name)  # fmt: skip
 
 
-def test_fifty_steps_are_put_together_from_merged_and_unmerged_ones():
+def test_fifty_steps_are_the_sum_of_merged_and_unmerged_steps():
     ours, theirs = 15 * 0.11 + 35 * 0.1, 15 * 0.3 + 35 * 0.2
     assert found([EAGER], "against the released code, SD 2 shape, GPU")[0] == pytest.approx(theirs / ours)
     assert found([EAGER], "τ = 15 against")[:2] == (pytest.approx(ours / 5), False)
@@ -37,7 +37,7 @@ def test_fifty_steps_are_put_together_from_merged_and_unmerged_ones():
     assert found([EAGER], "bare UNet on")[:2] == (pytest.approx(5 / ours), True)
 
 
-def test_on_a_cpu_a_panorama_must_be_faster_and_no_step_slower():
+def test_cpu_target_needs_a_faster_panorama_and_no_slower_step():
     def measured(kind, theirs):
         ours = {"madgen_merged": 1.0, "madgen_not_merged": 1.0}
         return row("eager", kind, views=9, **steps(**ours, **theirs))
@@ -50,7 +50,7 @@ def test_on_a_cpu_a_panorama_must_be_faster_and_no_step_slower():
     assert found([sd2, tiny], "the same on CPU")[:2] == (pytest.approx(1.23), False)
 
 
-def test_generate_is_told_of_a_cpu_where_no_gpu_was():
+def test_generate_target_falls_back_to_cpu_rows():
     ran = {"panoramas": 3, "steps": 2, "median": {"sampler": 0.99, "generate": 1.0}}
     tiny, demo = (row("generate", kind, **ran) for kind in ("cpu-tiny", "cpu-demo"))
     assert found([tiny], "`generate`") == (0.99, True, "cpu-tiny, 3 panoramas of 2 steps: 0.99")
@@ -60,14 +60,14 @@ def test_generate_is_told_of_a_cpu_where_no_gpu_was():
     assert found([on_gpu, row("generate", "cpu-tiny", **ran)], "`generate`")[:2] == (0.9, False)
 
 
-def test_the_fast_preset_is_timed_as_whole_panoramas():
+def test_fast_preset_is_timed_as_whole_panoramas():
     preset = row("fast", preset="fast.yaml", steps=25, seconds_a_panorama={"fast": [2.0, 1.0, 3.0]})
     ours, theirs = 15 * 0.11 + 35 * 0.1, 15 * 0.3 + 35 * 0.2
     assert found([EAGER, preset], "`fast` preset against MAD")[:2] == (pytest.approx(ours / 2), False)
     assert found([EAGER, preset], "`fast` preset against the released")[:2] == (pytest.approx(theirs / 2), True)
 
 
-def test_what_was_not_run_is_left_empty(tmp_path):
+def test_rows_that_were_not_run_stay_empty(tmp_path):
     log = tmp_path / "speed.jsonl"
     log.write_text(json.dumps(row("growth", failed="OutOfTime: stopped after 9 s")) + "\n")
     write_report(log, tmp_path)
@@ -87,14 +87,14 @@ def test_growth_is_linear_where_time_follows_the_width():
     assert found([grown], "memory")[:2] == (25, False)
 
 
-def test_a_later_row_replaces_an_earlier_one_unless_it_failed(tmp_path):
+def test_later_row_replaces_an_earlier_one_unless_it_failed(tmp_path):
     log = tmp_path / "speed.jsonl"
     lines = [row("eager", n=1), row("eager", n=2), row("eager", failed="no")]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read(log)["gpu", "eager"]["n"] == 2
 
 
-def test_contenders_take_turns_and_the_first_round_does_not_count():
+def test_contenders_alternate_and_the_first_round_is_a_warm_up():
     calls = []
     contenders = {name: lambda steps, name=name: calls.append((name, steps)) for name in "ab"}
     timings = alternate(contenders, {"a": 1, "b": 2}, 2)
@@ -102,7 +102,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     assert [len(timing.seconds) for timing in timings.values()] == [2, 2]
 
 
-def test_relative_error_sees_what_is_not_a_number():
+def test_relative_error_of_nan_is_not_small():
     assert relative_error(torch.ones(2) * 1.1, torch.ones(2)) == pytest.approx(0.1)
     assert not relative_error(torch.tensor([float("nan")]), torch.ones(1)) <= 1e-3
 
@@ -123,13 +123,13 @@ def test_unknown_rows_are_refused(capsys):
         (["--report", "--out", "nowhere"], "nowhere/speed.jsonl does not exist"),
     ],
 )
-def test_a_run_must_be_possible(arguments, said, capsys):
+def test_impossible_runs_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit):
         parse(arguments)
     assert said in capsys.readouterr().err
 
 
-def test_a_row_that_fails_is_written_down_and_the_others_go_on(tmp_path, monkeypatch):
+def test_failed_row_is_recorded_and_the_next_row_runs(tmp_path, monkeypatch):
     def broken(bench):
         raise RuntimeError("no such luck")
 

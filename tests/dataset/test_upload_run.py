@@ -1,12 +1,9 @@
 """`generate` with `output.upload`: killed in the middle of an upload, gone on with, without a server, stopped."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from processes import environment
+from processes import until
 from s3_server import KEYS, objects, s3_server
 
 from madgen.dataset.format import Manifest, PlanTotals
@@ -22,16 +19,6 @@ def s3(monkeypatch):
         yield server
 
 
-@pytest.fixture
-def start(job_file, tmp_path):
-    def start(*more):
-        command = [sys.executable, "-m", "madgen", "generate", str(job_file), UPLOAD, *more]
-        pipes = {"stderr": subprocess.STDOUT, "stdout": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=tmp_path, env=environment(WANDB_DIR=str(tmp_path)), **pipes)
-
-    return start
-
-
 def local(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {f"sets/alps/{path.relative_to(folder)}": path.read_bytes() for path in files}
@@ -40,26 +27,22 @@ def local(folder):
 @pytest.mark.slow
 def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
     s3.hold_at = "job-000001.tar"
-    killed = start()
+    upload = ("generate", job_file, UPLOAD)
+    killed = start(*upload)
     assert s3.held.wait(600)
     killed.kill()
-    killed.communicate()
     s3.go_on.set()
     assert not [key for key in objects() if "000001" in key], "an object is there whole or not at all"
 
     for event in (s3.held, s3.go_on):
         event.clear()
     s3.hold_at = "job-000003.tar"
-    stopped = start("monitor.wandb.mode=offline")
+    stopped = start(*upload, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path))
     assert s3.held.wait(600)
-    said = []
-    for line in stopped.stdout:
-        said.append(line)
-        if line.startswith("uploading to"):  # all is made, and it waits
-            break
-    os.kill(stopped.pid, signal.SIGTERM)
-    said = "".join([*said, stopped.communicate(timeout=600)[0]])
-    assert stopped.returncode == 3, said
+    until(lambda: "uploading to" in stopped.said()[1] or stopped.poll() is not None, "a run that waits for the upload")
+    stopped.send_signal(signal.SIGTERM)
+    status, said = stopped.wait(), "".join(stopped.said())
+    assert status == 3, said
     assert "rerun the same command" in said
     assert "is off" not in said, "W&B takes the place as a reference"
     s3.hold_at = None
@@ -99,12 +82,12 @@ def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_
 
 
 @pytest.mark.slow
-def test_two_jobs_at_once_send_everything(s3, start, madgen_here, tmp_path):
+def test_two_jobs_at_once_send_everything(s3, start, madgen_here, job_file, tmp_path):
     """Of three processes, over a network that fails."""
     s3.share, s3.faults = 0.05, ("error", "cut")
-    both = [start("trainer.devices=2", "prompts.samples_per_prompt=4"), start("prompts.samples_per_prompt=4")]
-    said = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    upload = ("generate", job_file, UPLOAD, "prompts.samples_per_prompt=4")
+    both = [start(*upload, "trainer.devices=2"), start(*upload)]
+    assert [process.wait() for process in both] == [0, 0], [process.said() for process in both]
     assert s3.failed
     s3.share = 0.0
     assert objects() == local(tmp_path / "out")

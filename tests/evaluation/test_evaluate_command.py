@@ -1,10 +1,7 @@
 """Run `madgen evaluate` and `madgen compare` on the tiny backbone and a random CLIP."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +74,7 @@ def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, 
 
 
 @pytest.mark.slow
-def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_here, monkeypatch):
+def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_here, start, monkeypatch):
     write_dataset(tmp_path / "a", textures(PROMPTS, 4, 32, 96))
     write_dataset(tmp_path / "squares", textures(PROMPTS, 9, 32, 32, seed=1))
     options = ["--reference", "squares", "--extractor", f"{clip_folder},vgg=random", "--crop", "32", "--device", "cpu"]
@@ -88,20 +85,12 @@ def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_
     for parts in ("a", "squares"):
         for path in (tmp_path / parts / "report").rglob("*.npy"):
             path.unlink()
-    command = [sys.executable, "-m", "madgen", "evaluate", "a", *options, "-o", "shared"]
-    world = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
-    other = subprocess.Popen(command, cwd=tmp_path, env={**world, "RANK": "1"})
+    other = start("evaluate", "a", *options, "-o", "shared", WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     done = madgen_here("evaluate", "a", *options, "-o", "shared")
     assert done.code == 0, done.err
-    assert other.wait(timeout=200) == 0
+    assert other.wait() == 0, other.said()
     assert (tmp_path / "shared" / "report.json").read_bytes() == expected
 
 

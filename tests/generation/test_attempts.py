@@ -246,9 +246,10 @@ def test_what_was_held_is_free_before_the_next_attempt():
 REAL = """
 import json, resource, sys
 import numpy as np
-from madgen import PanoramaSampler, onednn
-from madgen.engine.attempts import Attempts
-from madgen.schema import SamplingConfig
+from madgen import PanoramaSampler
+from madgen.config.schema import SamplingConfig
+from madgen.diffusion.kernels import onednn
+from madgen.generation.robust_sampler import Attempts
 from madgen.types import Prompt, Task
 
 onednn.is_faster = lambda: False  # it keeps kernels of each shape, some 100 MB of address space for all rungs

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from PIL import Image
-from processes import MADGEN, Forked, environment
+from processes import MADGEN, Forked, environment, until
 
 from madgen import load_job
 from madgen.dataset.plan import build_plan
@@ -159,15 +159,11 @@ SLOW = ["sampling.num_inference_steps=40", "output.samples_per_shard=1"]
 def interrupt(start, job_file, folder, *signals, overrides=()):
     """Start a slow run in `folder / "cut"`, send signals once two shards are done; return the exit status."""
     process = start("generate", job_file, "output.dir=cut", *SLOW, *overrides)
-    deadline = time.monotonic() + 180
-    while len(list((folder / "cut/shards").glob("*.json"))) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
+    until(lambda: len(list((folder / "cut/shards").glob("*.json"))) >= 2 or process.poll() is not None, "two shards")
     for number in signals:
         process.send_signal(number)
         time.sleep(0.02)
-    return process.wait(120)
+    return process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -212,17 +208,18 @@ def test_resume_keeps_complete_samples_of_an_open_shard(madgen, start, job_file,
     options = ["sampling.num_inference_steps=40", "output.samples_per_shard=10"]
     assert madgen("generate", job_file, "output.dir=whole", *options).code == 0
     process = start("generate", job_file, "output.dir=cut", *options)
-    deadline, kept = time.monotonic() + 180, 0
-    while kept < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        kept = sum(len(path.read_bytes().splitlines()) for path in (tmp_path / "cut").glob("work/open/*.jsonl"))
+
+    def kept():
+        return sum(len(path.read_bytes().splitlines()) for path in (tmp_path / "cut").glob("work/open/*.jsonl"))
+
+    until(lambda: kept() >= 3 or process.poll() is not None, "three samples")
     process.send_signal(number)
-    assert process.wait(120) == code
+    least = kept()
+    assert process.wait() == code
     result = madgen("generate", job_file, "output.dir=cut", *options)
     assert result.code == 0, result.err
     made = int(re.search(r"(\d+) generated in", result.err).group(1))
-    assert 0 < made <= 10 - kept
+    assert 0 < made <= 10 - least
     assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
 
 
@@ -281,18 +278,15 @@ finally:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
-    """Compare the peak memory of 4 and 120 panoramas of 128x1024 px; keeping 116 of them would take 45 MB."""
+    """Compare the peaks of two forks that write 4 and 120 panoramas of 128x1024 px; 116 panoramas are 45 MB."""
     peaks = []
     for count in (2, 60):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)))
         job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
         steps.append("method.views.stride=8")
-        done = subprocess.run(  # not a fork, whose memory is not its own alone
-            [sys.executable, "-c", PEAK, "generate", str(job_file), *job, *steps],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        process = Forked(("generate", job_file, *job, *steps), tmp_path, environment(), PEAK)
+        assert process.wait() == 0, process.said()
         peaks.append(int((tmp_path / "peak").read_text()))
     print(peaks)
     assert peaks[1] - peaks[0] < 30, peaks

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from processes import until
 
 from madgen.dataset.format import Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
@@ -19,14 +20,6 @@ from madgen.utils.console import eta_text
 def running(start, job_file):
     """A worker at work on 5000 panoramas."""
     return start("generate", job_file, "prompts.samples_per_prompt=1000")
-
-
-def until(true, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
 
 
 def test_silent_and_dead_workers_are_reported(running, tmp_path):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
-from processes import MADGEN, Forked, environment
+from forks import WAIT_S
+from processes import MADGEN, NEARLY_OVER, Forked, environment, until
 from wandb_log import ended, history, records, run
 
-from madgen.cluster.walltime import MARGIN_S
 from madgen.config.schema import Job
 from madgen.dataset.shards.leases import read_json
 
@@ -69,11 +69,9 @@ def test_resumed_dataset_continues_the_run(logged, madgen, job_file, tmp_path):
 @pytest.mark.slow
 def test_run_at_its_time_limit_is_marked_as_preempting(madgen, job_file, tmp_path):
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
-    options += ["sampling.num_inference_steps=20"]
-    assert madgen("plan", job_file).code == 0  # processes fork at once from now on
-    limit = str(time.time() + MARGIN_S + 25)
-    result = madgen("generate", job_file, *options, WANDB_DIR=str(tmp_path), MADGEN_END_TIME=limit)
-    assert result.code == 3, result.err
+    here = environment(WANDB_DIR=str(tmp_path), MADGEN_END_TIME=str(time.time() + 36000))
+    process = Forked(("generate", job_file, *options), tmp_path, here, NEARLY_OVER)
+    assert process.wait() == 3, process.said()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert any(record.HasField("preempting") for record in records(ended(log)))
 
@@ -114,13 +112,6 @@ def test_killed_and_resumed_runs_form_one_curve(job_file, tmp_path):
     assert samples[-1] == 300
 
 
-def until(true, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_online_without_a_key_logs_offline_with_a_warning(madgen, job_file, tmp_path):
     here = {"WANDB_DIR": str(tmp_path), "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
     result = madgen("generate", job_file, "monitor.wandb.mode=online", **here)
@@ -158,7 +149,7 @@ def test_wait_for_a_hanging_run_is_limited(monkeypatch):
     run.log = SimpleNamespace(folder="wandb/latest-run", status=SimpleNamespace(read=dict), close=lambda: None)
     run._do(hang)
     run._thread.start()
-    assert hung.wait(60)
+    assert hung.wait(WAIT_S)
     for _ in range(17):
         run._do(hang)
     run.ending(preempted=False)
@@ -219,7 +210,7 @@ def test_last_point_waits_for_a_full_queue(monkeypatch):
     hung = threading.Event()
     run._do(lambda: hung.set() or go.wait())
     run._thread.start()
-    assert hung.wait(60)
+    assert hung.wait(WAIT_S)
     for _ in range(17):
         run._do(go.wait)
     threading.Timer(0.2, go.set).start()

@@ -2,9 +2,9 @@
 
 import json
 import struct
-import time
 from pathlib import Path
 
+from processes import until
 from wandb.proto import wandb_internal_pb2
 
 BLOCK = 32768
@@ -32,10 +32,7 @@ def records(path: Path):
 
 def ended(path: Path) -> Path:
     """The log of a run that ends by itself, when it has: W&B's own process closes it after ours is gone."""
-    deadline = time.monotonic() + 60
-    while not any(record.HasField("exit") for record in records(path)):
-        assert time.monotonic() < deadline, f"{path} has no end"
-        time.sleep(0.05)
+    until(lambda: any(record.HasField("exit") for record in records(path)), f"the end of {path}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Against diffusers' own pipelines, run here on the weights of `golden/`."""
+"""Compare with diffusers' pipelines, run on the weights of `golden/`."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ def relative_error(ours, reference):
     return float((ours - reference).norm() / reference.norm())
 
 
-def test_a_loop_is_the_panorama_pipeline_with_circular_padding():
-    """Its circular views begin at every 8th column and wrap: `loop=True` with stride 8. It pads the decoder's input
-    with 8 columns of the other end, where we take a view's width, so pictures are compared with that padding.
+def test_loop_equals_the_panorama_pipeline_with_circular_padding():
+    """diffusers' circular views start at every 8th column and wrap: `loop=True` with stride 8. It pads the decoder's
+    input with 8 columns, madgen with a view's width; pictures are compared with 8.
     """
     from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline
 
@@ -58,7 +58,7 @@ def consistency():
 
 @pytest.mark.parametrize("original", [None, 20])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_whole_layout_is_the_latent_consistency_pipeline(consistency, steps, original):
+def test_whole_layout_equals_the_latent_consistency_pipeline(consistency, steps, original):
     size = {"height": 256, "width": 384, "num_inference_steps": steps, "guidance_scale": 8.5}
     generator = torch.Generator().manual_seed(6)
     reference = consistency(
@@ -75,7 +75,7 @@ def test_whole_layout_is_the_latent_consistency_pipeline(consistency, steps, ori
     assert relative_error(latents(30), reference) > 1e-3
 
 
-def test_original_steps_are_refused_where_they_mean_nothing():
+def test_original_steps_are_refused_by_other_schedulers():
     sampler = PanoramaSampler.from_pretrained(str(GOLDEN / "tiny-sd"), original_inference_steps=50)
     with pytest.raises(UserError, match=r"original_inference_steps=50 is not known to DDIMScheduler; leave it null"):
         sampler.new_scheduler(4)

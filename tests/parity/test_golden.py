@@ -1,4 +1,4 @@
-"""Against outputs of foreign implementations: the released MAD code and diffusers' own pipelines."""
+"""Compare with stored outputs of other implementations: the released MAD code and diffusers' pipelines."""
 
 import ast
 import base64
@@ -41,7 +41,7 @@ def relative_error(ours, reference):
 
 
 @pytest.mark.parametrize("name", ["sd_768_tau0", "sd_768_tau2"])
-def test_released_mad_code_on_stable_diffusion(name):
+def test_mad_equals_the_released_code_on_stable_diffusion(name):
     reference, meta = load(name)
     ours = sample(
         meta, "tiny-sd", meta["guidance"], meta["negative"],
@@ -50,7 +50,7 @@ def test_released_mad_code_on_stable_diffusion(name):
     assert relative_error(ours, reference) <= 1e-4
 
 
-def test_released_mad_code_on_a_latent_consistency_model():
+def test_mad_equals_the_released_code_on_a_latent_consistency_model():
     reference, meta = load("lcm_768_tau2")
     ours = sample(  # the release feeds the guidance itself into the embedding, diffusers and we feed guidance_scale - 1
         meta, "tiny-lcm", meta["guidance"] + 1, "",
@@ -59,7 +59,7 @@ def test_released_mad_code_on_a_latent_consistency_model():
     assert relative_error(ours, reference) <= 1e-4
 
 
-def test_multidiffusion_is_the_diffusers_panorama_pipeline():
+def test_multidiffusion_equals_the_diffusers_panorama_pipeline():
     reference, meta = load("md_640_flat")
     ours = sample(
         meta, "tiny-sd", meta["guidance_scale"], meta["negative_prompt"],
@@ -68,7 +68,7 @@ def test_multidiffusion_is_the_diffusers_panorama_pipeline():
     assert relative_error(ours, reference) <= 1e-4
 
 
-def test_whole_layout_is_the_diffusers_pipeline():
+def test_whole_layout_equals_the_diffusers_pipeline():
     reference, meta = load("direct_768")
     ours = sample(meta, "tiny-sd", meta["guidance_scale"], meta["negative_prompt"], layout="whole", mad_steps=0)
     assert relative_error(ours, reference) <= 1e-4
@@ -87,14 +87,14 @@ def test_released_syncdiffusion_code():
 
 
 def as_mask(mask_HW):
-    """A mask of latent cells as the picture that a user would give."""
+    """Return a mask of latent cells as a PNG mask at 8 pixels per cell."""
     pixels = np.repeat(np.repeat(mask_HW.astype(np.uint8) * 255, 8, 0), 8, 1)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return MaskPicture(base64.b64encode(stream.getvalue()).decode())
 
 
-def test_released_mad_code_on_regions(monkeypatch):
+def test_regions_equal_the_released_code(monkeypatch):
     """The release computes its bootstrapping and does not use it."""
     reference, meta = load("regions_768")
     with np.load(GOLDEN / "regions_768.npz") as archive:
@@ -116,7 +116,7 @@ def test_released_mad_code_on_regions(monkeypatch):
     assert relative_error(ours, reference) <= 1e-4
 
 
-def test_the_two_modes_of_cross_attention_differ():
+def test_modes_of_cross_attention_differ():
     _, meta = load("sd_768_tau2")
     method = {"view_size": 64, "stride": meta["stride"], "mad_steps": meta["tau"]}
     modes = [

@@ -172,7 +172,7 @@ def complete(cluster, workplace, whole):
     return check
 
 
-def test_two_nodes_with_two_tasks_make_the_bytes_of_one_process(cluster, complete):
+def test_two_nodes_with_two_tasks_write_the_bytes_of_one_process(cluster, complete):
     job = cluster.submit("ddp", EVERY_PROMPT, "--nodes", 2, "--tasks-per-node", 2)
     seen = {}
 
@@ -188,7 +188,7 @@ def test_two_nodes_with_two_tasks_make_the_bytes_of_one_process(cluster, complet
     assert complete("ddp", 40)
 
 
-def test_the_demo_job_on_two_nodes_makes_the_bytes_of_one_process(cluster, workplace):
+def test_demo_job_on_two_nodes_writes_the_bytes_of_one_process(cluster, workplace):
     """With fewer and quicker panoramas than the file asks for."""
     job = str(ROOT / "jobs/demo.yaml")
     options = ["trainer.accelerator=cpu", "prompts.limit=8", "output.samples_per_shard=1", *QUICK]
@@ -202,7 +202,7 @@ def test_the_demo_job_on_two_nodes_makes_the_bytes_of_one_process(cluster, workp
     assert hashes(workplace / "demo") == hashes(workplace / "demo-alone")
 
 
-def test_whatever_happens_to_a_job_on_two_nodes_it_goes_on(cluster, workplace):
+def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, workplace):
     """It is requeued, gives way to another, loses a node and is cancelled; one more job then completes the dataset."""
     options = (EVERY_PROMPT, "sampling.num_inference_steps=75")  # seconds more than all this takes
     job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
@@ -233,7 +233,7 @@ def test_whatever_happens_to_a_job_on_two_nodes_it_goes_on(cluster, workplace):
     assert hashes(workplace / "events") == hashes(workplace / "events-alone")
 
 
-def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
+def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
     """The rank stands still until it comes, up to 40 s after the limit was set, so that the work cannot end first."""
     job = cluster.submit("limit", EVERY_PROMPT, "--sbatch=--signal=B:USR1@80")
     cluster.until_made("limit", 1)
@@ -257,7 +257,7 @@ def test_a_signal_before_the_time_limit_drains_and_requeues_once(cluster, comple
     assert complete("limit", 40)
 
 
-def test_a_job_that_was_restarted_too_often_is_not_requeued(cluster):
+def test_job_is_not_requeued_beyond_max_restarts(cluster):
     cluster.env["MADGEN_MAX_RESTARTS"] = "0"
     job = cluster.submit("restarts", EVERY_PROMPT, "sampling.num_inference_steps=75")
     cluster.until_made("restarts", 1)
@@ -281,7 +281,7 @@ def kill(cluster, out, rank):
     os.kill(beat["pid"], signal.SIGKILL)
 
 
-def test_a_killed_rank_delays_nobody_and_a_chain_ends_at_once(cluster, complete):
+def test_shards_of_a_killed_rank_are_taken_over_and_the_rest_of_the_chain_ends_at_once(cluster, complete):
     """Rank 0 takes over what a rank on its node leaves; the next job of the chain finds the dataset complete."""
     last = cluster.submit("killed", EVERY_PROMPT, "--tasks-per-node", 2, "--chain", 2)
     assert len(cluster.ids) == 2
@@ -293,7 +293,7 @@ def test_a_killed_rank_delays_nobody_and_a_chain_ends_at_once(cluster, complete)
     assert complete("killed", 40)
 
 
-def test_where_rank_0_is_killed_the_others_end_and_one_more_process_completes(cluster, complete):
+def test_other_ranks_end_when_rank_0_is_killed_and_a_later_process_completes(cluster, complete):
     job = cluster.submit("killed-0", EVERY_PROMPT, "--tasks-per-node", 2)
     kill(cluster, "killed-0", 0)
     cluster.until_ended(job)
@@ -301,7 +301,7 @@ def test_where_rank_0_is_killed_the_others_end_and_one_more_process_completes(cl
     assert complete("killed-0", 40)
 
 
-def test_kill_on_bad_exit_ends_the_job_and_one_more_process_completes(cluster, complete, workplace):
+def test_kill_on_bad_exit_ends_the_job_and_a_later_process_completes(cluster, complete, workplace):
     script = workplace / "kill.sbatch"
     script.write_text(
         f"#!/bin/bash\nsrun --kill-on-bad-exit=1 madgen generate job.yaml output.dir=bad-exit {EVERY_PROMPT}\n"
@@ -316,7 +316,7 @@ def test_kill_on_bad_exit_ends_the_job_and_one_more_process_completes(cluster, c
     assert complete("bad-exit", 40)
 
 
-def test_an_array_loses_a_task_and_gets_two_more(cluster, complete):
+def test_array_completes_after_a_cancelled_task(cluster, complete):
     array = cluster.submit("array", "--array", "0-7%2")
     cluster.until_made("array", 1)
     cluster.run("scancel", f"{array}_1", check=False)  # refused where it has ended already
@@ -325,7 +325,7 @@ def test_an_array_loses_a_task_and_gets_two_more(cluster, complete):
     assert complete("array")
 
 
-def test_a_job_that_slurm_did_not_start_so_is_told_in_slurms_words(cluster):
+def test_task_count_mismatch_names_the_srun_option(cluster):
     def refused(*options, job=()):
         done = cluster.run("srun", *options, "madgen", "generate", "job.yaml", "output.dir=refused", *job, check=False)
         assert done.returncode == 2, done.stderr
@@ -341,7 +341,7 @@ SCORES = "--metrics clip_score"
 SMALL = "prompts.limit=2 sampling.num_inference_steps=2 sampling.width=256 monitor.wandb.mode=disabled "
 
 
-def test_every_command_of_the_guide(cluster, conf, tmp_path):
+def test_commands_of_the_slurm_guide_run(cluster, conf, tmp_path):
     """In their order; those that want GPUs are only shown to SLURM, which says whether it would take them."""
     for name in ("configs", "slurm"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests of pages: Debian's, through its chromedriver; it reaches no host but this one."""
+"""Headless Chromium for tests of pages, through chromedriver; it can reach only this host."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def chromium_is_there() -> bool:
 
 @contextmanager
 def open_chromium(profile: Path) -> Iterator:
-    """A selenium WebDriver over an empty user-data-dir `profile`, which it makes; closed at the end.
+    """Open a selenium WebDriver with the new user-data-dir `profile`; close it at the end.
 
-    `driver.get_log("browser")` has what pages said on the console since the last call, CSP violations among it.
+    `driver.get_log("browser")` returns console messages since the last call, including CSP violations.
     """
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -53,7 +53,7 @@ def open_chromium(profile: Path) -> Iterator:
 
 
 def show_on(driver, size: tuple[int, int], touch: bool = False, dark: bool = False) -> None:
-    """Gives the page a viewport of (width, height) CSS pixels, with or without a finger; a phone is `PHONE, True`."""
+    """Set the viewport to (width, height) CSS pixels, with or without touch; a phone is `PHONE, True`."""
     width, height = size
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

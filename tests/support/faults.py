@@ -1,8 +1,8 @@
 """Measure what happens when workers are killed, stopped or fail: `python tests/support/faults.py [--kills 100]`.
 
-Every scenario makes a small dataset on the demo backbone with real processes and real signals, and holds it against
-the same dataset made without trouble: every key exactly once, tars of the same bytes, no more samples made again than
-were in flight, no stray files. Prints a table; exit status 1 if a law is broken.
+Every scenario generates a small dataset on the demo backbone with real processes and real signals, and compares it with
+the dataset of an undisturbed run: every key exactly once, tars of the same bytes, only samples in flight sampled again,
+no stray files. Prints a table; exit status 1 if a scenario fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from madgen.dataset.verify import verify
 
 PANORAMAS, SHARD, BATCH = 24, 5, 2
 LOST_A_KILL = 2 * BATCH
-"""A killed worker loses the batch that it was sampling and the one that it was writing."""
+"""Samples lost per kill: the batch being sampled and the batch being written."""
 JOB = f"""
 backbone: {{pretrained: demo}}
 method: {{mad: {{steps: 1}}}}
@@ -53,18 +53,18 @@ class Outcome:
     planned: int = 0
     made: int = 0
     allowed: int = 0
-    """Samples that may have been made again."""
+    """Samples that may have been sampled again."""
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> str:
-        """As Markdown."""
+        """Format the row as Markdown."""
         verdict = "; ".join(self.problems) or "exactly once, same bytes, nothing stray"
         again = f"{self.made - self.planned} of at most {self.allowed}"
         return f"| {self.scenario} | {self.faults} | {self.planned} | {again} | {verdict} |"
 
 
 class Lab:
-    """A folder with a job, its dataset made without trouble, and datasets made with it."""
+    """A folder with a job, the dataset of an undisturbed run, and datasets of disturbed ones."""
 
     def __init__(self, folder: Path, panoramas: int = PANORAMAS):
         self.folder, self.panoramas = folder, panoramas
@@ -76,23 +76,23 @@ class Lab:
         self.expected = tars(self.reference)
 
     def new(self) -> DatasetDir:
-        """A directory for one dataset."""
+        """Return a new directory for one dataset."""
         return DatasetDir(self.folder / f"dataset-{next(self.numbers)}")
 
-    def start(self, directory: DatasetDir, sabotage: Sabotage | None = None, lease_s: float = 60.0):
+    def start(self, directory: DatasetDir, sabotage: Sabotage | None = None) -> Fork:
         """Start a worker in another process."""
-        return Fork(work, self.folder, directory.root, sabotage, lease_s)
+        return Fork(work, self.folder, directory.root, sabotage, 60.0)
 
     def finish(self, directory: DatasetDir) -> int:
-        """Runs one worker until it ends; its exit status."""
+        """Run one worker until it ends; return its exit status."""
         return self.start(directory).wait()
 
     def made(self, directory: DatasetDir) -> int:
-        """Samples that all workers of a dataset have sampled, those that were lost included."""
+        """Count samples over all workers of a dataset, including lost ones."""
         return len(sampled(self.folder, directory).read_text().splitlines())
 
     def judge(self, outcome: Outcome, directory: DatasetDir) -> None:
-        """Holds a finished dataset against the reference, and adds what is wrong with it."""
+        """Compare a finished dataset with the reference and add the differences to the outcome."""
         verdict = verify(directory)
         outcome.planned += self.panoramas
         outcome.made += self.made(directory)
@@ -110,17 +110,17 @@ class Lab:
 
 
 def sampled(folder: Path, directory: DatasetDir) -> Path:
-    """The log of what was sampled for a dataset."""
+    """Return the path of a dataset's log of sampled seeds."""
     return folder / f"{directory.root.name}.sampled"
 
 
 def tars(directory: DatasetDir) -> dict[str, str]:
-    """sha256 of every tar."""
+    """Return the sha256 of every tar."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.shards.glob("*.tar")}
 
 
 def kills(lab: Lab, count: int, seed: int = 0) -> Outcome:
-    """Two workers; one of them is killed with SIGKILL at a random instant and replaced, `count` times."""
+    """Run two workers; `count` times, kill one at a random instant and replace it."""
     chance, outcome = random.Random(seed), Outcome("2 workers, SIGKILL at random instants")
     while outcome.faults < count:
         directory = lab.new()
@@ -142,7 +142,7 @@ def kills(lab: Lab, count: int, seed: int = 0) -> Outcome:
 
 
 def wait_for_samples(lab: Lab, directory: DatasetDir, workers: list) -> None:
-    """Until another sample was sampled, or nobody is left to do so."""
+    """Wait until another sample is logged, or no worker is left."""
     log = sampled(lab.folder, directory)
     before = log.stat().st_size if log.exists() else 0
     while any(worker.poll() is None for worker in workers):
@@ -152,7 +152,7 @@ def wait_for_samples(lab: Lab, directory: DatasetDir, workers: list) -> None:
 
 
 def crowd(lab: Lab) -> Outcome:
-    """Four workers on one directory: one is killed, one starts late."""
+    """Run four workers on one directory: one is killed, one starts late."""
     outcome, directory = Outcome("4 workers, one killed, one late", faults=1, allowed=LOST_A_KILL), lab.new()
     workers = [lab.start(directory) for _ in range(3)]
     wait_for_samples(lab, directory, workers)
@@ -166,17 +166,18 @@ def crowd(lab: Lab) -> Outcome:
 
 
 def stopped(lab: Lab, late: bool) -> Outcome:
-    """A worker stands still (SIGSTOP) for longer than its lease, another takes over, and it goes on.
+    """Stop a worker (SIGSTOP) until its lease has expired and another has taken over, then continue it.
 
-    `late`: only when the other has finished the dataset.
+    With `late`, continue it only after the other has finished the dataset.
     """
     when = "when all is done" if late else "while another works"
     outcome, directory = Outcome(f"SIGSTOP past the lease, SIGCONT {when}", faults=1), lab.new()
-    sleeper = lab.start(directory, lease_s=1.0)
+    sleeper = lab.start(directory)
     wait_for_samples(lab, directory, [sleeper])
     os.kill(sleeper.pid, signal.SIGSTOP)
-    time.sleep(1.5)
-    other = lab.start(directory, lease_s=1.0)
+    for heartbeat in directory.root.glob("work/workers/*.json"):
+        os.utime(heartbeat, (0, 0))
+    other = lab.start(directory)
     wait_for_samples(lab, directory, [other])
     if late:
         other.wait()
@@ -184,14 +185,14 @@ def stopped(lab: Lab, late: bool) -> Outcome:
     for worker in (other, sleeper):
         worker.wait()
         outcome.problems += [f"exit {worker.poll()}"] if worker.poll() else []
-    # It goes on with its shard, which the other has; beside it, what a kill would have cost.
+    # It continues its shard, which the other has taken over, and loses what a kill would have lost.
     outcome.allowed = LOST_A_KILL + SHARD
     lab.judge(outcome, directory)
     return outcome
 
 
 def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
-    """One call fails; the run ends with a status that says so, and the next one completes the dataset."""
+    """Let one call fail: the run ends with the expected status, and the next one completes the dataset."""
     outcome, directory = (
         Outcome(sabotage.name, faults=1, allowed=LOST_A_KILL),
         lab.new(),
@@ -206,7 +207,7 @@ def sabotaged(lab: Lab, sabotage: Sabotage) -> Outcome:
 
 
 def mounted(lab: Lab, disk: str) -> Outcome:
-    """A scenario of `faults_disk.py`, in a mount namespace."""
+    """Run a scenario of `faults_disk.py` in a mount namespace."""
     scenario, _, stops = faults_disk.SCENARIOS[disk]
     outcome, directory = Outcome(scenario, faults=stops, allowed=LOST_A_KILL * stops), lab.new()
     status = Fork(faults_disk.run, disk, lab.folder, directory.root).wait()
@@ -219,7 +220,7 @@ def mounted(lab: Lab, disk: str) -> Outcome:
 
 
 def scenarios(lab: Lab, count: int) -> list[Callable[[], Outcome]]:
-    """Everything that goes into the table."""
+    """Return all scenarios of the table."""
     faults = [lambda each=each: sabotaged(lab, each) for each in Sabotage.all()]
     disks = [lambda disk=disk: mounted(lab, disk) for disk in faults_disk.SCENARIOS]
     sleepers = [lambda late=late: stopped(lab, late) for late in (False, True)]
@@ -227,7 +228,7 @@ def scenarios(lab: Lab, count: int) -> list[Callable[[], Outcome]]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     options = parser.parse_args()

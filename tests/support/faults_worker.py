@@ -1,4 +1,4 @@
-"""One worker of `faults.py`: `madgen generate` in a process that logs what it samples, and may be sabotaged."""
+"""A worker of `faults.py`: `madgen generate` with a log of sampled seeds and, optionally, one failing call."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from madgen.generation import shard_pipeline
 from madgen.sampling.sampler import PanoramaSampler
 
 FINISHED = {"dataset.json", "shards", "index.parquet", "README.md", "samples"}
-"""All that a complete dataset holds, beside its shards."""
+"""Files of a complete dataset besides its shards."""
 
 
 class Error(IntEnum):
-    """The errno that a call fails with; `BUG`: not an OSError at all."""
+    """The errno of a failing call; `BUG`: an error that is not an OSError."""
 
     ENOSPC = errno.ENOSPC
     EIO = errno.EIO
@@ -33,23 +33,23 @@ class Error(IntEnum):
 
 @dataclass(frozen=True)
 class Sabotage:
-    """The `number`-th call, counted from 1, of something fails."""
+    """Makes the `number`-th call of `call` fail, counted from 1."""
 
     call: str
     number: int
     error: Error
     status: int = 3
-    """Exit status that is due."""
+    """Expected exit status."""
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Return the scenario's name in the table."""
         how = "an error that is no OSError" if self.error is Error.BUG else self.error.name
         return f"{self.call} number {self.number} fails: {how}"
 
     @classmethod
     def all(cls) -> list[Sabotage]:
-        """One of each kind."""
+        """Return one of each kind."""
         return [
             cls("write", 3, Error.ENOSPC),
             cls("fsync", 3, Error.EIO),
@@ -62,7 +62,7 @@ class Sabotage:
         ]
 
     def install(self) -> None:
-        """Replaces the call in this process."""
+        """Replace the call in this process."""
         if self.call == "write":
             madgen.dataset.shards.writer.open = self._opens()  # type: ignore[attr-defined]
         elif self.call == "encode":
@@ -79,7 +79,7 @@ class Sabotage:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             if self.call == "rename" and "workers" in str(arguments[0]):
-                return function(*arguments, **options)  # heartbeats come as they like
+                return function(*arguments, **options)  # heartbeats have no fixed number
             calls += 1
             if calls == self.number:
                 raise RuntimeError("sabotage") if self.error is Error.BUG else OSError(self.error, "sabotage")
@@ -88,7 +88,7 @@ class Sabotage:
         return call
 
     def _opens(self) -> Callable[..., Any]:
-        """`open`, for a stream of which the number-th flush, over all of them, fails."""
+        """Return an `open` whose streams fail at the number-th flush overall."""
         flush = self._breaks(lambda: None)
 
         def opened(path: Any, mode: str = "r") -> Any:
@@ -99,7 +99,7 @@ class Sabotage:
 
 
 class _Failing:
-    """A stream that passes everything on, and asks before it flushes."""
+    """A stream that calls `ask` before each flush."""
 
     def __init__(self, stream: Any, ask: Callable[[], None]):
         self._stream, self._ask = stream, ask
@@ -113,7 +113,7 @@ class _Failing:
 
 
 def work(folder: Path, root: Path, sabotage: Sabotage | None, lease_s: float) -> None:
-    """Runs `madgen generate` on a dataset; ends the process with its status."""
+    """Run `madgen generate` on a dataset, and end the process with its status."""
     log = os.open(folder / f"{root.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -9,7 +9,7 @@ from synthetic import PROMPTS, cut, textures, write_dataset
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
-    """An untrained CLIP of the demo's shape, in the transformers layout."""
+    """Save an untrained CLIP of the demo's shape in the transformers layout."""
     from madgen.demo.scenes import vocabulary
     from madgen.demo.tokenizer import build_tokenizer
     from madgen.demo.training.train_clip import new_clip, save_clip

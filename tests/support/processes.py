@@ -1,4 +1,4 @@
-"""The command line in processes of its own: forked from one that has imported everything, or new interpreters."""
+"""Run the command line in other processes: forks of a server that has imported everything, or new interpreters."""
 
 from __future__ import annotations
 
@@ -8,25 +8,46 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from forks import WAIT_S, Fork
 
 MADGEN = "from madgen.cli.app import main; main()"
+NEARLY_OVER = f"""
+from madgen.cluster.walltime import Walltime
+record = Walltime.record
+def record_the_last(self, cost, seconds):
+    record(self, cost, seconds)
+    self.clock = lambda: self.end - 5
+Walltime.record = record_the_last
+{MADGEN}"""
+"""`madgen` in a job whose time is nearly over once the first batch is measured."""
 ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 READ_AT_IMPORT = ("OMP_", "HF_", "HUGGING_FACE_", "CXX", "TORCHINDUCTOR_")
 
 
+def until(true: Callable[[], T], what: str = "", every_s: float = 0.02) -> T:
+    """Return the first true value of `true()`; fail after ten minutes, which no machine should need."""
+    deadline = time.monotonic() + WAIT_S
+    while not (value := true()):
+        assert time.monotonic() < deadline, f"waited {WAIT_S} s for {what or true}"
+        time.sleep(every_s)
+    return value
+
+
 def environment(**extra: str | None) -> dict[str, str]:
-    """This process's environment without what would steer a run; None removes a variable."""
+    """Return this process's environment without W&B and SLURM variables; None removes a variable."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
     merged = {**keep, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **extra}
     return {name: value for name, value in merged.items() if value is not None}
 
 
 class Started:
-    """`madgen ARGUMENTS` in `folder`; what it says goes into files, so that nobody has to read it meanwhile."""
+    """A running `madgen ARGUMENTS` in `folder`; its output goes to files, so no pipe can fill up."""
 
     pid: int
 
@@ -37,32 +58,32 @@ class Started:
             path.touch()
 
     def said(self) -> tuple[str, str]:
-        """stdout and stderr so far."""
+        """Return stdout and stderr so far."""
         out, err = (path.read_text() for path in self.streams)
         return out, err
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Send a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Also one that stands still; nothing where it has ended."""
+        """End the process with SIGKILL, also a stopped one."""
         if self.poll() is None:
             self.send_signal(signal.SIGKILL)
             self.wait()
 
     def poll(self) -> int | None:
-        """The exit status, negative after a signal; None while it runs."""
+        """Return the exit status, negative after a signal; None while the process runs."""
         raise NotImplementedError
 
     def wait(self, timeout: float = WAIT_S) -> int:
-        """The exit status."""
+        """Wait for the exit status and return it."""
         raise NotImplementedError
 
 
 class Forked(Started):
-    """A fork, which has no imports to do; with `program` of that Python code instead of `madgen`."""
+    """A fork, which has no imports to do; it runs the Python code `program`, by default `madgen`."""
 
     def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str], program: str = MADGEN):
         super().__init__()
@@ -80,7 +101,7 @@ class Forked(Started):
 
 
 class Interpreter(Started):
-    """A new interpreter, as a user's: for other environment variables, and where it starts others as it was started."""
+    """A new interpreter: for variables that are read at import, and for commands that start further processes."""
 
     def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str]):
         super().__init__()
@@ -97,7 +118,7 @@ class Interpreter(Started):
 
 
 def begin(arguments: tuple[object, ...], folder: Path, env: dict[str, str], changed: Iterable[str] = ()) -> Started:
-    """A fork, unless variables were `changed` that libraries read when they are imported, or it starts others."""
+    """Start a fork; a new interpreter if `changed` variables are read at import, or if it starts further processes."""
     fresh = any(name.startswith(READ_AT_IMPORT) for name in changed)
     several = any(str(argument).startswith("trainer.devices=") for argument in arguments)
     return (Interpreter if fresh or several else Forked)(arguments, folder, env)
