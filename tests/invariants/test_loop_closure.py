@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from scores import CELL, closure
-from settings import GUIDANCE, PROMPTS
+from coherence_scores import CELL, closure
+from coherence_settings import GUIDANCE, PROMPTS
 
 from madgen import PanoramaSampler
 

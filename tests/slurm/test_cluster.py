@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM of two nodes on this machine, and what may happen to them."""
+"""Jobs on a local SLURM of two nodes: DDP, requeue, preemption, lost nodes, time limits, arrays, killed ranks."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ from madgen.dataset.verify import exit_code, verify
 
 pytestmark = pytest.mark.slurm
 SCRIPT = Path(__file__).parent / "slurm_local.sh"
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 EVERY_PROMPT = "prompts.limit=null"
 QUICK = ("sampling.num_inference_steps=3", "method.mad.steps=2", "monitor.wandb.mode=disabled")
 
@@ -32,9 +32,9 @@ QUICK = ("sampling.num_inference_steps=3", "method.mad.steps=2", "monitor.wandb.
 def conf():
     if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
         pytest.skip("a local SLURM needs root on Debian")
-    env = {**os.environ, "SLURM_LOCAL_CPUS": "128", "SLURM_LOCAL_WAIT": "300"}  # so that the guide's jobs would fit
+    env = {**os.environ, "SLURM_LOCAL_CPUS": "128", "SLURM_LOCAL_WAIT": "300"}  # enough for the guide's jobs
     with open(Path(tempfile.gettempdir()) / "madgen-slurm-tests", "w") as alone:
-        fcntl.flock(alone, fcntl.LOCK_EX)  # other tests on this machine would share the cluster, and take it down
+        fcntl.flock(alone, fcntl.LOCK_EX)  # a concurrent test run would share the cluster and take it down
         up = subprocess.run([SCRIPT, "up"], env=env, capture_output=True, text=True, timeout=600, check=False)
         if up.returncode != 0:
             (pytest.fail if shutil.which("slurmctld") else pytest.skip)(
@@ -47,7 +47,7 @@ def conf():
 
 @pytest.fixture(scope="module")
 def workplace(tiny, tmp_path_factory):
-    """A job of 40 shards of one panorama, on half of which two processes work for some seconds."""
+    """Write a job of 40 shards with one panorama each; by default it makes 20 of them."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(8)))
     (folder / "job.yaml").write_text(
@@ -66,7 +66,7 @@ trainer: {{accelerator: cpu}}
 
 @pytest.fixture(scope="module")
 def whole(workplace):
-    """The bytes that one process writes: of the job, and of the one with every prompt, by their numbers of shards."""
+    """Return hashes of the tars that one process writes, by the number of shards: 20, and 40 with `EVERY_PROMPT`."""
     jobs = {"half": (), "whole": (EVERY_PROMPT,)}
     for out, options in jobs.items():
         process = begin(("generate", "job.yaml", f"output.dir={out}", *options), workplace, environment())
@@ -79,7 +79,7 @@ def hashes(folder):
 
 
 class Cluster:
-    """`madgen submit` and SLURM's commands, as a user calls them in `folder`."""
+    """`madgen submit` and SLURM's commands, run in `folder`."""
 
     def __init__(self, conf, folder):
         self.folder = folder
@@ -95,14 +95,14 @@ class Cluster:
         return done
 
     def submit(self, out, *options, job="job.yaml"):
-        """The job's id."""
+        """Submit a job and return its id."""
         command = [sys.executable, "-m", "madgen", "submit", job, f"output.dir={out}", "--cpus-per-task", 1]
         said = self.run(*command, "--time", 10, *options).stderr
         self.ids += re.findall(r"scancel (.*?)  ", said)[0].split()
         return self.ids[-1]
 
     def state(self, job):
-        """JobState, Restarts and what else `scontrol` tells of a job."""
+        """Return JobState, Restarts and the other fields of `scontrol show job`."""
         return dict(pair.split("=", 1) for pair in self.run("scontrol", "-o", "show", "job", job).stdout.split(" ")
                     if "=" in pair)  # fmt: skip
 
@@ -120,7 +120,7 @@ class Cluster:
         self.until(lambda: self.made(out) >= shards, f"{shards} shards")
 
     def until_state(self, job, **wanted):
-        """Until `scontrol` tells this of the job."""
+        """Wait until `scontrol` reports these fields."""
         self.until(lambda: self.state(job).items() >= wanted.items(), f"{wanted}")
 
     def until_ended(self, *jobs):
@@ -133,13 +133,13 @@ class Cluster:
         self.until(ended, "the job's end", 0.5)
 
     def complete_here(self, out, *options):
-        """Makes what is missing on this machine, which sees the directory as the nodes do."""
+        """Complete the dataset with a process outside SLURM."""
         process = begin(("generate", "job.yaml", f"output.dir={out}", *options), self.folder, environment())
         assert process.wait(TIMEOUT_S) == 0, process.said()
 
     def workers(self, out):
-        """Heartbeats by rank."""
-        found = map(read_json, (self.folder / out / "work/workers").glob("*.json"))  # None: has ended meanwhile
+        """Return heartbeats by rank."""
+        found = map(read_json, (self.folder / out / "work/workers").glob("*.json"))  # None: it has ended
         return {beat["rank"]: beat for beat in found if beat and "rank" in beat}
 
     def log(self, job):
@@ -161,7 +161,7 @@ def cluster(conf, workplace):
 
 @pytest.fixture
 def complete(cluster, workplace, whole):
-    """Every key once, with the bytes of one process."""
+    """Check that every key exists once, with the bytes of one process."""
 
     def check(out, shards=20):
         found = verify(DatasetDir(workplace / out))
@@ -189,7 +189,7 @@ def test_two_nodes_with_two_tasks_write_the_bytes_of_one_process(cluster, comple
 
 
 def test_demo_job_on_two_nodes_writes_the_bytes_of_one_process(cluster, workplace):
-    """With fewer and quicker panoramas than the file asks for."""
+    """Run the job with fewer panoramas and steps."""
     job = str(ROOT / "jobs/demo.yaml")
     options = ["trainer.accelerator=cpu", "prompts.limit=8", "output.samples_per_shard=1", *QUICK]
     process = begin(("generate", job, "output.dir=demo-alone", *options), workplace, environment())
@@ -203,8 +203,8 @@ def test_demo_job_on_two_nodes_writes_the_bytes_of_one_process(cluster, workplac
 
 
 def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, workplace):
-    """It is requeued, gives way to another, loses a node and is cancelled; one more job then completes the dataset."""
-    options = (EVERY_PROMPT, "sampling.num_inference_steps=75")  # seconds more than all this takes
+    """Requeue, preempt, take a node down, cancel; then one more job completes the dataset."""
+    options = (EVERY_PROMPT, "sampling.num_inference_steps=75")  # long enough for all events
     job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
 
     def goes_on(restarts):
@@ -234,7 +234,7 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
 
 
 def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete):
-    """The rank stands still until it comes, up to 40 s after the limit was set, so that the work cannot end first."""
+    """The rank is stopped until the signal arrives, up to 40 s after the limit was set, so it cannot finish first."""
     job = cluster.submit("limit", EVERY_PROMPT, "--sbatch=--signal=B:USR1@80")
     cluster.until_made("limit", 1)
     rank = cluster.workers("limit")[0]["pid"]
@@ -250,7 +250,7 @@ def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, complete
     log = cluster.log(job)
     assert "stopped early" in log, log
     cluster.until_state(job, Restarts="1")
-    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal, however slow it is
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal on a slow machine
     cluster.until_ended(job)
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
@@ -269,20 +269,20 @@ def test_job_is_not_requeued_beyond_max_restarts(cluster):
 
 
 def is_pending(process, number):
-    """Whether a stopped process has been sent a signal."""
+    """Return whether a signal is pending for a stopped process."""
     masks = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def kill(cluster, out, rank):
-    """A rank that is at work, once panoramas are made."""
+    """Kill a rank once two shards are finished."""
     cluster.until_made(out)
     beat = cluster.until(lambda: cluster.workers(out).get(rank), f"rank {rank} at work")
     os.kill(beat["pid"], signal.SIGKILL)
 
 
 def test_shards_of_a_killed_rank_are_taken_over_and_the_rest_of_the_chain_ends_at_once(cluster, complete):
-    """Rank 0 takes over what a rank on its node leaves; the next job of the chain finds the dataset complete."""
+    """Rank 0 takes over the shards of a rank on its node; the next job of the chain finds the dataset complete."""
     last = cluster.submit("killed", EVERY_PROMPT, "--tasks-per-node", 2, "--chain", 2)
     assert len(cluster.ids) == 2
     kill(cluster, "killed", 1)
@@ -342,7 +342,7 @@ SMALL = "prompts.limit=2 sampling.num_inference_steps=2 sampling.width=256 monit
 
 
 def test_commands_of_the_slurm_guide_run(cluster, conf, tmp_path):
-    """In their order; those that want GPUs are only shown to SLURM, which says whether it would take them."""
+    """In their order; jobs with GPUs are only tested with `sbatch --test-only`."""
     for name in ("configs", "slurm"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "jobs").mkdir()
