@@ -1,4 +1,4 @@
-"""Names and places inside a dataset's directory, and the atomic write that everything under a final name uses."""
+"""Paths of the files in a dataset's directory, and their readers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from madgen.utils.atomic import is_abandoned
 from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
-"""What else lies in the folder, copies and hidden files, is not ours."""
+"""Other files in the folder, such as copies and hidden files, are ignored."""
 R = TypeVar("R", bound=Record)
 GONE = "the dataset has disappeared"
 
 
 @dataclass(frozen=True)
 class DatasetDir:
-    """Where things lie in one dataset."""
+    """The directory of a dataset."""
 
     root: Path
 
     @property
     def manifest(self) -> Path:
-        """What was asked."""
+        """The requested job and its identity."""
         return self.root / "dataset.json"
 
     @property
@@ -67,15 +67,15 @@ class DatasetDir:
         return self.shards / f"{shard}.json"
 
     def committed(self) -> set[str]:
-        """Names of the shards that have a sidecar."""
+        """Return the names of the shards that have a sidecar."""
         return self._stems(".json")
 
     def done(self) -> set[str]:
-        """Names of the finished shards: a sidecar whose tar somebody has removed is work to be done again."""
+        """Return the names of the finished shards: those with a sidecar and a tar."""
         return self._stems(".tar") & self.committed()
 
     def is_done(self, shard: str) -> bool:
-        """`shard in done()`, by two looks at the disk instead of a listing."""
+        """Return whether `shard in done()`, without listing the folder."""
         return self.sidecar(shard).exists() and self.tar(shard).exists()
 
     def _stems(self, suffix: str) -> set[str]:
@@ -86,7 +86,7 @@ class DatasetDir:
             return set()
 
     def check_there(self) -> None:
-        """OSError if the dataset has disappeared, as when its file system is gone."""
+        """Raise OSError (ESTALE) if the dataset has disappeared, e.g. with its file system."""
         try:
             os.stat(self.manifest)
         except (FileNotFoundError, NotADirectoryError):
@@ -137,7 +137,7 @@ class DatasetDir:
             raise FormatError(f"{error}; restore it from a copy") from error
 
     def sweep(self) -> None:
-        """Removes what killed workers left of files that they were writing."""
+        """Remove the temporary files of killed workers."""
         for path in [*self.root.glob(".*"), *self.root.glob("samples/.*"), *self.shards.glob(".*")]:
             with contextlib.suppress(OSError):
                 if is_abandoned(path):

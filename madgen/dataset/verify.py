@@ -1,4 +1,4 @@
-"""Proves planned = present, without a line of the writer's code: tars are read with `tarfile` alone."""
+"""Check that every planned sample exists and is intact. Independent of the writer: tars are read with `tarfile`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def complete(self) -> bool:
-        """Every planned sample is there and whole, or in quarantine."""
+        """Whether every planned sample is intact or quarantined."""
         return not self.problems and self.present + self.quarantined == self.planned
 
 
@@ -67,7 +67,7 @@ class _Shard:
 
 
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
-    """Checks every tar, member, checksum and picture against sidecars and plan; `on_shard(done, total)` reports."""
+    """Check tars, checksums and images against sidecars and plan; `on_shard(done, total)` follows each shard."""
     manifest = directory.read_manifest()
     plan = manifest.plan
     verdict = Verdict(plan.samples)
@@ -121,7 +121,7 @@ def _mark(key: str) -> bytes:
 
 
 def _check_shard(directory: DatasetDir, name: str, plan: PlanTotals) -> _Shard:
-    """Reads one shard from end to end; one sample in memory at a time."""
+    """Read one shard from end to end, with one sample in memory at a time."""
     shard = _Shard(changed=sidecar_time(directory, name))
     try:
         sidecar = directory.read_sidecar(name)
@@ -158,7 +158,7 @@ def sidecar_time(directory: DatasetDir, name: str) -> int | None:
 
 
 def planned_samples(plan: PlanTotals, name: str) -> int:
-    """How many samples a shard is to hold."""
+    """Return the planned number of samples of a shard."""
     first = int(name.rpartition("-")[2]) * plan.samples_per_shard
     return max(0, min(plan.samples_per_shard, plan.samples - first))
 
