@@ -206,10 +206,10 @@ def _start_worker(threads: int) -> None:
 def _limit_threads(threads: int) -> None:
     import torch
 
-    from madgen.backbones import quieten
+    from madgen.backbones import silence_model_libraries
 
     torch.set_num_threads(threads)
-    quieten()
+    silence_model_libraries()
 
 
 @lru_cache(maxsize=1)

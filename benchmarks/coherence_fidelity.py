@@ -26,10 +26,10 @@ FIRST_SEED = 10_000
 
 @lru_cache
 def _clip(device: str) -> Any:
-    from madgen.backbones import quieten
+    from madgen.backbones import silence_model_libraries
     from madgen.models import clip
 
-    quieten()
+    silence_model_libraries()
     return clip.load(str(CLIP_WEIGHTS), device)
 
 

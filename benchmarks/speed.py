@@ -44,9 +44,9 @@ class OutOfTime(Exception):
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     warnings.filterwarnings("ignore")
-    from madgen.backbones import quieten
+    from madgen.backbones import silence_model_libraries
 
-    quieten()
+    silence_model_libraries()
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "speed.jsonl"
     if not options.report:

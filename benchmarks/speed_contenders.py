@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from madgen import PanoramaSampler, Region
-from madgen.backbones import Merging
+from madgen.diffusion.attention import Merging
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.method import Method
 
@@ -62,7 +62,7 @@ def madgen_run(
 
     def run(steps: int) -> Tensor:
         sampler = sampler_of(backbone, round(merged * steps), **method)
-        sampler.warns_of_cuts = False
+        sampler.warn_if_truncated = False
         graphs = backbone.compiled
         if not compiled:
             backbone.compiled = None

@@ -37,7 +37,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from madgen import PanoramaSampler
-from madgen.backbones import Merging
+from madgen.config.schema import SamplingParams
+from madgen.diffusion.attention import Merging
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.method import Method
 
@@ -189,8 +190,8 @@ def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
     merging = Merging(own(mad.steps), tuple(mad.blocks), mad.cross_attention)
     overlap = None if views.overlap_from is None else own(views.overlap_from)
     geometry = Geometry(bench.backbone.spec, views.layout, views.size, views.stride, merging, overlap)
-    sampler = PanoramaSampler(bench.backbone, geometry, Method(merging), sampling.scheduler)
-    sampler.warns_of_cuts = False
+    sampler = PanoramaSampler(bench.backbone, geometry, Method(merging), SamplingParams.from_config(sampling))
+    sampler.warn_if_truncated = False
     guided = None if sampling.guidance_steps is None else tuple(own(step) for step in sampling.guidance_steps)
     steps = own(sampling.num_inference_steps)
 
@@ -334,7 +335,7 @@ def same_bytes(bench: Bench, without_graphs: Callable[[Run], Run]) -> bool:
     width, same = bench.widths[0], True
     for layout in ("overlapping", "shifted"):
         sampler = sampler_of(bench.backbone, 3, layout=layout)
-        sampler.warns_of_cuts = False
+        sampler.warn_if_truncated = False
 
         def sample(steps: int, sampler: Any = sampler, seed: int = 0) -> Tensor:
             options = {"height": bench.height, "width": width, "num_inference_steps": steps, "output": "latent"}
@@ -426,9 +427,9 @@ def generate(bench: Bench) -> Row:
         def generate_job(out: str) -> float:
             job, clock = job_of(out), Clock()
             module = PanoramaModule(job)
-            from madgen.generation.robust_sampler import Attempts
+            from madgen.generation.robust_sampler import RobustSampler
 
-            module.attempts = Attempts(sampler, job.sampling)
+            module.attempts = RobustSampler(sampler, job.sampling)
             trainer = build_trainer(job.trainer, [ShardWriter(job), clock])
             trainer.predict(module, datamodule=PromptDataModule(job), return_predictions=False)
             return clock.ended - clock.started
@@ -443,7 +444,7 @@ def generate(bench: Bench) -> Row:
                 )  # fmt: skip
             return time.perf_counter() - started
 
-        sampler.warns_of_cuts = False
+        sampler.warn_if_truncated = False
         sampler.sample(["x"], height=bench.height, width=bench.width, num_inference_steps=2, seeds=[0])
         measured: dict[str, list[float]] = {"generate": [], "sampler": []}
         for round_ in range(min(2, bench.rounds)):
@@ -494,7 +495,7 @@ def batch(bench: Bench) -> Row:
 
     width, steps = bench.widths[0], 10
     sampler = sampler_of(bench.backbone, round(steps * TAU / PAPER_STEPS))
-    sampler.warns_of_cuts = False
+    sampler.warn_if_truncated = False
     sizes = BatchSizes(SamplingConfig(batch_size="auto"), sampler.geometry, bench.device.type)
     auto = sizes(Prompt("0", PROMPT, "", bench.height, width))
 

@@ -85,10 +85,11 @@ def _items(cls: type) -> Iterator[str]:
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """Return the strings that follow the fields of a dataclass, by name."""
+    """Return the strings that follow the fields of a dataclass and of its bases, by name."""
+    inherited = [field_docstrings(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
     (definition,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    found = {name: text for fields in inherited for name, text in fields.items()}
     for field, following in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             match following:

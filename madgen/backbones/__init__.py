@@ -1,24 +1,26 @@
 """Pretrained diffusion models. The file name is the registry key: `backbones/sd.py` is `backbone.name: sd`.
 
-A backbone module has `describe(...) -> BackboneSpec` (reads config files only), `family_spec(...)`, `load(...) ->
-Backbone`, `scheduler_class`, `check_blocks` and what else CONTRIBUTING.md lists. What several share lies in modules
-whose names begin with `_`. The only home of diffusers and transformers besides `madgen.demo`.
+A backbone is one module with the functions of `BackboneModule`, of which `load` returns a `Backbone`. Modules whose
+names begin with `_` hold code shared by several backbones. diffusers and transformers are imported here, in
+`madgen.models` and in `madgen.demo` only.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from madgen.diffusion.views import Views
+from madgen.diffusion.attention import JointStep, Merging
+from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, path
 
@@ -28,28 +30,15 @@ class BackboneSpec:
     """The shapes of a backbone, read from its config files."""
 
     channels: int
-    """Of the latents."""
+    """Channels of the latents."""
     factor: int
-    """Pixels to a latent cell."""
+    """Pixels per latent cell, in each direction."""
     view_size: int
-    """Latent cells: the size that the UNet was trained at."""
+    """Size of a view in latent cells: the size that the network was trained at."""
     coarsest: int
-    """Latent cells to a cell of the UNet's lowest level."""
+    """Latent cells per cell of the network's lowest resolution."""
     guidance_embedded: bool
-    """Guidance goes in as an embedding (consistency models): no second pass, no negative prompt."""
-
-
-@dataclass(frozen=True)
-class Merging:
-    """Which attention layers merge, and when: see `method.mad` of the job."""
-
-    steps: int
-    blocks: tuple[str, ...]
-    cross_attention: str
-
-    def last_step(self) -> int:
-        """In no step from this one on does any layer merge."""
-        return sys.maxsize if self.cross_attention == "always" else self.steps
+    """Guidance is an input of the network (consistency models): no second pass, no negative prompt."""
 
 
 @dataclass(frozen=True)
@@ -62,97 +51,162 @@ class Lora:
 
 
 def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
-    """`{"weights": ..., "scale": ...}` as a Lora; UserError for other keys or values."""
-    given = vars(value) if isinstance(value, Lora) else value
-    if not isinstance(given, Mapping) or not {"weights"} <= set(given) <= {"weights", "scale"}:
+    """Convert `{"weights": ..., "scale": ...}` to a Lora; UserError for other keys or values."""
+    fields = vars(value) if isinstance(value, Lora) else value
+    if not isinstance(fields, Mapping) or not {"weights"} <= set(fields) <= {"weights", "scale"}:
         raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
-    return Lora(path("a LoRA's weights", given["weights"]), number("a LoRA's scale", given.get("scale", 1.0)))
+    return Lora(path("a LoRA's weights", fields["weights"]), number("a LoRA's scale", fields.get("scale", 1.0)))
 
 
 class Conditioning(Protocol):
-    """The prompts of a batch, as a backbone keeps them."""
+    """The encoded prompts of a batch."""
 
-    def where(self, seen: Sequence[Hashable]) -> Conditioning:
-        """The same prompts in steps in which fewer of them see the same views; `seen` as in `encode_prompts`."""
+    def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:
+        """Return the same prompts for steps in which fewer of them share views; `view_ids`: see `encode_prompts`."""
 
     def unguided(self) -> Conditioning:
-        """The same prompts without guidance."""
+        """Return the same prompts without guidance."""
 
 
 class Backbone(Protocol):
-    """What the sampler needs of a pretrained model."""
+    """Everything that madgen calls on a loaded model."""
 
     spec: BackboneSpec
     device: torch.device
     dtype: torch.dtype
+    """Precision of the denoising network."""
 
     def encode_prompts(
         self,
         prompts: list[str],
         negative_prompts: list[str],
         guidance_scale: float,
-        seen: Sequence[Hashable] | None = None,
+        view_ids: Sequence[Hashable] | None = None,
     ) -> Any:
-        """What `predict_noise` is conditioned on, a `Conditioning`; computed once a batch.
+        """Encode the prompts of a batch once, for all views and steps; returns a `Conditioning`.
 
-        `seen` names the views that each prompt will see: those of one name see the same. None: each sees its own.
+        Prompts with equal `view_ids` are denoised on the same views and may share computation. None: all differ.
         """
 
     def cut_text(self, prompt: str) -> str | None:
-        """The end of a prompt that a text encoder never sees, None if it sees all of it."""
+        """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""
 
-    def compile(self) -> None:
-        """From now on views are denoised and panoramas decoded in compiled graphs, made when a size is first met."""
-
-    def merged_attention(
-        self, views: Views, step: int, merging: Merging, conditioning: Any
-    ) -> AbstractContextManager[None]:
-        """Runs the UNet over `views`, attention merged where `merging` says so at this step."""
+    def merged_layers(self, merging: Merging) -> AbstractSet[str]:
+        """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
 
     def predict_noise(
-        self, views_BVChw: Tensor, timestep: Tensor, conditioning: Any, chunk_views: int | None = None
+        self,
+        views_BVChw: Tensor,
+        timestep: Tensor,
+        conditioning: Any,
+        joint: JointStep | None = None,
+        chunk_views: int | None = None,
     ) -> Tensor:
-        """float32 [B, V, C, h, w], guidance applied. Gradients flow, unless they are switched off around it.
+        """Predict the noise of views, guidance applied, float32 [B, V, C, h, w].
 
-        `chunk_views` bounds the memory: one prompt at a time, and at most so many views where attention merges none.
-        """
-
-    def in_float32(self) -> AbstractContextManager[None]:
-        """Within it everything is computed in float32; afterwards precision and weights are what they were."""
-
-    def release_memory(self) -> bool:
-        """Gives back what is held for speed alone; False if there is nothing."""
-
-    def forgo_graphs(self) -> None:
-        """From now on nothing is held for speed alone."""
-
-    def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
-        """Pixels in 0..1, float32 [B, 3, H * factor, W * factor]; a loop's ends see `wrap` cells of each other.
-
-        `tiled` bounds the memory by decoding tile by tile. Gradients flow, unless they are switched off around it.
+        `joint`: the V views are all views of this canvas, and attention merges as it says; None: each view on its own.
+        `chunk_views` bounds the memory: one prompt at a time, and at most that many views where attention merges none.
+        Gradients flow unless the caller disables them.
         """
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Latents float32 [B, C, H / factor, W / factor] of pixels in 0..1."""
+        """Encode pixels in 0..1 to latents, float32 [B, C, H / factor, W / factor]."""
+
+    def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
+        """Decode latents to pixels in 0..1, float32 [B, 3, H * factor, W * factor].
+
+        `wrap`: for a loop, the number of cells that each end sees of the other one. `tiled` bounds the memory by
+        decoding tile by tile. Gradients flow unless the caller disables them.
+        """
 
     def new_scheduler(
         self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None
     ) -> Any:
-        """A fresh scheduler with its timesteps set."""
+        """Return a new diffusers scheduler with its timesteps set; None: the checkpoint's own class."""
+
+    def compile(self) -> None:
+        """Denoise and decode in compiled graphs from now on; each is compiled when a size first occurs."""
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Compute in float32 within this context; afterwards restore precision and weights exactly."""
+
+    def release_memory(self) -> bool:
+        """Free performance caches; return False if there are none."""
+
+    def disable_cuda_graphs(self) -> None:
+        """Free CUDA graphs and use none from now on."""
 
 
-def backbone_module(name: str) -> Any:
-    """The module `madgen.backbones.<name>`; UserError lists the known ones."""
+class Checkpoint(TypedDict, total=False):
+    """Arguments of `BackboneModule.load` beside `pretrained`; the keys are those of `backbone` in the job."""
+
+    revision: str | None
+    variant: str | None
+    config: str | None
+    loras: Sequence[Lora]
+    dtype: torch.dtype
+    """Default: float32."""
+    device: str | torch.device
+    """Default: the CPU."""
+
+
+class BackboneModule(Protocol):
+    """The functions of a module in `madgen/backbones/`.
+
+    `pretrained` is a folder, a hub id or a single file; `config` describes a single file. All but `load` and
+    `download` serve planning: they read config files only and load no weights.
+    """
+
+    def load(self, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Backbone:
+        """Load the weights; UserError if they cannot be loaded."""
+
+    def download(self, pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
+        """Download the files that `load` reads; return their folders in the hub cache, none for local files."""
+
+    def describe(self, pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
+        """Read the shapes from the config files; UserError for a model that `load` cannot load."""
+
+    def family_spec(self, pretrained: str) -> BackboneSpec:
+        """Return the shapes that most checkpoints of this family share, for planning without config files."""
+
+    def check_blocks(
+        self, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
+    ) -> None:
+        """Raise UserError for an entry of `method.mad.blocks` that selects no attention layer."""
+
+    def text_limit(self, pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+
+    def scheduler_class(self, name: str) -> Any:
+        """Return a diffusers scheduler class by its name; UserError if it is unknown."""
+
+    def own_scheduler(
+        self, pretrained: str, revision: str | None = None, config: str | None = None
+    ) -> dict[str, Any] | None:
+        """Read the config of the checkpoint's own scheduler; None if it is not available."""
+
+    def evaluated_steps(
+        self,
+        own: dict[str, Any] | None,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None,
+    ) -> list[int]:
+        """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
+
+
+def backbone_module(name: str) -> BackboneModule:
+    """Import `madgen.backbones.<name>`; UserError lists the known names."""
     known = sorted(
         module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_" and not module.ispkg
     )
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return cast(BackboneModule, importlib.import_module(f"{__name__}.{name}"))
 
 
-def quieten() -> None:
-    """The model libraries report errors only, and draw no progress bars for loading."""
+def silence_model_libraries() -> None:
+    """Make diffusers and transformers report errors only, without progress bars."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

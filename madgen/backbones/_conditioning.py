@@ -1,4 +1,4 @@
-"""The prompts of a batch as a UNet takes them, and what guidance makes of its passes."""
+"""Encoded prompts of a batch, and classifier-free guidance over the paths of a UNet pass."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from madgen.diffusion.guidance import classifier_free
 
 @dataclass(frozen=True)
 class Embedded:
-    """Prompts as the UNet takes them: the text encoders' hidden states, and their summary where it takes one."""
+    """Text embeddings: the hidden states, and the pooled embedding if the UNet takes one."""
 
     hidden_NTD: Tensor
     pooled_ND: Tensor | None = None
 
 
-class Shared:
-    """Which negative prompt each of B prompts has, where they have U < B: one for those that see the same views."""
+class SharedNegatives:
+    """Map B prompts to U <= B unconditional paths: prompts with equal views and negative prompts share one."""
 
-    def __init__(self, seen: Sequence[Hashable], negatives: Sequence[Hashable], device: torch.device):
-        """`seen` names the views of each prompt, `negatives` its negative prompt."""
+    def __init__(self, view_ids: Sequence[Hashable], negatives: Sequence[Hashable], device: torch.device):
         numbers: dict[Hashable, int] = {}
-        self.own = [numbers.setdefault(key, len(numbers)) for key in zip(seen, negatives, strict=True)]
+        self.own = [numbers.setdefault(key, len(numbers)) for key in zip(view_ids, negatives, strict=True)]
         self.firsts = [self.own.index(number) for number in numbers.values()]
         self.own_B = torch.tensor(self.own, device=device)
         self.firsts_U = torch.tensor(self.firsts, device=device)
@@ -37,35 +36,35 @@ class Shared:
 
 @dataclass
 class Conditioning:
-    """The prompts of a batch, N paths: with classifier-free guidance U negative ones, then B prompts; else N = B."""
+    """N paths of a batch: with classifier-free guidance U negative prompts, then B prompts; otherwise N = B."""
 
     embeddings_NTD: Tensor
     guidance_scale: float
     embedded_guidance_BD: Tensor | None = None
     pooled_ND: Tensor | None = None
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
-    """Of the prompts, for each cross-attention layer: projected once for all views and steps."""
+    """Of each cross-attention layer, projected once for all views and steps."""
     negatives: int = 0
-    """U: with classifier-free guidance B, or fewer where prompts share them."""
-    shared: Shared | None = None
-    """How they do, if they do."""
+    """U: number of negative prompts."""
+    shared: SharedNegatives | None = None
+    """Maps prompts to negative prompts; None if U is B or 0."""
     conditions: dict[tuple[int, int, int], dict[str, Tensor] | None] = field(default_factory=dict)
-    """What else the UNet is told of views, by their number and size: made once for all steps."""
+    """Additional conditions of the UNet by number and size of views, computed once for all steps."""
 
     @property
     def paths(self) -> int:
-        """N: how many UNet passes a view takes."""
+        """N: number of UNet passes of a view."""
         return self.embeddings_NTD.shape[0]
 
     def views(self, views_BVChw: Tensor) -> Tensor:
-        """Those that each path sees [N, V, C, h, w]."""
+        """Repeat the views for each path: [N, V, C, h, w]."""
         if not self.negatives:
             return views_BVChw
         first = views_BVChw if self.shared is None else views_BVChw[self.shared.firsts_U]
         return torch.cat([first, views_BVChw])
 
     def guided(self, noise_NVChw: Tensor) -> Tensor:
-        """Classifier-free guidance [B, V, C, h, w] of all paths, where there is any."""
+        """Combine the paths by classifier-free guidance, if enabled: [B, V, C, h, w]."""
         if not self.negatives:
             return noise_NVChw
         unconditional, conditional = noise_NVChw.split([self.negatives, self.paths - self.negatives])
@@ -73,8 +72,8 @@ class Conditioning:
             unconditional = unconditional[self.shared.own_B]
         return classifier_free(unconditional, conditional, self.guidance_scale)
 
-    def picked(self, paths: slice | Tensor, negatives: int = 0, shared: Shared | None = None) -> Conditioning:
-        """Some of the paths by themselves, the first `negatives` of them negative prompts."""
+    def select(self, paths: slice | Tensor, negatives: int = 0, shared: SharedNegatives | None = None) -> Conditioning:
+        """Return some of the paths, the first `negatives` of them negative prompts."""
         embedded, pooled = self.embedded_guidance_BD, self.pooled_ND
         return replace(
             self,
@@ -87,16 +86,16 @@ class Conditioning:
             conditions={},
         )
 
-    def where(self, seen: Sequence[Hashable]) -> Conditioning:
-        """See `madgen.backbones.Conditioning`."""
+    def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:
+        """Implement `madgen.backbones.Conditioning`."""
         if self.shared is None:
             return self
         device = self.embeddings_NTD.device
-        shared = Shared(seen, self.shared.own, device)
+        shared = SharedNegatives(view_ids, self.shared.own, device)
         negatives = [self.shared.own[first] for first in shared.firsts]
         paths = torch.tensor([*negatives, *range(self.negatives, self.paths)], device=device)
-        return self.picked(paths, len(negatives), shared or None)
+        return self.select(paths, len(negatives), shared or None)
 
     def unguided(self) -> Conditioning:
-        """See `madgen.backbones.Conditioning`."""
-        return self.picked(slice(self.negatives, None))
+        """Implement `madgen.backbones.Conditioning`."""
+        return self.select(slice(self.negatives, None))

@@ -1,35 +1,22 @@
-"""Loads diffusers pipelines and fuses LoRAs into them; safetensors only, nothing is unpickled."""
+"""Load diffusers pipelines and fuse LoRAs into them; safetensors only, nothing is unpickled."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from madgen.backbones import BackboneSpec, Lora
+from madgen.backbones import BackboneSpec, Checkpoint, Lora
 from madgen.backbones._lora import read_lora, set_unit_strength
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.weights import lora_file, offline_hint, single_file
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
-LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor an adapted layer
-
-
-class Checkpoint(TypedDict, total=False):
-    """What `load` of a backbone takes beside `pretrained`; the keys are those of `backbone` in the job."""
-
-    revision: str | None
-    variant: str | None
-    config: str | None
-    loras: Sequence[Lora]
-    dtype: torch.dtype
-    """Default: float32."""
-    device: str | torch.device
-    """Default: the CPU."""
+LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 
 
 def load_backbone(
@@ -39,7 +26,7 @@ def load_backbone(
     checkpoint: Checkpoint,
     **options: Any,
 ) -> B:
-    """What `build` makes of a checkpoint's pipeline and of what `describe` reads; `options`: see `load_pipeline`."""
+    """Load a pipeline and call `build` with it and with its spec; `options`: see `load_pipeline`."""
     revision, config = checkpoint.get("revision"), checkpoint.get("config")
     dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
     spec = describe(pretrained, revision, config)
@@ -65,7 +52,7 @@ def load_pipeline(
     dtype: torch.dtype,
     **options: Any,
 ) -> Any:
-    """A pipeline of a folder, a hub id or a single `.safetensors` file; `options` go to the pipeline's class."""
+    """Load a folder, a hub id or a single `.safetensors` file; `options` are passed to the pipeline class."""
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
@@ -91,7 +78,7 @@ def load_pipeline(
 
 
 def download(pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
-    """Brings what `load_pipeline` reads into the hub cache; the folders there, none where nothing has to be fetched."""
+    """Download the files that `load_pipeline` reads; return their folders in the hub cache, none for local files."""
     import diffusers
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -104,7 +91,7 @@ def download(pretrained: str, revision: str | None, variant: str | None, config:
         if single_file(pretrained) is None:
             options = {"revision": revision, "variant": variant, "use_safetensors": True}
             return [Path(diffusers.DiffusionPipeline.download(pretrained, **options))]
-        # What diffusers reads beside a single file of weights.
+        # diffusers reads these files besides the weights.
         parts = [f"{folder}*.{suffix}" for folder in ("", "**/") for suffix in ("json", "txt", "model")]
         return [Path(snapshot_download(where, revision=revision, allow_patterns=parts))]
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -113,7 +100,7 @@ def download(pretrained: str, revision: str | None, variant: str | None, config:
 
 def _refuse_variant(variant: str | None, pretrained: str) -> None:
     if variant is not None:
-        raise UserError(f"backbone.variant={variant} has no meaning with the single file {pretrained}; leave it null")
+        raise UserError(f"backbone.variant={variant} does not apply to the single file {pretrained}; set it to null")
 
 
 def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -121,7 +108,7 @@ def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
 
 
 def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
-    """diffusers leaves tensors that a single file does not hold without data."""
+    """Raise UserError for missing weights: diffusers leaves tensors without data that a single file lacks."""
     for name, model in _models(pipeline).items():
         missing = [tensor for tensor, value in model.named_parameters() if value.is_meta]
         if missing:
@@ -129,7 +116,7 @@ def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
 
 
 def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
-    """Adds each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
+    """Add each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
     if not loras:
         return
     names = [f"lora{index}" for index in range(len(loras))]
@@ -157,10 +144,10 @@ def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
-    found = _adapted_layers(pipeline, name)
-    if found == 0 or found != layers:
+    adapted = _adapted_layers(pipeline, name)
+    if adapted == 0 or adapted != layers:
         raise UserError(
-            f"the LoRA {lora.weights} does not fit: {found} of its {layers} layers are layers of this backbone"
+            f"the LoRA {lora.weights} does not match this backbone: it has {adapted} of the {layers} adapted layers"
         )
 
 

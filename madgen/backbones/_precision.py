@@ -1,4 +1,4 @@
-"""Models in float32 for a while."""
+"""Run models in float32 temporarily."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def in_float32(models: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Weights of less precision become float32, and within it what is computed with them; then what they were, exactly.
+    """Convert weights of lower precision to float32 within this context, and restore them exactly.
 
-    Every number of bfloat16 and float16 is one of float32, so the way there and back changes none.
+    float32 represents every bfloat16 and float16 number, so the round trip changes none.
     """
     changed = [
         (tensor, tensor.dtype)
@@ -29,6 +29,6 @@ def in_float32(models: Iterable[torch.nn.Module]) -> Iterator[None]:
             _convert(tensor, dtype)
 
 
-@torch.inference_mode(False)  # a trainer may have switched it on; weights made under it would bear no gradients
+@torch.inference_mode(False)  # weights created in a trainer's inference mode would not allow gradients
 def _convert(tensor: torch.Tensor, dtype: torch.dtype) -> None:
     tensor.data = tensor.data.to(dtype)

@@ -6,12 +6,12 @@ from typing import Any, Unpack
 
 import torch
 
-from madgen.backbones import BackboneSpec
+from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Embedded
-from madgen.backbones._loading import Checkpoint, load_backbone
+from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.backbones._unet import UNetBackbone, check_blocks, unet_spec
-from madgen.hub import tokenizers as _tokens
+from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
@@ -20,6 +20,7 @@ __all__ = [
     "StableDiffusion",
     "check_blocks",
     "describe",
+    "download",
     "evaluated_steps",
     "family_spec",
     "load",
@@ -32,16 +33,16 @@ PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 
 
 def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
-    """Reads the config files of a folder, a hub id or a single file; UserError if there is no such model."""
+    """Read the config files of a folder, a hub id or a single file; UserError if it is not such a model."""
     model, unet, vae = read_configs(pretrained, revision, config)
     check_class(model, pretrained, "sd", PIPELINES)
     return unet_spec(unet, vae)
 
 
 def family_spec(pretrained: str) -> BackboneSpec:
-    """For planning without config files: the shapes that Stable Diffusion 1.x and 2.x base models share.
+    """Return the shapes that Stable Diffusion 1.x and 2.x base models share, for planning without config files.
 
-    Raises UserError for what can be neither a hub id nor a single file.
+    Raises UserError if `pretrained` is neither a hub id nor a single file.
     """
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
@@ -49,18 +50,18 @@ def family_spec(pretrained: str) -> BackboneSpec:
 
 
 def text_limit(pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
-    """How many tokens of a prompt are seen; None if the tokenizer's files are not at hand."""
-    return _tokens.text_limit(("tokenizer",), pretrained, revision, config)
+    """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+    return tokenizers.text_limit(("tokenizer",), pretrained, revision, config)
 
 
 def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion:
-    """Loads a diffusers folder, a hub id or a single file; safetensors only, nothing is unpickled."""
+    """Load a diffusers folder, a hub id or a single file; safetensors only, nothing is unpickled."""
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return load_backbone(StableDiffusion, describe, pretrained, checkpoint, **options)
 
 
 class StableDiffusion(UNetBackbone):
-    """One text encoder, whose last hidden states the UNet attends to."""
+    """Stable Diffusion 1.x and 2.x: the UNet attends to the last hidden states of one text encoder."""
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         super().__init__(pipeline, spec, dtype, device)
@@ -68,7 +69,7 @@ class StableDiffusion(UNetBackbone):
         self.tokenizers = (self.tokenizer,)
 
     def embed(self, prompts: list[str]) -> Embedded:
-        """The text encoder's last hidden states [N, T, D]."""
+        """Return the text encoder's last hidden states [N, T, D]."""
         tokens = self.token_ids(self.tokenizer, prompts)
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if masked else None

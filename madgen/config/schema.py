@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +212,12 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """Size of the panoramas, denoising schedule and guidance."""
+class SamplingParams:
+    """Denoising schedule, guidance and decoding: the settings of a panorama besides its prompt, seed and size.
 
-    height: int = 512
-    """Height in pixels, > 0; a prompt's `height` overrides it. Must be covered by views: other sizes are refused with
-    the nearest possible ones."""
-    width: int = 3072
-    """Width in pixels, > 0; a prompt's `width` overrides it."""
+    Shared by jobs (`SamplingConfig`), the metadata of samples and `PanoramaSampler`.
+    """
+
     loop: bool = False
     """Sample 360 degree panoramas: views, attention and decoding wrap around, so the right edge continues at the left
     one."""
@@ -238,23 +236,10 @@ class SamplingConfig:
     decode: str = "auto"
     """How latents are decoded: `whole` (the panorama in one pass), `tiled` (blended tiles of two views, less memory) or
     `auto` (tiled above 2^22 pixels)."""
-    batch_size: Any = 1
-    """Number of panoramas of one size that are sampled together on a device, > 0. `auto` is as many as keep an NVIDIA
-    GPU busy, and 1 on other devices. If memory runs out, batches are split. Pixels may differ in the last bits between
-    batch sizes."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "num_inference_steps"):
-            _check(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
-        size = self.batch_size
-        _check(
-            size == AUTO_BATCH or (type(size) is int and size > 0),
-            f"sampling.batch_size must be an integer > 0 or auto, got {size!r}",
-        )
-        _check(
-            self.num_inference_steps <= 10_000,
-            f"sampling.num_inference_steps must be <= 10000, got {self.num_inference_steps}",
-        )
+        steps = self.num_inference_steps
+        _check(0 < steps <= 10_000, f"sampling.num_inference_steps must be in 1..10000, got {steps}")
         _check(
             0 <= self.guidance_scale < float("inf"), f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}"
         )
@@ -276,6 +261,53 @@ class SamplingConfig:
             self.guidance_scale > 1,
             f"sampling.guidance_steps has no effect with guidance_scale={self.guidance_scale} <= 1; set it to null",
         )
+
+    @property
+    def guided_steps(self) -> range:
+        """Return the steps with classifier-free guidance."""
+        return range(self.num_inference_steps) if self.guidance_steps is None else range(*self.guidance_steps)
+
+    @classmethod
+    def from_config(cls, config: SamplingParams) -> SamplingParams:
+        """Return the parameters of a job's `sampling`, without size and batch size."""
+        return SamplingParams(**{field.name: getattr(config, field.name) for field in fields(SamplingParams)})
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> SamplingParams:
+        """Read the parameters from `sampling` of a sample's JSON; keys that older versions lack have their defaults."""
+        values = {field.name: metadata[field.name] for field in fields(SamplingParams) if field.name in metadata}
+        if values.get("guidance_steps") is not None:
+            values["guidance_steps"] = tuple(values["guidance_steps"])
+        return SamplingParams(**values)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Return the content of `sampling` in a sample's JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(SamplingParams):
+    """Size of the panoramas, denoising schedule and guidance."""
+
+    height: int = 512
+    """Height in pixels, > 0; a prompt's `height` overrides it. Must be covered by views: other sizes are refused with
+    the nearest possible ones."""
+    width: int = 3072
+    """Width in pixels, > 0; a prompt's `width` overrides it."""
+    batch_size: Any = 1
+    """Number of panoramas of one size that are sampled together on a device, > 0. `auto` is as many as keep an NVIDIA
+    GPU busy, and 1 on other devices. If memory runs out, batches are split. Pixels may differ in the last bits between
+    batch sizes."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            _check(getattr(self, name) > 0, f"sampling.{name} must be > 0, got {getattr(self, name)}")
+        size = self.batch_size
+        _check(
+            size == AUTO_BATCH or (type(size) is int and size > 0),
+            f"sampling.batch_size must be an integer > 0 or auto, got {size!r}",
+        )
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

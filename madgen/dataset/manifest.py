@@ -31,12 +31,6 @@ from madgen.utils.errors import UserError
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 
 
-SAMPLING = (
-    "loop", "num_inference_steps", "guidance_scale", "guidance_steps", "scheduler", "original_inference_steps",
-    "decode",
-)  # fmt: skip
-
-
 def identity(
     job: Job,
     plan: Plan,
@@ -60,7 +54,7 @@ def identity(
             ],
         },
         "method": _effective(resolved["method"], plan),
-        "sampling": {name: resolved["sampling"][name] for name in SAMPLING},
+        "sampling": job.sampling.to_metadata(),
         "safety": None if checker is None else {"weights": checker, "action": job.safety.action},
         "scores": _scores(job, clip),
         "name": job.name,

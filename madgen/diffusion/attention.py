@@ -1,16 +1,17 @@
-"""Merge-Attend-Diffuse (MAD, Sec. 4) as an attention processor, one a layer.
+"""Merge-Attend-Diffuse (MAD, Sec. 4) as an attention processor for each layer.
 
-Averaging commutes with the linear projections, so the hidden states are merged first: the canvas has fewer tokens
-than its views together. Keys and values of the prompt do not depend on view or step: each layer computes them once.
+Averaging commutes with the linear projections, so the hidden states are merged before projecting: the canvas has fewer
+tokens than its views together. Keys and values of the prompt depend on neither view nor step and are computed once.
 
-The processors stay the same objects from step to step, and what they do is told by flags and tensors: a compiled
-network has one graph for each set of layers that merge, and needs none for another step or prompt.
+Processors are installed once and hold no state; each pass of the network receives a `JointPass` as an argument. A
+compiled network therefore needs one graph for each set of merged layers, and none for another step or prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -23,13 +24,43 @@ from madgen.diffusion.merge import Grid, merge_cells, split_cells, with_kernels
 from madgen.diffusion.views import Views
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of the prompts, by head: [N, heads, T, D / heads]."""
+"""Keys and values of the prompts, by head: [N, heads, T, D / heads]."""
 Grids = Mapping[int, Grid]
-"""By the number of tokens of a view: the views at a layer's resolution."""
+"""The views at each layer's resolution, by the number of tokens of a view."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which attention layers merge, and in which steps; see `method.mad` of the job."""
+
+    steps: int
+    """Layers merge in the first `steps` denoising steps."""
+    blocks: tuple[str, ...]
+    """`down`, `mid`, `up`, or patterns of layer names."""
+    cross_attention: str
+    """`scheduled`: like self-attention; `always`: merged in every step."""
+
+    @property
+    def end(self) -> int:
+        """First step from which on no layer merges."""
+        return sys.maxsize if self.cross_attention == "always" else self.steps
+
+    def applies(self, step: int, crosses: bool) -> bool:
+        """Return whether a selected layer merges at `step`; `crosses`: it attends to the prompt."""
+        return step < self.steps or (crosses and self.cross_attention == "always")
+
+
+@dataclass(frozen=True)
+class JointStep:
+    """Views of one canvas that are denoised together, in one denoising step."""
+
+    views: Views
+    step: int
+    merging: Merging
 
 
 class AttentionLayer(Protocol):
-    """diffusers' `Attention`, of which this is used."""
+    """The part of diffusers' `Attention` used here."""
 
     processor: Any
     heads: int
@@ -40,25 +71,36 @@ class AttentionLayer(Protocol):
     to_out: Any
 
 
-class JointAttention:
-    """Attention of one layer over the views of one canvas.
+@dataclass(frozen=True)
+class JointPass:
+    """One pass of the network over views of several paths, as its attention layers see it.
 
-    `grids` given: attend on the canvas and split the result; None: each view attends by itself. Hidden states are
-    [N * V, L, D], views innermost; the prompts' keys and values, of cross-attention, are shared by the views of a path.
-    Where nothing merges, V may be any part of the canvas's views.
-
-    `twice`: the second half of the paths is the first again, and is not attended to by itself. `by_onednn`: by
-    `madgen.diffusion.kernels.onednn` where that can be.
+    All tensors that the layers read are fields, so that a pass can be compiled or captured as a CUDA graph.
     """
 
-    def __init__(self, name: str, paths: int = 1, grids: Grids | None = None, prompt: KeysValues | None = None):
-        self.name, self.paths, self.grids, self.prompt = name, paths, grids, prompt
-        self.twice = self.by_onednn = False
+    paths: int
+    """Number of prompts and negative prompts; each sees V views."""
+    prompt: Mapping[str, KeysValues]
+    """Keys and values of the prompts for each cross-attention layer, shared by the views of a path."""
+    merged: frozenset[str] = frozenset()
+    """Names of the layers that attend on the canvas; in the others each view attends separately."""
+    grids: Grids = field(default_factory=dict)
+    """The views on the canvas. Needed where layers merge; otherwise V may be any part of the canvas's views."""
+    halved: str | None = None
+    """Name of a layer whose input is the same in both halves of the paths, and which attends to one of them."""
+    onednn: bool = False
+    """Use `madgen.diffusion.kernels.onednn` where it is faster."""
 
-    @property
-    def merged(self) -> bool:
-        """Whether views meet here."""
-        return self.grids is not None
+
+@dataclass(frozen=True)
+class JointAttention:
+    """Attention processor of one layer: joint attention over the views of a `JointPass`.
+
+    Hidden states are [N * V, L, D], views innermost. Without a pass the layer's `original` processor runs.
+    """
+
+    name: str
+    original: Any = None
 
     def __call__(
         self,
@@ -66,37 +108,41 @@ class JointAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        **_: Any,
+        joint: JointPass | None = None,
     ) -> Tensor:
+        if joint is None:
+            output: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return output
         if attention_mask is not None:
             raise ValueError(f"{self.name}: joint attention takes no attention mask")
-        if self.twice:
-            once = self._of_views(attn, hidden_states[: len(hidden_states) // 2], self.paths // 2, False)
-            return torch.cat([once, once])
-        return self._of_views(attn, hidden_states, self.paths, encoder_hidden_states is not None)
+        if joint.halved == self.name:
+            half = self._attend_views(attn, hidden_states[: len(hidden_states) // 2], joint, joint.paths // 2, False)
+            return torch.cat([half, half])
+        return self._attend_views(attn, hidden_states, joint, joint.paths, encoder_hidden_states is not None)
 
-    def _of_views(self, attn: AttentionLayer, hidden_MLD: Tensor, paths: int, crosses: bool) -> Tensor:
-        """M = paths * V."""
+    def _attend_views(
+        self, attn: AttentionLayer, hidden_MLD: Tensor, joint: JointPass, paths: int, crosses: bool
+    ) -> Tensor:
+        """Attend on the canvas or in each view, M = paths * V."""
         batch, tokens, width = hidden_MLD.shape
-        if self.grids is not None:
-            grid = self.grids[tokens]
+        if self.name in joint.merged:
+            grid = joint.grids[tokens]
             canvas = merge_cells(hidden_MLD.reshape(paths, -1, grid.rows.size, grid.columns.size, width), grid)
-            output = self._attend(attn, canvas.flatten(1, 2), crosses)
+            output = self._attend(attn, canvas.flatten(1, 2), joint, crosses)
             output = split_cells(output.reshape(*canvas.shape[:3], -1), grid)
-        elif crosses:  # each token asks the prompt by itself: views need not be told apart
-            output = self._attend(attn, hidden_MLD.reshape(paths, -1, width), True)
+        elif crosses:  # tokens query the prompt independently, so the views of a path form one sequence
+            output = self._attend(attn, hidden_MLD.reshape(paths, -1, width), joint, True)
         else:
-            output = self._attend(attn, hidden_MLD, False)
+            output = self._attend(attn, hidden_MLD, joint, False)
         return output.reshape(batch, tokens, -1)
 
-    def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, crosses: bool) -> Tensor:
+    def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, joint: JointPass, crosses: bool) -> Tensor:
         query = by_head(attn, attn.to_q(hidden_NLD))
         if crosses:
-            assert self.prompt is not None, f"{self.name} was not told the prompts' keys and values"
-            key, value = self.prompt
+            key, value = joint.prompt[self.name]
         else:
             key, value = by_head(attn, attn.to_k(hidden_NLD)), by_head(attn, attn.to_v(hidden_NLD))
-        if self.by_onednn and onednn.attends(query, key, value):
+        if joint.onednn and onednn.attends(query, key, value):
             output = onednn.attention(query, key, value, attn.scale)
         else:
             output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
@@ -105,34 +151,21 @@ class JointAttention:
 
 
 def by_head(attn: AttentionLayer, projected_NLD: Tensor) -> Tensor:
-    """[N, heads, L, D / heads]."""
+    """Split the width into heads: [N, heads, L, D / heads]."""
     return projected_NLD.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
 def keys_values(attn: AttentionLayer, prompt_NTD: Tensor) -> KeysValues:
-    """What every view and step asks the prompts."""
+    """Project the prompts to keys and values, for all views and steps."""
     return by_head(attn, attn.to_k(prompt_NTD)), by_head(attn, attn.to_v(prompt_NTD))
 
 
 @lru_cache(maxsize=256)
 def grids_of(views: Views, device: torch.device) -> Grids:
-    """`views` at every resolution at which they fall on whole cells."""
+    """Return the grids of `views` at every resolution at which they fall on whole cells."""
     finest, factors = views.rows.size * views.columns.size, []
     factor = 1
     while views.divisible(factor):
         factors.append(factor)
         factor *= 2
     return {finest // factor**2: with_kernels(views.scaled(factor), device) for factor in factors}
-
-
-@contextmanager
-def joint_attention(layers: Mapping[str, AttentionLayer], processors: Mapping[str, JointAttention]) -> Iterator[None]:
-    """Runs with the layers' `processors` installed and always restores the ones that were there."""
-    original = {name: layer.processor for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.processor = processors[name]
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.processor = original[name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -21,11 +20,9 @@ from madgen.diffusion.views import Layout, Views
 
 
 class Denoiser(Protocol):
-    """What the loop needs of a backbone; `step` says which attention layers merge."""
+    """Predict the noise of all views of the canvas; which attention layers merge may depend on `step`."""
 
-    def merged_attention(self, views: Views, step: int) -> AbstractContextManager[None]: ...
-
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor: ...
+    def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor: ...
 
 
 class Synchronizer(Protocol):
@@ -62,8 +59,7 @@ def joint_diffusion(
         if (pulled_RVChw := sync.pull(views_RVChw, views, scheduler, timestep, step)) is not None:
             latents = latents + composition.compose(merge(pulled_RVChw - views_RVChw, views))
             views_RVChw = pulled_RVChw
-        with denoiser.merged_attention(views, step):
-            noise_views = denoiser.predict_noise(scheduler.scale_model_input(views_RVChw, time), timestep)
+        noise_views = denoiser.predict(scheduler.scale_model_input(views_RVChw, time), views, step, timestep)
         noise = composition.compose(merge(noise_views, views))
         latents = scheduler.step(noise, time, latents, **options).prev_sample
         on_step(step)

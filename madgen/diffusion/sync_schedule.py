@@ -1,4 +1,4 @@
-"""When SyncDiffusion acts. Plain numbers."""
+"""Schedule of SyncDiffusion; independent of torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SyncSchedule:
-    """When and how strongly: `weight * decay ** step`, in the first `steps` steps, at each `every`-th of them."""
+    """Gradient weight `weight * decay ** step` in every `every`-th of the first `steps` steps."""
 
     weight: float
     decay: float
@@ -21,6 +21,6 @@ class SyncSchedule:
             raise UserError(f"SyncDiffusion needs weight >= 0, decay in 0..1, steps >= 0 and every >= 1, got {self}")
 
     def at(self, step: int) -> float:
-        """The gradient's weight at a step; 0 where there is none."""
+        """Return the gradient weight at a step, 0 for no update."""
         due = step < self.steps and (step + 1) % self.every == 0
         return self.weight * self.decay**step if due else 0.0

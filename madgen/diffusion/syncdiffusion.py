@@ -1,10 +1,10 @@
-"""SyncDiffusion (Lee et al., NeurIPS 2023): before a joint step, each view is pulled towards the middle one's look."""
+"""SyncDiffusion (Lee et al., NeurIPS 2023): before a joint step, move each view towards the style of the middle one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,44 +13,38 @@ from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
 
 
-class NoisePredictor(Protocol):
-    """Differentiable; see `madgen.backbones.Backbone`."""
-
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor: ...
-
-
 class NoSync:
-    """Leaves the views alone."""
+    """Does not change the views."""
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
         return None
 
 
 class SyncGuidance:
-    """Gradient descent on each view's latent, on the perceptual distance of its foreseen picture to the anchor's.
+    """Gradient descent on each view's latents, on the perceptual distance between its x0 prediction and the anchor's.
 
-    `decode` gives pixels in 0..1 [B, 3, h, w] of clean latents; `distance` compares two such batches, [B]. Both must
-    be differentiable. The anchor is the middle view of the middle row of views; views are processed one by one, which
-    bounds the memory.
+    `predict` returns the noise of views. `decode` returns pixels in 0..1 [B, 3, h, w] of clean latents; `distance`
+    compares two such batches, [B]. All must be differentiable. The anchor is the middle view of the middle row; views
+    are processed one by one to bound the memory.
     """
 
     def __init__(
         self,
         schedule: SyncSchedule,
-        denoiser: NoisePredictor,
+        predict: Callable[[Tensor, Tensor], Tensor],
         decode: Callable[[Tensor], Tensor],
         distance: Callable[[Tensor, Tensor], Tensor],
     ):
-        self.schedule, self.denoiser, self.decode, self.distance = schedule, denoiser, decode, distance
+        self.schedule, self.predict, self.decode, self.distance = schedule, predict, decode, distance
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
-        """The views after one step of gradient descent; None if none is due at `step`."""
+        """Return the views after one step of gradient descent, None if the schedule has none at `step`."""
         weight = self.schedule.at(step)
         if weight == 0 or views.count == 1:
             return None
         middle = views.middle
         with torch.no_grad():
-            anchor = self._foreseen(views_BVChw[:, middle], scheduler, timestep)
+            anchor = self._predict_image(views_BVChw[:, middle], scheduler, timestep)
         pulled = views_BVChw.clone()
         for index in range(views.count):
             if index != middle:
@@ -59,22 +53,22 @@ class SyncGuidance:
         return pulled
 
     def gradient(self, view_BChw: Tensor, anchor_B3hw: Tensor, scheduler: Any, timestep: Tensor) -> Tensor:
-        """Of the distance with respect to the view's latent, through autoencoder and denoiser, [B, C, h, w]."""
+        """Return the gradient of the distance through decoder and denoiser, [B, C, h, w]."""
         with torch.enable_grad():
             view = view_BChw.detach().requires_grad_()
-            distance = self.distance(self._foreseen(view, scheduler, timestep), anchor_B3hw)
+            distance = self.distance(self._predict_image(view, scheduler, timestep), anchor_B3hw)
             (gradient,) = torch.autograd.grad(distance.sum(), view)
         return gradient
 
-    def _foreseen(self, view_BChw: Tensor, scheduler: Any, timestep: Tensor) -> Tensor:
-        """Pixels of the clean picture that the denoiser foresees."""
+    def _predict_image(self, view_BChw: Tensor, scheduler: Any, timestep: Tensor) -> Tensor:
+        """Predict the pixels of the clean image."""
         scaled = copy.deepcopy(scheduler).scale_model_input(view_BChw, timestep)
-        noise = self.denoiser.predict_noise(scaled[:, None], timestep)[:, 0]
-        return self.decode(foreseen_latents(scheduler, noise, timestep, view_BChw))
+        noise = self.predict(scaled[:, None], timestep)[:, 0]
+        return self.decode(predict_x0(scheduler, noise, timestep, view_BChw))
 
 
-def foreseen_latents(scheduler: Any, noise_BChw: Tensor, timestep: Tensor, latents_BChw: Tensor) -> Tensor:
-    """Clean latents that `scheduler` foresees, without moving it on. ValueError if it does not tell them."""
+def predict_x0(scheduler: Any, noise_BChw: Tensor, timestep: Tensor, latents_BChw: Tensor) -> Tensor:
+    """Return the scheduler's x0 prediction without changing its state; ValueError if it does not expose one."""
     probe = copy.deepcopy(scheduler)  # a step changes the state of multi-step schedulers
     probe.scale_model_input(latents_BChw, timestep)
     output = probe.step(noise_BChw, timestep, latents_BChw)
@@ -82,21 +76,21 @@ def foreseen_latents(scheduler: Any, noise_BChw: Tensor, timestep: Tensor, laten
     if clean is None:
         clean = getattr(output, "denoised", None)
     if clean is None:
-        raise ValueError(f"{type(scheduler).__name__} does not tell the clean picture that it foresees")
+        raise ValueError(f"{type(scheduler).__name__} does not expose the predicted x0 (`pred_original_sample`)")
     return clean
 
 
-def check_foresight(scheduler: Any, latents_1CHW: Tensor) -> None:
-    """ValueError if SyncDiffusion cannot work with a scheduler, told by two evaluations on zeros [1, C, 1, 3].
+def check_x0_prediction(scheduler: Any, latents_1CHW: Tensor) -> None:
+    """Raise ValueError if SyncDiffusion does not support a scheduler, tested by two steps on zeros [1, C, 1, 3].
 
-    Those that keep a history of the canvas, such as Heun's, cannot be asked about a view of another size.
+    Schedulers that keep a history of the canvas, such as Heun's, cannot step a view of another size.
     """
     canvas = copy.deepcopy(scheduler)
     for timestep in canvas.timesteps[:2]:
         view = latents_1CHW[..., :2]
         try:
-            foreseen_latents(canvas, view, timestep, view)
+            predict_x0(canvas, view, timestep, view)
         except RuntimeError as error:
-            raise ValueError(f"{type(scheduler).__name__} cannot be asked about one view") from error
+            raise ValueError(f"{type(scheduler).__name__} cannot step a single view") from error
         canvas.scale_model_input(latents_1CHW, timestep)
         canvas.step(latents_1CHW, timestep, latents_1CHW)

@@ -100,7 +100,7 @@ def _evaluation(request: Request, directory: DatasetDir, job: dict[str, Any]) ->
     from madgen.metrics.crops import Crops
     from madgen.metrics.extractors import Extractors, parse
 
-    backbones.quieten()
+    backbones.silence_model_libraries()
     side = request.crop or view_side(job)
     reference = None
     if request.reference is not None:

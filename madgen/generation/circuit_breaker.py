@@ -1,28 +1,28 @@
-"""Stops a run of which too much fails: a broken node must not quarantine a whole dataset."""
+"""Stop a run in which too many samples fail, so that a broken node cannot quarantine a whole dataset."""
 
 from __future__ import annotations
 
 from collections import deque
 
-LEAST = 10
-"""Samples that are seen before the share of failures says anything, unless the window is smaller."""
+MIN_SAMPLES = 10
+"""Samples before the share of failures counts, unless the window is smaller."""
 
 
-class Breaker:
-    """Trips when more than `max_share` (0..1) of the last `window` samples failed, and stays so. 1: never trips."""
+class CircuitBreaker:
+    """Trips, permanently, when more than `max_share` (0..1) of the last `window` samples failed. 1: never trips."""
 
     def __init__(self, max_share: float, window: int):
         self.max_share = max_share
         self.tripped: str | None = None
-        """Why, in a sentence; None while all is well."""
+        """The reason, None until it trips."""
         self._failures: deque[bool] = deque(maxlen=window)
-        self._least = min(window, LEAST)
+        self._min_samples = min(window, MIN_SAMPLES)
 
     def record(self, failed: bool) -> None:
-        """One sample came to its end."""
+        """Record the outcome of a sample."""
         self._failures.append(failed)
-        seen, failures = len(self._failures), sum(self._failures)
-        if self.tripped is None and seen >= self._least and failures / seen > self.max_share:
+        count, failures = len(self._failures), sum(self._failures)
+        if self.tripped is None and count >= self._min_samples and failures / count > self.max_share:
             self.tripped = (
-                f"{failures} of the last {seen} samples failed, more than quarantine.max_share={self.max_share} allows"
+                f"{failures} of the last {count} samples failed, more than quarantine.max_share={self.max_share} allows"
             )

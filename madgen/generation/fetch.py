@@ -41,14 +41,12 @@ def fetch_networks(extractor: str) -> None:
 
 def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
     from madgen.backbones import backbone_module
-    from madgen.backbones._loading import download
 
     backbone = job.backbone
-    backbone_module(backbone.name)
     files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
     yield (
         f"backbone.pretrained={backbone.pretrained}",
-        download(files.pretrained, files.revision, backbone.variant, files.config),
+        backbone_module(backbone.name).download(files.pretrained, files.revision, backbone.variant, files.config),
     )
     for lora in backbone.loras:
         local = expand_user(lora.weights, "backbone.loras: weights").exists()

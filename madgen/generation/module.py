@@ -6,7 +6,7 @@ import lightning
 import torch
 
 from madgen.config.schema import Job, require_job
-from madgen.generation.robust_sampler import Attempts
+from madgen.generation.robust_sampler import RobustSampler
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
 from madgen.sampling.sampler import PanoramaSampler
@@ -20,7 +20,7 @@ class PanoramaModule(lightning.LightningModule):
     def __init__(self, job: Job):
         super().__init__()
         self.job = require_job(job)
-        self.attempts: Attempts | None = None
+        self.attempts: RobustSampler | None = None
 
     def setup(self, stage: str) -> None:
         """Load the backbone straight onto this process's device, unless nothing is left to do."""
@@ -41,9 +41,9 @@ class PanoramaModule(lightning.LightningModule):
         return Panoramas(self.attempts(batch.tasks), self.attempts.seconds)
 
 
-def load(job: Job, device: torch.device) -> Attempts:
+def load(job: Job, device: torch.device) -> RobustSampler:
     """Load a job's models. Raises UserError if they do not fit the job, before anything is written."""
     sampler = PanoramaSampler.from_job(job, device)
     sampler.new_scheduler(job.sampling.num_inference_steps)  # raises for settings it cannot take
     safety, clip = Safety.load(job.safety, sampler), ClipScore.load(job.scores.clip, sampler)
-    return Attempts(sampler, job.sampling, safety, clip)
+    return RobustSampler(sampler, safety=safety, clip=clip)

@@ -1,4 +1,4 @@
-"""Makes one sample of a dataset again from its own JSON and compares."""
+"""Sample a panorama of a dataset again from its JSON, and compare the pixels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from madgen.config.schema import (
     MethodConfig,
     RegionsConfig,
     SafetyConfig,
+    SamplingParams,
     SyncConfig,
     ViewsConfig,
 )
@@ -28,6 +29,7 @@ from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, lora_id, weights_id
+from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Region
 from madgen.utils.atomic import write_atomically
@@ -35,22 +37,21 @@ from madgen.utils.errors import UserError
 
 
 def regenerate(directory: Path, key: str, output: Path) -> bool:
-    """Writes the picture to `output`, prints how it compares; True if its pixels are the dataset's.
+    """Write the image to `output` and print how it compares; return whether its pixels equal the dataset's.
 
-    JPEG and WebP are compared after the same encoding. Another device or batch size may differ in the last bit.
+    JPEG and WebP are compared after the same encoding. The last bits depend on the device and the batch size.
     """
-    from madgen.generation.run import quieten  # which brings Lightning
+    from madgen.generation.run import quieten  # imports Lightning
 
     image_format = check_output(output)
     quieten()
     stored = read_sample(DatasetDir(directory), key)
-    _refuse_other_weights(stored.metadata)
-    again = _checked(*_sample(stored.metadata), stored.metadata)
-    write_atomically(
-        output, encode_image(again, image_format, 95, stored.metadata["sampling"]["loop"], stored.metadata)
-    )
+    _check_weights(stored.metadata)
+    image = _checked(*_sample(stored.metadata), stored.metadata)
+    loop = stored.metadata["sampling"]["loop"]
+    write_atomically(output, encode_image(image, image_format, 95, loop, stored.metadata))
     job = DatasetDir(directory).read_manifest().job
-    decoded = _decode(encode_image(again, stored.format, job["output"]["quality"]))
+    decoded = _decode(encode_image(image, stored.format, job["output"]["quality"]))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
     same = not difference.any()
     verdict = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
@@ -65,11 +66,12 @@ def _decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _refuse_other_weights(metadata: dict[str, Any]) -> None:
+def _check_weights(metadata: dict[str, Any]) -> None:
+    """Raise UserError if the weights on this machine are not those of the sample."""
     backbone, safety = metadata["backbone"], metadata.get("safety")
     pretrained, revision, config = backbone["pretrained"], backbone["revision"], backbone["config"]
-    here = weights_id(pretrained, revision, config or described_by(pretrained, revision))
-    _check_same(backbone["pretrained"], here, backbone["weights"])
+    local = weights_id(pretrained, revision, config or described_by(pretrained, revision))
+    _check_same(backbone["pretrained"], local, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
     if safety is not None:
@@ -77,8 +79,8 @@ def _refuse_other_weights(metadata: dict[str, Any]) -> None:
 
 
 def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
-    backbone, method, sampling = metadata["backbone"], metadata["method"], metadata["sampling"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone, method = metadata["backbone"], metadata["method"]
+    params = SamplingParams.from_metadata(metadata["sampling"])
     sampler = PanoramaSampler.from_configs(
         BackboneConfig(
             name=backbone["name"],
@@ -96,29 +98,24 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             sync=SyncConfig(**(method["sync"] or {})),
             regions=RegionsConfig(**(method["regions"] or {})),
         ),
-        sampling["scheduler"],
-        sampling["original_inference_steps"],
-        device,
+        params,
+        "cuda" if torch.cuda.is_available() else "cpu",
+    )
+    batch = PanoramaBatch(
+        metadata["height"],
+        metadata["width"],
+        [metadata["prompt"]],
+        [metadata["negative_prompt"]],
+        [metadata["seed"]],
+        [[Region.from_dict(region) for region in metadata.get("regions", [])]],
     )
     with sampler.in_float32() if backbone["dtype"] == "float32" else nullcontext():
-        images = sampler.sample(
-            [metadata["prompt"]],
-            negative_prompts=[metadata["negative_prompt"]],
-            height=metadata["height"],
-            width=metadata["width"],
-            num_inference_steps=sampling["num_inference_steps"],
-            guidance_scale=sampling["guidance_scale"],
-            guidance_steps=sampling.get("guidance_steps"),
-            seeds=[metadata["seed"]],
-            loop=sampling["loop"],
-            regions=[[Region.from_dict(region) for region in metadata.get("regions", [])]],
-            decode=sampling["decode"],
-        )
-    return np.asarray(images)[0], sampler
+        latents = sampler.sample_latents(batch)
+        return sampler.decode(latents, params.loop, params.decode)[0], sampler
 
 
 def _checked(image_HWC: np.ndarray, sampler: PanoramaSampler, metadata: dict[str, Any]) -> np.ndarray:
-    """After the safety checker, where the sample was made with one."""
+    """Apply the safety checker if the sample was generated with one."""
     recorded = metadata.get("safety")
     if recorded is None:
         return image_HWC
@@ -126,10 +123,10 @@ def _checked(image_HWC: np.ndarray, sampler: PanoramaSampler, metadata: dict[str
     assert safety is not None
     checked = safety(image_HWC)
     if checked.flagged != recorded["flagged"]:
-        print(f"the safety checker flags {checked.flagged} now, and {recorded['flagged']} when the sample was made")
+        print(f"the safety checker flags {checked.flagged} now, and flagged {recorded['flagged']} in the dataset")
     return checked.image_HWC
 
 
-def _check_same(where: str, here: str | None, recorded: str) -> None:
-    if here != recorded:
-        raise UserError(f"{where} holds other weights here ({here}) than the sample was made with ({recorded})")
+def _check_same(source: str, local: str | None, recorded: str) -> None:
+    if local != recorded:
+        raise UserError(f"{source}: the weights on this machine ({local}) are not those of the sample ({recorded})")

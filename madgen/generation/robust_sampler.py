@@ -1,6 +1,6 @@
-"""From tasks to pictures when not all goes well: memory that runs out, numbers that overflow, pictures to hold back.
+"""Sample tasks with fallbacks: out of memory, non-finite values, blank images, safety checker.
 
-Knows the sampler and nothing of Lightning. The seed is never changed: what is tried again is the same panorama.
+Independent of Lightning. A retry never changes the seed: it samples the same panorama.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from madgen.config.schema import SamplingConfig
+from madgen.config.schema import SamplingParams
 from madgen.dataset.sample_json import with_changes, with_scores
-from madgen.generation.memory_fallback import Rung
+from madgen.generation.batch_size import BatchSplit
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
+from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Attempt, Task
@@ -30,105 +31,94 @@ from madgen.utils.console import say
 T = TypeVar("T")
 
 OUT_OF_MEMORY, NOT_FINITE, CONSTANT, UNSAFE = "out_of_memory", "not_finite", "constant", "unsafe"
-# PyTorch's allocator; and oneDNN, whose message does not say why (what it does not support is a "descriptor").
-CPU_IS_FULL = re.compile(
+CPU_OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|could not (create|execute) a primitive$"
 )
-CUDA_IS_FULL = re.compile(r"(CUDA|cuDNN)\b.*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")
-"""Where not PyTorch's allocator asked for it: a graph's launch, cuBLAS, cuDNN, Triton."""
+"""Messages of PyTorch's CPU allocator, and of oneDNN, which does not state the reason."""
+CUDA_OUT_OF_MEMORY = re.compile(r"(CUDA|cuDNN)\b.*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")
+"""Messages of allocations outside PyTorch's allocator: graph launches, cuBLAS, cuDNN, Triton."""
 TILED, NO_GRAPHS = "decoding in tiles", "without CUDA graphs"
-LEAST_RANGE = 4
-"""A picture none of whose channels spans this many of the 256 values shows nothing."""
+MIN_CONTRAST = 4
+"""An image is blank if each of its channels spans fewer than this many of the 256 levels."""
 
 
-class Attempts:
-    """Makes panoramas of tasks of one size: `attempts(tasks)` gives one `Attempt` a task, in their order.
+class RobustSampler:
+    """Sample tasks of one size: `sampler(tasks)` returns one `Attempt` for each task, in their order.
 
-    Where memory runs out, less is done at once; what worked is remembered for each size, so later batches begin there.
+    When memory runs out, batches are split. The split that worked is remembered for each size and used from then on.
     """
 
     def __init__(
         self,
         sampler: PanoramaSampler,
-        sampling: SamplingConfig,
+        params: SamplingParams | None = None,
         safety: Safety | None = None,
         clip: ClipScore | None = None,
     ):
-        self.sampler, self.sampling, self.safety, self.clip = sampler, sampling, safety, clip
+        self.sampler, self.params, self.safety, self.clip = sampler, params or sampler.params, safety, clip
         self.seconds: dict[str, float] = {}
-        """Wall time of what was done for the last tasks."""
-        self._rungs: dict[tuple[int, int, int, torch.dtype], Rung] = {}
+        """Wall time of each stage of the last tasks."""
+        self._splits: dict[tuple[int, int, int, torch.dtype], BatchSplit] = {}
         self._tiled: set[tuple[int, int, torch.dtype]] = set()
-        self._learned: list[str] = []
+        self._fallbacks: list[str] = []
         self._dtype = sampler.dtype
 
     def __call__(self, tasks: Sequence[Task]) -> tuple[Attempt, ...]:
-        """Nothing but a lack of memory is caught."""
-        self.seconds, self._learned = {"sample": 0.0, "decode": 0.0}, []
-        first = self._attempts(tasks)
-        mended = [self._in_float32(task, attempt) for task, attempt in zip(tasks, first, strict=True)]
-        checked = [self._checked(attempt) for attempt in mended]
-        scored = [self._scored(task, attempt) for task, attempt in zip(tasks, checked, strict=True)]
-        attempts = tuple(self._told_of_cuts(task, attempt) for task, attempt in zip(tasks, scored, strict=True))
-        if self._learned:
+        """Sample, check and score the tasks. Only out-of-memory errors are caught."""
+        self.seconds, self._fallbacks = {"sample": 0.0, "decode": 0.0}, []
+        attempts = tuple(
+            self._finished(task, self._retried_in_float32(task, attempt))
+            for task, attempt in zip(tasks, self._attempts(tasks), strict=True)
+        )
+        if self._fallbacks:
             size = f"{tasks[0].prompt.height}x{tasks[0].prompt.width} px, batches of {len(tasks)}"
-            say(f"madgen: out of memory at {size}; from now on {'; '.join(self._learned)}")
+            say(f"madgen: out of memory at {size}; from now on {'; '.join(self._fallbacks)}")
         return attempts
 
-    def _attempts(self, tasks: Sequence[Task]) -> list[Attempt]:
-        """One for each task, before anything is mended."""
-        latents = self._sampled(tasks)
-        return [self._picture(task, latents_1CHW) for task, latents_1CHW in zip(tasks, latents, strict=True)]
+    def _finished(self, task: Task, attempt: Attempt) -> Attempt:
+        attempt = self._scored(task, self._checked(attempt))
+        cut = self.sampler.cut_text(task.prompt.text)
+        return attempt if cut is None else replace(attempt, changes=with_changes(attempt.changes, {"cut_text": cut}))
 
-    def _sampled(self, tasks: Sequence[Task]) -> list[Tensor | None]:
-        """Latents [1, C, h, w] of each task, from the first rung that has room for them; None where no rung has."""
+    def _attempts(self, tasks: Sequence[Task]) -> list[Attempt]:
+        """Sample and decode each task, without retries in float32."""
+        latents = self._sample_with_splits(tasks)
+        return [self._decode_latents(task, latents_1CHW) for task, latents_1CHW in zip(tasks, latents, strict=True)]
+
+    def _sample_with_splits(self, tasks: Sequence[Task]) -> list[Tensor | None]:
+        """Return latents [1, C, h, w] of each task, with the first split that fits; None for tasks that never fit."""
         prompt = tasks[0].prompt
-        prompts = 1 + max(len(task.prompt.regions) for task in tasks)
-        size = prompt.height, prompt.width, prompts, self.sampler.dtype
-        known = self._rungs.get(size, Rung(len(tasks)))
-        begin = replace(known, panoramas=min(known.panoramas, len(tasks)))
-        rungs = [begin, *begin.below()]
-        for rung in rungs:
-            found = self._sample_groups(rung.groups(tasks), rung.chunk_views, whatever_comes=rung == rungs[-1])
-            if found is not None:
+        rows = 1 + max(len(task.prompt.regions) for task in tasks)
+        size = prompt.height, prompt.width, rows, self.sampler.dtype
+        known = self._splits.get(size, BatchSplit(len(tasks)))
+        first = replace(known, panoramas=min(known.panoramas, len(tasks)))
+        splits = [first, *first.smaller()]
+        for split in splits:
+            latents = self._sample_groups(split, tasks, allow_failures=split == splits[-1])
+            if latents is not None:
                 break
-        assert found is not None
-        if rung != begin:
-            self._rungs[size] = rung
-            self._learn(str(rung))
-        return found
+        assert latents is not None
+        if split != first:
+            self._splits[size] = split
+            self._remember(str(split))
+        return latents
 
     def _sample_groups(
-        self, groups: Sequence[Sequence[Task]], chunk_views: int | None, whatever_comes: bool
+        self, split: BatchSplit, tasks: Sequence[Task], allow_failures: bool
     ) -> list[Tensor | None] | None:
-        """Latents of each task; None where there is no room for a group, or for it alone with `whatever_comes`."""
-        found: list[Tensor | None] = []
-        for group in groups:
-            latents = self._sample(group, chunk_views)
-            if latents is None and not whatever_comes:
+        """Return latents of each task; None if a group does not fit, or with `allow_failures` None for its tasks."""
+        result: list[Tensor | None] = []
+        for group in split.groups(tasks):
+            latents = self._sample(group, split.chunk_views)
+            if latents is None and not allow_failures:
                 return None
-            found += latents or [None] * len(group)
-        return found
+            result += latents or [None] * len(group)
+        return result
 
     def _sample(self, tasks: Sequence[Task], chunk_views: int | None) -> list[Tensor] | None:
-        sampling, prompts = self.sampling, [task.prompt for task in tasks]
-
-        def sample() -> Any:
-            latents = self.sampler.sample(
-                [prompt.text for prompt in prompts],
-                negative_prompts=[prompt.negative for prompt in prompts],
-                height=prompts[0].height,
-                width=prompts[0].width,
-                num_inference_steps=sampling.num_inference_steps,
-                guidance_scale=sampling.guidance_scale,
-                guidance_steps=sampling.guidance_steps,
-                seeds=[task.seed for task in tasks],
-                loop=sampling.loop,
-                regions=[prompt.regions for prompt in prompts],
-                chunk_views=chunk_views,
-                output="latent",
-            )
-            if isinstance(latents, Tensor) and latents.is_cuda:
+        def sample() -> Tensor:
+            latents = self.sampler.sample_latents(PanoramaBatch.from_tasks(tasks), self.params, chunk_views)
+            if latents.is_cuda:
                 torch.cuda.synchronize(latents.device)
             return latents
 
@@ -136,61 +126,61 @@ class Attempts:
             latents = self._within_memory(sample)
         return None if latents is None else list(latents.split(1))
 
-    def _picture(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
+    def _decode_latents(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
         if latents_1CHW is None:
-            return Attempt(None, {}, OUT_OF_MEMORY, f"sampling did not fit into memory, nor did it with {Rung(1, 1)}")
-        if broken := _not_finite(latents_1CHW):
-            return Attempt(None, {}, NOT_FINITE, f"{broken} of the latents are not finite")
+            return Attempt(None, {}, OUT_OF_MEMORY, f"sampling did not fit into memory with {BatchSplit(1, 1)}")
+        if share := _non_finite_share(latents_1CHW):
+            return Attempt(None, {}, NOT_FINITE, f"{share} of the latents are not finite")
         with self._timed("decode"):
-            return self._decoded(task, latents_1CHW)
+            return self._decode_or_tile(task, latents_1CHW)
 
-    def _decoded(self, task: Task, latents_1CHW: Tensor) -> Attempt:
+    def _decode_or_tile(self, task: Task, latents_1CHW: Tensor) -> Attempt:
         height, width = task.prompt.height, task.prompt.width
-        size, asked = (height, width, self.sampler.dtype), self.sampling.decode
-        modes = ["tiled"] if size in self._tiled or decodes_tiled(height, width, asked) else [asked, "tiled"]
+        size, requested = (height, width, self.sampler.dtype), self.params.decode
+        modes = ["tiled"] if size in self._tiled or decodes_tiled(height, width, requested) else [requested, "tiled"]
         for mode in modes:
             attempt = self._within_memory(partial(self._decode, latents_1CHW, mode))
             if attempt is not None:
                 break
         if attempt is None:
-            return Attempt(None, {}, OUT_OF_MEMORY, "decoding did not fit into memory, nor did it in tiles")
+            return Attempt(None, {}, OUT_OF_MEMORY, "decoding did not fit into memory in tiles")
         if mode == modes[0] and size not in self._tiled:
             return attempt
         if size not in self._tiled:
             self._tiled.add(size)
-            self._learn(TILED)
+            self._remember(TILED)
         return replace(attempt, changes={"sampling": {"decode": "tiled"}})
 
     def _decode(self, latents_1CHW: Tensor, mode: str) -> Attempt:
-        pixels_13HW = self.sampler.decode_pixels(latents_1CHW, self.sampling.loop, mode)
-        lows, highs = pixels_13HW.flatten(2).aminmax(dim=2)  # of each channel; what is not a number passes through
+        pixels_13HW = self.sampler.decode_pixels(latents_1CHW, self.params.loop, mode)
+        lows, highs = pixels_13HW.flatten(2).aminmax(dim=2)  # for each channel; NaN propagates
         if not torch.isfinite(lows + highs).all():
-            return Attempt(None, {}, NOT_FINITE, f"{_not_finite(pixels_13HW)} of the decoded values are not finite")
-        if (span := int((levels(highs) - levels(lows)).max())) < LEAST_RANGE:
-            return Attempt(None, {}, CONSTANT, f"the picture shows nothing: no channel spans more than {span} of 255")
+            return Attempt(
+                None, {}, NOT_FINITE, f"{_non_finite_share(pixels_13HW)} of the decoded values are not finite"
+            )
+        if (span := int((levels(highs) - levels(lows)).max())) < MIN_CONTRAST:
+            return Attempt(None, {}, CONSTANT, f"the image is blank: no channel spans more than {span} of 255 levels")
         return Attempt(to_uint8(pixels_13HW)[0])
 
-    def _in_float32(self, task: Task, attempt: Attempt) -> Attempt:
-        """An attempt whose numbers went wrong, made again by itself in float32; others as they are."""
+    def _retried_in_float32(self, task: Task, attempt: Attempt) -> Attempt:
+        """Sample a task again in float32, alone, if its attempt has non-finite values or is blank."""
         if attempt.reason not in (NOT_FINITE, CONSTANT) or self.sampler.dtype == torch.float32:
             return attempt
 
-        def again() -> Attempt:
+        def retry() -> Attempt:
             with self.sampler.in_float32():
                 return self._attempts([task])[0]
 
-        before = str(self.sampler.dtype).removeprefix("torch.")
-        made = self._within_memory(again) or Attempt(None, {}, OUT_OF_MEMORY, "no memory for it")
-        if made.reason is None:
-            return replace(
-                made,
-                changes=with_changes(made.changes, {"backbone": {"dtype": "float32", "weights_dtype": before}}),
-            )
-        reason = attempt.reason if made.reason == OUT_OF_MEMORY else made.reason
-        return Attempt(None, {}, reason, f"in {before}: {attempt.detail}; in float32: {made.detail}")
+        dtype = str(self.sampler.dtype).removeprefix("torch.")
+        retried = self._within_memory(retry) or Attempt(None, {}, OUT_OF_MEMORY, "out of memory")
+        if retried.reason is None:
+            changes = with_changes(retried.changes, {"backbone": {"dtype": "float32", "weights_dtype": dtype}})
+            return replace(retried, changes=changes)
+        reason = attempt.reason if retried.reason == OUT_OF_MEMORY else retried.reason
+        return Attempt(None, {}, reason, f"in {dtype}: {attempt.detail}; in float32: {retried.detail}")
 
     def _checked(self, attempt: Attempt) -> Attempt:
-        """What the safety checker finds is recorded, and done as the job says."""
+        """Apply the safety checker and record its result."""
         image = attempt.image_HWC
         if self.safety is None or image is None:
             return attempt
@@ -205,7 +195,7 @@ class Attempts:
         return Attempt(checked.image_HWC, changes)
 
     def _scored(self, task: Task, attempt: Attempt) -> Attempt:
-        """The score that needs the device; those of the pixels are the writer's."""
+        """Add the CLIP score, which needs the device; the writer computes scores of pixels."""
         clip, image = self.clip, attempt.image_HWC
         if clip is None or image is None:
             return attempt
@@ -215,23 +205,19 @@ class Attempts:
             return Attempt(None, attempt.changes, OUT_OF_MEMORY, "CLIP did not fit into memory")
         return replace(attempt, changes=with_scores(attempt.changes, {"clip": score}))
 
-    def _told_of_cuts(self, task: Task, attempt: Attempt) -> Attempt:
-        """The end of a prompt that no text encoder saw is recorded with the sample."""
-        lost = self.sampler.cut_text(task.prompt.text)
-        return attempt if lost is None else replace(attempt, changes=with_changes(attempt.changes, {"cut_text": lost}))
+    def _within_memory(self, function: Callable[[], T]) -> T | None:
+        """Like `within_memory`, but retries without the sampler's performance caches before giving up."""
+        result = within_memory(function)
+        if result is None and self.sampler.release_memory():
+            result = within_memory(function)
+            if result is not None:  # the caches were the cause
+                self.sampler.disable_cuda_graphs()
+                self._remember(NO_GRAPHS)
+        return result
 
-    def _within_memory(self, make: Callable[[], T]) -> T | None:
-        """As `within_memory`; before a lack is believed, the sampler gives back what it holds for speed alone."""
-        made = within_memory(make)
-        if made is None and self.sampler.release_memory():
-            made = within_memory(make)
-            if made is not None:  # so that was what there was no room for
-                self.sampler.forgo_graphs()
-                self._learn(NO_GRAPHS)
-        return made
-
-    def _learn(self, what: str) -> None:
-        self._learned.append(what if self.sampler.dtype == self._dtype else f"{what}, where float32 is needed")
+    def _remember(self, fallback: str) -> None:
+        in_dtype = fallback if self.sampler.dtype == self._dtype else f"{fallback}, where float32 is needed"
+        self._fallbacks.append(in_dtype)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -242,27 +228,27 @@ class Attempts:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def within_memory(make: Callable[[], T]) -> T | None:
-    """What `make` gives, or None if there is no memory for it; then what it held is free again."""
+def within_memory(function: Callable[[], T]) -> T | None:
+    """Return the result of `function`, or None if memory runs out; then free what it allocated."""
     try:
-        return make()
+        return function()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # The error is gone here, and with it the frames that held tensors.
+    # Outside of `except`, so that the frames that hold tensors are freed.
     gc.collect()
     torch.cuda.empty_cache()
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, of PyTorch on the CPU, or of Python."""
-    said = str(error)
-    full = CUDA_IS_FULL.search(said) is not None or CPU_IS_FULL.search(said) is not None
-    return full or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    """Return whether memory of the GPU, of PyTorch on the CPU or of Python ran out."""
+    message = str(error)
+    matches = CUDA_OUT_OF_MEMORY.search(message) is not None or CPU_OUT_OF_MEMORY.search(message) is not None
+    return matches or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def _not_finite(tensor: Tensor) -> str:
-    """How much of it is not finite, in words; empty if nothing is."""
+def _non_finite_share(tensor: Tensor) -> str:
+    """Return the share of non-finite values as a percentage, empty if there are none."""
     share = 1 - float(torch.isfinite(tensor).float().mean())
     return "" if share == 0 else f"{share:.1%}"

@@ -118,4 +118,4 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|torch|triton|diffusers|transformers|huggingface_hub)\b.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    backbones.quieten()
+    backbones.silence_model_libraries()

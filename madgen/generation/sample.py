@@ -1,4 +1,4 @@
-"""One picture, now: `madgen sample`."""
+"""Sample a single panorama: `madgen sample`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from madgen.config.schema import Job
 from madgen.dataset.encoding import check_side, encode_image
 from madgen.generation.safety import Checked, Safety
 from madgen.prompts.regions import parse_regions
+from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
@@ -31,70 +32,59 @@ DEFAULTS = [
 
 
 def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list[str]) -> None:
-    """Writes one panorama to `output`; without a job file it is made by the demo backbone with MAD."""
+    """Write one panorama to `output`; without a job file, sample the demo backbone with MAD."""
     job = load_job([job_file], overrides) if job_file else load_job([], [*DEFAULTS, *overrides])
     if not prompt.strip():
         raise UserError("the prompt is empty")
     image_format = check_output(output)
     check_side(image_format, job.sampling.height, job.sampling.width)
     image = _sample(job, prompt)
-    data = encode_image(image, image_format, job.output.quality, job.sampling.loop, _about(job, prompt))
+    data = encode_image(image, image_format, job.output.quality, job.sampling.loop, _metadata(job, prompt))
     write_atomically(output, data)
     print(output)
 
 
-def _about(job: Job, prompt: str) -> dict[str, Any]:
-    """What is written into the picture: what a sample's JSON would say, without what only a dataset has."""
+def _metadata(job: Job, prompt: str) -> dict[str, Any]:
+    """Return the metadata to embed: a sample's JSON without the parts that need a dataset."""
     resolved = job.as_dict()
-    given = {name: resolved["prompts"][name] for name in ("negative_prompt", "seed", "regions", "across")}
-    return {"prompt": prompt, **given, **{name: resolved[name] for name in ("backbone", "method", "sampling")}}
+    prompts = {name: resolved["prompts"][name] for name in ("negative_prompt", "seed", "regions", "across")}
+    return {"prompt": prompt, **prompts, **{name: resolved[name] for name in ("backbone", "method", "sampling")}}
 
 
 def check_output(output: Path) -> str:
-    """The picture format that a file name asks for; UserError if it cannot be written."""
+    """Return the image format of a file name; UserError if the file cannot be written."""
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"-o {output}: the folder {output.parent} does not exist")
     if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"-o {output} cannot be written; choose another place")
+        raise UserError(f"-o {output} cannot be written; choose another path")
     return FORMATS[output.suffix.lower()]
 
 
-def _sample(job: Job, prompt: str):  # type: ignore[no-untyped-def]
+def _sample(job: Job, prompt: str) -> np.ndarray:
     from madgen.generation.run import quieten
 
     quieten()
     device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
     sampler = PanoramaSampler.from_job(job, device)
     safety = Safety.load(job.safety, sampler)
-    sampler.warns_of_cuts = True  # nobody has planned this prompt
-    sampling = job.sampling
-    fields = {"regions": job.prompts.regions, "across": job.prompts.across}
-    regions = parse_regions("prompts", {**fields, "negative_prompt": job.prompts.negative_prompt}, Path())
+    sampler.warn_if_truncated = True  # this prompt was not planned
+    params, negative = sampler.params, job.prompts.negative_prompt
+    fields = {"regions": job.prompts.regions, "across": job.prompts.across, "negative_prompt": negative}
+    regions = list(parse_regions("prompts", fields, Path()))
+    height, width = job.sampling.height, job.sampling.width
+    batch = PanoramaBatch(height, width, [prompt], [negative], [job.prompts.seed], [regions])
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("steps", total=sampling.num_inference_steps)
-        images = sampler.sample(
-            [prompt],
-            negative_prompts=[job.prompts.negative_prompt],
-            height=sampling.height,
-            width=sampling.width,
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            guidance_steps=sampling.guidance_steps,
-            seeds=[job.prompts.seed],
-            loop=sampling.loop,
-            regions=[regions],
-            decode=sampling.decode,
-            on_step=lambda step: progress.update(task, completed=step + 1),
-        )
-    image = np.asarray(images)[0]
+        task = progress.add_task("steps", total=params.num_inference_steps)
+        latents = sampler.sample_latents(batch, on_step=lambda step: progress.update(task, completed=step + 1))
+        image = sampler.decode(latents, params.loop, params.decode)[0]
     return image if safety is None else _checked(safety(image), job.safety.checker)
 
 
 def _checked(checked: Checked, checker: str | None) -> np.ndarray:
     if checked.dropped:
-        raise UserError(f"safety.checker={checker}: {checked.summary}; safety.action=drop keeps the picture back")
+        raise UserError(f"safety.checker={checker}: {checked.summary}; not written, because safety.action=drop")
     if checked.flagged:
         print(f"{checked.summary}: {checked.flagged}", file=sys.stderr)
     return checked.image_HWC

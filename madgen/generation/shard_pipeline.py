@@ -13,7 +13,7 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.remote.background import BackgroundUpload
 from madgen.dataset.sample_json import sample_metadata, with_changes, with_scores
 from madgen.dataset.shards.writer import OpenShard
-from madgen.generation.circuit_breaker import Breaker
+from madgen.generation.circuit_breaker import CircuitBreaker
 from madgen.generation.robust_sampler import UNSAFE
 from madgen.generation.work_queue import WorkQueue
 from madgen.monitoring.observer import Observer, ShardDone
@@ -34,7 +34,7 @@ class ShardPipeline:
     def __init__(self, job: Job, observers: Sequence[Observer] = ()):
         self.job, self.observers = job, list(observers)
         self._rate, self._pixels = Rate(), Rate()
-        self._breaker = Breaker(job.quarantine.max_share, job.quarantine.window)
+        self._breaker = CircuitBreaker(job.quarantine.max_share, job.quarantine.window)
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._waited = 0.0

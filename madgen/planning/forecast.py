@@ -23,7 +23,7 @@ from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Truncation, count_truncated
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
-from madgen.sampling.method import method_of
+from madgen.sampling.method import Method
 from madgen.sampling.regions import check_regions_scheduler
 from madgen.utils.console import eta_text
 from madgen.utils.errors import UserError
@@ -114,7 +114,7 @@ def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
         name = (own or {}).get("_class_name")
     if name is not None:
         regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
-        steps = method_of(job.method).bootstrapped_steps(job.sampling.num_inference_steps)
+        steps = Method.from_config(job.method).bootstrapped_steps(job.sampling.num_inference_steps)
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
 
 
@@ -136,7 +136,7 @@ def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
 
 
 def _geometry(run: ResolvedRun, spec: BackboneSpec) -> Geometry:
-    views, merging = run.job.method.views, method_of(run.job.method).merging
+    views, merging = run.job.method.views, Method.from_config(run.job.method).merging
     return Geometry(spec, views.layout, views.size, views.stride, merging, views.overlap_from)
 
 
@@ -154,7 +154,7 @@ def _evaluations(
     twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    bootstrapped = method_of(job.method).bootstrapped_steps(sampling.num_inference_steps)
+    bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)
     return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
 
 

@@ -1,1 +1,1 @@
-"""Prompts and seeds to panoramas. Knows nothing of datasets, files or Lightning."""
+"""Sample panoramas from prompts and seeds; independent of datasets, files and Lightning."""

@@ -1,45 +1,47 @@
-"""A backbone bound to the prompts of a batch: the `Denoiser` of `madgen.diffusion.denoise`."""
+"""Backbones bound to the prompts of a batch: the `Denoiser` of `madgen.diffusion.denoise`."""
 
 from __future__ import annotations
 
 from collections.abc import Container
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from madgen.backbones import Backbone, Merging
+from madgen.backbones import Backbone, Conditioning
+from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.denoise import Denoiser
 from madgen.diffusion.views import Views
 
 
 @dataclass(frozen=True)
-class Conditioned:
-    """`conditioning` is what the backbone made of the prompts; `chunk_views` see `PanoramaSampler.sample`."""
+class ConditionedDenoiser:
+    """A backbone with the encoded prompts of a batch."""
 
     backbone: Backbone
     merging: Merging
-    conditioning: Any
+    conditioning: Conditioning
     chunk_views: int | None = None
+    """See `PanoramaSampler.sample`."""
 
-    def merged_attention(self, views: Views, step: int) -> AbstractContextManager[None]:
-        return self.backbone.merged_attention(views, step, self.merging, self.conditioning)
+    def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor:
+        """Predict the noise of all views together, attention merged as `merging` schedules it."""
+        joint = JointStep(views, step, self.merging)
+        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, joint, self.chunk_views)
 
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
-        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, self.chunk_views)
+    def predict_separately(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the noise of each view on its own; gradients flow."""
+        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, None, self.chunk_views)
 
 
-class BySteps:
-    """`one` denoiser in some steps, `other` in the rest."""
+@dataclass(frozen=True)
+class ScheduledDenoiser:
+    """`inside` in some denoising steps, `outside` in the others."""
 
-    def __init__(self, one: Denoiser, other: Denoiser, steps: Container[int]):
-        self.one, self.other, self.steps = one, other, steps
-        self.current = other
+    inside: Denoiser
+    outside: Denoiser
+    steps: Container[int]
 
-    def merged_attention(self, views: Views, step: int) -> AbstractContextManager[None]:
-        self.current = self.one if step in self.steps else self.other
-        return self.current.merged_attention(views, step)
-
-    def predict_noise(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
-        return self.current.predict_noise(views_BVChw, timestep)
+    def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor:
+        """Predict with the denoiser of this step."""
+        denoiser = self.inside if step in self.steps else self.outside
+        return denoiser.predict(views_BVChw, views, step, timestep)

@@ -1,17 +1,18 @@
-"""Which sizes a backbone's views can cover, in the user's pixels."""
+"""Check panorama sizes in pixels against a backbone's views."""
 
 from __future__ import annotations
 
-from madgen.backbones import BackboneSpec, Merging
+from madgen.backbones import BackboneSpec
+from madgen.diffusion.attention import Merging
 from madgen.diffusion.views import Layout, Views, build_layout
 from madgen.utils.errors import UserError
 
-MOST_PIXELS = 2**26
-"""What readers of pictures take without suspecting a decompression bomb."""
+MAX_PIXELS = 2**26
+"""Image readers suspect a decompression bomb above this size."""
 
 
 class Geometry:
-    """Checks sizes (pixels) against a backbone's shapes and lays out views for them."""
+    """The views of a backbone: checks panorama sizes in pixels and builds their layouts."""
 
     def __init__(
         self,
@@ -24,26 +25,24 @@ class Geometry:
     ):
         self.spec, self.layout, self.overlap_from = spec, layout, overlap_from
         if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
-            raise UserError(f"overlap_from must be a step >= 0 of layout=shifted, got {overlap_from} with {layout}")
-        self.merged_steps = 0 if merging is None else merging.last_step()
+            raise UserError(f"overlap_from must be >= 0 and needs layout=shifted, got {overlap_from} with {layout}")
+        self.merged_steps = 0 if merging is None else merging.end
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
         if layout == "shifted" and self.merged_steps == 0 and overlap_from is None:
             if stride is not None:
-                raise UserError("method.views.stride has no meaning with layout=shifted and no MAD; leave it null")
-            self.stride = 1  # views that never merge shift by any number of cells
+                raise UserError("method.views.stride has no effect with layout=shifted without MAD; set it to null")
+            self.stride = 1  # without merging, views may shift by any number of cells
         if layout == "whole" and (view_size or stride):
-            raise UserError("method.views.size and stride have no meaning with layout=whole; leave them null")
+            raise UserError("method.views.size and stride have no effect with layout=whole; set them to null")
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
-        """The views of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
+        """Return the layout of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
         if self.layout == "whole" and loop:
             raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
         self._check_views()
-        if height * width > MOST_PIXELS:
-            raise UserError(
-                f"{height}x{width} px is more than {MOST_PIXELS} px (2^26), which no picture here may exceed"
-            )
+        if height * width > MAX_PIXELS:
+            raise UserError(f"{height}x{width} px exceed the largest supported panorama, {MAX_PIXELS} px (2^26)")
         for name, pixels in (("height", height), ("width", width)):
             self._check_extent(name, pixels, loop and name == "width")
         factor = self.spec.factor
@@ -63,15 +62,15 @@ class Geometry:
             )
 
     def _check_extent(self, name: str, pixels: int, loop: bool) -> None:
-        """The errors of `build_layout`, said in the user's pixels."""
+        """Raise the errors of `build_layout` with sizes in pixels."""
         factor, size, stride = self.spec.factor, self.view_size, self.stride
         if self.layout == "whole":
             smallest, step, reason = factor, factor, f"is not a multiple of {factor} px (a latent cell)"
         else:
-            # A loop needs whole strides around; a strip needs one view, and then whole strides.
+            # A loop is a multiple of the stride; a strip is one view plus a multiple of the stride.
             smallest, step = factor * (-(-size // stride) * stride if loop else size), factor * stride
-            what = "a loop of views" if loop else "views"
-            reason = f"cannot be covered by {what} of {size} latent cells with stride {stride} ({factor} px a cell)"
+            views = "a loop of views" if loop else "views"
+            reason = f"cannot be covered by {views} of {size} latent cells with stride {stride} ({factor} px a cell)"
         if pixels < smallest:
             raise UserError(f"{name}={pixels} px {reason}; the smallest is {smallest} px")
         below = pixels - (pixels - smallest) % step

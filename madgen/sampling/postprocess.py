@@ -1,4 +1,4 @@
-"""From decoded pixels to pictures."""
+"""Convert decoded pixels to images."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WHOLE_AT_MOST = 2**22
-"""Pixels that `decode: auto` decodes in one pass; of the size alone, so that the bytes do not depend on the memory."""
+MAX_UNTILED_PIXELS = 2**22
+"""Limit of `decode: auto`. It depends on the size alone, not on the memory, so that the bytes do not either."""
 
 
 def decodes_tiled(height: int, width: int, decode: str) -> bool:
-    """Whether panoramas of this size (pixels) are decoded in tiles."""
-    return decode == "tiled" or (decode == "auto" and height * width > WHOLE_AT_MOST)
+    """Return whether panoramas of this size (pixels) are decoded in tiles."""
+    return decode == "tiled" or (decode == "auto" and height * width > MAX_UNTILED_PIXELS)
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
-    """Pixels in 0..1 to uint8 [B, H, W, 3]."""
+    """Convert pixels in 0..1 to uint8 [B, H, W, 3]."""
     return levels(pixels_B3HW).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def levels(pixels: Tensor) -> Tensor:
-    """0..1 to whole numbers of 0..255, rounded as diffusers does."""
+    """Round 0..1 to integers in 0..255, like diffusers."""
     return (pixels * 255).round()

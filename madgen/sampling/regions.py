@@ -18,7 +18,7 @@ PanoramaRegions = Sequence[Sequence[Region]]
 """The regions of each panorama of a batch."""
 
 
-def composition(
+def build_composition(
     regions: PanoramaRegions,
     backbone: Backbone,
     noise_BCHW: Tensor,
@@ -27,10 +27,10 @@ def composition(
     loop: bool,
     bootstrapping: int,
 ) -> Regions | None:
-    """How the prompts of a batch share its canvases of `size` (height, width in pixels); None if there are no regions.
+    """Build the masks of a batch's canvases of `size` (height, width in pixels); None if there are no regions.
 
-    `bootstrapping`: in so many steps regions see plain colours outside their masks. UserError for a mask that does
-    not fit.
+    `bootstrapping`: number of steps in which regions see plain colors outside their masks. Raises UserError for a
+    mask that does not match the canvas.
     """
     if not any(regions):
         return None
@@ -48,21 +48,21 @@ def composition(
 
 
 def check_regions_scheduler(scheduler: type, regions: Iterable[Sequence[Region]], bootstrapping: int) -> None:
-    """UserError where bootstrapping needs noise that a scheduler cannot add."""
+    """Raise UserError if regions are bootstrapped and the scheduler cannot add noise."""
     if bootstrapping and _any_cut_out(regions) and not hasattr(scheduler, "add_noise"):
         raise UserError(
-            f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; take another, such as DDIMScheduler, "
-            "or set method.regions.bootstrapping=0"
+            f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; use for example "
+            "DDIMScheduler, or set method.regions.bootstrapping=0"
         )
 
 
-def rows(own: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
-    """Each panorama's own text, then its regions': the order of the rows."""
-    return [text for first, parts in zip(own, others, strict=True) for text in (first, *parts)]
+def flatten_rows(backgrounds: Sequence[str], regions: Sequence[Sequence[str]]) -> list[str]:
+    """Return the texts of all rows: each panorama's own text, then those of its regions."""
+    return [text for background, parts in zip(backgrounds, regions, strict=True) for text in (background, *parts)]
 
 
-def seen(regions: Iterable[Sequence[Region]], bootstrapped: bool) -> list[Hashable]:
-    """Names what each row sees: its canvas, or while regions are `bootstrapped`, those that are cut out, their own."""
+def row_view_ids(regions: Iterable[Sequence[Region]], bootstrapped: bool) -> list[Hashable]:
+    """Return equal ids for rows with equal views: those of a canvas, except masked regions while `bootstrapped`."""
     return [
         (canvas, index if bootstrapped and index and parts[index - 1].is_cut_out else 0)
         for canvas, parts in enumerate(regions)
@@ -73,26 +73,26 @@ def seen(regions: Iterable[Sequence[Region]], bootstrapped: bool) -> list[Hashab
 def _bootstrap(
     regions: PanoramaRegions, backbone: Backbone, noise_BCHW: Tensor, seeds: Sequence[int], steps: int
 ) -> Bootstrap:
-    """Random colours, other ones for each step and row, encoded as pictures of one colour."""
-    colours = []
+    """Encode random colors, different for each step and row."""
+    colors = []
     for parts, seed in zip(regions, seeds, strict=True):
         generator = torch.Generator("cpu").manual_seed(derived_seed(seed, "regions"))
-        colours.append(torch.rand(steps, 1 + len(parts), 3, generator=generator, dtype=torch.float32))
+        colors.append(torch.rand(steps, 1 + len(parts), 3, generator=generator, dtype=torch.float32))
     counts = torch.tensor([1 + len(parts) for parts in regions], device=noise_BCHW.device)
     active = torch.tensor([cut for parts in regions for cut in (False, *(part.is_cut_out for part in parts))])
-    rgb_KR3 = torch.cat(colours, dim=1)
+    rgb_KR3 = torch.cat(colors, dim=1)
     latents_KRC = torch.zeros(*rgb_KR3.shape[:2], noise_BCHW.shape[1], dtype=torch.float32, device=noise_BCHW.device)
-    latents_KRC[:, active] = _encode_colours(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
+    latents_KRC[:, active] = _encode_colors(rgb_KR3[:, active].to(noise_BCHW.device), backbone)
     return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
 
 
 @torch.no_grad()
-def _encode_colours(colours_KR3: Tensor, backbone: Backbone) -> Tensor:
-    """Latents [K, R, C]: the middle cell of a view of one colour, encoded; the edges feel the padding."""
+def _encode_colors(colors_KR3: Tensor, backbone: Backbone) -> Tensor:
+    """Encode views of one color; return the middle cell, which padding does not affect: [K, R, C]."""
     pixels, middle = backbone.spec.view_size * backbone.spec.factor, backbone.spec.view_size // 2
-    pictures = (colour[None, :, None, None].expand(1, 3, pixels, pixels) for colour in colours_KR3.flatten(0, 1))
-    latents = torch.cat([backbone.encode(picture)[..., middle, middle] for picture in pictures])
-    return latents.unflatten(0, colours_KR3.shape[:2])
+    images = (color[None, :, None, None].expand(1, 3, pixels, pixels) for color in colors_KR3.flatten(0, 1))
+    latents = torch.cat([backbone.encode(image)[..., middle, middle] for image in images])
+    return latents.unflatten(0, colors_KR3.shape[:2])
 
 
 def _any_cut_out(regions: Iterable[Sequence[Region]]) -> bool:

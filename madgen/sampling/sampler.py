@@ -1,8 +1,8 @@
-"""Prompts and seeds in, panoramas out. Knows nothing of datasets, of files or of Lightning."""
+"""Sample panoramas from prompts and seeds; independent of datasets, files and Lightning."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,63 +21,50 @@ from madgen.config.schema import (
     MadConfig,
     MethodConfig,
     RegionsConfig,
-    SamplingConfig,
+    SamplingParams,
     SyncConfig,
     ViewsConfig,
     require_job,
 )
 from madgen.diffusion.denoise import Denoiser, joint_diffusion
-from madgen.diffusion.syncdiffusion import SyncGuidance, check_foresight
-from madgen.diffusion.views import Layout
+from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.hub.weights import ModelFiles, resolve_dtype
-from madgen.sampling.denoisers import BySteps, Conditioned
+from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
-from madgen.sampling.inputs import (
-    Asked,
-    asked,
-    check_decode,
-    check_device,
-    check_latents,
-    check_negative_prompts,
-    guidance_range,
-)
-from madgen.sampling.method import Method, method_of
+from madgen.sampling.inputs import PanoramaBatch, check_device, check_latents, check_negative_prompts, parse_batch
+from madgen.sampling.method import Method
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
-from madgen.sampling.regions import check_regions_scheduler, composition, rows, seen
+from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
 from madgen.types import Region
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import generators, initial_noise
 from madgen.utils.validation import listed, number, path, switch, text, text_or_none, texts, whole, whole_or_none
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOADING = threading.Lock()
-"""transformers and diffusers change PyTorch for the whole process while they load a model."""
+"""transformers and diffusers change global state of PyTorch while they load a model."""
 
 
 class PanoramaSampler:
-    """Joint diffusion with one backbone and one method; of several threads each takes a sampler of its own.
+    """Joint diffusion with one backbone and one method.
 
-    Those in half precision are loaded while none is at work: until then PyTorch's default dtype is theirs, and some
-    schedulers, such as LCMScheduler, compute in it.
+    Each thread needs its own sampler. Load samplers in half precision while no other one is sampling: loading changes
+    PyTorch's default dtype temporarily, which some schedulers, such as LCMScheduler, compute in.
 
     >>> sampler = PanoramaSampler.from_pretrained("demo", mad_steps=8)            # doctest: +SKIP
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        geometry: Geometry,
-        method: Method,
-        scheduler: str | None = None,
-        original_inference_steps: int | None = None,
-    ):
-        self.backbone, self.geometry, self.method, self.scheduler = backbone, geometry, method, scheduler
-        self.original_inference_steps = original_inference_steps
-        self.distance = _distance(method, backbone)
-        self.warns_of_cuts = True
-        """Once, on stderr, of the first prompt that is too long for the text encoder."""
-        self._free = threading.RLock()
+    def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, params: SamplingParams | None = None):
+        self.backbone, self.geometry, self.method = backbone, geometry, method
+        self.params = params or SamplingParams()
+        """Defaults of `sample_latents`; `sample` takes the scheduler from here."""
+        self.distance = _perceptual_distance(method, backbone)
+        self.warn_if_truncated = True
+        """Log a warning for the first prompt that is too long for the text encoder."""
+        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -108,12 +95,12 @@ class PanoramaSampler:
         compile: bool = BackboneConfig.compile,
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
-        """Loads a diffusers folder, a hub id, a single file or `demo`, and fuses `loras` (weights, scale) into it.
+        """Load a diffusers folder, a hub id, a single file or `demo`, and fuse `loras` into it.
 
-        Sizes are latent cells, None ones the backbone's own. `config`: see `backbone.config` of the job. `mad_*` and
-        `cross_attention` steer MAD, `sync_*` SyncDiffusion (weight 0: off), `region_bootstrapping` is a number of
-        steps: see the keys of `method` in `madgen.config.schema`, whose defaults they share. `compile`: the
-        first panorama of each size takes a minute or more longer, the others less time.
+        The arguments are the keys of `backbone`, `method` and `sampling` of a job, with the same defaults; see
+        `madgen.config.schema`. `view_size` and `stride` are latent cells, None is the backbone's default. `mad_*` and
+        `cross_attention` configure MAD, `sync_*` SyncDiffusion (weight 0: off). With `compile` the first panorama of
+        each size takes a minute or more longer, and later ones less time.
         """
         return cls.from_configs(
             BackboneConfig(
@@ -147,8 +134,10 @@ class PanoramaSampler:
                 ),
                 regions=RegionsConfig(bootstrapping=whole_or_none("region_bootstrapping", region_bootstrapping)),
             ),
-            text_or_none("scheduler", scheduler),
-            whole_or_none("original_inference_steps", original_inference_steps),
+            SamplingParams(
+                scheduler=text_or_none("scheduler", scheduler),
+                original_inference_steps=whole_or_none("original_inference_steps", original_inference_steps),
+            ),
             device,
         )
 
@@ -157,12 +146,11 @@ class PanoramaSampler:
         cls,
         backbone: BackboneConfig,
         method: MethodConfig,
-        scheduler: str | None = None,
-        original_inference_steps: int | None = None,
+        params: SamplingParams | None = None,
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
-        """As `from_pretrained`, of what a job says; one at a time, also where several threads ask for one."""
-        device, views, how = check_device(device), method.views, method_of(method)
+        """Like `from_pretrained`, from the configs of a job. Thread-safe: models are loaded one at a time."""
+        device, views, settings = check_device(device), method.views, Method.from_config(method)
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
@@ -174,24 +162,25 @@ class PanoramaSampler:
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
             )
-            geometry = Geometry(loaded.spec, views.layout, views.size, views.stride, how.merging, views.overlap_from)
-            loaded.merged_layers(how.merging)
+            geometry = Geometry(
+                loaded.spec, views.layout, views.size, views.stride, settings.merging, views.overlap_from
+            )
+            loaded.merged_layers(settings.merging)  # raises for unknown blocks
             if backbone.compile:
                 loaded.compile()
             if not backbone.cuda_graphs:
-                loaded.forgo_graphs()
-            return cls(loaded, geometry, how, scheduler, original_inference_steps)
+                loaded.disable_cuda_graphs()
+            return cls(loaded, geometry, settings, params)
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
-        """The sampler that a job file asks for; cut prompts are counted where the job is planned, not here."""
+        """Load the sampler of a job. It does not warn of truncated prompts, which planning counts."""
         require_job(job)
-        scheduler, original = job.sampling.scheduler, job.sampling.original_inference_steps
-        sampler = cls.from_configs(job.backbone, job.method, scheduler, original, device)
-        sampler.warns_of_cuts = False
+        sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
+        sampler.warn_if_truncated = False
         return sampler
 
-    @torch.inference_mode(False)  # a trainer may have switched it on, and SyncDiffusion needs gradients
+    @torch.inference_mode(False)  # a trainer may have enabled it, and SyncDiffusion needs gradients
     @torch.no_grad()
     def sample(
         self,
@@ -200,8 +189,8 @@ class PanoramaSampler:
         negative_prompts: Sequence[str] | None = None,
         height: int,
         width: int,
-        num_inference_steps: int = SamplingConfig.num_inference_steps,
-        guidance_scale: float = SamplingConfig.guidance_scale,
+        num_inference_steps: int = SamplingParams.num_inference_steps,
+        guidance_scale: float = SamplingParams.guidance_scale,
         guidance_steps: Sequence[int] | None = None,
         seeds: Sequence[int],
         loop: bool = False,
@@ -211,143 +200,175 @@ class PanoramaSampler:
         output: Literal["image", "latent"] = "image",
         on_step: Callable[[int], None] = lambda step: None,
     ) -> np.ndarray | Tensor:
-        """Panoramas of one size, one for each prompt.
+        """Sample one panorama for each prompt, all of one size.
 
-        Returns uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
-        `loop` closes the panorama: views, attention and decoding wrap around its left and right edge. `regions` gives
-        parts of each panorama prompts of their own, over the panorama's prompt as the background. `decode`: see the
-        method of that name. `chunk_views`: for less memory and in more time, prompt after prompt and at most so many
-        views at once (all of a prompt's where their attention merges); None: everything at once. Only the last bits
-        of the latents depend on it.
-        `guidance_steps`, (first, end): classifier-free guidance in these steps only.
-        Each prompt draws from its own `torch.Generator("cpu").manual_seed(seed)`: first the initial noise, then what
-        the scheduler asks for. Raises UserError for sizes and settings that are not possible.
+        Args:
+            prompts: One prompt for each panorama.
+            negative_prompts: One negative prompt for each panorama; None: no negative prompts.
+            height: Height in pixels.
+            width: Width in pixels.
+            num_inference_steps: Number of denoising steps.
+            guidance_scale: Weight of classifier-free guidance; values <= 1 disable it.
+            guidance_steps: `(first, end)`, the only steps with guidance; None: all steps.
+            seeds: One seed for each panorama, of `torch.Generator("cpu")`, which draws first the initial noise, then
+                the noise of the scheduler.
+            loop: Close the panorama: views, attention and decoding wrap around its left and right edge.
+            regions: A list of regions for each panorama: parts with their own prompts, over the panorama's prompt as
+                the background.
+            decode: See the method `decode`.
+            chunk_views: Limit memory, at the cost of time: denoise prompt by prompt, and at most this many views at
+                once (all of a prompt's views where attention merges them). Changes only the last bits of the latents.
+            output: `image` or `latent`.
+            on_step: Called with the index of each finished step.
+
+        Returns:
+            uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
+
+        Raises:
+            UserError: for impossible sizes and settings.
         """
-        what = asked(prompts, negative_prompts, seeds, regions)
-        height, width, loop = whole("height", height), whole("width", width), switch("loop", loop)
-        steps = whole("num_inference_steps", num_inference_steps, 1)
-        scale = number("guidance_scale", guidance_scale, 0)
+        batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
+        guided = None
+        if guidance_steps is not None:
+            guided = tuple(whole("each of guidance_steps", step) for step in listed("guidance_steps", guidance_steps))
+        params = replace(
+            self.params,
+            num_inference_steps=whole("num_inference_steps", num_inference_steps, 1),
+            guidance_scale=number("guidance_scale", guidance_scale, 0),
+            guidance_steps=guided,
+            loop=switch("loop", loop),
+            decode=text("decode", decode),
+        )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
-        check_decode(decode)
         if not isinstance(output, str) or output not in ("image", "latent"):
             raise UserError(f"output must be 'image' or 'latent', got {output!r}")
         if not callable(on_step):
             raise UserError(f"on_step must be a function of the step, got {on_step!r}")
-        guided = range(steps) if guidance_steps is None else self._guidance_range(guidance_steps, scale, steps)
-        layout = self.geometry.build(height, width, loop)
-        first = self.geometry.overlap_from
-        if first is not None and first >= steps:
-            raise UserError(f"overlap_from={first} is beyond the last of {steps} steps; leave it out")
-        check_negative_prompts(self.backbone.spec, what.all_negatives, scale)
         with self._in_this_thread():
-            self._warn_of_cuts(what.all_texts)
-            latents = self._latents(what, (height, width), layout, loop, steps, scale, guided, chunk_views, on_step)
-            return latents if output == "latent" else self.decode(latents, loop, decode)
+            latents = self.sample_latents(batch, params, chunk_views, on_step)
+            return latents if output == "latent" else self.decode(latents, params.loop, params.decode)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        batch: PanoramaBatch,
+        params: SamplingParams | None = None,
+        chunk_views: int | None = None,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> Tensor:
+        """Sample the panoramas of a batch, float32 [B, C, height/f, width/f]; arguments: see `sample`."""
+        params = params or self.params
+        layout = self.geometry.build(batch.height, batch.width, params.loop)
+        first = self.geometry.overlap_from
+        if first is not None and first >= params.num_inference_steps:
+            raise UserError(f"overlap_from={first} must be < num_inference_steps={params.num_inference_steps}")
+        self._check_guidance(batch, params)
+        with self._in_this_thread():
+            self._warn_if_truncated(batch.all_texts)
+            scheduler = self._new_scheduler(params)
+            draws, spec = generators(batch.seeds), self.backbone.spec
+            noise = initial_noise(draws, spec.channels, batch.height // spec.factor, batch.width // spec.factor)
+            noise = noise.to(scheduler.timesteps.device)
+            bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
+            check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
+            size = batch.height, batch.width
+            composition = build_composition(
+                batch.regions, self.backbone, noise, size, batch.seeds, params.loop, bootstrapping
+            )
+            guided = self._encode(batch, params, chunk_views)
+            denoiser: Denoiser = guided
+            if composition is not None and composition.bootstrap is not None:
+                separate = guided.conditioning.regrouped(row_view_ids(batch.regions, bootstrapped=True))
+                steps = range(composition.bootstrap.steps)
+                denoiser = ScheduledDenoiser(replace(guided, conditioning=separate), denoiser, steps)
+            if params.guidance_steps is not None:
+                unguided = replace(guided, conditioning=guided.conditioning.unguided())
+                denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
+            sync = self._sync_guidance(guided)
+            return joint_diffusion(
+                noise, scheduler, layout, denoiser, draws, composition=composition, sync=sync, on_step=on_step
+            )
+
+    def _encode(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> ConditionedDenoiser:
+        conditioning = self.backbone.encode_prompts(
+            flatten_rows(batch.prompts, [[region.text for region in regions] for regions in batch.regions]),
+            flatten_rows(batch.negatives, [[region.negative for region in regions] for regions in batch.regions]),
+            params.guidance_scale,
+            # SyncDiffusion changes the views of each prompt differently
+            row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
+        )
+        return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+
+    def _check_guidance(self, batch: PanoramaBatch, params: SamplingParams) -> None:
+        check_negative_prompts(self.backbone.spec, batch.all_negatives, params.guidance_scale)
+        embedded, sync = self.backbone.spec.guidance_embedded, self.method.sync
+        if params.guidance_steps is not None and (embedded or sync is not None):
+            reason = "SyncDiffusion predicts images at every step" if sync else "the backbone embeds its guidance"
+            raise UserError(f"guidance_steps has no effect: {reason}; remove it")
 
     @contextmanager
     def _in_this_thread(self) -> Iterator[None]:
-        if not self._free.acquire(blocking=False):
-            raise UserError("this sampler is at work in another thread; give each thread a sampler of its own")
+        if not self._lock.acquire(blocking=False):
+            raise UserError("this sampler is in use in another thread; create one sampler for each thread")
         try:
             yield
         finally:
-            self._free.release()
+            self._lock.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_free"}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _free=threading.RLock())
-
-    def _latents(
-        self,
-        what: Asked,
-        size: tuple[int, int],
-        layout: Layout,
-        loop: bool,
-        steps: int,
-        guidance_scale: float,
-        guided_steps: range,
-        chunk_views: int | None,
-        on_step: Callable[[int], None],
-    ) -> Tensor:
-        conditioning = self.backbone.encode_prompts(
-            rows(what.prompts, [[region.text for region in parts] for parts in what.regions]),
-            rows(what.negatives, [[region.negative for region in parts] for parts in what.regions]),
-            guidance_scale,
-            seen(what.regions, False) if self.method.sync is None else None,  # it pulls each prompt's views its own way
-        )
-        scheduler = self.new_scheduler(steps)
-        bootstrapping = self.method.bootstrapped_steps(steps)
-        check_regions_scheduler(type(scheduler), what.regions, bootstrapping)
-        draws, spec = generators(what.seeds), self.backbone.spec
-        noise = initial_noise(draws, spec.channels, *(extent // spec.factor for extent in size))
-        noise = noise.to(scheduler.timesteps.device)
-        together = composition(what.regions, self.backbone, noise, size, what.seeds, loop, bootstrapping)
-        guided = Conditioned(self.backbone, self.method.merging, conditioning, chunk_views)
-        denoiser: Denoiser = guided
-        if together is not None and together.bootstrap is not None:
-            apart = replace(guided, conditioning=conditioning.where(seen(what.regions, True)))
-            denoiser = BySteps(apart, denoiser, range(together.bootstrap.steps))
-        if len(guided_steps) < steps:
-            unguided = replace(guided, conditioning=conditioning.unguided())
-            denoiser = BySteps(denoiser, unguided, guided_steps)
-        return joint_diffusion(
-            noise,
-            scheduler,
-            layout,
-            denoiser,
-            draws,
-            composition=together,
-            sync=self._sync(guided),
-            on_step=on_step,
-        )
+        vars(self).update(state, _lock=threading.RLock())
 
     def cut_text(self, prompt: str) -> str | None:
-        """The end of a prompt that the text encoder never sees, None if it sees all of it."""
+        """Return the end of a prompt that the text encoder truncates, None if the prompt fits."""
         return self.backbone.cut_text(prompt)
 
-    def _warn_of_cuts(self, texts: Sequence[str]) -> None:
-        lost = next(filter(None, map(self.cut_text, texts)), None) if self.warns_of_cuts else None
-        if lost is not None:
-            self.warns_of_cuts = False
-            print(
-                f"madgen: a prompt is too long for the text encoder, which does not see {lost[:60]!r}", file=sys.stderr
-            )
+    def _warn_if_truncated(self, texts: Sequence[str]) -> None:
+        cut = next(filter(None, map(self.cut_text, texts)), None) if self.warn_if_truncated else None
+        if cut is not None:
+            self.warn_if_truncated = False
+            logger.warning("a prompt is too long for the text encoder, which ignores %r", cut[:60])
 
     def new_scheduler(self, num_inference_steps: int) -> Any:
-        """A scheduler with its timesteps set; UserError if it has no such number of steps, or does not suit."""
-        scheduler = self.backbone.new_scheduler(self.scheduler, num_inference_steps, self.original_inference_steps)
+        """Create a scheduler with its timesteps set; UserError if the method or the number of steps is impossible."""
+        return self._new_scheduler(replace(self.params, num_inference_steps=num_inference_steps, guidance_steps=None))
+
+    def _new_scheduler(self, params: SamplingParams) -> Any:
+        scheduler = self.backbone.new_scheduler(
+            params.scheduler, params.num_inference_steps, params.original_inference_steps
+        )
         if self.method.sync is not None:
-            nothing = torch.zeros(
-                1, self.backbone.spec.channels, 1, 3, dtype=torch.float32, device=scheduler.timesteps.device
-            )
+            shape = (1, self.backbone.spec.channels, 1, 3)
+            zeros = torch.zeros(shape, dtype=torch.float32, device=scheduler.timesteps.device)
             try:
-                check_foresight(scheduler, nothing)
+                check_x0_prediction(scheduler, zeros)
             except ValueError as error:
-                raise UserError(f"method.sync: {error}; take a scheduler such as DDIMScheduler") from error
+                raise UserError(f"method.sync: {error}; use for example DDIMScheduler") from error
         return scheduler
 
-    def _sync(self, denoiser: Conditioned) -> SyncGuidance | None:
+    def _sync_guidance(self, denoiser: ConditionedDenoiser) -> SyncGuidance | None:
         if self.method.sync is None:
             return None
         assert self.distance is not None
-        # With gradients never compiled; so the anchor, which takes none, is not either.
+        # Decoding with gradients is never compiled, so enable them for the anchor too, which must be decoded alike.
         decode = torch.enable_grad()(self.backbone.decode)
-        return SyncGuidance(self.method.sync, denoiser, decode, self.distance)
+        return SyncGuidance(self.method.sync, denoiser.predict_separately, decode, self.distance)
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
-        """uint8 pictures [B, height, width, 3] of latents that `sample` gave.
+        """Decode latents that `sample` returned to images, uint8 [B, height, width, 3].
 
-        `decode`: `whole` pictures in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
+        `decode`: `whole` images in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
         """
         return to_uint8(self.decode_pixels(latents_BCHW, loop, decode))
 
     @torch.no_grad()
     def decode_pixels(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> Tensor:
-        """As `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
-        check_decode(decode)
+        """Like `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
+        replace(self.params, decode=text("decode", decode))  # validates it
         check_latents(latents_BCHW, self.backbone.spec.channels)
         wrap = self.geometry.view_size if switch("loop", loop) else 0
         height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
@@ -356,30 +377,24 @@ class PanoramaSampler:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
+        """Precision of the denoising network."""
         return self.backbone.dtype
 
     def in_float32(self) -> AbstractContextManager[None]:
-        """Within it UNet, VAE and text encoders are float32, whatever `dtype` they were loaded in; then as before."""
+        """Run all models in float32 within this context, then restore their precision."""
         return self.backbone.in_float32()
 
     def release_memory(self) -> bool:
-        """For when memory runs out: what is held for speed alone is given back; False if there is nothing."""
+        """Free performance caches when memory runs out; return False if there are none."""
         return self.backbone.release_memory()
 
-    def forgo_graphs(self) -> None:
-        """No CUDA graphs from now on."""
-        self.backbone.forgo_graphs()
-
-    def _guidance_range(self, asked_for: Sequence[int], guidance_scale: float, count: int) -> range:
-        if self.backbone.spec.guidance_embedded or self.method.sync is not None:
-            reason = "SyncDiffusion foresees pictures at every step" if self.method.sync else "its guidance is embedded"
-            raise UserError(f"guidance_steps has no meaning here: {reason}; leave it out")
-        return guidance_range(asked_for, guidance_scale, count)
+    def disable_cuda_graphs(self) -> None:
+        """Free CUDA graphs and use none from now on."""
+        self.backbone.disable_cuda_graphs()
 
 
-def _distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """What SyncDiffusion compares pictures with, loaded before anything is sampled or written."""
+def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Load the network of SyncDiffusion, before anything is sampled or written."""
     if method.sync is None:
         return None
     from madgen.models.perceptual import lpips

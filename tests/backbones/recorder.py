@@ -1,4 +1,4 @@
-"""A capture that calls the pass again, on the tensors that a graph would read: CUDA graphs without a GPU."""
+"""CUDA graphs without a GPU: the recorder calls the captured function again on the graph's tensors."""
 
 from madgen.backbones.acceleration.cuda_graphs import Graphs
 
@@ -6,14 +6,10 @@ RUN = {"height": 32, "num_inference_steps": 6, "guidance_scale": 3.0, "output": 
 
 
 class Recorder:
-    """What a CUDA graph does: the same function again on the same tensors, into the same output.
-
-    What the layers were told since does not matter to a graph: `layers` forget it first.
-    """
+    """Replays like a CUDA graph: calls the function again on the same tensors, into the same output."""
 
     def __init__(self):
         self.captured = self.replayed = self.forgotten = 0
-        self.layers = {}
 
     def __call__(self, run):
         self.captured += 1
@@ -21,8 +17,6 @@ class Recorder:
 
         def replay():
             self.replayed += 1
-            for layer in self.layers.values():
-                layer.paths, layer.prompt, layer.grids = 0, None, None
             output.copy_(run())
 
         output.fill_(float("nan"))  # a capture computes nothing
@@ -34,5 +28,4 @@ class Recorder:
 
 def with_graphs(sampler, recorder):
     sampler.backbone.graphs = Graphs(recorder)
-    recorder.layers = sampler.backbone.processors
     return sampler

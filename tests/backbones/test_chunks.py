@@ -84,7 +84,7 @@ def test_syncdiffusion_s_gradient_is_the_same_with_one_pass_kept_at_a_time(reque
         given = views.clone().requires_grad_()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
-            noise = backbone.predict_noise(given, torch.tensor(500), conditioning, chunk_views)
+            noise = backbone.predict_noise(given, torch.tensor(500), conditioning, chunk_views=chunk_views)
         gradients.append((noise.detach(), *torch.autograd.grad(noise.square().sum(), given), sum(kept)))
     torch.testing.assert_close(gradients[1][:2], gradients[0][:2], atol=1e-5, rtol=1e-4)
     assert gradients[1][2] < gradients[0][2] / 20

@@ -65,15 +65,15 @@ def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
 
 def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
-    monkeypatch.setattr(madgen.sampling.postprocess, "WHOLE_AT_MOST", 256 * 896)
+    monkeypatch.setattr(madgen.sampling.postprocess, "MAX_UNTILED_PIXELS", 256 * 896)
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
-    monkeypatch.setattr(madgen.sampling.postprocess, "WHOLE_AT_MOST", 256 * 896 - 1)
+    monkeypatch.setattr(madgen.sampling.postprocess, "MAX_UNTILED_PIXELS", 256 * 896 - 1)
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="tiled"))
     assert np.array_equal(demo.decode(latents, loop=True), demo.decode(latents, loop=True, decode="tiled"))
 
 
 def test_an_unknown_mode_is_refused(demo, latents):
-    with pytest.raises(UserError, match="decode must be 'auto', 'whole' or 'tiled', got 'fast'"):
+    with pytest.raises(UserError, match="decode must be one of auto, whole, tiled, got 'fast'"):
         demo.decode(latents, decode="fast")
 
 

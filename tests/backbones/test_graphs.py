@@ -7,7 +7,8 @@ import torch
 from recorder import RUN, Recorder, with_graphs
 
 from madgen import PanoramaSampler
-from madgen.backbones.acceleration.cuda_graphs import MOST_GRAPHS, Graphs, mapped, signature
+from madgen.backbones.acceleration.cuda_graphs import MAX_GRAPHS, Graphs, mapped, signature
+from madgen.diffusion.attention import JointStep
 from madgen.types import Box, Region
 
 
@@ -99,11 +100,11 @@ def test_views_a_few_at_a_time_and_gradients_take_none(tiny, recorder):
     views = mad.geometry.build(32, 64).at(0)
     conditioning = backbone.encode_prompts(["a hill"], [""], 3.0)
     noise = torch.randn(1, views.count, 4, 8, 8, requires_grad=True)
-    with backbone.merged_attention(views, 0, mad.method.merging, conditioning):
-        backbone.predict_noise(noise, torch.tensor(5), conditioning).sum().backward()
-        assert len(backbone.graphs) == 0
-        with torch.no_grad():
-            backbone.predict_noise(noise, torch.tensor(5), conditioning)
+    joint = JointStep(views, 0, mad.method.merging)
+    backbone.predict_noise(noise, torch.tensor(5), conditioning, joint).sum().backward()
+    assert len(backbone.graphs) == 0
+    with torch.no_grad():
+        backbone.predict_noise(noise, torch.tensor(5), conditioning, joint)
     assert noise.grad is not None
     assert len(backbone.graphs) == 1
 
@@ -113,10 +114,10 @@ def test_large_passes_take_none(tiny, recorder, monkeypatch):
 
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
     cells = 2 * 5 * 8 * 8  # negative and prompt, views, and their cells
-    monkeypatch.setattr(_unet, "MOST_CELLS", cells - 1)
+    monkeypatch.setattr(_unet, "MAX_CELLS", cells - 1)
     mad.sample(["a hill"], seeds=[1], width=64, **RUN)
     assert len(mad.backbone.graphs) == 0
-    monkeypatch.setattr(_unet, "MOST_CELLS", cells)
+    monkeypatch.setattr(_unet, "MAX_CELLS", cells)
     mad.sample(["a hill"], seeds=[1], width=64, **RUN)
     assert len(mad.backbone.graphs) == 2
 
@@ -139,7 +140,7 @@ def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
         assert torch.equal(mad.sample(["a hill"], seeds=[1], width=64, **RUN), expected)
     reason = "operation not permitted when stream is capturing"
     said = capfd.readouterr().err.splitlines()
-    assert said == [f"madgen: goes on without CUDA graphs, which may take longer: {reason}"]
+    assert said == [f"madgen: CUDA graphs are disabled, which may be slower: {reason}"]
     assert (broken.captured, broken.replayed, broken.forgotten) == (1, 0, 1)
 
 
@@ -202,20 +203,20 @@ def test_memory_is_given_back_and_for_good_where_asked(tiny, recorder):
     captured = recorder.captured
     assert torch.equal(mad.sample(["a hill"], seeds=[1], width=64, **RUN), expected)
     assert recorder.captured == 2 * captured
-    mad.forgo_graphs()
+    mad.disable_cuda_graphs()
     assert torch.equal(mad.sample(["a hill"], seeds=[1], width=64, **RUN), expected)
     assert recorder.captured == 2 * captured
     assert not mad.release_memory()
 
 
 def test_beyond_so_many_all_are_made_anew():
-    recorder, given = Recorder(), [torch.ones(length) for length in range(1, MOST_GRAPHS + 2)]
+    recorder, given = Recorder(), [torch.ones(length) for length in range(1, MAX_GRAPHS + 2)]
     graphs = Graphs(recorder)
     met = []
     for tensor in [*given, given[-1], given[0], given[0]]:
         assert torch.equal(graphs(lambda inputs: 2 * inputs[0], "double", (tensor,)), 2 * tensor)
         met.append(len(graphs))
-    assert met == [*range(1, MOST_GRAPHS + 1), 1, 1, 2, 2]
+    assert met == [*range(1, MAX_GRAPHS + 1), 1, 1, 2, 2]
     assert recorder.captured == 2
     assert recorder.forgotten == 0  # nothing was captured by then
 

@@ -158,7 +158,7 @@ def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp
     check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"mid_block_type": None}))
     check_blocks(["down", "up"], str(tmp_path / "small"))
-    with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; leave it out"):
+    with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; remove it"):
         check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
 
 
@@ -189,7 +189,7 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
         ("gone.safetensors", {}, "does not exist"),
         ("demo", {"config": "demo"}, "applies to a single .safetensors file only"),
         ("demo", {"revision": "main"}, "revision=main does not apply to the folder"),
-        ("file", {"config": "demo", "variant": "fp16"}, "variant=fp16 has no meaning with the single file"),
+        ("file", {"config": "demo", "variant": "fp16"}, "variant=fp16 does not apply to the single file"),
         ("file", {"config": "demo", "revision": "main"}, "revision=main does not apply to the folder"),
     ],
 )

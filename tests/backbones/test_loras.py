@@ -97,11 +97,11 @@ def test_loras_of_other_trainers_and_in_folders(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ({"unet.nowhere.to_q": (16, 16)}, "cannot load the LoRA|does not fit: 0 of its 1 layers"),
-        ({**UNET, "unet.nowhere.to_q": (16, 16)}, "does not fit: 2 of its 3 layers"),
-        ({"transformer.blocks.0.to_q": (16, 16)}, "does not fit: 0 of its 1 layers"),
+        ({"unet.nowhere.to_q": (16, 16)}, "cannot load the LoRA|it has 0 of the 1 adapted layers"),
+        ({**UNET, "unet.nowhere.to_q": (16, 16)}, "it has 2 of the 3 adapted layers"),
+        ({"transformer.blocks.0.to_q": (16, 16)}, "it has 0 of the 1 adapted layers"),
         ({f"unet.{ATTENTION}1.to_q": (32, 16)}, "cannot load the LoRA"),
-        ({}, "does not fit: 0 of its 0 layers"),
+        ({}, "it has 0 of the 0 adapted layers"),
     ],
 )
 def test_a_lora_that_cannot_be_applied_in_full_is_refused(tiny, tmp_path, layers, message):
@@ -157,4 +157,4 @@ def test_a_dataset_with_a_lora_is_another_dataset_and_is_made_again(madgen, job_
     save_lora(file, LAYERS["sd"], seed=3)
     changed = madgen("regenerate", "out", key, "-o", "again.png")
     assert changed.code == 2
-    assert "style.safetensors holds other weights here" in changed.err
+    assert "style.safetensors: the weights on this machine" in changed.err

@@ -8,6 +8,7 @@ import torch
 
 from madgen import PanoramaSampler, UserError
 from madgen.backbones._schedulers import scheduler_class
+from madgen.config.schema import SamplingParams
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0}
 EQUAL = """
@@ -42,15 +43,15 @@ def test_the_canvas_is_stepped_as_the_pipeline_steps_a_picture(whole, pipeline, 
     other = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
     options = {"eta": 0.3 if name == "TCD" else 0.0, "output_type": "latent", **SIZE}
     reference = other("a hill", generator=torch.Generator().manual_seed(2), **options).images
-    whole.scheduler = f"{name}Scheduler"
+    whole.params = SamplingParams(scheduler=f"{name}Scheduler")
     latents = whole.sample(["a hill"], seeds=[2], output="latent", **SIZE)
     assert float((latents - reference).norm() / reference.norm()) <= 1e-4
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_step_a_canvas_is_refused_by_name(whole, name):
-    whole.scheduler = f"{name}Scheduler"
-    with pytest.raises(UserError, match=f"sampling.scheduler={name}Scheduler (does not|needs)"):
+    whole.params = SamplingParams(scheduler=f"{name}Scheduler")
+    with pytest.raises(UserError, match=f"sampling.scheduler={name}Scheduler (cannot|does not|needs)"):
         whole.new_scheduler(4)
 
 
@@ -59,7 +60,7 @@ def test_every_scheduler_of_diffusers_is_used_or_refused_in_one_line(whole):
 
     used = []
     for name in (name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")):
-        whole.scheduler = name
+        whole.params = SamplingParams(scheduler=name)
         try:
             whole.new_scheduler(4)
             used.append(name.removesuffix("Scheduler"))
@@ -75,7 +76,7 @@ def test_noise_of_its_own_is_refused(whole, monkeypatch):
 
     scheduler = whole.backbone.new_scheduler("DDIMScheduler", 4)
     scheduler.noise_sampler = None
-    with pytest.raises(UserError, match="draws noise that does not follow the sample's seed"):
+    with pytest.raises(UserError, match="draws noise independently of the sample's seed"):
         _schedulers.check_scheduler(scheduler)
 
 
@@ -89,7 +90,9 @@ def test_noise_of_its_own_is_refused(whole, monkeypatch):
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(name, said):
-    with pytest.raises(UserError, match=rf"sampling\.scheduler='{name}' is no diffusers scheduler; {re.escape(said)}"):
+    with pytest.raises(
+        UserError, match=rf"sampling\.scheduler='{name}' is not a diffusers scheduler; {re.escape(said)}"
+    ):
         scheduler_class(name)
 
 

@@ -1,3 +1,4 @@
+import functools
 import inspect
 import json
 
@@ -6,9 +7,9 @@ import torch
 
 import madgen.sampling.sampler
 from madgen import PanoramaSampler, UserError, load_job
-from madgen.backbones import Merging
-from madgen.backbones._unet import merges
+from madgen.backbones._unet import crosses
 from madgen.backbones.sd import describe
+from madgen.diffusion.attention import Merging
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 
@@ -91,8 +92,9 @@ def merging_layers(monkeypatch):
 
     done, current = [], {"step": 0, "layer": ""}
     call, merge_cells = attention.JointAttention.__call__, attention.merge_cells
-    install = UNetBackbone.merged_attention
+    predict = UNetBackbone.predict_noise
 
+    @functools.wraps(call)  # diffusers passes the arguments of the signature
     def counting_call(self, *arguments, **options):
         current["layer"] = self.name
         return call(self, *arguments, **options)
@@ -101,13 +103,13 @@ def merging_layers(monkeypatch):
         done.append((current["step"], current["layer"]))
         return merge_cells(*arguments)
 
-    def counting_install(self, views, step, *arguments):
-        current["step"] = step
-        return install(self, views, step, *arguments)
+    def counting_predict(self, views, timestep, conditioning, joint, *arguments):
+        current["step"] = joint.step
+        return predict(self, views, timestep, conditioning, joint, *arguments)
 
     monkeypatch.setattr(attention.JointAttention, "__call__", counting_call)
     monkeypatch.setattr(attention, "merge_cells", counting_merge)
-    monkeypatch.setattr(UNetBackbone, "merged_attention", counting_install)
+    monkeypatch.setattr(UNetBackbone, "predict_noise", counting_predict)
     return done
 
 
@@ -158,8 +160,9 @@ def test_a_scheduler_of_second_order_merges_in_both_halves_of_a_step(tiny, mergi
 def test_cross_attention_modes():
     scheduled, always = Merging(2, ("mid",), "scheduled"), Merging(2, ("mid",), "always")
     layers = ("mid_block.attentions.0.transformer_blocks.0.attn1.processor", "mid_block.x.attn2.processor")
-    assert [merges(layer, step, scheduled) for layer in layers for step in (1, 2)] == [True, False, True, False]
-    assert [merges(layer, step, always) for layer in layers for step in (1, 2)] == [True, False, True, True]
+    steps = [(step, crosses(layer)) for layer in layers for step in (1, 2)]
+    assert [scheduled.applies(*step) for step in steps] == [True, False, True, False]
+    assert [always.applies(*step) for step in steps] == [True, False, True, True]
 
 
 def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
@@ -172,22 +175,15 @@ def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
     assert len(calls) == 7
 
 
-def test_processors_are_back_after_sampling(tiny):
-    mad = sampler(tiny, mad_steps=1)
-    before = dict(mad.backbone.unet.attn_processors)
-    mad.sample(["a hill"], seeds=[1], **SIZE)
-    assert dict(mad.backbone.unet.attn_processors) == before
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": [1, 2]}, "as many prompts"),
-        ({"prompts": []}, "as many prompts"),
+        ({"seeds": [1, 2]}, "non-empty lists of one length"),
+        ({"prompts": []}, "non-empty lists of one length"),
         ({"height": 30}, "height=30 px cannot be covered .*; the smallest is 32 px"),
         ({"width": 60}, "the nearest are 56 and 64 px"),
         ({"output": "tensor"}, "output must be"),
-        ({"regions": []}, "need a list of regions for each of 1 prompts, got 0"),
+        ({"regions": []}, "regions must have a list for each of 1 prompts, got 0"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
         ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 8 latent cells with stride 2"),
     ],

@@ -7,6 +7,7 @@ import torch
 
 from madgen import PanoramaSampler, UserError
 from madgen.backbones.sdxl import describe, family_spec
+from madgen.diffusion.attention import JointStep
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0}
 
@@ -157,8 +158,8 @@ def test_noise_prediction_and_decoding_are_differentiable(tiny_xl):
     views = torch.randn(1, pair.count, 4, 8, 8, requires_grad=True)
     for step in (0, 1):  # merged, then not
         views.grad = None
-        with backbone.merged_attention(pair, step, mad.method.merging, conditioning):
-            backbone.predict_noise(views, torch.tensor(500), conditioning).square().sum().backward()
+        joint = JointStep(pair, step, mad.method.merging)
+        backbone.predict_noise(views, torch.tensor(500), conditioning, joint).square().sum().backward()
         assert views.grad.abs().min() > 0
     latents = torch.randn(1, 4, 8, 8, requires_grad=True)
     backbone.decode(latents).sum().backward()

@@ -104,7 +104,7 @@ def test_the_residual_block_before_the_first_prompt_sees_each_view_once(tiny, gu
 
 def test_paths_that_are_told_apart_before_the_first_prompt_have_nothing_in_common(tiny_xl):
     mad = sampler(tiny_xl, name="sdxl", mad_steps=1)
-    assert not mad.backbone.once.possible
+    assert mad.backbone.shared_prefix.layer is None
     seen = []
     mad.backbone.unet.down_blocks[0].resnets[0].conv1.register_forward_hook(lambda _, x, made: seen.append(len(made)))
     mad.sample(["a hill"], seeds=[1], **RUN)
@@ -115,7 +115,7 @@ def test_paths_that_are_told_apart_before_the_first_prompt_have_nothing_in_commo
 def test_what_the_paths_have_in_common_is_what_each_would_compute(tiny, tau):
     mad, run = sampler(tiny, mad_steps=tau), {"negative_prompts": ["fog", ""], "seeds": [1, 2], **RUN}
     once = mad.sample(["a hill", "the sea"], **run)
-    mad.backbone.once.possible = False
+    mad.backbone.shared_prefix.layer = None
     twice = mad.sample(["a hill", "the sea"], **run)
     assert float((once - twice).norm() / twice.norm()) <= 1e-5
 
@@ -167,7 +167,7 @@ def test_shared_negative_prompts_change_nothing(model, name, how, more, request,
     mad = sampler(request.getfixturevalue(model), name=name, **how)
     given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
     shared = mad.sample(**given)
-    monkeypatch.setattr("madgen.sampling.sampler.seen", lambda regions, bootstrapped: list(range(7)))
+    monkeypatch.setattr("madgen.sampling.sampler.row_view_ids", lambda regions, bootstrapped: list(range(7)))
     apart = mad.sample(**given)
     assert float((shared - apart).norm() / apart.norm()) <= 1e-5
 
@@ -274,7 +274,9 @@ def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_
     given = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = madgen("generate", job_file, "backbone.compile=true", f"output.dir={tmp_path / 'out'}", **given)
     assert done.code == 2, done.err
-    assert done.err.splitlines()[-1].startswith("madgen: backbone.compile: PyTorch cannot compile here: InvalidCxx")
+    assert done.err.splitlines()[-1].startswith(
+        "madgen: backbone.compile: PyTorch cannot compile on this machine: InvalidCxx"
+    )
     assert "Traceback" not in done.err
     assert not tmp_path.joinpath("out", "dataset.json").exists()
 

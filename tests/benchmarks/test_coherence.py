@@ -8,10 +8,10 @@ from coherence_report import mean_and_error, values
 from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 from processes import ROOT, Forked, environment
 
-from madgen.backbones import Merging
 from madgen.backbones.sd import describe
 from madgen.demo import WEIGHTS
 from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
+from madgen.diffusion.attention import Merging
 from madgen.sampling.geometry import Geometry
 
 STUDY = coherence.Study("demo", "some weights", 20)

@@ -35,7 +35,7 @@ def listing(folder):
         (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
         (["backbone.pretrained=."], "not a diffusers pipeline"),
         (["backbone.name=dalle"], "backbone.name must be one of sd, sdxl, got 'dalle'"),
-        (["sampling.scheduler=MagicScheduler"], "'MagicScheduler' is no diffusers scheduler"),
+        (["sampling.scheduler=MagicScheduler"], "'MagicScheduler' is not a diffusers scheduler"),
         (["sampling.guidance_scale=1", "prompts.negative_prompt=fog"], "a negative prompt has no effect"),
         (["method.mad.blocks=[middle]"], "'middle' is neither down, mid, up nor a pattern"),
         (["trainer.accelerator=gpu"], "trainer:"),
@@ -198,7 +198,7 @@ def test_the_next_number_of_steps_that_a_scheduler_has_is_named(madgen_here, job
     plan = ("plan", job_file, "sampling.scheduler=PNDMScheduler")
     result = madgen_here(*plan, "sampling.num_inference_steps=2")
     assert result.code == 2
-    assert "num_inference_steps=2 is not possible with PNDMScheduler; the next number that is: 4" in result.err
+    assert "num_inference_steps=2 is not possible with PNDMScheduler; the next possible number is 4" in result.err
     assert madgen_here(*plan, "sampling.num_inference_steps=4").code == 0
 
 

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from madgen.diffusion.attention import JointAttention, grids_of, joint_attention, keys_values
+from madgen.diffusion.attention import JointAttention, JointPass, grids_of, keys_values
 from madgen.diffusion.merge import grid_of, merge_cells, split_cells
 from madgen.diffusion.views import Axis, Views
 
@@ -43,48 +45,47 @@ def hidden(layer):
 
 
 def test_merged_self_attention_is_merge_attend_split(layer, hidden):
-    ours = JointAttention("attn1", len(hidden) // VIEWS.count, GRIDS)(layer, hidden)
+    joint = JointPass(len(hidden) // VIEWS.count, {}, frozenset({"attn1"}), GRIDS)
+    ours = JointAttention("attn1")(layer, hidden, joint=joint)
     canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), GRID).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(2, 4, 8, WIDTH)
     torch.testing.assert_close(ours, split_cells(attended, GRID).reshape(6, 16, WIDTH))
 
 
 def test_unmerged_self_attention_keeps_views_apart(layer, hidden):
-    ours = JointAttention("attn1", 2)(layer, hidden)
+    ours = JointAttention("attn1")(layer, hidden, joint=JointPass(2, {}))
     torch.testing.assert_close(ours, plain_attention(layer, hidden, hidden))
 
 
 def test_unmerged_cross_attention_equals_attention_per_view(layer, hidden):
     prompt = torch.randn(2, 5, WIDTH)
-    ours = JointAttention("attn2", 2, None, keys_values(layer, prompt))(layer, hidden, prompt)
+    joint = JointPass(2, {"attn2": keys_values(layer, prompt)})
+    ours = JointAttention("attn2")(layer, hidden, prompt, joint=joint)
     torch.testing.assert_close(ours, plain_attention(layer, hidden, prompt.repeat_interleave(3, 0)))
 
 
 def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
     calls, prompt = [], torch.ones(2, 5, WIDTH)
     layer.to_k.register_forward_hook(lambda *_: calls.append(1))
-    processor = JointAttention("attn2", 2, prompt=keys_values(layer, prompt))
-    for grids in (GRIDS, GRIDS, None):
-        processor.grids = grids
-        processor(layer, hidden, prompt)
+    passed = JointPass(2, {"attn2": keys_values(layer, prompt)}, grids=GRIDS)
+    for merged in ({"attn2"}, {"attn2"}, set()):
+        joint = replace(passed, merged=frozenset(merged))
+        JointAttention("attn2")(layer, hidden, prompt, joint=joint)
     assert len(calls) == 1
 
 
 def test_a_layer_at_half_resolution_merges_there(layer):
     hidden = torch.randn(3, 4, WIDTH)  # views of 2x2 cells
-    ours = JointAttention("attn1", len(hidden) // VIEWS.count, GRIDS)(layer, hidden)
+    joint = JointPass(len(hidden) // VIEWS.count, {}, frozenset({"attn1"}), GRIDS)
+    ours = JointAttention("attn1")(layer, hidden, joint=joint)
     coarse = grid_of(VIEWS.scaled(2), DEVICE)
     canvas = merge_cells(hidden.view(1, 3, 2, 2, WIDTH), coarse).flatten(1, 2)
     attended = plain_attention(layer, canvas, canvas).view(1, 2, 4, WIDTH)
     torch.testing.assert_close(ours, split_cells(attended, coarse).reshape(3, 4, WIDTH))
 
 
-def test_processors_are_restored_also_after_an_error():
-    class Host:
-        processor = "original"
+def test_without_a_joint_pass_the_original_processor_runs(layer, hidden):
+    def original(attn, *arguments):
+        return attn, *arguments
 
-    layers = {"a": Host(), "b": Host()}
-    with pytest.raises(RuntimeError), joint_attention(layers, {"a": "ours", "b": "ours too"}):
-        assert [layer.processor for layer in layers.values()] == ["ours", "ours too"]
-        raise RuntimeError
-    assert [layer.processor for layer in layers.values()] == ["original", "original"]
+    assert JointAttention("attn1", original)(layer, hidden, "prompt", "mask") == (layer, hidden, "prompt", "mask")

@@ -1,6 +1,5 @@
 """Products on a CPU: oneDNN's are PyTorch's own, and are used where and when they should."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from madgen import PanoramaSampler
-from madgen.backbones import Merging
+from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.kernels import onednn
 from madgen.diffusion.views import Axis, Views
 
@@ -186,8 +185,8 @@ def test_gradients_are_pytorchs(processor, joint):
         views = random(1, 1, 4, 32, 32).requires_grad_()
         single = Views(Axis(32, 32, (0,)), Axis(32, 32, (0,)))
         merging = Merging(1, ("down", "mid", "up"), "scheduled")
-        with backbone.merged_attention(single, 0, merging, conditioning) if joint else nullcontext():
-            backbone.predict_noise(views, torch.tensor(500), conditioning).square().sum().backward()
+        together = JointStep(single, 0, merging) if joint else None
+        backbone.predict_noise(views, torch.tensor(500), conditioning, together).square().sum().backward()
         gradients.append(views.grad)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))

@@ -6,10 +6,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from madgen import Box, PanoramaSampler, Region, UserError
 from madgen.diffusion.sync_schedule import SyncSchedule
-from madgen.diffusion.syncdiffusion import SyncGuidance, foreseen_latents
+from madgen.diffusion.syncdiffusion import SyncGuidance, predict_x0
 from madgen.diffusion.views import Axis, Views
 from madgen.models.perceptual import lpips
-from madgen.sampling.denoisers import Conditioned
+from madgen.sampling.denoisers import ConditionedDenoiser
 
 THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
@@ -27,8 +27,8 @@ def test_foreseeing_does_not_move_the_scheduler_on(kind):
     scheduler.set_timesteps(4)
     latents, noise = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     timestep = scheduler.timesteps[0]
-    first = foreseen_latents(scheduler, noise, timestep, latents)
-    assert torch.equal(first, foreseen_latents(scheduler, noise, timestep, latents))
+    first = predict_x0(scheduler, noise, timestep, latents)
+    assert torch.equal(first, predict_x0(scheduler, noise, timestep, latents))
     assert getattr(scheduler, "step_index", None) is None
 
 
@@ -39,7 +39,7 @@ def test_ddim_foresees_what_its_formula_says():
     timestep = scheduler.timesteps[1]
     alpha = scheduler.alphas_cumprod[timestep]
     clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-    torch.testing.assert_close(foreseen_latents(scheduler, noise, timestep, latents), clean)
+    torch.testing.assert_close(predict_x0(scheduler, noise, timestep, latents), clean)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,11 @@ def guidance(tiny):
     """SyncDiffusion on the tiny pipeline, LPIPS over an untrained VGG16, at the first of 3 steps."""
     sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)
     conditioning = sampler.backbone.encode_prompts(["a hill", "the sea"], ["", "fog"], 3.0)
-    denoiser = Conditioned(sampler.backbone, sampler.method.merging, conditioning)
+    denoiser = ConditionedDenoiser(sampler.backbone, sampler.method.merging, conditioning)
     distance = lpips("random", torch.device("cpu"))
-    guidance = SyncGuidance(SyncSchedule(100.0, 1.0, 3, 1), denoiser, sampler.backbone.decode, distance)
+    guidance = SyncGuidance(
+        SyncSchedule(100.0, 1.0, 3, 1), denoiser.predict_separately, sampler.backbone.decode, distance
+    )
     scheduler = sampler.new_scheduler(3)
     views = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return guidance, scheduler, views
@@ -58,11 +60,11 @@ def guidance(tiny):
 def test_the_gradient_agrees_with_finite_differences(guidance):
     guidance, scheduler, views = guidance
     timestep = scheduler.timesteps[0]
-    view, anchor = views[:, 0], guidance._foreseen(views[:, 1], scheduler, timestep)
+    view, anchor = views[:, 0], guidance._predict_image(views[:, 1], scheduler, timestep)
     gradient = guidance.gradient(view, anchor, scheduler, timestep)
 
     def loss(moved):
-        return guidance.distance(guidance._foreseen(moved, scheduler, timestep), anchor).sum().double()
+        return guidance.distance(guidance._predict_image(moved, scheduler, timestep), anchor).sum().double()
 
     for direction in (
         gradient,
@@ -78,8 +80,10 @@ def test_the_loss_falls_and_the_anchor_stays(guidance):
     timestep = scheduler.timesteps[0]
 
     def losses(views):
-        anchor = guidance._foreseen(views[:, 1], scheduler, timestep)
-        return [guidance.distance(guidance._foreseen(views[:, i], scheduler, timestep), anchor).sum() for i in (0, 2)]
+        anchor = guidance._predict_image(views[:, 1], scheduler, timestep)
+        return [
+            guidance.distance(guidance._predict_image(views[:, i], scheduler, timestep), anchor).sum() for i in (0, 2)
+        ]
 
     before = losses(views)
     pulled = views

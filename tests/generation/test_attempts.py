@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingConfig
 from madgen.generation.regenerate import _sample as sample_again
-from madgen.generation.robust_sampler import Attempts, is_out_of_memory, with_changes, within_memory
+from madgen.generation.robust_sampler import RobustSampler, is_out_of_memory, with_changes, within_memory
 from madgen.types import Prompt, Task
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -28,7 +28,7 @@ def tasks(texts=TEXTS, width=64):
 
 def build(folder, dtype="float32", mad_steps=1, **sampling):
     sampler = PanoramaSampler.from_pretrained(str(folder), dtype=dtype, mad_steps=mad_steps)
-    return Attempts(sampler, SamplingConfig(**{**SAMPLING, **sampling}))
+    return RobustSampler(sampler, SamplingConfig(**{**SAMPLING, **sampling}))
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ def attempts(tiny):
 def tight(attempts, monkeypatch):
     """Lets `sample` and `decode_pixels` run out of memory where `full(...)` says so; returns what was asked of them."""
     asked = []
-    sample, decode = attempts.sampler.sample, attempts.sampler.decode_pixels
+    sample, decode = attempts.sampler.sample_latents, attempts.sampler.decode_pixels
 
     def install(full_sample=lambda size, chunk: False, full_decode=lambda mode: False, error=torch.OutOfMemoryError):
-        def sample_or_not(prompts, *, chunk_views, **options):
-            asked.append((len(prompts), chunk_views))
-            if full_sample(len(prompts), chunk_views):
+        def sample_or_not(batch, params, chunk_views):
+            asked.append((len(batch.prompts), chunk_views))
+            if full_sample(len(batch.prompts), chunk_views):
                 raise error("no room")
-            return sample(prompts, chunk_views=chunk_views, **options)
+            return sample(batch, params, chunk_views)
 
         def decode_or_not(latents, loop, mode):
             asked.append(mode)
@@ -55,7 +55,7 @@ def tight(attempts, monkeypatch):
                 raise error("no room")
             return decode(latents, loop, mode)
 
-        monkeypatch.setattr(attempts.sampler, "sample", sample_or_not)
+        monkeypatch.setattr(attempts.sampler, "sample_latents", sample_or_not)
         monkeypatch.setattr(attempts.sampler, "decode_pixels", decode_or_not)
         return asked
 
@@ -126,7 +126,7 @@ def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(
     held = ["CUDA graphs"]
     forgone = []
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
-    monkeypatch.setattr(attempts.sampler, "forgo_graphs", lambda: forgone.append(True))
+    monkeypatch.setattr(attempts.sampler, "disable_cuda_graphs", lambda: forgone.append(True))
     asked = tight(full_decode=lambda mode: held != [])
     assert [attempt.changes for attempt in attempts(tasks())] == [{}] * 3
     assert asked == [(3, None), "auto", "auto", "auto", "auto"]  # the first was decoded again, as before
@@ -138,7 +138,7 @@ def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(
 def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypatch):
     held = ["CUDA graphs"]
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
-    monkeypatch.setattr(attempts.sampler, "forgo_graphs", lambda: pytest.fail("they were not to blame"))
+    monkeypatch.setattr(attempts.sampler, "disable_cuda_graphs", lambda: pytest.fail("they were not to blame"))
     asked = tight(full_sample=lambda size, chunk: size > 1)
     assert [attempt.reason for attempt in attempts(tasks())] == [None] * 3
     assert asked[:4] == [(3, None), (3, None), (2, None), (1, None)]
@@ -193,15 +193,15 @@ def raising(error):
 
 
 def test_only_the_samples_that_fit_nowhere_are_quarantined(attempts, monkeypatch):
-    sample = attempts.sampler.sample
+    sample = attempts.sampler.sample_latents
 
-    def too_much_for_the_sea(prompts, **options):
-        if any("sea" in prompt for prompt in prompts):
+    def too_much_for_the_sea(batch, *options):
+        if any("sea" in prompt for prompt in batch.prompts):
             raise torch.OutOfMemoryError("no room")
-        return sample(prompts, **options)
+        return sample(batch, *options)
 
     reference = attempts(tasks())
-    monkeypatch.setattr(attempts.sampler, "sample", too_much_for_the_sea)
+    monkeypatch.setattr(attempts.sampler, "sample_latents", too_much_for_the_sea)
     made = attempts(tasks())
     assert [attempt.reason for attempt in made] == [None, "out_of_memory", None]
     assert "did not fit into memory" in made[1].detail
@@ -249,7 +249,7 @@ import numpy as np
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingConfig
 from madgen.diffusion.kernels import onednn
-from madgen.generation.robust_sampler import Attempts
+from madgen.generation.robust_sampler import RobustSampler
 from madgen.types import Prompt, Task
 
 onednn.is_faster = lambda: False  # it keeps kernels of each shape, some 100 MB of address space for all rungs
@@ -258,7 +258,7 @@ def task(i, width): return Task(f"{i}-0000", Prompt(str(i), "hills at noon", "",
 
 folder, room, output, decode = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 sampler = PanoramaSampler.from_pretrained(folder, dtype="float32", mad_steps=0)
-attempts = Attempts(sampler, SamplingConfig(num_inference_steps=1, guidance_scale=2.0, decode=decode))
+attempts = RobustSampler(sampler, SamplingConfig(num_inference_steps=1, guidance_scale=2.0, decode=decode))
 attempts([task(0, 64)])
 if room:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -389,7 +389,7 @@ def test_no_memory_for_float32_leaves_the_first_reason(overflowing, monkeypatch)
     monkeypatch.setattr(half.sampler, "in_float32", raising(torch.OutOfMemoryError("no room")))
     made = half(tasks()[:1])[0]
     assert made.reason == "not_finite"
-    assert "in float32: no memory for it" in made.detail
+    assert "in float32: out of memory" in made.detail
 
 
 def test_regenerate_takes_float32_on_the_weights_as_they_were_loaded(tiny, tmp_path):

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from madgen.backbones import BackboneSpec, Merging
+from madgen.backbones import BackboneSpec
 from madgen.config.schema import SamplingConfig
-from madgen.generation.batch_size import MOST, BatchSizes
-from madgen.generation.memory_fallback import Rung
+from madgen.diffusion.attention import Merging
+from madgen.generation.batch_size import MAX_BATCH, BatchSizes, BatchSplit
 from madgen.sampling.geometry import Geometry
 from madgen.types import Prompt, Region
 
@@ -42,7 +42,7 @@ def test_auto_counts_what_a_step_computes():
     assert sizes(guidance_scale=1.0)(prompt(1024)) == 13, "half as much without guidance"
     assert sizes(spec=LCM)(prompt(1024)) == 13
     assert sizes(spec=SDXL)(prompt(1024, 1024)) == 8, "a view is four of Stable Diffusion 2"
-    assert sizes(layout="whole")(prompt(64, 64)) == MOST
+    assert sizes(layout="whole")(prompt(64, 64)) == MAX_BATCH
 
 
 def test_auto_counts_the_prompts_on_a_panorama():
@@ -57,22 +57,25 @@ def test_on_a_cpu_auto_is_one_and_a_number_is_that_number():
 
 def test_a_run_makes_batches_of_that_size(madgen_here, job_file, tmp_path, monkeypatch):
     """10 panoramas in shards of 3; five views of 8 x 8 cells each, twice for guidance."""
-    from madgen.generation.robust_sampler import Attempts
+    from madgen.generation.robust_sampler import RobustSampler
 
     monkeypatch.setattr("madgen.generation.batch_size.BUSY_CELLS", {"cpu": 2 * 5 * 64 + 1})
-    seen, make = [], Attempts.__call__
-    monkeypatch.setattr(Attempts, "__call__", lambda self, tasks: seen.append(len(tasks)) or make(self, tasks))
+    seen, make = [], RobustSampler.__call__
+    monkeypatch.setattr(RobustSampler, "__call__", lambda self, tasks: seen.append(len(tasks)) or make(self, tasks))
     assert madgen_here("generate", job_file, "sampling.batch_size=auto").code == 0
     assert seen == [2, 1, 2, 1, 2, 1, 1]
     assert json.loads((tmp_path / "out/dataset.json").read_text())["job"]["sampling"]["batch_size"] == "auto"
 
 
-def test_a_rung_says_what_is_done_and_what_takes_less():
-    assert [(rung.panoramas, rung.chunk_views) for rung in Rung(7).below()] == [
+def test_a_split_says_what_is_done_and_what_takes_less():
+    assert [(split.panoramas, split.chunk_views) for split in BatchSplit(7).smaller()] == [
         (4, None), (2, None), (1, None), (1, 4), (1, 1)
     ]  # fmt: skip
-    assert list(Rung(1, 4).below()) == [Rung(1, 1)]
-    assert list(Rung(1, 1).below()) == []
-    assert Rung(3).groups("abcdefg") == ["abc", "def", "g"]
-    assert str(Rung(2)) == "2 panoramas at a time"
-    assert str(Rung(1, 4)) == "one panorama and 4 views at a time, all of a prompt's where attention merges them"
+    assert list(BatchSplit(1, 4).smaller()) == [BatchSplit(1, 1)]
+    assert list(BatchSplit(1, 1).smaller()) == []
+    assert BatchSplit(3).groups("abcdefg") == ["abc", "def", "g"]
+    assert str(BatchSplit(2)) == "2 panoramas at a time"
+    assert (
+        str(BatchSplit(1, 4))
+        == "one panorama and 4 views at a time (all views of a prompt where attention merges them)"
+    )

@@ -13,17 +13,17 @@ from madgen.sampling.sampler import PanoramaSampler
 @pytest.fixture
 def overflow(monkeypatch):
     """Make the latents of chosen seeds NaN in any precision."""
-    sample = PanoramaSampler.sample
+    sample = PanoramaSampler.sample_latents
     bad = set()
 
-    def sampled(self, *arguments, **options):
-        latents = sample(self, *arguments, **options)
-        for position, seed in enumerate(options["seeds"]):
+    def sampled(self, batch, *arguments, **options):
+        latents = sample(self, batch, *arguments, **options)
+        for position, seed in enumerate(batch.seeds):
             if seed in bad or "all" in bad:
                 latents[position] = torch.nan
         return latents
 
-    monkeypatch.setattr(PanoramaSampler, "sample", sampled)
+    monkeypatch.setattr(PanoramaSampler, "sample_latents", sampled)
     return bad
 
 

@@ -56,5 +56,5 @@ def test_it_refuses_an_unknown_key_and_other_weights(madgen, job_file, tmp_path,
     config.write_text(config.read_text() + "\n")
     key = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"][0]["key"]
     result = madgen("regenerate", "out", key, "-o", "again.png")
-    assert (result.code, "holds other weights" in result.err) == (2, True)
+    assert (result.code, "are not those of the sample" in result.err) == (2, True)
     assert not (tmp_path / "again.png").exists()

@@ -77,7 +77,9 @@ def test_whole_layout_equals_the_latent_consistency_pipeline(consistency, steps,
 
 def test_original_steps_are_refused_by_other_schedulers():
     sampler = PanoramaSampler.from_pretrained(str(GOLDEN / "tiny-sd"), original_inference_steps=50)
-    with pytest.raises(UserError, match=r"original_inference_steps=50 is not known to DDIMScheduler; leave it null"):
+    with pytest.raises(
+        UserError, match=r"original_inference_steps=50 is not supported by DDIMScheduler; set it to null"
+    ):
         sampler.new_scheduler(4)
     lcm = PanoramaSampler.from_pretrained(str(GOLDEN / "tiny-lcm"), original_inference_steps=2, mad_steps=0)
     with pytest.raises(UserError, match=r"num_inference_steps=4: .*original"):

@@ -73,8 +73,8 @@ def test_cost_equals_the_evaluations_of_sampling(planned, tiny, tmp_path, name, 
     ("override", "message"),
     [
         ("sampling.num_inference_steps=1001", "num_inference_steps=1001 is more than the 1000 of training"),
-        ("sampling.scheduler=FlowMatchEulerDiscreteScheduler", "does not step a canvas of noise"),
-        ("sampling.original_inference_steps=50", "is not known to DDIMScheduler"),
+        ("sampling.scheduler=FlowMatchEulerDiscreteScheduler", "cannot step a canvas of noise"),
+        ("sampling.original_inference_steps=50", "is not supported by DDIMScheduler"),
     ],
 )
 def test_settings_the_scheduler_cannot_take_are_an_error(planned, tiny, override, message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from madgen import Box, MaskFile, PanoramaModule, PanoramaSampler, PromptDataModule, Region, ShardWriter, load_job
-from madgen.sampling.inputs import asked, check_device, guidance_range
+from madgen.sampling.inputs import check_device, parse_batch
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, number, path, switch, texts, whole
 
@@ -80,11 +80,11 @@ REGION = Region(Box(0, 0, 20, 32), "a lake")
         ((["a"], None, [True], None), "a seed must be a whole number, got True"),
         ((["a"], None, [-1], None), "a seed must be a whole number of 0..2^64 - 1, got -1"),
         ((["a"], None, [2**64], None), "a seed must be a whole number of 0..2^64 - 1, got 18446744073709551616"),
-        ((["a", "b"], None, [1], None), "need lists, not empty, of as many prompts as negative prompts and seeds"),
-        (([], None, [], None), "need lists, not empty, of as many prompts as negative prompts and seeds"),
-        ((["a"], None, [1], []), "need a list of regions for each of 1 prompts, got 0"),
+        ((["a", "b"], None, [1], None), "prompts, negative_prompts and seeds must be non-empty lists of one length"),
+        (([], None, [], None), "prompts, negative_prompts and seeds must be non-empty lists of one length"),
+        ((["a"], None, [1], []), "regions must have a list for each of 1 prompts, got 0"),
         ((["a"], None, [1], [REGION]), "each of regions must be a list, such as [...], got Region("),
-        ((["a"], None, [1], [[{"mask": [0, 0, 1, 1]}]]), "regions must hold a list of madgen.Region for each prompt"),
+        ((["a"], None, [1], [[{"mask": [0, 0, 1, 1]}]]), "regions must be a list of madgen.Region for each prompt"),
         ((["a"], None, [1], [[Region(REGION.mask, None)]]), "a region's text must be a string, got None"),
         ((["a"], None, [1], [[Region(REGION.mask, "a", 3)]]), "a region's negative must be a string, got 3"),
         (
@@ -97,7 +97,7 @@ REGION = Region(Box(0, 0, 20, 32), "a lake")
 )
 def test_what_a_batch_is_of(given, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        asked(*given)
+        parse_batch(32, 64, *given)
 
 
 def test_kinds_of_other_libraries_give_what_python_s_give(sampler):
@@ -120,7 +120,7 @@ def test_kinds_of_other_libraries_give_what_python_s_give(sampler):
         ({"guidance_steps": 5}, "guidance_steps must be a list, such as [...], got 5"),
         ({"chunk_views": 0}, "chunk_views must be a whole number >= 1, got 0"),
         ({"loop": "false"}, "loop must be True or False, got 'false'"),
-        ({"decode": "half"}, "decode must be 'auto', 'whole' or 'tiled', got 'half'"),
+        ({"decode": "half"}, "sampling.decode must be one of auto, whole, tiled, got 'half'"),
         ({"output": "tensor"}, "output must be 'image' or 'latent', got 'tensor'"),
         ({"on_step": None}, "on_step must be a function of the step, got None"),
     ],
@@ -131,10 +131,10 @@ def test_what_is_no_setting_is_refused(sampler, options, said):
 
 
 @pytest.mark.parametrize("steps", [(0.5, 2), (2, 2), (0, 6), (-1, 2), (1,), ("0", "2")])
-def test_guidance_steps_are_two_whole_numbers_in_order(steps):
-    assert guidance_range((np.int64(0), 5), 3.0, 5) == range(5)
+def test_guidance_steps_must_be_two_integers_in_order(sampler, steps):
+    run = {**SIZE, "seeds": [1], "num_inference_steps": 5}
     with pytest.raises(UserError, match="guidance_steps must be"):
-        guidance_range(steps, 3.0, 5)
+        sampler.sample(["a"], guidance_steps=steps, **run)
 
 
 @pytest.mark.parametrize("latents", [np.zeros((1, 4, 8, 16)), torch.zeros(4, 8, 16), torch.zeros(1, 3, 8, 16), None])
@@ -147,10 +147,10 @@ def test_only_latents_are_decoded(sampler, latents):
 def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
     assert check_device("cpu") == torch.device("cpu")
     for device in ("gpu", None):
-        with pytest.raises(UserError, match=f"device={device!r} is none that PyTorch knows; cpu and cuda are two of"):
+        with pytest.raises(UserError, match=f"unknown device {device!r}; use for example 'cpu' or 'cuda'"):
             PanoramaSampler.from_pretrained("demo", device=device)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="device='cuda': PyTorch finds no GPU here; take cpu"):
+        with pytest.raises(UserError, match="device='cuda': PyTorch finds no GPU on this machine; use 'cpu'"):
             PanoramaSampler.from_pretrained("demo", device="cuda")
 
 
@@ -252,7 +252,7 @@ def test_a_sampler_works_for_one_thread_at_a_time(sampler, monkeypatch):
 
     alone = sampler.sample(["a hill"], seeds=[1], **SIZE)
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], on_step=meanwhile, **SIZE), alone)
-    refused = "this sampler is at work in another thread; give each thread a sampler of its own"
+    refused = "this sampler is in use in another thread; create one sampler for each thread"
     assert said == [refused] * 2
     decode = sampler.backbone.decode
     monkeypatch.setattr(sampler.backbone, "decode", lambda *given: meanwhile(0) or decode(*given))
@@ -290,7 +290,7 @@ def test_cuda_graphs_are_switched_by_the_job(tiny, on, monkeypatch):
     from madgen.backbones._unet import UNetBackbone
 
     forgone = []
-    monkeypatch.setattr(UNetBackbone, "forgo_graphs", lambda _: forgone.append(True))
+    monkeypatch.setattr(UNetBackbone, "disable_cuda_graphs", lambda _: forgone.append(True))
     job = load_job([], [f"backbone.pretrained={tiny}", f"backbone.cuda_graphs={str(on).lower()}"])
     PanoramaSampler.from_job(job)
     assert forgone == ([] if on else [True])

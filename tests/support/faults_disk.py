@@ -102,13 +102,13 @@ def lost(bench: Bench) -> None:
         """Nothing is left to do soon, and the disk is to go before."""
         from madgen import PanoramaSampler
 
-        sample = PanoramaSampler.sample
+        sample = PanoramaSampler.sample_latents
 
         def late(*arguments: Any, **options: Any) -> Any:
             time.sleep(3 if first.exists() else 0)
             return sample(*arguments, **options)
 
-        PanoramaSampler.sample = late  # type: ignore[method-assign]
+        PanoramaSampler.sample_latents = late  # type: ignore[method-assign]
 
     pid = bench.start(linger)
     while not first.exists():

@@ -118,13 +118,13 @@ def work(folder: Path, root: Path, sabotage: Sabotage | None, lease_s: float) ->
     os.dup2(log, 1)
     os.dup2(log, 2)
     sampled = os.open(folder / f"{root.name}.sampled", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sample = PanoramaSampler.sample
+    sample = PanoramaSampler.sample_latents
 
-    def logged(self: PanoramaSampler, *arguments: Any, **options: Any) -> Any:
-        os.write(sampled, "".join(f"{seed}\n" for seed in options["seeds"]).encode())
-        return sample(self, *arguments, **options)
+    def logged(self: PanoramaSampler, batch: Any, *arguments: Any, **options: Any) -> Any:
+        os.write(sampled, "".join(f"{seed}\n" for seed in batch.seeds).encode())
+        return sample(self, batch, *arguments, **options)
 
-    PanoramaSampler.sample = logged  # type: ignore[method-assign]
+    PanoramaSampler.sample_latents = logged  # type: ignore[method-assign]
     madgen.dataset.shards.leases.LEASE_S = lease_s
     madgen.dataset.shards.leases.HEARTBEAT_S = min(3.0, lease_s / 4)
     if sabotage is not None:

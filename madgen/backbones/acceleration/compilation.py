@@ -1,4 +1,4 @@
-"""`torch.compile` with the same graph, and the same bytes, for the same shapes."""
+"""`torch.compile` with static shapes: the same graph, and the same bytes, for the same shapes."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ import torch
 
 from madgen.utils.errors import UserError
 
-MOST_GRAPHS = 4096
-"""A graph more would be an error; by default the ninth shape would silently run uncompiled."""
+MAX_GRAPHS = 4096
+"""Recompilation limit. By default the ninth shape would silently run uncompiled."""
 
 
 def check_compiler(backend: str, device: torch.device) -> None:
-    """UserError if PyTorch cannot make kernels for `device` here, told by making one; it takes some seconds."""
+    """Raise UserError if PyTorch cannot compile for `device`; compiles a small kernel, which takes a few seconds."""
     if backend != "inductor":
         return
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # who has no GPU knows
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about missing GPUs
     try:
         compiled(lambda tensor: tensor + 1, backend)(torch.ones(8, device=device))
-    except Exception as error:  # of Dynamo, Inductor, Triton, a compiler, the cache's folder
+    except Exception as error:  # from Dynamo, Inductor, Triton, the compiler or the cache directory
         cause = getattr(error, "inner_exception", error)
-        why = str(cause).strip().partition("\n")[0]
+        reason = str(cause).strip().partition("\n")[0]
         raise UserError(
-            f"backbone.compile: PyTorch cannot compile here: {type(cause).__name__}: {why}; it needs a C++ compiler "
-            "(g++) and a folder for its cache (TORCHINDUCTOR_CACHE_DIR); or set it to false"
+            f"backbone.compile: PyTorch cannot compile on this machine: {type(cause).__name__}: {reason}; install a "
+            "C++ compiler (g++), set a writable TORCHINDUCTOR_CACHE_DIR, or set backbone.compile=false"
         ) from error
 
 
 def compiled(model: Callable[..., Any], backend: str) -> Any:
-    """`model`, a module or a function, in whole graphs.
+    """Compile a module or a function to whole graphs, each when its shapes first occur (a minute for a large UNet).
 
-    Each is made when its shapes are first met, which takes a minute for a large UNet. Kernels are not chosen by timing
-    them where that would change the order of additions: another run of the same job must find the same ones.
+    Kernels are not autotuned if that would change the order of additions: another run must choose the same ones.
     """
     import torch._dynamo.config as dynamo
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MOST_GRAPHS)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MAX_GRAPHS)
     options: Any = {"deterministic": True} if backend == "inductor" and _has("deterministic") else None
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
 @contextmanager
-def instead(model: torch.nn.Module, graphs: Any) -> Iterator[None]:
-    """Within it a call of `model` runs `graphs`; None: the model as it is."""
-    if graphs is None:
+def replaced_forward(model: torch.nn.Module, forward: Any) -> Iterator[None]:
+    """Replace `model.forward` within this context; None: leave it."""
+    if forward is None:
         yield
         return
-    model.forward = graphs
+    model.forward = forward
     try:
         yield
     finally:

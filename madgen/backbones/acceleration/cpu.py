@@ -1,4 +1,4 @@
-"""What a network does otherwise on a CPU: the same numbers but for the last bits, sooner."""
+"""Faster layers on CPUs; results differ in the last bits only."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from madgen.diffusion.kernels import onednn
 
 ROWS = 1024
-"""Of 2 kB in the demo backbone, of 10 to 40 kB in Stable Diffusion."""
+"""Rows per chunk of a feed-forward layer; a row has 2 kB in the demo backbone, 10 to 40 kB in Stable Diffusion."""
 
 
 def prepare(model: nn.Module) -> None:
-    """Linear layers by oneDNN where that is faster, feed-forward layers in parts."""
+    """Run linear layers by oneDNN where that is faster, and feed-forward layers in chunks."""
     keep_in_cache(model)
     for module in model.modules():
         if type(module) is nn.Linear and onednn.is_faster():
@@ -25,19 +25,17 @@ def prepare(model: nn.Module) -> None:
 
 
 def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """What `layer` does of itself."""
+    """Apply a linear layer, by oneDNN if possible."""
     if onednn.takes(hidden, layer.weight):
         return onednn.linear(hidden, layer.weight, layer.bias)
     return F.linear(hidden, layer.weight, layer.bias)
 
 
 def keep_in_cache(model: nn.Module) -> None:
-    """From now on diffusers' feed-forward layers of `model` work on `ROWS` rows at a time, so that what lies between
-    their two products stays in the processor's caches.
+    """Run diffusers' feed-forward layers on `ROWS` rows at a time, so that intermediate results stay in the CPU caches.
 
-    Without this, processes on the cores of one machine wait for each other's memory: sampling the demo's panoramas
-    took 1.2 times as long beside another process. Parts are even, for few rows by themselves may take another path
-    with other last bits.
+    Otherwise processes on one machine compete for memory bandwidth: the demo was 1.2 times slower beside another
+    process. Chunks are of even size because a small remainder may use another code path with other last bits.
     """
     from diffusers.models.attention import FeedForward
 
@@ -47,7 +45,7 @@ def keep_in_cache(model: nn.Module) -> None:
 
 
 def by_rows(forward: Callable[..., Tensor], hidden_NKD: Tensor, *arguments: Any, **options: Any) -> Tensor:
-    """`forward(hidden)`, of a function that treats all rows alike [..., D]."""
+    """Apply a row-wise function to [..., D] in chunks of rows."""
     rows = hidden_NKD.reshape(-1, hidden_NKD.shape[-1])
     if len(rows) <= ROWS:
         return forward(hidden_NKD, *arguments, **options)

@@ -1,5 +1,6 @@
-"""CUDA graphs of a network's passes: all kernels of a pass are launched at once, so that a GPU that is faster than the
-CPU that launches them one by one does not wait for it. The kernels, and with them the bytes, are the same.
+"""CUDA graphs: launch all kernels of a pass at once, so that a fast GPU does not wait for the CPU.
+
+The kernels, and therefore the bytes, are the same.
 """
 
 from __future__ import annotations
@@ -15,36 +16,35 @@ from torch import Tensor
 
 from madgen.utils.console import say
 
-MOST_CELLS = 2 * 32 * 64**2
-"""Latent cells in a pass up to which it gets a graph: a larger one takes the GPU longer than the CPU its launches.
+MAX_CELLS = 2 * 32 * 64**2
+"""Largest pass in latent cells that is captured; larger ones take the GPU longer than the CPU needs to launch them.
 
-An H200 waited for its CPU at 10 x 64^2 cells, and hardly at 26; the rest is for slower CPUs and faster GPUs.
+An H200 waited for its CPU at 10 x 64^2 cells, and hardly at 26 x 64^2; the margin is for slower CPUs and faster GPUs.
 """
-MOST_GRAPHS = 32
-"""Kept at once, some two to four a size: they share their memory, but each has some for its inputs."""
+MAX_GRAPHS = 32
+"""Graphs kept at once, two to four for each size: they share memory, except for their inputs."""
 CAPTURING = threading.Lock()
-"""PyTorch bears one capture at a time in a process, and CUDA nothing beside it that waits for the device."""
+"""Only one CUDA graph capture may run per process, and nothing may synchronize the device meanwhile."""
 
 Run = Callable[[Any], Tensor]
 
 
 class Capture(Protocol):
-    """How graphs are made."""
+    """Captures functions as graphs."""
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Of a function: what does the same again, on the same tensors, and the tensor that it writes."""
+        """Capture `run`; return a function that replays it on the same tensors, and its output tensor."""
 
     def forget(self) -> None:
-        """All that was captured is gone, and its memory free."""
+        """Free the memory of all captured graphs."""
 
 
 class Graphs:
-    """`graphs(run, key, inputs)` is `run(inputs)`, from the third time on with one launch.
+    """Cache of graphs: `graphs(run, key, inputs)` is `run(inputs)`, replayed with one launch from the third call on.
 
-    `inputs` are dataclasses, mappings and tuples of tensors and plain values; inputs whose tensors have other shapes,
-    or whose plain values differ, have a graph of their own, and so has every `key`, which says what else `run` depends
-    on. Tensors that stay the same objects must stay the same in value. Not for gradients. If one cannot be captured,
-    no other is.
+    `inputs` are dataclasses, mappings and tuples of tensors and plain values. There is one graph for each `key` (what
+    else `run` depends on), each set of tensor shapes and each set of plain values. A tensor that is passed again must
+    not have changed in place. Gradients are not supported. If a capture fails, no further one is tried.
     """
 
     def __init__(self, capture: Capture):
@@ -56,56 +56,55 @@ class Graphs:
         if self._off:
             return run(inputs)
         key = key, signature(inputs)
-        if key not in self._graphs:  # libraries choose and load their kernels now, which they cannot in a capture
-            if len(self._graphs) == MOST_GRAPHS:
-                self.clear()  # all of them, for they share what cuBLAS and the allocator keep
+        if key not in self._graphs:  # warm-up: libraries load their kernels, which they cannot do during a capture
+            if len(self._graphs) == MAX_GRAPHS:
+                self.clear()  # all of them, because they share memory of cuBLAS and the allocator
             output = run(inputs)
             self._graphs[key] = None
             return output
-        graph = self._graphs[key] or self._made(run, inputs)
+        graph = self._graphs[key] or self._capture_or_disable(run, inputs)
         if not self._off:
             self._graphs[key] = graph
         return graph(inputs)
 
     def __len__(self) -> int:
-        """How many passes have been met."""
+        """Return the number of distinct passes so far."""
         return len(self._graphs)
 
     def clear(self) -> bool:
-        """Forgets all graphs, whose memory is free then; False if there were none. To be called before weights move."""
+        """Free all graphs; return False if there were none. Must be called before weights move."""
         held = any(self._graphs.values())
         self._graphs.clear()
         if held:
             self._capture.forget()
         return held
 
-    def _made(self, run: Run, inputs: Any) -> Run:
+    def _capture_or_disable(self, run: Run, inputs: Any) -> Run:
         try:
             return _Graph(self._capture, run, inputs)
-        except RuntimeError as error:  # out of memory too: what needs less may still be possible
-            why = str(error).partition("\n")[0]
+        except RuntimeError as error:  # including out of memory: running uncaptured may still fit
+            reason = str(error).partition("\n")[0]
         except BaseException:
             self._drop()
             raise
-        # The error is gone here, and with it the frames that held the graph and what it made.
+        # Outside of `except`, so that the frames that hold the graph and its tensors are freed.
         self._off = True
         self._drop()
-        say(f"madgen: goes on without CUDA graphs, which may take longer: {why}")
+        say(f"madgen: CUDA graphs are disabled, which may be slower: {reason}")
         return run
 
     def _drop(self) -> None:
-        """Also where nothing else was captured: what a failed capture leaves is of no use."""
+        """Free all memory, even without other graphs: a failed capture leaves some."""
         self._graphs.clear()
-        with suppress(RuntimeError):  # of a device that is beyond this; whatever comes next will say so
+        with suppress(RuntimeError):  # the device may be unusable; the next operation will raise
             self._capture.forget()
 
 
 class CudaCapture:
-    """Captures on a device. Graphs share one pool of memory: none runs while another's output is read.
+    """Captures on a device. Graphs share one memory pool: none runs while another's output is read.
 
-    They also have a stream of their own: cuBLAS keeps its workspace by stream, in the pool of the graph that was
-    captured there first. On PyTorch's one stream for all captures another sampler's graphs would lose theirs when that
-    pool goes, and crash.
+    Each capture object has its own stream: cuBLAS keeps one workspace per stream, in the pool of the first graph
+    captured there. On PyTorch's default capture stream, freeing one sampler's pool would crash the graphs of another.
     """
 
     def __init__(self, device: torch.device):
@@ -114,7 +113,7 @@ class CudaCapture:
         self._stream: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        # The outer stream is the current one: a capture that fails may leave its own current.
+        # Restore the current stream: a failed capture may leave its own one current.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             self._stream = self._stream or torch.cuda.Stream()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -125,17 +124,17 @@ class CudaCapture:
         return graph.replay, output
 
     def forget(self) -> None:
-        """The pool of graphs that are gone cannot be used again, and cuBLAS would keep its part of it."""
+        """Drop the memory pool, which later graphs cannot reuse, and cuBLAS' share of it."""
         self._pool = None
         with CAPTURING, torch.cuda.device(self._device):
             torch.cuda.synchronize()  # a graph may still be running
             if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # as Lightning does
                 clear()
-            torch.cuda.empty_cache()  # for libraries, which do not ask PyTorch for what it keeps
+            torch.cuda.empty_cache()  # for libraries with allocators other than PyTorch's
 
 
 class _Graph:
-    """One captured pass and the tensors that it reads."""
+    """A captured pass and its input tensors."""
 
     def __init__(self, capture: Capture, run: Run, inputs: Any):
         own = mapped(inputs, torch.clone)
@@ -156,7 +155,7 @@ class _Graph:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Tensors and plain values, in the order in which they are held."""
+    """Yield the tensors and plain values of a nested structure in order."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield key
@@ -172,12 +171,12 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in `value`."""
+    """Yield the tensors of a nested structure."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
 def signature(value: Any) -> Hashable:
-    """The same for values that differ in nothing but what is in their tensors."""
+    """Return a key that is equal for structures that differ only in the contents of their tensors."""
     return tuple(
         (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
         for leaf in leaves(value)
@@ -185,7 +184,7 @@ def signature(value: Any) -> Hashable:
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `function` of its tensors."""
+    """Apply `function` to all tensors of a nested structure."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):

@@ -1,57 +1,48 @@
-"""What the two paths of classifier-free guidance have in common: the views, up to the first prompt."""
+"""Compute once what both paths of classifier-free guidance share: the layers before the first prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from madgen.diffusion.attention import JointAttention
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"
 
 
-class Once:
-    """The layers of a UNet before its first prompt: while `on`, they compute half of a batch: the rest is the same.
+class SharedPrefix:
+    """The first residual block of a UNet and the self-attention after it, on half of a batch whose halves are equal.
 
-    These are the first residual block and the self-attention behind it, a fortieth of Stable Diffusion's work with two
-    paths. Where the paths are told apart before (SDXL's sizes and pooled prompts are part of the time's embedding),
-    `possible` is False.
+    They are a fortieth of Stable Diffusion's work with two paths. Where the paths differ earlier (SDXL's sizes and
+    pooled prompts are part of the time embedding), `layer` is None.
     """
 
-    def __init__(self, unet: Any, processors: dict[str, JointAttention]):
-        self.on = False
-        config = unet.config
-        told = config.get("class_embed_type") or config.get("addition_embed_type")
-        name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-        self.possible = not told and f"{name}.processor" in processors and not _asks_a_prompt(unet, name)
-        if self.possible:
-            block, self._attention = unet.down_blocks[0].resnets[0], processors[f"{name}.processor"]
+    def __init__(self, unet: Any, attention: Mapping[str, Any]):
+        self.layer: str | None = None
+        """The self-attention layer: `JointPass.halved` of passes whose halves are equal."""
+        self._halved = False
+        conditioned = unet.config.get("class_embed_type") or unet.config.get("addition_embed_type")
+        first = attention.get(LAYER)
+        if not conditioned and first is not None and not getattr(first, "is_cross_attention", True):
+            self.layer = LAYER
+            block = unet.down_blocks[0].resnets[0]
             block.forward = partial(self._run, block.forward)
 
     @contextmanager
-    def switched(self, on: bool) -> Iterator[None]:
-        """For the passes within; `on` where the second half of the views is the first again."""
-        self._switch(on)
+    def halved(self, enabled: bool) -> Iterator[None]:
+        """Within this context, run the residual block on the first half of its batch and repeat the result."""
+        self._halved = enabled
         try:
             yield
         finally:
-            self._switch(False)
-
-    def _switch(self, on: bool) -> None:
-        self.on = on and self.possible
-        if self.possible:
-            self._attention.twice = self.on
+            self._halved = False
 
     def _run(self, forward: Any, hidden: Tensor, time: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if not self.on:
+        if not self._halved:
             return forward(hidden, time, *arguments, **options)
         half = len(hidden) // 2
         output = forward(hidden[:half], time[:half], *arguments, **options)
         return torch.cat([output, output])
-
-
-def _asks_a_prompt(unet: nn.Module, name: str) -> bool:
-    return bool(getattr(unet.get_submodule(name), "is_cross_attention", True))
