@@ -76,8 +76,8 @@ def test_its_errors_reach_the_user():
 
 
 def test_a_job_plans_with_it(tmp_path):
-    from madgen.dataset.plan import build_plan
     from madgen.planning.forecast import forecast
+    from madgen.planning.resolved_run import ResolvedRun
 
     (tmp_path / "prompts.txt").write_text("a hill\n")
     (tmp_path / "job.yaml").write_text(
@@ -85,4 +85,4 @@ def test_a_job_plans_with_it(tmp_path):
         "method: {views: {stride: 4}}\nsampling: {height: 64, width: 128, num_inference_steps: 4}\n"
     )
     job = load_job(str(tmp_path / "job.yaml"))
-    assert forecast(job, build_plan(job)).views == {(64, 128): 3 * 7}
+    assert forecast(ResolvedRun.of(job)).views == {(64, 128): 3 * 7}

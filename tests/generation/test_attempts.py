@@ -43,11 +43,11 @@ def tight(attempts, monkeypatch):
     sample, decode = attempts.sampler.sample_latents, attempts.sampler.decode_pixels
 
     def install(full_sample=lambda size, chunk: False, full_decode=lambda mode: False, error=torch.OutOfMemoryError):
-        def sample_or_not(batch, params, chunk_views):
+        def sample_or_not(batch, params, chunk_views, *on_step):
             asked.append((len(batch.prompts), chunk_views))
             if full_sample(len(batch.prompts), chunk_views):
                 raise error("no room")
-            return sample(batch, params, chunk_views)
+            return sample(batch, params, chunk_views, *on_step)
 
         def decode_or_not(latents, loop, mode):
             asked.append(mode)
