@@ -1,4 +1,4 @@
-"""Records to bytes. Nothing that depends on when, where or by whom a panorama was made goes in."""
+"""Encode records as bytes, independently of times, hosts and workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from madgen.types import Record
 from madgen.utils.errors import UserError
 
 LONGEST_SIDE = {"png": 2**31 - 1, "jpg": 65_500, "webp": 16_383}
-"""Pixels that the formats' encoders take."""
+"""Maximum side in pixels that the encoder of a format supports."""
 
 
 def check_side(image_format: str, height: int, width: int) -> None:
-    """UserError for a picture that its format cannot hold."""
-    most = LONGEST_SIDE[image_format]
-    if max(height, width) > most:
-        raise UserError(f"{height}x{width} px: {image_format} ends at {most} px a side; take another output.format")
+    """Raise UserError if an image is too large for its format."""
+    max_side = LONGEST_SIDE[image_format]
+    if max(height, width) > max_side:
+        raise UserError(f"{height}x{width} px: {image_format} ends at {max_side} px a side; take another output.format")
 
 
 def encode_image(
@@ -34,22 +34,23 @@ def encode_image(
     loop: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """PNG (lossless), JPEG without chroma subsampling, or WebP; `quality` 1..100 for the latter two.
+    """Encode a uint8 image [H, W, 3] as PNG (lossless), JPEG without chroma subsampling, or WebP.
 
-    `metadata`, a sample's JSON, is written into the file, see `embed`; a panorama that closes (`loop`) says so too.
+    `quality` (1..100) applies to JPEG and WebP. A sample's JSON (`metadata`) and, for closed panoramas (`loop`), GPano
+    fields are embedded in the file, see `embedded_metadata`.
     """
     options: dict[str, dict[str, Any]] = {
         "png": {"format": "PNG", "compress_level": 6},
         "jpg": {"format": "JPEG", "quality": quality, "subsampling": 0},
         "webp": {"format": "WEBP", "quality": quality, "method": 4},
     }
-    chosen, stream = options[image_format], io.BytesIO()
+    arguments, stream = options[image_format], io.BytesIO()
     fields = embed.gpano(*image_HWC.shape[:2]) if loop else None
     if image_format == "png":
-        chosen["pnginfo"] = _png_info(metadata, fields)
+        arguments["pnginfo"] = _png_info(metadata, fields)
     elif metadata is not None or loop:
-        chosen["xmp"] = embed.xmp(metadata, fields)
-    Image.fromarray(image_HWC).save(stream, **chosen)
+        arguments["xmp"] = embed.xmp(metadata, fields)
+    Image.fromarray(image_HWC).save(stream, **arguments)
     return stream.getvalue()
 
 
@@ -64,9 +65,9 @@ def _png_info(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | Non
 
 
 def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
-    """The tar records of a WebDataset sample: `<key>.json`, `<key>.png`, `<key>.txt`, headers and padding included.
+    """Return the tar records of a WebDataset sample (`<key>.json`, `<key>.png`, `<key>.txt`) with headers and padding.
 
-    A shard is the samples' bytes one after the other, and the zeros that end a tar.
+    A shard is the concatenation of its samples' bytes, followed by the zeros that end a tar.
     """
     loop = bool(record.metadata.get("sampling", {}).get("loop"))
     stream = io.BytesIO()

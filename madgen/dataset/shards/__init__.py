@@ -1,1 +1,1 @@
-"""Work on unfinished shards: leases, journals, recovery and publishing."""
+"""Lease, write, recover and publish shards."""

@@ -1,6 +1,7 @@
-"""What an open shard holds so far: a line a sample, written after its bytes, so a kill loses only what was in flight.
+"""Read and write the journal of an open shard: one line per sample, written after the sample's bytes.
 
-Every sample is checked by checksum when it is read back: neither the journal nor its tar needs to survive whole.
+A kill only loses the samples that were not committed. Every sample is verified by its checksum when the journal is
+read, so neither the journal nor its tar has to survive completely.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from madgen.dataset.format import SampleEntry, to_json
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A whole sample that lies in a file: its tar records, headers and padding included."""
+    """The location of an intact sample in a file: its tar records, headers and padding included."""
 
     path: Path
     offset: int
@@ -27,55 +28,55 @@ class Piece:
     """Bytes."""
     sha256: str
     scores: dict[str, float] | None = None
-    """As in its JSON."""
+    """Same as in the JSON of the sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A sample that could not be made, and why."""
+    """The reason why a sample could not be generated."""
 
     reason: str
     detail: str
 
 
 Settled = Piece | Quarantined
-"""What became of a sample."""
+"""The outcome of a task."""
 
 
 def line(key: str, settled: Settled) -> bytes:
-    """One sample's line."""
+    """Return the journal line of a sample."""
     if isinstance(settled, Quarantined):
         return to_json({"key": key, "reason": settled.reason, "detail": settled.detail})
     return to_json({"key": key, **span(settled)})
 
 
 def span(piece: Piece) -> dict[str, Any]:
-    """What a journal and a sidecar say of a piece: where it lies in its tar, and its scores if it has any."""
-    where = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
-    return where if piece.scores is None else {**where, "scores": piece.scores}
+    """Return the JSON fields of a piece: its span in the tar, and its scores if it has any."""
+    fields = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
+    return fields if piece.scores is None else {**fields, "scores": piece.scores}
 
 
 def piece(path: Path, entry: SampleEntry) -> Piece:
-    """Return the place of a sidecar's sample, in the file at `path`."""
+    """Convert a sidecar entry of the tar at `path` to a piece."""
     return Piece(path, entry.offset, entry.size, entry.sha256, entry.scores)
 
 
 def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
-    """Key and fate of each sample of which `tar` still holds every byte, or which is quarantined."""
+    """Yield key and outcome of each sample that is intact in `tar` or quarantined."""
     try:
         lines, stream = journal.read_bytes().splitlines(), _open(tar)
-    except FileNotFoundError:  # another worker has tidied up
+    except FileNotFoundError:  # removed by another worker
         return
     try:
         for text in lines:
             entry = _parse(text)
             if entry is None:
-                return  # cut by a kill: nothing comes after it
+                return  # truncated by a kill, so it is the last line
             if "reason" in entry:
                 yield entry["key"], Quarantined(entry["reason"], entry["detail"])
             elif stream is not None and _is_whole(stream, entry):
-                kept = Piece(tar, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
-                yield entry["key"], kept
+                intact = Piece(tar, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
+                yield entry["key"], intact
     finally:
         if stream is not None:
             stream.close()
@@ -110,7 +111,7 @@ def _is_whole(stream: BinaryIO, entry: dict[str, Any]) -> bool:
 
 
 def span_sha256(stream: BinaryIO, offset: int, size: int) -> str:
-    """sha256 of `size` bytes of an open file at `offset`; OSError if it ends early."""
+    """Return the sha256 of `size` bytes of an open file at `offset`. Raises OSError if the file ends early."""
     digest = hashlib.sha256()
     for chunk in chunks(stream, offset, size):
         digest.update(chunk)
@@ -118,7 +119,7 @@ def span_sha256(stream: BinaryIO, offset: int, size: int) -> str:
 
 
 def chunks(stream: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
-    """`size` bytes of an open file at `offset`, a MiB at a time; OSError if it ends early."""
+    """Yield `size` bytes of an open file at `offset` in chunks of 1 MiB. Raises OSError if the file ends early."""
     stream.seek(offset)
     while size > 0:
         chunk = stream.read(min(size, 1 << 20))

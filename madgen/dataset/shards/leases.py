@@ -1,9 +1,9 @@
-"""Who works on which shard: claim files with a heartbeat, on any shared POSIX file system.
+"""Lease shards to workers with claim files and heartbeats, on any shared POSIX file system.
 
-A claim is made by hard link, which is atomic also over NFS, and names its worker. A worker is alive while its
-heartbeat file is renewed; the ages of two heartbeats are compared on the file server's clock. A claim of a dead
-worker is taken over. Two workers on one shard cost time, never data: the rename is atomic, and a sidecar stays only
-with the tar that it was written for.
+A claim is created by hard link, which is atomic even over NFS, and names its worker. A worker is alive as long as it
+renews its heartbeat file. The ages of heartbeats are compared by the file server's clock. If a worker dies, another
+one takes over its claims. Two workers on one shard waste time but never lose data: the rename is atomic, and a sidecar
+is only kept together with the tar that it was written for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEASE_S = 60.0
 
 @dataclass(frozen=True)
 class Process:
-    """One process on one boot of one host."""
+    """Identity of a process, unique across hosts and reboots."""
 
     host: str
     boot: str
@@ -42,13 +42,13 @@ class Process:
         return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid()))
 
     def is_surely_dead(self) -> bool:
-        """True only where this machine can tell: the same host and boot, and no such process."""
-        here = self.host == socket.gethostname() and self.boot == _boot_id() != ""
-        return here and _start_time(self.pid) != self.started
+        """Return True if this host can rule out that the process is alive: same host and boot, and no such process."""
+        same_boot = self.host == socket.gethostname() and self.boot == _boot_id() != ""
+        return same_boot and _start_time(self.pid) != self.started
 
 
 def _boot_id() -> str:
-    """Where process numbers mean the same: one boot of one machine, one PID namespace of a container; '' if unknown."""
+    """Return an id of the boot and PID namespace within which a PID is unambiguous; '' if unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -56,7 +56,7 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat, which tells a process from a later one of the same number; '' if there is none."""
+    """Return field 22 of /proc/PID/stat, which differs if a PID is reused; '' if there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -65,7 +65,7 @@ def _start_time(pid: int) -> str:
 
 
 class Worker:
-    """This process's identity, heartbeat and claims on one dataset."""
+    """Identity, heartbeat and claims of this process on a dataset."""
 
     def __init__(self, directory: DatasetDir, heartbeat_s: float | None = None, lease_s: float | None = None):
         self.directory = directory
@@ -76,7 +76,7 @@ class Worker:
         self.claimed: set[str] = set()
         self.report: dict[str, Any] = {"state": "starting", "samples": 0, "open": {}, "rate_per_s": None}
         self.measure: Callable[[], dict[str, Any]] = dict
-        """What each heartbeat finds out anew."""
+        """Callback that returns additional values for each heartbeat."""
         self.started = time.time()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -87,7 +87,7 @@ class Worker:
         return self.directory.workers / f"{self.id}.json"
 
     def start(self) -> None:
-        """Begins to beat; claims may be made after this."""
+        """Start the heartbeat; call this before `claim`."""
         self._stop.clear()
         self.directory.make_in_work(self.directory.claims)
         self.directory.make_in_work(self.directory.workers)
@@ -100,7 +100,7 @@ class Worker:
             self.beat()
 
     def beat(self, **report: Any) -> None:
-        """Renews the heartbeat file, with what this worker says of itself."""
+        """Renew the heartbeat file, with an updated report of this worker's state."""
         with self._lock:
             self.report.update(report)
             content = {
@@ -116,24 +116,24 @@ class Worker:
                 **self.measure(),
             }
             temporary = self.heartbeat_file.with_suffix(".tmp")
-            with contextlib.suppress(OSError):  # a file system that is away for a while: the next beat tries again
+            with contextlib.suppress(OSError):  # file system temporarily unavailable: retried at the next heartbeat
                 self.directory.workers.mkdir(exist_ok=True)
                 temporary.write_bytes(to_json(content))
                 os.replace(temporary, self.heartbeat_file)
 
     def close(self) -> None:
-        """Stops beating and gives back what was not published."""
+        """Stop the heartbeat and release all unpublished shards."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         for shard in sorted(self.claimed):
             self.release(shard)
-        with contextlib.suppress(OSError):  # never in the way of the error that led here
+        with contextlib.suppress(OSError):  # must not mask the error being handled
             self.heartbeat_file.unlink(missing_ok=True)
 
     def claimed_by_all(self) -> set[str]:
-        """Names of the shards that anybody has claimed, dead workers included."""
+        """Return the names of the shards claimed by any worker, dead workers included."""
         try:
             entries = os.listdir(self.directory.claims)
         except FileNotFoundError:
@@ -141,15 +141,15 @@ class Worker:
         return {name.removesuffix(".json") for name in entries if name.endswith(".json") and name[0] != "."}
 
     def claim(self, shard: str) -> bool:
-        """Tries to become the only worker on a shard; takes over the claim of a dead worker."""
+        """Try to claim a shard exclusively, taking over the claim of a dead worker; return whether it succeeded."""
         return self._link(shard) or self.take_over(shard)
 
     def take_over(self, shard: str) -> bool:
-        """As `claim`, of a shard that is known to be claimed: costs two looks if its worker lives."""
+        """Claim a shard that is already claimed, if its worker is dead. Reads only two files if the worker is alive."""
         return self._break_if_dead(shard) and self._link(shard)
 
     def owns(self, shard: str) -> bool:
-        """Whether the claim is still this worker's."""
+        """Return whether this worker still holds the claim."""
         claim = read_json(self._claim_file(shard))
         return claim is not None and claim["worker"] == self.id
 
@@ -159,24 +159,24 @@ class Worker:
         if self.directory.is_done(shard):
             return False
         try:
-            self.directory.make_in_work(self.directory.claims)  # somebody may have removed `work/`
+            self.directory.make_in_work(self.directory.claims)  # another worker may have removed `work/`
             temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
             os.link(temporary, self._claim_file(shard))
         except FileExistsError:
-            if os.stat(temporary).st_nlink != 2:  # else it is ours: over NFS an answer can be lost, and asked for again
+            if os.stat(temporary).st_nlink != 2:  # else this link succeeded, and NFS retried it after a lost reply
                 return False
         except FileNotFoundError:  # another worker completed the dataset and removed `work/`
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        if self.directory.is_done(shard):  # published while we were looking elsewhere
+        if self.directory.is_done(shard):  # published in the meantime
             self._claim_file(shard).unlink(missing_ok=True)
             return False
         self.claimed.add(shard)
         return True
 
     def release(self, shard: str) -> None:
-        """Gives a claim back, if it is still ours."""
+        """Release a claim if this worker still holds it."""
         self.claimed.discard(shard)
         claim = read_json(self._claim_file(shard))
         if claim and claim["worker"] == self.id:
@@ -186,12 +186,12 @@ class Worker:
         return self.directory.claims / f"{shard}.json"
 
     def _break_if_dead(self, shard: str) -> bool:
-        """Removes a dead worker's claim; False if its worker may live or another was quicker."""
+        """Remove a claim of a dead worker; return False if the worker may be alive or another one was faster."""
         path = self._claim_file(shard)
         claim = read_json(path)
         if not path.exists():
             return True
-        owner = claim["worker"] if claim else ""  # a power cut can leave a claim empty: it ages by itself
+        owner = claim["worker"] if claim else ""  # empty after a power failure: expires by the age of the claim file
         if self.is_alive(owner, path):
             return False
         broken = path.with_name(f".{shard}.broken.{self.id}")
@@ -200,7 +200,7 @@ class Worker:
         except FileNotFoundError:
             return True
         taken = read_json(broken)
-        if taken != claim:  # another worker broke it first, and this is its fresh claim: put it back
+        if taken != claim:  # a new claim of another worker that was faster: put it back
             with contextlib.suppress(FileExistsError):
                 os.link(broken, path)
             broken.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class Worker:
         return True
 
     def is_alive(self, worker: str, claim_file: Path) -> bool:
-        """Whether a worker's heartbeat is younger than the lease, and its process not known to be dead."""
+        """Return whether a worker's heartbeat is younger than the lease and its process is not known to be dead."""
         if worker == self.id:
             return True
         heartbeat = self.directory.workers / f"{worker}.json"
@@ -222,13 +222,13 @@ class Worker:
             renewed = (heartbeat if state is not None else claim_file).stat().st_mtime
             now = self.heartbeat_file.stat().st_mtime
         except FileNotFoundError:
-            return True  # it has just changed: look again later
+            return True  # changed in the meantime: the caller retries later
         return now - renewed < self.lease_s
 
     def forget_dead_workers(self) -> None:
-        """Removes the heartbeat files of dead workers that hold no claim, so that `status` shows those that matter.
+        """Remove the heartbeat files of dead workers without claims, so that `status` no longer lists them.
 
-        One that holds a claim stays: without it nobody could tell that its worker is dead before the claim has aged.
+        With a claim, the heartbeat file is kept: without it, the claim could only expire by its age.
         """
         for path in self.directory.workers.glob("*.json"):
             if not self.is_alive(path.stem, path) and not self._holds_a_claim(path):
@@ -241,7 +241,7 @@ class Worker:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file that others may replace or remove at any time; None if it is not there or not whole."""
+    """Read a small JSON file that other workers may replace or remove; return None if it is missing or incomplete."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -249,11 +249,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove_work(directory: DatasetDir, complete: Callable[[], bool] = lambda: True) -> None:
-    """Nothing of a complete dataset is left in `work/`.
+    """Remove `work/` of a complete dataset.
 
-    It is put aside first and `complete` asked once more: somebody may have put shards back on the list meanwhile.
+    The folder is renamed first, and restored if `complete` returns False, as shards may have been reopened meanwhile.
     """
-    for stale in directory.root.glob(".work.*"):  # of a process that was killed here
+    for stale in directory.root.glob(".work.*"):  # left by a process killed during removal
         shutil.rmtree(stale, ignore_errors=True)
     aside = directory.root / f".work.{secrets.token_hex(6)}"
     try:

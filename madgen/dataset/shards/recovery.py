@@ -1,4 +1,4 @@
-"""What is whole already of a shard that is not done: in open shards that were left, or in a tar without its sidecar."""
+"""Recover intact samples of unfinished shards, from abandoned open shards or from a tar without a sidecar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Salvage:
-    """Samples that need not be made again, by their position in the shard, and the files to remove after that."""
+    """Recovered samples by their position in the shard, and the files to remove once they have been copied."""
 
     kept: dict[int, Settled] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
@@ -42,12 +42,12 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
             if key in positions and not (retry and isinstance(settled, Quarantined)):
                 kept.setdefault(positions[key], settled)
     for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
-        sources += [path] if path not in sources else []  # without a journal nothing vouches for it
+        sources += [path] if path not in sources else []  # without a journal it cannot be recovered
     return Salvage(kept, sources)
 
 
 def sample_spans(path: Path) -> list[tuple[str, int, int]]:
-    """Per sample (key, offset, size) in bytes: its tar records, headers and padding included."""
+    """Return (key, offset, size) of the tar records of each sample in bytes, headers and padding included."""
     spans: list[tuple[str, int, int]] = []
     with tarfile.open(path, "r:") as tar:
         for member in tar:
@@ -61,9 +61,9 @@ def sample_spans(path: Path) -> list[tuple[str, int, int]]:
 
 
 def reopen(directory: DatasetDir, name: str, entries: Iterable[SampleEntry]) -> None:
-    """Puts a finished shard back on the list: only the samples of these sidecar entries need not be made again.
+    """Reopen a finished shard to regenerate all samples except those of the given sidecar entries.
 
-    The journal comes before the sidecar goes, so a crash in between leaves the shard as it was.
+    The journal is written before the sidecar is removed, so a crash in between leaves the shard unchanged.
     """
     lines = b"".join(journal.line(entry.key, journal.piece(Path(), entry)) for entry in entries)
     directory.make_in_work(directory.open_shards)
@@ -72,7 +72,7 @@ def reopen(directory: DatasetDir, name: str, entries: Iterable[SampleEntry]) -> 
 
 
 def reopen_quarantined(directory: DatasetDir) -> int:
-    """Puts every shard with quarantined samples back on the list; how many samples that is."""
+    """Reopen every shard with quarantined samples; return the number of quarantined samples."""
     count = 0
     for sidecar in directory.sidecars():
         if sidecar.quarantine:

@@ -1,4 +1,4 @@
-"""One shard on its way to disk: an open tar and its journal in `work/`, then a tar and its sidecar for good."""
+"""Write a shard: an open tar and its journal in `work/`, published as a tar and its sidecar."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from madgen.utils.atomic import sync_directory, write_atomically
 
 
 def end_of_tar(size: int) -> bytes:
-    """Two empty blocks, and zeros up to whole records of 20 blocks, after `size` bytes of samples."""
+    """Return the end of a tar with `size` bytes of samples: two empty blocks, padded to records of 20 blocks."""
     end = 2 * tarfile.BLOCKSIZE
     return bytes(-(size + end) % tarfile.RECORDSIZE + end)
 
 
 class OpenShard:
-    """Collects the samples of one shard, in the order of its tasks, then publishes it.
+    """Collect the samples of one shard, in the order of its tasks, then publish it.
 
-    What was salvaged is copied in as its turn comes; a worker that stood still may still be writing to the old files.
+    Recovered samples are copied at their position, because a stalled worker may still be writing to the old files.
     """
 
     def __init__(self, directory: DatasetDir, shard: Shard, worker: str, salvage: Salvage | None = None):
@@ -51,18 +51,18 @@ class OpenShard:
         self._size, self._lines = 0, b""
         try:
             self._copy_kept()
-        except BaseException:  # as on a full disk: what was to be copied is still where it was
+        except BaseException:  # e.g. a full disk; the recovered samples are still in the old files
             self._close()
             self._remove(self.path, self.journal)
             raise
 
     @property
     def complete(self) -> bool:
-        """Every task has its sample, or is quarantined."""
+        """Return whether every task is sampled or quarantined."""
         return len(self.settled) == len(self.shard.tasks)
 
     def add(self, position: int, sample: bytes, scores: dict[str, float] | None = None) -> None:
-        """Appends the sample of the task at `position`, as `encode_sample` gives it; `scores` as in its JSON."""
+        """Append the bytes of `encode_sample` for the task at `position`, with the `scores` of its JSON."""
         self._expect(position)
         self._tar.write(sample)
         self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest(), scores))
@@ -71,13 +71,16 @@ class OpenShard:
         self._copy_kept()
 
     def quarantine(self, position: int, reason: str, detail: str) -> None:
-        """Goes without the sample of the task at `position`."""
+        """Quarantine the sample of the task at `position`."""
         self._expect(position)
         self._settle(Quarantined(reason, detail))
         self._copy_kept()
 
     def commit(self, seconds: dict[str, float] | None = None, view_evaluations: int = 0) -> None:
-        """What was added survives a kill from here on; it took `seconds` for so many view evaluations."""
+        """Write the journal, after which the added samples survive a kill.
+
+        `seconds` by activity and `view_evaluations` are added to the totals of the shard.
+        """
         self._tar.flush()
         self._log.write(self._lines)
         self._log.flush()
@@ -86,7 +89,7 @@ class OpenShard:
         for name, value in (seconds or {}).items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         if self.sources and not self.kept:
-            for stream in (self._tar, self._log):  # a machine that dies now must not lose both copies
+            for stream in (self._tar, self._log):  # a machine failure must not lose both copies
                 os.fsync(stream.fileno())
             sync_directory(self.directory.open_shards)
             self._remove_sources()
@@ -103,7 +106,7 @@ class OpenShard:
             self._copy(settled)
 
     def _copy(self, piece: Piece) -> None:
-        """OSError (ESTALE) if the piece is no longer what it was when it was found: its worker has woken up."""
+        """Copy a recovered sample. Raises OSError (ESTALE) if it has changed because its worker has resumed."""
         digest, lost = hashlib.sha256(), OSError(errno.ESTALE, "salvaged samples have changed", str(piece.path))
         try:
             with open(piece.path, "rb") as source:
@@ -122,10 +125,10 @@ class OpenShard:
         self.settled.append(settled)
 
     def publish(self, owned: Callable[[], bool] = lambda: True) -> bool:
-        """The tar by rename, then the sidecar, which commits the shard; the journal tells of a tar without one.
+        """Publish the tar by rename, then the sidecar, which commits the shard.
 
-        False if another worker took over in the meantime (`owned` says so at the last moment), because this one stood
-        still for longer than its lease.
+        If killed in between, the journal allows to recover the tar. Returns False if another worker has taken over
+        because this one stalled for longer than its lease; `owned` is called just before the rename.
         """
         if not self.complete:
             raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
@@ -140,7 +143,7 @@ class OpenShard:
             return False
         write_atomically(self.directory.sidecar(self.shard.name), self._sidecar().to_json())
         if os.stat(self.directory.tar(self.shard.name)).st_ino != inode:
-            # Another worker has put its tar in this one's place, of which our sidecar says nothing: to be made again.
+            # Another worker has replaced the tar, so the sidecar does not match it: regenerate the shard.
             self.directory.sidecar(self.shard.name).unlink(missing_ok=True)
         self.discard()
         return True
@@ -151,21 +154,21 @@ class OpenShard:
             self._check_what_was_written()
             if not owned() or self.directory.is_done(self.shard.name):
                 return False
-            sidecar.unlink(missing_ok=True)  # of a tar that somebody has removed: it must not vouch for this one
+            sidecar.unlink(missing_ok=True)  # of a removed tar; it must not commit this one
             os.replace(self.path, tar)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE) or self.path.exists():
                 raise
-            return False  # the worker that took over has removed it
+            return False  # removed by the worker that took over
         sync_directory(self.directory.shards)
         return True
 
     def _check_what_was_written(self) -> None:
-        """Reads the tar back: its keys by their headers, its samples by their checksums."""
+        """Read the tar back, and check the keys in its headers and the checksums of its samples. Raises OSError."""
         pairs = zip(self.shard.tasks, self.settled, strict=True)
         expected = [(task.key, settled) for task, settled in pairs if isinstance(settled, Piece)]
-        found = sample_spans(self.path)
-        if found != [(key, piece.offset, piece.size) for key, piece in expected]:
+        spans = sample_spans(self.path)
+        if spans != [(key, piece.offset, piece.size) for key, piece in expected]:
             raise OSError(errno.EIO, f"{self.path} does not read back as it was written")
         with open(self.path, "rb") as stream:
             for key, piece in expected:
@@ -180,9 +183,9 @@ class OpenShard:
                 entry = QuarantineEntry(task.key, task.seed, prompt.text, position, settled.reason, settled.detail)
                 quarantine.append(entry)
                 continue
-            place = settled.offset, settled.size, settled.sha256
+            span = settled.offset, settled.size, settled.sha256
             samples.append(
-                SampleEntry(task.key, task.seed, prompt.text, *place, prompt.height, prompt.width, settled.scores)
+                SampleEntry(task.key, task.seed, prompt.text, *span, prompt.height, prompt.width, settled.scores)
             )
         return Sidecar(
             self.shard.name,
@@ -198,20 +201,20 @@ class OpenShard:
         )
 
     def leave(self) -> None:
-        """Stops here; whoever claims the shard next goes on with what is whole."""
+        """Close the shard unfinished; the next worker that claims it recovers the intact samples."""
         self._close()
         if not self.settled:
             self._remove(self.path, self.journal)
 
     def discard(self) -> None:
-        """Nothing of the open shard, nor of what it was salvaged from, stays on disk."""
+        """Remove the files of the open shard and those that it was recovered from."""
         self._close()
         self._remove(self.path, self.journal)
         self._remove_sources()
 
     def _close(self) -> None:
         for stream in (self._tar, self._log):
-            with contextlib.suppress(OSError, ValueError):  # what is buffered cannot be written on a full disk
+            with contextlib.suppress(OSError, ValueError):  # flushing fails on a full disk
                 stream.close()
 
     def _remove_sources(self) -> None:
