@@ -1,4 +1,4 @@
-"""The dataset card: a README.md with the YAML header that the Hugging Face hub and `datasets` read, and pictures."""
+"""Write the dataset card: sample images, and a README.md with the YAML header of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from madgen.utils.errors import UserError
 from madgen.utils.markdown import escaped
 
 UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
-"""What reading a damaged sample may end in."""
+"""Errors that reading a damaged sample may raise."""
 PICTURES = 4
 PICTURE_FILES = tuple(f"samples/{number}.jpg" for number in range(1, PICTURES + 1))
-"""The only names that pictures beside the card have."""
+"""Names of the card's images; no other names are used."""
 PICTURE = (1536, 256)
-"""Width and height in pixels that a picture of the card never exceeds."""
+"""Maximum width and height of the card's images in pixels."""
 OWN_AFFAIR = ("trainer", "monitor", "retry", "quarantine")
-"""Sections of the job that say how it was run, not what was made."""
+"""Sections of the job that affect how it runs, but not the dataset."""
 
 
 @dataclass
 class Facts:
-    """What the card says of the samples."""
+    """Statistics of the samples for the card."""
 
     samples: int = 0
     bytes: int = 0
     quarantined: int = 0
     scores: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Of each score, how many samples have it and their sum."""
+    """Number of samples with each score, and the sum of their values."""
     pictures: list[tuple[str, str]] = field(default_factory=list)
-    """Files of the card's pictures and their prompts."""
+    """Files of the card's images and their prompts."""
 
     def add(self, entry: SampleEntry) -> None:
-        """Counts a sample, as its sidecar tells of it."""
+        """Add a sample by its sidecar entry."""
         self.samples += 1
         self.bytes += entry.size
         for name, value in (entry.scores or {}).items():
@@ -52,24 +52,24 @@ class Facts:
 
 
 def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[str, int]]) -> None:
-    """`samples/1.jpg` and so on, evenly spaced samples in small: of `counts`, shards and how many samples they have."""
+    """Write thumbnails of evenly spaced samples as `samples/1.jpg`, ...; `counts` are (shard, number of samples)."""
     total, folder = sum(count for _, count in counts), directory.root / "samples"
     wanted = [(2 * number + 1) * total // (2 * PICTURES) for number in range(min(PICTURES, total))]
     if total < PICTURES:
         wanted = list(range(total))
     begin = 0
     for shard, count in counts:
-        here = [index - begin for index in wanted if begin <= index < begin + count]
-        entries = directory.read_sidecar(shard).samples if here else ()
-        for entry in (entries[index] for index in here):
+        indices = [index - begin for index in wanted if begin <= index < begin + count]
+        entries = directory.read_sidecar(shard).samples if indices else ()
+        for entry in (entries[index] for index in indices):
             with contextlib.suppress(UserError, *UNREADABLE):
-                picture = _small(directory, entry)  # of a damaged sample there is none; `verify` says so
+                picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them
                 folder.mkdir(exist_ok=True)
                 path = folder / f"{len(facts.pictures) + 1}.jpg"
                 write_atomically(path, picture)
                 facts.pictures.append((f"samples/{path.name}", entry.prompt))
         begin += count
-    for number in range(len(facts.pictures) + 1, PICTURES + 1):  # of a dataset that had more
+    for number in range(len(facts.pictures) + 1, PICTURES + 1):  # left from when there were more samples
         (folder / f"{number}.jpg").unlink(missing_ok=True)
 
 
@@ -81,7 +81,7 @@ def _small(directory: DatasetDir, entry: SampleEntry) -> bytes:
 
 
 def card(manifest: Manifest, facts: Facts) -> str:
-    """Markdown."""
+    """Return the Markdown of the card."""
     job, licence = manifest.job, (manifest.licence or {}).get("backbone")
     filtered = _filtered(manifest.filtered) if manifest.filtered else ""
     lost = f", {facts.quarantined} could not be made (`quarantine.jsonl`)" if facts.quarantined else ""
@@ -149,18 +149,18 @@ def _licence_hint(job: dict[str, Any], licence: str | None) -> str:
 
 
 def _job_yaml(job: dict[str, Any]) -> str:
-    """Indented, so that nothing in it can break out."""
+    """Return the job as an indented code block, which no value can break out of."""
     import yaml
 
-    told = {name: value for name, value in job.items() if name not in OWN_AFFAIR}
-    told["output"] = {name: value for name, value in job["output"].items() if name not in ("dir", "upload", "resume")}
-    plain = json.loads(json.dumps(told))  # tuples are lists in YAML
+    shown = {name: value for name, value in job.items() if name not in OWN_AFFAIR}
+    shown["output"] = {name: value for name, value in job["output"].items() if name not in ("dir", "upload", "resume")}
+    plain = json.loads(json.dumps(shown))  # converts tuples to lists
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _filtered(filtered: dict[str, Any]) -> str:
-    """Of what it is a part, and how that was chosen: indented, so that no prompt can break out of it."""
+    """Describe the source and the selection of a filtered dataset, indented so that no text can break out of it."""
     source = filtered["from"]
     best = "" if filtered["best"] is None else f"--best {filtered['best']} --by {filtered['by']}"
     where = "" if filtered["where"] is None else f"--where {json.dumps(filtered['where'], ensure_ascii=False)}"

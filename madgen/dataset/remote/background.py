@@ -1,4 +1,4 @@
-"""Uploading beside the sampling: one thread, which may fail as long as it likes without anybody waiting for it."""
+"""Upload shards in a background thread. Failures and slow uploads never block sampling."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from madgen.utils.console import say
 from madgen.utils.errors import UserError
 
 PAUSE_S = 30.0
-"""After a shard that could not be sent; it is tried again after the others."""
+"""Pause after a failed shard, which is then retried after the others."""
 TELL_EVERY_S = 30.0
 
 
 class BackgroundUpload:
-    """Sends the shards that this process publishes, in turn; what is left in the end is for `push`."""
+    """Upload the shards that this process publishes, in order. Shards that remain are left to `push`."""
 
     def __init__(self, directory: DatasetDir, url: str):
         self.directory, self.url = directory, url
@@ -33,18 +33,18 @@ class BackgroundUpload:
         self._fails = False
 
     def start(self, sweep: Callable[[], bool] = lambda: False) -> None:
-        """Begins; where `sweep` is true also with finished shards that processes before this one left unsent."""
+        """Start uploading; if `sweep` returns True, include finished shards that earlier processes did not upload."""
         self._begin()
-        own = self._queue, self._stopping, self._finishing  # an interrupted run's thread may still live, with its own
-        self._thread = threading.Thread(target=self._work, args=(sweep, *own), name="upload", daemon=True)
+        state = self._queue, self._stopping, self._finishing  # not shared with the thread of an interrupted run
+        self._thread = threading.Thread(target=self._work, args=(sweep, *state), name="upload", daemon=True)
         self._thread.start()
 
     def add(self, shard: str) -> None:
-        """A shard is published."""
+        """Enqueue a published shard."""
         self._queue.put(shard)
 
     def finish(self, stopped: Callable[[], bool]) -> None:
-        """Waits until all is sent, or what is left has failed once more, or `stopped`; says how far it is."""
+        """Wait until every shard is uploaded or has failed once more, or `stopped` returns True; log the progress."""
         self._finishing.set()
         self._queue.put(None)
         due = time.monotonic() + 1
@@ -56,7 +56,7 @@ class BackgroundUpload:
         self.stop()
 
     def stop(self) -> None:
-        """Nothing more is sent; nobody waits for what is being sent just now."""
+        """Stop uploading, without waiting for the current upload."""
         self._stopping.set()
         self._queue.put(None)
         self._thread = None
@@ -75,24 +75,24 @@ class BackgroundUpload:
         with contextlib.suppress(UnsentError, OSError):
             if sweep():
                 listing = sender.listing()
-                for left in sorted(self.directory.done()):
-                    if not {f"shards/{left}.tar", f"shards/{left}.json"} <= listing.keys():
-                        todo.put(left)
+                for name in sorted(self.directory.done()):
+                    if not {f"shards/{name}.tar", f"shards/{name}.json"} <= listing.keys():
+                        todo.put(name)
         while (shard := todo.get()) is not None and not stopping.is_set():
             if not self._send(sender, shard) and not finishing.wait(PAUSE_S):
                 todo.put(shard)
         return None
 
     def _send(self, sender: Push, shard: str) -> bool:
-        """Whether there is nothing left to do for it."""
-        if not self.directory.is_done(shard):  # put back on the list meanwhile
+        """Upload a shard; return False if it must be retried."""
+        if not self.directory.is_done(shard):  # reopened in the meantime
             return True
         try:
             sender.shard(shard)
-        except Exception as error:  # nothing that happens here may stop a run
-            why = str(error) if isinstance(error, UnsentError) else told(error)
+        except Exception as error:  # an upload must never stop the run
+            reason = str(error) if isinstance(error, UnsentError) else told(error)
             if not self._fails and not sender.stopping.is_set():
-                say(f"madgen: cannot upload to {self.url}: {why}; sampling goes on, and it is tried again")
+                say(f"madgen: cannot upload to {self.url}: {reason}; sampling goes on, and it is tried again")
             self._fails = True
             return False
         if self._fails:

@@ -1,4 +1,4 @@
-"""A folder of any file system that fsspec knows, which files are sent to and checked in. The home of fsspec."""
+"""Upload files to a folder of any fsspec file system, and verify them. The only module that imports fsspec."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from madgen.utils.errors import UserError
 
 PART = 50 * 2**20
-"""Bytes of a part of what S3 takes in parts: its ETag is told from them."""
+"""Part size of S3 multipart uploads in bytes; the ETag depends on it."""
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"chunksize": PART, "max_concurrency": 4}}
-"""Of `put_file`."""
+"""Arguments of `put_file` by protocol."""
 WITHOUT_FOLDERS = {"s3", "gs", "az", "abfs", "hf", "oss", "oci"}
-"""Object stores: a name may have slashes, and a file is there whole or not at all."""
+"""Object stores: names may contain slashes without creating folders, and uploads are atomic."""
 RENAMES = {"file"}
-"""Here a file is written under another name first."""
+"""Protocols that need an upload to a temporary name and a rename to be atomic."""
 EXTRAS = {"s3": "pip install 'madgen[s3]'", "gs": "pip install 'madgen[gcs]'"}
 SAME = {"s3a": "s3", "gcs": "gs", "local": "file"}
 READ = 2**20  # bytes at a time
 
 
 def check_at_hand(name: str, url: str) -> None:
-    """UserError, without asking anybody, if no file system of this protocol is installed."""
+    """Raise UserError if no file system for the URL's protocol is installed, without network access."""
     from fsspec.registry import known_implementations, registry
 
     protocol = url.partition("://")[0]
@@ -44,7 +44,7 @@ def check_at_hand(name: str, url: str) -> None:
 
 
 class Remote:
-    """A folder by its URL; names are relative to it. Its methods raise whatever the file system raises."""
+    """A remote folder; file names are relative to its URL. Methods raise the errors of the file system."""
 
     def __init__(self, url: str):
         from fsspec.core import url_to_fs
@@ -55,13 +55,13 @@ class Remote:
         self.protocol = SAME.get(protocol, protocol)
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """What is known of each file, by its name."""
+        """Return the fsspec info of each file by its name."""
         self.fs.invalidate_cache()
-        found = self.fs.find(self.root, detail=True)
-        return {path.removeprefix(self.root).lstrip("/"): info for path, info in found.items()}
+        files = self.fs.find(self.root, detail=True)
+        return {path.removeprefix(self.root).lstrip("/"): info for path, info in files.items()}
 
     def info(self, name: str) -> dict[str, Any] | None:
-        """What is known of a file; None if there is none."""
+        """Return the fsspec info of a file; None if it does not exist."""
         self.fs.invalidate_cache()
         try:
             return self.fs.info(f"{self.root}/{name}")
@@ -69,18 +69,18 @@ class Remote:
             return None
 
     def read(self, name: str) -> bytes:
-        """A small file."""
+        """Read a small file."""
         return self.fs.cat_file(f"{self.root}/{name}")
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Remove a file if it exists."""
         try:
             self.fs.rm_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return
 
     def put(self, path: Path, name: str) -> None:
-        """Sends a file, in place of what is under that name."""
+        """Upload a file, overwriting an existing one."""
         target = f"{self.root}/{name}"
         folder, _, last = target.rpartition("/")
         if self.protocol not in WITHOUT_FOLDERS:
@@ -88,16 +88,19 @@ class Remote:
         if self.protocol not in RENAMES:
             self.fs.put_file(str(path), target, **OPTIONS.get(self.protocol, {}))
             return
-        aside = f"{folder}/.{last}.{secrets.token_hex(6)}.part"
-        self.fs.put_file(str(path), aside)
-        self.fs.mv(aside, target)
+        temporary = f"{folder}/.{last}.{secrets.token_hex(6)}.part"
+        self.fs.put_file(str(path), temporary)
+        self.fs.mv(temporary, target)
 
     def same(self, path: Path, name: str, info: dict[str, Any] | None) -> str | None:
-        """How it was found that a file is there whole: the store's own checksum, or `reading back`; None if not."""
+        """Compare a local file with an uploaded one of this `info`.
+
+        Returns the method that proves them equal (a checksum of the store, or `reading back`); None if they differ.
+        """
         if info is None or info.get("size") != path.stat().st_size:
             return None
-        for kind, told, of_file in _checksums(info):
-            if told == of_file(path):
+        for kind, checksum, compute in _checksums(info):
+            if checksum == compute(path):
                 return kind
         with self.fs.open(f"{self.root}/{name}", "rb", block_size=READ) as stream:
             digest = hashlib.sha256()
@@ -107,10 +110,10 @@ class Remote:
 
 
 def _checksums(info: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[Path], str]]]:
-    """The checksums that stores tell of a file: name, value in hex, and how to have it of a local file.
+    """Yield the checksums in a file's info: name, hex value, and a function that computes it for a local file.
 
-    They are those of S3, Google's, Azure's and the Hugging Face hub's fsspec file systems. One that differs proves
-    nothing: S3's is no MD5 where keys of KMS are used, or where others cut the parts.
+    Covers the fsspec file systems of S3, Google Cloud Storage, Azure and the Hugging Face hub. A mismatch proves
+    nothing: with KMS keys, S3's ETag is not an MD5, and it depends on the part size of the uploading client.
     """
     etag = str(info.get("ETag") or "").strip('"')
     if re.fullmatch(r"[0-9a-f]{32}", etag):
@@ -133,12 +136,12 @@ def _digest(path: Path, algorithm: Callable[[], Any]) -> str:
 
 
 def md5(path: Path) -> str:
-    """In hex."""
+    """Return the MD5 of a file in hex."""
     return _digest(path, lambda: hashlib.md5(usedforsecurity=False))
 
 
 def md5_of_parts(path: Path, part: int = PART) -> str:
-    """S3's ETag of a file that was sent in parts: the MD5 of their MD5s, and their number."""
+    """Return S3's ETag of a multipart upload: the MD5 of the parts' MD5s, and the number of parts."""
     digests = []
     with open(path, "rb") as stream:
         while chunk := stream.read(part):
@@ -148,14 +151,14 @@ def md5_of_parts(path: Path, part: int = PART) -> str:
 
 def _git_blob(path: Path) -> str:
     head = f"blob {path.stat().st_size}\0".encode()
-    return hashlib.sha1(head + path.read_bytes(), usedforsecurity=False).hexdigest()  # of small files only
+    return hashlib.sha1(head + path.read_bytes(), usedforsecurity=False).hexdigest()  # only used for small files
 
 
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 
 def told(error: BaseException) -> str:
-    """An error in one line for people: without the values of secrets, in case a client has put them in."""
+    """Format an error as one line of at most 300 characters, with the values of secrets masked."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     text = re.sub(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|sig)=[^&\s]+", r"\1=***", text)
     for name, value in os.environ.items():

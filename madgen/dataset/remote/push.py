@@ -1,7 +1,7 @@
-"""A dataset's files to a remote folder: each shard's tar, then its sidecar, which is the commit mark there too.
+"""Upload a dataset to a remote folder: each shard's tar, then its sidecar, which commits the shard there as well.
 
-What is there already, whole, is not sent again, and the listing of the remote is all that is remembered of it. The rest
-follows when all shards are there: `dataset.json`, the index, the card with its pictures, what is in quarantine.
+Files that are intact on the remote are not uploaded again; the only state is the remote's listing. Once all shards are
+uploaded, the other files follow: `dataset.json`, the index, the card with its images, and the quarantine list.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from madgen.dataset.shards.journal import span_sha256
 from madgen.utils.errors import UserError
 
 ATTEMPTS, FIRST_S, LONGEST_S = 9, 0.5, 30.0
-"""Of one file: waits double from the first to the longest, a minute and a half in all."""
+"""Attempts per file; the wait in seconds doubles from the first to the longest, about 1.5 minutes in total."""
 HOPELESS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)
-"""Not allowed, no such bucket, no name of one: not tried so often."""
+"""Permanent errors, such as a missing bucket or permission: retried once only."""
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")
-"""Errors of a store's client, which is not imported here."""
+"""Names of errors of the S3 client, which is not imported here."""
 SHARDS_GIVEN_UP = 3
-"""After so many in a row nothing more is tried."""
+"""Consecutive failed shards after which a push stops."""
 
 Result = TypeVar("Result")
 Listing = Mapping[str, dict[str, Any]]
 
 
 class UnsentError(Exception):
-    """What could not be sent, and why, for people."""
+    """A file could not be uploaded; the message names the file and the reason."""
 
 
 @dataclass
 class Pushed:
-    """What became of a push."""
+    """The result of a push."""
 
     sent: int = 0
-    """Files."""
+    """Uploaded files."""
     sent_bytes: int = 0
     there: int = 0
-    """Files that were there already."""
+    """Files that were already on the remote."""
     verified: Counter[str] = field(default_factory=Counter)
-    """Files that were sent, by what showed that they have arrived whole."""
+    """Uploaded files by the method that verified them, such as `MD5`."""
     shards_left: int = 0
-    """Planned shards that are not there."""
+    """Planned shards that are missing on the remote."""
     complete: bool = False
-    """All of a complete dataset is there."""
+    """True once the complete dataset is on the remote."""
     trouble: str | None = None
-    """Why not."""
+    """The reason why the push is incomplete."""
 
 
 class Push:
-    """Sends files of one dataset; what is sent is counted in `pushed`."""
+    """Upload files of a dataset, and count them in `pushed`."""
 
     def __init__(
         self, directory: DatasetDir, remote: Remote, stopping: threading.Event | None = None, attempts: int = ATTEMPTS
@@ -68,11 +68,11 @@ class Push:
         self.pushed = Pushed()
 
     def listing(self) -> Listing:
-        """What the remote holds."""
+        """Return the files on the remote."""
         return self.tried(self.remote.url, self.remote.listing)
 
     def shard(self, name: str, listing: Listing | None = None) -> None:
-        """The tar, then the sidecar; `listing` is what was there a while ago. UnsentError if it cannot be done."""
+        """Upload the tar, then the sidecar, unless committed by an earlier `listing`. Raises UnsentError on failure."""
         tar, sidecar = f"shards/{name}.tar", f"shards/{name}.json"
         if self._is_committed(tar, sidecar, listing):
             self.pushed.there += 2
@@ -82,7 +82,7 @@ class Push:
         self.tried(sidecar, lambda: self._send(sidecar))
 
     def _refuse_damaged(self, name: str) -> None:
-        """UserError if the tar is not what its sidecar says: nothing broken is handed over as whole."""
+        """Raise UserError if a sample in the tar does not match its checksum, so that no damaged shard is uploaded."""
         sidecar = self.directory.read_sidecar(name)
         with open(self.directory.tar(name), "rb") as stream:
             for entry in sidecar.samples:
@@ -95,7 +95,7 @@ class Push:
                     raise UserError(f"{self.directory.tar(name)}: sample {entry.key} is damaged; {again}")
 
     def _is_committed(self, tar: str, sidecar: str, listing: Listing | None) -> bool:
-        """As far as its commit mark says; the tar was checked before that was sent."""
+        """Return whether the sidecar and the tar's size match. The tar was verified before its sidecar was uploaded."""
         if listing is not None and not {tar, sidecar} <= listing.keys():
             return False
 
@@ -103,13 +103,13 @@ class Push:
             infos = listing if listing is not None else {name: self.remote.info(name) for name in (tar, sidecar)}
             size = (infos[tar] or {}).get("size")
             path = self.directory.root / sidecar
-            there = size == (self.directory.root / tar).stat().st_size
-            return there and self.remote.same(path, sidecar, infos[sidecar]) is not None
+            same_size = size == (self.directory.root / tar).stat().st_size
+            return same_size and self.remote.same(path, sidecar, infos[sidecar]) is not None
 
         return self.tried(sidecar, look)
 
     def file(self, name: str, listing: Listing) -> None:
-        """Any other file; one that is not here (any more) is removed there."""
+        """Upload any other file; if it does not exist locally, remove it from the remote."""
         if (self.directory.root / name).exists():
             self.tried(name, lambda: self._send(name))
         elif name in listing:
@@ -121,22 +121,22 @@ class Push:
             self.pushed.there += 1
             return
         if mark is not None and self.remote.info(mark) is not None:
-            self.remote.remove(mark)  # of what was there before: it must not vouch for this one
+            self.remote.remove(mark)  # of a previous tar; it must not commit this one
         self.remote.put(path, name)
-        how = self.remote.same(path, name, self.remote.info(name))
-        if how is None:
+        method = self.remote.same(path, name, self.remote.info(name))
+        if method is None:
             raise OSError(f"{name} has not arrived as it was sent")
         self.pushed.sent += 1
         self.pushed.sent_bytes += path.stat().st_size
-        self.pushed.verified[how] += 1
+        self.pushed.verified[method] += 1
 
     def tried(self, what: str, call: Callable[[], Result]) -> Result:
-        """Tries again and again, with longer and longer waits."""
+        """Call a function with retries and exponential backoff. Raises UnsentError."""
         attempts = self.attempts
         for attempt in range(self.attempts):
             try:
                 return call()
-            except Exception as error:  # each file system has errors of its own
+            except Exception as error:  # each file system raises different errors
                 attempts = min(attempts, 2) if is_hopeless(error) else attempts
                 wait = min(LONGEST_S, FIRST_S * 2**attempt) * random.uniform(0.5, 1.0)
                 if attempt + 1 >= attempts or self.stopping.wait(wait):
@@ -145,7 +145,7 @@ class Push:
 
 
 def is_hopeless(error: BaseException) -> bool:
-    """Whether it will not go away by itself."""
+    """Return whether the error is permanent, so that retries are useless."""
     return isinstance(error, HOPELESS) or type(error).__name__ in NO_KEYS
 
 
@@ -155,7 +155,7 @@ def push(
     on_shard: Callable[[int, int, int], None] = lambda done, shards, sent_bytes: None,
     name: str = "URL",
 ) -> Pushed:
-    """Sends what is not there yet; UserError if that is another dataset's place, or can be no place at all."""
+    """Upload all missing files. Raises UserError if the remote holds another dataset or cannot be used."""
     manifest = directory.read_manifest()
     sender = Push(directory, open_remote(name, url))
     pushed = sender.pushed
@@ -174,7 +174,7 @@ def push(
 
 
 def open_remote(name: str, url: str) -> Remote:
-    """UserError if there is no such file system, or it can be told at once that it cannot be used."""
+    """Open a remote folder. Raises UserError if its file system is unknown, not installed or fails to open."""
     check_at_hand(name, url)
     try:
         return Remote(url)
@@ -183,7 +183,7 @@ def open_remote(name: str, url: str) -> Remote:
 
 
 def refuse_other(sender: Push, listing: Listing, manifest: Manifest, name: str) -> None:
-    """UserError if the place holds another dataset, or shards that are not of this one."""
+    """Raise UserError if the remote holds another dataset or shards that are not planned."""
     url = sender.remote.url
     if "dataset.json" in listing:
         data = sender.tried("dataset.json", lambda: sender.remote.read("dataset.json"))
@@ -208,13 +208,13 @@ def _is_same(existing: Manifest, manifest: Manifest) -> bool:
 
 
 def _is_left_over(name: str) -> bool:
-    """Of a process that was killed while it wrote there."""
+    """Return whether a file is the temporary file of an upload that was killed."""
     folder, _, last = name.rpartition("/")
     return folder in ("", "shards", "samples") and last.startswith(".") and last.endswith(".part")
 
 
 def _shards(sender: Push, names: list[str], listing: Listing, on_shard: Callable[[int, int, int], None]) -> int:
-    """Sends the shards; how many of them are not there in the end."""
+    """Upload the shards; return the number of shards that failed."""
     failed, in_a_row, trouble = 0, 0, ""
     for done, name in enumerate(names):
         try:
@@ -234,6 +234,6 @@ def _rest(sender: Push, listing: Listing) -> None:
     root = sender.directory.root
     if not all((root / name).exists() for name in ("index.parquet", "README.md")):
         write_index(sender.directory)
-    old = {name for name in listing if _is_left_over(name)}  # nothing else there is anybody's to remove
+    old = {name for name in listing if _is_left_over(name)}  # no other files are removed
     for name in ("dataset.json", "index.parquet", "README.md", *PICTURE_FILES, *sorted(old), "quarantine.jsonl"):
         sender.file(name, listing)
