@@ -1,4 +1,4 @@
-"""What flows through madgen, in order: Prompt -> Task -> Shard -> Batch -> Record. All immutable."""
+"""Immutable records of the pipeline, in order: Prompt -> Task -> Shard -> Batch -> Record."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """A picture, white where the region is, of the panorama's aspect ratio."""
+    """An image file with the panorama's aspect ratio that is white inside the region."""
 
     path: str
     sha256: str = ""
-    """Of the file, so that a changed mask is another job."""
+    """Checksum of the file, so that a changed mask changes the job's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskPicture:
-    """The content of a mask file, as it is recorded with a sample."""
+    """The content of a mask file, as recorded in a sample's JSON."""
 
     png: str
-    """Base64."""
+    """Base64-encoded PNG."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """Prompts that change along the width: the `index`-th of `count` equally spaced ones, blended linearly."""
+    """Position `index` of a prompt among `count` equally spaced ones, blended linearly along the width."""
 
     index: int
     count: int
@@ -49,7 +49,7 @@ Mask = Box | MaskFile | MaskPicture | Ramp
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A part of the panorama with a prompt of its own."""
+    """A region of the panorama with a separate prompt."""
 
     mask: Mask
     text: str
@@ -81,7 +81,7 @@ class Region:
 
     @property
     def is_cut_out(self) -> bool:
-        """Whether it has a mask of its own, unlike a blend along the width, and is bootstrapped."""
+        """Return whether the region has a mask and is bootstrapped, in contrast to a blend along the width."""
         return not isinstance(self.mask, Ramp)
 
 
@@ -98,14 +98,14 @@ class Prompt:
     width: int
     """Pixels."""
     seed: int | None = None
-    """The line's own seed: sample 0 uses it as it is."""
+    """Seed given in the prompt file; sample 0 uses it unchanged."""
     regions: tuple[Region, ...] = ()
-    """Parts with prompts of their own; this prompt is the background."""
+    """Regions with separate prompts; this prompt is the background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One panorama to make: what was sampled is what is recorded, both come from here."""
+    """A panorama to sample. Both sampling and the sample's JSON read their values from here."""
 
     key: str
     """`<prompt_id>-<sample_index:04d>`: the WebDataset key."""
@@ -116,7 +116,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, of commit and of resume."""
+    """The unit of work, commit and resume."""
 
     index: int
     name: str
@@ -131,9 +131,9 @@ def shard_name(job_name: str, index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Panoramas of one size, sampled at once; consecutive tasks of one shard.
+    """Consecutive tasks of one shard and size that are sampled together.
 
-    Without tasks the shard is only to be published.
+    A batch without tasks only publishes its shard.
     """
 
     shard: Shard
@@ -144,30 +144,30 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What became of one task: a picture, or why there is none."""
+    """The result of one task: an image, or the reason for its failure."""
 
     image_HWC: np.ndarray | None
     """uint8 [H, W, 3]."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """What was done otherwise than the job says, or found out: merged into the sample's JSON."""
+    """Deviations from the job and additional results, merged into the sample's JSON."""
     reason: str | None = None
-    """Why there is no picture, in one word: the sample is quarantined."""
+    """Identifier of the failure, such as `out_of_memory`; the sample is quarantined. None: success."""
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Panoramas:
-    """Result of sampling one batch."""
+    """The result of sampling one batch."""
 
     attempts: tuple[Attempt, ...]
-    """In the order of the batch's tasks."""
+    """One for each task of the batch, in order."""
     seconds: dict[str, float]
     """Wall time of `sample`, `decode` and, if the job has a checker or CLIP, `safety` and `score`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One finished panorama on its way into a tar."""
+    """A finished panorama to be written to a shard."""
 
     task: Task
     image_HWC: np.ndarray

@@ -1,1 +1,1 @@
-"""Writing and reading the output: what lies on disk, and the rules by which it appears there."""
+"""Write, resume, verify and read datasets on disk."""

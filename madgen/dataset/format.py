@@ -1,4 +1,4 @@
-"""Records of the JSON files of a dataset: `dataset.json` (`Manifest`) and `shards/*.json` (`Sidecar`, `SampleEntry`).
+"""Parse and write a dataset's JSON files: `dataset.json` (`Manifest`) and `shards/*.json` (`Sidecar`, `SampleEntry`).
 
 Each file has one parser, `from_json`, which raises `FormatError`, and one writer, `to_json`. Fields that files of
 earlier versions lack have defaults. Keys that later versions add are ignored, or kept in `extra` where `madgen filter`
@@ -27,14 +27,14 @@ class FormatError(UserError):
 
 
 class InvalidValueError(Exception):
-    """A value has the wrong type; `path` are the keys that lead to it."""
+    """A value has the wrong type; `path` holds the keys that lead to it."""
 
     def __init__(self, problem: str, path: str = ""):
         super().__init__(f"{path.lstrip('.') or 'its content'} {problem}")
         self.problem, self.path = problem, path
 
     def below(self, key: str) -> InvalidValueError:
-        """Return the same error, seen from the value that holds this one under `key`."""
+        """Return the same error with `key` prepended to its path."""
         return InvalidValueError(self.problem, key + self.path)
 
 
@@ -44,7 +44,7 @@ def to_json(value: Any, indent: int | None = None) -> bytes:
 
 
 class Record:
-    """Conversion of a dataclass from and to a JSON object; values must have the types of the fields' annotations."""
+    """Convert a dataclass from and to a JSON object; values must have the types of the field annotations."""
 
     __slots__ = ()
 
@@ -63,27 +63,27 @@ class Record:
         """Convert a JSON object. Raises InvalidValueError."""
         if type(value) is not dict:
             raise InvalidValueError(f"is {value!r:.60}, expected an object")
-        found = {}
+        values = {}
         for name, parse, required in _schema(cls):  # type: ignore[arg-type]
             try:
                 if name in value:
-                    found[name] = parse(value[name])
+                    values[name] = parse(value[name])
                 elif required:
                     raise InvalidValueError("is missing")
             except InvalidValueError as error:
                 raise error.below(f".{name}") from None
-        if len(found) < len(value) and "extra" in cls.__slots__:
-            found["extra"] = {name: value[name] for name in value.keys() - found.keys()}
-        return cls(**found)
+        if len(values) < len(value) and "extra" in cls.__slots__:
+            values["extra"] = {name: value[name] for name in value.keys() - values.keys()}
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON object, in which optional fields are left out while they are None."""
-        found = dict(getattr(self, "extra", {}))
+        """Return the JSON object, without optional fields that are None."""
+        result = dict(getattr(self, "extra", {}))
         for item in _stored(type(self)):  # type: ignore[arg-type]
             value = getattr(self, item.name)
             if value is not None or item.default is MISSING:
-                found[item.name] = _plain(value)
-        return found
+                result[item.name] = _plain(value)
+        return result
 
     def to_json(self) -> bytes:
         """Return the content of the record's file."""
@@ -100,39 +100,39 @@ class SampleEntry(Record):
     offset: int
     size: int
     sha256: str
-    """Of these bytes."""
+    """Checksum of these bytes."""
     height: int
     """Pixels."""
     width: int
     """Pixels."""
     scores: dict[str, float] | None = None
-    """As in the JSON of the sample."""
+    """Same as in the JSON of the sample."""
     shard: str = field(default="", metadata=NOT_STORED)
     """Name of the shard."""
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_STORED)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self.height, self.width
 
     @property
     def prompt_id(self) -> str:
-        """Id of the prompt, the first part of the key."""
+        """Return the id of the prompt, the first part of the key."""
         return prompt_id(self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantineEntry(Record):
-    """A planned sample without a picture."""
+    """A planned sample that could not be generated."""
 
     key: str
     seed: int
     prompt: str
     position: int
-    """Of the sample in the shard, quarantined samples included."""
+    """Index of the sample in the shard, quarantined samples included."""
     reason: str
-    """In one word."""
+    """Identifier of the failure, such as `out_of_memory`."""
     detail: str
 
 
@@ -148,7 +148,7 @@ class Sidecar(Record):
     seconds: dict[str, float] = field(default_factory=dict)
     """Worker time by activity."""
     view_evaluations: int | None = None
-    """Views that were denoised, summed over all steps."""
+    """Denoised views, summed over all steps."""
     made: int = 0
     """Samples that this worker generated; the others were recovered."""
     started: float = 0.0
@@ -170,7 +170,7 @@ class Sidecar(Record):
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary(Record):
-    """A sidecar whose samples are only counted, which is read several times as fast."""
+    """A sidecar whose samples are not parsed, which makes reading several times faster."""
 
     samples: list[Any]
     quarantine: tuple[QuarantineEntry, ...] = ()
@@ -179,19 +179,19 @@ class ShardSummary(Record):
 
 @dataclass(frozen=True, slots=True)
 class PlanTotals(Record):
-    """Size of a plan."""
+    """The size of a plan."""
 
     prompts: int
     samples: int
     shards: int
     samples_per_shard: int
     keys_sha256: str
-    """Of every planned key, one per line, in order."""
+    """Checksum of every planned key, one per line, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest(Record):
-    """`dataset.json`: the job of a dataset, and the identity that another job in its directory must have."""
+    """`dataset.json`: the job of a dataset, and the identity that a job must match to resume it."""
 
     fingerprint: str | None
     """Hash of `identity`; None before the weights are known."""
@@ -204,7 +204,7 @@ class Manifest(Record):
     filtered: dict[str, Any] | None = None
     """Source and selection of a dataset that `madgen filter` wrote."""
     versions: dict[str, Any] = field(default_factory=dict)
-    """Of the libraries."""
+    """Library versions."""
     madgen: int = 1
     """Version of this format."""
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_STORED)
@@ -218,11 +218,11 @@ class Manifest(Record):
 
     @property
     def name(self) -> str:
-        """Name of the job."""
+        """Return the name of the job."""
         return self.job["name"]
 
     def shard_names(self) -> list[str]:
-        """Names of the planned shards, in order."""
+        """Return the names of the planned shards, in order."""
         return [shard_name(self.name, index) for index in range(self.plan.shards)]
 
     def to_json(self) -> bytes:
@@ -241,7 +241,7 @@ def _stored(record: Any) -> list[Any]:
 
 @cache
 def _schema(record: Any) -> list[tuple[str, Callable[[Any], Any], bool]]:
-    """Return name, parser and necessity of every stored field."""
+    """Return the name and parser of every stored field, and whether it is required."""
     types = get_type_hints(record)
     return [
         (item.name, _parser(types[item.name]), item.default is MISSING and item.default_factory is MISSING)
@@ -277,13 +277,13 @@ def _parser(kind: Any) -> Callable[[Any], Any]:
 
     def parse_all(value: Any) -> Any:
         _check(value, type(value) is (dict if origin is dict else list), "an object" if origin is dict else "a list")
-        found = {}
+        parsed = {}
         for at, item in value.items() if origin is dict else enumerate(value):
             try:
-                found[at] = parse(item)
+                parsed[at] = parse(item)
             except InvalidValueError as error:
                 raise error.below(f".{at}" if origin is dict else f"[{at}]") from None
-        return found if origin is dict else tuple(found.values())
+        return parsed if origin is dict else tuple(parsed.values())
 
     return parse_all
 

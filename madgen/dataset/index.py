@@ -1,6 +1,7 @@
-"""Files derived from the finished shards: `index.parquet`, the dataset card and `quarantine.jsonl`.
+"""Write the files derived from the finished shards: `index.parquet`, the dataset card and `quarantine.jsonl`.
 
-All can be made again at any time."""
+They can be rebuilt from the sidecars at any time.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha25
 
 
 def write_index(directory: DatasetDir) -> Path:
-    """Rebuilds `index.parquet` (one row a sample, in order), `README.md` and its pictures from the sidecars."""
+    """Rebuild `index.parquet` (one row per sample, in order), `README.md` and its images from the sidecars."""
     import pyarrow
     from pyarrow import parquet
 
     manifest = directory.read_manifest()
     types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
-    types |= dict.fromkeys(SCORES, pyarrow.float64())  # null where a sample has none
+    types |= dict.fromkeys(SCORES, pyarrow.float64())  # null if a sample lacks the score
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES)])
     path = directory.root / "index.parquet"
     facts, counts = Facts(), list[tuple[str, int]]()
@@ -47,7 +48,7 @@ def _row(entry: SampleEntry) -> dict[str, Any]:
 
 
 def write_quarantine(directory: DatasetDir) -> None:
-    """Rebuilds `quarantine.jsonl`, a line for each sample that could not be made; none, no file."""
+    """Rebuild `quarantine.jsonl` with one line per quarantined sample; remove it if there are none."""
     path = directory.root / "quarantine.jsonl"
     lines = b"".join(
         to_json({"shard": sidecar.shard, **entry.as_dict()})
@@ -61,5 +62,5 @@ def write_quarantine(directory: DatasetDir) -> None:
 
 
 def is_tidy(directory: DatasetDir) -> bool:
-    """Whether a complete dataset has been finished off before: nothing is left to derive or to remove."""
+    """Return whether a complete dataset has its index and no `work/` folder left to remove."""
     return (directory.root / "index.parquet").exists() and not directory.work.exists()

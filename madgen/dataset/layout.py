@@ -1,4 +1,4 @@
-"""Paths of the files in a dataset's directory, and their readers."""
+"""Locate and read the files in a dataset's directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from madgen.utils.atomic import is_abandoned
 from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
-"""Other files in the folder, such as copies and hidden files, are ignored."""
+"""Stem of a shard's files; others in the folder, such as copies and hidden files, are ignored."""
 R = TypeVar("R", bound=Record)
 GONE = "the dataset has disappeared"
 
@@ -29,17 +29,17 @@ class DatasetDir:
 
     @property
     def manifest(self) -> Path:
-        """The requested job and its identity."""
+        """Path of the manifest with the job and its identity."""
         return self.root / "dataset.json"
 
     @property
     def shards(self) -> Path:
-        """Finished shards and their sidecars."""
+        """Folder of the finished shards and their sidecars."""
         return self.root / "shards"
 
     @property
     def work(self) -> Path:
-        """Claims, heartbeats and open shards; removed when the dataset is complete."""
+        """Folder of claims, heartbeats and open shards; removed when the dataset is complete."""
         return self.root / "work"
 
     @property
@@ -56,14 +56,14 @@ class DatasetDir:
 
     @property
     def plans(self) -> Path:
-        """Long prompt lists that were read before, for the workers that come later."""
+        """Folder of cached prompt tables, for workers that start later."""
         return self.work / "plan"
 
     def tar(self, shard: str) -> Path:
         return self.shards / f"{shard}.tar"
 
     def sidecar(self, shard: str) -> Path:
-        """The commit mark: a shard is done when it exists."""
+        """Return the path of the sidecar, which commits the shard when it appears."""
         return self.shards / f"{shard}.json"
 
     def committed(self) -> set[str]:
@@ -93,7 +93,7 @@ class DatasetDir:
             raise OSError(errno.ESTALE, GONE, str(self.root)) from None
 
     def make_in_work(self, folder: Path) -> None:
-        """A folder of `work/`; OSError (ESTALE) if the dataset is gone: nothing is written below a lost mount."""
+        """Create a folder in `work/`, but nothing below a lost mount: OSError (ESTALE) if the dataset is gone."""
         if folder.is_dir():
             return
         try:
@@ -101,7 +101,7 @@ class DatasetDir:
         except (FileNotFoundError, NotADirectoryError):
             self.check_there()
             raise
-        try:  # all in the folder that is open, whatever comes to stand in its place
+        try:  # relative to the open folder, in case the path is replaced meanwhile
             if self.manifest.name not in os.listdir(root):
                 raise OSError(errno.ESTALE, GONE, str(self.root))
             for path in (self.work, folder):
@@ -112,9 +112,9 @@ class DatasetDir:
 
     @contextlib.contextmanager
     def disappearance_is_told(self, began: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Within it a file that is missing because the whole dataset is, is told as that: OSError (ESTALE).
+        """Raise OSError (ESTALE) instead of an error about a missing file if the whole dataset has disappeared.
 
-        `began` says whether the dataset was there before.
+        `began` returns whether the dataset existed before.
         """
         try:
             yield
@@ -159,7 +159,7 @@ class DatasetDir:
         return self._read_sidecar(name, Sidecar)
 
     def read_summary(self, name: str) -> ShardSummary:
-        """Read what a sidecar says of its shard as a whole. Raises FormatError if it is damaged."""
+        """Read the shard-level fields of a sidecar. Raises FormatError if it is damaged."""
         return self._read_sidecar(name, ShardSummary)
 
     def _read_sidecar(self, name: str, record: type[R]) -> R:

@@ -1,4 +1,4 @@
-"""`dataset.json`: what was asked, and the fingerprint that refuses another job in the same directory."""
+"""Build and check `dataset.json`, whose fingerprint prevents different jobs from sharing a directory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def identity(
     checker: str | None = None,
     clip: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that affects the bytes of the shards, and nothing that does not (devices, batch size, monitor)."""
+    """Return everything that affects the bytes of the shards, and nothing else (no devices, batch size, monitor)."""
     resolved = job.as_dict()
     return {
         "backbone": {
@@ -50,7 +50,7 @@ def identity(
             "dtype": dtype,
             **({"compile": True} if job.backbone.compile else {}),
             "loras": [
-                {"id": found, "scale": lora.scale} for found, lora in zip(loras, job.backbone.loras, strict=True)
+                {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
             ],
         },
         "method": _effective(resolved["method"], plan),
@@ -73,26 +73,26 @@ def identity(
 
 
 def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """The method without settings of what this job does not use: changing them is no other job."""
+    """Return the method without the settings of unused parts, so that they do not affect the fingerprint."""
     mad = method["mad"]
-    never = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
+    unused = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
     return {
         **method,
-        "mad": None if never else mad,
+        "mad": None if unused else mad,
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }
 
 
 def _scores(job: Job, clip: str | None) -> dict[str, Any] | None:
-    """What is recorded under `scores`, which affects no picture; None where nothing is."""
+    """Return the settings of the recorded scores, which affect no image; None if no scores are recorded."""
     if not job.pixel_scores and clip is None:
         return None
     return {"pixels": list(job.pixel_scores), "clip": clip, "version": scores.VERSION}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """A short hash of `identity`."""
+    """Return a short hash of `identity`."""
     return hashlib.blake2b(to_json(identity), digest_size=16).hexdigest()
 
 
@@ -109,7 +109,7 @@ def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
 
 
 def plan_totals(plan: Plan) -> PlanTotals:
-    """Return the size of a plan."""
+    """Return the totals of a plan."""
     return PlanTotals(len(plan.prompts), plan.samples, plan.shard_count, plan.samples_per_shard, plan.keys_digest)
 
 
@@ -121,9 +121,9 @@ def _version(name: str) -> str | None:
 
 
 def check_directory(directory: DatasetDir, content: Manifest | None, resume: str) -> None:
-    """Refuses a directory of another job, or one that is not ours; writes nothing.
+    """Raise UserError if a directory holds another job's dataset or other files; write nothing.
 
-    `content` is what `dataset.json` would hold; None: not yet known.
+    `content` is the manifest of the job, or None if it is not known yet.
     """
     root = directory.root
     occupied = next((path for path in (root, *root.parents) if path.exists()), root)
@@ -150,30 +150,30 @@ PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
 
 
 def _changed(existing: Manifest, content: Manifest) -> list[str]:
-    """The keys that differ; what makes the prompts differ is named by the keys of the job, where those tell."""
-    found = differences(existing.identity, content.identity)
-    if not any(line.startswith("prompts.digest") for line in found):
-        return found
-    asked = [line for line in differences(existing.job, content.job) if line.startswith(PROMPT_KEYS)]
-    others = [line for line in found if not line.startswith("prompts.")]
-    return [*others, *(asked or ["prompts.source: other prompts or masks now"])]
+    """Return the differences of two identities, replacing prompt digests by the keys of the job that differ."""
+    changes = differences(existing.identity, content.identity)
+    if not any(line.startswith("prompts.digest") for line in changes):
+        return changes
+    job_changes = [line for line in differences(existing.job, content.job) if line.startswith(PROMPT_KEYS)]
+    others = [line for line in changes if not line.startswith("prompts.")]
+    return [*others, *(job_changes or ["prompts.source: other prompts or masks now"])]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
-    found: list[str] = []
+    """Return one line for every leaf that differs, with its key, old value and new value."""
+    changes: list[str] = []
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            changes += differences(before, after, f"{prefix}{key}.")
         elif _plain(before) != _plain(after):
-            found.append(f"{prefix}{key}: {_told(before, key)} there, {_told(after, key)} here")
-    return found
+            changes.append(f"{prefix}{key}: {_told(before, key)} there, {_told(after, key)} here")
+    return changes
 
 
 def _told(value: Any, key: str) -> Any:
-    """As a job has it."""
-    if value is None and key == "compile":  # left out where it is not on
+    """Format a value as in a job file."""
+    if value is None and key == "compile":  # omitted from the identity if off
         return "false"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
 
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
 
 
 def create(directory: DatasetDir, content: Manifest) -> None:
-    """Writes `dataset.json` unless it is there; of several workers at once, one writes and the others check."""
+    """Write `dataset.json` unless it exists. Of concurrent workers, one writes it, the others compare theirs."""
     temporary = temporary_path(directory.manifest)
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
@@ -210,9 +210,9 @@ def create(directory: DatasetDir, content: Manifest) -> None:
 
 
 def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:
-    """The manifest of a job whose weights are at hand, sampled in `dtype` (which `auto` leaves to the device).
+    """Build the manifest of a job whose weights are on this machine, sampled in `dtype` (resolved if it is `auto`).
 
-    `config` is what describes a single file where the job does not say so.
+    `config` is the model config of a single-file checkpoint if the job does not name one.
     """
     weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config or config)
     loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
@@ -222,9 +222,9 @@ def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manife
 
 
 def at_hand(job: Job, config: str | None = None) -> bool:
-    """Whether all the weights that `build` asks for are on this machine."""
+    """Return whether all weights that `build` needs are on this machine."""
     backbone = job.backbone
-    known = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]
-    known += [checker_id(job.safety.checker)] if job.safety.checker else []
-    known += [clip_id(job.scores.clip)] if job.scores.clip else []
-    return None not in known + [lora_id(lora.weights) for lora in backbone.loras]
+    ids = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]
+    ids += [checker_id(job.safety.checker)] if job.safety.checker else []
+    ids += [clip_id(job.scores.clip)] if job.scores.clip else []
+    return None not in ids + [lora_id(lora.weights) for lora in backbone.loras]

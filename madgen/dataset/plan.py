@@ -1,4 +1,4 @@
-"""Prompts to Shards: prompts x samples, cut in order. A pure function of the job."""
+"""Split prompts x samples into shards, in order. The plan is a pure function of the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from madgen.utils.seeding import sample_seed
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a job will make; tasks and shards are computed when asked for."""
+    """All samples of a job; tasks and shards are computed on demand."""
 
     name: str
     prompts: PromptTable
@@ -26,7 +26,7 @@ class Plan:
     samples_per_shard: int
     seed: int
     key: str = ""
-    """Of all that the prompts depend on, see `plan_key`."""
+    """Hash of everything that the prompts depend on, see `plan_key`."""
 
     def __post_init__(self) -> None:
         if self.prompts.header.samples_per_prompt != self.samples_per_prompt:
@@ -34,16 +34,16 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Panoramas in all."""
+        """Return the total number of panoramas."""
         return len(self.prompts) * self.samples_per_prompt
 
     @property
     def shard_count(self) -> int:
-        """Shards in all; the last one may be shorter."""
+        """Return the total number of shards; the last one may be shorter."""
         return -(-self.samples // self.samples_per_shard)
 
     def task(self, position: int) -> Task:
-        """The task at a position in 0..samples-1: all samples of a prompt follow each other."""
+        """Return the task at a position in 0..samples-1; all samples of a prompt are consecutive."""
         prompt_index, sample_index = divmod(position, self.samples_per_prompt)
         return self._task(self.prompts[prompt_index], sample_index)
 
@@ -56,13 +56,16 @@ class Plan:
         )
 
     def _seed(self, prompt: Prompt, sample_index: int) -> int:
-        """A line's own seed is the seed of its sample 0, so that a seed read from a dataset gives that picture."""
+        """Return the seed of a sample.
+
+        Sample 0 uses a seed of the prompt file unchanged, so that the seed of a recorded sample reproduces it.
+        """
         if prompt.seed is not None and sample_index == 0:
             return prompt.seed
         return sample_seed(self.seed if prompt.seed is None else prompt.seed, prompt.id, sample_index)
 
     def shard(self, index: int) -> Shard:
-        """The shard at `index` in 0..shard_count-1."""
+        """Return the shard at `index` in 0..shard_count-1."""
         first = index * self.samples_per_shard
         last = min(first + self.samples_per_shard, self.samples)
         each = self.samples_per_prompt
@@ -73,16 +76,16 @@ class Plan:
 
     @property
     def prompts_digest(self) -> str:
-        """A hash over every id, text, size, own seed and region, in order."""
+        """Return a hash of the id, text, size, seed and regions of every prompt, in order."""
         return self.prompts.header.prompts_digest
 
     @property
     def keys_digest(self) -> str:
-        """sha256 over every planned key, one a line, in order: what `verify` holds the shards against."""
+        """Return the sha256 of every planned key, one per line, in order; `verify` compares the shards with it."""
         return self.prompts.header.keys_digest
 
     def save(self, cache: Path) -> Path:
-        """Writes the prompts to a folder, where `build_plan` of the same job finds them. Raises OSError."""
+        """Write the prompts to a cache folder for `build_plan` of the same job. Raises OSError."""
         if not self.key:
             raise ValueError("only a plan of `build_plan` has a key to be saved under")
         cache.mkdir(exist_ok=True)
@@ -92,16 +95,17 @@ class Plan:
 
 
 def build_plan(job: Job, cache: Path | None = None) -> Plan:
-    """Reads the prompts and lays out the samples; writes nothing.
+    """Read the prompts and plan the samples, without writing anything.
 
-    `cache`: a folder that `Plan.save` may have written to; what is there is not read again.
+    `cache` is a folder that `Plan.save` may have written to. Prompts cached there are not read again.
+    Raises UserError if there are too many shards.
     """
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
         table = read_prompts(job.prompts, job.sampling.height, job.sampling.width)
         if is_hub(job.prompts.source):
-            key = plan_key(job)  # reading it may have filled the library's cache
+            key = plan_key(job)  # reading it may have filled the hub library's cache
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
     if -(-len(table) * samples // shards) > 10**6:
         raise UserError(f"more than 10^6 shards of {shards} samples; raise output.samples_per_shard")
@@ -109,19 +113,19 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
 
 
 def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch]:
-    """Cuts a shard at fixed positions, so that a resumed shard runs the same batches; one size a batch.
+    """Yield batches of equal panorama size, split at fixed positions so that a resumed shard runs the same batches.
 
-    `batch_size`: how many panoramas like a prompt's go together.
+    `batch_size` returns the batch size for the panoramas of a prompt.
     """
     start = 0
     while start < len(shard.tasks):
         first = shard.tasks[start].prompt
         size = batch_size(first)
-        alike = first.height, first.width, size
+        key = first.height, first.width, size
         stop = start + 1
         while stop < min(start + size, len(shard.tasks)):
             prompt = shard.tasks[stop].prompt
-            if (prompt.height, prompt.width, batch_size(prompt)) != alike:
+            if (prompt.height, prompt.width, batch_size(prompt)) != key:
                 break
             stop += 1
         yield Batch(shard, start, shard.tasks[start:stop])
@@ -129,6 +133,6 @@ def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch
 
 
 def has_regions(plan: Plan) -> bool:
-    """Whether any prompt has parts with prompts of their own."""
+    """Return whether any prompt has regions."""
     totals = plan.prompts.header.totals
     return totals.texts != totals.sizes

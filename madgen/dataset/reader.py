@@ -1,4 +1,4 @@
-"""Read finished samples, whose places in the tars are in the sidecars."""
+"""Read samples of finished shards, by the offsets in the sidecars."""
 
 from __future__ import annotations
 

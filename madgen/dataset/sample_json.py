@@ -1,4 +1,4 @@
-"""The JSON of a sample: everything needed to make it again, and nothing of when, where or by whom it was made."""
+"""Build the JSON of a sample: everything needed to reproduce it, without times, hosts or workers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from madgen.types import Task
 
 
 def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
-    """The part of a sample's JSON that all samples of a job share."""
+    """Return the part of the JSON that all samples of a job share."""
     identity, backbone = manifest.identity, job.backbone
-    where = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
-    known = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
+    source = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
+    loras = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
     return {
         "backbone": {
-            **where,
+            **source,
             **identity["backbone"],
-            "loras": [{"weights": lora.weights, **entry} for lora, entry in known],
+            "loras": [{"weights": lora.weights, **entry} for lora, entry in loras],
         },
         "method": identity["method"],
         "sampling": identity["sampling"],
@@ -31,7 +31,7 @@ def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
 
 
 def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything needed to make one sample again."""
+    """Return the JSON of a sample; `settings` are those of `sample_settings`."""
     prompt = task.prompt
     return {
         "key": task.key,
@@ -48,7 +48,7 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a sample's JSON with `Attempt.changes` in it: a nested key changes that key alone."""
+    """Return a copy of a sample's JSON with `Attempt.changes` merged into it, recursively."""
     changed = dict(metadata)
     for key, value in changes.items():
         before = changed.get(key)
@@ -58,5 +58,5 @@ def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 
 
 def with_scores(metadata: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, Any]:
-    """A copy of a sample's JSON with these scores beside those that it has."""
+    """Return a copy of a sample's JSON with these scores added."""
     return with_changes(metadata, {"scores": scores} if scores else {})

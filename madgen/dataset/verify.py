@@ -1,4 +1,4 @@
-"""Check that every planned sample exists and is intact. Independent of the writer: tars are read with `tarfile`."""
+"""Check that every planned sample exists and is intact. Reads tars with `tarfile`, independently of the writer."""
 
 from __future__ import annotations
 
@@ -26,54 +26,54 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 
 @dataclass
 class Verdict:
-    """What was found: `problems` is empty for a dataset that is as planned, as far as it goes."""
+    """The result of a verification; `problems` is empty if all shards that exist are intact and as planned."""
 
     planned: int
     present: int = 0
     quarantined: int = 0
     problems: list[str] = field(default_factory=list)
     broken: dict[str, Broken] = field(default_factory=dict)
-    """Planned shards with a problem, without those that could not be read just now."""
+    """Planned shards with a problem, except those with a read error that may be temporary."""
     mend: str = "madgen verify --repair, then generate again"
 
     @property
     def complete(self) -> bool:
-        """Whether every planned sample is intact or quarantined."""
+        """Return whether every planned sample is intact or quarantined."""
         return not self.problems and self.present + self.quarantined == self.planned
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A shard that is to be made again, but for the samples that are whole."""
+    """A shard to regenerate, except for its intact samples."""
 
     whole: list[SampleEntry]
-    """Their sidecar entries."""
+    """Sidecar entries of the intact samples."""
     changed: int | None
-    """When the sidecar that was checked was written (mtime in ns); None if it was not there."""
+    """Modification time of the checked sidecar in ns; None if it was missing."""
 
 
 @dataclass
 class _Shard:
-    """What was found in one shard."""
+    """The result of checking one shard."""
 
     keys: list[str] = field(default_factory=list)
-    """In the order of the plan, those in quarantine included."""
+    """In the order of the plan, quarantined samples included."""
     present: int = 0
     problems: list[str] = field(default_factory=list)
     whole: list[SampleEntry] = field(default_factory=list)
     changed: int | None = None
     unread: bool = False
-    """Something stood in the way of reading it, which says nothing of the shard."""
+    """Reading failed with a system error other than a missing file; the shard itself may be intact."""
 
 
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
-    """Check tars, checksums and images against sidecars and plan; `on_shard(done, total)` follows each shard."""
+    """Check tars, checksums and images against sidecars and plan, calling `on_shard(done, total)` after each shard."""
     manifest = directory.read_manifest()
     plan = manifest.plan
     verdict = Verdict(plan.samples)
     if manifest.filtered is not None:
         verdict.mend = "remove it, then madgen filter again"
-    tars = {path.stem for path in directory.shards.glob("*.tar")}  # before the sidecars, which come after them
+    tars = {path.stem for path in directory.shards.glob("*.tar")}  # listed before the sidecars, which are written later
     committed = directory.committed()
     expected = set(manifest.shard_names())
     names = sorted(committed & expected)
@@ -104,24 +104,24 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
 def _checked(
     pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], plan: PlanTotals
 ) -> Iterator[tuple[str, _Shard]]:
-    """The shards in order, a few of them checked ahead."""
+    """Yield the checked shards in order, checking a few of them ahead."""
     ahead: deque[tuple[str, Future[_Shard]]] = deque()
     for name in names:
         ahead.append((name, pool.submit(_check_shard, directory, name, plan)))
         if len(ahead) > 2 * (os.cpu_count() or 1):
-            first, found = ahead.popleft()
-            yield first, found.result()
-    for name, found in ahead:
-        yield name, found.result()
+            first, future = ahead.popleft()
+            yield first, future.result()
+    for name, future in ahead:
+        yield name, future.result()
 
 
 def _mark(key: str) -> bytes:
-    """A key in 16 bytes: a dataset may have ten million of them."""
+    """Return a 16-byte hash of a key, to save memory for datasets of ten million samples."""
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
 def _check_shard(directory: DatasetDir, name: str, plan: PlanTotals) -> _Shard:
-    """Read one shard from end to end, with one sample in memory at a time."""
+    """Read a shard from beginning to end, with one sample in memory at a time."""
     shard = _Shard(changed=sidecar_time(directory, name))
     try:
         sidecar = directory.read_sidecar(name)
@@ -150,7 +150,7 @@ def _check_shard(directory: DatasetDir, name: str, plan: PlanTotals) -> _Shard:
 
 
 def sidecar_time(directory: DatasetDir, name: str) -> int | None:
-    """When a sidecar was written (mtime in ns); None if it is not there."""
+    """Return the modification time of a sidecar in ns; None if it is missing."""
     try:
         return directory.sidecar(name).stat().st_mtime_ns
     except OSError:
@@ -164,7 +164,7 @@ def planned_samples(plan: PlanTotals, name: str) -> int:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a tar as WebDataset groups them: members of one key that follow each other."""
+    """Yield the samples of a tar as WebDataset groups them: consecutive members with the same key."""
     current, members = "", dict[str, bytes]()
     with tarfile.open(path, "r:") as tar:
         for member in tar:
@@ -213,7 +213,7 @@ def _check_sample(key: str, members: dict[str, bytes], entry: SampleEntry) -> li
 
 
 def print_verdict(verdict: Verdict, as_json: bool) -> None:
-    """For people, or with `as_json` for scripts."""
+    """Print the verdict as text, or as JSON for scripts."""
     if as_json:
         counts = {name: getattr(verdict, name) for name in ("complete", "planned", "present", "quarantined")}
         print(json.dumps({**counts, "broken": sorted(verdict.broken), "problems": verdict.problems}, indent=1))
@@ -228,7 +228,7 @@ def print_verdict(verdict: Verdict, as_json: bool) -> None:
 
 
 def exit_code(verdict: Verdict) -> int:
-    """0 as planned, 4 with some in quarantine, 3 incomplete, 1 broken."""
+    """Return 0 if complete, 4 if complete with quarantined samples, 3 if incomplete, 1 if broken."""
     if verdict.complete:
         return 4 if verdict.quarantined else 0
     return 1 if verdict.problems else 3

@@ -1,4 +1,4 @@
-"""A dataset of some samples of another one, or the list of their keys; their bytes are copied as they are."""
+"""Write selected samples of a dataset to a new dataset, copying their bytes unchanged, or list their keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Kept = dict[str, set[str]]
 
 
 def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys: Path | None) -> None:
-    """`madgen filter`: writes the one or the other and says what was done."""
+    """Run `madgen filter`: write a dataset or a list of keys, and print the number of samples."""
     if (target is None) == (keys is None):
         raise UserError("say where to: -o NEWDIR for a dataset, or --keys FILE for a list of keys")
     try:
@@ -47,7 +47,7 @@ def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys
 
 
 def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, Seen]:
-    """A file with the keys that are kept, one a line, in order; how many, and what was looked at."""
+    """Write the selected keys to a file, one per line, in order; return their number and the statistics."""
     source.read_manifest()
     if path.exists():
         raise UserError(f"--keys {path} exists already; choose another file")
@@ -60,10 +60,10 @@ def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, See
 
 
 def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[int, Seen]:
-    """A whole dataset at `target`, which appears by rename; how many samples it has, and what was looked at.
+    """Write a dataset of the selected samples, published by rename; return their number and the statistics.
 
-    Its bytes depend on the source's samples and the choice alone. Raises UserError before anything is written, or if
-    the source turns out to be damaged.
+    Its bytes depend only on the source's samples and the selection. Raises UserError before anything is written, or if
+    the source is damaged.
     """
     manifest = source.read_manifest()
     check_new_directory(target)
@@ -99,7 +99,7 @@ def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, SampleEn
 
 
 def _manifest(source: DatasetDir, manifest: Manifest, choice: Choice, kept: Kept, seen: Seen) -> Manifest:
-    """`dataset.json`: what is planned here is what was kept; `filtered` says of what, and how it was chosen."""
+    """Return the manifest: the plan is the selected samples, `filtered` describes the source and the selection."""
     keys = [entry.key for entry in _entries(source, kept)]
     filtered = {
         "from": {
@@ -128,15 +128,15 @@ def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Mani
             tar.write(end_of_tar(tar.tell()))
             tar.flush()
             os.fsync(tar.fileno())
-        # no times and no worker of this machine: the same selection gives the same bytes
+        # without times and worker, so that the same selection gives the same bytes
         write_atomically(out.sidecar(name), Sidecar(name, index, tuple(samples), worker="filter").to_json())
 
 
 def _copy(source: DatasetDir, stream: BinaryIO, entry: SampleEntry, tar: BinaryIO) -> SampleEntry:
-    """One sample's bytes, checked; its entry in the new sidecar."""
+    """Copy and verify the bytes of a sample; return its new sidecar entry. Raises UserError if it is damaged."""
     digest, offset = hashlib.sha256(), tar.tell()
-    there = os.fstat(stream.fileno()).st_size - entry.offset
-    for chunk in journal.chunks(stream, entry.offset, max(0, min(entry.size, there))):
+    available = os.fstat(stream.fileno()).st_size - entry.offset
+    for chunk in journal.chunks(stream, entry.offset, max(0, min(entry.size, available))):
         digest.update(chunk)
         tar.write(chunk)
     if digest.hexdigest() != entry.sha256:

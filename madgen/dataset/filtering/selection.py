@@ -1,4 +1,4 @@
-"""Selection of samples by their scores: SQL on a table of the sidecars' entries. No tar is opened.
+"""Select samples by their scores, with SQL on a table of the sidecars' entries. Tars are not opened.
 
     coherence > 0.8 and (seam < 1.2 or not prompt contains "fog")
 
@@ -38,10 +38,10 @@ READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
 
 @dataclass(frozen=True)
 class Where:
-    """A condition in SQL."""
+    """A parsed `--where` expression."""
 
     expression: str
-    """As the user wrote it."""
+    """Text of the expression."""
     sql: str
     values: tuple[Any, ...]
     """Values of the placeholders."""
@@ -51,7 +51,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Choice:
-    """Samples that `where` is true of, and of these the `best` of each prompt by a score."""
+    """Selection of the samples for which `where` is true, and of these the `best` of each prompt by a score."""
 
     where: Where | None = None
     best: int | None = None
@@ -70,19 +70,19 @@ class Choice:
 
     @property
     def needs(self) -> set[str]:
-        """Names of the scores that the choice depends on."""
+        """Return the names of the scores that the selection depends on."""
         return {*(self.where.scores if self.where else ()), *([self.by] if self.by else [])}
 
 
 @dataclass
 class Seen:
-    """Samples that were looked at."""
+    """Statistics of the samples that were considered."""
 
     samples: int
     keys_sha256: str
-    """Of their keys, one per line."""
+    """Checksum of their keys, one per line."""
     ranges: dict[str, tuple[float, float]]
-    """Lowest and highest value of each score that occurs."""
+    """Lowest and highest value of each recorded score."""
 
 
 def parse(expression: str) -> Where:
@@ -116,7 +116,7 @@ def parse(expression: str) -> Where:
 
 
 def _comparisons(tokens: list[re.Match[str]], values: list[Any], scores: set[str]) -> str:
-    """Translate `a < b <= c` to `(a < b AND b <= c)`, removing its tokens."""
+    """Translate `a < b <= c` to `(a < b AND b <= c)`, consuming its tokens."""
     left, parts = tokens.pop(0), list[str]()
     kind = _kind(left)
     while tokens and tokens[0].lastgroup == "compare":
@@ -176,7 +176,7 @@ def _error(at: int, problem: str) -> UserError:
 
 
 def load(entries: Iterable[SampleEntry]) -> tuple[sqlite3.Connection, str]:
-    """Return a temporary database with the table `samples`, which can only be read, and the sha256 of the keys."""
+    """Return a temporary, read-only database with the table `samples`, and the sha256 of the keys."""
     database, digest = sqlite3.connect(""), hashlib.sha256()
     database.execute(f"CREATE TABLE samples ({', '.join(COLUMNS)})")
 
@@ -196,8 +196,8 @@ def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], 
     """Return the selected keys by shard, in order. Raises UserError if a score is missing or nothing is left."""
     database, digest = load(directory.entries())
     bounds = ", ".join(f"min({name}), max({name})" for name in SCORES)
-    samples, *found = database.execute(f"SELECT count(*), {bounds} FROM samples").fetchone()
-    pairs = zip(SCORES, zip(found[::2], found[1::2], strict=True), strict=True)
+    samples, *extrema = database.execute(f"SELECT count(*), {bounds} FROM samples").fetchone()
+    pairs = zip(SCORES, zip(extrema[::2], extrema[1::2], strict=True), strict=True)
     seen = Seen(samples, digest, {name: pair for name, pair in pairs if pair[0] is not None})
     _check_scores(directory, choice, seen)
     condition, values = (f"({choice.where.sql})", choice.where.values) if choice.where else ("TRUE", ())
