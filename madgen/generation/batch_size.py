@@ -1,4 +1,4 @@
-"""How many panoramas are sampled together: planned from the job, and less when memory runs out."""
+"""Choose the batch size from the job, and split batches when memory runs out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measured with Stable Diffusion 2's shape on one H200: with more than 32 views of
 guidance, the time per view hardly falls (`growth` and `batch` in benchmarks/results/speed.md).
 """
 MAX_BATCH = 64
-"""Most panoramas in a batch, however small they are."""
+"""Maximum number of panoramas in a batch."""
 VIEW_CHUNKS = (4, 1)
 """Numbers of views per pass to try when a single panorama does not fit into memory."""
 
@@ -55,7 +55,7 @@ class BatchSizes:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is split to fit into memory."""
+    """Split a batch, and the views of a UNet pass, to fit into memory."""
 
     panoramas: int
     """Panoramas at a time."""

@@ -9,7 +9,7 @@ MIN_SAMPLES = 10
 
 
 class CircuitBreaker:
-    """Trips, permanently, when more than `max_share` (0..1) of the last `window` samples failed. 1: never trips."""
+    """Trip permanently once more than `max_share` (0..1; 1: never) of the last `window` samples failed."""
 
     def __init__(self, max_share: float, window: int):
         self.max_share = max_share

@@ -52,7 +52,7 @@ def _metadata(job: Job, prompt: str) -> dict[str, Any]:
 
 
 def check_output(output: Path) -> str:
-    """Return the image format of a file name; UserError if the file cannot be written."""
+    """Return the image format of a file name. Raises UserError if the file cannot be written."""
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
     if not output.parent.is_dir():

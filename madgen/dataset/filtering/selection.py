@@ -51,7 +51,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Choice:
-    """Selection of the samples for which `where` is true, and of these the `best` of each prompt by a score."""
+    """Select the samples for which `where` is true, and of these the `best` of each prompt by a score."""
 
     where: Where | None = None
     best: int | None = None
