@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +9,12 @@ from typing import Any, TypeVar
 import torch
 
 from madgen.backbones import BackboneSpec, Checkpoint, Lora
-from madgen.backbones._lora import read_lora, set_unit_strength
+from madgen.backbones._lora import fuse_loras
 from madgen.hub.model_configs import FILES, config_source, read_config
-from madgen.hub.weights import lora_file, offline_hint, single_file
+from madgen.hub.weights import offline_hint, single_file
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
-LORA_DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 
 
 def load_backbone(
@@ -113,44 +111,3 @@ def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
         missing = [tensor for tensor, value in model.named_parameters() if value.is_meta]
         if missing:
             raise UserError(f"backbone.pretrained={pretrained} lacks weights of its {name}: {missing[0]}")
-
-
-def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
-    """Add each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
-    if not loras:
-        return
-    names = [f"lora{index}" for index in range(len(loras))]
-    for name, lora in zip(names, loras, strict=True):
-        _add_lora(pipeline, name, lora)
-    pipeline.set_adapters(names, adapter_weights=[lora.scale for lora in loras])
-    adapted = [name for name, model in _models(pipeline).items() if getattr(model, "peft_config", None)]
-    pipeline.fuse_lora(components=adapted, adapter_names=names)
-    pipeline.unload_lora_weights()
-
-
-def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    file = lora_file(lora.weights, download=True)
-    assert file is not None
-    try:
-        state = read_lora(file, lora.weights, pipeline)
-        with safe_open(file, framework="pt") as tensors:
-            layers = sum(LORA_DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
-        if state is not None:
-            pipeline.load_lora_weights(state, adapter_name=name)
-            set_unit_strength(pipeline, name)
-        elif layers:
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
-        raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
-    adapted = _adapted_layers(pipeline, name)
-    if adapted == 0 or adapted != layers:
-        raise UserError(
-            f"the LoRA {lora.weights} does not match this backbone: it has {adapted} of the {layers} adapted layers"
-        )
-
-
-def _adapted_layers(pipeline: Any, name: str) -> int:
-    modules = [module for model in _models(pipeline).values() for module in model.modules()]
-    return sum(name in getattr(module, "lora_A", {}) for module in modules)

@@ -1,4 +1,4 @@
-"""LoRA files as state dicts of strength 1: what their alphas say is multiplied into the weights.
+"""Fuse LoRAs into the weights of a pipeline. Alphas of the files are multiplied into the weights before.
 
 diffusers assigns alphas by name, and a name that matches no module is ignored; files of kohya's scripts, where each
 module may have an alpha and a rank of its own, would be applied at other strengths than they were trained with.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from madgen.backbones import Lora
+from madgen.hub.weights import lora_file
 from madgen.utils.errors import UserError
 
 State = dict[str, Tensor]
@@ -24,12 +27,54 @@ UNSUPPORTED = (
     ("lora_mid", r"\.lora_mid\.", "CP-decomposed convolutions"),
     ("diff", r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
 )
+DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 KOHYA = re.compile(r"(lora_(?:unet|te|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 TEXT_ENCODERS = {"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
 
 
-def read_lora(file: Path, name: str, pipeline: Any) -> State | None:
+def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Add each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
+    if not loras:
+        return
+    names = [f"lora{index}" for index in range(len(loras))]
+    for name, lora in zip(names, loras, strict=True):
+        _add_lora(pipeline, name, lora)
+    pipeline.set_adapters(names, adapter_weights=[lora.scale for lora in loras])
+    adapted = [name for name, model in pipeline.components.items() if getattr(model, "peft_config", None)]
+    pipeline.fuse_lora(components=adapted, adapter_names=names)
+    pipeline.unload_lora_weights()
+
+
+def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    file = lora_file(lora.weights, download=True)
+    assert file is not None
+    try:
+        state = _read_lora(file, lora.weights, pipeline)
+        with safe_open(file, framework="pt") as tensors:
+            layers = sum(DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
+        if state is not None:
+            pipeline.load_lora_weights(state, adapter_name=name)
+            _set_unit_strength(pipeline, name)
+        elif layers:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
+        raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
+    adapted = len(list(_adapted_layers(pipeline, name)))
+    if adapted == 0 or adapted != layers:
+        raise UserError(
+            f"the LoRA {lora.weights} does not match this backbone: it has {adapted} of the {layers} adapted layers"
+        )
+
+
+def _adapted_layers(pipeline: Any, adapter: str) -> Iterator[Any]:
+    for model in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+        yield from (module for module in model.modules() if adapter in getattr(module, "lora_A", {}))
+
+
+def _read_lora(file: Path, name: str, pipeline: Any) -> State | None:
     """Return the state dict to load into `pipeline`; None if diffusers reads the file as it is.
 
     `name` is the LoRA as the job names it. UserError if the file holds tensors that cannot be applied. May raise what
@@ -126,11 +171,8 @@ def _times(weight: Tensor, factor: float) -> Tensor:
     return weight if factor == 1 else weight.float() * factor
 
 
-def set_unit_strength(pipeline: Any, adapter: str) -> None:
+def _set_unit_strength(pipeline: Any, adapter: str) -> None:
     """Set alpha = rank in all layers of an adapter, so that only the job's scale is left."""
-    for model in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
-        for module in model.modules():
-            if adapter in getattr(module, "lora_A", {}):
-                layer = cast(Any, module)
-                layer.lora_alpha[adapter] = layer.r[adapter] = layer.lora_A[adapter].weight.shape[0]
-                layer.scaling[adapter] = 1.0
+    for layer in _adapted_layers(pipeline, adapter):
+        layer.lora_alpha[adapter] = layer.r[adapter] = layer.lora_A[adapter].weight.shape[0]
+        layer.scaling[adapter] = 1.0
