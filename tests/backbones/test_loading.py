@@ -12,7 +12,7 @@ from ldm_layout import save_single_file
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import sd, sdxl
 from madgen.backbones.sd import check_blocks
-from madgen.generation.regenerate import _refuse_other_weights
+from madgen.generation.regenerate import _check_weights
 from madgen.hub import weights
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import require_weights_id, weights_id
@@ -176,9 +176,9 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
         identity = run.on("cpu").manifest.identity["backbone"]
         assert identity["weights"] == f"{weights_id(file)}-commit-{commit}"
         recorded = {"pretrained": file, "revision": None, "config": None, "loras": [], "weights": identity["weights"]}
-        _refuse_other_weights({"backbone": recorded})
+        _check_weights({"backbone": recorded})
     with pytest.raises(UserError, match="other weights here"):
-        _refuse_other_weights({"backbone": {**recorded, "weights": f"{weights_id(file)}-commit-{'a' * 40}"}})
+        _check_weights({"backbone": {**recorded, "weights": f"{weights_id(file)}-commit-{'a' * 40}"}})
 
 
 @pytest.mark.parametrize(
