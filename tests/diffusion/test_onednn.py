@@ -129,7 +129,7 @@ def test_whether_it_works_does_not_depend_on_what_others_have_set(processor, dty
 
 
 def test_where_there_is_no_proc_the_maker_is_unknown(monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(FileNotFoundError(self)))
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: (_ for _ in ()).throw(FileNotFoundError(self)))
     assert onednn._maker() is None
 
 

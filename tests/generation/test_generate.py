@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -123,7 +124,9 @@ def test_long_prompt_list_is_read_once_and_shared(job_file, tmp_path, monkeypatc
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 3, process.said()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("madgen.dataset.plan._read", lambda job: pytest.fail("the prompts were read again"))
+    monkeypatch.setattr(
+        "madgen.dataset.plan.read_prompts", lambda *arguments: pytest.fail("the prompts were read again")
+    )
     plan = build_plan(load_job([job_file], options), plans)
     assert (plan.samples, plan.prompts[4].text) == (2500, "mountains over a meadow at noon 4")
 
@@ -153,15 +156,35 @@ def test_two_jobs_share_a_directory(finished, start, job_file, tmp_path):
     assert hashes(tmp_path / "shared") == hashes(finished)
 
 
-SLOW = ["sampling.num_inference_steps=40", "output.samples_per_shard=1"]
+SHARDS_OF_ONE = ["output.samples_per_shard=1", "sampling.num_inference_steps=20"]
+STOP_AFTER_TWO = f"""
+import os, signal
+from madgen.dataset.shards.writer import OpenShard
+publish, published = OpenShard.publish, []
+def publish_and_stop(*arguments):
+    published.append(publish(*arguments))
+    if len(published) == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return published[-1]
+OpenShard.publish = publish_and_stop
+{MADGEN}"""
+"""`madgen`, in a process that stops itself once two shards are finished."""
 
 
-def interrupt(start, job_file, folder, *signals, overrides=()):
-    """Start a slow run in `folder / "cut"`, send signals once two shards are done; return the exit status."""
-    process = start("generate", job_file, "output.dir=cut", *SLOW, *overrides)
-    until(lambda: len(list((folder / "cut/shards").glob("*.json"))) >= 2 or process.poll() is not None, "two shards")
+def interrupt(start, job_file, folder, *signals, devices):
+    """Start a run in `folder / "cut"`, send signals once two shards are done; return its exit status."""
+    job = ("generate", job_file, "output.dir=cut", *SHARDS_OF_ONE)
+    if devices == 1:
+        process = Forked(job, folder, environment(), STOP_AFTER_TWO)
+        until(lambda: "State:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "two shards")
+    else:
+        process = start(*job, f"trainer.devices={devices}")
+        until(
+            lambda: len(list((folder / "cut/shards").glob("*.json"))) >= 2 or process.poll() is not None, "two shards"
+        )
     for number in signals:
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
     return process.wait()
 
@@ -169,7 +192,7 @@ def interrupt(start, job_file, folder, *signals, overrides=()):
 @pytest.fixture(scope="module")
 def whole(job_file_of_module):
     """Hashes of the shards of an uninterrupted slow run."""
-    process = Forked(("generate", job_file_of_module, *SLOW), job_file_of_module.parent, environment())
+    process = Forked(("generate", job_file_of_module, *SHARDS_OF_ONE), job_file_of_module.parent, environment())
     assert process.wait() == 0, process.said()
     return hashes(job_file_of_module.parent / "out")
 
@@ -186,15 +209,14 @@ def whole(job_file_of_module):
     ],
 )
 def test_stopped_run_resumes(whole, start, madgen, job_file, tmp_path, signals, code, devices):
-    overrides = [f"trainer.devices={devices}"] if devices > 1 else []
-    assert interrupt(start, job_file, tmp_path, *signals, overrides=overrides) == code
+    assert interrupt(start, job_file, tmp_path, *signals, devices=devices) == code
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
     assert 2 <= len(first) < 10, "the signal came too late"
     time.sleep(1)
     assert len(list((tmp_path / "cut/shards").glob("*.tar"))) == len(first), "another process went on"
     assert not json.loads(madgen("status", "cut", "--json").out)["complete"]
     assert madgen("verify", "cut").code == 3
-    result = madgen("generate", job_file, "output.dir=cut", *SLOW)
+    result = madgen("generate", job_file, "output.dir=cut", *SHARDS_OF_ONE)
     assert result.code == 0, result.err
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut/shards").glob("*.tar")}
     assert {name: after[name] for name in first} == first, "a finished shard was made again"

@@ -177,18 +177,18 @@ def test_filter_writes_keys(madgen_here, scored, tmp_path):
     assert (tmp_path / "keys.txt").read_text().split() == list(read(scored))
 
 
-def test_seam_score_uses_the_views_of_the_last_step(tiny):
+def test_seam_score_uses_the_views_of_the_last_step(job_file):
     """Three steps of views moved by 7, 3 and then 5 cells: these begin or end at cells 5, 8 and 13 of 16."""
     options = ["method.views.layout=shifted", "method.mad.steps=0", "sampling.num_inference_steps=3"]
-    job = load_job([], [f"backbone.pretrained={tiny}", "sampling.height=32", "sampling.width=64", *options])
+    job = load_job([job_file], options)
     scores = PixelScores(ResolvedRun.of(job))
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
     assert scores(image)["seam"] == round(seam(image, [], [20, 32, 52], CELL), 4)
     assert scores(image)["seam"] != round(seam(image, [], [32], CELL), 4)
 
 
-def test_seam_score_of_a_grid_of_views(tiny):
-    job = load_job([], [f"backbone.pretrained={tiny}", "method.views.stride=4", "method.mad.steps=0"])
+def test_seam_score_of_a_grid_of_views(job_file):
+    job = load_job([job_file], ["method.views.stride=4", "method.mad.steps=0"])
     scores = PixelScores(ResolvedRun.of(job))
     image = np.full((48, 64, 3), 90, np.uint8)
     image[16:] = 120
