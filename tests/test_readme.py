@@ -30,7 +30,7 @@ def test_demo_job_with_fewer_panoramas_and_steps_completes(madgen, tmp_path):
     """The end-to-end run of the default tier."""
     for name in ("configs", "jobs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    options = ["prompts.limit=1", "sampling.width=384", "sampling.num_inference_steps=3", "method.mad.steps=2"]
+    options = ["prompts.limit=1", "sampling.width=256", "sampling.num_inference_steps=2", "method.mad.steps=1"]
     result = madgen("generate", "jobs/demo.yaml", *options)
     assert result.code == 0, result.err
     assert madgen("verify", "out/demo").out == "1 of 1 panoramas present: as planned\n"

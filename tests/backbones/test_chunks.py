@@ -25,14 +25,21 @@ def sampler(request, family, **method):
     [
         {"mad_steps": 0},
         {"mad_steps": 2},
-        {"mad_steps": 1, "mad_blocks": ["mid"]},
-        {"mad_steps": 1, "cross_attention": "always"},
-        {"mad_steps": 1, "layout": "shifted"},
+        pytest.param({"mad_steps": 1, "mad_blocks": ["mid"]}, marks=pytest.mark.slow),
+        pytest.param({"mad_steps": 1, "cross_attention": "always"}, marks=pytest.mark.slow),
+        pytest.param({"mad_steps": 1, "layout": "shifted"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 @pytest.mark.parametrize(
-    ("family", "guidance_scale"), [("sd", 3.0), ("sd", 1.0), ("sdxl", 3.0), ("sdxl", 1.0), ("lcm", 8.0)]
+    ("family", "guidance_scale"),
+    [
+        ("sd", 3.0),
+        pytest.param("sd", 1.0, marks=pytest.mark.slow),
+        ("sdxl", 3.0),
+        pytest.param("sdxl", 1.0, marks=pytest.mark.slow),
+        ("lcm", 8.0),
+    ],
 )
 def test_chunks_give_the_same_latents(request, family, guidance_scale, method):
     mad = sampler(request, family, **method)

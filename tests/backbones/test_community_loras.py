@@ -80,7 +80,7 @@ def by_hand(tensors, scale):
 
 
 @pytest.mark.parametrize("alphas", [[1], [1, 4, 0.5], [1, None], [None]], ids=str)
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_every_module_has_the_strength_of_its_own_alpha_and_rank(name, alphas, tiny, tiny_xl, tmp_path):
     folder = {"sd": tiny, "sdxl": tiny_xl}[name]
     pipeline = load(folder)

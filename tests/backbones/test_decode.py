@@ -38,6 +38,7 @@ def test_tiles_are_of_one_size_cover_the_canvas_and_fade_into_each_other(tile):
         torch.testing.assert_close(weights, torch.ones(extent * 2))
 
 
+@pytest.mark.slow
 def test_tiled_and_whole_decoding_differ_little(demo, latents):
     whole, tiled = (demo.backbone.decode(latents, 0, mode) for mode in (False, True))
     difference = (whole - tiled).abs()
@@ -45,6 +46,7 @@ def test_tiled_and_whole_decoding_differ_little(demo, latents):
     assert float(difference.max()) < 0.05
 
 
+@pytest.mark.slow
 def test_tile_borders_show_no_step(demo, latents):
     """In the difference to the whole picture no column or row steps up from its neighbour by more than 1/2 of 255."""
     whole, tiled = (demo.backbone.decode(latents, 0, mode) for mode in (False, True))
@@ -63,6 +65,7 @@ def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
     assert float(errors.mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
     monkeypatch.setattr(madgen.sampling.postprocess, "MAX_UNTILED_PIXELS", 256 * 896)

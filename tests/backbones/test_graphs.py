@@ -27,7 +27,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize("width", [64, pytest.param(96, marks=pytest.mark.slow)])
 def test_the_pictures_are_those_without_graphs(tiny, recorder, method, width):
     options = {"width": width, **RUN}
     plain = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **METHODS[method])

@@ -154,6 +154,7 @@ def test_prompts_of_one_canvas_share_their_negative_prompt_while_they_see_the_sa
     assert calls(work.done, "unet") == [("unet", paths * VIEWS, paths) for paths in expected]
 
 
+@pytest.mark.slow
 def test_syncdiffusion_moves_views_of_each_prompt_so_none_is_shared(tiny, work):
     mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")
     work(mad).sample(["dunes"], seeds=[1], regions=[BLENDED], **RUN)
@@ -162,7 +163,9 @@ def test_syncdiffusion_moves_views_of_each_prompt_so_none_is_shared(tiny, work):
 
 @pytest.mark.parametrize("how", [{"mad_steps": 0}, {"mad_steps": 2}, {"region_bootstrapping": 0, "mad_steps": 3}])
 @pytest.mark.parametrize(("model", "name"), [("tiny", "sd"), ("tiny_xl", "sdxl")])
-@pytest.mark.parametrize("more", [{}, {"guidance_steps": (0, 2)}, {"chunk_views": 2}])
+@pytest.mark.parametrize(
+    "more", [{}, {"guidance_steps": (0, 2)}, pytest.param({"chunk_views": 2}, marks=pytest.mark.slow)]
+)
 def test_shared_negative_prompts_change_nothing(model, name, how, more, request, monkeypatch):
     mad = sampler(request.getfixturevalue(model), name=name, **how)
     given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
@@ -251,6 +254,7 @@ def test_a_compiled_sampler_tells_passes_of_both_paths_from_passes_of_one(tiny, 
     assert graphs() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
     mad = sampler(tiny, mad_steps=0)

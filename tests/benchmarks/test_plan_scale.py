@@ -23,6 +23,7 @@ def test_every_format_holds_the_same_prompts(tmp_path, kind, monkeypatch):
     assert kind != "parquet" or pq.ParquetFile(path).num_row_groups == 3
 
 
+@pytest.mark.slow
 def test_plan_reports_time_and_memory_of_a_new_process(tmp_path):
     path = tmp_path / "p.txt"
     write_prompts(path, "txt", 50)

@@ -60,6 +60,7 @@ def job(tmp_path, tiny, monkeypatch):
     }
 
 
+@pytest.mark.slow
 @QUICK
 @given(changes=st.lists(st.tuples(paths, values), min_size=1, max_size=3))
 def test_jobs(job, tmp_path, changes):

@@ -52,7 +52,7 @@ def test_linear_is_pytorchs(shape, bias):
     torch.testing.assert_close(onednn.linear(strided, weight, bias), F.linear(strided, weight, bias))
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(1, 256), (300, 300), (900, 257)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 256), (300, 300), pytest.param(900, 257, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scores", [2**19, 2**15, 1])
 @pytest.mark.parametrize("rows", [64, 1])
 def test_attention_is_pytorchs(queries, keys, scores, rows, monkeypatch):
@@ -165,6 +165,7 @@ def test_panoramas_are_made_by_it_where_it_is_faster(processor, used, maker, cal
     assert (used["_attention"] > 0) == calls
 
 
+@pytest.mark.slow
 def test_panoramas_are_the_same_by_it(processor):
     made = []
     for maker in ("AuthenticAMD", "GenuineIntel"):
@@ -174,6 +175,7 @@ def test_panoramas_are_the_same_by_it(processor):
     assert 0 < float((made[0] - made[1]).norm() / made[1].norm()) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, False])
 def test_gradients_are_pytorchs(processor, joint):
     """Within joint attention, and by the network's own, as SyncDiffusion takes them."""

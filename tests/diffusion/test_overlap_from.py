@@ -29,6 +29,7 @@ def test_views_overlap_from_that_step_on_as_overlapping_ones_do(loop):
     assert all(layout.at(step) == overlapping.at(step) for step in (5, 6, 20))
 
 
+@pytest.mark.slow
 def test_shifted_views_that_overlap_from_the_first_step_are_overlapping_ones(plain):
     shifted = PanoramaSampler.from_pretrained(
         "demo", dtype="float32", mad_steps=2, layout="shifted", overlap_from=0
@@ -59,6 +60,7 @@ def test_guidance_in_some_steps_takes_one_pass_in_the_others(plain, monkeypatch)
     assert np.linalg.norm(some - latents(plain)) > 1e-2 * np.linalg.norm(some)
 
 
+@pytest.mark.slow
 def test_a_step_without_guidance_is_a_step_of_guidance_scale_1(plain):
     assert torch.allclose(
         latents(plain, guidance_steps=(0, 1), num_inference_steps=1), latents(plain, num_inference_steps=1)

@@ -101,6 +101,7 @@ def test_a_neighbour_in_the_batch_changes_no_gradient(guidance):
     torch.testing.assert_close(together[0], swapped[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
     def sample(**method):
         sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", sync_network="random", **method)
@@ -120,7 +121,14 @@ def test_a_scheduler_that_cannot_foresee_a_view_is_refused(tiny, name):
         sampler.new_scheduler(3)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        pytest.param("EulerDiscreteScheduler", marks=pytest.mark.slow),
+        pytest.param("EulerAncestralDiscreteScheduler", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("where", [{"loop": True}, {"height": 48}, {"width": 64}])
 def test_it_runs_on_grids_loops_and_regions_with_soft_masks(tiny, name, where):
     sampler = PanoramaSampler.from_pretrained(
@@ -148,6 +156,7 @@ def test_the_anchor_is_the_middle_view_of_the_middle_row():
     assert Views(Axis(8, 8, (0,)), Axis(20, 8, (0, 4, 8, 12))).middle == 2
 
 
+@pytest.mark.slow
 def test_it_works_where_a_trainer_has_switched_inference_mode_on(tiny):
     sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random")
     plain = sampler.sample(["a hill"], seeds=[1], **SIZE)

@@ -94,6 +94,7 @@ def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_
     assert (tmp_path / "shared" / "report.json").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_here):
     from madgen.monitoring.wandb_report import summary
 

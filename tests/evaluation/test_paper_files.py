@@ -26,7 +26,14 @@ def test_all_tables_and_figures_are_present():
     assert sorted(path.stem for path in FILES) == NAMES
 
 
-@pytest.mark.parametrize("variant", [{}, {"demo": True}, {"quick": True}], ids=["real", "demo", "quick"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param({}, id="real"),
+        pytest.param({"demo": True}, id="demo", marks=pytest.mark.slow),
+        pytest.param({"quick": True}, id="quick", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_plans(path, variant, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

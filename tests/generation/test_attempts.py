@@ -82,18 +82,26 @@ def close(one, other):
     ("full", "expected", "last", "said"),
     [
         (lambda size, chunk: size > 2, [(3, None), (2, None), (1, None)], 2, "2 panoramas at a time"),
-        (lambda size, chunk: size > 1, [(3, None), (2, None), *ONE_BY_ONE], 3, "one panorama at a time"),
-        (
+        pytest.param(
+            lambda size, chunk: size > 1,
+            [(3, None), (2, None), *ONE_BY_ONE],
+            3,
+            "one panorama at a time",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             lambda size, chunk: chunk is None,
             [(3, None), (2, None), (1, None), (1, 4), (1, 4), (1, 4)],
             3,
             "one panorama and 4 views at a time",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             lambda size, chunk: chunk != 1,
             [(3, None), (2, None), (1, None), (1, 4), (1, 1), (1, 1), (1, 1)],
             3,
             "one panorama and one view at a time",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -135,6 +143,7 @@ def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(
     assert capfd.readouterr().err == said
 
 
+@pytest.mark.slow
 def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypatch):
     held = ["CUDA graphs"]
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
@@ -177,6 +186,7 @@ def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_jso
     assert all(np.array_equal(attempt.image_HWC, picture) for attempt, picture in zip(again, tiled, strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_tiled_anyway_is_no_change(tiny, monkeypatch):
     attempts = build(tiny, decode="tiled")
     assert attempts(tasks())[0].changes == {}
@@ -192,6 +202,7 @@ def raising(error):
     return fail
 
 
+@pytest.mark.slow
 def test_only_the_samples_that_fit_nowhere_are_quarantined(attempts, monkeypatch):
     sample = attempts.sampler.sample_latents
 

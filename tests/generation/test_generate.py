@@ -150,6 +150,7 @@ def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
     assert len({sidecar["worker"] for sidecar in sidecars}) == 2, "one process did all the work"
 
 
+@pytest.mark.slow
 def test_two_jobs_share_a_directory(finished, start, job_file, tmp_path):
     started = [start("generate", job_file, "output.dir=shared") for _ in range(2)]
     assert [process.wait() for process in started] == [0, 0], [process.said() for process in started]

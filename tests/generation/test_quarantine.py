@@ -61,6 +61,7 @@ def test_retry_quarantined(madgen_here, job_file, tmp_path, overflow, batch_size
     assert not (tmp_path / "out/work").exists()
 
 
+@pytest.mark.slow
 def test_failed_retry_keeps_the_other_samples(madgen_here, job_file, tmp_path, overflow):
     assert madgen_here("generate", job_file, "output.dir=good").code == 0
     overflow.add(seeds(tmp_path / "good")[4])
