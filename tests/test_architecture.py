@@ -33,6 +33,7 @@ DIFFUSION_MAY_IMPORT = {
     "pathlib",
     "copy",
     "inspect",
+    "sys",
     "collections",
     "contextlib",
     "dataclasses",

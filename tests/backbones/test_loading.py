@@ -177,7 +177,7 @@ def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, f
         assert identity["weights"] == f"{weights_id(file)}-commit-{commit}"
         recorded = {"pretrained": file, "revision": None, "config": None, "loras": [], "weights": identity["weights"]}
         _check_weights({"backbone": recorded})
-    with pytest.raises(UserError, match="other weights here"):
+    with pytest.raises(UserError, match="are not those of the sample"):
         _check_weights({"backbone": {**recorded, "weights": f"{weights_id(file)}-commit-{'a' * 40}"}})
 
 

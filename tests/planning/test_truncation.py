@@ -94,4 +94,4 @@ def test_sampler_warns_of_truncated_text(tiny, tiny_xl, capfd):
         capfd.readouterr()
         for _ in range(2):
             sampler.sample([LONG], height=32, width=64, num_inference_steps=1, seeds=[0])
-        assert capfd.readouterr().err == ("a prompt is too long for the text encoder, which ignores 'at dawn'\n")
+        assert capfd.readouterr().err == "madgen: a prompt is too long for the text encoder, which ignores 'at dawn'\n"
