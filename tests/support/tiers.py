@@ -12,6 +12,15 @@ from pathlib import Path
 import pytest
 
 TIERS = ("slow", "slurm", "browser", "gpu")
+SPREAD = (
+    "backbones/test_work.py",
+    "cluster/test_launch.py",
+    "dataset/test_upload_run.py",
+    "generation/test_attempts.py",
+    "generation/test_generate.py",
+    "invariants/test_loop_closure.py",
+)
+"""Modules with long tests that share no fixtures: their tests may run in several workers."""
 NOT_RUN = pytest.StashKey[Counter]()
 
 
@@ -32,8 +41,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("browser")
     if not (config.option.all_tiers or config.option.markexpr):
         deselect(config, items)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     # The longest first: SLURM waits most of the time, and other tests can run meanwhile.
     items.sort(
         key=lambda item: (not item.get_closest_marker("slurm"), "readme" not in item.path.name, tier(item) is None)
@@ -45,11 +52,17 @@ def tier(item) -> str | None:
     return next((name for name in TIERS if item.get_closest_marker(name)), None)
 
 
-def group(item) -> str:
-    """Return the name of tests that run in one xdist worker: a module, or a slow test without shared fixtures."""
-    fixtures = item._fixtureinfo.name2fixturedefs.values()
-    shared = any(definitions[-1].scope in ("module", "class") for definitions in fixtures)
-    return item.nodeid if tier(item) == "slow" and not shared else item.path.name
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a module's tests in one worker, which sets up its fixtures once, except those of `SPREAD`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ModuleScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return nodeid if module.endswith(SPREAD) else module
+
+    return ModuleScheduling(config, log)
 
 
 def deselect(config, items) -> None:
