@@ -255,6 +255,8 @@ def test_what_was_held_is_free_before_the_next_attempt():
 
 
 REAL = """
+from madgen.utils.console import log_to_stderr
+log_to_stderr()
 import json, resource, sys
 import numpy as np
 from madgen import PanoramaSampler

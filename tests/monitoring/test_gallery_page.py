@@ -389,7 +389,7 @@ def test_original_is_read_from_an_opened_shard(visit, loop):
     wrong.parent.mkdir()
     wrong.write_bytes(b"x" * 9000)
     by_id(driver, "shards").send_keys(str(wrong))
-    until(driver, lambda: "does not hold 0001_00.png" in text(driver, "note-text"))
+    until(driver, lambda: "does not contain 0001_00.png" in text(driver, "note-text"))
 
 
 def touch(driver, kind, *points):
