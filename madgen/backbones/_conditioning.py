@@ -43,7 +43,7 @@ class Conditioning:
     embedded_guidance_BD: Tensor | None = None
     pooled_ND: Tensor | None = None
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
-    """Of each cross-attention layer, projected once for all views and steps."""
+    """Keys and values for each cross-attention layer, projected once for all views and steps."""
     negatives: int = 0
     """U: number of negative prompts."""
     shared: SharedNegatives | None = None

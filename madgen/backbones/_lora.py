@@ -1,7 +1,7 @@
 """Fuse LoRAs into the weights of a pipeline. Alphas of the files are multiplied into the weights before.
 
-diffusers assigns alphas by name, and a name that matches no module is ignored; files of kohya's scripts, where each
-module may have an alpha and a rank of its own, would be applied at other strengths than they were trained with.
+diffusers assigns alphas by name, and a name that matches no module is ignored; files of kohya's scripts, in
+which alpha and rank may differ between layers, would be applied at other strengths than they were trained with.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ UNSUPPORTED = (
 )
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 KOHYA = re.compile(r"(lora_(?:unet|te|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
-PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-TEXT_ENCODERS = {"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+PEFT = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
+TEXT_ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
 def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
@@ -94,46 +94,50 @@ def _read_lora(file: Path, name: str, pipeline: Any) -> State | None:
     return None
 
 
-def _from_kohya(name: str, state: State, pipeline: Any) -> State:
-    modules: dict[str, State] = {}
+def _by_layer(name: str, state: State, pattern: re.Pattern[str], complete: set[str]) -> dict[str, State]:
+    """Group tensors by layer and part, which `pattern` captures. UserError for other tensors and incomplete layers."""
+    layers: dict[str, State] = {}
     for key, value in state.items():
-        match = KOHYA.fullmatch(key)
+        match = pattern.fullmatch(key)
         if match is None:
             raise UserError(f"the LoRA {name} has a tensor that cannot be applied: {key}")
-        modules.setdefault(match[1], {})[match[2]] = value
+        layers.setdefault(match[1], {})[match[2]] = value
+    for layer, parts in layers.items():
+        if missing := complete - parts.keys():
+            raise UserError(f"the LoRA {name} lacks {min(missing)} of {layer}")
+    return layers
+
+
+def _from_kohya(name: str, state: State, pipeline: Any) -> State:
     unet: State = {}
     loaded: State = {}
-    for module, parts in modules.items():
-        if not {"lora_down.weight", "lora_up.weight"} <= parts.keys():
-            raise UserError(f"the LoRA {name} lacks lora_down.weight or lora_up.weight of {module}")
+    for layer, parts in _by_layer(name, state, KOHYA, {"lora_down.weight", "lora_up.weight"}).items():
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
         if "alpha" in parts:
             up = _times(up, float(parts["alpha"]) / down.shape[0])
-        prefix = module.split("_text_model")[0]
-        if prefix in TEXT_ENCODERS:
-            target = f"{TEXT_ENCODERS[prefix]}.{_text_module(name, module, prefix, pipeline)}"
-            loaded[f"{target}.lora_A.weight"], loaded[f"{target}.lora_B.weight"] = down, up
+        prefix, _, flat_name = layer.removeprefix("lora_").partition("_")
+        if prefix == "unet":
+            unet[f"{layer}.lora_down.weight"], unet[f"{layer}.lora_up.weight"] = down, up
         else:
-            unet[f"{module}.lora_down.weight"], unet[f"{module}.lora_up.weight"] = down, up
-    if unet:
+            target = _text_module(name, pipeline, TEXT_ENCODERS[prefix], flat_name)
+            loaded[f"{target}.lora_A.weight"], loaded[f"{target}.lora_B.weight"] = down, up
+    if unet:  # diffusers also knows the block names of the original Stable Diffusion XL code
         loaded |= pipeline.lora_state_dict(unet, unet_config=pipeline.unet.config)[0]
     return loaded
 
 
-def _text_module(name: str, module: str, prefix: str, pipeline: Any) -> str:
-    """Return the name of a text encoder's module, of which kohya writes the dots as underscores."""
-    encoder = getattr(pipeline, TEXT_ENCODERS[prefix], None)
-    names = [] if encoder is None else [found for found, _ in encoder.named_modules()]
-    flat = module.removeprefix(f"{prefix}_")
-    # transformers has renamed text_model.encoder... to encoder...
-    match = [found for found in names if flat in (found.replace(".", "_"), f"text_model_{found.replace('.', '_')}")]
-    if not match:
-        raise UserError(f"the LoRA {name} does not fit: this backbone has no layer {module}")
-    return match[0]
+def _text_module(name: str, pipeline: Any, part: str, flat_name: str) -> str:
+    """Return the name of a text encoder's layer from kohya's, which has underscores for dots."""
+    encoder = getattr(pipeline, part, None)
+    for layer, _ in encoder.named_modules() if encoder is not None else ():
+        # Versions of transformers differ in whether names begin with `text_model`.
+        if flat_name.removeprefix("text_model_") == layer.removeprefix("text_model.").replace(".", "_"):
+            return f"{part}.{layer}"
+    raise UserError(f"the LoRA {name} does not match this backbone: its {part} has no layer {flat_name}")
 
 
 def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
-    """A PEFT adapter: its layers are those of one model, and strengths lie in `adapter_config.json` beside it."""
+    """Convert a PEFT adapter, which adapts one model; its alphas are in `adapter_config.json` beside it."""
     config = file.with_name("adapter_config.json")
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -143,26 +147,20 @@ def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
         patterns = {str(key): float(value) for key, value in (content.get("alpha_pattern") or {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the LoRA {name} is a PEFT adapter; cannot read lora_alpha of {config}: {error!r}") from error
-    layers: dict[str, State] = {}
-    for key, value in state.items():
-        match = PEFT.fullmatch(key)
-        if match is None:
-            raise UserError(f"the LoRA {name} has a tensor that cannot be applied: {key}")
-        layers.setdefault(match[1], {})[match[2]] = value
+    layers = _by_layer(name, state, PEFT, {"lora_A", "lora_B"})
     parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
     fits = [part for part in parts if layers.keys() <= {found for found, _ in getattr(pipeline, part).named_modules()}]
     if not fits:
         raise UserError(
-            f"the LoRA {name} does not fit: its layers, such as {next(iter(layers))}, are in none of {parts}"
+            f"the LoRA {name} does not match this backbone: its layers, such as {next(iter(layers))}, are in none of "
+            f"{', '.join(parts)}"
         )
     loaded: State = {}
     for layer, pair in layers.items():
-        if pair.keys() != {"A", "B"}:
-            raise UserError(f"the LoRA {name} lacks lora_A or lora_B of {layer}")
-        rank = pair["A"].shape[0]
+        rank = pair["lora_A"].shape[0]
         own = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), alpha)
-        loaded[f"{fits[0]}.{layer}.lora_A.weight"] = pair["A"]
-        loaded[f"{fits[0]}.{layer}.lora_B.weight"] = _times(pair["B"], own / (rank**0.5 if rslora else rank))
+        loaded[f"{fits[0]}.{layer}.lora_A.weight"] = pair["lora_A"]
+        loaded[f"{fits[0]}.{layer}.lora_B.weight"] = _times(pair["lora_B"], own / (rank**0.5 if rslora else rank))
     return loaded
 
 

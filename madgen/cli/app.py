@@ -65,7 +65,7 @@ def main() -> None:
             raise
         print(f"madgen: {error}; fix this and rerun the same command to resume", file=sys.stderr)
         # Lightning kills the other ranks at once if a process that it started ends with anything but 0.
-        sys.exit(0 if os.environ.get("LOCAL_RANK", "0").strip("0") else 3)
+        sys.exit(3 if os.environ.get("LOCAL_RANK", "") in ("", "0") else 0)
 
 
 def _print_version(requested: bool) -> None:

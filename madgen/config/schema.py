@@ -234,7 +234,7 @@ class SamplingParams:
     """Number of steps that a consistency model was distilled with, > 0, for schedulers that take it (LCM). null is the
     value in the scheduler's config."""
     decode: str = "auto"
-    """How latents are decoded: `whole` (the panorama in one pass), `tiled` (blended tiles of two views, less memory) or
+    """Decoding of the latents: `whole` (the panorama in one pass), `tiled` (blended tiles of two views, less memory) or
     `auto` (tiled above 2^22 pixels)."""
 
     def __post_init__(self) -> None:
@@ -335,7 +335,7 @@ class PromptsConfig:
     """Base seed, 0..2^63-1. A sample's seed is derived from it, the prompt's id and the sample's index. A row's `seed`
     replaces it, and is itself the seed of the row's first sample."""
     on_duplicate: str = "error"
-    """What to do with prompts of equal id: `error`, `skip` all but the first, or `rename` them."""
+    """Handling of prompts with equal ids: `error`, `skip` all but the first, or `rename` them."""
     regions: list[dict[str, Any]] = field(default_factory=list)
     """Regions of rows that have none, each `{mask, prompt, negative_prompt}`. `mask` is `[left, top, right, bottom]` in
     pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
@@ -457,7 +457,7 @@ class SafetyConfig:
     """Folder or Hugging Face Hub id of a diffusers `StableDiffusionSafetyChecker` with its feature extractor, or of a
     pipeline that contains them; null: no checker."""
     action: str = "keep"
-    """What to do with flagged crops: `keep` only records them, `blur` blurs them, `drop` quarantines the sample. `blur`
+    """Handling of flagged crops: `keep` only records them, `blur` blurs them, `drop` quarantines the sample. `blur`
     and `drop` need a checker."""
 
     def __post_init__(self) -> None:

@@ -111,7 +111,7 @@ class DatasetDir:
             os.close(root)
 
     @contextlib.contextmanager
-    def disappearance_is_told(self, began: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    def reporting_disappearance(self, began: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Raise OSError (ESTALE) instead of an error about a missing file if the whole dataset has disappeared.
 
         `began` returns whether the dataset existed before.

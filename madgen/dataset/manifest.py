@@ -167,11 +167,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(before, dict) and isinstance(after, dict):
             changes += differences(before, after, f"{prefix}{key}.")
         elif _plain(before) != _plain(after):
-            changes.append(f"{prefix}{key}: {_told(before, key)} there, {_told(after, key)} here")
+            changes.append(f"{prefix}{key}: {_as_yaml(before, key)} there, {_as_yaml(after, key)} here")
     return changes
 
 
-def _told(value: Any, key: str) -> Any:
+def _as_yaml(value: Any, key: str) -> Any:
     """Format a value as in a job file."""
     if value is None and key == "compile":  # omitted from the identity if off
         return "false"

@@ -94,7 +94,7 @@ def vocabulary() -> list[str]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the combination (time, far layer, ground) is excluded from training: one in ten, every value in some."""
+    """Return whether the combination (time, far layer, ground) is excluded from training, as one in ten is."""
     time, far, ground = list(TIMES).index(scene.time), list(FARS).index(scene.far), list(GROUNDS).index(scene.ground)
     return (time * 5 + far * 3 + ground * 7) % 10 == 4
 

@@ -1,4 +1,4 @@
-"""How a prompt steers the noise prediction."""
+"""Classifier-free guidance and guidance embeddings."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class AxisGrid:
 
     size: int
     count: int
-    """Of views."""
+    """Number of views."""
     cells: Tensor | None
     """Canvas cell of every cell of every view [count * size]; None: one view is the canvas."""
     positions: tuple[Tensor, ...] = ()
@@ -42,9 +42,9 @@ class AxisGrid:
     present: tuple[Tensor | None, ...] = ()
     """K times, whether it does, 1.0 or 0.0 [extent]; None: everywhere."""
     covers: Tensor | None = None
-    """How many views lie on each canvas cell [extent]."""
+    """Number of views on each canvas cell [extent]."""
     stride: int | None = None
-    """Where views follow each other evenly, do not wrap, and are a multiple of it."""
+    """Stride of the views, if it is constant, divides their size, and no view wraps; else None."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Grid:
     rows: AxisGrid
     columns: AxisGrid
     fused: fused.Rows | None = None
-    """Where there are kernels for both at once."""
+    """Tables of the fused kernels, if they can be used."""
 
 
 @lru_cache(maxsize=1024)
@@ -65,7 +65,7 @@ def grid_of(views: Views, device: torch.device) -> Grid:
 
 @torch.inference_mode(False)
 def with_kernels(views: Views, device: torch.device) -> Grid:
-    """As `grid_of`; where there are kernels for it, with their tables."""
+    """Return `grid_of`, with the tables of the fused kernels if they can be used."""
     grid = grid_of(views, device)
     possible = fused.is_possible(device) and views.rows.depth * views.columns.depth <= fused.DEEPEST
     return replace(grid, fused=fused.rows_of(views, device)) if possible else grid

@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class Composition(Protocol):
-    """How prompts share canvases: from canvases to rows before the denoiser, from rows to canvases after it."""
+    """Distribute canvases over rows, one for each prompt, before the denoiser, and compose them again after it."""
 
     def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
-        """What each row's prompt sees [R, C, H, W]."""
+        """Return the latents of each row [R, C, H, W]."""
 
     def compose(self, rows_RCHW: Tensor) -> Tensor:
         """Canvases [B, C, H, W] of what was predicted for the rows."""

@@ -1,4 +1,4 @@
-"""Where the views lie on the canvas. Integers only; positions and sizes are latent cells."""
+"""Positions of the views on the canvas. Integers only; positions and sizes are latent cells."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Axis:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one view is the canvas, cell by cell."""
+        """Return whether one view is the canvas, cell by cell."""
         return self.starts == (0,) and self.size == self.extent
 
     @property
@@ -65,7 +65,7 @@ class Axis:
 
     @property
     def borders(self) -> list[int]:
-        """Where a view begins or ends inside the canvas: the cells after these borders."""
+        """Cells inside the canvas at which a view begins, or after the end of one."""
         edges = {edge % self.extent for start in self.starts for edge in (start, start + self.size)}
         return sorted(edges - {0})
 
@@ -86,11 +86,11 @@ class Axis:
 
     @cached_property
     def depth(self) -> int:
-        """How many views lie on a cell at most."""
+        """Largest number of views on a cell."""
         return max(map(len, self.covers))
 
     def divisible(self, factor: int) -> bool:
-        """Whether the views fall on whole cells of a grid `factor` times coarser."""
+        """Return whether the views fall on whole cells of a grid `factor` times coarser."""
         return all(value % factor == 0 for value in (self.extent, self.size, *self.starts))
 
     def scaled(self, factor: int) -> Axis:
@@ -128,7 +128,7 @@ class Views:
         return self._coarser[factor]
 
     def divisible(self, factor: int) -> bool:
-        """Whether the views fall on whole cells of a grid `factor` times coarser."""
+        """Return whether the views fall on whole cells of a grid `factor` times coarser."""
         return self.rows.divisible(factor) and self.columns.divisible(factor)
 
 

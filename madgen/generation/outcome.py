@@ -1,4 +1,4 @@
-"""How a run ends: exit status, derived files and closing lines. Imports no torch."""
+"""Finish a run: exit status, derived files and closing lines. Imports no torch."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def generate(run: ResolvedRun) -> Outcome:
     writer = ShardWriter(job, _observers(job))
     trainer, pipeline = build_trainer(job.trainer, [writer]), writer.pipeline
     data = PromptDataModule(job, run)
-    with directory.disappearance_is_told(began=lambda: data.queue.resumes):
+    with directory.reporting_disappearance(began=lambda: data.queue.resumes):
         _predict(trainer, job, data, writer)
         if trainer.global_rank == 0 and (writer.signals.preempting or data.queue.out_of_time):
             request_requeue(data.queue.out_of_time or "signal")

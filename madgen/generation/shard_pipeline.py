@@ -15,6 +15,7 @@ from madgen.dataset.sample_json import sample_metadata, with_changes, with_score
 from madgen.dataset.shards.writer import OpenShard
 from madgen.generation.circuit_breaker import CircuitBreaker
 from madgen.generation.robust_sampler import UNSAFE
+from madgen.generation.scoring import PixelScores
 from madgen.generation.work_queue import WorkQueue
 from madgen.monitoring.observer import Observer, ShardDone
 from madgen.monitoring.rate import Rate
@@ -52,7 +53,7 @@ class ShardPipeline:
 
     def start(self, queue: WorkQueue) -> None:
         """Start to write the batches of a queue that has been started."""
-        self.queue = queue
+        self.queue, self._pixel_scores = queue, PixelScores(queue.run)
         self._rate.begin()
         self._pixels.begin()
         queue.worker.measure = self._measure
@@ -135,7 +136,7 @@ class ShardPipeline:
             say(f"madgen: {task.key} is quarantined: {attempt.reason}: {attempt.detail}")
             return
         metadata = with_changes(sample_metadata(task, self.queue.run.sample_settings), attempt.changes)
-        metadata = with_scores(metadata, self.queue.pixel_scores(attempt.image_HWC))
+        metadata = with_scores(metadata, self._pixel_scores(attempt.image_HWC))
         record = Record(task, attempt.image_HWC, metadata)
         shard.add(position, encode_sample(record, output.format, output.quality), metadata.get("scores"))
         self._notify("sample_written", record)

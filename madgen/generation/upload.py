@@ -19,7 +19,7 @@ from madgen.config.schema import check_url
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_at_hand, told
+from madgen.dataset.remote.filesystem import Remote, check_at_hand, describe_error
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
 from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
 from madgen.planning.resolved_run import ResolvedRun
@@ -37,7 +37,7 @@ def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
     exit_on_signals("stopped during the upload; rerun the same command to resume", signal.SIGINT)
-    with run.directory.disappearance_is_told():
+    with run.directory.reporting_disappearance():
         pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
 
@@ -118,7 +118,7 @@ def check_upload_target(run: ResolvedRun) -> None:
     if errors and isinstance(errors[0], UserError):
         raise errors[0]
     if errors and is_hopeless(errors[0].__cause__ or errors[0]):
-        raise UserError(f"output.upload={url} cannot be used: {told(errors[0].__cause__ or errors[0])}")
+        raise UserError(f"output.upload={url} cannot be used: {describe_error(errors[0].__cause__ or errors[0])}")
     if (errors or thread.is_alive()) and rank() == 0:
-        why = told(errors[0].__cause__ or errors[0]) if errors else f"no answer in {CHECK_TIMEOUT_S:.0f} s"
+        why = describe_error(errors[0].__cause__ or errors[0]) if errors else f"no answer in {CHECK_TIMEOUT_S:.0f} s"
         say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling continues, and uploads are retried")

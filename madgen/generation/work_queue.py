@@ -15,7 +15,6 @@ from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.generation.batch_size import BatchSizes
-from madgen.generation.scoring import PixelScores
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.forecast import view_costs, view_geometry
 from madgen.planning.order import LEASES_CHECKED, claim_order, rotated, shard_costs
@@ -193,8 +192,3 @@ class WorkQueue:
     @cached_property
     def _batch_sizes(self) -> BatchSizes:
         return BatchSizes(self.run.job.sampling, view_geometry(self.run), self.run.device or "cpu")
-
-    @cached_property
-    def pixel_scores(self) -> PixelScores:
-        """Scores of the pixels alone, computed where samples are written."""
-        return PixelScores(self.run)

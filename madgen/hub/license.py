@@ -22,7 +22,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def weights_licence(pretrained: str, revision: str | None = None) -> str | None:
-    """What `KNOWN` or else the model card beside the weights says; None if neither does."""
+    """Return the license of weights from `KNOWN`, or else from their model card; None if neither states one."""
     if pretrained in KNOWN:
         return KNOWN[pretrained]
     card = expand_user(pretrained, "backbone.pretrained") / "README.md"

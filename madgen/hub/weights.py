@@ -138,7 +138,7 @@ def require_lora_id(weights: str) -> str:
 
 
 def in_pipeline_layout(checker: str) -> bool:
-    """Whether a safety checker's folder or Hub id is a whole pipeline, with the checker in a subfolder."""
+    """Return whether a safety checker's folder or Hub id is a whole pipeline, with the checker in a subfolder."""
     folder, config = expand_user(checker, "safety.checker"), f"{CHECKER_PARTS[0]}/config.json"
     if folder.is_dir():
         return (folder / CHECKER_PARTS[0]).is_dir()
@@ -227,7 +227,7 @@ def without_retries() -> Iterator[None]:
 
 @lru_cache
 def _reachable(endpoint: str) -> bool:
-    """Whether the Hub accepts connections, or a proxy is configured; checked once per process."""
+    """Return whether the Hub accepts connections, or a proxy is configured; checked once per process."""
     url = urlsplit(endpoint)
     if urllib.request.getproxies().get(url.scheme):
         return True

@@ -24,7 +24,7 @@ class SafetyChecker:
 
     @torch.no_grad()
     def flags(self, image_HWC: np.ndarray) -> bool:
-        """Whether an RGB picture (uint8) shows what the checker was made to find."""
+        """Return whether an RGB picture (uint8) shows what the checker was made to find."""
         pixels = self.extractor(image_HWC.copy(), return_tensors="pt", input_data_format="channels_last").pixel_values
         # The checker blackens the pictures that it is given beside the features: here something of no use.
         _, flagged = self.model(clip_input=pixels.to(self.device, torch.float32), images=[np.zeros(1)])

@@ -113,7 +113,7 @@ class Log:
         """Step of the last point that another process logged."""
         self._samples = -1
         self._over = False
-        """Whether another process has logged the complete dataset."""
+        """True if another process has logged the complete dataset."""
         self._previews: list[wandb.Image] = []
         self._dead: set[str] = set()
         self.complete = False

@@ -70,7 +70,7 @@ class TableBuilder:
 
     @property
     def full(self) -> bool:
-        """Whether `prompts.limit` is reached."""
+        """Return whether `prompts.limit` is reached."""
         return self.config.limit is not None and self.rows >= self.config.limit
 
     def add(self, prompt: Prompt, source: int, line: int) -> None:

@@ -46,7 +46,7 @@ class Defaults:
         return Prompt(identity, text, self.negative, self.height, self.width, None, self.regions)
 
     def match(self, prompt: Prompt) -> bool:
-        """Whether a prompt has these values, apart from its id and text."""
+        """Return whether a prompt has these values, apart from its id and text."""
         return (
             prompt.seed is None
             and prompt.height == self.height

@@ -24,7 +24,7 @@ class PromptTotals:
     negatives: Counter[Size] = field(default_factory=Counter)
     """Number of negative prompts, distinct ones of each row and its regions."""
     negatives_apart: Counter[Size] = field(default_factory=Counter)
-    """As `negatives`, but each bootstrapped region counts by itself."""
+    """Same as `negatives`, but each bootstrapped region counts by itself."""
     first_rows: dict[Size, int] = field(default_factory=dict)
     """First row of each size that has the job's own regions."""
     lengths: Counter[int] = field(default_factory=Counter)

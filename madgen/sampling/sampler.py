@@ -53,6 +53,8 @@ class PanoramaSampler:
     Each thread needs its own sampler. Load samplers in half precision while no other one is sampling: loading changes
     PyTorch's default dtype temporarily, which some schedulers, such as LCMScheduler, compute in.
 
+    Examples:
+
     >>> sampler = PanoramaSampler.from_pretrained("demo", mad_steps=8)            # doctest: +SKIP
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
     """

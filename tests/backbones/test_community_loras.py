@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from madgen.backbones import Lora
 from madgen.backbones._loading import load_pipeline
@@ -17,7 +17,9 @@ PARTS = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora
 def layers(model):
     """Linear and convolutional layers of the attention blocks, and of text encoders."""
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and ("attentions" in name or "layers." in name):
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.search(
+            r"attentions|layers\.|text_projection", name
+        ):
             yield name, module
 
 
@@ -41,7 +43,7 @@ def kohya(pipeline, parts, alphas, skip="never"):
 
 def _old(part, name):
     """kohya's names of text encoder layers begin with `text_model`, whatever transformers calls them."""
-    return name if part == "unet" or name.startswith("text_model") else f"text_model.{name}"
+    return name if part == "unet" or name.startswith("text_") else f"text_model.{name}"
 
 
 def load(folder, *loras):
@@ -93,6 +95,16 @@ def test_every_module_has_the_strength_of_its_own_alpha_and_rank(name, alphas, t
     worst, changed = errors(folder, tmp_path / "lora.safetensors", -0.7, by_hand(tensors, -0.7))
     assert worst <= 1e-4
     assert changed == sum(key.endswith("lora_down.weight") for key in tensors) > 20
+    assert any("text_projection" in key for key in tensors) == (name == "sdxl")
+
+
+def test_block_names_of_the_original_sdxl_code_are_understood(tiny_xl, tmp_path):
+    tensors = kohya(load(tiny_xl), ("unet",), [1, 4], skip=r"^(?!down_blocks\.1\.attentions\.0\.transformer)")
+    original = {key.replace("down_blocks_1_attentions_0", "input_blocks_3_1"): value for key, value in tensors.items()}
+    save_file(original, tmp_path / "lora.safetensors")
+    worst, changed = errors(tiny_xl, tmp_path / "lora.safetensors", 1.0, by_hand(tensors, 1.0))
+    assert worst <= 1e-4
+    assert changed == len(tensors) // 3 > 0
 
 
 def test_a_lora_of_some_text_encoder_layers_is_applied(tiny, tmp_path):
@@ -152,6 +164,5 @@ def test_a_layer_of_another_model_is_refused(tiny, tmp_path):
     tensors = kohya(load(tiny), ("text_encoder",), [1])
     other = {key.replace("layers_0", "layers_70"): value for key, value in tensors.items()}
     save_file(other, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match="no layer lora_te_text_model_encoder_layers_70"):
+    with pytest.raises(UserError, match="text_encoder has no layer text_model_encoder_layers_70"):
         load(tiny, Lora(str(tmp_path / "lora.safetensors"), 1.0))
-    assert load_file(tmp_path / "lora.safetensors")

@@ -27,12 +27,12 @@ def lose(directory):
     "error", [FileNotFoundError(2, "gone"), NotADirectoryError(20, "gone"), UserError("no dataset")]
 )
 def test_it_is_told_as_what_it_is(directory, error):
-    with pytest.raises(type(error)), directory.disappearance_is_told():
+    with pytest.raises(type(error)), directory.reporting_disappearance():
         raise error
     lose(directory)
-    with pytest.raises(type(error)), directory.disappearance_is_told(began=lambda: False):
+    with pytest.raises(type(error)), directory.reporting_disappearance(began=lambda: False):
         raise error
-    with pytest.raises(OSError, match="has disappeared") as told, directory.disappearance_is_told():
+    with pytest.raises(OSError, match="has disappeared") as told, directory.reporting_disappearance():
         raise error
     assert told.value.errno == errno.ESTALE
 

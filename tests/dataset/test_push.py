@@ -206,6 +206,6 @@ def test_checksums_that_stores_tell_are_those_of_other_programs(tmp_path):
 def test_an_error_tells_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
     error = OSError("PUT https://host/x?X-Amz-Credential=AKIA0/eu&X-Amz-Signature=abcdef \n with hf_0123456789")
-    said = upload.told(error)
+    said = upload.describe_error(error)
     assert said == "OSError: PUT https://host/x?X-Amz-Credential=***&X-Amz-Signature=*** with ***"
     assert json.dumps(said)

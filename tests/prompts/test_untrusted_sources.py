@@ -1,6 +1,7 @@
 """Prompt files from elsewhere."""
 
 import gzip
+import json
 
 import pytest
 
@@ -31,6 +32,20 @@ def test_a_dataset_folder_reads_no_file_outside(data_files, tmp_path):
     with pytest.raises(UserError, match=r"secret\.jsonl|link\.jsonl") as error:
         texts(f"hf://{folder}")
     assert "outside the folder" in str(error.value)
+
+
+def test_a_saved_dataset_reads_no_file_outside(tmp_path):
+    import datasets
+
+    for name in ("saved", "secret"):
+        datasets.Dataset.from_dict({"prompt": [name]}).save_to_disk(tmp_path / name)
+    assert texts(f"hf://{tmp_path}/saved") == ["saved"]
+    state = tmp_path / "saved" / "state.json"
+    content = json.loads(state.read_text(encoding="utf-8"))
+    content["_data_files"] = [{"filename": f"../secret/{file['filename']}"} for file in content["_data_files"]]
+    state.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="outside the folder"):
+        texts(f"hf://{tmp_path}/saved")
 
 
 def test_a_dataset_folder_may_name_its_own_files(tmp_path):

@@ -140,5 +140,5 @@ def _copy(source: DatasetDir, stream: BinaryIO, entry: SampleEntry, tar: BinaryI
         digest.update(chunk)
         tar.write(chunk)
     if digest.hexdigest() != entry.sha256:
-        raise UserError(f"{stream.name}: {entry.key} is damaged; madgen verify {source.root} says how to mend it")
+        raise UserError(f"{stream.name}: {entry.key} is damaged; run madgen verify {source.root}")
     return replace(entry, offset=offset)

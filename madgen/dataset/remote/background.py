@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import told
+from madgen.dataset.remote.filesystem import describe_error
 from madgen.dataset.remote.push import Push, UnsentError, open_remote
 from madgen.utils.console import say
 from madgen.utils.errors import UserError
@@ -90,7 +90,7 @@ class BackgroundUpload:
         try:
             sender.shard(shard)
         except Exception as error:  # an upload must never stop the run
-            reason = str(error) if isinstance(error, UnsentError) else told(error)
+            reason = str(error) if isinstance(error, UnsentError) else describe_error(error)
             if not self._fails and not sender.stopping.is_set():
                 say(f"madgen: cannot upload to {self.url}: {reason}; sampling goes on, and it is tried again")
             self._fails = True

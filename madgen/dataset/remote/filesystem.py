@@ -157,7 +157,7 @@ def _git_blob(path: Path) -> str:
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Format an error as one line of at most 300 characters, with the values of secrets masked."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     text = re.sub(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|sig)=[^&\s]+", r"\1=***", text)

@@ -17,7 +17,7 @@ from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_at_hand, told
+from madgen.dataset.remote.filesystem import Remote, check_at_hand, describe_error
 from madgen.dataset.shards.journal import span_sha256
 from madgen.utils.errors import UserError
 
@@ -140,7 +140,7 @@ class Push:
                 attempts = min(attempts, 2) if is_hopeless(error) else attempts
                 wait = min(LONGEST_S, FIRST_S * 2**attempt) * random.uniform(0.5, 1.0)
                 if attempt + 1 >= attempts or self.stopping.wait(wait):
-                    raise UnsentError(f"{what}: {told(error)}") from error
+                    raise UnsentError(f"{what}: {describe_error(error)}") from error
         raise AssertionError("at least one attempt")
 
 
@@ -179,7 +179,7 @@ def open_remote(name: str, url: str) -> Remote:
     try:
         return Remote(url)
     except Exception as error:
-        raise UserError(f"{name}={url} cannot be used: {told(error)}") from error
+        raise UserError(f"{name}={url} cannot be used: {describe_error(error)}") from error
 
 
 def refuse_other(sender: Push, listing: Listing, manifest: Manifest, name: str) -> None:

@@ -54,7 +54,7 @@ def new_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 def shows(scene: Scene, text: str) -> bool:
-    """Whether a scene contains everything in a caption."""
+    """Return whether a scene contains everything in a caption."""
     return not _named(text) & ~_contents(scene)
 
 

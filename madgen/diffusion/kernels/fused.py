@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, CHANNELS = 32, 64
-"""Of a program of a kernel."""
+"""Block size of a kernel program."""
 DEEPEST = 64
 """Views on a cell at most: the kernel spells out each, and the compiler takes seconds for so many."""
 
@@ -34,11 +34,11 @@ class Rows:
     positions: Tensor
     """K times for each canvas cell, where in `cells` it occurs, the earlier view first; -1: less often [K, H * W]."""
     covers: Tensor
-    """How many views lie on each canvas cell, float32 [H * W]."""
+    """Number of views on each canvas cell, float32 [H * W]."""
 
 
 def is_possible(device: torch.device) -> bool:
-    """Whether the kernels run there."""
+    """Return whether the kernels run on a device."""
     return device.type == "cuda" and torch.version.hip is None and _kernels() is not None
 
 
@@ -62,14 +62,14 @@ def _positions(axis: Axis) -> tuple[Tensor, Tensor]:
 
 
 def takes(hidden: Tensor) -> bool:
-    """Whether the kernels take it; they bear no gradients."""
+    """Return whether the kernels accept a tensor; they compute no gradients."""
     bears = hidden.requires_grad and torch.is_grad_enabled()
     return hidden.is_contiguous() and not bears and hidden.dtype in DTYPES and _works(hidden.device, hidden.dtype)
 
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton can make the kernels and they give what they should: it needs a C compiler, and a GPU it knows."""
+    """Return whether Triton compiles the kernels, which needs a C compiler, and their results are right."""
     views = Views(Axis(1, 1, (0,)), Axis(3, 2, (0, 1)))
     rows, canvas = rows_of(views, device), torch.tensor([[[3.0], [5.0], [7.0]]], device=device, dtype=dtype)
     try:

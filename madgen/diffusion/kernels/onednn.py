@@ -30,9 +30,9 @@ two."""
 
 @cache
 def is_faster() -> bool:
-    """Whether this process is on such a processor, and PyTorch's oneDNN computes what MKL does.
+    """Return whether the processor is one of these, and PyTorch's oneDNN computes what MKL does.
 
-    Never found out by a clock: the same machine must give the same last bits every time.
+    Not measured at run time: the same machine must give the same last bits every time.
     """
     present = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -40,30 +40,30 @@ def is_faster() -> bool:
 
 
 def is_faster_in_attention() -> bool:
-    """As `is_faster`, with as many threads as there are now."""
+    """Return `is_faster` for the current number of threads."""
     return torch.get_num_threads() <= MOST_THREADS and is_faster()
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether it has products of these: float32 on a CPU, no gradient wanted."""
+    """Return whether oneDNN multiplies these tensors: float32 on a CPU, no gradient wanted."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and not (
         torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     )
 
 
 def attends(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor) -> bool:
-    """Whether its attention over these is faster, where `is_faster_in_attention`."""
+    """Return whether oneDNN attends over these tensors faster, given `is_faster_in_attention`."""
     return key_NHTD.shape[2] in KEYS and takes(query_NHLD, key_NHTD, value_NHTD)
 
 
 def linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`."""
+    """Compute `torch.nn.functional.linear`."""
     made: Tensor = (_linear_op if torch.compiler.is_compiling() else _linear)(input_ND, weight_KD, bias_K)
     return made
 
 
 def attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
-    """As `torch.nn.functional.scaled_dot_product_attention`."""
+    """Compute `torch.nn.functional.scaled_dot_product_attention`."""
     call = _attention_op if torch.compiler.is_compiling() else _attention
     made: Tensor = call(query_NHLD, key_NHTD, value_NHTD, scale).transpose(1, 2)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # files that `
 
 
 def is_hub(source: str) -> bool:
-    """Whether a source is a dataset, not a file."""
+    """Return whether a source is a dataset, not a file."""
     return source.startswith(SCHEME)
 
 
@@ -86,8 +86,12 @@ def _load(source: str, split: str, scratch: str) -> Any:
             owner, name, *config = source.removeprefix(SCHEME).split("/")
             return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
         if any((folder / name).is_file() for name in SAVED):
-            return _select_split(datasets.load_from_disk(str(folder)), source, split)
-        _check_inside(folder, source, scratch)
+            saved = datasets.load_from_disk(str(folder))
+            parts = saved.values() if isinstance(saved, dict) else [saved]
+            _check_inside(folder, source, (file["filename"] for part in parts for file in part.cache_files))
+            return _select_split(saved, source, split)
+        files = datasets.load_dataset_builder(str(folder), cache_dir=scratch).config.data_files or {}
+        _check_inside(folder, source, (str(file) for part in files.values() for file in part))
         # Streaming avoids a copy of local files in the user's cache.
         return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
     except UserError:
@@ -100,15 +104,12 @@ def _load(source: str, split: str, scratch: str) -> Any:
         ) from error
 
 
-def _check_inside(folder: Path, source: str, scratch: str) -> None:
-    """Raise UserError if the folder's README, or a link in it, makes the library read files outside of it."""
-    import datasets
-
-    builder = datasets.load_dataset_builder(str(folder), cache_dir=scratch)
+def _check_inside(folder: Path, source: str, files: Iterable[str]) -> None:
+    """Raise UserError if the folder's metadata, or a link in it, makes the library read files outside of it."""
     roots = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":  # a Hub cache links to its blobs
         roots.append(folder.resolve().parents[1] / "blobs")
-    for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
+    for file in files:
         if "://" in file or not any(Path(file).resolve().is_relative_to(root) for root in roots):
             raise UserError(
                 f"prompts.source={source} reads {file}, which is outside the folder; copy it into the folder"

@@ -16,7 +16,7 @@ BLOCK = 1 << 20  # bytes
 MAX_LINE = 16 << 20  # bytes
 BOM = b"\xef\xbb\xbf"
 BARE_CR = re.compile(rb"\r(?=[^\n])")
-MAX_TEXT = 1 << 30
+MAX_TEXT = 1 << 30  # bytes
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -36,16 +36,15 @@ def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def read_text(path: Path) -> str:
     """Read a whole file, for formats that cannot be read incrementally."""
-    pieces = []
+    content = bytearray()
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
-            pieces.append(piece)
-            if len(pieces) * BLOCK > MAX_TEXT:
+            content += piece
+            if len(content) > MAX_TEXT:
                 raise UserError(
                     f"{path} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
                 )
-    content = b"".join(pieces)
-    text, error = _decode(path, content, 1, 0)
+    text, error = _decode(path, bytes(content), 1, 0)
     if error is not None:
         raise error
     return text
@@ -56,9 +55,8 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     rest, number = b"", 1
     with _open(path) as stream:
         while piece := _read(stream, path, BLOCK):
-            piece = rest + piece
             # Bare carriage returns end lines too; one at the end of the piece may belong to a newline that follows.
-            piece = BARE_CR.sub(b"\n", piece)
+            piece = BARE_CR.sub(b"\n", rest + piece)
             cut = piece.rfind(b"\n") + 1
             if cut:
                 block = piece[:cut]
