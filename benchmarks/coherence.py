@@ -160,8 +160,8 @@ def run(study: Study, work: list[SampleBatch], cache: Path, options: argparse.Na
     spawn, features = multiprocessing.get_context("spawn"), cache.with_name(FEATURES)
     with (
         Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True)) as progress,
-        open(cache, "a") as stream,
-        open(features, "a") as features_stream,
+        open(cache, "a", encoding="utf-8") as stream,
+        open(features, "a", encoding="utf-8") as features_stream,
         ProcessPoolExecutor(min(options.workers, len(work)), spawn, _start_worker, (options.threads,)) as pool,
     ):
         bar = progress.add_task("panoramas", total=total)

@@ -63,7 +63,7 @@ def packed(features: np.ndarray) -> str:
 def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], options: Namespace) -> dict[str, float]:
     """Return 1000 times the Fréchet distance of each setting; cached in `fidelity.json` where features are missing."""
     store, features = folder / "fidelity.json", _read(folder / "features.txt")
-    known = json.loads(store.read_text()) if store.exists() else {}
+    known = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     names = {f"{setting.group}: {setting.name}": list(of_setting) for setting, of_setting in keys.items()}
     fresh = {
         name: of_setting
@@ -76,14 +76,14 @@ def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], optio
             known[name] = round(
                 1000 * frechet_distance(np.concatenate([features[key] for key in of_setting]), reference), 3
             )
-        store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+        store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {name: known[name] for name in names if name in known}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
-    lines = (line.split(" ") for line in path.read_text().splitlines())
+    lines = (line.split(" ") for line in path.read_text(encoding="utf-8").splitlines())
     width = _width()
     return {
         key: np.frombuffer(base64.b64decode(text), np.float16).astype(np.float64).reshape(-1, width)
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _width() -> int:
-    return json.loads((CLIP_WEIGHTS / "config.json").read_text())["projection_dim"]
+    return json.loads((CLIP_WEIGHTS / "config.json").read_text(encoding="utf-8"))["projection_dim"]
 
 
 def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:

@@ -92,7 +92,7 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: 
     ]
     for group, members in groups.items():
         parts.append(f"## {group}\n\n{table({setting: rows[setting] for setting in members}, steps, distances)}\n")
-    (folder / "report.md").write_text("\n".join(parts))
+    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
     try:
         import matplotlib
     except ImportError:

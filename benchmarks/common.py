@@ -58,7 +58,7 @@ def new_dataset(
     root: Path, prompts: Iterable[str], sampling: Mapping[str, Any], output: Mapping[str, Any]
 ) -> ResolvedRun:
     """Write `prompts.txt`, `job.yaml` and `out/dataset.json` of a job on the demo backbone."""
-    (root / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    (root / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
     job = {
         "backbone": {"pretrained": "demo"},
         "sampling": dict(sampling),

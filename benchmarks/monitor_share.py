@@ -38,9 +38,9 @@ def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def cpu_time_of_children() -> float:
     """Return the CPU time of running child processes."""
     fields = (
-        Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         for children in Path("/proc/self/task").glob("*/children")
-        for child in children.read_text().split()
+        for child in children.read_text(encoding="utf-8").split()
     )
     return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 

@@ -39,7 +39,7 @@ def write_prompts(path: Path, kind: str, count: int) -> None:
             for start in range(0, count, ROW_GROUP):
                 writer.write_table(pa.table({"prompt": list(captions(min(count, start + ROW_GROUP), start))}))
         return
-    with open(path, "w") as stream:
+    with open(path, "w", encoding="utf-8") as stream:
         if kind == "csv":
             stream.write("prompt\n")
         for number, caption in enumerate(captions(count)):
@@ -57,7 +57,8 @@ def plan(folder: Path, source: Path) -> Measured:
     job = folder / "job.yaml"
     job.write_text(
         f"backbone: {{pretrained: demo}}\nsampling: {{height: 128, width: 768}}\n"
-        f"prompts: {{source: {json.dumps(str(source))}}}\noutput: {{samples_per_shard: 1000}}\n"
+        f"prompts: {{source: {json.dumps(str(source))}}}\noutput: {{samples_per_shard: 1000}}\n",
+        encoding="utf-8",
     )
     return measure(["plan", job, "--json"], folder)
 

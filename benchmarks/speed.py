@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace, log: Path) -> None:
             row |= run_row(function, bench, int(min(limit, left)) if bounded else 0)
             row["took"] = time.monotonic() - began
         bench.known[name] = row
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps({key: value for key, value in row.items() if key not in run}), flush=True)
 
@@ -176,7 +176,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

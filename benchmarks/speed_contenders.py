@@ -169,7 +169,11 @@ def bare(backbone: Any, views: int, compiled: Any = None) -> Run:
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Discard the output of other code."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
         yield
 
 

@@ -17,7 +17,7 @@ GIB = 2**30
 def read(log: Path) -> Rows:
     """Return the newest successful row of each name, or the failed one."""
     rows: Rows = {}
-    for line in log.read_text().splitlines() if log.exists() else []:
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
         row = json.loads(line)
         key = row["kind"], row["row"]
         if key not in rows or "failed" not in row or "failed" in rows[key]:
@@ -222,7 +222,7 @@ def write_report(log: Path, out: Path) -> None:
         lines += ["", "Reasons for missed targets:", "", *reasons]
     for kind in sorted(kinds, key=_gpu_first):
         lines += ["", f"## {kind}", *_section({name: row for (of, name), row in rows.items() if of == kind})]
-    (out / "speed.md").write_text("\n".join(lines) + "\n")
+    (out / "speed.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     content = {
         "targets": [
             {"figure": f, "target": t, "measured": v and v[0], "met": v and v[1], "how": v and v[2]}
@@ -230,7 +230,7 @@ def write_report(log: Path, out: Path) -> None:
         ],
         "rows": list(rows.values()),
     }
-    (out / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "speed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(rows, out / "speed.png")
 
 

@@ -402,7 +402,9 @@ def generate(bench: Bench) -> Row:
         if bench.shape != "demo":
             model = str(root / "model")
             bench.pipeline.save_pretrained(model)
-        (root / "prompts.txt").write_text("".join(f"{kind} over the sea\n" for kind in range(bench.panoramas)))
+        (root / "prompts.txt").write_text(
+            "".join(f"{kind} over the sea\n" for kind in range(bench.panoramas)), encoding="utf-8"
+        )
         dtype = str(bench.dtype).removeprefix("torch.")
         job_of = lambda out: load_job(  # noqa: E731
             [],
@@ -450,7 +452,7 @@ def generate(bench: Bench) -> Row:
         for round_ in range(min(2, bench.rounds)):
             measured["sampler"].append(loop() / bench.panoramas)
             measured["generate"].append(generate_job(f"out{round_}") / bench.panoramas)
-        sidecar = json.loads(next((root / "out0" / "shards").glob("*.json")).read_text())
+        sidecar = json.loads(next((root / "out0" / "shards").glob("*.json")).read_text(encoding="utf-8"))
     return {
         "steps": steps,
         "panoramas": bench.panoramas,

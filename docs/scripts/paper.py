@@ -26,13 +26,13 @@ def main() -> None:
     parts = [INTRODUCTION]
     for name in NAMES:
         results = Path(sys.argv[1], name)
-        text = next(results.glob("*.md")).read_text().strip().replace("\n## ", "\n### ")
+        text = next(results.glob("*.md")).read_text(encoding="utf-8").strip().replace("\n## ", "\n### ")
         parts.append(f"#{text}\n\n`jobs/paper/{name}.yaml`\n")
         for picture in sorted(results.glob("*.png")):
             target = f"{IMAGES}/{picture.name if picture.stem == name else f'{name}-{picture.name}'}"
             Image.open(picture).convert("RGB").quantize(64).save(DOCS / target, optimize=True)
             parts.append(f"![{picture.stem} of {name}]({target})\n")
-    (DOCS / "paper-demo.md").write_text("\n".join(parts))
+    (DOCS / "paper-demo.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

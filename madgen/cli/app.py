@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from madgen.cli import dataset, evaluate, generate
-from madgen.utils.console import log_to_stderr
+from madgen.utils.console import log_to_stderr, print_anything
 from madgen.utils.errors import UserError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ STORAGE_ERRORS = {
 
 def main() -> None:
     """Run the command line. Exit status: 0 complete, 2 wrong input, 3 stopped early, 4 quarantined samples, 1 a bug."""
+    print_anything()
     log_to_stderr()
     try:
         sys.exit(app(standalone_mode=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -160,11 +161,12 @@ def submit(script: str, chain: int = 1) -> list[str]:
     ids: list[str] = []
     for _ in range(chain):
         after = [f"--dependency=afterany:{ids[-1]}"] if ids else []
-        done = subprocess.run(["sbatch", "--parsable", *after], input=script, capture_output=True, text=True)
+        command = ["sbatch", "--parsable", *after]
+        done = subprocess.run(command, input=os.fsencode(script), capture_output=True)
         if done.returncode != 0:
             earlier = f"; already submitted: {', '.join(ids)}" if ids else ""
-            raise UserError(f"sbatch failed: {done.stderr.strip() or done.stdout.strip()}{earlier}")
-        ids.append(done.stdout.strip().partition(";")[0])
+            raise UserError(f"sbatch failed: {os.fsdecode(done.stderr or done.stdout).strip()}{earlier}")
+        ids.append(os.fsdecode(done.stdout).strip().partition(";")[0])
     return ids
 
 

@@ -87,4 +87,4 @@ def request_requeue(reason: str) -> None:
     """Write the reason to the file that `slurm/*.sbatch` watch: they requeue the job when all ranks have ended."""
     if path := os.environ.get("MADGEN_STOPPED"):
         with contextlib.suppress(OSError):
-            Path(path).write_text(f"{reason}\n")
+            Path(path).write_text(f"{reason}\n", encoding="utf-8")

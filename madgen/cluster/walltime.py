@@ -73,7 +73,7 @@ def job_end(environment: Mapping[str, str] = os.environ) -> float | None:
         return None
     try:
         command = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", "%e"]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        return datetime.fromisoformat(output.split()[0]).timestamp()
+        output = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
+        return datetime.fromisoformat(output.split()[0].decode()).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -221,7 +221,7 @@ def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manife
     return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip))
 
 
-def at_hand(job: Job, config: str | None = None) -> bool:
+def has_local_weights(job: Job, config: str | None = None) -> bool:
     """Return whether all weights that `build` needs are on this machine."""
     backbone = job.backbone
     ids = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]

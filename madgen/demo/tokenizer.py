@@ -28,8 +28,10 @@ def build_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
             if (letter, ending) not in merges:
                 merges.append((letter, ending))
                 tokens.append(letter + ending)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8"
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     tokenizer = CLIPTokenizer(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),

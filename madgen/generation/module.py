@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import lightning
 import torch
 
@@ -11,7 +13,8 @@ from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Batch, Panoramas
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 
 class PanoramaModule(lightning.LightningModule):
@@ -26,7 +29,7 @@ class PanoramaModule(lightning.LightningModule):
         """Load the backbone straight onto this process's device, unless nothing is left to do."""
         if self.attempts is None and not getattr(self.trainer.datamodule, "finished", False):
             if self.job.backbone.compile and self.trainer.is_global_zero:
-                say("madgen: compiling kernels for the first panoramas of each size takes a minute or more")
+                logger.warning("compiling kernels for the first panoramas of each size takes a minute or more")
             self.attempts = load(self.job, self.trainer.strategy.root_device)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

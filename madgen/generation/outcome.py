@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,8 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import remove_work
 from madgen.monitoring.status import status
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 COMPLETE, STOPPED, QUARANTINED = 0, 3, 4
 
@@ -66,20 +68,20 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
         return
     state, job, out = outcome.state, run.job, run.directory.root
     rate = outcome.generated / outcome.seconds if outcome.seconds > 0 else 0.0
-    say(
+    logger.info(
         f"{state['done']} of {state['planned']} panoramas in {out}/shards; "
         f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate:.2f}/s)"
     )
     if state["quarantined"]:
         again = "" if outcome.tripped else "; to retry them, rerun the same command with retry=quarantined"
-        say(f"{state['quarantined']} quarantined, see {out}/quarantine.jsonl{again}")
+        logger.info(f"{state['quarantined']} quarantined, see {out}/quarantine.jsonl{again}")
     if outcome.tripped:
-        say(f"madgen: {outcome.tripped}; fix the cause, then rerun with retry=quarantined")
+        logger.warning(f"{outcome.tripped}; fix the cause, then rerun with retry=quarantined")
     elif outcome.unsent is not None:
         url = job.output.upload
-        say(f"madgen: the upload to {url} is not complete: {outcome.unsent}; "
+        logger.warning(f"the upload to {url} is not complete: {outcome.unsent}; "
             f"rerun the same command, or run madgen push {out} {url}")  # fmt: skip
     elif outcome.code == STOPPED:
-        say("stopped early: rerun the same command to resume")
+        logger.info("stopped early: rerun the same command to resume")
     elif outcome.generated:
-        say(f"next: madgen preview {out}    madgen verify {out}")
+        logger.info(f"next: madgen preview {out}    madgen verify {out}")

@@ -6,6 +6,7 @@ Independent of Lightning. A retry never changes the seed: it samples the same pa
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Attempt, Task
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -72,7 +74,7 @@ class RobustSampler:
         )
         if self._fallbacks:
             size = f"{tasks[0].prompt.height}x{tasks[0].prompt.width} px, batches of {len(tasks)}"
-            say(f"madgen: out of memory at {size}; from now on {'; '.join(self._fallbacks)}")
+            logger.warning(f"out of memory at {size}; from now on {'; '.join(self._fallbacks)}")
         return attempts
 
     def _finished(self, task: Task, attempt: Attempt) -> Attempt:

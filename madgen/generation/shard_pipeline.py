@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,8 @@ from madgen.generation.work_queue import WorkQueue
 from madgen.monitoring.observer import Observer, ShardDone
 from madgen.monitoring.rate import Rate
 from madgen.types import Attempt, Batch, Panoramas, Record
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 UPLOAD = "upload"
 """Lease of the process that uploads the shards that earlier runs left."""
@@ -133,7 +135,7 @@ class ShardPipeline:
         self._count(failed=attempt.image_HWC is None and attempt.reason != UNSAFE)
         if attempt.image_HWC is None:
             shard.quarantine(position, attempt.reason or "unknown", attempt.detail)
-            say(f"madgen: {task.key} is quarantined: {attempt.reason}: {attempt.detail}")
+            logger.warning(f"{task.key} is quarantined: {attempt.reason}: {attempt.detail}")
             return
         metadata = with_changes(sample_metadata(task, self.queue.run.sample_settings), attempt.changes)
         metadata = with_scores(metadata, self._pixel_scores(attempt.image_HWC))
@@ -166,5 +168,5 @@ class ShardPipeline:
             try:
                 getattr(observer, event)(*arguments)
             except Exception as error:
-                say(f"madgen: {type(observer).__name__} is off: {error!r}")
+                logger.warning(f"{type(observer).__name__} is off: {error!r}")
                 self.observers.remove(observer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -19,12 +20,13 @@ from madgen.config.schema import check_url
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_at_hand, describe_error
+from madgen.dataset.remote.filesystem import Remote, check_client_installed, describe_error
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
 from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.utils.console import say
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 15.0
 """Longest wait for the upload target before a run starts."""
@@ -48,7 +50,7 @@ def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
         pushed = push(directory, url, _reporter(progress, url), name)
     if pushed.sent or pushed.complete:
         checked = ", ".join(f"{count} by {how}" for how, count in sorted(pushed.verified.items()))
-        say(
+        logger.info(
             f"{'uploaded to' if pushed.complete else 'partly uploaded to'} {url}: {pushed.sent} files sent "
             f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} unchanged"
         )
@@ -62,7 +64,7 @@ def _reporter(progress: Progress, url: str) -> Callable[[int, int, int], None]:
         nonlocal due
         progress.update(task, completed=done, total=shards)
         if progress.disable and time.monotonic() >= due:
-            say(f"uploading to {url}: {done} of {shards} shards uploaded, {sent_bytes / 1e6:.1f} MB sent")
+            logger.info(f"uploading to {url}: {done} of {shards} shards uploaded, {sent_bytes / 1e6:.1f} MB sent")
             due = time.monotonic() + LOG_EVERY_S
 
     return report
@@ -74,9 +76,9 @@ def push_now(directory: DatasetDir, url: str) -> int:
     _check_outside(directory, open_remote("URL", url), "URL")
     pushed = push_with_progress(directory, url, "URL")
     if pushed.trouble:
-        say(f"madgen: the upload is not complete: {pushed.trouble}; rerun the same command to resume")
+        logger.warning(f"the upload is not complete: {pushed.trouble}; rerun the same command to resume")
     elif not pushed.complete:
-        say(f"madgen: {pushed.shards_left} shards are not generated yet; push again when the dataset is complete")
+        logger.warning(f"{pushed.shards_left} shards are not generated yet; push again when the dataset is complete")
     return COMPLETE if pushed.complete else STOPPED
 
 
@@ -99,7 +101,7 @@ def check_upload_target(run: ResolvedRun) -> None:
     url = run.job.output.upload
     if url is None:
         return
-    check_at_hand("output.upload", url)
+    check_client_installed("output.upload", url)
     content = _content(run)
     errors: list[BaseException] = []
 
@@ -121,4 +123,6 @@ def check_upload_target(run: ResolvedRun) -> None:
         raise UserError(f"output.upload={url} cannot be used: {describe_error(errors[0].__cause__ or errors[0])}")
     if (errors or thread.is_alive()) and rank() == 0:
         why = describe_error(errors[0].__cause__ or errors[0]) if errors else f"no answer in {CHECK_TIMEOUT_S:.0f} s"
-        say(f"madgen: output.upload={url} cannot be reached now ({why}); sampling continues, and uploads are retried")
+        logger.warning(
+            f"output.upload={url} cannot be reached now ({why}); sampling continues, and uploads are retried"
+        )

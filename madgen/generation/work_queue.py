@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from madgen.planning.forecast import view_costs, view_geometry
 from madgen.planning.order import LEASES_CHECKED, claim_order, rotated, shard_costs
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.types import Batch, Prompt
-from madgen.utils.console import say
+
+logger = logging.getLogger(__name__)
 
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 5.0
 """Time between two looks at the disk while other workers hold all leases."""
@@ -116,7 +118,7 @@ class WorkQueue:
             self.out_of_time = reason
             self.stop()
             if self.rank == 0:
-                say(f"madgen: {reason}")
+                logger.warning(reason)
         return not self.stopping
 
     def _leases(self) -> Iterator[OpenShard]:

@@ -13,7 +13,7 @@ from madgen.backbones import BackboneSpec, backbone_module
 from madgen.cluster.launch import rank
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
-from madgen.dataset.remote.filesystem import check_at_hand
+from madgen.dataset.remote.filesystem import check_client_installed
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.weights import lora_file, without_retries
@@ -54,7 +54,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     """
     job, plan, files = run.job, run.plan, run.files
     if job.output.upload is not None:
-        check_at_hand("output.upload", job.output.upload)
+        check_client_installed("output.upload", job.output.upload)
     spec, assumed = _spec(run, assume_spec)
     for lora in job.backbone.loras:
         lora_file(lora.weights)  # raises UserError if it does not exist

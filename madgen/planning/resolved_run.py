@@ -54,7 +54,7 @@ class ResolvedRun:
     @property
     def weights_are_local(self) -> bool:
         """True if everything that identifies the weights is on this machine."""
-        return manifest.at_hand(self.job, self._config)
+        return manifest.has_local_weights(self.job, self._config)
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -1,8 +1,11 @@
-"""The command line's log on stderr, and durations as text."""
+"""The command line's streams and its log on stderr, and durations as text."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
+import json
 import logging
 import sys
 
@@ -16,18 +19,29 @@ class StderrHandler(logging.Handler):
             print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
+def escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what a terminal's encoding lacks as in JSON (`\\u6771`), and undecodable bytes of a path as they were."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= letter <= "\udcff" for letter in text):
+        return text.encode("ascii", "surrogateescape"), error.end
+    return json.dumps(text)[1:-1], error.end
+
+
+def print_anything() -> None:
+    """Let stdout and stderr escape what their encoding lacks, instead of raising UnicodeEncodeError."""
+    codecs.register_error("madgen.escape", escape_unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="madgen.escape")
+
+
 def log_to_stderr() -> None:
     """Show madgen's log on stderr from now on. Programs that import madgen configure `logging` themselves."""
     logger = logging.getLogger("madgen")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         logger.addHandler(StderrHandler())
-
-
-def say(text: str) -> None:
-    """Log a line: a warning if it starts with `madgen: `, else information."""
-    level = logging.WARNING if text.startswith("madgen: ") else logging.INFO
-    logging.getLogger("madgen").log(level, text.removeprefix("madgen: "))
 
 
 def eta_text(seconds: float) -> str:

@@ -110,7 +110,7 @@ def test_signal_during_start_up_stops_early(job_file, tmp_path, number):
     caught = 0
     while not caught & 1 << (number - 1):
         assert process.poll() is None
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     process.send_signal(number)
     assert "stopped before it began" in process.communicate(timeout=600)[1]

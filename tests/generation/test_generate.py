@@ -177,7 +177,7 @@ def interrupt(start, job_file, folder, *signals, devices):
     job = ("generate", job_file, "output.dir=cut", *SHARDS_OF_ONE)
     if devices == 1:
         process = Forked(job, folder, environment(), STOP_AFTER_TWO)
-        until(lambda: "State:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "two shards")
+        until(lambda: "State:\tT" in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"), "two shards")
     else:
         process = start(*job, f"trainer.devices={devices}")
         until(

@@ -55,7 +55,7 @@ def test_silent_and_dead_workers_are_reported(running, tmp_path):
 def text(state):
     from rich.console import Console
 
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     console.print(page(state))
     return console.export_text()
 

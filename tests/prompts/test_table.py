@@ -229,8 +229,8 @@ def test_errors_are_reported_in_the_order_of_rows_up_to_the_limit(tmp_path):
 def job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (128, 64), 255).save("mask.png")
-    Path("p.txt").write_text("a hill\na lake\n")
-    Path("p.jsonl").write_text('{"prompt": "a", "regions": [{"mask": "mask.png", "prompt": "b"}]}\n')
+    Path("p.txt").write_text("a hill\na lake\n", encoding="utf-8")
+    Path("p.jsonl").write_text('{"prompt": "a", "regions": [{"mask": "mask.png", "prompt": "b"}]}\n', encoding="utf-8")
 
     def load(*overrides):
         return load_job([], ["prompts.source=p.txt", "sampling.height=64", "sampling.width=128", *overrides])

@@ -33,7 +33,7 @@ def conf():
     if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
         pytest.skip("a local SLURM needs root on Debian")
     env = {**os.environ, "SLURM_LOCAL_CPUS": "128", "SLURM_LOCAL_WAIT": "300"}  # enough for the guide's jobs
-    with open(Path(tempfile.gettempdir()) / "madgen-slurm-tests", "w") as alone:
+    with open(Path(tempfile.gettempdir()) / "madgen-slurm-tests", "w", encoding="utf-8") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)  # a concurrent test run would share the cluster and take it down
         up = subprocess.run([SCRIPT, "up"], env=env, capture_output=True, text=True, timeout=600, check=False)
         if up.returncode != 0:
@@ -270,7 +270,9 @@ def test_job_is_not_requeued_beyond_max_restarts(cluster):
 
 def is_pending(process, number):
     """Return whether a signal is pending for a stopped process."""
-    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    masks = re.findall(
+        r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 

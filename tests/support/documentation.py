@@ -34,7 +34,7 @@ class Block:
 
 def blocks(page: Path, *languages: str) -> Iterator[Block]:
     """Yield the blocks of some languages in order."""
-    for match in BLOCK.finditer(page.read_text()):
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         if match["language"] in languages:
             yield Block(page, match["language"], match["text"], match["note"] or "")
 
@@ -47,4 +47,6 @@ def named_command(name: str) -> str:
 
 def inline_code(page: Path) -> list[str]:
     """Return the code spans in the text of a page."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL))
+    return re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    )

@@ -154,7 +154,7 @@ class Vanishing:
         kind = f"{event} {last.parent.name}/*{sort}"
         if self.on and kind not in self.met:
             self.on = False
-            with open(self.log, "a") as log:
+            with open(self.log, "a", encoding="utf-8") as log:
                 log.write(f"{kind}\n")
             if ctypes.CDLL(None).umount2(os.fsencode(self.disk), MNT_DETACH):
                 os._exit(99)
@@ -213,9 +213,9 @@ def run(disk: str, folder: Path, root: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS | CLONE_NEWUSER):
         raise OSError(ctypes.get_errno(), "unshare")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1", encoding="utf-8")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1", encoding="utf-8")
     mount("--make-rprivate", "/")
     bench = Bench(folder, root.name)
     SCENARIOS[disk][1](bench)

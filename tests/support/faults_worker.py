@@ -14,7 +14,7 @@ from typing import Any
 
 import madgen.cli.app
 import madgen.dataset.shards.leases
-import madgen.generation.run
+import madgen.generation.run  # noqa: F401 -- patched in it
 from madgen.generation import shard_pipeline
 from madgen.sampling.sampler import PanoramaSampler
 

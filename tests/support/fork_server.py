@@ -25,7 +25,7 @@ def warm_up() -> None:
     """Import all of madgen, and the parts of libraries that are loaded when they are first used."""
     import pandas  # noqa: F401 -- imported by pyarrow for its first table
     import pyarrow.parquet  # noqa: F401
-    import rich.progress
+    import rich.progress  # noqa: F401
     import rich.table  # noqa: F401
     import tqdm
 
@@ -94,7 +94,7 @@ def become(request: bytes) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin.close()
-    sys.stdin = open(os.devnull)  # noqa: SIM115
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     status = 1
     try:
         function, arguments = pickle.loads(request)  # noqa: S301 -- from the tests

@@ -67,7 +67,7 @@ def serve() -> None:
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(HERE / "fork_server.py"), str(listener.fileno())]
-    with open(os.path.join(folder.name, "log"), "w") as log:
+    with open(os.path.join(folder.name, "log"), "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()]
         )

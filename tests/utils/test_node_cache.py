@@ -34,7 +34,7 @@ def ask(file: Path, log: Path, seconds: float = 0.0) -> str:
     """Ask as one process does; log each read of the file."""
 
     def answer(stream) -> str:
-        with open(log, "a") as lines:
+        with open(log, "a", encoding="utf-8") as lines:
             lines.write("read\n")
         time.sleep(seconds)
         return f"bytes: {len(stream.read())}"

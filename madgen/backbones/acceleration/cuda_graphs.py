@@ -5,6 +5,7 @@ The kernels, and therefore the bytes, are the same.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from madgen.utils.console import say
+logger = logging.getLogger(__name__)
+
 
 MAX_CELLS = 2 * 32 * 64**2
 """Largest pass in latent cells that is captured; larger ones take the GPU longer than the CPU needs to launch them.
@@ -90,7 +92,7 @@ class Graphs:
         # Outside of `except`, so that the frames that hold the graph and its tensors are freed.
         self._off = True
         self._drop()
-        say(f"madgen: CUDA graphs are disabled, which may be slower: {reason}")
+        logger.warning(f"CUDA graphs are disabled, which may be slower: {reason}")
         return run
 
     def _drop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.remote.filesystem import describe_error
 from madgen.dataset.remote.push import Push, UnsentError, open_remote
-from madgen.utils.console import say
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PAUSE_S = 30.0
 """Pause after a failed shard, which is then retried after the others."""
@@ -51,7 +53,7 @@ class BackgroundUpload:
         while self._thread is not None and self._thread.is_alive() and not stopped():
             self._thread.join(0.2)
             if time.monotonic() >= due and (left := self._queue.qsize()):
-                say(f"uploading to {self.url}: {left} {'shards' if left > 1 else 'shard'} to go")
+                logger.info(f"uploading to {self.url}: {left} {'shards' if left > 1 else 'shard'} to go")
                 due = time.monotonic() + TELL_EVERY_S
         self.stop()
 
@@ -71,7 +73,8 @@ class BackgroundUpload:
         try:
             sender = Push(self.directory, open_remote("output.upload", self.url), stopping)
         except UserError as error:
-            return say(f"madgen: {error}")
+            logger.warning(str(error))
+            return
         with contextlib.suppress(UnsentError, OSError):
             if sweep():
                 listing = sender.listing()
@@ -81,7 +84,7 @@ class BackgroundUpload:
         while (shard := todo.get()) is not None and not stopping.is_set():
             if not self._send(sender, shard) and not finishing.wait(PAUSE_S):
                 todo.put(shard)
-        return None
+        return
 
     def _send(self, sender: Push, shard: str) -> bool:
         """Upload a shard; return False if it must be retried."""
@@ -92,10 +95,10 @@ class BackgroundUpload:
         except Exception as error:  # an upload must never stop the run
             reason = str(error) if isinstance(error, UnsentError) else describe_error(error)
             if not self._fails and not sender.stopping.is_set():
-                say(f"madgen: cannot upload to {self.url}: {reason}; sampling goes on, and it is tried again")
+                logger.warning(f"cannot upload to {self.url}: {reason}; sampling goes on, and it is tried again")
             self._fails = True
             return False
         if self._fails:
-            say(f"madgen: uploading to {self.url} works again")
+            logger.warning(f"uploading to {self.url} works again")
             self._fails = False
         return True

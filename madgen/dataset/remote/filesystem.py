@@ -27,7 +27,7 @@ SAME = {"s3a": "s3", "gcs": "gs", "local": "file"}
 READ = 2**20  # bytes at a time
 
 
-def check_at_hand(name: str, url: str) -> None:
+def check_client_installed(name: str, url: str) -> None:
     """Raise UserError if no file system for the URL's protocol is installed, without network access."""
     from fsspec.registry import known_implementations, registry
 

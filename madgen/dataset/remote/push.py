@@ -17,7 +17,7 @@ from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_at_hand, describe_error
+from madgen.dataset.remote.filesystem import Remote, check_client_installed, describe_error
 from madgen.dataset.shards.journal import span_sha256
 from madgen.utils.errors import UserError
 
@@ -175,7 +175,7 @@ def push(
 
 def open_remote(name: str, url: str) -> Remote:
     """Open a remote folder. Raises UserError if its file system is unknown, not installed or fails to open."""
-    check_at_hand(name, url)
+    check_client_installed(name, url)
     try:
         return Remote(url)
     except Exception as error:

@@ -50,7 +50,8 @@ class Process:
 def _boot_id() -> str:
     """Return an id of the boot and PID namespace within which a PID is unambiguous; '' if unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return boot + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

@@ -118,7 +118,7 @@ def _remove_paths(folder: Path) -> None:
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
