@@ -38,6 +38,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def _changed(config: Any) -> dict[str, Any]:
+    """Return the fields of a config that differ from their defaults."""
+    return {each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default}
+
+
 def require_job(value: Any) -> Job:
     """Return `value` if it is a Job; raise UserError otherwise, for example for the path of a job file."""
     _check(isinstance(value, Job), f"job must be a madgen.Job, see madgen.load_job(path), got {value!r}")
@@ -154,6 +159,78 @@ class MadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """How the views' noise predictions are merged, in the steps in which attention is not merged."""
+
+    operator: str = "average"
+    """`average`: the mean of the views, with `weights` (MultiDiffusion, Guided Fusion). `swap`: each column of an
+    overlap is taken from one view, in turn, which keeps the high frequencies that averaging removes (SaFa)."""
+    weights: str = "uniform"
+    """Weights of `average` within a view: `uniform`, `radial` (linear, 1 in the middle, 0 in the corner; Guided Fusion)
+    or `gaussian` (Mixture of Diffusers)."""
+    width: int = 1
+    """Width of the stripes of `swap` in latent cells, > 0."""
+    reference_steps: int = 0
+    """Number of steps, from the first one on, in which `swap` takes every other row in the middle of a view, where no
+    other view lies, from a reference view, >= 0 (SaFa). Needs `layout: overlapping`, no MAD, no regions, and a scheduler
+    whose steps do not depend on earlier ones, such as DDIM."""
+
+    def __post_init__(self) -> None:
+        _one_of("method.merge.operator", self.operator, ("average", "swap"))
+        _one_of("method.merge.weights", self.weights, ("uniform", "radial", "gaussian"))
+        _check(self.width > 0, f"method.merge.width must be > 0 latent cells, got {self.width}")
+        _check(self.reference_steps >= 0, f"method.merge.reference_steps must be >= 0, got {self.reference_steps}")
+        swaps = self.operator == "swap"
+        _check(
+            self.weights == "uniform" or not swaps,
+            f"method.merge.weights={self.weights} has no effect with operator=swap; set it to uniform",
+        )
+        _check(
+            self.width == 1 or swaps,
+            f"method.merge.width={self.width} has no effect with operator=average; set it to 1, or operator=swap",
+        )
+        _check(
+            self.reference_steps == 0 or swaps,
+            f"method.merge.reference_steps={self.reference_steps} needs operator=swap, not {self.operator}; set it to 0",
+        )
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether predictions are merged by their plain mean."""
+        return self.operator == "average" and self.weights == "uniform"
+
+    @property
+    def summary(self) -> str:
+        """The settings that differ from the defaults, as on the command line."""
+        return ", ".join(f"method.merge.{name}={value}" for name, value in _changed(self).items())
+
+    def check_steps(self, mad_steps: int, num_inference_steps: int) -> None:
+        """Raise UserError if the merge has no effect in so few denoising steps."""
+        _check(
+            self.is_mean or mad_steps < num_inference_steps,
+            f"{self.summary} has no effect: attention is merged in all of sampling.num_inference_steps="
+            f"{num_inference_steps} steps; set method.mad.steps={mad_steps} below it, or to 0 to disable MAD",
+        )
+        _check(
+            self.reference_steps <= num_inference_steps,
+            f"method.merge.reference_steps must be <= sampling.num_inference_steps={num_inference_steps}, "
+            f"got {self.reference_steps}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """The initial noise."""
+
+    align: float = 0.0
+    """Spherical interpolation of the initial noise towards the noise of one view, tiled: 0 is independent noise, 1 the
+    same noise in every tile (style alignment, Guided Fusion), 0..1."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.align <= 1, f"method.noise.align must be in 0..1, got {self.align}; 0 disables it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyncConfig:
     """SyncDiffusion: gradient steps that reduce the LPIPS distance between each view and the middle view."""
 
@@ -201,14 +278,37 @@ class MethodConfig:
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
     mad: MadConfig = field(default_factory=MadConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     regions: RegionsConfig = field(default_factory=RegionsConfig)
 
     def __post_init__(self) -> None:
+        layout, merge = self.views.layout, self.merge
+        _check(
+            merge.is_mean or layout != "whole",
+            f"{merge.summary} has no effect with layout=whole, which has a single view; remove it",
+        )
+        reference = f"method.merge.reference_steps={merge.reference_steps}"
+        _check(
+            not merge.reference_steps or layout == "overlapping",
+            f"{reference} needs views that stay in place, got method.views.layout={layout}; use overlapping",
+        )
+        _check(
+            not merge.reference_steps or (self.mad.steps == 0 and self.mad.cross_attention == "scheduled"),
+            f"{reference} acts in the first steps, in which method.mad merges attention; set method.mad.steps=0 and "
+            "method.mad.cross_attention=scheduled",
+        )
         _check(
             not (self.sync.weight and self.views.layout == "whole"),
             "method.sync compares views, but layout=whole has only one; set method.sync.weight to 0",
         )
+
+    @property
+    def operators(self) -> str:
+        """The settings of `merge` and `noise` that differ from the defaults, as on the command line; may be empty."""
+        align = [f"method.noise.align={self.noise.align}"] if self.noise.align else []
+        return ", ".join([*filter(None, [self.merge.summary]), *align])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -533,6 +633,7 @@ class Job:
             first is None or first < steps,
             f"method.views.overlap_from={first} must be < sampling.num_inference_steps={steps}; set it to null",
         )
+        self.method.merge.check_steps(self.method.mad.steps, steps)
         _check(
             self.sampling.guidance_steps is None or not self.method.sync.weight,
             "method.sync needs guidance in every step; set sampling.guidance_steps to null",

@@ -135,11 +135,22 @@ def _table(manifest: Manifest, facts: Facts) -> str:
         "backbone": f"{escaped(job['backbone']['pretrained'])}, {backbone['dtype']}, weights `{backbone['weights']}`",
         "licence of its weights": (manifest.licence or {}).get("backbone") or "not known",
         "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
+        **_operators(identity["method"]),
         "sampling": f"{sampling['num_inference_steps']} steps, guidance scale {sampling['guidance_scale']}",
         **{f"{name}, mean": f"{total / count:.4f} of {count}" for name, (count, total) in sorted(facts.scores.items())},
         "fingerprint": f"`{manifest.fingerprint}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _operators(method: dict[str, Any]) -> dict[str, str]:
+    """Return rows for the settings of the merge operator and the initial noise that are not the defaults."""
+    names = {"merge": "merging of predictions", "noise": "initial noise"}
+    return {
+        title: ", ".join(f"{key}={value}" for key, value in method[name].items())
+        for name, title in names.items()
+        if name in method
+    }
 
 
 def _licence_hint(job: dict[str, Any], licence: str | None) -> str:

@@ -6,9 +6,10 @@ import errno
 import hashlib
 import importlib.metadata
 import os
+from dataclasses import asdict
 from typing import Any
 
-from madgen.config.schema import Job
+from madgen.config.schema import Job, MergeConfig, NoiseConfig
 from madgen.dataset.format import Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, has_regions
@@ -28,6 +29,8 @@ from madgen.images.embedded_metadata import VERSION as EMBEDDED
 from madgen.utils.atomic import sync_directory, temporary_path
 from madgen.utils.errors import UserError
 
+LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
+"""Parts of `method` that datasets of earlier versions do not have."""
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
 
 
@@ -76,12 +79,16 @@ def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return the method without the settings of unused parts, so that they do not affect the fingerprint."""
     mad = method["mad"]
     unused = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
-    return {
+    effective = {
         **method,
         "mad": None if unused else mad,
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }
+    for name, default in LATER_SETTINGS.items():  # omitted at their defaults, so that older datasets can be resumed
+        if effective[name] == asdict(default()):
+            del effective[name]
+    return effective
 
 
 def _scores(job: Job, clip: str | None) -> dict[str, Any] | None:

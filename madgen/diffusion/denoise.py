@@ -1,7 +1,8 @@
 """Joint diffusion in one loop (MAD, Algorithm 1; MultiDiffusion is MAD with no steps).
 
-One scheduler step on the canvas equals "step each view, then average" for every sampler without clipping, needs one
-scheduler state and draws ancestral noise once.
+One scheduler step on the canvas equals "step each view, then merge" for averages, weights and swaps alike, with every
+sampler without clipping. It needs one scheduler state and draws ancestral noise once, so that merged cells keep its
+variance (variance-corrected fusion).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from madgen.diffusion.merge import merge, split
+from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.regions import Composition, OnePrompt
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
@@ -31,6 +32,17 @@ class Synchronizer(Protocol):
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
 
 
+class Merger(Protocol):
+    """Split the canvas into views and merge what was computed for them; see `MergeOperator` and `ReferenceSwap`."""
+
+    def split(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor: ...
+
+    def merge(self, views_BVChw: Tensor, views: Views, step: int) -> Tensor: ...
+
+    def after_step(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor:
+        """Return the latents to continue with after a scheduler step."""
+
+
 @torch.no_grad()
 def joint_diffusion(
     noise_BCHW: Tensor,
@@ -39,29 +51,30 @@ def joint_diffusion(
     denoiser: Denoiser,
     generators: list[torch.Generator],
     *,
+    merger: Merger | None = None,
     composition: Composition | None = None,
     sync: Synchronizer | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
-    `composition` puts several prompts on a canvas (regions); `sync` may change the views before they are denoised
-    (SyncDiffusion).
+    `merger` is the mean of the views by default; `composition` puts several prompts on a canvas (regions); `sync` may
+    change the views before they are denoised (SyncDiffusion).
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    composition, sync = composition or OnePrompt(), sync or NoSync()
+    merger, composition, sync = merger or MergeOperator(), composition or OnePrompt(), sync or NoSync()
     latents = noise_BCHW * scheduler.init_noise_sigma
     # Schedulers look timesteps up in tables on the CPU: one on a GPU would make every step wait for it.
     times = scheduler.timesteps.cpu()
     for step, timestep, time in zip(steps_of(scheduler), scheduler.timesteps, times, strict=True):
         views = layout.at(step)
-        views_RVChw = split(composition.rows(latents, scheduler, timestep, step), views)
+        views_RVChw = merger.split(composition.rows(latents, scheduler, timestep, step), views, step)
         if (pulled_RVChw := sync.pull(views_RVChw, views, scheduler, timestep, step)) is not None:
-            latents = latents + composition.compose(merge(pulled_RVChw - views_RVChw, views))
+            latents = latents + composition.compose(merger.merge(pulled_RVChw - views_RVChw, views, step))
             views_RVChw = pulled_RVChw
         noise_views = denoiser.predict(scheduler.scale_model_input(views_RVChw, time), views, step, timestep)
-        noise = composition.compose(merge(noise_views, views))
-        latents = scheduler.step(noise, time, latents, **options).prev_sample
+        noise = composition.compose(merger.merge(noise_views, views, step))
+        latents = merger.after_step(scheduler.step(noise, time, latents, **options).prev_sample, views, step)
         on_step(step)
     return latents
 

@@ -1,7 +1,8 @@
-"""Split a canvas into views and merge views by averaging: `merge(split(x)) == x`.
+"""Split a canvas into views and merge views: `merge(split(x)) == x`.
 
 Merging adds up, for each canvas cell, the view cells that lie on it, in the order of the views. It never scatters with
-atomics, so the order of the additions, and with it the last bit, is the same on every run.
+atomics, so the order of the additions, and with it the last bit, is the same on every run. Shares, such as weights or a
+selection, are applied in the same pass over the memory.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ def split(canvas_BCHW: Tensor, views: Views) -> Tensor:
     return cells.permute(0, 1, 4, 2, 3).contiguous()
 
 
-def merge(views_BVChw: Tensor, views: Views) -> Tensor:
-    """Canvas [B, C, H, W]: the mean of the views over each cell (MultiDiffusion, Eq. 5)."""
-    cells = merge_cells(views_BVChw.permute(0, 1, 3, 4, 2), grid_of(views, views_BVChw.device))
+def merge(views_BVChw: Tensor, views: Views, shares_Vhw: Tensor | None = None) -> Tensor:
+    """Merge views to a canvas [B, C, H, W].
+
+    Each canvas cell is the mean of the views on it (MultiDiffusion, Eq. 5), or with `shares_Vhw`, which add up to 1 in
+    every canvas cell, the sum of the views times their shares.
+    """
+    cells = merge_cells(views_BVChw.permute(0, 1, 3, 4, 2), grid_of(views, views_BVChw.device), shares_Vhw)
     return cells.permute(0, 3, 1, 2).contiguous()
+
+
+def total(views_BVChw: Tensor, views: Views) -> Tensor:
+    """Add up the views on each canvas cell [B, C, H, W]."""
+    return merge(views_BVChw, views, torch.ones_like(views_BVChw[0, :, 0]))
 
 
 @dataclass(frozen=True)
@@ -107,46 +117,79 @@ def split_cells(canvas_BHWD: Tensor, grid: Grid) -> Tensor:
     return parts.transpose(2, 3).reshape(batch, rows.count * columns.count, rows.size, columns.size, width)
 
 
-def merge_cells(views_BVhwD: Tensor, grid: Grid) -> Tensor:
+def merge_cells(views_BVhwD: Tensor, grid: Grid, shares_Vhw: Tensor | None = None) -> Tensor:
     """`merge` with channels last: [B, V, h, w, D] to [B, H, W, D]."""
     rows, columns = grid.rows, grid.columns
     batch, width = views_BVhwD.shape[0], views_BVhwD.shape[-1]
-    if not torch.compiler.is_compiling() and grid.fused is not None and fused.takes(views_BVhwD):
+    fusible = grid.fused is not None and shares_Vhw is None and not torch.compiler.is_compiling()
+    if fusible and grid.fused is not None and fused.takes(views_BVhwD):
         extents = [axis.size if axis.covers is None else len(axis.covers) for axis in (rows, columns)]
         return fused.merge(views_BVhwD.flatten(1, 3), grid.fused).view(batch, *extents, width)
-    parts = views_BVhwD.reshape(batch, rows.count, columns.count, rows.size, columns.size, width)
-    return _average(_average(parts.transpose(2, 3), columns, 3), rows, 1)  # first in [B, Y, h, X, w, D]
+    parts = _by_direction(views_BVhwD, grid)
+    if shares_Vhw is None:
+        return _average(_average(parts, columns, 3), rows, 1)
+    shares = _by_direction(shares_Vhw[None, ..., None], grid).to(parts.dtype)
+    if columns.cells is None:  # the shares apply in the direction that has several views
+        return _sum(parts.flatten(3, 4), rows, 1, shares.flatten(3, 4))
+    return _sum(_sum(parts, columns, 3, shares), rows, 1)
+
+
+def _by_direction(views_BVhwD: Tensor, grid: Grid) -> Tensor:
+    """Return views as [B, Y, h, X, w, D], the views of a column Y and of a row X."""
+    batch, _, _, _, width = views_BVhwD.shape
+    rows, columns = grid.rows, grid.columns
+    return views_BVhwD.reshape(batch, rows.count, columns.count, rows.size, columns.size, width).transpose(2, 3)
 
 
 def _average(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
-    """Means over `dim` (the views) and `dim` + 1 (their cells), which become one: the canvas's cells."""
+    """Average over `dim` (the views) and `dim` + 1 (their cells), which become one: the canvas's cells."""
     if axis.cells is None:
         return views.flatten(dim, dim + 1)
     assert axis.covers is not None
-    total = _pieces(views, axis, dim) if not torch.compiler.is_compiling() and axis.stride else _cells(views, axis, dim)
+    total = _sum(views, axis, dim)
     return total / _along(axis.covers, dim, total)
 
 
-def _pieces(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
+def _sum(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None = None) -> Tensor:
+    """Add up, like `_average`; `shares` are factors of the views' cells."""
+    if axis.cells is None:
+        return views.flatten(dim, dim + 1)
+    by_pieces = axis.stride is not None and not torch.compiler.is_compiling()
+    return (_pieces if by_pieces else _cells)(views, axis, dim, shares)
+
+
+def _pieces(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> Tensor:
     """Sums, a stride's cells of all views at once: where a view's last piece lies, there lies a later one's first."""
     assert axis.stride is not None
     depth = axis.size // axis.stride
     pieces = views.unflatten(dim + 1, (depth, axis.stride))
+    of_pieces = None if shares is None else shares.unflatten(dim + 1, (depth, axis.stride))
     shape = list(pieces.shape)
     shape[dim : dim + 2] = [axis.count + depth - 1]
     total = pieces.new_zeros(shape)
     for piece in reversed(range(depth)):  # the earlier view first
-        total.narrow(dim, piece, axis.count).add_(pieces.select(dim + 1, piece))
+        part = total.narrow(dim, piece, axis.count)
+        if of_pieces is None:
+            part.add_(pieces.select(dim + 1, piece))
+        else:
+            part.addcmul_(pieces.select(dim + 1, piece), of_pieces.select(dim + 1, piece))
     return total.flatten(dim, dim + 1)
 
 
-def _cells(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
+def _cells(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> Tensor:
     """Sums, cell by cell."""
     cells = views.flatten(dim, dim + 1)
+    of_cells = None if shares is None else shares.flatten(dim, dim + 1)
     total = cells.index_select(dim, axis.positions[0])
+    if of_cells is not None:
+        total *= of_cells.index_select(dim, axis.positions[0])
     for position, present in zip(axis.positions[1:], axis.present[1:], strict=True):
         found = cells.index_select(dim, position)
-        total = total + found if present is None else torch.addcmul(total, found, _along(present, dim, total))
+        factor = None if present is None else _along(present, dim, total)
+        if of_cells is not None:
+            share = of_cells.index_select(dim, position)
+            factor = share if factor is None else share * factor
+        total = total + found if factor is None else torch.addcmul(total, found, factor)
     return total
 
 

@@ -15,7 +15,9 @@ from madgen.config.schema import (
     BackboneConfig,
     LoraConfig,
     MadConfig,
+    MergeConfig,
     MethodConfig,
+    NoiseConfig,
     RegionsConfig,
     SafetyConfig,
     SamplingParams,
@@ -95,6 +97,8 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
         MethodConfig(
             views=ViewsConfig(**method["views"]),
             mad=MadConfig(**(method["mad"] or {"steps": 0})),
+            merge=MergeConfig(**method.get("merge", {})),
+            noise=NoiseConfig(**method.get("noise", {})),
             sync=SyncConfig(**(method["sync"] or {})),
             regions=RegionsConfig(**(method["regions"] or {})),
         ),

@@ -48,18 +48,24 @@ def sizes(plan: Plan) -> Counter[tuple[int, int]]:
 
 
 def view_evaluations(
-    layout: Layout, passes: Iterable[tuple[int, bool]], sync: SyncSchedule, bootstrapped: int = 0
+    layout: Layout,
+    passes: Iterable[tuple[int, bool]],
+    sync: SyncSchedule,
+    bootstrapped: int = 0,
+    reference_steps: int = 0,
 ) -> Evaluations:
     """Count the view evaluations of a panorama of one size.
 
     `passes` holds the step of each evaluation and whether it is guided; schedulers of second order have two
     evaluations per step. SyncDiffusion's gradient counts as 3 evaluations of each view but the anchor, which takes
-    one, and negative prompts are not shared then. Regions are bootstrapped before the step `bootstrapped`.
+    one, and negative prompts are not shared then. Regions are bootstrapped before the step `bootstrapped`. In the first
+    `reference_steps` a reference view is denoised too.
     """
     texts = negatives = apart = 0
     for step, guided in passes:
         views = layout.at(step).count
         views += 3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0
+        views += 1 if step < reference_steps else 0
         texts += views + (views if guided and sync.weight else 0)
         if guided and not sync.weight:
             apart += views if step < bootstrapped else 0

@@ -136,8 +136,7 @@ def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
 
 
 def _geometry(run: ResolvedRun, spec: BackboneSpec) -> Geometry:
-    views, merging = run.job.method.views, Method.from_config(run.job.method).merging
-    return Geometry(spec, views.layout, views.size, views.stride, merging, views.overlap_from)
+    return Geometry.from_config(spec, run.job.method)
 
 
 def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
@@ -155,13 +154,17 @@ def _evaluations(
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)
-    return {size: view_evaluations(layout, passes, schedule, bootstrapped) for size, layout in layouts.items()}
+    reference = job.method.merge.reference_steps
+    return {
+        size: view_evaluations(layout, passes, schedule, bootstrapped, reference) for size, layout in layouts.items()
+    }
 
 
 def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
     """Raise UserError for the first prompt with a mask that does not fit its panorama."""
-    checked, prompts = set(), run.plan.prompts
+    checked, prompts, method = set(), run.plan.prompts, Method.from_config(run.job.method)
     for prompt in (prompts[row] for row in prompts.rows_with_regions()):
+        method.check_regions([prompt.regions])
         for region in prompt.regions:
             case = (region.mask, prompt.height, prompt.width)
             if case not in checked:
@@ -209,6 +212,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
     print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
+    if summary := job.method.operators:
+        print(f"  {summary}")
     print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
     for line in _time_lines(estimate):
         print(f"  {line}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from madgen.backbones import BackboneSpec
+from madgen.config.schema import MethodConfig
 from madgen.diffusion.attention import Merging
+from madgen.diffusion.reference import has_middle
 from madgen.diffusion.views import Layout, Views, build_layout
+from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
 
 MAX_PIXELS = 2**26
@@ -22,10 +25,12 @@ class Geometry:
         stride: int | None,
         merging: Merging | None,
         overlap_from: int | None = None,
+        needs_middles: bool = False,
     ):
         self.spec, self.layout, self.overlap_from = spec, layout, overlap_from
         if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
             raise UserError(f"overlap_from must be >= 0 and needs layout=shifted, got {overlap_from} with {layout}")
+        self.needs_middles = needs_middles
         self.merged_steps = 0 if merging is None else merging.end
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
@@ -35,6 +40,14 @@ class Geometry:
             self.stride = 1  # without merging, views may shift by any number of cells
         if layout == "whole" and (view_size or stride):
             raise UserError("method.views.size and stride have no effect with layout=whole; set them to null")
+
+    @classmethod
+    def from_config(cls, spec: BackboneSpec, method: MethodConfig) -> Geometry:
+        """Return the geometry of a job's method."""
+        views, merging = method.views, Method.from_config(method).merging
+        return cls(
+            spec, views.layout, views.size, views.stride, merging, views.overlap_from, method.merge.reference_steps > 0
+        )
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         """Return the layout of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
@@ -52,6 +65,11 @@ class Geometry:
             self._check_merging(layout.at(step))
         if self.overlap_from is not None and self.overlap_from < self.merged_steps:
             self._check_merging(layout.at(self.overlap_from))
+        if self.needs_middles and not has_middle(layout.at(0)):
+            raise UserError(
+                f"method.merge.reference_steps has no effect on {height}x{width} px: views of {self.view_size} latent "
+                f"cells with method.views.stride={self.stride} overlap everywhere; use a stride above half a view"
+            )
         return layout
 
     def _check_views(self) -> None:

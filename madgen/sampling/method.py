@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass, field
+from typing import Any
 
-from madgen.config.schema import MethodConfig, SyncConfig
+from madgen.config.schema import MergeConfig, MethodConfig, SyncConfig
+from madgen.diffusion import reference
 from madgen.diffusion.attention import Merging
+from madgen.diffusion.denoise import Merger
+from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Method:
-    """Merged attention, SyncDiffusion and bootstrapping of regions; see `method` of the job."""
+    """Merged attention and predictions, SyncDiffusion and bootstrapping of regions; see `method` of the job."""
 
     merging: Merging
     sync: SyncSchedule | None = None
     sync_network: str = SyncConfig.network
     bootstrapping: int | None = None
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    align: float = 0.0
+    """Share of one view's noise in the initial noise."""
 
     def __post_init__(self) -> None:
         if self.bootstrapping is not None and self.bootstrapping < 0:
@@ -29,7 +37,45 @@ class Method:
         mad, sync = config.mad, config.sync
         merging = Merging(mad.steps, tuple(mad.blocks), mad.cross_attention)
         schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every) if sync.weight else None
-        return cls(merging, schedule, sync.network, config.regions.bootstrapping)
+        bootstrapping = config.regions.bootstrapping
+        return cls(merging, schedule, sync.network, bootstrapping, config.merge, config.noise.align)
+
+    @property
+    def merger(self) -> Merger:
+        """Return how predictions are merged, in the steps in which attention is not."""
+        merge = self.merge
+        operator = MergeOperator(merge.operator, merge.weights, merge.width, self.merging.steps)
+        return reference.ReferenceSwap(operator, merge.reference_steps) if merge.reference_steps else operator
+
+    @property
+    def draws_view_noise(self) -> bool:
+        """Return whether the noise of one view is drawn after the noise of the canvas."""
+        return self.align > 0 or self.merge.reference_steps > 0
+
+    def check_regions(self, regions: Iterable[Sized]) -> None:
+        """Raise UserError if panoramas have regions that the reference view would overwrite."""
+        if self.merge.reference_steps and any(map(len, regions)):
+            raise UserError(
+                f"method.merge.reference_steps={self.merge.reference_steps} would put rows of the panorama's prompt "
+                "into its regions; set it to 0, or remove the regions"
+            )
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Raise UserError if the merge does not support a scheduler."""
+        name = type(scheduler).__name__
+        if self.merge.operator == "swap" and getattr(scheduler.config, "thresholding", False):
+            raise UserError(
+                f"method.merge.operator=swap needs cells that step independently, but {name} with thresholding=true "
+                "clips by a quantile of the whole canvas; set thresholding=false"
+            )
+        if self.merge.reference_steps:
+            try:
+                reference.check_history(scheduler)
+            except ValueError as error:
+                raise UserError(
+                    f"method.merge.reference_steps={self.merge.reference_steps} replaces latents between steps, but "
+                    f"{error}; use for example sampling.scheduler=DDIMScheduler"
+                ) from error
 
     def bootstrapped_steps(self, num_inference_steps: int) -> int:
         """Return the number of bootstrapped steps; default: two fifths, like the released code (20 of 50)."""

@@ -27,6 +27,8 @@ from madgen.config.schema import (
     require_job,
 )
 from madgen.diffusion.denoise import Denoiser, joint_diffusion
+from madgen.diffusion.noise import align
+from madgen.diffusion.reference import with_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
@@ -152,7 +154,7 @@ class PanoramaSampler:
         device: str | torch.device = "cpu",
     ) -> PanoramaSampler:
         """Like `from_pretrained`, from the configs of a job. Thread-safe: models are loaded one at a time."""
-        device, views, settings = check_device(device), method.views, Method.from_config(method)
+        device, settings = check_device(device), Method.from_config(method)
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
@@ -164,9 +166,7 @@ class PanoramaSampler:
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
             )
-            geometry = Geometry(
-                loaded.spec, views.layout, views.size, views.stride, settings.merging, views.overlap_from
-            )
+            geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks
             if backbone.compile:
                 loaded.compile()
@@ -213,7 +213,7 @@ class PanoramaSampler:
             guidance_scale: Weight of classifier-free guidance; values <= 1 disable it.
             guidance_steps: `(first, end)`, the only steps with guidance; None: all steps.
             seeds: One seed for each panorama, of `torch.Generator("cpu")`, which draws first the initial noise, then
-                the noise of the scheduler.
+                the noise of one view (for `method.noise.align` or a reference view), then the noise of the scheduler.
             loop: Close the panorama: views, attention and decoding wrap around its left and right edge.
             regions: A list of regions for each panorama: parts with their own prompts, over the panorama's prompt as
                 the background.
@@ -265,13 +265,14 @@ class PanoramaSampler:
         first = self.geometry.overlap_from
         if first is not None and first >= params.num_inference_steps:
             raise UserError(f"overlap_from={first} must be < num_inference_steps={params.num_inference_steps}")
+        self.method.merge.check_steps(self.method.merging.steps, params.num_inference_steps)
+        self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)
         with self._in_this_thread():
             self._warn_if_truncated(batch.all_texts)
             scheduler = self._new_scheduler(params)
-            draws, spec = generators(batch.seeds), self.backbone.spec
-            noise = initial_noise(draws, spec.channels, batch.height // spec.factor, batch.width // spec.factor)
-            noise = noise.to(scheduler.timesteps.device)
+            draws = generators(batch.seeds)
+            noise = self._initial_noise(draws, batch).to(scheduler.timesteps.device)
             bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
             size = batch.height, batch.width
@@ -288,9 +289,21 @@ class PanoramaSampler:
                 unguided = replace(guided, conditioning=guided.conditioning.unguided())
                 denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
             sync = self._sync_guidance(guided)
-            return joint_diffusion(
-                noise, scheduler, layout, denoiser, draws, composition=composition, sync=sync, on_step=on_step
-            )
+            latents = joint_diffusion(
+                noise, scheduler, layout, denoiser, draws,
+                merger=self.method.merger, composition=composition, sync=sync, on_step=on_step,
+            )  # fmt: skip
+            return latents[..., : batch.width // self.backbone.spec.factor]  # without an annex
+
+    def _initial_noise(self, draws: list[torch.Generator], batch: PanoramaBatch) -> Tensor:
+        """Draw the noise of the canvas, and after it the noise of one view if the method needs it."""
+        spec, size = self.backbone.spec, self.geometry.view_size
+        noise = initial_noise(draws, spec.channels, batch.height // spec.factor, batch.width // spec.factor)
+        if not self.method.draws_view_noise:
+            return noise
+        view = initial_noise(draws, spec.channels, size, size)
+        noise = align(noise, view, self.method.align)
+        return with_annex(noise, view) if self.method.merge.reference_steps else noise
 
     def _encode(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> ConditionedDenoiser:
         conditioning = self.backbone.encode_prompts(
@@ -342,6 +355,7 @@ class PanoramaSampler:
         scheduler = self.backbone.new_scheduler(
             params.scheduler, params.num_inference_steps, params.original_inference_steps
         )
+        self.method.check_scheduler(scheduler)
         if self.method.sync is not None:
             shape = (1, self.backbone.spec.channels, 1, 3)
             zeros = torch.zeros(shape, dtype=torch.float32, device=scheduler.timesteps.device)
