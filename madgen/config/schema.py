@@ -172,8 +172,8 @@ class MergeConfig:
     """Width of the stripes of `swap` in latent cells, > 0."""
     reference_steps: int = 0
     """Number of steps, from the first one on, in which `swap` takes every other row in the middle of a view, where no
-    other view lies, from a reference view, >= 0 (SaFa). Needs `layout: overlapping`, no MAD, no regions, and a scheduler
-    whose steps do not depend on earlier ones, such as DDIM."""
+    other view lies, from a reference view, >= 0 (SaFa). Needs `layout: overlapping`, no MAD, no regions, and a
+    scheduler whose steps do not depend on earlier ones, such as DDIM."""
 
     def __post_init__(self) -> None:
         _one_of("method.merge.operator", self.operator, ("average", "swap"))
@@ -191,7 +191,7 @@ class MergeConfig:
         )
         _check(
             self.reference_steps == 0 or swaps,
-            f"method.merge.reference_steps={self.reference_steps} needs operator=swap, not {self.operator}; set it to 0",
+            f"method.merge.reference_steps={self.reference_steps} needs operator=swap; set operator=swap, or it to 0",
         )
 
     @property
