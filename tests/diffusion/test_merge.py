@@ -1,20 +1,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from view_axes import axes
 
 from madgen.diffusion.merge import grid_of, merge, merge_cells, split, split_cells
-from madgen.diffusion.views import Axis, Views, loop_starts, view_starts
-
-
-@st.composite
-def axes(draw):
-    size = draw(st.integers(1, 9))
-    stride = draw(st.integers(1, size))
-    if draw(st.booleans()):
-        extent = stride * draw(st.integers(-(-size // stride), 12))
-        return Axis(extent, size, tuple(loop_starts(extent, size, stride)))
-    extent = size + stride * draw(st.integers(0, 6))
-    return Axis(extent, size, tuple(view_starts(extent, size, stride)))
+from madgen.diffusion.views import Axis, Views
 
 
 @settings(max_examples=60, deadline=None)
