@@ -58,6 +58,24 @@ def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
     return Lora(path("a LoRA's weights", fields["weights"]), number("a LoRA's scale", fields.get("scale", 1.0)))
 
 
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Encoded prompts in place of texts, by the names of diffusers; None: the texts are encoded."""
+
+    prompt_embeds: Tensor | None = None
+    """[B, T, D], as `negative_prompt_embeds`."""
+    negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    """[B, P], as `negative_pooled_prompt_embeds`; of backbones with pooled embeddings."""
+    negative_pooled_prompt_embeds: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+
+TEXTS_ONLY = PromptEmbeddings()
+
+
 class Conditioning(Protocol):
     """The encoded prompts of a batch."""
 
@@ -82,10 +100,12 @@ class Backbone(Protocol):
         negative_prompts: list[str],
         guidance_scale: float,
         view_ids: Sequence[Hashable] | None = None,
+        embeddings: PromptEmbeddings = TEXTS_ONLY,
     ) -> Any:
         """Encode the prompts of a batch once, for all views and steps; returns a `Conditioning`.
 
         Prompts with equal `view_ids` are denoised on the same views and may share computation. None: all differ.
+        `embeddings` replace texts; a backbone that does not support them has no such argument.
         """
 
     def cut_text(self, prompt: str) -> str | None:

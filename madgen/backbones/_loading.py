@@ -67,6 +67,8 @@ def load_pipeline(
             where = config_source(pretrained, revision, config)
             name = read_config(where, revision, FILES[0], "backbone.config")["_class_name"]
             pipeline = getattr(diffusers, name).from_single_file(str(file), config=where, **common)
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
         reason = str(getattr(error, "message", error)).strip().splitlines()[0]
         raise UserError(f"cannot load backbone.pretrained={pretrained}: {reason}{offline_hint()}") from error

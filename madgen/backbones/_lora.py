@@ -60,6 +60,8 @@ def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
             _set_unit_strength(pipeline, name)
         elif layers:
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
     adapted = len(list(_adapted_layers(pipeline, name)))
@@ -145,6 +147,8 @@ def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
             raise UserError(f"the LoRA {name} is not supported: it has weight decomposition (DoRA) in PEFT's layout")
         alpha, rslora = float(content["lora_alpha"]), bool(content.get("use_rslora"))
         patterns = {str(key): float(value) for key, value in (content.get("alpha_pattern") or {}).items()}
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the LoRA {name} is a PEFT adapter; cannot read lora_alpha of {config}: {error!r}") from error
     layers = _by_layer(name, state, PEFT, {"lora_A", "lora_B"})

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import BackboneSpec, _precision, _schedulers, _vae, silence_model_libraries
+from madgen.backbones import (
+    TEXTS_ONLY,
+    BackboneSpec,
+    PromptEmbeddings,
+    _precision,
+    _schedulers,
+    _vae,
+    silence_model_libraries,
+)
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
@@ -191,21 +199,33 @@ class UNetBackbone:
         negative_prompts: list[str],
         guidance_scale: float,
         view_ids: Sequence[Hashable] | None = None,
+        embeddings: PromptEmbeddings = TEXTS_ONLY,
     ) -> Conditioning:
         """Encode each prompt, and each negative prompt if guidance needs a second pass.
 
         Prompts with equal `view_ids` and negative prompts share the unconditional pass.
         """
-        paths, embedded, negatives, shared = [self.embed(prompts)], None, 0, None
+        embedded, negatives, shared = None, 0, None
+        given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
+        paths = [self.embed(prompts) if given is None else given]
         if self.spec.guidance_embedded:
             # diffusers' convention: a guidance scale of 1 is no guidance
             weights = torch.full((len(prompts),), guidance_scale - 1, dtype=torch.float32)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
         elif guidance_scale > 1:
-            shared = SharedNegatives(view_ids or range(len(prompts)), negative_prompts, self.device)
+            name, pooled_ND = "negative_prompt_embeds", embeddings.negative_pooled_prompt_embeds
+            given = self._given(embeddings.negative_prompt_embeds, pooled_ND, name)
+            keys: Sequence[Hashable] = negative_prompts if given is None else range(len(prompts))
+            shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
             distinct = [negative_prompts[first] for first in shared.firsts]
             negatives = len(distinct)
-            paths.insert(0, self._embedded_negative(distinct))
+            paths.insert(0, self._embedded_negative(distinct) if given is None else given)
+            if len({path.hidden_NTD.shape[1] for path in paths}) > 1:
+                lengths = [path.hidden_NTD.shape[1] for path in paths[::-1]]
+                raise UserError(
+                    f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {lengths[0]} and "
+                    f"{lengths[1]}; pass both"
+                )
         hidden = torch.cat([path.hidden_NTD for path in paths])
         pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
         return Conditioning(
@@ -217,6 +237,21 @@ class UNetBackbone:
             negatives,
             shared or None,
         )
+
+    def _given(self, hidden_NTD: Tensor | None, pooled_ND: Tensor | None, name: str) -> Embedded | None:
+        """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""
+        if hidden_NTD is None:
+            return None
+        width, pools = self.unet.config.cross_attention_dim, self.unet.config.get("addition_embed_type") == "text_time"
+        if hidden_NTD.shape[-1] != width:
+            raise UserError(f"{name} must be of width {width} for this backbone, got {tuple(hidden_NTD.shape)}")
+        if pools != (pooled_ND is not None):
+            pooled = name.replace("prompt", "pooled_prompt")
+            raise UserError(
+                f"this backbone needs {pooled} with {name}" if pools else f"this backbone takes no {pooled}"
+            )
+        pooled_ND = None if pooled_ND is None else pooled_ND.to(self.device, self.dtype)
+        return Embedded(hidden_NTD.to(self.device, self.dtype), pooled_ND)
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""

@@ -19,6 +19,11 @@ from madgen.diffusion.regions import Composition, OnePrompt
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
 
+Generators = torch.Generator | list[torch.Generator] | None
+"""Random numbers of a scheduler: of the whole batch, of each panorama, or PyTorch's default generator."""
+OnStep = Callable[[int, Tensor, Tensor], Tensor]
+"""From the denoising step, the timestep and the latents after it to the latents to continue with."""
+
 
 class Denoiser(Protocol):
     """Predict the noise of all views of the canvas; which attention layers merge may depend on `step`."""
@@ -49,17 +54,18 @@ def joint_diffusion(
     scheduler: Any,
     layout: Layout,
     denoiser: Denoiser,
-    generators: list[torch.Generator],
+    generators: Generators,
     *,
     merger: Merger | None = None,
     composition: Composition | None = None,
     sync: Synchronizer | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: OnStep = lambda step, timestep, latents_BCHW: latents_BCHW,
 ) -> Tensor:
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
     `merger` is the mean of the views by default; `composition` puts several prompts on a canvas (regions); `sync` may
-    change the views before they are denoised (SyncDiffusion).
+    change the views before they are denoised (SyncDiffusion); `on_step` is called after each evaluation and returns the
+    latents to continue with.
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     merger, composition, sync = merger or MergeOperator(), composition or OnePrompt(), sync or NoSync()
@@ -75,7 +81,7 @@ def joint_diffusion(
         noise_views = denoiser.predict(scheduler.scale_model_input(views_RVChw, time), views, step, timestep)
         noise = composition.compose(merger.merge(noise_views, views, step))
         latents = merger.after_step(scheduler.step(noise, time, latents, **options).prev_sample, views, step)
-        on_step(step)
+        latents = on_step(step, time, latents)
     return latents
 
 

@@ -109,6 +109,8 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
             use_distributed_sampler=False,
             inference_mode=False,  # the sampler switches gradients off itself
         )
+    except UserError:
+        raise
     except (ValueError, RuntimeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 

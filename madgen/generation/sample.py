@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
@@ -77,7 +78,12 @@ def _sample(job: Job, prompt: str) -> np.ndarray:
     batch = PanoramaBatch(height, width, [prompt], [negative], [job.prompts.seed], [regions])
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("steps", total=params.num_inference_steps)
-        latents = sampler.sample_latents(batch, on_step=lambda step: progress.update(task, completed=step + 1))
+
+        def advance(step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+            progress.update(task, completed=step + 1)
+            return latents_BCHW
+
+        latents = sampler.sample_latents(batch, on_step=advance)
         image = sampler.decode(latents, params.loop, params.decode)[0]
     return image if safety is None else _checked(safety(image), job.safety.checker)
 

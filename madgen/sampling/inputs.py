@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec
+from madgen.sampling.call_inputs import CallInputs
 from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, text, texts, whole
@@ -28,6 +29,8 @@ class PanoramaBatch:
     negatives: list[str]
     seeds: list[int]
     regions: list[list[Region]]
+    inputs: CallInputs | None = None
+    """Objects in place of seeds, prompts and the schedule."""
 
     @classmethod
     def from_tasks(cls, tasks: Sequence[Task]) -> PanoramaBatch:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, Lora, as_lora, backbone_module
+from madgen.backbones import Backbone, Lora, PromptEmbeddings, as_lora, backbone_module
 from madgen.config.schema import (
     BackboneConfig,
     Job,
@@ -26,16 +27,17 @@ from madgen.config.schema import (
     ViewsConfig,
     require_job,
 )
-from madgen.diffusion.denoise import Denoiser, joint_diffusion
+from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align
 from madgen.diffusion.reference import with_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
+from madgen.sampling.diffusers_call import DiffusersCall
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_device, check_latents, check_negative_prompts, parse_batch
 from madgen.sampling.method import Method
-from madgen.sampling.postprocess import decodes_tiled, to_uint8
+from madgen.sampling.postprocess import check_output, convert, decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -49,8 +51,10 @@ LOADING = threading.Lock()
 """transformers and diffusers change global state of PyTorch while they load a model."""
 
 
-class PanoramaSampler:
+class PanoramaSampler(DiffusersCall):
     """Joint diffusion with one backbone and one method.
+
+    `sample` takes seeds and returns arrays; the sampler itself is called like a diffusers pipeline.
 
     Each thread needs its own sampler. Load samplers in half precision while no other one is sampling: loading changes
     PyTorch's default dtype temporarily, which some schedulers, such as LCMScheduler, compute in.
@@ -59,12 +63,15 @@ class PanoramaSampler:
 
     >>> sampler = PanoramaSampler.from_pretrained("demo", mad_steps=8)            # doctest: +SKIP
     >>> images = sampler.sample(["dunes at night"], height=128, width=768, seeds=[7])  # doctest: +SKIP
+    >>> image = sampler("dunes at night", num_inference_steps=20).images[0]       # doctest: +SKIP
     """
 
     def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, params: SamplingParams | None = None):
         self.backbone, self.geometry, self.method = backbone, geometry, method
         self.params = params or SamplingParams()
-        """Defaults of `sample_latents`; `sample` takes the scheduler from here."""
+        """Defaults of all sampling methods."""
+        self.size: tuple[int | None, int | None] = (None, None)
+        """Default height and width in pixels; None: see `default_size`."""
         self.distance = _perceptual_distance(method, backbone)
         self.warn_if_truncated = True
         """Log a warning for the first prompt that is too long for the text encoder."""
@@ -186,22 +193,22 @@ class PanoramaSampler:
     @torch.no_grad()
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         negative_prompts: Sequence[str] | None = None,
         height: int,
         width: int,
-        num_inference_steps: int = SamplingParams.num_inference_steps,
-        guidance_scale: float = SamplingParams.guidance_scale,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_steps: Sequence[int] | None = None,
         seeds: Sequence[int],
-        loop: bool = False,
+        loop: bool | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
-        decode: str = "auto",
+        decode: str | None = None,
         chunk_views: int | None = None,
-        output: Literal["image", "latent"] = "image",
+        output: str = "image",
         on_step: Callable[[int], None] = lambda step: None,
-    ) -> np.ndarray | Tensor:
+    ) -> Any:
         """Sample one panorama for each prompt, all of one size.
 
         Args:
@@ -209,9 +216,10 @@ class PanoramaSampler:
             negative_prompts: One negative prompt for each panorama; None: no negative prompts.
             height: Height in pixels.
             width: Width in pixels.
-            num_inference_steps: Number of denoising steps.
+            num_inference_steps: Number of denoising steps. None, as for the arguments below: the sampler's `params`,
+                which are the defaults of a job's `sampling` unless it was created with others.
             guidance_scale: Weight of classifier-free guidance; values <= 1 disable it.
-            guidance_steps: `(first, end)`, the only steps with guidance; None: all steps.
+            guidance_steps: `(first, end)`, the only steps with guidance.
             seeds: One seed for each panorama, of `torch.Generator("cpu")`, which draws first the initial noise, then
                 the noise of one view (for `method.noise.align` or a reference view), then the noise of the scheduler.
             loop: Close the panorama: views, attention and decoding wrap around its left and right edge.
@@ -220,35 +228,65 @@ class PanoramaSampler:
             decode: See the method `decode`.
             chunk_views: Limit memory, at the cost of time: denoise prompt by prompt, and at most this many views at
                 once (all of a prompt's views where attention merges them). Changes only the last bits of the latents.
-            output: `image` or `latent`.
+            output: `image`, `pil`, `np`, `pt` or `latent`.
             on_step: Called with the index of each finished step.
 
         Returns:
-            uint8 [B, height, width, 3], or with `output="latent"` float32 latents [B, C, height/f, width/f].
+            `image`: uint8 [B, height, width, 3]; `pil`: a list of images; `np`: float32 [B, height, width, 3] in 0..1;
+            `pt`: float32 [B, 3, height, width] in 0..1; `latent`: float32 latents [B, C, height/f, width/f].
 
         Raises:
             UserError: for impossible sizes and settings.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
-        guided = None
-        if guidance_steps is not None:
-            guided = tuple(whole("each of guidance_steps", step) for step in listed("guidance_steps", guidance_steps))
-        params = replace(
-            self.params,
-            num_inference_steps=whole("num_inference_steps", num_inference_steps, 1),
-            guidance_scale=number("guidance_scale", guidance_scale, 0),
-            guidance_steps=guided,
-            loop=switch("loop", loop),
-            decode=text("decode", decode),
+        params = self.merged_params(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_steps=guidance_steps,
+            loop=loop,
+            decode=decode,
         )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
-        if not isinstance(output, str) or output not in ("image", "latent"):
-            raise UserError(f"output must be 'image' or 'latent', got {output!r}")
+        check_output("output", output, ("image", "pil", "np", "pt", "latent"))
         if not callable(on_step):
             raise UserError(f"on_step must be a function of the step, got {on_step!r}")
-        with self._in_this_thread():
-            latents = self.sample_latents(batch, params, chunk_views, on_step)
-            return latents if output == "latent" else self.decode(latents, params.loop, params.decode)
+
+        def report(step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+            on_step(step)
+            return latents_BCHW
+
+        with self.exclusively():
+            latents = self.sample_latents(batch, params, chunk_views, report)
+            if output == "latent":
+                return latents
+            return convert(self.decode_pixels(latents, params.loop, params.decode), output)
+
+    def merged_params(
+        self, *, num_inference_steps: Any, guidance_scale: Any, guidance_steps: Any, loop: Any, decode: Any
+    ) -> SamplingParams:
+        """Return the sampler's `params` with other values where they are not None. Raises UserError."""
+        given: dict[str, Any] = {}
+        if num_inference_steps is not None:
+            given["num_inference_steps"] = whole("num_inference_steps", num_inference_steps, 1)
+        if guidance_scale is not None:
+            given["guidance_scale"] = number("guidance_scale", guidance_scale, 0)
+        if guidance_steps is not None:
+            steps = [whole("each of guidance_steps", step) for step in listed("guidance_steps", guidance_steps)]
+            given["guidance_steps"] = tuple(steps)
+        if loop is not None:
+            given["loop"] = switch("loop", loop)
+        if decode is not None:
+            given["decode"] = text("decode", decode)
+        return replace(self.params, **given)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of `sampler(...)` without a size: that of the presets in `configs/backbone/`."""
+        side = self.backbone.spec.view_size * self.backbone.spec.factor
+        views = 1 if self.geometry.layout == "whole" else 6 if side <= 512 else 4
+        height, width = self.size
+        return side if height is None else height, views * side if width is None else width
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -257,9 +295,12 @@ class PanoramaSampler:
         batch: PanoramaBatch,
         params: SamplingParams | None = None,
         chunk_views: int | None = None,
-        on_step: Callable[[int], None] = lambda step: None,
+        on_step: OnStep = lambda step, timestep, latents_BCHW: latents_BCHW,
     ) -> Tensor:
-        """Sample the panoramas of a batch, float32 [B, C, height/f, width/f]; arguments: see `sample`."""
+        """Sample the panoramas of a batch, float32 [B, C, height/f, width/f].
+
+        `params`: None for those of the sampler; `on_step`: see `joint_diffusion`; other arguments: see `sample`.
+        """
         params = params or self.params
         layout = self.geometry.build(batch.height, batch.width, params.loop)
         first = self.geometry.overlap_from
@@ -268,11 +309,10 @@ class PanoramaSampler:
         self.method.merge.check_steps(self.method.merging.steps, params.num_inference_steps)
         self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)
-        with self._in_this_thread():
+        with self.exclusively():
             self._warn_if_truncated(batch.all_texts)
             scheduler = self._new_scheduler(params)
-            draws = generators(batch.seeds)
-            noise = self._initial_noise(draws, batch).to(scheduler.timesteps.device)
+            noise, generator = self._noise(batch, scheduler)
             bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
             size = batch.height, batch.width
@@ -290,30 +330,58 @@ class PanoramaSampler:
                 denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
             sync = self._sync_guidance(guided)
             latents = joint_diffusion(
-                noise, scheduler, layout, denoiser, draws,
+                noise, scheduler, layout, denoiser, generator,
                 merger=self.method.merger, composition=composition, sync=sync, on_step=on_step,
             )  # fmt: skip
             return latents[..., : batch.width // self.backbone.spec.factor]  # without an annex
 
-    def _initial_noise(self, draws: list[torch.Generator], batch: PanoramaBatch) -> Tensor:
-        """Draw the noise of the canvas, and after it the noise of one view if the method needs it."""
-        spec, size = self.backbone.spec, self.geometry.view_size
-        noise = initial_noise(draws, spec.channels, batch.height // spec.factor, batch.width // spec.factor)
+    def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
+        """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
+        inputs, device = batch.inputs, scheduler.timesteps.device
+        if inputs is None:
+            seeded = generators(batch.seeds)
+            noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]))
+            return noise.to(device), seeded
+        inputs.apply_schedule(scheduler)
+        return self._initial_noise(batch, lambda *shape: inputs.draw(shape, device), inputs.latents), inputs.generator
+
+    def _initial_noise(
+        self, batch: PanoramaBatch, draw: Callable[..., Tensor], latents_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """Draw the noise of the canvas, unless it is given, and after it that of one view if the method needs it."""
+        spec, size, count = self.backbone.spec, self.geometry.view_size, len(batch.prompts)
+        shape = count, spec.channels, batch.height // spec.factor, batch.width // spec.factor
+        noise = draw(*shape) if latents_BCHW is None else latents_BCHW.to(self.backbone.device, torch.float32)
+        if noise.shape != shape:
+            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(noise.shape)}")
         if not self.method.draws_view_noise:
             return noise
-        view = initial_noise(draws, spec.channels, size, size)
+        view = draw(count, spec.channels, size, size)
         noise = align(noise, view, self.method.align)
         return with_annex(noise, view) if self.method.merge.reference_steps else noise
 
     def _encode(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> ConditionedDenoiser:
+        options: dict[str, Any] = {}
+        if batch.inputs is not None and batch.inputs.embeddings:
+            options["embeddings"] = self._checked_embeddings(batch, batch.inputs.embeddings)
         conditioning = self.backbone.encode_prompts(
             flatten_rows(batch.prompts, [[region.text for region in regions] for regions in batch.regions]),
             flatten_rows(batch.negatives, [[region.negative for region in regions] for regions in batch.regions]),
             params.guidance_scale,
             # SyncDiffusion changes the views of each prompt differently
             row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
+            **options,
         )
         return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+
+    def _checked_embeddings(self, batch: PanoramaBatch, embeddings: PromptEmbeddings) -> PromptEmbeddings:
+        if any(batch.regions):
+            raise UserError("prompt_embeds cannot be combined with regions; pass prompts")
+        if "embeddings" not in inspect.signature(self.backbone.encode_prompts).parameters:
+            raise UserError(
+                f"prompt_embeds are not supported by the backbone {type(self.backbone).__name__}; pass prompts"
+            )
+        return embeddings
 
     def _check_guidance(self, batch: PanoramaBatch, params: SamplingParams) -> None:
         check_negative_prompts(self.backbone.spec, batch.all_negatives, params.guidance_scale)
@@ -323,7 +391,8 @@ class PanoramaSampler:
             raise UserError(f"guidance_steps has no effect: {reason}; remove it")
 
     @contextmanager
-    def _in_this_thread(self) -> Iterator[None]:
+    def exclusively(self) -> Iterator[None]:
+        """Reserve the sampler for this thread within this context; UserError if another thread uses it."""
         if not self._lock.acquire(blocking=False):
             raise UserError("this sampler is in use in another thread; create one sampler for each thread")
         try:
@@ -388,7 +457,7 @@ class PanoramaSampler:
         check_latents(latents_BCHW, self.backbone.spec.channels)
         wrap = self.geometry.view_size if switch("loop", loop) else 0
         height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
-        with self._in_this_thread():
+        with self.exclusively():
             return self.backbone.decode(latents_BCHW, wrap, decodes_tiled(height, width, decode))
 
     @property

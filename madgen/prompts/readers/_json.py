@@ -43,5 +43,7 @@ def load(text: str, where: object) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from error

@@ -1,0 +1,283 @@
+"""`sampler(...)`: the names and semantics of `DiffusionPipeline.__call__`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from madgen.config.schema import SamplingParams
+from madgen.diffusion.denoise import Generators
+from madgen.sampling.call_inputs import CallInputs
+from madgen.sampling.inputs import PanoramaBatch, parse_batch
+from madgen.sampling.postprocess import check_output, convert
+from madgen.types import Region
+from madgen.utils.errors import UserError
+from madgen.utils.validation import listed, switch, texts, whole, whole_or_none
+
+if TYPE_CHECKING:
+    from madgen.sampling.sampler import PanoramaSampler
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+"""`callback(sampler, step, timestep, {"latents": ...})`, as diffusers calls it; may return `{"latents": ...}`."""
+OUTPUTS = ("pil", "np", "pt", "latent")
+UNSUPPORTED = {
+    "image": "use StableDiffusionImg2ImgPipeline for single images",
+    "ip_adapter_image": "IP-Adapters are not supported",
+    "ip_adapter_image_embeds": "IP-Adapters are not supported",
+    "cross_attention_kwargs": "scale a LoRA by pipe.set_adapters(...) and use PanoramaSampler.from_pipe(pipe)",
+    "clip_skip": "encode the prompt with pipe.encode_prompt(..., clip_skip=...) and pass prompt_embeds",
+    "guidance_rescale": "the guidance is not rescaled; lower guidance_scale",
+    "callback": "use callback_on_step_end",
+    "callback_steps": "use callback_on_step_end",
+    "prompt_2": "both text encoders get the same prompt; pass prompt_embeds for different ones",
+    "negative_prompt_2": "both text encoders get the same prompt; pass negative_prompt_embeds for different ones",
+    "denoising_end": "denoising runs to the end",
+    "original_size": "each view is conditioned as an uncropped image of its size",
+    "target_size": "each view is conditioned as an uncropped image of its size",
+    "crops_coords_top_left": "each view is conditioned as an uncropped image of its size",
+    "original_inference_steps": "pass it to PanoramaSampler.from_pretrained or from_pipe",
+}
+"""Arguments of diffusers' pipelines that `PanoramaSampler` does not take, and what to do instead."""
+
+
+class PanoramaOutput(NamedTuple):
+    """The result of `sampler(...)`."""
+
+    images: Any
+    """List of `PIL.Image.Image`, NumPy array or tensor, depending on `output_type`."""
+
+
+class _InterruptError(Exception):
+    """Ends the denoising after a callback has set `_interrupt`."""
+
+    def __init__(self, latents_BCHW: Tensor):
+        super().__init__()
+        self.latents_BCHW = latents_BCHW
+
+
+class DiffusersCall:
+    """Adds `sampler(...)` and the progress bar of a diffusers pipeline to `PanoramaSampler`."""
+
+    _callback_tensor_inputs = ("latents",)
+    _interrupt = False
+    _guidance_scale = 0.0
+    _progress_bar_config: Mapping[str, Any] = {}
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the current call."""
+        return self._guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the current call ends after this step; set by a callback through `sampler._interrupt = True`."""
+        return self._interrupt
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Set arguments of the tqdm bar of `sampler(...)`, such as `disable=True`."""
+        self._progress_bar_config = kwargs
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """Return a tqdm bar, in notebooks a widget."""
+        from tqdm.auto import tqdm
+
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        guidance_steps: Sequence[int] | None = None,
+        loop: bool | None = None,
+        regions: Sequence[Sequence[Region]] | None = None,
+        decode: str | None = None,
+        chunk_views: int | None = None,
+        **unsupported: Any,
+    ) -> PanoramaOutput:
+        """Sample panoramas, with the arguments of a diffusers text-to-image pipeline.
+
+        With `layout="whole"` and MAD off, the images are those of the pipeline itself for the same generator.
+
+        Args:
+            prompt: One prompt or a list of prompts.
+            height: Height in pixels. Default: one view, the size that the backbone was trained at.
+            width: Width in pixels. Default: that of the backbone's preset, such as 3072 for Stable Diffusion.
+            num_inference_steps: Number of denoising steps. Default: `sampling.num_inference_steps`.
+            timesteps: Timesteps in descending order, for schedulers that take them, in place of num_inference_steps.
+            sigmas: Sigmas in descending order, for schedulers that take them, in place of num_inference_steps.
+            guidance_scale: Weight of classifier-free guidance. Default: `sampling.guidance_scale`.
+            negative_prompt: One for all prompts, or one for each.
+            num_images_per_prompt: Number of panoramas of each prompt, one after the other in the result.
+            eta: Parameter of DDIMScheduler.
+            generator: Generator of the noise, or one for each panorama. Default: PyTorch's default generator.
+            latents: Noise [B, C, height/f, width/f] in place of that of the generator.
+            prompt_embeds: Encoded prompts [B, T, D] in place of prompt.
+            negative_prompt_embeds: Encoded negative prompts [B, T, D] in place of negative_prompt.
+            pooled_prompt_embeds: Pooled encoded prompts [B, P], needed with prompt_embeds by Stable Diffusion XL.
+            negative_pooled_prompt_embeds: Pooled encoded negative prompts [B, P].
+            output_type: `pil`, `np` (float32 [B, height, width, 3] in 0..1), `pt` (float32 [B, 3, height, width] in
+                0..1) or `latent`.
+            return_dict: No effect: the result is a tuple with the field `images`.
+            callback_on_step_end: Called as `callback(sampler, step, timestep, {"latents": latents})` after each step;
+                the latents that it returns replace these. `sampler._interrupt = True` ends the denoising.
+            callback_on_step_end_tensor_inputs: Only `latents` are available.
+            guidance_steps: See `sample`, like all arguments that diffusers does not have.
+            loop: See `sample`.
+            regions: See `sample`.
+            decode: See `sample`.
+            chunk_views: See `sample`.
+
+        Raises:
+            UserError: for impossible sizes and settings; it is a ValueError.
+        """
+        _refuse(unsupported)
+        _check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_output("output_type", output_type, OUTPUTS)
+        switch("return_dict", return_dict)
+        sampler: PanoramaSampler = self  # type: ignore[assignment]
+        embeddings = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        inputs = CallInputs.parse(generator, latents, embeddings, timesteps, sigmas, eta)
+        prompts, negatives = _texts(prompt, negative_prompt, inputs)
+        copies = whole("num_images_per_prompt", num_images_per_prompt, 1)
+        inputs = inputs.repeated(copies, len(prompts), sampler.dtype)
+        default_height, default_width = sampler.default_size
+        batch = parse_batch(
+            default_height if height is None else height,
+            default_width if width is None else width,
+            _repeated(prompts, copies),
+            _repeated(negatives, copies),
+            inputs.seeds(len(prompts) * copies),
+            None if regions is None else _repeated(listed("regions", regions), copies),
+        )
+        params = sampler.merged_params(
+            num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
+            guidance_scale=guidance_scale,
+            guidance_steps=guidance_steps,
+            loop=loop,
+            decode=decode,
+        )
+        chunk_views = whole_or_none("chunk_views", chunk_views, 1)
+        with sampler.exclusively(), self.progress_bar(total=params.num_inference_steps) as bar:
+            steps = _Steps(sampler, bar, callback_on_step_end, batch.width // sampler.backbone.spec.factor)
+            latents = steps.run(replace(batch, inputs=inputs), params, chunk_views)
+            if output_type == "latent":
+                return PanoramaOutput(latents)
+            return PanoramaOutput(convert(sampler.decode_pixels(latents, params.loop, params.decode), output_type))
+
+
+class _Steps:
+    """Moves the progress bar and calls the callback after each step."""
+
+    def __init__(self, sampler: PanoramaSampler, bar: Any, callback: StepCallback | None, width: int):
+        self.sampler, self.bar, self.callback = sampler, bar, callback
+        self.width = width
+        """Cells of the canvas; latents may have an annex behind them, which the callback does not see."""
+        self.evaluation = 0
+
+    def run(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> Tensor:
+        """Sample latents; if the callback interrupts the call, those of the last step."""
+        self.sampler._interrupt, self.sampler._guidance_scale = False, params.guidance_scale
+        try:
+            return self.sampler.sample_latents(batch, params, chunk_views, self)
+        except _InterruptError as interruption:
+            return interruption.latents_BCHW[..., : self.width]
+
+    def __call__(self, step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+        self.bar.update(step + 1 - self.bar.n)
+        if self.callback is not None:
+            canvas, annex = latents_BCHW[..., : self.width], latents_BCHW[..., self.width :]
+            canvas = self._called_back(self.callback, timestep, canvas)
+            latents_BCHW = torch.cat([canvas, annex], dim=-1) if annex.shape[-1] else canvas
+        self.evaluation += 1
+        if self.sampler.interrupt:
+            raise _InterruptError(latents_BCHW)
+        return latents_BCHW
+
+    def _called_back(self, callback: StepCallback, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+        result = callback(self.sampler, self.evaluation, timestep, {"latents": latents_BCHW})
+        if unknown := sorted(set(result or {}) - {"latents"}):
+            raise UserError(f"callback_on_step_end may return new latents only, got {', '.join(unknown)}")
+        latents = (result or {}).get("latents", latents_BCHW)
+        if not isinstance(latents, Tensor) or latents.shape != latents_BCHW.shape:
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise UserError(f"callback_on_step_end must return latents of shape {tuple(latents_BCHW.shape)}, got {got}")
+        return latents.to(latents_BCHW)
+
+
+def _refuse(unsupported: Mapping[str, Any]) -> None:
+    for name, value in unsupported.items():
+        if name not in UNSUPPORTED:
+            raise TypeError(f"PanoramaSampler.__call__() got an unexpected keyword argument {name!r}")
+        if value is not None:
+            raise UserError(f"{name} is not supported: {UNSUPPORTED[name]}")
+
+
+def _check_callback(callback: Any, tensor_inputs: Any) -> None:
+    if callback is not None and not callable(callback):
+        raise UserError(f"callback_on_step_end must be a function, got {callback!r}")
+    names = getattr(callback, "tensor_inputs", None) or texts(
+        "callback_on_step_end_tensor_inputs", tensor_inputs
+    )  # diffusers' PipelineCallback names its own
+    if other := [name for name in names if name != "latents"]:
+        raise UserError(
+            f"callback_on_step_end_tensor_inputs: only 'latents' are available, got {other[0]!r}; guidance_steps ends "
+            "the guidance early"
+        )
+
+
+def _texts(prompt: Any, negative_prompt: Any, inputs: CallInputs) -> tuple[list[str], list[str]]:
+    """Return the prompts and negative prompts, empty where embeddings replace them."""
+    for name, value, embedded in (
+        ("prompt", prompt, inputs.embeddings.prompt_embeds),
+        ("negative_prompt", negative_prompt, inputs.embeddings.negative_prompt_embeds),
+    ):
+        if value is not None and embedded is not None:
+            raise UserError(f"pass either {name} or {name}_embeds, not both")
+    if prompt is None and inputs.embeddings.prompt_embeds is None:
+        raise UserError("pass a prompt or prompt_embeds")
+    if inputs.embeddings.prompt_embeds is not None:
+        prompts = [""] * len(inputs.embeddings.prompt_embeds)
+    else:
+        prompts = [prompt] if isinstance(prompt, str) else texts("prompt", prompt)
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return prompts, [negative_prompt or ""] * len(prompts)
+    negatives = texts("negative_prompt", negative_prompt)
+    if len(negatives) != len(prompts):
+        raise UserError(
+            f"negative_prompt must be one text or {len(prompts)}, one for each prompt, got {len(negatives)}"
+        )
+    return prompts, negatives
+
+
+def _repeated(items: list[Any], copies: int) -> list[Any]:
+    return [item for item in items for _ in range(copies)]
