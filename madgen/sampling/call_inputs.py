@@ -120,7 +120,7 @@ class CallInputs:
 def _parse_generator(generator: Any) -> Generators:
     if generator is None or isinstance(generator, torch.Generator):
         return generator
-    generators = [] if isinstance(generator, str) else listed("generator", generator)
+    generators = list(generator) if isinstance(generator, list | tuple) else []
     if not generators or not all(isinstance(one, torch.Generator) for one in generators):
         raise UserError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
     return generators

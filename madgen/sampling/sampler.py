@@ -461,6 +461,18 @@ class PanoramaSampler(DiffusersCall):
             return self.backbone.decode(latents_BCHW, wrap, decodes_tiled(height, width, decode))
 
     @property
+    def scheduler(self) -> Any:
+        """The diffusers scheduler whose class and config are used unless `params.scheduler` names another class."""
+        backbone: Any = self.backbone
+        return backbone.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        backbone: Any = self.backbone
+        backbone.scheduler = scheduler
+        self.params = replace(self.params, scheduler=None)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the denoising network."""
         return self.backbone.dtype

@@ -208,15 +208,16 @@ def test_methods_that_a_job_may_not_ask_for_are_refused_here_too(tiny, method, m
         sampler(tiny, **method)
 
 
-def test_what_is_not_said_is_what_a_job_would_have(tiny):
-    """One home for defaults: a sampler of nothing but a folder is the sampler of an empty job."""
+def test_defaults_are_those_of_a_job(tiny):
+    """A sampler of nothing but a folder is the sampler of an empty job."""
     job = load_job([], [f"backbone.pretrained={tiny}"])
     bare, asked = PanoramaSampler.from_pretrained(str(tiny)), PanoramaSampler.from_job(job)
     assert bare.method == asked.method
     assert vars(bare.geometry) == vars(asked.geometry)
+    assert bare.params == asked.params
     defaults = inspect.signature(PanoramaSampler.sample).parameters
-    for name in ("num_inference_steps", "guidance_scale", "loop", "decode"):
-        assert defaults[name].default == getattr(job.sampling, name)
+    for name in ("num_inference_steps", "guidance_scale", "guidance_steps", "loop", "decode"):
+        assert defaults[name].default is None  # that of `params`
 
 
 def test_the_nearest_sizes_that_an_error_names_work(tiny):

@@ -121,7 +121,7 @@ def test_kinds_of_other_libraries_give_what_python_s_give(sampler):
         ({"chunk_views": 0}, "chunk_views must be a whole number >= 1, got 0"),
         ({"loop": "false"}, "loop must be True or False, got 'false'"),
         ({"decode": "half"}, "sampling.decode must be one of auto, whole, tiled, got 'half'"),
-        ({"output": "tensor"}, "output must be 'image' or 'latent', got 'tensor'"),
+        ({"output": "tensor"}, "output must be one of 'image', 'pil', 'np', 'pt', 'latent', got 'tensor'"),
         ({"on_step": None}, "on_step must be a function of the step, got None"),
     ],
 )
