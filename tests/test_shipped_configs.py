@@ -42,7 +42,7 @@ def test_presets_have_the_settings_of_the_paper():
     job = load_job([ROOT / "configs/backbone/sd2.yaml", ROOT / "configs/method/mad.yaml"])
     assert (job.sampling.height, job.sampling.width, job.sampling.num_inference_steps) == (512, 3072, 50)
     assert (job.sampling.guidance_scale, job.method.mad.steps, job.sampling.scheduler) == (7.5, 15, "DDIMScheduler")
-    assert job.method.mad.blocks == ("down", "mid", "up")
+    assert job.method.mad.blocks == ("all",)
     xl = load_job([ROOT / "configs/backbone/sdxl.yaml", ROOT / "configs/method/mad.yaml"])
     assert (xl.sampling.height, xl.sampling.width, xl.method.views.stride, xl.method.mad.steps) == (1024, 4096, 16, 15)
     direct = load_job([ROOT / "configs/backbone/sdxl.yaml", ROOT / "configs/method/direct.yaml"])

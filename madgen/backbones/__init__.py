@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack, cast
+from typing import Any, Literal, Protocol, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, path
+
+Guidance = Literal["cfg", "embedded", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,17 @@ class BackboneSpec:
     view_size: int
     """Size of a view in latent cells: the size that the network was trained at."""
     coarsest: int
-    """Latent cells per cell of the network's lowest resolution."""
-    guidance_embedded: bool
-    """Guidance is an input of the network (consistency models): no second pass, no negative prompt."""
+    """Latent cells per cell of the network's lowest resolution: views that are merged start at multiples of it."""
+    guidance: Guidance = "cfg"
+    """`cfg`: classifier-free guidance, a second pass with the negative prompt. `embedded`: guidance is an input of the
+    network (consistency models, FLUX.1 [dev]). `none`: the network was distilled without guidance."""
+    patch: int = 1
+    """Latent cells per token, in each direction: views and canvases consist of whole tokens."""
+    joint_attention: bool = False
+    """Prompt and image share the attention layers (transformers): there is no separate cross-attention, and
+    `method.mad.positions` applies."""
+    max_side: int | None = None
+    """Largest side of a canvas, in latent cells, for which the network has positions; None: no limit."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +150,17 @@ class Backbone(Protocol):
         """
 
     def new_scheduler(
-        self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None
+        self,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None = None,
+        view_cells: int | None = None,
     ) -> Any:
-        """Return a new diffusers scheduler with its timesteps set; None: the checkpoint's own class."""
+        """Return a new diffusers scheduler with its timesteps set; `name` None: the checkpoint's own class.
+
+        `view_cells`: latent cells of a view, for timesteps that depend on the image size; None: of a view of
+        `spec.view_size`.
+        """
 
     def compile(self) -> None:
         """Denoise and decode in compiled graphs from now on; each is compiled when a size first occurs."""
@@ -168,6 +186,8 @@ class Checkpoint(TypedDict, total=False):
     """Default: float32."""
     device: str | torch.device
     """Default: the CPU."""
+    max_sequence_length: int | None
+    """Tokens of the prompt that the text encoder reads, where it is a choice; None: the pipeline's default."""
 
 
 class BackboneModule(Protocol):
@@ -194,8 +214,17 @@ class BackboneModule(Protocol):
     ) -> None:
         """Raise UserError for an entry of `method.mad.blocks` that selects no attention layer."""
 
-    def text_limit(self, pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
-        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+    def text_limit(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        config: str | None = None,
+        max_sequence_length: int | None = None,
+    ) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally.
+
+        Raises UserError for a `max_sequence_length` that the text encoder does not support.
+        """
 
     def scheduler_class(self, name: str) -> Any:
         """Return a diffusers scheduler class by its name; UserError if it is unknown."""

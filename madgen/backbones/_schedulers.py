@@ -9,12 +9,22 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from madgen.backbones._flow import (
+    FlowSchedule,
+    adapted,
+    flow_scheduler,
+    is_flow_class,
+    is_flow_config,
+    supports_flow,
+)
 from madgen.diffusion.denoise import steps_of
 from madgen.hub.model_configs import config_source, read_config
 from madgen.utils.errors import UserError
 
 EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 """Schedulers with one evaluation per step; planning with them does not import diffusers."""
+FLOW_EVALUATE_ONCE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+"""The same for flow matching."""
 
 MAX_STEP_SUGGESTIONS = 32
 """Numbers of steps to try beyond an impossible one, to suggest a possible one."""
@@ -33,7 +43,7 @@ def scheduler_class(name: str) -> Any:
         close = [f"{name}Scheduler"] if f"{name}Scheduler" in known else difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "examples: DDIMScheduler, EulerDiscreteScheduler"
         raise UserError(f"sampling.scheduler={name!r} is not a diffusers scheduler; {hint}")
-    return scheduler
+    return adapted(scheduler)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -44,6 +54,20 @@ def check_scheduler(scheduler: Any) -> None:
         raise UserError(f"sampling.scheduler={name} cannot step a canvas of noise; use for example DDIMScheduler")
     if hasattr(scheduler, "noise_sampler"):
         raise UserError(f"sampling.scheduler={name} draws noise independently of the sample's seed; use another one")
+
+
+def _check_prediction(own: Any, cls: Any) -> None:
+    """Raise UserError if one of a checkpoint's own scheduler and a class is for flow matching and the other is not."""
+    if not is_flow_config(own.config, type(own).__name__) and is_flow_class(cls):
+        raise UserError(
+            f"sampling.scheduler={cls.__name__} cannot step this checkpoint, which predicts "
+            f"{own.config.get('prediction_type', 'epsilon')}, not a flow; use for example DDIMScheduler"
+        )
+    if is_flow_config(own.config, type(own).__name__) and not supports_flow(cls):
+        raise UserError(
+            f"sampling.scheduler={cls.__name__} cannot step this checkpoint, which was trained with flow matching; use "
+            "for example FlowMatchEulerDiscreteScheduler or UniPCMultistepScheduler"
+        )
 
 
 def _needed(step: Callable[..., Any]) -> int:
@@ -73,7 +97,8 @@ def evaluated_steps(
     if own is None or own_name is None:
         order = 1 if name is None else scheduler_class(name).order
         return [step for step in range(num_inference_steps) for _ in range(order)]
-    if (name or own_name) in EVALUATE_ONCE and own_name in EVALUATE_ONCE and original_inference_steps is None:
+    simple = FLOW_EVALUATE_ONCE if own_name in FLOW_EVALUATE_ONCE else EVALUATE_ONCE
+    if (name or own_name) in simple and own_name in simple and original_inference_steps is None:
         _check_steps(num_inference_steps, own.get("num_train_timesteps", num_inference_steps))
         return list(range(num_inference_steps))
     scheduler = scheduler_class(own_name).from_config(own)
@@ -86,20 +111,33 @@ def _check_steps(requested: int, trained: int) -> None:
 
 
 def new_scheduler(
-    own: Any, name: str | None, num_inference_steps: int, original_inference_steps: int | None, device: Any
+    own: Any,
+    name: str | None,
+    num_inference_steps: int,
+    original_inference_steps: int | None,
+    device: Any,
+    tokens: int = 4096,
+    flow: FlowSchedule = FlowSchedule(),  # noqa: B008
 ) -> Any:
     """Create a scheduler like `own`, or of the class `name` with the config of `own`; timesteps set on `device`.
 
-    Raises UserError for numbers of steps that the scheduler does not support.
+    `tokens` (of a view) and `flow` are for flow matching, see `flow_scheduler`. Raises UserError for numbers of steps
+    that the scheduler does not support, and for schedulers that the checkpoint was not trained for.
     """
-    cls = type(own) if name is None else scheduler_class(name)
+    cls = adapted(type(own)) if name is None else scheduler_class(name)
+    _check_prediction(own, cls)
+    options: dict[str, Any] = {}
     try:
-        scheduler = cls.from_config(own.config)
+        if is_flow_config(own.config, type(own).__name__):
+            scheduler, options = flow_scheduler(cls, own.config, num_inference_steps, tokens, flow)
+        else:
+            scheduler = cls.from_config(own.config)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"sampling.scheduler={name} does not fit this checkpoint: {error}") from error
     check_scheduler(scheduler)
     _check_steps(num_inference_steps, own.config.num_train_timesteps)
-    options = {}
     if original_inference_steps is not None:
         options["original_inference_steps"] = original_inference_steps
         if "original_inference_steps" not in inspect.signature(scheduler.set_timesteps).parameters:

@@ -16,12 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from madgen.backbones import (
     TEXTS_ONLY,
     BackboneSpec,
+    Guidance,
     PromptEmbeddings,
     _precision,
     _schedulers,
     _vae,
     silence_model_libraries,
 )
+from madgen.backbones._blocks import ALL, select_layers
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
@@ -44,8 +46,22 @@ def unet_spec(unet: dict[str, Any], vae: dict[str, Any]) -> BackboneSpec:
         factor=2 ** (len(vae["block_out_channels"]) - 1),
         view_size=unet["sample_size"],
         coarsest=2 ** (len(unet["block_out_channels"]) - 1),
-        guidance_embedded=unet.get("time_cond_proj_dim") is not None,
+        guidance="cfg" if unet.get("time_cond_proj_dim") is None else "embedded",
     )
+
+
+def assumed_guidance(pretrained: str) -> Guidance:
+    """Guess the guidance of a checkpoint from its name, for planning without config files."""
+    return "embedded" if "lcm" in pretrained.lower() else "cfg"
+
+
+def refuse_sequence_length(max_sequence_length: int | None) -> None:
+    """Raise UserError unless `backbone.max_sequence_length` is None: CLIP's text encoders have a fixed length."""
+    if max_sequence_length is not None:
+        raise UserError(
+            f"backbone.max_sequence_length={max_sequence_length} has no effect: this backbone's text encoders have "
+            "a fixed length; set it to null"
+        )
 
 
 def attention_of(unet: torch.nn.Module) -> dict[str, Any]:
@@ -53,19 +69,13 @@ def attention_of(unet: torch.nn.Module) -> dict[str, Any]:
     return {f"{name}.processor": module for name, module in sorted(unet.named_modules()) if hasattr(module, "to_q")}
 
 
-def select_layers(layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
-    """Return the layers that `blocks` (down, mid, up, or patterns of names) select; UserError if one selects none."""
-    chosen: set[str] = set()
-    for block in blocks:
-        matches = fnmatch.filter(layers, BLOCK_PATTERNS.get(block, block))
-        if not matches and block in BLOCK_PATTERNS:
-            raise UserError(f"method.mad.blocks: {block!r} of this backbone has no attention layers; remove it")
-        if not matches:
-            raise UserError(
-                f"method.mad.blocks: {block!r} is neither down, mid, up nor a pattern of a layer such as {layers[0]!r}"
-            )
-        chosen.update(matches)
-    return frozenset(chosen)
+def _groups(layers: Sequence[str]) -> dict[str, list[str]]:
+    return {name: fnmatch.filter(layers, pattern) for name, pattern in BLOCK_PATTERNS.items()}
+
+
+def select_unet_layers(layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
+    """Return the layers that `blocks` (all, down, mid, up, or patterns) select; UserError if one selects none."""
+    return select_layers(layers, _groups(layers), blocks)
 
 
 def check_blocks(
@@ -78,13 +88,13 @@ def check_blocks(
         "mid": "CrossAttn" in str(unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")),
         "up": any("CrossAttn" in name for name in unet.get("up_block_types", ())),
     }
-    if all(attend.get(block) for block in blocks):
+    if all(block == ALL or attend.get(block) for block in blocks):
         return  # without importing diffusers
     from diffusers import UNet2DConditionModel
 
     silence_model_libraries()
     with torch.device("meta"):
-        select_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
+        select_unet_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,7 @@ class UNetBackbone:
         embedded, negatives, shared = None, 0, None
         given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
         paths = [self.embed(prompts) if given is None else given]
-        if self.spec.guidance_embedded:
+        if self.spec.guidance == "embedded":
             # diffusers' convention: a guidance scale of 1 is no guidance
             weights = torch.full((len(prompts),), guidance_scale - 1, dtype=torch.float32)
             embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
@@ -271,7 +281,7 @@ class UNetBackbone:
 
     def merged_layers(self, merging: Merging) -> frozenset[str]:
         """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
-        return select_layers(list(self.attention), merging.blocks)
+        return select_unet_layers(list(self.attention), merging.blocks)
 
     def predict_noise(
         self,
@@ -390,11 +400,20 @@ class UNetBackbone:
         return _vae.encode(self.vae, pixels_B3HW)
 
     def new_scheduler(
-        self, name: str | None, num_inference_steps: int, original_inference_steps: int | None = None
+        self,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None = None,
+        view_cells: int | None = None,
     ) -> Any:
         """Create the checkpoint's own scheduler, or the diffusers class `name` from its config."""
         return _schedulers.new_scheduler(
-            self.scheduler, name, num_inference_steps, original_inference_steps, self.device
+            self.scheduler,
+            name,
+            num_inference_steps,
+            original_inference_steps,
+            self.device,
+            view_cells or self.spec.view_size**2,
         )
 
 

@@ -11,7 +11,7 @@ from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
-from madgen.backbones._unet import UNetBackbone, check_blocks, unet_spec
+from madgen.backbones._unet import UNetBackbone, assumed_guidance, check_blocks, refuse_sequence_length, unet_spec
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs
 from madgen.hub.tokenizers import TextLimit
@@ -55,16 +55,20 @@ def family_spec(pretrained: str) -> BackboneSpec:
     """
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
-    return BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance_embedded="lcm" in pretrained.lower())
+    return BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance=assumed_guidance(pretrained))
 
 
-def text_limit(pretrained: str, revision: str | None = None, config: str | None = None) -> TextLimit | None:
+def text_limit(
+    pretrained: str, revision: str | None = None, config: str | None = None, max_sequence_length: int | None = None
+) -> TextLimit | None:
     """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+    refuse_sequence_length(max_sequence_length)
     return tokenizers.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
 
 
 def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusionXL:
     """Load a diffusers folder, a hub id or a single file; safetensors only, nothing is unpickled."""
+    refuse_sequence_length(checkpoint.get("max_sequence_length"))
     options = {"add_watermarker": False}
     return load_backbone(StableDiffusionXL, describe, pretrained, checkpoint, **options)
 

@@ -81,8 +81,8 @@ class BackboneConfig:
     """The pretrained diffusion model."""
 
     name: str = "sd"
-    """Model family, a module of `madgen/backbones/`: `sd` (Stable Diffusion 1.x and 2.x, latent consistency models) or
-    `sdxl` (Stable Diffusion XL)."""
+    """Model family, a module of `madgen/backbones/`: `sd` (Stable Diffusion 1.x and 2.x, latent consistency models),
+    `sdxl` (Stable Diffusion XL), `sd3` (Stable Diffusion 3 and 3.5) or `flux` (FLUX.1)."""
     pretrained: str = "demo"
     """Weights: `demo` (a small model that is part of madgen), a diffusers folder, a Hugging Face Hub id, or a single
     `.safetensors` file in the original layout."""
@@ -103,9 +103,14 @@ class BackboneConfig:
     cuda_graphs: bool = True
     """Replay UNet passes over few views (up to 32 views of 64x64 latent cells, with guidance) as CUDA graphs on NVIDIA
     GPUs. Faster, at the cost of memory; pixels do not change."""
+    max_sequence_length: int | None = None
+    """Number of tokens that the text encoder of a transformer (T5) reads, > 0; longer prompts are truncated. null is
+    the default of the diffusers pipeline: 512 for FLUX.1, 256 for Stable Diffusion 3. Must be null for UNets."""
 
     def __post_init__(self) -> None:
         _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        length = self.max_sequence_length
+        _check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +150,22 @@ class MadConfig:
     steps: int = 15
     """Number of steps, from the first one on, in which attention is merged (the paper's tau), >= 0. 0 is plain
     MultiDiffusion, unless `cross_attention` is `always`."""
-    blocks: tuple[str, ...] = ("down", "mid", "up")
-    """UNet blocks in which attention is merged: `down`, `mid`, `up`, or patterns of layer names such as
-    `up_blocks.1.*attn1*`. At least one."""
+    blocks: tuple[str, ...] = ("all",)
+    """Layers in which attention is merged: `all`; for UNets `down`, `mid` and `up`; for transformers `early`, `middle`
+    and `late` (thirds by depth), `double` and `single` (blocks with separate or shared weights for prompt and image);
+    or patterns of layer names such as `up_blocks.1.*attn1*`. At least one."""
     cross_attention: str = "scheduled"
     """When cross-attention is merged: `scheduled`, in the first `steps` steps (the paper), or `always`, in all steps
-    (the released code)."""
+    (the released code). Transformers have no separate cross-attention and take `scheduled` only."""
+    positions: str = "canvas"
+    """Positions of image tokens in steps in which a transformer's attention is merged: `canvas` (their place on the
+    canvas), `fit` (the same, scaled into the range of a view) or `local` (the mean of their places in the views). Other
+    steps use each view's own positions. Only for transformers."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 0, f"method.mad.steps must be >= 0, got {self.steps}; 0 gives plain MultiDiffusion")
         _one_of("method.mad.cross_attention", self.cross_attention, ("scheduled", "always"))
+        _one_of("method.mad.positions", self.positions, ("canvas", "fit", "local"))
         _check(len(self.blocks) > 0, "method.mad.blocks is empty; set method.mad.steps=0 to disable MAD")
 
 

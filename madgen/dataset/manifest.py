@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -52,11 +53,12 @@ def identity(
             "variant": job.backbone.variant,
             "dtype": dtype,
             **({"compile": True} if job.backbone.compile else {}),
+            **_chosen(job, "max_sequence_length"),
             "loras": [
                 {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
             ],
         },
-        "method": _effective(resolved["method"], plan),
+        "method": _effective(resolved["method"], job.backbone.name, plan),
         "sampling": job.sampling.to_metadata(),
         "safety": None if checker is None else {"weights": checker, "action": job.safety.action},
         "scores": _scores(job, clip),
@@ -75,9 +77,34 @@ def identity(
     }
 
 
-def _effective(method: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def _chosen(job: Job, *names: str) -> dict[str, Any]:
+    """Return settings of the backbone that are not null: earlier versions recorded none of them."""
+    values = {name: getattr(job.backbone, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+UNETS = ("sd", "sdxl")
+UNET_BLOCKS = ["down", "mid", "up"]
+"""Recorded for `all` blocks of a UNet: what versions without `all` recorded."""
+
+
+def recorded_mad(mad: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """Return `method.mad` as it is recorded: like earlier versions for settings at their default."""
+    recorded = {name: value for name, value in mad.items() if name != "positions" or value != "canvas"}
+    if backbone in UNETS and list(mad["blocks"]) == ["all"]:
+        recorded["blocks"] = UNET_BLOCKS
+    return recorded
+
+
+def mad_of_record(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Invert `recorded_mad`."""
+    everything = list(recorded["blocks"]) == UNET_BLOCKS
+    return {**recorded, "blocks": ("all",) if everything else tuple(recorded["blocks"])}
+
+
+def _effective(method: dict[str, Any], backbone: str, plan: Plan) -> dict[str, Any]:
     """Return the method without the settings of unused parts, so that they do not affect the fingerprint."""
-    mad = method["mad"]
+    mad = recorded_mad(method["mad"], backbone)
     unused = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
     effective = {
         **method,

@@ -36,9 +36,11 @@ class Merging:
     steps: int
     """Layers merge in the first `steps` denoising steps."""
     blocks: tuple[str, ...]
-    """`down`, `mid`, `up`, or patterns of layer names."""
+    """`all`, names of groups of layers such as `down` or `early`, or patterns of layer names."""
     cross_attention: str
     """`scheduled`: like self-attention; `always`: merged in every step."""
+    positions: str = "canvas"
+    """Positions of image tokens in merged layers of transformers: `canvas`, `fit` or `local`."""
 
     @property
     def end(self) -> int:

@@ -26,6 +26,7 @@ from madgen.config.schema import (
 )
 from madgen.dataset.encoding import encode_image
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
 from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
@@ -93,10 +94,11 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             loras=[LoraConfig(weights=lora["weights"], scale=lora["scale"]) for lora in backbone["loras"]],
             dtype=backbone.get("weights_dtype", backbone["dtype"]),
             compile=backbone.get("compile", False),
+            max_sequence_length=backbone.get("max_sequence_length"),
         ),
         MethodConfig(
             views=ViewsConfig(**method["views"]),
-            mad=MadConfig(**(method["mad"] or {"steps": 0})),
+            mad=MadConfig(**mad_of_record(method["mad"])) if method["mad"] else MadConfig(steps=0),
             merge=MergeConfig(**method.get("merge", {})),
             noise=NoiseConfig(**method.get("noise", {})),
             sync=SyncConfig(**(method["sync"] or {})),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ MOVED = {
 }
 
 
-def read_configs(pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
-    """Return the contents of `FILES`. Raises UserError if there is no such model."""
+def read_configs(
+    pretrained: str, revision: str | None, config: str | None, files: Sequence[str] = FILES
+) -> tuple[dict[str, Any], ...]:
+    """Return the contents of config files. Raises UserError if there is no such model."""
     where = config_source(pretrained, revision, config)
     key = "backbone.pretrained" if where == pretrained else "backbone.config"
     try:
-        return tuple(read_config(where, revision, name, key) for name in FILES)
+        return tuple(read_config(where, revision, name, key) for name in files)
     except UserError as error:
         if key == "backbone.config" and config is None:
             raise UserError(

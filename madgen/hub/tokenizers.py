@@ -22,20 +22,22 @@ class TextLimit:
     """Folder or Hub id."""
     revision: str | None
     subfolders: tuple[str, ...]
+    chosen: bool = False
+    """The limit is a setting, not that of the tokenizers."""
 
     def load(self) -> list[Any] | None:
         """Return the tokenizers, None if they are not available locally."""
-        from transformers import CLIPTokenizer
+        from transformers import AutoTokenizer, CLIPTokenizer
 
+        cls = AutoTokenizer if self.chosen else CLIPTokenizer
+        options = {"revision": self.revision, "local_files_only": True}
         try:
-            return [
-                CLIPTokenizer.from_pretrained(
-                    self.where, subfolder=subfolder, revision=self.revision, local_files_only=True
-                )
-                for subfolder in self.subfolders
-            ]
+            loaded = [cls.from_pretrained(self.where, subfolder=folder, **options) for folder in self.subfolders]
         except (OSError, ValueError):
             return None
+        for tokenizer in loaded if self.chosen else ():
+            tokenizer.model_max_length = self.tokens
+        return loaded
 
 
 def text_limit(
@@ -49,6 +51,18 @@ def text_limit(
         return None
     known = [limit for limit in limits if limit is not None]
     return TextLimit(min(known), where, revision, subfolders) if len(known) == len(subfolders) else None
+
+
+def chosen_limit(
+    subfolder: str, tokens: int, pretrained: str, revision: str | None, config: str | None
+) -> TextLimit | None:
+    """Return a limit of `tokens` for one tokenizer; None if its files are not available locally."""
+    try:
+        where = config_source(pretrained, revision, config)
+    except UserError:
+        return None
+    available = _limit(where, revision, subfolder) is not None
+    return TextLimit(tokens, where, revision, (subfolder,), chosen=True) if available else None
 
 
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:

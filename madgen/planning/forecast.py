@@ -68,7 +68,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         check_side(job.output.format, *size)
     _check_regions(run, spec)
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
-    if job.sampling.guidance_steps is not None and spec.guidance_embedded:
+    if job.sampling.guidance_steps is not None and spec.guidance != "cfg":
         raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
     evaluations = _evaluations(run, spec, layouts, own)
     return Forecast(
@@ -150,7 +150,7 @@ def _evaluations(
     job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
     steps = _evaluated_steps(run, own)
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
-    twice = sampling.guidance_scale > 1 and not spec.guidance_embedded
+    twice = sampling.guidance_scale > 1 and spec.guidance == "cfg"
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)
@@ -214,7 +214,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
     if summary := job.method.operators:
         print(f"  {summary}")
-    print(f"  {cost.view_evaluations:,} UNet view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
+    print(f"  {cost.view_evaluations:,} view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
     for line in _time_lines(estimate):
         print(f"  {line}")
     if forecast.spec_is_assumed:

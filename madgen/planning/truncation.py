@@ -52,7 +52,8 @@ class Truncation:
 def count_truncated(run: ResolvedRun) -> Truncation | None:
     """Check the first 100,000 prompts that may be too long; None if the tokenizer is not on this machine."""
     plan = run.plan
-    limit: TextLimit | None = backbone_module(run.job.backbone.name).text_limit(*run.files)
+    backbone = run.job.backbone
+    limit: TextLimit | None = backbone_module(backbone.name).text_limit(*run.files, backbone.max_sequence_length)
     if limit is None:
         return None
     max_bytes = limit.tokens - 2  # a token has at least one byte

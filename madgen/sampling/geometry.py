@@ -27,7 +27,7 @@ class Geometry:
         overlap_from: int | None = None,
         needs_middles: bool = False,
     ):
-        self.spec, self.layout, self.overlap_from = spec, layout, overlap_from
+        self.spec, self.layout, self.overlap_from, self.merging = spec, layout, overlap_from, merging
         if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
             raise UserError(f"overlap_from must be >= 0 and needs layout=shifted, got {overlap_from} with {layout}")
         self.needs_middles = needs_middles
@@ -40,6 +40,26 @@ class Geometry:
             self.stride = 1  # without merging, views may shift by any number of cells
         if layout == "whole" and (view_size or stride):
             raise UserError("method.views.size and stride have no effect with layout=whole; set them to null")
+        if layout != "whole" and self.view_size % spec.patch:
+            raise UserError(
+                f"method.views.size={self.view_size} must be a multiple of {spec.patch} latent cells (a token of the "
+                "backbone)"
+            )
+        if merging is not None:
+            self._check_attention(merging)
+
+    def _check_attention(self, merging: Merging) -> None:
+        """Raise UserError for settings of `method.mad` that do not apply to the backbone."""
+        if self.spec.joint_attention and merging.cross_attention != "scheduled":
+            raise UserError(
+                f"method.mad.cross_attention={merging.cross_attention} does not apply: in this backbone prompt and "
+                "image share the attention layers; set it to scheduled"
+            )
+        if not self.spec.joint_attention and merging.positions != "canvas":
+            raise UserError(
+                f"method.mad.positions={merging.positions} has no effect: this backbone's attention has no positions; "
+                "set it to canvas"
+            )
 
     @classmethod
     def from_config(cls, spec: BackboneSpec, method: MethodConfig) -> Geometry:
@@ -58,6 +78,7 @@ class Geometry:
             raise UserError(f"{height}x{width} px exceed the largest supported panorama, {MAX_PIXELS} px (2^26)")
         for name, pixels in (("height", height), ("width", width)):
             self._check_extent(name, pixels, loop and name == "width")
+        self._check_positions(height, width)
         factor = self.spec.factor
         cells = (height // factor, width // factor, self.view_size, self.stride)
         layout = build_layout(self.layout, *cells, loop, self.merged_steps, self.overlap_from)
@@ -83,7 +104,8 @@ class Geometry:
         """Raise the errors of `build_layout` with sizes in pixels."""
         factor, size, stride = self.spec.factor, self.view_size, self.stride
         if self.layout == "whole":
-            smallest, step, reason = factor, factor, f"is not a multiple of {factor} px (a latent cell)"
+            smallest = step = factor * self.spec.patch
+            reason = f"is not a multiple of {step} px ({'a token' if self.spec.patch > 1 else 'a latent cell'})"
         else:
             # A loop is a multiple of the stride; a strip is one view plus a multiple of the stride.
             smallest, step = factor * (-(-size // stride) * stride if loop else size), factor * stride
@@ -95,9 +117,29 @@ class Geometry:
         if below != pixels:
             raise UserError(f"{name}={pixels} px {reason}; the nearest are {below} and {below + step} px")
 
+    def _check_positions(self, height: int, width: int) -> None:
+        """Raise UserError for a view, or a merged canvas, that is larger than the backbone has positions for."""
+        if self.spec.max_side is None:
+            return
+        limit = self.spec.max_side * self.spec.factor
+        longest = f"{'height' if height > width else 'width'}={max(height, width)} px"
+        reason = f"the backbone has positions for {limit} px"
+        if self.layout == "whole":
+            if max(height, width) > limit:
+                raise UserError(f"{longest} is too large for layout=whole: {reason}; use layout=overlapping")
+        elif self.view_size > self.spec.max_side:
+            raise UserError(
+                f"method.views.size={self.view_size} must be <= {self.spec.max_side} latent cells: {reason}"
+            )
+        elif self.merged_steps and self.merging and self.merging.positions == "canvas" and max(height, width) > limit:
+            raise UserError(
+                f"{longest} is too large for method.mad.positions=canvas: {reason}; set method.mad.positions to fit or "
+                "local, or method.mad.steps to 0"
+            )
+
     def _check_merging(self, views: Views) -> None:
         if views.count > 1 and not views.divisible(self.spec.coarsest):
             raise UserError(
                 f"method.mad needs views of a size and a stride that are multiples of {self.spec.coarsest} latent "
-                f"cells (the UNet's lowest level), got size {self.view_size} and stride {self.stride}"
+                f"cells (the network's lowest resolution), got size {self.view_size} and stride {self.stride}"
             )

@@ -102,10 +102,14 @@ def _parse_region(region: Any) -> Region:
 
 
 def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
-    """Raise UserError for a negative prompt without effect."""
-    if any(negatives) and (spec.guidance_embedded or guidance_scale <= 1):
-        embedded = spec.guidance_embedded
-        reason = "the backbone embeds its guidance" if embedded else f"guidance_scale={guidance_scale} is <= 1"
+    """Raise UserError for a negative prompt, or a guidance scale, without effect."""
+    if spec.guidance == "none" and guidance_scale > 1:
+        raise UserError(
+            f"guidance_scale={guidance_scale} has no effect: the backbone was distilled without guidance; set it to 0"
+        )
+    if any(negatives) and (spec.guidance != "cfg" or guidance_scale <= 1):
+        reasons = {"embedded": "the backbone embeds its guidance", "none": "the backbone takes no guidance"}
+        reason = reasons.get(spec.guidance, f"guidance_scale={guidance_scale} is <= 1")
         raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 

@@ -31,6 +31,7 @@ from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusi
 from madgen.diffusion.noise import align
 from madgen.diffusion.reference import with_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
+from madgen.diffusion.views import Views
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.diffusers_call import DiffusersCall
@@ -94,6 +95,7 @@ class PanoramaSampler(DiffusersCall):
         mad_steps: int = MadConfig.steps,
         mad_blocks: Sequence[str] = MadConfig.blocks,
         cross_attention: str = MadConfig.cross_attention,
+        positions: str = MadConfig.positions,
         sync_weight: float = SyncConfig.weight,
         sync_decay: float = SyncConfig.decay,
         sync_steps: int = SyncConfig.steps,
@@ -135,6 +137,7 @@ class PanoramaSampler(DiffusersCall):
                     steps=whole("mad_steps", mad_steps),
                     blocks=tuple(texts("mad_blocks", mad_blocks)),
                     cross_attention=cross_attention,
+                    positions=positions,
                 ),
                 sync=SyncConfig(
                     weight=number("sync_weight", sync_weight),
@@ -172,6 +175,7 @@ class PanoramaSampler(DiffusersCall):
                 loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
+                max_sequence_length=backbone.max_sequence_length,
             )
             geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks
@@ -311,7 +315,7 @@ class PanoramaSampler(DiffusersCall):
         self._check_guidance(batch, params)
         with self.exclusively():
             self._warn_if_truncated(batch.all_texts)
-            scheduler = self._new_scheduler(params)
+            scheduler = self._new_scheduler(params, layout.at(0))
             noise, generator = self._noise(batch, scheduler)
             bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
@@ -385,7 +389,7 @@ class PanoramaSampler(DiffusersCall):
 
     def _check_guidance(self, batch: PanoramaBatch, params: SamplingParams) -> None:
         check_negative_prompts(self.backbone.spec, batch.all_negatives, params.guidance_scale)
-        embedded, sync = self.backbone.spec.guidance_embedded, self.method.sync
+        embedded, sync = self.backbone.spec.guidance != "cfg", self.method.sync
         if params.guidance_steps is not None and (embedded or sync is not None):
             reason = "SyncDiffusion predicts images at every step" if sync else "the backbone embeds its guidance"
             raise UserError(f"guidance_steps has no effect: {reason}; remove it")
@@ -420,9 +424,11 @@ class PanoramaSampler(DiffusersCall):
         """Create a scheduler with its timesteps set; UserError if the method or the number of steps is impossible."""
         return self._new_scheduler(replace(self.params, num_inference_steps=num_inference_steps, guidance_steps=None))
 
-    def _new_scheduler(self, params: SamplingParams) -> Any:
+    def _new_scheduler(self, params: SamplingParams, views: Views | None = None) -> Any:
+        """Create a scheduler for steps of `views`; None: of views of the geometry's size."""
+        cells = self.geometry.view_size**2 if views is None else views.rows.size * views.columns.size
         scheduler = self.backbone.new_scheduler(
-            params.scheduler, params.num_inference_steps, params.original_inference_steps
+            params.scheduler, params.num_inference_steps, params.original_inference_steps, cells
         )
         self.method.check_scheduler(scheduler)
         if self.method.sync is not None:

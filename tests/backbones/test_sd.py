@@ -28,7 +28,7 @@ def pipeline(tiny):
 def test_describe_reads_shapes_from_config_files(tiny):
     spec = describe(str(tiny))
     assert (spec.channels, spec.factor, spec.view_size, spec.coarsest) == (4, 4, 8, 2)
-    assert not spec.guidance_embedded
+    assert spec.guidance == "cfg"
 
 
 def test_whole_layout_is_the_plain_pipeline_latents_and_pictures(tiny, pipeline):

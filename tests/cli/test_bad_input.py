@@ -34,7 +34,7 @@ def listing(folder):
         (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor a Hub id"),
         (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
         (["backbone.pretrained=."], "not a diffusers pipeline"),
-        (["backbone.name=dalle"], "backbone.name must be one of sd, sdxl, got 'dalle'"),
+        (["backbone.name=dalle"], "backbone.name must be one of flux, "),
         (["sampling.scheduler=MagicScheduler"], "'MagicScheduler' is not a diffusers scheduler"),
         (["sampling.guidance_scale=1", "prompts.negative_prompt=fog"], "a negative prompt has no effect"),
         (["method.mad.blocks=[middle]"], "'middle' is neither down, mid, up nor a pattern"),

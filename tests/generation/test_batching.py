@@ -9,9 +9,9 @@ from madgen.generation.batch_size import MAX_BATCH, BatchSizes, BatchSplit
 from madgen.sampling.geometry import Geometry
 from madgen.types import Prompt, Region
 
-SD2 = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=False)
-SDXL = BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance_embedded=False)
-LCM = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance_embedded=True)
+SD2 = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance="cfg")
+SDXL = BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance="cfg")
+LCM = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance="embedded")
 
 
 def sizes(asked="auto", device="cuda", spec=SD2, layout="overlapping", overlap_from=None, **sampling):

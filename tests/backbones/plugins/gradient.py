@@ -15,7 +15,7 @@ from madgen import UserError
 from madgen.backbones import BackboneSpec
 from madgen.diffusion.merge import merge, split
 
-SPEC = BackboneSpec(channels=3, factor=4, view_size=8, coarsest=1, guidance_embedded=False)
+SPEC = BackboneSpec(channels=3, factor=4, view_size=8, coarsest=1, guidance="cfg")
 LAYER = "attention"
 
 
@@ -65,7 +65,7 @@ class Gradient:
     def decode(self, latents_BCHW, wrap=0, tiled=False):
         return (torch.nn.functional.interpolate(latents_BCHW, scale_factor=SPEC.factor) / 2 + 0.5).clamp(0, 1)
 
-    def new_scheduler(self, name, num_inference_steps, original_inference_steps=None):
+    def new_scheduler(self, name, num_inference_steps, original_inference_steps=None, view_cells=None):
         scheduler = scheduler_class(name or "DDIMScheduler")(clip_sample=False)
         scheduler.set_timesteps(num_inference_steps)
         return scheduler
@@ -88,7 +88,7 @@ def color(prompts):
 
 
 def select(blocks):
-    unknown = set(blocks) - {"down", "mid", "up", LAYER}
+    unknown = set(blocks) - {"all", LAYER}
     if unknown:
         raise UserError(f"method.mad.blocks: unknown block {unknown.pop()!r}; use {LAYER!r}")
     return frozenset({LAYER})
@@ -114,7 +114,7 @@ def check_blocks(blocks, pretrained, revision=None, config=None):
     select(blocks)
 
 
-def text_limit(pretrained, revision=None, config=None):
+def text_limit(pretrained, revision=None, config=None, max_sequence_length=None):
     return None
 
 
