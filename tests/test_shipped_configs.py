@@ -22,7 +22,7 @@ def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     result = madgen("plan", path, *overrides, "--json")
     assert result.code == 0, result.err
     plan = json.loads(result.out)
-    assert plan["samples"] == (24 if path.stem == "demo" and path in JOBS else 2)
+    assert plan["samples"] == ({"demo": 24, "template": 6}[path.stem] if path in JOBS else 2)
     assert plan["view_evaluations"] > 0
     assert not (tmp_path / "out").exists()
 

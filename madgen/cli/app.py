@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli import dataset, evaluate, generate
+from madgen.cli import config, dataset, evaluate, generate
 from madgen.utils.console import log_to_stderr, print_anything
 from madgen.utils.errors import UserError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "Generate": (generate.generate, generate.plan, generate.sample, generate.submit, generate.fetch),
+    "Write job files": (config.init, config.config),
     "Inspect and publish datasets": (
         dataset.status,
         dataset.verify,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 JobArguments = Annotated[
     list[str],
     typer.Argument(
-        metavar="JOB", help="Job files, merged from left to right, and overrides such as sampling.width=4096."
+        metavar="JOB",
+        help="Job files or names of presets, merged from left to right, and overrides such as sampling.width=4096.",
     ),
 ]
 Overrides = Annotated[
@@ -38,10 +39,15 @@ def load_job(arguments: list[str]) -> "Job":
     """Load the job that a command line names by files and overrides."""
     from madgen.config.loader import load_job
 
+    return load_job(*split_arguments(arguments))
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments of a command line into job files and overrides."""
     files = [argument for argument in arguments if "=" not in argument]
     if not files:
         raise UserError("no job file given; example: madgen generate jobs/demo.yaml")
-    return load_job(files, [argument for argument in arguments if "=" in argument])
+    return files, [argument for argument in arguments if "=" in argument]
 
 
 @contextmanager

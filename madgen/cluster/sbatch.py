@@ -14,6 +14,7 @@ from pathlib import Path
 
 from madgen.config.schema import Job
 from madgen.utils.errors import UserError
+from madgen.utils.resources import resource
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?")
@@ -135,12 +136,8 @@ def _bin_folder() -> str:
 
 
 def template(name: str) -> str:
-    """Return the text of `slurm/<name>.sbatch`, from the checkout or the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_slurm", package.parent / "slurm"):
-        if (folder / f"{name}.sbatch").is_file():
-            return (folder / f"{name}.sbatch").read_text(encoding="utf-8")
-    raise FileNotFoundError(f"{name}.sbatch is missing from this installation of madgen")
+    """Return the text of `slurm/<name>.sbatch`."""
+    return (resource("slurm") / f"{name}.sbatch").read_text(encoding="utf-8")
 
 
 def idle_workers(shards: int, workers: int) -> str | None:

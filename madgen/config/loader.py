@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from madgen.config.schema import Job, nearest
 from madgen.utils.errors import UserError
+from madgen.utils.resources import resource
 from madgen.utils.validation import expand_user, listed, path, texts
 
 
@@ -27,14 +28,41 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
     Raises UserError for a missing file, invalid YAML, an unknown key (naming the most similar one) or an invalid value.
     """
     paths = [paths] if isinstance(paths, str | Path) else listed("paths", paths)
-    files, overrides = [Path(path("a job file", one)) for one in paths], texts("overrides", overrides)
-    layers = [layer for file in files for layer in _layers(file, ())]
+    files, overrides = [_job_file(path("a job file", one)) for one in paths], texts("overrides", overrides)
+    layers = [layer for file in files for _, layer in _sources(file, ())]
     return _build(layers, files[0].stem if files else "job", files, overrides)
+
+
+def load_origins(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Return where each key that is set comes from, such as `{"sampling.width": "jobs/demo.yaml"}`, as `load_job`."""
+    origins: dict[str, str] = {}
+    for file in (_job_file(path("a job file", one)) for one in paths):
+        for source, layer in _sources(file, ()):
+            origins |= dict.fromkeys(_set_keys(OmegaConf.to_container(layer)), _origin(source))
+    for text in overrides:
+        origins |= dict.fromkeys(_set_keys(OmegaConf.to_container(_override(text))), "command line")
+    return origins
+
+
+def _origin(file: Path) -> str:
+    """Return a short path of a job file."""
+    for folder in (resource("configs").parent, Path.cwd()):
+        if file.is_relative_to(folder):
+            return str(file.relative_to(folder)).removeprefix("_")
+    return str(file)
+
+
+def _set_keys(content: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        yield "method.mad.steps" if name == "method.mad.share" else name  # converted to steps
+        if isinstance(value, dict):
+            yield from _set_keys(value, f"{name}.")
 
 
 def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides: Sequence[str] = ()) -> Job:
     """Build a job from contents of job files that are parts of `file`; paths in them are relative to `file`."""
-    layers = [layer for content in contents for layer in _with_bases(content, file.resolve(), ())]
+    layers = [layer for content in contents for _, layer in _with_bases(content, file.resolve(), ())]
     return _build(layers, name, [file], overrides)
 
 
@@ -44,6 +72,7 @@ def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides
         content = OmegaConf.to_container(layer)
         _check_interpolations(content)
         _check_lists(content, Job().as_dict())
+        _unset_other_mad_key(layer)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), *layers))
     except OmegaConfBaseException as error:
@@ -54,6 +83,16 @@ def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides
     source = _find_source(job.prompts.source, folders)
     regions = [_resolve_mask(region, folders) for region in job.prompts.regions]
     return replace(job, prompts=replace(job.prompts, source=source, regions=regions))
+
+
+def _unset_other_mad_key(layer: DictConfig) -> None:
+    """Let a layer that sets one of `method.mad.steps` and `method.mad.share` unset the other one of earlier layers."""
+    method = layer.get("method")
+    mad = method.get("mad") if isinstance(method, DictConfig) else None
+    if isinstance(mad, DictConfig):
+        for key, other in (("steps", "share"), ("share", "steps")):
+            if mad.get(key) is not None and other not in mad:
+                mad[other] = None
 
 
 def _resolve_mask(region: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
@@ -126,8 +165,8 @@ def _override(text: str) -> DictConfig:
         raise UserError(f"cannot read the override {text!r}: {str(error).splitlines()[0]}") from error
 
 
-def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
-    """Load the bases of a file, depth first, then the file itself."""
+def _sources(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
+    """Load the bases of a file, depth first, then the file itself, each with its path."""
     path = path.resolve()
     if path.suffix.lower() in (".txt", ".jsonl", ".csv", ".parquet", ".gz"):
         raise UserError(f"{path} is a prompt file, not a job file; pass a job file, and prompts.source={path}")
@@ -149,13 +188,40 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
     return _with_bases(content, path, seen)
 
 
-def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
+def _job_file(name: str) -> Path:
+    """Resolve a job file: a path, or else the name of a packaged job or preset, such as `demo` or `fast`."""
+    file = Path(name)
+    return file if file.is_file() or not _is_name(name) else _packaged(name, ("jobs/*.yaml", "configs/*/*.yaml"))
+
+
+def _base_file(folder: Path, name: str) -> Path:
+    """Resolve an entry of `base`: a path relative to `folder`, or else the name of a packaged preset, such as `sd2`."""
+    file = folder / expand_user(name, "base")
+    return file if file.is_file() or not _is_name(name) else _packaged(name, ("configs/*/*.yaml",))
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(r"[\w-]+", name) is not None
+
+
+def _packaged(name: str, patterns: Sequence[str]) -> Path:
+    """Return the packaged YAML file called `name`; of equal names, that of the first pattern."""
+    files: dict[str, Path] = {}
+    for folder, _, pattern in (each.partition("/") for each in patterns):
+        for file in sorted(resource(folder).glob(pattern)):
+            files.setdefault(file.stem, file)
+    if name not in files:
+        raise UserError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files))}")
+    return files[name]
+
+
+def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
     base, content = content.get("base") or [], {key: value for key, value in content.items() if key != "base"}
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
         raise UserError(f"{path}: base must be a path or a list of paths, got {base!r}")
-    layers = [layer for name in bases for layer in _layers(path.parent / name, (*seen, path))]
-    return [*layers, OmegaConf.create(content)]
+    sources = [source for name in bases for source in _sources(_base_file(path.parent, name), (*seen, path))]
+    return [*sources, (path, OmegaConf.create(content))]
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -167,7 +233,7 @@ def _explain(error: OmegaConfBaseException) -> str:
         if example is None:
             value = first.partition("value: ")[2]
             return f"an item of backbone.loras is a mapping, such as {{weights: a.safetensors, scale: 1}}, got {value}"
-        return f"{section} is a section: set its keys, such as {example}"
+        return f"{section} is a section: set its keys, such as {example}{_preset_hint(section)}"
     if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
         return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
     if key and "not in" in first:
@@ -175,9 +241,9 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {first}" if key else first
 
 
-def _first_key(section: str) -> str:
-    known = _known_keys(Job(name="job"))
-    return next((name.rpartition(".")[2] for name in known if f"{section}." in name), "key")
+def _preset_hint(section: str) -> str:
+    names = sorted(file.stem for file in (resource("configs") / section).glob("*.yaml"))
+    return f"; to use a preset ({', '.join(names)}), pass its name after the job file" if names else ""
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

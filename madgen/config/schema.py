@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,12 @@ class ViewsConfig:
 class MadConfig:
     """Merge-Attend-Diffuse: views are merged into one canvas inside the attention layers."""
 
-    steps: int = 15
+    steps: int | None = 15
     """Number of steps, from the first one on, in which attention is merged (the paper's tau), >= 0. 0 is plain
-    MultiDiffusion, unless `cross_attention` is `always`."""
+    MultiDiffusion, unless `cross_attention` is `always`. null: `share` sets it."""
+    share: float | None = None
+    """Instead of `steps`: the share of `sampling.num_inference_steps`, 0..1, rounded to whole steps. Of `steps` and
+    `share`, the one that is set last applies. null: `steps` sets it."""
     blocks: tuple[str, ...] = ("all",)
     """Layers in which attention is merged: `all`; for UNets `down`, `mid` and `up`; for transformers `early`, `middle`
     and `late` (thirds by depth), `double` and `single` (blocks with separate or shared weights for prompt and image);
@@ -163,10 +166,29 @@ class MadConfig:
     steps use each view's own positions. Only for transformers."""
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 0, f"method.mad.steps must be >= 0, got {self.steps}; 0 gives plain MultiDiffusion")
+        if self.share is not None and self.steps == MadConfig.steps:
+            object.__setattr__(self, "steps", None)
+        _check(
+            (self.steps is None) != (self.share is None),
+            f"method.mad.steps={self.steps} and method.mad.share={self.share}: set one of them, and the other to null",
+        )
+        _check(
+            self.steps is None or self.steps >= 0,
+            f"method.mad.steps must be >= 0, got {self.steps}; 0 gives plain MultiDiffusion",
+        )
+        _check(
+            self.share is None or 0 <= self.share <= 1,
+            f"method.mad.share must be in 0..1 of the steps, got {self.share}; 1 merges attention in all steps",
+        )
         _one_of("method.mad.cross_attention", self.cross_attention, ("scheduled", "always"))
         _one_of("method.mad.positions", self.positions, ("canvas", "fit", "local"))
         _check(len(self.blocks) > 0, "method.mad.blocks is empty; set method.mad.steps=0 to disable MAD")
+
+    @property
+    def merged_steps(self) -> int:
+        """Number of steps in which attention is merged; in a Job, `share` is already converted to `steps`."""
+        assert self.steps is not None, "share needs the number of steps: see MethodConfig.with_steps"
+        return self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +336,14 @@ class MethodConfig:
             not (self.sync.weight and self.views.layout == "whole"),
             "method.sync compares views, but layout=whole has only one; set method.sync.weight to 0",
         )
+
+    def with_steps(self, num_inference_steps: int) -> MethodConfig:
+        """Return the method with `mad.share` converted to `mad.steps`."""
+        share = self.mad.share
+        if share is None:
+            return self
+        steps = int(share * num_inference_steps + 0.5)
+        return replace(self, mad=replace(self.mad, steps=steps, share=None))
 
     @property
     def operators(self) -> str:
@@ -501,6 +531,11 @@ class OutputConfig:
         _check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
         _one_of("output.format", self.format, ("png", "jpg", "webp"))
         _check(1 <= self.quality <= 100, f"output.quality must be in 1..100, got {self.quality}")
+        _check(
+            self.dir is None or not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", self.dir),
+            f"output.dir must be a local directory, got {self.dir}; set "
+            f"output.upload={re.sub(':/+', '://', self.dir or '')} to upload to it",
+        )
         if self.upload is not None:
             check_url("output.upload", self.upload)
         _one_of("output.resume", self.resume, ("if_same", "never"))
@@ -636,6 +671,7 @@ class Job:
     """`quarantined` generates samples again that failed in earlier runs; null skips them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method.with_steps(self.sampling.num_inference_steps))
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
@@ -644,7 +680,7 @@ class Job:
             first is None or first < steps,
             f"method.views.overlap_from={first} must be < sampling.num_inference_steps={steps}; set it to null",
         )
-        self.method.merge.check_steps(self.method.mad.steps, steps)
+        self.method.merge.check_steps(self.method.mad.merged_steps, steps)
         _check(
             self.sampling.guidance_steps is None or not self.method.sync.weight,
             "method.sync needs guidance in every step; set sampling.guidance_steps to null",
@@ -674,4 +710,6 @@ class Job:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the resolved job as it is recorded in `dataset.json`."""
-        return asdict(self)
+        resolved = asdict(self)
+        del resolved["method"]["mad"]["share"]  # converted to steps
+        return resolved

