@@ -163,3 +163,15 @@ def _no_such_steps(scheduler: Any, requested: int, options: dict[str, Any], reas
                 f"the next possible number is {steps}"
             )
     return f"sampling.num_inference_steps={requested}: {reason}"
+
+
+def scheduler_object(scheduler: Any, own: Any) -> Any:
+    """Return a scheduler that Python callers give: an object as it is, a class with the config of `own`."""
+    if isinstance(scheduler, type) and hasattr(scheduler, "from_config"):
+        return scheduler.from_config(own.config)
+    if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in ("config", "set_timesteps", "step")):
+        raise UserError(
+            "scheduler must be the name of a diffusers scheduler, a scheduler, or its class, "
+            f"got {getattr(scheduler, '__name__', repr(scheduler))}"
+        )
+    return scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,12 +24,13 @@ from madgen.backbones import (
     silence_model_libraries,
 )
 from madgen.backbones._blocks import ALL, select_layers
+from madgen.backbones._borrowed import is_offloaded
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
 from madgen.backbones.acceleration.shared_prefix import SharedPrefix
-from madgen.diffusion.attention import JointAttention, JointPass, JointStep, Merging, grids_of, keys_values
+from madgen.diffusion.attention import JointAttention, JointPass, JointStep, KeysValues, Merging, grids_of, keys_values
 from madgen.diffusion.guidance import guidance_embedding
 from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
@@ -117,6 +118,8 @@ class UNetBackbone:
     """
 
     tokenizers: tuple[Any, ...]
+    borrowed = False
+    """The models belong to a pipeline of the caller; see `_borrowed`."""
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         self.spec, self.dtype, self.device = spec, dtype, device
@@ -128,7 +131,9 @@ class UNetBackbone:
             cpu.prepare(self.unet)
         # Such a VAE overflows in float16.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
-        self.vae = self._frozen(pipeline.vae.float() if upcast else pipeline.vae)
+        self._upcasts_vae = upcast and self.borrowed
+        self.vae = self._frozen(pipeline.vae.float() if upcast and not self.borrowed else pipeline.vae)
+        self._convert = pipeline.maybe_convert_prompt
         self.attention = attention_of(self.unet)
         self._refuse_unknown_attention()
         for name, layer in self.attention.items():
@@ -138,13 +143,14 @@ class UNetBackbone:
         """The compiled UNet; see `compile`."""
         self._compiled_decoder: Any = None
         self._negative: tuple[Any, Embedded] | None = None
-        self.graphs = Graphs(CudaCapture(self.device)) if self.device.type == "cuda" else None
+        captures = self.device.type == "cuda" and not self.borrowed  # a borrowed model's weights may move
+        self.graphs = Graphs(CudaCapture(self.device)) if captures else None
         """CUDA graphs of passes over few views; None: kernels are launched one by one."""
 
     def _frozen(self, model: Any) -> Any:
         """Move a model to the device, weights contiguous: channels last is 1.18 times slower (H200, bfloat16)."""
-        self.models.append(model.to(self.device).eval().requires_grad_(False))
-        return model
+        self.models.append(model)
+        return model.eval() if self.borrowed else model.to(self.device).eval().requires_grad_(False)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -243,10 +249,16 @@ class UNetBackbone:
             guidance_scale,
             embedded,
             torch.cat(pooled) if pooled else None,
-            {name: keys_values(layer, hidden) for name, layer in self.attention.items() if crosses(name)},
+            self._keys_values(hidden),
             negatives,
             shared or None,
         )
+
+    def _keys_values(self, hidden_NTD: Tensor) -> dict[str, KeysValues]:
+        """Project the prompts; none if hooks load the weights of the layers when the UNet runs."""
+        if self.borrowed and is_offloaded(self.unet):
+            return {}
+        return {name: keys_values(layer, hidden_NTD) for name, layer in self.attention.items() if crosses(name)}
 
     def _given(self, hidden_NTD: Tensor | None, pooled_ND: Tensor | None, name: str) -> Embedded | None:
         """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""
@@ -265,6 +277,8 @@ class UNetBackbone:
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""
+        if self.borrowed:  # the caller may change the text encoder
+            return self.embed_negative(prompts)
         key = (tuple(prompts), self.dtype)
         if self._negative is None or self._negative[0] != key:
             self._negative = key, self.embed_negative(prompts)
@@ -272,7 +286,7 @@ class UNetBackbone:
 
     def token_ids(self, tokenizer: Any, prompts: list[str]) -> Any:
         """Tokenize prompts, padded or truncated to full length; see `cut_text`."""
-        length = tokenizer.model_max_length
+        length, prompts = tokenizer.model_max_length, self._convert(prompts, tokenizer)
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
     def cut_text(self, prompt: str) -> str | None:
@@ -392,7 +406,8 @@ class UNetBackbone:
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Decode to pixels in 0..1, float32; `tiled`: in tiles of two views' side. See `_vae.decode`."""
         tile = 2 * self.spec.view_size if tiled else None
-        with replaced_forward(self.vae.decoder, self._compiled_decoder if self._runs_compiled() else None):
+        upcast = _precision.in_float32([self.vae]) if self._upcasts_vae else nullcontext()
+        with upcast, replaced_forward(self.vae.decoder, self._compiled_decoder if self._runs_compiled() else None):
             return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:

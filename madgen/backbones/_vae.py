@@ -43,7 +43,8 @@ def unscaled(config: Mapping[str, Any], latents_BCHW: Tensor) -> Tensor:
 def encode(vae: Any, pixels_B3HW: Tensor) -> Tensor:
     """Encode pixels in 0..1 to the posterior mean, float32 [B, C, H / factor, W / factor]."""
     config: Mapping[str, Any] = vae.config
-    latents = vae.encode((pixels_B3HW * 2 - 1).to(vae.dtype)).latent_dist.mean.float()
+    encoded = vae.encode((pixels_B3HW * 2 - 1).to(vae.dtype))
+    latents = (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents).float()  # a tiny VAE
     # `unscaled` is affine in each channel: a * x + b
     offset = unscaled(config, torch.zeros_like(latents[:1, :, :1, :1]))
     slope = unscaled(config, torch.ones_like(offset)) - offset

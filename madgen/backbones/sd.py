@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import torch
 
 from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones._borrowed import adopted, check_unet
 from madgen.backbones._conditioning import Embedded
 from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
@@ -18,6 +19,7 @@ from madgen.hub.weights import check_hub_id, single_file
 
 __all__ = [
     "StableDiffusion",
+    "adopt",
     "check_blocks",
     "describe",
     "download",
@@ -62,6 +64,12 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion:
     refuse_sequence_length(checkpoint.get("max_sequence_length"))
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return load_backbone(StableDiffusion, describe, pretrained, checkpoint, **options)
+
+
+def adopt(pipeline: Any) -> StableDiffusion:
+    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    check_unet(pipeline)
+    return adopted(StableDiffusion, pipeline, pipeline.unet, unet_spec(pipeline.unet.config, pipeline.vae.config))
 
 
 class StableDiffusion(UNetBackbone):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones._borrowed import adopted, check_unet
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
@@ -20,6 +21,7 @@ from madgen.utils.errors import UserError
 
 __all__ = [
     "StableDiffusionXL",
+    "adopt",
     "check_blocks",
     "describe",
     "download",
@@ -71,6 +73,14 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusionXL
     refuse_sequence_length(checkpoint.get("max_sequence_length"))
     options = {"add_watermarker": False}
     return load_backbone(StableDiffusionXL, describe, pretrained, checkpoint, **options)
+
+
+def adopt(pipeline: Any) -> StableDiffusionXL:
+    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    check_unet(pipeline)
+    if pipeline.config.get("requires_aesthetics_score"):
+        raise UserError("pipe: a refiner is not supported; load the base model")
+    return adopted(StableDiffusionXL, pipeline, pipeline.unet, unet_spec(pipeline.unet.config, pipeline.vae.config))
 
 
 class StableDiffusionXL(UNetBackbone):

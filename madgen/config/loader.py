@@ -30,7 +30,7 @@ def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[
     paths = [paths] if isinstance(paths, str | Path) else listed("paths", paths)
     files, overrides = [_job_file(path("a job file", one)) for one in paths], texts("overrides", overrides)
     layers = [layer for file in files for _, layer in _sources(file, ())]
-    return _build(layers, files[0].stem if files else "job", files, overrides)
+    return build_job(layers, files[0].stem if files else "job", files, overrides)
 
 
 def load_origins(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -63,10 +63,13 @@ def _set_keys(content: Any, prefix: str = "") -> Iterator[str]:
 def job_of(contents: Iterable[dict[str, Any]], name: str, file: Path, overrides: Sequence[str] = ()) -> Job:
     """Build a job from contents of job files that are parts of `file`; paths in them are relative to `file`."""
     layers = [layer for content in contents for _, layer in _with_bases(content, file.resolve(), ())]
-    return _build(layers, name, [file], overrides)
+    return build_job(layers, name, [file], overrides)
 
 
-def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides: Sequence[str]) -> Job:
+def build_job(
+    layers: list[DictConfig], name: str, files: Sequence[Path], overrides: Sequence[str], base: Job | None = None
+) -> Job:
+    """Merge layers and overrides into `base`, by default a job with default values, and validate the result."""
     layers = [OmegaConf.create({"name": name}), *layers, *(_override(text) for text in overrides)]
     for layer in layers:
         content = OmegaConf.to_container(layer)
@@ -74,7 +77,7 @@ def _build(layers: list[DictConfig], name: str, files: Sequence[Path], overrides
         _check_lists(content, Job().as_dict())
         _unset_other_mad_key(layer)
     try:
-        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), *layers))
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base or Job), *layers))
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
     assert isinstance(job, Job)

@@ -83,7 +83,8 @@ class JointPass:
     paths: int
     """Number of prompts and negative prompts; each sees V views."""
     prompt: Mapping[str, KeysValues]
-    """Keys and values of the prompts for each cross-attention layer, shared by the views of a path."""
+    """Keys and values of the prompts for each cross-attention layer, shared by the views of a path; a layer that is
+    missing projects them itself."""
     merged: frozenset[str] = frozenset()
     """Names of the layers that attend on the canvas; in the others each view attends separately."""
     grids: Grids = field(default_factory=dict)
@@ -118,30 +119,31 @@ class JointAttention:
         if attention_mask is not None:
             raise ValueError(f"{self.name}: joint attention takes no attention mask")
         if joint.halved == self.name:
-            half = self._attend_views(attn, hidden_states[: len(hidden_states) // 2], joint, joint.paths // 2, False)
+            half = self._attend_views(attn, hidden_states[: len(hidden_states) // 2], joint, joint.paths // 2, None)
             return torch.cat([half, half])
-        return self._attend_views(attn, hidden_states, joint, joint.paths, encoder_hidden_states is not None)
+        return self._attend_views(attn, hidden_states, joint, joint.paths, encoder_hidden_states)
 
     def _attend_views(
-        self, attn: AttentionLayer, hidden_MLD: Tensor, joint: JointPass, paths: int, crosses: bool
+        self, attn: AttentionLayer, hidden_MLD: Tensor, joint: JointPass, paths: int, prompt_NTD: Tensor | None
     ) -> Tensor:
         """Attend on the canvas or in each view, M = paths * V."""
         batch, tokens, width = hidden_MLD.shape
         if self.name in joint.merged:
             grid = joint.grids[tokens]
             canvas = merge_cells(hidden_MLD.reshape(paths, -1, grid.rows.size, grid.columns.size, width), grid)
-            output = self._attend(attn, canvas.flatten(1, 2), joint, crosses)
+            output = self._attend(attn, canvas.flatten(1, 2), joint, prompt_NTD)
             output = split_cells(output.reshape(*canvas.shape[:3], -1), grid)
-        elif crosses:  # tokens query the prompt independently, so the views of a path form one sequence
-            output = self._attend(attn, hidden_MLD.reshape(paths, -1, width), joint, True)
+        elif prompt_NTD is not None:  # tokens query the prompt independently, so the views of a path form one sequence
+            output = self._attend(attn, hidden_MLD.reshape(paths, -1, width), joint, prompt_NTD)
         else:
-            output = self._attend(attn, hidden_MLD, joint, False)
+            output = self._attend(attn, hidden_MLD, joint, None)
         return output.reshape(batch, tokens, -1)
 
-    def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, joint: JointPass, crosses: bool) -> Tensor:
+    def _attend(self, attn: AttentionLayer, hidden_NLD: Tensor, joint: JointPass, prompt_NTD: Tensor | None) -> Tensor:
         query = by_head(attn, attn.to_q(hidden_NLD))
-        if crosses:
-            key, value = joint.prompt[self.name]
+        if prompt_NTD is not None:
+            projected = joint.prompt.get(self.name)
+            key, value = keys_values(attn, prompt_NTD) if projected is None else projected
         else:
             key, value = by_head(attn, attn.to_k(hidden_NLD)), by_head(attn, attn.to_v(hidden_NLD))
         if joint.onednn and onednn.attends(query, key, value):

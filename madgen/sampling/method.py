@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from madgen.config.schema import MergeConfig, MethodConfig, SyncConfig
+from madgen.config.schema import MadConfig, MergeConfig, MethodConfig, RegionsConfig, SyncConfig, ViewsConfig
 from madgen.diffusion import reference
 from madgen.diffusion.attention import Merging
 from madgen.diffusion.denoise import Merger
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.utils.errors import UserError
+from madgen.utils.validation import number, texts, whole, whole_or_none
+
+
+class MethodOptions(TypedDict, total=False):
+    """Arguments for the keys of `method` in a job; absent ones have their defaults."""
+
+    layout: str
+    view_size: int | None
+    stride: int | None
+    overlap_from: int | None
+    mad_steps: int
+    mad_blocks: Sequence[str]
+    cross_attention: str
+    positions: str
+    sync_weight: float
+    sync_decay: float
+    sync_steps: int
+    sync_every: int
+    sync_network: str
+    region_bootstrapping: int | None
+
+
+def method_config(**options: Unpack[MethodOptions]) -> MethodConfig:
+    """Build the config of a method. Raises UserError for invalid values, and TypeError for unknown arguments."""
+    if unknown := sorted(options.keys() - MethodOptions.__annotations__.keys()):
+        raise TypeError(f"unexpected argument {unknown[0]!r}")
+    mad, sync = MadConfig(), SyncConfig()
+    return MethodConfig(
+        views=ViewsConfig(
+            layout=options.get("layout", ViewsConfig.layout),
+            size=whole_or_none("view_size", options.get("view_size")),
+            stride=whole_or_none("stride", options.get("stride")),
+            overlap_from=whole_or_none("overlap_from", options.get("overlap_from")),
+        ),
+        mad=MadConfig(
+            steps=whole("mad_steps", options.get("mad_steps", mad.steps)),
+            blocks=tuple(texts("mad_blocks", options.get("mad_blocks", mad.blocks))),
+            cross_attention=options.get("cross_attention", mad.cross_attention),
+            positions=options.get("positions", mad.positions),
+        ),
+        sync=SyncConfig(
+            weight=number("sync_weight", options.get("sync_weight", sync.weight)),
+            decay=number("sync_decay", options.get("sync_decay", sync.decay)),
+            steps=whole("sync_steps", options.get("sync_steps", sync.steps)),
+            every=whole("sync_every", options.get("sync_every", sync.every)),
+            network=options.get("sync_network", sync.network),
+        ),
+        regions=RegionsConfig(bootstrapping=whole_or_none("region_bootstrapping", options.get("region_bootstrapping"))),
+    )
 
 
 @dataclass(frozen=True)

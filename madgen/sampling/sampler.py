@@ -6,22 +6,25 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from os import PathLike
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, Lora, PromptEmbeddings, as_lora, backbone_module
+from madgen.backbones._borrowed import Borrowed, borrow
+from madgen.backbones._schedulers import scheduler_object
 from madgen.config.schema import (
     BackboneConfig,
     Job,
     LoraConfig,
     MadConfig,
     MethodConfig,
-    RegionsConfig,
+    SamplingConfig,
     SamplingParams,
     SyncConfig,
     ViewsConfig,
@@ -37,13 +40,13 @@ from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.diffusers_call import DiffusersCall
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_device, check_latents, check_negative_prompts, parse_batch
-from madgen.sampling.method import Method
+from madgen.sampling.method import Method, MethodOptions, method_config
 from madgen.sampling.postprocess import check_output, convert, decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
 from madgen.types import Region
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import generators, initial_noise
-from madgen.utils.validation import listed, number, path, switch, text, text_or_none, texts, whole, whole_or_none
+from madgen.utils.validation import listed, number, path, switch, text, text_or_none, whole, whole_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +80,13 @@ class PanoramaSampler(DiffusersCall):
         self.warn_if_truncated = True
         """Log a warning for the first prompt that is too long for the text encoder."""
         self._lock = threading.RLock()
+        self._borrowed: Borrowed | None = None
+        """The caller's pipeline that the backbone is part of."""
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained: str,
+        pretrained: str | PathLike[str],
         *,
         name: str = BackboneConfig.name,
         revision: str | None = None,
@@ -102,11 +107,12 @@ class PanoramaSampler(DiffusersCall):
         sync_every: int = SyncConfig.every,
         sync_network: str = SyncConfig.network,
         region_bootstrapping: int | None = None,
-        scheduler: str | None = None,
+        scheduler: Any = None,
         original_inference_steps: int | None = None,
         dtype: str = BackboneConfig.dtype,
         compile: bool = BackboneConfig.compile,
         device: str | torch.device = "cpu",
+        overrides: Sequence[str] = (),
     ) -> PanoramaSampler:
         """Load a diffusers folder, a hub id, a single file or `demo`, and fuse `loras` into it.
 
@@ -114,46 +120,87 @@ class PanoramaSampler(DiffusersCall):
         `madgen.config.schema`. `view_size` and `stride` are latent cells, None is the backbone's default. `mad_*` and
         `cross_attention` configure MAD, `sync_*` SyncDiffusion (weight 0: off). With `compile` the first panorama of
         each size takes a minute or more longer, and later ones less time.
+
+        `scheduler` is the name of a diffusers scheduler, a scheduler, or its class, which is created with the config of
+        the checkpoint's own. `overrides` are those of the command line, such as `["method.merge.operator=swap"]`: they
+        set any key of `backbone`, `method` and `sampling`, and replace arguments. Those of `sampling` are the defaults
+        of `sampler.sample(...)` and `sampler(...)`.
+
+        Raises UserError, a ValueError with the message of the command line, for invalid values.
         """
-        return cls.from_configs(
-            BackboneConfig(
-                name=text("name", name),
-                pretrained=path("pretrained", pretrained),
-                revision=text_or_none("revision", revision),
-                variant=text_or_none("variant", variant),
-                config=None if config is None else path("config", config),
-                loras=[_lora_config(lora) for lora in listed("loras", loras)],
-                dtype=dtype,
-                compile=switch("compile", compile),
-            ),
-            MethodConfig(
-                views=ViewsConfig(
-                    layout=layout,
-                    size=whole_or_none("view_size", view_size),
-                    stride=whole_or_none("stride", stride),
-                    overlap_from=whole_or_none("overlap_from", overlap_from),
-                ),
-                mad=MadConfig(
-                    steps=whole("mad_steps", mad_steps),
-                    blocks=tuple(texts("mad_blocks", mad_blocks)),
-                    cross_attention=cross_attention,
-                    positions=positions,
-                ),
-                sync=SyncConfig(
-                    weight=number("sync_weight", sync_weight),
-                    decay=number("sync_decay", sync_decay),
-                    steps=whole("sync_steps", sync_steps),
-                    every=whole("sync_every", sync_every),
-                    network=sync_network,
-                ),
-                regions=RegionsConfig(bootstrapping=whole_or_none("region_bootstrapping", region_bootstrapping)),
-            ),
-            SamplingParams(
-                scheduler=text_or_none("scheduler", scheduler),
-                original_inference_steps=whole_or_none("original_inference_steps", original_inference_steps),
-            ),
-            device,
+        config_of_backbone = BackboneConfig(
+            name=text("name", name),
+            pretrained=path("pretrained", pretrained),
+            revision=text_or_none("revision", revision),
+            variant=text_or_none("variant", variant),
+            config=None if config is None else path("config", config),
+            loras=[_lora_config(lora) for lora in listed("loras", loras)],
+            dtype=dtype,
+            compile=switch("compile", compile),
         )
+        method = method_config(
+            layout=layout,
+            view_size=view_size,
+            stride=stride,
+            overlap_from=overlap_from,
+            mad_steps=mad_steps,
+            mad_blocks=mad_blocks,
+            cross_attention=cross_attention,
+            positions=positions,
+            sync_weight=sync_weight,
+            sync_decay=sync_decay,
+            sync_steps=sync_steps,
+            sync_every=sync_every,
+            sync_network=sync_network,
+            region_bootstrapping=region_bootstrapping,
+        )
+        job, keys = _settings(config_of_backbone, method, scheduler, original_inference_steps, overrides)
+        sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
+        return sampler._configured(job.sampling, keys, scheduler)
+
+    @classmethod
+    def from_pipe(
+        cls,
+        pipe: Any,
+        *,
+        scheduler: Any = None,
+        original_inference_steps: int | None = None,
+        overrides: Sequence[str] = (),
+        **method: Unpack[MethodOptions],
+    ) -> PanoramaSampler:
+        """Sample with a loaded diffusers pipeline: its weights, LoRAs, scheduler, precision, device and offloading.
+
+        The pipeline can be used as before: while the sampler works it installs its own attention processors, and
+        restores the pipeline's afterwards. Call `from_pipe` once the pipeline is set up; scales of LoRAs may change
+        later. `method`, `scheduler`, `original_inference_steps` and `overrides`: see `from_pretrained`; overrides of
+        `backbone` are refused.
+
+        Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image pipelines
+        of the supported families, IP-Adapters, other attention processors, compiled models, and a safety checker or
+        watermark, which would be skipped.
+        """
+        job, keys = _settings(BackboneConfig(), method_config(**method), scheduler, original_inference_steps, overrides)
+        if given := sorted(key for key in keys if key.partition(".")[0] == "backbone"):
+            raise UserError(f"{given[0]} cannot be set here: the backbone is the pipeline; use from_pretrained")
+        with LOADING:
+            borrowed = borrow(pipe)
+        merging = Method.from_config(job.method)
+        borrowed.backbone.merged_layers(merging.merging)  # raises for unknown blocks
+        geometry = Geometry.from_config(borrowed.backbone.spec, job.method)
+        params = SamplingParams.from_config(job.sampling)
+        sampler = cls(borrowed.backbone, geometry, merging, params)
+        sampler._borrowed = borrowed
+        return sampler._configured(job.sampling, keys, scheduler)
+
+    def _configured(self, size: SamplingConfig, keys: frozenset[str], scheduler: Any) -> PanoramaSampler:
+        """Set the default size, if it is among the `keys` that were set, and a scheduler that is an object."""
+        self.size = (
+            size.height if "sampling.height" in keys else None,
+            size.width if "sampling.width" in keys else None,
+        )
+        if scheduler is not None and not isinstance(scheduler, str) and "sampling.scheduler" not in keys:
+            self.scheduler = scheduler
+        return self
 
     @classmethod
     def from_configs(
@@ -191,6 +238,7 @@ class PanoramaSampler(DiffusersCall):
         require_job(job)
         sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
         sampler.warn_if_truncated = False
+        sampler.size = job.sampling.height, job.sampling.width
         return sampler
 
     @torch.inference_mode(False)  # a trainer may have enabled it, and SyncDiffusion needs gradients
@@ -400,7 +448,8 @@ class PanoramaSampler(DiffusersCall):
         if not self._lock.acquire(blocking=False):
             raise UserError("this sampler is in use in another thread; create one sampler for each thread")
         try:
-            yield
+            with nullcontext() if self._borrowed is None else self._borrowed.attached():
+                yield
         finally:
             self._lock.release()
 
@@ -475,7 +524,7 @@ class PanoramaSampler(DiffusersCall):
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         backbone: Any = self.backbone
-        backbone.scheduler = scheduler
+        backbone.scheduler = scheduler_object(scheduler, backbone.scheduler)
         self.params = replace(self.params, scheduler=None)
 
     @property
@@ -503,6 +552,27 @@ def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor
     from madgen.models.perceptual import lpips
 
     return lpips(method.sync_network, backbone.device)
+
+
+def _settings(
+    backbone: BackboneConfig,
+    method: MethodConfig,
+    scheduler: Any,
+    original_inference_steps: int | None,
+    overrides: Sequence[str],
+) -> tuple[Job, frozenset[str]]:
+    """Build the configs of a sampler from arguments and overrides; a scheduler that is no name is not part of them."""
+    sampling = SamplingConfig(
+        scheduler=scheduler if isinstance(scheduler, str) else None,
+        original_inference_steps=whole_or_none("original_inference_steps", original_inference_steps),
+    )
+    job = Job(backbone=backbone, method=method, sampling=sampling)
+    overrides = listed("overrides", overrides)
+    if not overrides:
+        return job, frozenset()
+    from madgen.config.overrides import overridden  # imports OmegaConf
+
+    return overridden(job, overrides)
 
 
 def _lora_config(value: Lora | Mapping[str, Any]) -> LoraConfig:

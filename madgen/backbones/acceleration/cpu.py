@@ -20,8 +20,13 @@ def prepare(model: nn.Module) -> None:
     """Run linear layers by oneDNN where that is faster, and feed-forward layers in chunks."""
     keep_in_cache(model)
     for module in model.modules():
-        if type(module) is nn.Linear and onednn.is_faster():
+        if type(module) is nn.Linear and onednn.is_faster() and _is_plain(module):
             module.forward = partial(linear, module)  # type: ignore[method-assign]
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Return whether a layer is neither quantised nor has hooks around its forward pass."""
+    return type(layer.weight) is nn.Parameter and "forward" not in vars(layer)
 
 
 def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""Sample with a loaded diffusers pipeline that belongs to the caller, and leave it as it was.
+
+A backbone changes attributes of the pipeline's modules (attention processors, forward methods). They are recorded when
+the backbone is built, and are present only while it runs. Weights, LoRA layers, quantised layers and hooks that offload
+models stay the pipeline's: what its owner changes later, such as the scale of a LoRA, has an effect.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from madgen import backbones
+from madgen.backbones import Backbone
+from madgen.utils.errors import UserError
+
+B = TypeVar("B")
+Change = tuple[torch.nn.Module, str, Any]
+"""A module, the name of one of its attributes, and its value; `MISSING` if it has none."""
+MISSING = object()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PLAIN_ATTENTION = {
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "AttnProcessorNPU",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+}
+"""Attention processors of UNets that compute the same function, each in its own way."""
+
+
+class Borrowed:
+    """A pipeline, and the backbone that was built from it."""
+
+    def __init__(self, pipeline: Any, backbone: Backbone, changes: list[Change]):
+        self.pipeline, self.backbone, self._changes = pipeline, backbone, changes
+        self._depth = 0
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Apply the backbone's changes to the pipeline's modules within this context; may be nested."""
+        before = [] if self._depth else _apply(self._changes)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                _apply(before)
+                self.pipeline.maybe_free_model_hooks()
+
+
+def borrow(pipeline: Any) -> Borrowed:
+    """Build the backbone of a loaded pipeline. Raises UserError if something in it is not supported."""
+    module = _family(pipeline)
+    _check_parts(pipeline)
+    modules = [each for model in _models(pipeline).values() for each in model.modules()]
+    before = [dict(vars(each)) for each in modules]
+    backbone: Backbone | None = None
+    try:
+        backbone = module.adopt(pipeline)
+    finally:
+        changed = [
+            (each, name)
+            for each, old in zip(modules, before, strict=True)
+            for name in {**old, **vars(each)}
+            if old.get(name, MISSING) is not vars(each).get(name, MISSING)
+        ]
+        values = {id(each): old for each, old in zip(modules, before, strict=True)}
+        changes = _apply([(each, name, values[id(each)].get(name, MISSING)) for each, name in changed])
+    assert backbone is not None
+    return Borrowed(pipeline, backbone, changes)
+
+
+def adopted(cls: type[B], pipeline: Any, network: Any, *arguments: Any) -> B:
+    """Build a backbone whose models stay where they are; `arguments` follow the device of its constructor."""
+    spec, *rest = arguments
+    device = torch.device(pipeline._execution_device)
+    backbone = cls.__new__(cls)
+    backbone.borrowed = True  # type: ignore[attr-defined]
+    device = torch.device("cpu") if device.type == "cpu" else device  # CPUs have no index
+    backbone.__init__(pipeline, spec, network.dtype, device, *rest)  # type: ignore[misc]
+    return backbone
+
+
+def is_offloaded(model: torch.nn.Module) -> bool:
+    """Return whether hooks move weights of a model, or of its parts, when its `forward` is called."""
+    return any(hasattr(each, "_hf_hook") or hasattr(each, "_diffusers_hook") for each in model.modules())
+
+
+def check_unet(pipeline: Any) -> None:
+    """Raise UserError for parts of a UNet pipeline that joint attention does not support."""
+    unet, vae, kind = pipeline.unet, pipeline.vae, type(pipeline).__name__
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise UserError(
+            f"pipe: a UNet of {unet.config.in_channels} input channels is for inpainting or editing; load a "
+            f"text-to-image checkpoint of {vae.config.latent_channels} channels"
+        )
+    if getattr(unet, "encoder_hid_proj", None) is not None:
+        raise UserError("pipe: IP-Adapters are not supported; call pipe.unload_ip_adapter() first")
+    for name, processor in unet.attn_processors.items():
+        if type(processor).__name__ not in PLAIN_ATTENTION:
+            raise UserError(
+                f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
+                "pipe.unet.set_default_attn_processor() first"
+            )
+    for part in ("text_encoder", "text_encoder_2"):
+        if part in pipeline.config and getattr(pipeline, part) is None:
+            raise UserError(f"pipe: {kind} has no {part}; load it with all its parts")
+
+
+def _apply(changes: list[Change]) -> list[Change]:
+    """Set the attributes; return the changes that restore them."""
+    before = [(module, name, vars(module).get(name, MISSING)) for module, name, _ in changes]
+    for module, name, value in changes:
+        if value is MISSING:
+            vars(module).pop(name, None)
+        else:
+            vars(module)[name] = value
+    return before
+
+
+def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _family(pipeline: Any) -> Any:
+    """Return the backbone module of a pipeline's class, or of one that it is derived from."""
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise UserError(
+            f"pipe must be a loaded diffusers pipeline, got {type(pipeline).__name__}; for a folder or a Hub id use "
+            "PanoramaSampler.from_pretrained"
+        )
+    families = {}
+    for each in pkgutil.iter_modules(backbones.__path__):
+        if each.name[0] != "_" and not each.ispkg:
+            module = importlib.import_module(f"{backbones.__name__}.{each.name}")
+            if hasattr(module, "adopt"):
+                families.update(dict.fromkeys(module.PIPELINES, module))
+    for cls in type(pipeline).__mro__:
+        if cls.__name__ in families:
+            return families[cls.__name__]
+    name = type(pipeline).__name__
+    related = next((known for known in families if name.startswith(known.removesuffix("Pipeline"))), None)
+    hint = f"; convert it by diffusers.{related}.from_pipe(pipe)" if related else ""
+    raise UserError(f"pipe: {name} is not supported{hint}; supported are {', '.join(sorted(families))}")
+
+
+def _check_parts(pipeline: Any) -> None:
+    if getattr(pipeline, "safety_checker", None) is not None:
+        raise UserError(
+            "pipe: the safety checker is made for single images and would be skipped; load the pipeline with "
+            "safety_checker=None, or set pipe.safety_checker = None, and check the panoramas yourself"
+        )
+    if getattr(pipeline, "watermark", None) is not None:
+        raise UserError("pipe: watermarks are not applied to panoramas; set pipe.watermark = None")
+    for name, model in _models(pipeline).items():
+        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+            raise UserError(
+                f"pipe: the compiled {name} is not supported; pass the pipeline as it is before torch.compile, or use "
+                "PanoramaSampler.from_pretrained(..., compile=True)"
+            )
+    for name in ("unet", "transformer"):
+        network = getattr(pipeline, name, None)
+        if network is not None and network.dtype not in DTYPES:
+            raise UserError(f"pipe: {name} is in {network.dtype}; use float32, bfloat16 or float16")
