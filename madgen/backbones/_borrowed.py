@@ -20,8 +20,8 @@ from madgen.backbones import Backbone
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
-Change = tuple[torch.nn.Module, str, Any]
-"""A module, the name of one of its attributes, and its value; `MISSING` if it has none."""
+Change = tuple[Any, str, Any]
+"""A module or a tokenizer, the name of one of its attributes, and its value; `MISSING` if it has none."""
 MISSING = object()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PLAIN_ATTENTION = {
@@ -56,15 +56,16 @@ class Borrowed:
                 self.pipeline.maybe_free_model_hooks()
 
 
-def borrow(pipeline: Any) -> Borrowed:
+def borrow(pipeline: Any, max_sequence_length: int | None = None) -> Borrowed:
     """Build the backbone of a loaded pipeline. Raises UserError if something in it is not supported."""
     module = _family(pipeline)
-    _check_parts(pipeline)
-    modules = [each for model in _models(pipeline).values() for each in model.modules()]
+    _check_pipeline(pipeline)
+    modules: list[Any] = [each for model in _models(pipeline).values() for each in model.modules()]
+    modules += [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
     before = [dict(vars(each)) for each in modules]
     backbone: Backbone | None = None
     try:
-        backbone = module.adopt(pipeline)
+        backbone = module.adopt(pipeline, max_sequence_length)
     finally:
         changed = [
             (each, name)
@@ -96,7 +97,7 @@ def is_offloaded(model: torch.nn.Module) -> bool:
 
 def check_unet(pipeline: Any) -> None:
     """Raise UserError for parts of a UNet pipeline that joint attention does not support."""
-    unet, vae, kind = pipeline.unet, pipeline.vae, type(pipeline).__name__
+    unet, vae = pipeline.unet, pipeline.vae
     if unet.config.in_channels != vae.config.latent_channels:
         raise UserError(
             f"pipe: a UNet of {unet.config.in_channels} input channels is for inpainting or editing; load a "
@@ -110,19 +111,24 @@ def check_unet(pipeline: Any) -> None:
                 f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
                 "pipe.unet.set_default_attn_processor() first"
             )
-    for part in ("text_encoder", "text_encoder_2"):
-        if part in pipeline.config and getattr(pipeline, part) is None:
-            raise UserError(f"pipe: {kind} has no {part}; load it with all its parts")
+    check_parts(pipeline, *(part for part in ("text_encoder", "text_encoder_2") if part in pipeline.config))
+
+
+def check_parts(pipeline: Any, *parts: str) -> None:
+    """Raise UserError if one of `parts` was not loaded."""
+    for part in parts:
+        if getattr(pipeline, part) is None:
+            raise UserError(f"pipe: {type(pipeline).__name__} has no {part}; load it with all its parts")
 
 
 def _apply(changes: list[Change]) -> list[Change]:
     """Set the attributes; return the changes that restore them."""
-    before = [(module, name, vars(module).get(name, MISSING)) for module, name, _ in changes]
+    before = [(module, name, module.__dict__.get(name, MISSING)) for module, name, _ in changes]
     for module, name, value in changes:
         if value is MISSING:
-            vars(module).pop(name, None)
+            module.__dict__.pop(name, None)
         else:
-            vars(module)[name] = value
+            module.__dict__[name] = value
     return before
 
 
@@ -154,7 +160,8 @@ def _family(pipeline: Any) -> Any:
     raise UserError(f"pipe: {name} is not supported{hint}; supported are {', '.join(sorted(families))}")
 
 
-def _check_parts(pipeline: Any) -> None:
+def _check_pipeline(pipeline: Any) -> None:
+    """Raise UserError for what no backbone supports."""
     if getattr(pipeline, "safety_checker", None) is not None:
         raise UserError(
             "pipe: the safety checker is made for single images and would be skipped; load the pipeline with "

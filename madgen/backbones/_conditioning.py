@@ -10,6 +10,7 @@ from torch import Tensor
 
 from madgen.diffusion.attention import KeysValues
 from madgen.diffusion.guidance import classifier_free
+from madgen.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,18 @@ class Embedded:
 
     hidden_NTD: Tensor
     pooled_ND: Tensor | None = None
+
+
+def stack(paths: Sequence[Embedded]) -> tuple[Tensor, Tensor | None]:
+    """Return the hidden states and the pooled embeddings of all paths. Raises UserError if their lengths differ."""
+    lengths = sorted({path.hidden_NTD.shape[1] for path in paths})
+    if len(lengths) > 1:
+        raise UserError(
+            f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {lengths[0]} and "
+            f"{lengths[-1]}; pass both"
+        )
+    pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
+    return torch.cat([path.hidden_NTD for path in paths]), torch.cat(pooled) if pooled else None
 
 
 class SharedNegatives:

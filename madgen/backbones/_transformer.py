@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import BackboneSpec, Guidance, _precision, _schedulers, _vae
+from madgen.backbones import TEXTS_ONLY, BackboneSpec, Guidance, PromptEmbeddings, _precision, _schedulers, _vae
 from madgen.backbones._blocks import select_layers, transformer_groups
-from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives
+from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.diffusion.attention import JointStep, Merging, grids_of
@@ -85,6 +85,10 @@ class TransformerBackbone:
     Subclasses list the attention layers, embed prompts, run the transformer and place its tokens.
     """
 
+    borrowed = False
+    """The models belong to a pipeline of the caller; see `_borrowed`."""
+    pools = True
+    """The transformer takes a pooled embedding of the prompt."""
     flow = FlowSchedule()
     text_first = True
     """In layers with one stream the tokens of the prompt precede those of the image."""
@@ -117,8 +121,8 @@ class TransformerBackbone:
         self._compiled_decoder: Any = None
 
     def _frozen(self, model: Any) -> Any:
-        self.models.append(model.to(self.device).eval().requires_grad_(False))
-        return model
+        self.models.append(model)
+        return model.eval() if self.borrowed else model.to(self.device).eval().requires_grad_(False)
 
     def _attention(self) -> dict[str, Any]:
         """Install `TokenAttention` in all attention layers; return the layers by name, in the order they run in."""
@@ -174,29 +178,60 @@ class TransformerBackbone:
         negative_prompts: list[str],
         guidance_scale: float,
         view_ids: Sequence[Hashable] | None = None,
+        embeddings: PromptEmbeddings = TEXTS_ONLY,
     ) -> Conditioning:
         """Encode each prompt, and each negative prompt if guidance needs a second pass.
 
         Prompts are encoded one by one, so that their embeddings do not depend on the batch. Prompts with equal
         `view_ids` and negative prompts share the unconditional pass.
         """
-        texts, embedded, shared = list(prompts), None, None
+        embedded, shared, encoded = None, None, dict[str, Embedded]()
+        hidden_NTD, pooled_ND = embeddings.prompt_embeds, embeddings.pooled_prompt_embeds
+        paths = self._embedded_paths(prompts, encoded, hidden_NTD, pooled_ND, "prompt_embeds")
         if self.spec.guidance == "embedded":
             embedded = torch.full((len(prompts),), guidance_scale, device=self.device, dtype=torch.float32)
         elif self.spec.guidance == "cfg" and guidance_scale > 1:
-            shared = SharedNegatives(view_ids or range(len(prompts)), negative_prompts, self.device)
-            texts = [*(negative_prompts[first] for first in shared.firsts), *texts]
-        distinct = {text: self.embed(text) for text in dict.fromkeys(texts)}
-        paths = [distinct[text] for text in texts]
-        pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
+            hidden_NTD, pooled_ND = embeddings.negative_prompt_embeds, embeddings.negative_pooled_prompt_embeds
+            keys: Sequence[Hashable] = negative_prompts if hidden_NTD is None else range(len(prompts))
+            shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
+            distinct = [negative_prompts[first] for first in shared.firsts]
+            name = "negative_prompt_embeds"
+            paths = [*self._embedded_paths(distinct, encoded, hidden_NTD, pooled_ND, name), *paths]
+        hidden, pooled = stack(paths)
         return Conditioning(
-            torch.cat([path.hidden_NTD for path in paths]),
+            hidden,
             guidance_scale,
             embedded,
-            torch.cat(pooled) if pooled else None,
-            negatives=len(texts) - len(prompts),
+            pooled,
+            negatives=len(paths) - len(prompts),
             shared=shared or None,
         )
+
+    def _embedded_paths(
+        self,
+        texts: Sequence[str],
+        encoded: dict[str, Embedded],
+        hidden_NTD: Tensor | None,
+        pooled_ND: Tensor | None,
+        name: str,
+    ) -> list[Embedded]:
+        """Return the embedding of each text, or those given in their place as the argument `name` of the call.
+
+        `encoded` keeps the texts that are encoded. Raises UserError if the pooled embeddings do not fit.
+        """
+        if hidden_NTD is None:
+            encoded.update((text, self.embed(text)) for text in dict.fromkeys(texts) if text not in encoded)
+            return [encoded[text] for text in texts]
+        if self.pools != (pooled_ND is not None):
+            pooled = name.replace("prompt", "pooled_prompt")
+            raise UserError(
+                f"this backbone needs {pooled} with {name}" if self.pools else f"this backbone takes no {pooled}"
+            )
+        hidden_NTD = hidden_NTD.to(self.device, self.dtype)
+        if pooled_ND is None:
+            return [Embedded(hidden_1TD) for hidden_1TD in hidden_NTD.split(1)]
+        pairs = zip(hidden_NTD.split(1), pooled_ND.to(self.device, self.dtype).split(1), strict=True)
+        return [Embedded(hidden_1TD, pooled_1D) for hidden_1TD, pooled_1D in pairs]
 
     def cut_text(self, prompt: str) -> str | None:
         """Return the end of a prompt that every text encoder truncates, None if the prompt fits."""

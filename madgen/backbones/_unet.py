@@ -25,7 +25,7 @@ from madgen.backbones import (
 )
 from madgen.backbones._blocks import ALL, select_layers
 from madgen.backbones._borrowed import is_offloaded
-from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives
+from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
@@ -236,19 +236,12 @@ class UNetBackbone:
             distinct = [negative_prompts[first] for first in shared.firsts]
             negatives = len(distinct)
             paths.insert(0, self._embedded_negative(distinct) if given is None else given)
-            if len({path.hidden_NTD.shape[1] for path in paths}) > 1:
-                lengths = [path.hidden_NTD.shape[1] for path in paths[::-1]]
-                raise UserError(
-                    f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {lengths[0]} and "
-                    f"{lengths[1]}; pass both"
-                )
-        hidden = torch.cat([path.hidden_NTD for path in paths])
-        pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
+        hidden, pooled = stack(paths)
         return Conditioning(
             hidden,
             guidance_scale,
             embedded,
-            torch.cat(pooled) if pooled else None,
+            pooled,
             self._keys_values(hidden),
             negatives,
             shared or None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec, Checkpoint, Guidance
+from madgen.backbones._borrowed import adopted, check_parts
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download, load_backbone
@@ -32,6 +33,7 @@ from madgen.hub.weights import check_hub_id, single_file
 
 __all__ = [
     "Flux",
+    "adopt",
     "check_blocks",
     "describe",
     "download",
@@ -54,6 +56,10 @@ VIEW_SIZE = 128
 def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
     """Read the config files of a folder, a Hub id or a single file; UserError if it is not such a model."""
     _, network, vae = read_transformer_configs(pretrained, revision, config, "flux", PIPELINES)
+    return _spec(network, vae)
+
+
+def _spec(network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
     guidance: Guidance = "embedded" if network.get("guidance_embeds") else "none"
     return transformer_spec(vae, network["in_channels"] // 4, VIEW_SIZE, guidance)
 
@@ -99,6 +105,14 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Flux:
     length = checkpoint.get("max_sequence_length")
     length = check_sequence_length(length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
     return load_backbone(partial(Flux, max_sequence_length=length), describe, pretrained, checkpoint)
+
+
+def adopt(pipeline: Any, max_sequence_length: int | None = None) -> Flux:
+    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    check_parts(pipeline, "text_encoder", "text_encoder_2")
+    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
+    network = pipeline.transformer
+    return adopted(Flux, pipeline, network, _spec(network.config, pipeline.vae.config), length)
 
 
 class Flux(TransformerBackbone):

@@ -66,8 +66,9 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion:
     return load_backbone(StableDiffusion, describe, pretrained, checkpoint, **options)
 
 
-def adopt(pipeline: Any) -> StableDiffusion:
+def adopt(pipeline: Any, max_sequence_length: int | None = None) -> StableDiffusion:
     """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    refuse_sequence_length(max_sequence_length)
     check_unet(pipeline)
     return adopted(StableDiffusion, pipeline, pipeline.unet, unet_spec(pipeline.unet.config, pipeline.vae.config))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones._borrowed import adopted, check_parts
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
@@ -30,6 +31,7 @@ from madgen.hub.weights import check_hub_id, single_file
 
 __all__ = [
     "StableDiffusion3",
+    "adopt",
     "check_blocks",
     "describe",
     "download",
@@ -50,6 +52,10 @@ MAX_SEQUENCE_LENGTH = 512
 def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
     """Read the config files of a folder, a Hub id or a single file; UserError if it is not such a model."""
     _, network, vae = read_transformer_configs(pretrained, revision, config, "sd3", PIPELINES)
+    return _spec(network, vae)
+
+
+def _spec(network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
     max_side = network["pos_embed_max_size"] * network["patch_size"]
     return transformer_spec(vae, network["in_channels"], network["sample_size"], "cfg", max_side)
 
@@ -99,6 +105,14 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion3:
     # Checkpoints without T5 are common: it is larger than the transformer.
     missing = {part: None for part in ("text_encoder_3", "tokenizer_3") if not has_part(pretrained, index, part)}
     return load_backbone(build, describe, pretrained, checkpoint, **missing)
+
+
+def adopt(pipeline: Any, max_sequence_length: int | None = None) -> StableDiffusion3:
+    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    check_parts(pipeline, "text_encoder", "text_encoder_2")
+    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
+    network = pipeline.transformer
+    return adopted(StableDiffusion3, pipeline, network, _spec(network.config, pipeline.vae.config), length)
 
 
 class StableDiffusion3(TransformerBackbone):

@@ -75,8 +75,9 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusionXL
     return load_backbone(StableDiffusionXL, describe, pretrained, checkpoint, **options)
 
 
-def adopt(pipeline: Any) -> StableDiffusionXL:
+def adopt(pipeline: Any, max_sequence_length: int | None = None) -> StableDiffusionXL:
     """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+    refuse_sequence_length(max_sequence_length)
     check_unet(pipeline)
     if pipeline.config.get("requires_aesthetics_score"):
         raise UserError("pipe: a refiner is not supported; load the base model")

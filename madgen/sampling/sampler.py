@@ -172,18 +172,19 @@ class PanoramaSampler(DiffusersCall):
 
         The pipeline can be used as before: while the sampler works it installs its own attention processors, and
         restores the pipeline's afterwards. Call `from_pipe` once the pipeline is set up; scales of LoRAs may change
-        later. `method`, `scheduler`, `original_inference_steps` and `overrides`: see `from_pretrained`; overrides of
-        `backbone` are refused.
+        later. `method`, `scheduler`, `original_inference_steps` and `overrides`: see `from_pretrained`; of `backbone`
+        they may set `max_sequence_length`, which is an argument of the call in diffusers.
 
         Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image pipelines
         of the supported families, IP-Adapters, other attention processors, compiled models, and a safety checker or
         watermark, which would be skipped.
         """
         job, keys = _settings(BackboneConfig(), method_config(**method), scheduler, original_inference_steps, overrides)
-        if given := sorted(key for key in keys if key.partition(".")[0] == "backbone"):
-            raise UserError(f"{given[0]} cannot be set here: the backbone is the pipeline; use from_pretrained")
+        given = {key for key in keys if key.partition(".")[0] == "backbone"} - {"backbone.max_sequence_length"}
+        if given:
+            raise UserError(f"{min(given)} cannot be set here: the backbone is the pipeline; use from_pretrained")
         with LOADING:
-            borrowed = borrow(pipe)
+            borrowed = borrow(pipe, job.backbone.max_sequence_length)
         merging = Method.from_config(job.method)
         borrowed.backbone.merged_layers(merging.merging)  # raises for unknown blocks
         geometry = Geometry.from_config(borrowed.backbone.spec, job.method)
@@ -198,6 +199,8 @@ class PanoramaSampler(DiffusersCall):
             size.height if "sampling.height" in keys else None,
             size.width if "sampling.width" in keys else None,
         )
+        if self.backbone.spec.guidance == "none" and "sampling.guidance_scale" not in keys:
+            self.params = replace(self.params, guidance_scale=0.0)
         if scheduler is not None and not isinstance(scheduler, str) and "sampling.scheduler" not in keys:
             self.scheduler = scheduler
         return self
@@ -448,10 +451,13 @@ class PanoramaSampler(DiffusersCall):
         if not self._lock.acquire(blocking=False):
             raise UserError("this sampler is in use in another thread; create one sampler for each thread")
         try:
-            with nullcontext() if self._borrowed is None else self._borrowed.attached():
+            with self._attached():
                 yield
         finally:
             self._lock.release()
+
+    def _attached(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._borrowed is None else self._borrowed.attached()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -461,7 +467,8 @@ class PanoramaSampler(DiffusersCall):
 
     def cut_text(self, prompt: str) -> str | None:
         """Return the end of a prompt that the text encoder truncates, None if the prompt fits."""
-        return self.backbone.cut_text(prompt)
+        with self._attached():
+            return self.backbone.cut_text(prompt)
 
     def _warn_if_truncated(self, texts: Sequence[str]) -> None:
         cut = next(filter(None, map(self.cut_text, texts)), None) if self.warn_if_truncated else None
