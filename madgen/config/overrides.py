@@ -19,10 +19,10 @@ def overridden(job: Job, overrides: Sequence[str]) -> tuple[Job, frozenset[str]]
     Raises UserError with the messages of the command line.
     """
     overrides = texts("overrides", overrides)
-    keys = frozenset(load_origins([], overrides))
-    for key in keys:
+    keys = load_origins([], overrides)
+    for key in reversed(keys):  # sections precede their keys
         if key.partition(".")[0] not in SECTIONS and hasattr(job, key.partition(".")[0]):
             raise UserError(f"overrides may set keys of {', '.join(SECTIONS)}, got {key}; see load_job for other keys")
     if "sampling.batch_size" in keys:
         raise UserError("sampling.batch_size has no effect in Python: all prompts of a call are sampled together")
-    return build_job([], job.name, (), overrides, job), keys
+    return build_job([], job.name, (), overrides, job), frozenset(keys)

@@ -180,7 +180,7 @@ class PanoramaSampler(DiffusersCall):
         watermark, which would be skipped.
         """
         job, keys = _settings(BackboneConfig(), method_config(**method), scheduler, original_inference_steps, overrides)
-        given = {key for key in keys if key.partition(".")[0] == "backbone"} - {"backbone.max_sequence_length"}
+        given = {key for key in keys if key.startswith("backbone.")} - {"backbone.max_sequence_length"}
         if given:
             raise UserError(f"{min(given)} cannot be set here: the backbone is the pipeline; use from_pretrained")
         with LOADING:
