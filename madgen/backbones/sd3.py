@@ -67,7 +67,7 @@ def family_spec(pretrained: str) -> BackboneSpec:
     """
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
-    return transformer_spec({"block_out_channels": (0,) * 4}, 16, 128, "cfg", 384)
+    return transformer_spec({"block_out_channels": (0,) * 4}, 16, 128, "cfg", 768 if "3.5-medium" in pretrained else 384)
 
 
 def check_blocks(

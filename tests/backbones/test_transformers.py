@@ -1,0 +1,300 @@
+"""Transformers sampled jointly: layers, positions, sizes, regions, loops, and the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from madgen import Box, PanoramaSampler, Region, UserError
+from madgen.backbones._blocks import select_layers, transformer_groups
+from madgen.backbones._transformer import canvas_ids, canvas_of
+from madgen.config.loader import load_job
+from madgen.diffusion.merge import split
+from madgen.diffusion.views import build_layout
+
+TINY = Path(__file__).parents[1] / "parity" / "golden" / "dit"
+FOLDERS = {"flux": TINY / "tiny-flux-dev", "sd3": TINY / "tiny-sd3"}
+CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
+RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "seeds": [5]}
+
+
+SAMPLERS = {}
+
+
+def sampler(name, **options):
+    """Return a sampler; those with the same options are loaded once."""
+    key = f"{name} {sorted(options.items())}"
+    if key not in SAMPLERS:
+        SAMPLERS[key] = load(name, **options)
+    return SAMPLERS[key]
+
+
+def load(name, *, mad_steps=2, view_size=16, stride=4, **options):
+    loaded = PanoramaSampler.from_pretrained(
+        str(FOLDERS[name]),
+        name=name,
+        view_size=view_size,
+        stride=stride,
+        mad_steps=mad_steps,
+        dtype="float32",
+        **options,
+    )
+    loaded.backbone.max_sequence_length = 16  # faster
+    return loaded
+
+
+def latents(made, prompts=("mountains over the sea",), **options):
+    return made.sample(list(prompts), output="latent", **{**RUN, **options})
+
+
+def error(ours, reference):
+    return float((ours - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "count"),
+    [
+        ("flux", ["all"], 4),
+        ("flux", ["double"], 2),
+        ("flux", ["single"], 2),
+        ("flux", ["early", "late"], 3),
+        ("flux", ["transformer_blocks.1.attn"], 1),
+        ("flux", ["single_transformer_blocks.*"], 2),
+        ("sd3", ["all"], 6),
+        ("sd3", ["early"], 4),
+        ("sd3", ["*.attn2"], 2),
+        ("sd3", ["transformer_blocks.0.attn2.processor"], 1),
+    ],
+)
+def test_blocks_select_layers_that_change_the_picture(name, blocks, count):
+    made = sampler(name, mad_blocks=blocks)
+    assert len(made.backbone.merged_layers(made.method.merging)) == count
+    if count < len(made.backbone.attention):
+        plain, everything = sampler(name, mad_steps=0), sampler(name)
+        ours = latents(made)
+        assert error(ours, latents(plain)) > 1e-3
+        assert error(ours, latents(everything)) > 1e-3
+
+
+def test_thirds_are_by_depth():
+    layers = [
+        *(f"transformer_blocks.{i}.attn" for i in range(19)),
+        *(f"single_transformer_blocks.{i}.attn" for i in range(38)),
+    ]
+    groups = transformer_groups(layers)
+    assert [len(groups[name]) for name in ("early", "middle", "late", "double", "single")] == [19, 19, 19, 19, 38]
+    assert groups["early"] == groups["double"]
+    assert select_layers(layers, groups, ["late"]) == set(layers[38:])
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_positions_matter_in_merged_steps_only(name):
+    canvas, fit, local = (latents(sampler(name, positions=kind)) for kind in ("canvas", "fit", "local"))
+    assert min(error(canvas, fit), error(canvas, local), error(fit, local)) > 1e-3
+    plain, other = (latents(sampler(name, mad_steps=0, positions=kind)) for kind in ("canvas", "local"))
+    assert torch.equal(plain, other)
+
+
+def test_ids_of_the_canvas():
+    tokens = build_layout("overlapping", 8, 24, 8, 4).at(0)
+    ids = canvas_ids(tokens, "canvas", torch.device("cpu"))
+    assert ids[25].tolist() == [0, 1, 1]
+    fit = canvas_ids(tokens, "fit", torch.device("cpu"))
+    assert fit[:, 2].max() < 8
+    assert torch.allclose(fit[:, 2] * 3, ids[:, 2])
+    local = canvas_ids(tokens, "local", torch.device("cpu")).unflatten(0, (8, 24))
+    assert local[0, :4, 2].tolist() == [0, 1, 2, 3]  # the first view alone covers them
+    assert local[0, 4:8, 2].tolist() == [2, 3, 4, 5]  # means of 4..7 and 0..3
+    assert torch.equal(local[3, :, 1], torch.full((24,), 3.0))
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_local_positions_close_loops(name):
+    """Rolling the noise by a stride rolls the result; positions of the canvas begin somewhere."""
+    made = load(name, positions="local", mad_steps=3)
+    draw = torch.randn(1, 4, 16, 32, generator=torch.Generator().manual_seed(1))
+    results = []
+    for noise in (draw, draw.roll(8, -1)):
+        made._noise = lambda batch, scheduler, noise=noise: (noise, [torch.Generator()])
+        results.append(latents(made, loop=True))
+    assert error(results[1], results[0].roll(8, -1)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_batches_chunks_and_prompts_do_not_interact(name):
+    made, prompts = sampler(name, mad_blocks=["early"]), ["mountains over the sea", "a city skyline at night"]
+    both = latents(made, prompts, seeds=[5, 6])
+    for index, prompt in enumerate(prompts):
+        assert error(both[index : index + 1], latents(made, [prompt], seeds=[5 + index])) <= 1e-5
+    assert error(latents(made, prompts, seeds=[5, 6], chunk_views=2), both) <= 1e-5
+    assert torch.equal(latents(made, prompts, seeds=[5, 6]), both)
+
+
+@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "shifted"},
+        {"layout": "whole", "view_size": None, "stride": None},
+        {"height": 48},
+        {"regions": [[Region(Box(0, 0, 32, 32), "a city")]]},
+        {"scheduler": "FlowMatchHeunDiscreteScheduler"},
+    ],
+    ids=str,
+)
+def test_every_method_samples(name, options):
+    run = {key: options[key] for key in ("height", "regions") if key in options}
+    made = sampler(name, **{key: value for key, value in options.items() if key not in run})
+    ours = latents(made, **run)
+    assert ours.shape == (1, 4, run.get("height", 32) // 2, 32)
+    assert torch.isfinite(ours).all()
+    assert made.decode(ours).std() > 0
+
+
+def test_views_of_a_canvas_are_put_together_exactly():
+    canvas = torch.randn(2, 3, 12, 20)
+    for layout in ("overlapping", "shifted"):
+        for loop in (False, True):
+            views = build_layout(layout, 12, 20, 8, 4, loop).at(1)
+            assert torch.equal(canvas_of(split(canvas, views), views), canvas)
+
+
+def test_views_that_differ_are_not_run_as_one_canvas():
+    """SyncDiffusion moves each view; merged attention then mixes them layer by layer."""
+    made = sampler("flux", sync_weight=20.0, sync_network="random", view_size=16, stride=8)
+    shapes = []
+    hook = made.backbone.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["hidden_states"].shape[:2]), with_kwargs=True
+    )
+    assert torch.isfinite(latents(made, num_inference_steps=2)).all()
+    hook.remove()
+    assert (1, 128) not in shapes
+    assert (3, 64) in shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("flux", {"cross_attention": "always"}, "method.mad.cross_attention=always does not apply"),
+        ("sd3", {"cross_attention": "always"}, "method.mad.cross_attention=always does not apply"),
+        ("sd3", {"mad_blocks": ["single"]}, "'single' of this backbone has no attention layers; remove it"),
+        ("flux", {"mad_blocks": ["down"]}, "'down' is neither early, middle, late, double, single nor a pattern"),
+        ("flux", {"view_size": 15}, "method.views.size=15 must be a multiple of 2 latent cells"),
+        ("flux", {"stride": 3}, "multiples of 2 latent cells"),
+        ("sd3", {"view_size": 50}, "method.views.size=50 must be <= 48 latent cells"),
+        (
+            "flux",
+            {"scheduler": "DDIMScheduler"},
+            "DDIMScheduler cannot step this checkpoint, which was trained with flow",
+        ),
+        ("flux", {"mad_blocks": ["late", "nothing*"]}, "'nothing\\*' is neither early"),
+    ],
+)
+def test_settings_without_meaning_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        latents(sampler(name, **options), height=64 if options.get("view_size") == 50 else 32, width=128)
+
+
+def test_a_canvas_beyond_the_positions_is_refused_or_fitted():
+    with pytest.raises(
+        UserError, match="width=128 px is too large for method.mad.positions=canvas.*96 px; set method.mad"
+    ):
+        latents(sampler("sd3"), width=128)
+    with pytest.raises(UserError, match="width=128 px is too large for layout=whole"):
+        latents(sampler("sd3", layout="whole", view_size=None, stride=None), width=128)
+    for options in ({"positions": "fit"}, {"positions": "local"}, {"mad_steps": 0}):
+        assert latents(sampler("sd3", **options), width=128).shape == (1, 4, 16, 64)
+
+
+def without_guidance(folder):
+    shutil.copytree(FOLDERS["flux"], folder)
+    config = folder / "transformer/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
+    return folder
+
+
+def test_guidance_that_has_no_effect_is_refused(tmp_path):
+    from madgen.backbones import flux
+    from madgen.sampling.inputs import check_negative_prompts
+
+    spec = flux.describe(str(without_guidance(tmp_path / "schnell")))
+    assert spec.guidance == "none"
+    with pytest.raises(UserError, match="guidance_scale=3.5 has no effect.*set it to 0"):
+        check_negative_prompts(spec, [], 3.5)
+    with pytest.raises(UserError, match="a negative prompt has no effect: the backbone takes no guidance"):
+        check_negative_prompts(spec, ["fog"], 0.0)
+
+
+def test_a_pipeline_of_another_class_is_refused(tiny):
+    for name, folder in (("flux", FOLDERS["sd3"]), ("sd3", FOLDERS["flux"]), ("flux", tiny), ("sd", FOLDERS["sd3"])):
+        with pytest.raises(UserError, match=rf"is a \w+Pipeline; backbone.name={name} loads"):
+            PanoramaSampler.from_pretrained(str(folder), name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "message"),
+    [("flux", 513, "must be in 1..512"), ("sd3", 0, "must be > 0"), ("sd", 77, "has no effect")],
+)
+def test_an_impossible_sequence_length_is_refused(name, length, message, tiny):
+    from madgen.config.schema import BackboneConfig, MethodConfig
+
+    with pytest.raises(
+        UserError, match=f"backbone.max_sequence_length={length} {message}|max_sequence_length {message}"
+    ):
+        folder = str(FOLDERS.get(name, tiny))
+        PanoramaSampler.from_configs(
+            BackboneConfig(name=name, pretrained=folder, max_sequence_length=length), MethodConfig()
+        )
+
+
+def test_the_end_of_a_prompt_beyond_t5s_length_is_named():
+    made = PanoramaSampler.from_pretrained(str(FOLDERS["sd3"]), name="sd3")
+    assert made.cut_text("mountains over the sea " * 20) is None  # 77 tokens of CLIP are not the limit
+    assert made.cut_text("mountains over the sea " * 100) is not None
+
+
+def tiny_overrides(job, folder):
+    return [
+        f"backbone.pretrained={folder}", "backbone.dtype=float32", "method.views.size=16", "method.views.stride=4",
+        "sampling.height=32", "sampling.width=64", "prompts.source=prompts.txt", "output.dir=out",
+        "monitor.wandb.mode=disabled", "trainer.accelerator=cpu", f"sampling.num_inference_steps={min(3, job)}",
+    ]  # fmt: skip
+
+
+def run(madgen_here, *arguments):
+    result = madgen_here(*arguments)
+    assert result.code == 0, result.err
+    return result.out
+
+
+@pytest.mark.parametrize("preset", ["flux-dev", "sd35-medium"])
+def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_path, preset):
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n")
+    name = "flux" if "flux" in preset else "sd3"
+    overrides = [*tiny_overrides(3, FOLDERS[name]), "backbone.max_sequence_length=16", "method.mad.blocks=[late]"]
+    plan = json.loads(run(madgen_here, "plan", CONFIGS / f"{preset}.yaml", *overrides, "--json"))
+    assert plan["samples"] == 2
+    assert plan["view_evaluations"] == 2 * 5 * 3 * (2 if name == "sd3" else 1)
+    run(madgen_here, "generate", CONFIGS / f"{preset}.yaml", *overrides)
+    run(madgen_here, "verify", "out")
+    key = next(iter(json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"]))["key"]
+    assert "identical" in run(madgen_here, "regenerate", "out", key, "-o", "again.png")
+
+
+PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([path]).backbone.name in FOLDERS]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_plan_on_pipelines_of_their_layout(madgen_here, tmp_path, preset):
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\n")
+    job = load_job([CONFIGS / f"{preset}.yaml"])
+    folder = FOLDERS[job.backbone.name]
+    if job.backbone.name == "flux" and job.sampling.guidance_scale <= 1:
+        folder = without_guidance(tmp_path / "distilled")
+    overrides = tiny_overrides(job.sampling.num_inference_steps, folder)
+    plan = json.loads(run(madgen_here, "plan", CONFIGS / f"{preset}.yaml", *overrides, "--json"))
+    assert not plan["spec_is_assumed"]
+    assert job.method.mad.steps < job.sampling.num_inference_steps
+    assert job.sampling.height == 1024
