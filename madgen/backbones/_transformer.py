@@ -26,17 +26,11 @@ from madgen.diffusion.merge import grid_of, merge_cells, split, split_cells
 from madgen.diffusion.token_attention import TokenAttention, TokenContext, TokenPass
 from madgen.diffusion.views import Views
 from madgen.hub import tokenizers
-from madgen.hub.model_configs import check_class, config_source, read_config, read_configs
+from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.utils.errors import UserError
 
 FILES = ("model_index.json", "transformer/config.json", "vae/config.json")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-
-
-def read_index(pretrained: str, revision: str | None, config: str | None) -> dict[str, Any]:
-    """Read model_index.json; UserError if there is no such model."""
-    where = config_source(pretrained, revision, config)
-    return read_config(where, revision, FILES[0], "backbone.pretrained" if where == pretrained else "backbone.config")
 
 
 def has_part(pretrained: str, index: Mapping[str, Any], part: str) -> bool:

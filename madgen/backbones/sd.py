@@ -13,7 +13,7 @@ from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.backbones._unet import UNetBackbone, assumed_guidance, check_blocks, refuse_sequence_length, unet_spec
 from madgen.hub import tokenizers
-from madgen.hub.model_configs import check_class, read_configs
+from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
 
@@ -36,8 +36,8 @@ PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 
 def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
     """Read the config files of a folder, a hub id or a single file; UserError if it is not such a model."""
-    model, unet, vae = read_configs(pretrained, revision, config)
-    check_class(model, pretrained, "sd", PIPELINES)
+    check_class(read_index(pretrained, revision, config), pretrained, "sd", PIPELINES)
+    _, unet, vae = read_configs(pretrained, revision, config)
     return unet_spec(unet, vae)
 
 

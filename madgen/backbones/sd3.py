@@ -19,13 +19,13 @@ from madgen.backbones._transformer import (
     check_sequence_length,
     check_transformer_blocks,
     has_part,
-    read_index,
     read_transformer_configs,
     split_positions,
     transformer_spec,
 )
 from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
+from madgen.hub.model_configs import read_index
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
 
@@ -67,7 +67,9 @@ def family_spec(pretrained: str) -> BackboneSpec:
     """
     if single_file(pretrained) is None:
         check_hub_id(pretrained)
-    return transformer_spec({"block_out_channels": (0,) * 4}, 16, 128, "cfg", 768 if "3.5-medium" in pretrained else 384)
+    return transformer_spec(
+        {"block_out_channels": (0,) * 4}, 16, 128, "cfg", 768 if "3.5-medium" in pretrained else 384
+    )
 
 
 def check_blocks(

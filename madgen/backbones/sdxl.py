@@ -14,7 +14,7 @@ from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.backbones._unet import UNetBackbone, assumed_guidance, check_blocks, refuse_sequence_length, unet_spec
 from madgen.hub import tokenizers
-from madgen.hub.model_configs import check_class, read_configs
+from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
 from madgen.utils.errors import UserError
@@ -38,10 +38,11 @@ PIPELINES = ("StableDiffusionXLPipeline",)
 
 def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
     """Read the config files of a folder, a hub id or a single file; UserError if it is not such a model."""
-    model, unet, vae = read_configs(pretrained, revision, config)
+    model = read_index(pretrained, revision, config)
     if model.get("requires_aesthetics_score"):
         raise UserError(f"backbone.pretrained={pretrained} is a refiner; backbone.name=sdxl loads the base model")
     check_class(model, pretrained, "sdxl", PIPELINES)
+    _, unet, vae = read_configs(pretrained, revision, config)
     if unet.get("addition_embed_type") != "text_time":
         raise UserError(
             f"backbone.pretrained={pretrained}: the UNet's addition_embed_type is {unet.get('addition_embed_type')}; "

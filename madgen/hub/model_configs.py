@@ -35,6 +35,11 @@ def read_configs(
         raise
 
 
+def read_index(pretrained: str, revision: str | None, config: str | None) -> dict[str, Any]:
+    """Return the content of model_index.json. Raises UserError if there is no such model."""
+    return read_configs(pretrained, revision, config, FILES[:1])[0]
+
+
 def config_source(pretrained: str, revision: str | None, config: str | None) -> str:
     """Return the folder or Hub id of the config files. Raises UserError for settings that exclude each other."""
     file = single_file(pretrained)
