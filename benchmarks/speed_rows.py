@@ -389,7 +389,8 @@ def generate(bench: Bench) -> Row:
     import lightning
 
     from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
-    from madgen.generation.run import build_trainer, quieten
+    from madgen.generation.quiet import quieten
+    from madgen.generation.run import build_trainer
 
     quieten()
     steps = (

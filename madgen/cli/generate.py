@@ -58,7 +58,9 @@ def plan(
     measured: Measured = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the prompts, samples, shards, cost, disk space and time of a job. Writes nothing.
+    """Show the prompts, samples, shards, cost, disk space and time of a job.
+
+    Writes nothing. Runs the checks of `madgen generate`, and fails where that would fail.
 
     Examples:
 
@@ -66,12 +68,15 @@ def plan(
         madgen plan jobs/alps.yaml --workers 32 --measured /scratch/alps-trial
     """
     loaded = load_job(job)
+    from madgen.generation.upload import check_upload_target
     from madgen.planning.estimate import estimate
     from madgen.planning.forecast import forecast, print_forecast, warn
     from madgen.planning.resolved_run import ResolvedRun
 
     resolved = ResolvedRun.of(loaded)
     expected = forecast(resolved, assume_spec=True)
+    resolved.check_directory()
+    check_upload_target(resolved)
     remaining = estimate(resolved, expected.evaluations, measured)
     print_forecast(resolved, expected, remaining.as_dict(workers), as_json)
     warn(resolved, expected)
@@ -164,7 +169,6 @@ def submit(
     """
     loaded = load_job(job)
     from madgen.cluster import sbatch as slurm
-    from madgen.dataset.manifest import check_directory
     from madgen.planning.forecast import forecast
     from madgen.planning.resolved_run import ResolvedRun
     from madgen.planning.sizing import AUTO, parse_count
@@ -190,7 +194,7 @@ def submit(
         resources, why = choose_resources(resources, estimate(resolved, expected.evaluations, measured), nodes, time)
         logger.warning(why)
     script = slurm.render(loaded, job, resources, env)
-    check_directory(resolved.directory, None, loaded.output.resume)
+    resolved.check_directory()
     if not dry_run:
         slurm.require_sbatch()
     print(script, end="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from madgen.cluster.launch import joins_a_group
@@ -43,8 +43,6 @@ def finished(run: ResolvedRun) -> Outcome | None:
         return None
     if not run.is_complete() or not run.weights_are_local:
         return None
-    if job.backbone.dtype == "auto":  # which device would sample does not matter here
-        run = replace(run, dtype=directory.read_manifest().identity["backbone"]["dtype"])
     run.check_directory()
     return finish(directory, started, 0)
 

@@ -28,6 +28,7 @@ from madgen.dataset.encoding import encode_image
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
+from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
@@ -44,8 +45,6 @@ def regenerate(directory: Path, key: str, output: Path) -> bool:
 
     JPEG and WebP are compared after the same encoding. The last bits depend on the device and the batch size.
     """
-    from madgen.generation.run import quieten  # imports Lightning
-
     image_format = check_output(output)
     quieten()
     stored = read_sample(DatasetDir(directory), key)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import warnings
 from dataclasses import replace
 
 import lightning
 import torch
 
-from madgen import backbones
 from madgen.cluster.launch import device_type, placement, rank, strategy
 from madgen.cluster.signals import exiting_on_signals, request_requeue
 from madgen.config.schema import Job, TrainerConfig
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
 from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish
+from madgen.generation.quiet import quieten
 from madgen.generation.upload import check_upload_target, finish_upload
 from madgen.generation.writer import ShardWriter
 from madgen.monitoring.observer import Observer
@@ -113,11 +111,3 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
         raise
     except (ValueError, RuntimeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def quieten() -> None:
-    """Silence warnings of libraries that the user cannot act on."""
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|triton|diffusers|transformers|huggingface_hub)\b.*")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    backbones.silence_model_libraries()

@@ -16,6 +16,7 @@ from torch import Tensor
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.dataset.encoding import check_side, encode_image
+from madgen.generation.quiet import quieten
 from madgen.generation.safety import Checked, Safety
 from madgen.prompts.regions import parse_regions
 from madgen.sampling.inputs import PanoramaBatch
@@ -64,8 +65,6 @@ def check_output(output: Path) -> str:
 
 
 def _sample(job: Job, prompt: str) -> np.ndarray:
-    from madgen.generation.run import quieten
-
     quieten()
     device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
     sampler = PanoramaSampler.from_job(job, device)

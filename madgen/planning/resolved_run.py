@@ -73,5 +73,7 @@ class ResolvedRun:
 
     def check_directory(self) -> None:
         """Raise UserError if `output.dir` holds another job's dataset, as far as is known before weights are loaded."""
-        known = self.directory.manifest.exists() and (self.job.retry is not None or self.weights_are_local)
-        manifest.check_directory(self.directory, self.manifest if known else None, self.job.output.resume)
+        run, known = self, self.directory.manifest.exists() and (self.job.retry is not None or self.weights_are_local)
+        if known and self.device is None and self.dtype == "auto":  # its device does not matter here
+            run = replace(self, dtype=self.directory.read_manifest().identity["backbone"]["dtype"])
+        manifest.check_directory(self.directory, run.manifest if known else None, self.job.output.resume)
