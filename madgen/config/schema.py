@@ -473,7 +473,7 @@ class PromptsConfig:
     limit: int | None = None
     """Use only the first `limit` prompts, > 0; null: all."""
     seed: int = 0
-    """Base seed, 0..2^63-1. A sample's seed is derived from it, the prompt's id and the sample's index. A row's `seed`
+    """Base seed, 0..2^64-1. A sample's seed is derived from it, the prompt's id and the sample's index. A row's `seed`
     replaces it, and is itself the seed of the row's first sample."""
     on_duplicate: str = "error"
     """Handling of prompts with equal ids: `error`, `skip` all but the first, or `rename` them."""
@@ -490,7 +490,7 @@ class PromptsConfig:
             1 <= self.samples_per_prompt <= 10_000,
             f"prompts.samples_per_prompt must be in 1..10000, got {self.samples_per_prompt}",
         )
-        _check(0 <= self.seed < 2**63, f"prompts.seed must be in 0..2^63-1, got {self.seed}")
+        _check(0 <= self.seed < 2**64, f"prompts.seed must be in 0..2^64-1, got {self.seed}")
         _check(not (self.regions and self.across), "prompts.regions and prompts.across exclude each other; give one")
         _check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
         _check(self.split != "", "prompts.split is empty; use for example train")

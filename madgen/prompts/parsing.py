@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
 from madgen.prompts.builder import TableBuilder
+from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.readers import Chunk
 from madgen.prompts.readers._columns import check_known
 from madgen.prompts.regions import mask_names, parse_regions
@@ -19,7 +21,8 @@ from madgen.types import Prompt, Region
 from madgen.utils.errors import UserError
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,96}")
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
+MAX_FLOAT = 2**53  # whole numbers above it may be rounded
 KNOWN = frozenset(PROMPT_FIELDS)
 ID_AND_PROMPT = {"id", "prompt"}
 REGION_FIELDS = frozenset(("negative_prompt", "regions", "across"))  # fields that affect a row's regions
@@ -62,26 +65,24 @@ class RowParser:
     ) -> Prompt:
         if not fields.keys() <= KNOWN:
             _check_fields(where, fields)
-        text, negative = fields.get("prompt"), _value(fields, "negative_prompt", self.config.negative_prompt)
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: the prompt must be a non-empty string, got {text!r}")
+        text = _text(where, "the prompt", fields.get("prompt"))
+        negative = _value(fields, "negative_prompt", self.config.negative_prompt)
         if not isinstance(negative, str):
             raise UserError(f"{where}: negative_prompt must be a string, got {negative!r}")
+        negative = _checked(where, "negative_prompt", negative)
         regions = shared if fields.keys().isdisjoint(REGION_FIELDS) else None
         if regions is None:
             regions = self._regions(where, fields, negative, source)
-        _check_text(where, text)
-        _check_text(where, negative)
         for region in regions:
-            _check_text(where, region.text)
-            _check_text(where, region.negative)
+            _checked(where, "the prompt of a region", region.text)
+            _checked(where, "the negative_prompt of a region", region.negative)
         identity = _value(fields, "id", None)
         identity = default_id(text) if identity is None else _id(where, identity)
-        height, width = _value(fields, "height", self.height), _value(fields, "width", self.width)
+        height, width = _number(fields, "height", self.height), _number(fields, "width", self.width)
         for name, pixels in (("height", height), ("width", width)):
             if type(pixels) is not int or pixels <= 0:
                 raise UserError(f"{where}: {name} must be an integer > 0 (pixels), got {pixels!r}")
-        seed = fields.get("seed")
+        seed = _number(fields, "seed", None)
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
             raise UserError(f"{where}: seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
         return Prompt(identity, text, negative, height, width, seed, regions)
@@ -107,16 +108,27 @@ def _plain(rows: Sequence[str | dict[str, Any]]) -> tuple[list[str], list[str] |
             return None
     else:
         return None
-    try:
-        valid = all(map(str.strip, texts)) and b"\0" not in "".join(texts).encode()
-    except UnicodeEncodeError:
-        return None
+    joined = " ".join(texts)
+    valid = all(map(str.strip, texts)) and is_clean(joined)
+    if valid and not joined.isascii():
+        valid = not any(map(is_blank, texts))
     return (texts, ids) if valid else None
 
 
 def _value(fields: dict[str, Any], name: str, default: Any) -> Any:
+    """Return a field, or the default if it is null or NaN, as libraries write missing values."""
     value = fields.get(name)
-    return default if value is None else value
+    return default if value is None or value != value else value
+
+
+def _number(fields: dict[str, Any], name: str, default: int | None) -> Any:
+    """Return a field as an integer if it is a whole number; blank strings are not set."""
+    value = _value(fields, name, default)
+    if isinstance(value, str) and not value.strip():
+        return default
+    if isinstance(value, float | Decimal) and abs(float(value)) <= MAX_FLOAT and value % 1 == 0:
+        return int(value)
+    return value
 
 
 def _check_fields(where: Location, fields: dict[str, Any]) -> None:
@@ -134,10 +146,20 @@ def _id(where: Location, identity: Any) -> str:
     return identity
 
 
-def _check_text(where: Location, text: str) -> None:
-    if "\0" in text:
-        raise UserError(f"{where}: a prompt contains a NUL character; if the file is UTF-16, convert it to UTF-8")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: a prompt contains half of a surrogate pair; UTF-8 cannot encode it") from None
+def _text(where: Location, name: str, value: Any) -> str:
+    """Return a text without a byte order mark. Raises UserError if it is not a string or has no visible character."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {name} must be a non-empty string, got {value!r}")
+    text = _checked(where, name, value)
+    if is_blank(text):
+        raise UserError(f"{where}: {name} must be a non-empty string with a visible character, got {value!a}")
+    return text
+
+
+def _checked(where: Location, name: str, text: str) -> str:
+    """Return a text without a byte order mark. Raises UserError if it contains an invalid character."""
+    text = without_mark(text)
+    problem = invalid_character(text)
+    if problem is not None:
+        raise UserError(f"{where}: {name} {problem}")
+    return text

@@ -104,15 +104,16 @@ def unpack_place(place: int, identity: str, sources: list[str]) -> Location:
 
 
 class Location(NamedTuple):
-    """Position of a row, for messages: `file:line`, or `file['id']` in a JSON object."""
+    """Position of a row, for messages: `file:line`, or `file['id']` or `file: item 3` in JSON."""
 
     source: str
     line: int
     identity: Any = None
 
     def __str__(self) -> str:
-        keyed = self.source.lower().endswith((".json", ".json.gz")) and self.identity is not None
-        return f"{self.source}[{self.identity!r}]" if keyed else f"{self.source}:{self.line}"
+        if not self.source.lower().endswith((".json", ".json.gz")):
+            return f"{self.source}:{self.line}"
+        return f"{self.source}: item {self.line}" if self.identity is None else f"{self.source}[{self.identity!r}]"
 
 
 def _json(value: Any) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from madgen.config.schema import PromptsConfig
-from madgen.prompts.readers import Chunk, known_suffixes, reader_of
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._hub import dataset_files, is_hub, read_hub
 from madgen.utils.errors import UserError
 
@@ -34,14 +34,15 @@ def find_sources(config: PromptsConfig) -> list[PromptSource]:
     An existing file takes precedence over a pattern. Raises UserError if nothing is found, or if `split` or `columns`
     does not apply.
     """
-    source, split, columns = config.source, config.split, config.columns
+    source, split = config.source, config.split
+    options = ReadOptions(config.columns)
     if is_hub(source):
-        files, read = partial(dataset_files, source), partial(read_hub, source, split, columns)
+        files, read = partial(dataset_files, source), partial(read_hub, source, split, options)
         files()  # raises UserError if the name is invalid
         return [PromptSource(source, Path(), files, read)]
     if split != "train":
         raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
-    return [_file(path, columns) for path in _paths(source)]
+    return [_file(path, options) for path in _paths(source)]
 
 
 def _paths(source: str) -> list[Path]:
@@ -58,14 +59,15 @@ def _paths(source: str) -> list[Path]:
     return paths
 
 
-def _file(path: Path, columns: Mapping[str, str]) -> PromptSource:
+def _file(path: Path, options: ReadOptions) -> PromptSource:
     if path.is_dir():
         raise UserError(f"prompts.source={path} is a directory; name a file, or a pattern such as {path}/*.txt")
-    reader = reader_of(path)
+    reader = reader_of(str(path))
     if not path.is_file():
         raise UserError(
             f"prompts.source={path} is not a regular file; prompts are read from {', '.join(known_suffixes())}"
         )
-    if columns and not reader.COLUMNS:
+    if options.columns and not reader.COLUMNS:
         raise UserError(f"prompts.columns does not apply to {path}, which has no columns; leave it empty")
-    return PromptSource(str(path), path.parent, lambda: [path], partial(reader.read, path, columns))
+    read = partial(reader.read, PromptFile(path, str(path)), options)
+    return PromptSource(str(path), path.parent, lambda: [path], read)

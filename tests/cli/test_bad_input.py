@@ -42,7 +42,7 @@ def listing(folder):
         (["output.dir=foreign"], "output.dir=foreign is not empty and holds no madgen dataset"),
         (["output.dir=job.yaml"], "output.dir=job.yaml: job.yaml is a file"),
         (["output.dir=job.yaml/below"], "output.dir=job.yaml/below: job.yaml is a file"),
-        (["prompts.seed=-5"], "prompts.seed must be in 0..2^63-1, got -5"),
+        (["prompts.seed=-5"], "prompts.seed must be in 0..2^64-1, got -5"),
         (["method.mad.blocks=up"], "method.mad.blocks is a list: write method.mad.blocks=[...]"),
         (["method.sync.weight=-1"], "method.sync.weight must be >= 0, got -1"),
         (["method.sync.weight=20", "method.sync.steps=0"], "method.sync.steps=0 leaves method.sync.weight=20 without"),

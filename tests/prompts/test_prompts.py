@@ -66,7 +66,7 @@ def test_duplicates_are_refused_skipped_or_renamed(write):
         ("p.txt", "", "contains no prompts"),
         ("p.txt", " \n\n", "contains no prompts"),
         ("p.txt", b"ok\n\xff\xfe", r"p.txt:2 is not UTF-8"),
-        ("p.doc", "a", r"must end in .csv, .json, .jsonl, .parquet, .txt, got '.doc'"),
+        ("p.doc", "a", r"must end in .csv, .json, .jsonl, .parquet, .tsv, .txt, got '.doc'"),
         ("p.jsonl", "{", r"p.jsonl:1 is not valid JSON"),
         ("p.jsonl", '"a"', r"must be a JSON object"),
         ("p.jsonl", '{"prompt": " "}', "must be a non-empty string"),

@@ -18,6 +18,7 @@ from madgen.config.schema import PromptsConfig
 from madgen.dataset.plan import build_plan
 from madgen.prompts.builder import BATCH_ROWS, TableBuilder, table_of
 from madgen.prompts.cache import plan_key
+from madgen.prompts.characters import is_blank
 from madgen.prompts.duplicates import IdIndex
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.rows import Defaults, default_id
@@ -26,8 +27,13 @@ from madgen.types import Box, MaskFile, MaskPicture, Prompt, Ramp, Region
 from madgen.utils.errors import UserError
 
 IDS = st.text("ab-", min_size=1, max_size=3)
+TEXTS = st.text(
+    st.characters(exclude_categories=("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"), exclude_characters="\ufffd"),
+    min_size=1,
+    max_size=6,
+).filter(lambda text: not is_blank(text))
 LINE = st.fixed_dictionaries(
-    {"prompt": st.text(min_size=1, max_size=6).filter(lambda text: text.strip() and "\0" not in text)},
+    {"prompt": TEXTS},
     optional={
         "id": IDS,
         "negative_prompt": st.sampled_from(["", "fog", "x"]),
@@ -168,7 +174,7 @@ def refuse_or_read(path, content):
 MASKS = (Box(0, 0, 8, 8), MaskFile("/a/b.png", "00ff"), MaskPicture("abcd"), Ramp(1, 3))
 EVERYTHING = [
     Prompt("a", "ä hill", "", 0, 0),
-    Prompt("b", "a lake", "fog", 64, 128, 2**63 - 1, tuple(Region(mask, "hut", "ice") for mask in MASKS)),
+    Prompt("b", "a lake", "fog", 64, 128, 2**64 - 1, tuple(Region(mask, "hut", "ice") for mask in MASKS)),
     *(Prompt(f"c{number}", "text " * number, "", 64, 64 * number) for number in range(1, 50)),
 ]
 

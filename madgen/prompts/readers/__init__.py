@@ -1,8 +1,9 @@
 """Read prompt files into rows: one module per format, named after the file suffix.
 
-A module defines `read(path, columns) -> Iterator[Chunk]`, which yields all rows before an invalid one and then raises
-UserError; COLUMNS, whether it supports `prompts.columns`; and GZIP, whether files may be compressed (`.txt.gz`).
-Modules whose names start with `_` are shared helpers.
+A module defines `read(file, options) -> Iterator[Chunk]`, which yields all rows before an invalid one and then raises
+UserError; COLUMNS, whether it has columns (`prompts.columns`, `prompts.keep_columns`); COMMENTS, whether it supports
+`prompts.comments`; and GZIP, whether files may be compressed (`.txt.gz`). Modules whose names start with `_` are shared
+helpers.
 """
 
 from __future__ import annotations
@@ -10,11 +11,37 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from madgen.utils.errors import UserError
+
+ALL = "all"
+"""Value of `prompts.keep_columns` that keeps every column."""
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A file on this machine; messages show its `name`, which may be the URL that it was downloaded from."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The settings of a job that affect how its sources are read."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns by field (`prompts.columns`); empty if they have the same names."""
+    keep: str | Sequence[str] = ()
+    """Further columns to keep (`prompts.keep_columns`): names, or `all`."""
+    comments: str | None = None
+    """Start of the lines to ignore (`prompts.comments`)."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +52,19 @@ class Chunk:
     """Line of each row, from 1."""
     rows: Sequence[str | dict[str, Any]]
     """Fields of each row (None: not set), or just the prompt, which is much faster for large files."""
+    extras: Sequence[dict[str, Any]] | None = None
+    """Kept columns of each row; None if there are none."""
 
 
 class Reader(Protocol):
     """A module of this package."""
 
     COLUMNS: bool
+    COMMENTS: bool
     GZIP: bool
 
-    def read(self, path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
-        """Read the rows of a file; `columns` maps fields to columns of the file, empty if they have the same names."""
+    def read(self, file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
+        """Read the rows of a file."""
 
 
 def known_suffixes() -> list[str]:
@@ -42,14 +72,19 @@ def known_suffixes() -> list[str]:
     return sorted(f".{module.name}" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
 
-def reader_of(path: Path) -> Reader:
+def suffix_of(name: str) -> str:
+    """Return the suffix that selects the reader of a file: `.csv` for `a.csv` and `a.csv.gz`."""
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def reader_of(name: str) -> Reader:
     """Return the module for a file. Raises UserError with the known suffixes if there is none."""
-    compressed = path.suffix.lower() == ".gz"
-    suffix = (path.with_suffix("") if compressed else path).suffix.lower()
+    suffix, compressed = suffix_of(name), name.lower().endswith(".gz")
     if suffix not in known_suffixes():
         known = ", ".join(known_suffixes())
-        raise UserError(f"prompts.source={path} must end in {known}, got {suffix + '.gz' * compressed!r}")
+        raise UserError(f"prompts.source={name} must end in {known}, got {suffix + '.gz' * compressed!r}")
     reader: Reader = importlib.import_module(f"{__name__}{suffix}")
     if compressed and not reader.GZIP:
-        raise UserError(f"prompts.source={path}: {suffix} files are not read with gzip; decompress the file")
+        raise UserError(f"prompts.source={name}: {suffix} files are not read with gzip; decompress the file")
     return reader

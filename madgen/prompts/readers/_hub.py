@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from madgen.prompts.readers import Chunk
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, reader_of, suffix_of
 from madgen.prompts.readers._arrow import ROWS, arrow_chunks
 from madgen.prompts.readers._columns import choose_columns
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
 SCHEME = "hf://"
+AS_TEXT = (".csv", ".tsv", ".jsonl")  # read by madgen, since the library guesses the types of their values
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # files that `Dataset.save_to_disk` writes
 
 
@@ -59,22 +61,37 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
-def read_hub(source: str, split: str, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def read_hub(source: str, split: str, options: ReadOptions) -> Iterator[Chunk]:
     """Read the rows of a split. Raises UserError if there is no such dataset, locally or on the Hub."""
     with tempfile.TemporaryDirectory(prefix="madgen-") as scratch:
         dataset = _load(source, split, scratch)
         if isinstance(dataset, dict):
             splits = ", ".join(dataset)
             raise UserError(f"prompts.source={source} has no split {split!r}; set prompts.split to one of {splits}")
+        if isinstance(dataset, list):
+            yield from _read_files(dataset, options)
+            return
         name = f"{source}[{split}]"
         present = dataset.column_names or list(next(iter(dataset), {}))
-        fields = choose_columns(name, present, columns)
-        tables = dataset.select_columns(list(fields)).with_format("arrow").iter(batch_size=ROWS)
-        yield from arrow_chunks(name, tables, fields)
+        choice = choose_columns(name, present, options)
+        tables = dataset.select_columns(choice.columns).with_format("arrow").iter(batch_size=ROWS)
+        yield from arrow_chunks(name, tables, choice)
+
+
+def _read_files(files: Sequence[Path], options: ReadOptions) -> Iterator[Chunk]:
+    """Read text files as prompt files are read; rows are numbered across all of them."""
+    first = 1
+    for file in files:
+        for chunk in reader_of(file.name).read(PromptFile(file, str(file)), options):
+            yield replace(chunk, lines=range(first, first + len(chunk.rows)))
+            first += len(chunk.rows)
 
 
 def _load(source: str, split: str, scratch: str) -> Any:
-    """Load a dataset; `scratch` is the library's cache folder for local datasets."""
+    """Load a dataset; `scratch` is the library's cache folder for local datasets.
+
+    Returns a dict of splits if `split` is not one of them, and a list of files if these are to be read as text.
+    """
     import datasets
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -92,6 +109,8 @@ def _load(source: str, split: str, scratch: str) -> Any:
             return _select_split(saved, source, split)
         files = datasets.load_dataset_builder(str(folder), cache_dir=scratch).config.data_files or {}
         _check_inside(folder, source, (str(file) for part in files.values() for file in part))
+        if split in files and all(suffix_of(str(file)) in AS_TEXT for file in files[split]):
+            return [Path(file) for file in files[split]]
         # Streaming avoids a copy of local files in the user's cache.
         return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
     except UserError:

@@ -7,23 +7,24 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, cast
 
+from madgen.prompts.readers import PromptFile
 from madgen.utils.errors import UserError
 
 BLOCK = 1 << 20  # bytes
 MAX_LINE = 16 << 20  # bytes
 BOM = b"\xef\xbb\xbf"
 BARE_CR = re.compile(rb"\r(?=[^\n])")
+LINE_MARKS = re.compile("^\ufeff+", re.MULTILINE)
 MAX_TEXT = 1 << 30  # bytes
 
 
-def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_blocks(file: PromptFile) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of the first line, lines without newlines) of each block. UserErrors name the invalid line."""
     number, start = 1, 0
-    for block in _whole_lines(path):
-        text, error = _decode(path, block, number, start)
+    for block in _whole_lines(file):
+        text, error = _decode(file, block, number, start)
         lines = text.split("\n")
         if lines[-1] == "":
             lines.pop()
@@ -34,27 +35,27 @@ def read_blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
         number, start = number + len(lines), start + len(block)
 
 
-def read_text(path: Path) -> str:
+def read_text(file: PromptFile) -> str:
     """Read a whole file, for formats that cannot be read incrementally."""
     content = bytearray()
-    with _open(path) as stream:
-        while piece := _read(stream, path, BLOCK):
+    with _open(file) as stream:
+        while piece := _read(stream, file, BLOCK):
             content += piece
             if len(content) > MAX_TEXT:
                 raise UserError(
-                    f"{path} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
+                    f"{file} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
                 )
-    text, error = _decode(path, bytes(content), 1, 0)
+    text, error = _decode(file, bytes(content), 1, 0)
     if error is not None:
         raise error
     return text
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield blocks that end with a newline, except for the last; the first one keeps its byte order mark."""
+def _whole_lines(file: PromptFile) -> Iterator[bytes]:
+    """Yield blocks that end with a newline, except for the last."""
     rest, number = b"", 1
-    with _open(path) as stream:
-        while piece := _read(stream, path, BLOCK):
+    with _open(file) as stream:
+        while piece := _read(stream, file, BLOCK):
             # Bare carriage returns end lines too; one at the end of the piece may belong to a newline that follows.
             piece = BARE_CR.sub(b"\n", rest + piece)
             cut = piece.rfind(b"\n") + 1
@@ -64,36 +65,40 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 yield block
             rest = piece[cut:]
             if len(rest) > MAX_LINE:
-                raise UserError(f"{path}:{number} is longer than {MAX_LINE >> 20} MiB; write one prompt per line")
+                raise UserError(f"{file}:{number} is longer than {MAX_LINE >> 20} MiB; write one prompt per line")
     if rest:
         yield rest.replace(b"\r", b"\n")
 
 
-def _decode(path: Path, block: bytes, number: int, start: int) -> tuple[str, UserError | None]:
-    """Decode a block that starts at line `number` and byte `start`, up to the first line that is not UTF-8."""
-    mark = len(BOM) if start == 0 and block.startswith(BOM) else 0
+def _decode(file: PromptFile, block: bytes, number: int, start: int) -> tuple[str, UserError | None]:
+    """Decode a block that starts at line `number` and byte `start`, up to the first line that is not UTF-8.
+
+    Byte order marks at the starts of lines are removed, where concatenating files leaves them.
+    """
+    error = None
     try:
-        return block[mark:].decode(), None
-    except UnicodeDecodeError as error:
-        place = mark + error.start
-        line = number + block.count(b"\n", 0, place)
-        whole = block[mark : block.rfind(b"\n", 0, place) + 1].decode()
-        return whole, UserError(f"{path}:{line} is not UTF-8 (byte {start + place}); convert the file to UTF-8")
+        text = block.decode()
+    except UnicodeDecodeError as problem:
+        line = number + block.count(b"\n", 0, problem.start)
+        text = block[: block.rfind(b"\n", 0, problem.start) + 1].decode()
+        place = start + problem.start
+        error = UserError(f"{file}:{line} is not UTF-8 (byte {place}); convert the file to UTF-8")
+    return LINE_MARKS.sub("", text) if BOM in block else text, error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(file: PromptFile) -> IO[bytes]:
     try:
-        if path.suffix.lower() == ".gz":
-            return cast(IO[bytes], gzip.open(path, "rb"))
-        return io.FileIO(path)
+        if file.name.lower().endswith(".gz"):
+            return cast(IO[bytes], gzip.open(file.path, "rb"))
+        return io.FileIO(file.path)
     except OSError as error:
-        raise UserError(f"cannot read prompts.source={path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read prompts.source={file}: {error.strerror or error}") from error
 
 
-def _read(stream: IO[bytes], path: Path, size: int) -> bytes:
+def _read(stream: IO[bytes], file: PromptFile, size: int) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a complete gzip file ({error}); copy it again, or decompress it") from error
+        raise UserError(f"{file} is not a complete gzip file ({error}); copy it again, or decompress it") from error
     except OSError as error:
-        raise UserError(f"cannot read prompts.source={path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read prompts.source={file}: {error.strerror or error}") from error

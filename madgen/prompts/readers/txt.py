@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
-from madgen.prompts.readers import Chunk
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions
 from madgen.prompts.readers._lines import read_blocks
 
-COLUMNS, GZIP = False, True
+COLUMNS, COMMENTS, GZIP = False, True, True
 
 
-def read(path: Path, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
     """Read the prompts of a `.txt`."""
-    for first, lines in read_blocks(path):
+    comments = options.comments
+    for first, lines in read_blocks(file):
         rows = list(map(str.strip, lines))
+        if comments is not None:
+            rows = ["" if row.startswith(comments) else row for row in rows]
         numbers = range(first, first + len(rows))
         if all(rows):
             yield Chunk(numbers, rows)
