@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,13 @@ class Prompt:
     """Seed given in the prompt file; sample 0 uses it unchanged."""
     regions: tuple[Region, ...] = ()
     """Regions with separate prompts; this prompt is the background."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further columns of the prompt file that the dataset keeps, JSON values by name."""
+
+
+def sample_key(prefix: str, prompt_id: str, sample_index: int) -> str:
+    """Return the WebDataset key of a sample; `prefix` is `output.key_prefix`."""
+    return f"{prefix}{prompt_id}-{sample_index:04d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,7 @@ class Task:
     """A panorama to sample. Both sampling and the sample's JSON read their values from here."""
 
     key: str
-    """`<prompt_id>-<sample_index:04d>`: the WebDataset key."""
+    """The WebDataset key, see `sample_key`."""
     prompt: Prompt
     sample_index: int
     seed: int

@@ -119,7 +119,7 @@ def filter_(
         str | None,
         typer.Option(
             metavar="EXPRESSION",
-            help="Keep samples that match an expression over scores, prompt, seed, height and width.",
+            help="Keep samples that match an expression over scores, prompt, size, seed and kept columns.",
         ),
     ] = None,
     best: Annotated[
@@ -149,10 +149,13 @@ def filter_(
     """
     from madgen.dataset.filtering.filter import filter_dataset
     from madgen.dataset.filtering.selection import Choice, parse
+    from madgen.dataset.kept_columns import KeptColumns
     from madgen.dataset.layout import DatasetDir
 
-    choice = Choice(parse(where) if where is not None else None, best, by)
-    filter_dataset(DatasetDir(directory), choice, output, keys)
+    source = DatasetDir(directory)
+    kept = KeptColumns.of(source, source.read_manifest()) if where is not None else None
+    choice = Choice(parse(where, kept) if where is not None else None, best, by)
+    filter_dataset(source, choice, output, keys)
 
 
 def push(

@@ -83,7 +83,7 @@ def build_job(
     assert isinstance(job, Job)
     _check_strings(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
     folders = [file.resolve().parent for file in files]
-    source = _find_source(job.prompts.source, folders)
+    source = job.prompts.source if job.prompts.template is not None else _find_source(job.prompts.source, folders)
     regions = [_resolve_mask(region, folders) for region in job.prompts.regions]
     return replace(job, prompts=replace(job.prompts, source=source, regions=regions))
 
@@ -145,8 +145,8 @@ def _find(name: str, folders: Sequence[Path]) -> str:
 
 
 def _find_source(source: str, folders: Sequence[Path]) -> str:
-    """Resolve `prompts.source`: a file or else a glob pattern, as `_find`; names of Hub datasets stay as they are."""
-    if source.startswith("hf://"):
+    """Resolve `prompts.source`: a file or else a glob pattern, as `_find`; URLs stay as they are."""
+    if "://" in source:
         return source
     file = _find(source, folders)
     if os.path.exists(file) or not glob.has_magic(source):

@@ -456,8 +456,9 @@ class PromptsConfig:
     """The prompts, and how many panoramas are sampled from each."""
 
     source: str = "prompts.txt"
-    """A prompt file: `.txt`, `.jsonl`, `.json`, `.csv` (each also with `.gz`) or `.parquet`; several files as a pattern
-    such as `prompts/**/*.jsonl`, read in the order of their paths; or a Hugging Face dataset: `hf://owner/name`,
+    """A prompt file: `.txt`, `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet`; several files as a
+    pattern such as `prompts/**/*.jsonl`, read in the order of their paths; the URL of such a file on any file system
+    that fsspec supports (`s3://`, `gs://`, `https://`); or a Hugging Face dataset: `hf://owner/name`,
     `hf://owner/name/config`, or `hf:///folder` for a local one. Relative paths are resolved against the current
     directory first, then against the job file."""
     split: str = "train"
@@ -465,7 +466,21 @@ class PromptsConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Columns (or JSON keys) of the source to read, by field: `{prompt: caption}` reads the prompt from `caption`.
     Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`. If empty, columns
-    must have these names; unknown columns are errors."""
+    must have these names; unknown columns are errors, see `keep_columns`."""
+    keep_columns: Any = None
+    """Further columns (or JSON keys) of the source to keep with each sample, in `columns` of its JSON and as columns of
+    `index.parquet`: a list of names, or `all`. null: none."""
+    comments: str | None = None
+    """Ignore lines of a `.txt` that start with this text, such as `#`; null: every line is a prompt."""
+    template: str | None = None
+    """Text with attributes in braces, such as `a {time} view of {place}`, in place of `source`; `{{` and `}}` are
+    braces. A prompt is generated for each combination of `attributes`, or for `samples` random ones."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Values of the attributes in `template`, by name: a list such as `[dawn, noon]`, or `{values: [dawn, noon],
+    weights: [3, 1]}` for random combinations. They are kept with each sample as `keep_columns` are."""
+    samples: int | None = None
+    """Number of random combinations of `attributes`, > 0, drawn independently by `seed`; equal ones are treated as
+    `on_duplicate` requests, or renamed if it is `error`. null: all combinations."""
     negative_prompt: str = ""
     """Negative prompt of rows that have none."""
     samples_per_prompt: int = 1
@@ -477,6 +492,9 @@ class PromptsConfig:
     replaces it, and is itself the seed of the row's first sample."""
     on_duplicate: str = "error"
     """Handling of prompts with equal ids: `error`, `skip` all but the first, or `rename` them."""
+    shuffle: bool = False
+    """Shuffle the prompts before they are split into shards, by `seed` and their ids. Keys, seeds and pixels do not
+    change."""
     regions: list[dict[str, Any]] = field(default_factory=list)
     """Regions of rows that have none, each `{mask, prompt, negative_prompt}`. `mask` is `[left, top, right, bottom]` in
     pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
@@ -506,6 +524,37 @@ class PromptsConfig:
             f"prompts.columns names a column twice: {', '.join(self.columns.values())}",
         )
         _one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
+        self._check_keep_columns()
+        self._check_template()
+        if "://" in self.source and not self.source.startswith("hf://"):
+            check_url("prompts.source", self.source)
+
+    def _check_keep_columns(self) -> None:
+        keep = self.keep_columns
+        names = keep if isinstance(keep, list | tuple) else []
+        _check(
+            keep in (None, "all") or (names != [] and all(isinstance(name, str) and name for name in names)),
+            f"prompts.keep_columns must be all, a list of column names such as [category], or null, got {keep!r}",
+        )
+        _check(len(set(names)) == len(names), f"prompts.keep_columns names a column twice: {', '.join(names)}")
+        _check(self.comments != "", "prompts.comments is empty; set it to the start of comments, such as '#', or null")
+
+    def _check_template(self) -> None:
+        if self.template is None:
+            unused = next((name for name in ("attributes", "samples") if getattr(self, name)), None)
+            _check(unused is None, f"prompts.{unused} has no effect without prompts.template; set it, or remove it")
+            _check(self.samples is None, "prompts.samples has no effect without prompts.template; set it to null")
+            return
+        _check(self.samples is None or self.samples > 0, f"prompts.samples must be > 0 or null, got {self.samples}")
+        _check(
+            self.source == PromptsConfig.__dataclass_fields__["source"].default,
+            f"prompts.template and prompts.source={self.source} exclude each other; remove one of them",
+        )
+        for name, default in (("columns", {}), ("keep_columns", None), ("comments", None), ("split", "train")):
+            _check(
+                getattr(self, name) == default,
+                f"prompts.{name} has no effect with prompts.template, which reads no source; remove it",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,6 +573,9 @@ class OutputConfig:
     """URL of any file system that fsspec supports (`s3://bucket/folder`, `gs://`, `hf://datasets/owner/name`,
     `file://`): finished shards are uploaded while others are generated. Credentials come from the environment, never
     from the job. null: no upload."""
+    key_prefix: str = ""
+    """Start of every sample's key, at most 32 of `[A-Za-z0-9_-]`, so that datasets of the same prompts can be combined.
+    Seeds and pixels do not depend on it."""
     resume: str = "if_same"
     """`if_same` resumes a dataset of the same job; `never` refuses a directory that contains a dataset."""
 
@@ -538,6 +590,10 @@ class OutputConfig:
         )
         if self.upload is not None:
             check_url("output.upload", self.upload)
+        _check(
+            re.fullmatch(r"[A-Za-z0-9_-]{0,32}", self.key_prefix) is not None,
+            f"output.key_prefix must be at most 32 of [A-Za-z0-9_-], got {self.key_prefix!r}",
+        )
         _one_of("output.resume", self.resume, ("if_same", "never"))
 
 

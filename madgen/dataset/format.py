@@ -18,6 +18,8 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from madgen.types import shard_name
 from madgen.utils.errors import UserError
 
+COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
+"""Columns of `index.parquet` besides scores and kept columns."""
 NOT_STORED = {"stored": False}
 """Metadata of fields that are not keys of the JSON object."""
 
@@ -110,6 +112,8 @@ class SampleEntry(Record):
     shard: str = field(default="", metadata=NOT_STORED)
     """Name of the shard."""
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_STORED)
+    columns: dict[str, Any] | None = None
+    """Kept columns of the prompt file, same as in the JSON of the sample."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -220,6 +224,11 @@ class Manifest(Record):
     def name(self) -> str:
         """Return the name of the job."""
         return self.job["name"]
+
+    @property
+    def key_prefix(self) -> str:
+        """Return the start of every key, before the id of its prompt."""
+        return (self.job.get("output") or {}).get("key_prefix") or ""
 
     def shard_names(self) -> list[str]:
         """Return the names of the planned shards, in order."""

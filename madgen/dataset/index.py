@@ -10,11 +10,10 @@ from typing import Any
 
 from madgen.config.schema import SCORES
 from madgen.dataset.card import Facts, card, write_pictures
-from madgen.dataset.format import SampleEntry, to_json
+from madgen.dataset.format import COLUMNS, SampleEntry, to_json
+from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.atomic import atomic, write_atomically
-
-COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 
 
 def write_index(directory: DatasetDir) -> Path:
@@ -23,14 +22,17 @@ def write_index(directory: DatasetDir) -> Path:
     from pyarrow import parquet
 
     manifest = directory.read_manifest()
+    kept = KeptColumns.of(directory, manifest)
     types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null if a sample lacks the score
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES)])
+    types |= {"seed": pyarrow.uint64(), **kept.types}
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES, *kept.types)])
+    prefix = manifest.key_prefix
     path = directory.root / "index.parquet"
     facts, counts = Facts(), list[tuple[str, int]]()
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [_row(entry) for entry in sidecar.samples]
+            rows = [{**_row(entry, prefix), **kept.values(entry)} for entry in sidecar.samples]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             counts.append((sidecar.shard, len(rows)))
             facts.quarantined += len(sidecar.quarantine)
@@ -41,8 +43,8 @@ def write_index(directory: DatasetDir) -> Path:
     return path
 
 
-def _row(entry: SampleEntry) -> dict[str, Any]:
-    prompt_id, _, number = entry.key.rpartition("-")
+def _row(entry: SampleEntry, prefix: str) -> dict[str, Any]:
+    prompt_id, _, number = entry.key.removeprefix(prefix).rpartition("-")
     derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": int(number)}
     return {**entry.as_dict(), **(entry.scores or {}), **derived}
 

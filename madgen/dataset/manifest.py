@@ -73,6 +73,7 @@ def identity(
             "quality": None if job.output.format == "png" else job.output.quality,
             "samples_per_shard": job.output.samples_per_shard,
             "embedded": EMBEDDED,
+            **({"key_prefix": job.output.key_prefix} if job.output.key_prefix else {}),
         },
     }
 

@@ -11,7 +11,7 @@ from madgen.prompts.cache import open_cached, plan_key
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.table import PromptTable
-from madgen.types import Batch, Prompt, Shard, Task, shard_name
+from madgen.types import Batch, Prompt, Shard, Task, sample_key, shard_name
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import sample_seed
 
@@ -49,7 +49,7 @@ class Plan:
 
     def _task(self, prompt: Prompt, sample_index: int) -> Task:
         return Task(
-            key=f"{prompt.id}-{sample_index:04d}",
+            key=sample_key(self.prompts.header.key_prefix, prompt.id, sample_index),
             prompt=prompt,
             sample_index=sample_index,
             seed=self._seed(prompt, sample_index),
@@ -103,7 +103,7 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
-        table = read_prompts(job.prompts, job.sampling.height, job.sampling.width)
+        table = read_prompts(job.prompts, job.sampling.height, job.sampling.width, key_prefix=job.output.key_prefix)
         if is_hub(job.prompts.source):
             key = plan_key(job)  # reading it may have filled the hub library's cache
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard

@@ -42,6 +42,7 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         "seed": task.seed,
         "height": prompt.height,
         "width": prompt.width,
+        **({"columns": dict(prompt.columns)} if prompt.columns else {}),
         **({"regions": [embed_mask(region).as_dict() for region in prompt.regions]} if prompt.regions else {}),
         **settings,
     }

@@ -16,9 +16,9 @@ from madgen.config.schema import PromptsConfig
 from madgen.prompts.digests import KeysDigest, PromptsDigest
 from madgen.prompts.duplicates import FreeNames, IdIndex
 from madgen.prompts.regions import mask_stamp
-from madgen.prompts.rows import SCHEMA, Defaults, encode, pack_place, rest_identity, unpack_place
+from madgen.prompts.rows import SCHEMA, Defaults, decode, encode, pack_place, rest_identity, unpack_place
 from madgen.prompts.spill import IN_MEMORY, SpillBuffer
-from madgen.prompts.table import Header, PromptTable, text_sizes
+from madgen.prompts.table import STORED, Header, PromptTable, text_sizes
 from madgen.prompts.totals import PromptTotals
 from madgen.types import Prompt
 from madgen.utils.errors import UserError
@@ -31,7 +31,8 @@ MAX_PROMPTS = 2**32 - 1
 
 def table_of(prompts: Iterable[Prompt], samples_per_prompt: int = 1) -> PromptTable:
     """Build a table from prompts that do not come from a file."""
-    builder = TableBuilder(PromptsConfig(samples_per_prompt=samples_per_prompt), Defaults("", 0, 0), ["prompts"])
+    config = PromptsConfig(samples_per_prompt=samples_per_prompt)
+    builder = TableBuilder(config, Defaults("", 0, 0), ["prompts"])
     for line, prompt in enumerate(prompts, 1):
         builder.add(prompt, 0, line)
     return builder.finish()
@@ -50,13 +51,15 @@ class TableBuilder:
         sources: list[str],
         batch_rows: int = BATCH_ROWS,
         in_memory: int = IN_MEMORY,
+        key_prefix: str = "",
     ):
+        self.key_prefix = key_prefix
         self.config, self.defaults, self.sources, self.batch_rows = config, defaults, sources, batch_rows
         self.rows = 0
         self._buffer, self._index = SpillBuffer(in_memory), IdIndex(self._ids_at)
         self._names = FreeNames(self._index)
         self._totals, self._prompts_digest = PromptTotals(), PromptsDigest()
-        self._keys_digest = KeysDigest(config.samples_per_prompt)
+        self._keys_digest = KeysDigest(config.samples_per_prompt, key_prefix)
         self._starts: list[int] = []
         self._clear()
 
@@ -91,6 +94,13 @@ class TableBuilder:
         self._places += map(pack_place(source, 0).__add__, lines)
         self._bytes += sum(map(len, encoded))
         self._flush_if_full()
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Add rows of another table with the same defaults and sources, without duplicates."""
+        ids, texts, *rest = (batch.column(name).to_pylist() for name in STORED)
+        own = zip(ids, texts, *rest, strict=True)
+        prompts = [None if row[2:] == (None, None, None) else decode(self.defaults, *row) for row in own]
+        self._commit(ids, texts, prompts, batch.column("place").to_pylist())
 
     def _flush_if_full(self) -> None:
         limit = self.config.limit
@@ -140,11 +150,11 @@ class TableBuilder:
     def _commit(self, ids: list[str], texts: list[str], prompts: list[Prompt | None], places: list[int]) -> None:
         if self.rows + len(ids) > MAX_PROMPTS:
             raise UserError(f"more than {MAX_PROMPTS} prompts; split them into several datasets, see prompts.limit")
-        own = regions = pa.nulls(len(ids), pa.string())
+        rest = [pa.nulls(len(ids), pa.string())] * 3
         if any(prompts):
-            pairs = [(None, None) if prompt is None else encode(prompt, self.defaults) for prompt in prompts]
-            own, regions = (pa.array(column, pa.string()) for column in zip(*pairs, strict=True))
-        columns = [pa.array(ids, pa.string()), pa.array(texts, pa.large_string()), own, regions, pa.array(places)]
+            rows = [(None, None, None) if prompt is None else encode(prompt, self.defaults) for prompt in prompts]
+            rest = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        columns = [pa.array(ids, pa.string()), pa.array(texts, pa.large_string()), *rest, pa.array(places)]
         batch = pa.record_batch(columns, schema=SCHEMA)
         self._index.add(ids, self.rows)
         self._keys_digest.update(ids)
@@ -182,6 +192,7 @@ class TableBuilder:
         header = Header(
             self.defaults,
             self.config.samples_per_prompt,
+            self.key_prefix,
             self.sources,
             self._totals,
             self._prompts_digest.hexdigest(),

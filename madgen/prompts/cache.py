@@ -22,11 +22,16 @@ def plan_key(job: Job) -> str:
     """
     prompts = job.as_dict()["prompts"]
     sources = find_sources(job.prompts)
-    ignored = ("seed",) if is_hub(job.prompts.source) else ("seed", "source")
+    ignored = {"seed", "source"}
+    if is_hub(job.prompts.source):
+        ignored.remove("source")
+    if job.prompts.shuffle or job.prompts.samples is not None:
+        ignored.remove("seed")
     folders = dict.fromkeys(str(source.folder) for source in sources)
     content = {
         "format": FORMAT,
         "prompts": {key: value for key, value in prompts.items() if key not in ignored},
+        "key_prefix": job.output.key_prefix,
         "size": [job.sampling.height, job.sampling.width],
         "files": [_stamp(file) for source in sources for file in source.files()],
         "masks": [mask_stamp(mask, folder) for mask in mask_names(prompts) for folder in folders],

@@ -9,15 +9,17 @@ from itertools import repeat
 import numpy as np
 import pyarrow as pa
 
+from madgen.types import sample_key
+
 CHUNK_BYTES = 1 << 22  # keys in memory at a time
 
 
 class KeysDigest:
     """sha256 over all planned keys, one per line, in order; `verify` compares the shards with it."""
 
-    def __init__(self, samples_per_prompt: int):
+    def __init__(self, samples_per_prompt: int, prefix: str = ""):
         self._digest = hashlib.sha256()
-        self._template = "".join(f"\0-{index:04d}\n" for index in range(samples_per_prompt))
+        self._template = "".join(f"{sample_key(prefix, chr(0), index)}\n" for index in range(samples_per_prompt))
 
     def update(self, ids: Sequence[str]) -> None:
         """Append ids, in order."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
-from madgen.prompts.readers import Chunk
+from madgen.prompts.extra_columns import json_columns
+from madgen.prompts.readers import ALL, Chunk
 from madgen.prompts.readers._columns import check_known
 from madgen.prompts.regions import mask_names, parse_regions
 from madgen.prompts.rows import Location, default_id
@@ -35,6 +38,8 @@ class RowParser:
         self.config, self.height, self.width = config, height, width
         self.masks: set[tuple[str, str]] = set()
         """(name, folder) of the mask files in rows."""
+        self._keep = () if config.keep_columns in (None, ALL) else tuple(config.keep_columns)
+        self._missing = set(self._keep)
         self._job_regions: dict[Path, tuple[Region, ...] | None] = {}
 
     def job_regions(self, source: PromptSource) -> tuple[Region, ...] | None:
@@ -49,16 +54,28 @@ class RowParser:
     def add(self, builder: TableBuilder, source: PromptSource, number: int, chunk: Chunk) -> None:
         """Add the rows of a chunk. Raises UserError for the first invalid one."""
         shared = self.job_regions(source)
-        plain = _plain(chunk.rows) if shared == builder.defaults.regions else None
+        plain = _plain(chunk.rows) if shared == builder.defaults.regions and chunk.extras is None else None
         if plain is not None:
             builder.add_texts(*plain, number, chunk.lines)
             return
-        for line, row in zip(chunk.lines, chunk.rows, strict=True):
+        extras = chunk.extras or repeat(None, len(chunk.rows))
+        for line, row, kept in zip(chunk.lines, chunk.rows, extras, strict=True):
             fields = {"prompt": row} if isinstance(row, str) else row
             if "regions" in fields:
                 self.masks.update((mask, str(source.folder)) for mask in mask_names(fields))
             location = Location(source.name, line, fields.get("id"))
-            builder.add(self._prompt(location, fields, source, shared), number, line)
+            prompt = self._prompt(location, fields, source, shared)
+            if kept is not None:
+                prompt = replace(prompt, columns=json_columns(location, {**dict.fromkeys(self._keep), **kept}))
+                self._missing.difference_update(kept)
+            builder.add(prompt, number, line)
+
+    def check_kept(self) -> None:
+        """Raise UserError if no row has a column of `prompts.keep_columns`."""
+        if self._missing:
+            raise UserError(
+                f"prompts.keep_columns: no row of {self.config.source} has {min(self._missing)!r}; correct the name"
+            )
 
     def _prompt(
         self, where: Location, fields: dict[str, Any], source: PromptSource, shared: tuple[Region, ...] | None

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.builder import BATCH_ROWS, TableBuilder
 from madgen.prompts.parsing import RowParser
 from madgen.prompts.rows import Defaults
-from madgen.prompts.sources import find_sources
+from madgen.prompts.shuffling import shuffled
+from madgen.prompts.sources import PromptSource, find_sources
 from madgen.prompts.table import PromptTable
 from madgen.utils.errors import UserError
 
 
-def read_prompts(config: PromptsConfig, height: int, width: int, batch_rows: int = BATCH_ROWS) -> PromptTable:
+def read_prompts(
+    config: PromptsConfig, height: int, width: int, batch_rows: int = BATCH_ROWS, key_prefix: str = ""
+) -> PromptTable:
     """Read all prompts of `config`; rows without a size are `height` x `width` pixels.
 
     UserErrors name the line. `batch_rows` rows are held in memory at a time; it does not affect the result.
+    `key_prefix` is `output.key_prefix`.
     """
     sources = find_sources(config)
     parser = RowParser(config, height, width)
     defaults = Defaults(config.negative_prompt, height, width, parser.job_regions(sources[0]) or ())
-    builder = TableBuilder(config, defaults, [source.name for source in sources], batch_rows)
+    if config.samples is not None and config.on_duplicate == "error":
+        config = replace(config, on_duplicate="rename")  # random combinations may be equal
+    builder = TableBuilder(config, defaults, [source.name for source in sources], batch_rows, key_prefix=key_prefix)
+    _add_rows(builder, parser, sources)
+    table = builder.finish(parser.masks)
+    if not len(table):
+        raise UserError(f"prompts.source={config.source} contains no prompts; write one per line")
+    return shuffled(table, config, batch_rows) if config.shuffle else table
+
+
+def _add_rows(builder: TableBuilder, parser: RowParser, sources: Sequence[PromptSource]) -> None:
+    """Add the rows of all sources, up to `prompts.limit`."""
     for number, source in enumerate(sources):
         try:
             for chunk in source.read():
                 parser.add(builder, source, number, chunk)
                 if builder.full:
-                    return builder.finish(parser.masks)
+                    return
         except UserError:
             # Report errors in the order of rows: a duplicate may precede this one, and the limit may end before it.
             builder.flush()
             if builder.full:
-                return builder.finish(parser.masks)
+                return
             raise
-    table = builder.finish(parser.masks)
-    if not len(table):
-        raise UserError(f"prompts.source={config.source} contains no prompts; write one per line")
-    return table
+    builder.flush()
+    if not builder.full:
+        parser.check_kept()

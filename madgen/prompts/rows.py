@@ -18,6 +18,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("own", pa.string()),  # JSON of the fields that differ from the defaults; null: none
         pa.field("regions", pa.string()),  # JSON; null: the default regions
+        pa.field("columns", pa.string()),  # JSON of kept columns; null: none
         pa.field("place", pa.int64(), nullable=False),  # source and line, see `pack_place`
     ]
 )
@@ -53,11 +54,12 @@ class Defaults:
             and prompt.width == self.width
             and prompt.negative == self.negative
             and prompt.regions == self.regions
+            and not prompt.columns
         )
 
 
-def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None]:
-    """Return the columns `own` and `regions` of a prompt."""
+def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None, str | None]:
+    """Return the columns `own`, `regions` and `columns` of a prompt."""
     own: dict[str, Any] = {}
     if prompt.negative != defaults.negative:
         own["negative"] = prompt.negative
@@ -68,12 +70,14 @@ def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None]:
     if prompt.seed is not None:
         own["seed"] = prompt.seed
     regions = None if prompt.regions == defaults.regions else _json([region.as_dict() for region in prompt.regions])
-    return (_json(own) if own else None), regions
+    return (_json(own) if own else None), regions, (_json(prompt.columns) if prompt.columns else None)
 
 
-def decode(identity: str, text: str, own: str | None, regions: str | None, defaults: Defaults) -> Prompt:
+def decode(
+    defaults: Defaults, identity: str, text: str, own: str | None, regions: str | None, columns: str | None
+) -> Prompt:
     """Invert `encode`."""
-    if own is None and regions is None:
+    if own is None and regions is None and columns is None:
         return defaults.prompt(identity, text)
     fields: dict[str, Any] = {
         "negative": defaults.negative,
@@ -83,14 +87,13 @@ def decode(identity: str, text: str, own: str | None, regions: str | None, defau
     }
     fields |= json.loads(own) if own else {}
     parts = defaults.regions if regions is None else tuple(map(Region.from_dict, json.loads(regions)))
-    return Prompt(identity, text, **fields, regions=parts)
+    return Prompt(identity, text, **fields, regions=parts, columns=json.loads(columns) if columns else {})
 
 
 def rest_identity(prompt: Prompt) -> str:
-    """Return everything besides id and text that affects pixels, as one line."""
-    return repr(
-        (prompt.negative, prompt.height, prompt.width, prompt.seed, *map(region_identity, prompt.regions)),
-    )
+    """Return everything besides id and text that affects the bytes of a sample, as one line."""
+    rest = (prompt.negative, prompt.height, prompt.width, prompt.seed, *map(region_identity, prompt.regions))
+    return f"{rest!r} {json.dumps(prompt.columns, sort_keys=True)}" if prompt.columns else repr(rest)
 
 
 def pack_place(source: int, line: int) -> int:

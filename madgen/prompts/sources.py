@@ -12,6 +12,7 @@ from pathlib import Path
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._hub import dataset_files, is_hub, read_hub
+from madgen.prompts.template import NAME, Template
 from madgen.utils.errors import UserError
 
 
@@ -35,8 +36,12 @@ def find_sources(config: PromptsConfig) -> list[PromptSource]:
     does not apply.
     """
     source, split = config.source, config.split
-    options = ReadOptions(config.columns)
+    if config.template is not None:
+        return [PromptSource(NAME, Path(), list, Template(config).read)]
+    options = ReadOptions(config.columns, config.keep_columns or (), config.comments)
     if is_hub(source):
+        if options.comments is not None:
+            raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")
         files, read = partial(dataset_files, source), partial(read_hub, source, split, options)
         files()  # raises UserError if the name is invalid
         return [PromptSource(source, Path(), files, read)]
@@ -67,7 +72,10 @@ def _file(path: Path, options: ReadOptions) -> PromptSource:
         raise UserError(
             f"prompts.source={path} is not a regular file; prompts are read from {', '.join(known_suffixes())}"
         )
-    if options.columns and not reader.COLUMNS:
-        raise UserError(f"prompts.columns does not apply to {path}, which has no columns; leave it empty")
+    if (options.columns or options.keep) and not reader.COLUMNS:
+        setting = "prompts.columns" if options.columns else "prompts.keep_columns"
+        raise UserError(f"{setting} does not apply to {path}, which has no columns; leave it empty")
+    if options.comments is not None and not reader.COMMENTS:
+        raise UserError(f"prompts.comments does not apply to {path}, only to .txt; set it to null")
     read = partial(reader.read, PromptFile(path, str(path)), options)
     return PromptSource(str(path), path.parent, lambda: [path], read)

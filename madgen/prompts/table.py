@@ -20,8 +20,9 @@ from madgen.types import Prompt, Region
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 HEADER = b"madgen"
+STORED = ("id", "text", "own", "regions", "columns")
 CHUNK_ROWS = 4096  # rows decoded at a time while iterating
 
 
@@ -32,6 +33,8 @@ class Header:
     defaults: Defaults
     samples_per_prompt: int
     """Number of samples of each prompt, as counted in `keys_digest`."""
+    key_prefix: str
+    """Start of every key in `keys_digest`."""
     sources: list[str]
     """Names of sources, for messages."""
     totals: PromptTotals
@@ -47,7 +50,7 @@ class PromptTable(Sequence[Prompt]):
     """Immutable sequence of Prompts that are decoded on access; see `madgen.prompts.builder` and `open`."""
 
     def __init__(self, batches: list[pa.RecordBatch], header: Header):
-        self._batches, self.header = batches, header
+        self.batches, self.header = batches, header
         self._starts = [0, *accumulate(map(len, batches))]
 
     def __len__(self) -> int:
@@ -74,24 +77,23 @@ class PromptTable(Sequence[Prompt]):
         while start < stop:
             number = bisect_right(self._starts, start) - 1
             first, last = self._starts[number], min(stop, self._starts[number + 1])
-            piece = self._batches[number].slice(start - first, last - start)
-            ids, texts, own, regions = (piece.column(name).to_pylist() for name in ("id", "text", "own", "regions"))
-            rows = zip(ids, texts, own, regions, strict=True)
-            prompts += [decode(*row, defaults=self.header.defaults) for row in rows]
+            piece = self.batches[number].slice(start - first, last - start)
+            rows = zip(*(piece.column(name).to_pylist() for name in STORED), strict=True)
+            prompts += [decode(self.header.defaults, *row) for row in rows]
             start = last
         return prompts
 
     def location(self, row: int) -> str:
         """Return `file:line` of a row."""
         number = bisect_right(self._starts, row) - 1
-        batch, at = self._batches[number], row - self._starts[number]
+        batch, at = self.batches[number], row - self._starts[number]
         place, identity = batch.column("place")[at].as_py(), batch.column("id")[at].as_py()
         return str(unpack_place(place, identity, self.header.sources))
 
     def rows_with_regions(self) -> Iterator[int]:
         """Yield rows with regions, in order; of those with the job's own regions only the first of each size."""
         shared = set(self.header.totals.first_rows.values()) if self.header.defaults.regions else set()
-        for start, batch in zip(self._starts, self._batches, strict=False):
+        for start, batch in zip(self._starts, self.batches, strict=False):
             column = batch.column("regions")
             own = [] if column.null_count == len(batch) else np.flatnonzero(column.is_valid().to_numpy(False)).tolist()
             here = {row for row in shared if start <= row < start + len(batch)}
@@ -99,20 +101,20 @@ class PromptTable(Sequence[Prompt]):
 
     def rows_with_overrides(self) -> Iterator[int]:
         """Yield rows that set more than a prompt and an id, in order."""
-        for start, batch in zip(self._starts, self._batches, strict=False):
+        for start, batch in zip(self._starts, self.batches, strict=False):
             own, regions = (batch.column(name).is_valid().to_numpy(False) for name in ("own", "regions"))
             yield from (start + np.flatnonzero(own | regions)).tolist()
 
     def rows_longer_than(self, size: int) -> Iterator[int]:
         """Yield rows in order whose prompt or other fields are longer than `size` bytes, see `text_sizes`."""
-        for start, batch in zip(self._starts, self._batches, strict=False):
+        for start, batch in zip(self._starts, self.batches, strict=False):
             yield from (start + np.flatnonzero(text_sizes(batch) > size)).tolist()
 
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file, atomically. Raises OSError."""
         schema = SCHEMA.with_metadata({HEADER: json.dumps(_header_to_json(self.header, len(self))).encode()})
         with atomic(path) as stream, pa.ipc.new_file(stream, schema) as writer:
-            for batch in self._batches:
+            for batch in self.batches:
                 writer.write_batch(batch)
 
     @classmethod

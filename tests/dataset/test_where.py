@@ -1,9 +1,11 @@
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
 from madgen.dataset.filtering.selection import MAX_LENGTH, load, parse
 from madgen.dataset.format import SampleEntry
+from madgen.dataset.kept_columns import KeptColumns
 from madgen.utils.errors import UserError
 
 SCORES = {"coherence": 0.9, "seam": 1.1}
@@ -58,6 +60,61 @@ def test_expressions_select_the_sample(expression, expected):
     assert matches(expression) is expected
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+def test_large_seeds_are_compared_exactly(seed):
+    def count(expression):
+        where = parse(expression)
+        query = f"SELECT count(*) FROM samples WHERE {where.sql}"
+        return load([replace(ENTRY, seed=seed)])[0].execute(query, where.values).fetchone()[0]
+
+    assert count(f"seed == {seed}")
+    assert not count(f"seed != {seed}")
+    assert not count(f"seed == {seed - 1}")
+    assert count(f"{seed - 1} < seed")
+    assert count(f"width < seed and seed > -1 and seed >= {seed}")
+
+
+KEPT = {"rating": "7", "category": "alps", "mean score": 0.5, "code": "007", "seed": 3, "size": None, "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("rating > 6.5 and rating == 7", True),
+        ("category == 'alps'", True),
+        ("category contains 'ALP' and 'lp' in category", True),
+        ("category contains 'sea'", False),
+        ("`mean score` < 0.6", True),
+        ("code == '007'", True),
+        ("column_seed == 3 and seed == 7", True),
+        ("column_size == 'x' or column_size != 'x'", False),  # the sample has no size
+        ("ok == 1", True),
+        ("prompt_id == 'a' and sample_index == 1", True),
+        ("prompt_id contains 'b'", False),
+        ("sample_index < 1", False),
+    ],
+)
+def test_kept_columns_and_identities_select_the_sample(expression, expected):
+    entry = replace(ENTRY, columns=KEPT)
+    where = parse(expression, KeptColumns.infer([KEPT]))
+    database = load([entry], where.kept)[0]
+    query = f"SELECT count(*) FROM samples WHERE {where.sql}"
+    assert database.execute(query, where.values).fetchone() == (int(expected),)
+
+
+def test_errors_list_kept_columns_and_know_their_kinds():
+    kept = KeptColumns.infer([KEPT])
+    for expression, message in (
+        ("categori == 'a'", "did you mean 'category'?"),
+        ("category > 'a'", "a text has no order"),
+        ("rating == 'a'", "this is a text, and a number is needed"),
+        ("zzz > 1", "sample_index, category, code"),
+    ):
+        with pytest.raises(UserError) as error:
+            parse(expression, kept)
+        assert message in str(error.value)
+
+
 def test_the_table_can_only_be_read():
     database = load([ENTRY])[0]
     for statement in (
@@ -90,8 +147,8 @@ def test_scores_of_an_expression_are_known():
         ("seed == (SELECT 1)", "character 9: '(' has no meaning here"),
         ("seed == True", "character 9: unknown name 'True'"),
         ("seed == 1j", "character 9: '1' has no meaning here"),
-        ("seed < 1e999", "character 8: numbers end at 2^63 here"),
-        ("seed < 9223372036854775809", "character 8: numbers end at 2^63"),
+        ("seed < 1e999", "character 8: numbers end at 2^64 here"),
+        ("seed < 18446744073709551616", "character 8: numbers end at 2^64"),
         (f"seed < {'9' * 5000}", "is 5007 characters long; at most 2000"),
         ("x" * (MAX_LENGTH + 1), "characters long"),
         (f"{'(' * 900}seed > 1{')' * 900}", "the expression cannot be parsed"),

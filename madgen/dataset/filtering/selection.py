@@ -2,9 +2,10 @@
 
     coherence > 0.8 and (seam < 1.2 or not prompt contains "fog")
 
-Names in `--where` are scores, `seed`, `height`, `width` and `prompt`. `prompt contains "text"`, also written
-`"text" in prompt`, ignores case. A comparison with a score that a sample lacks is neither true nor false, and neither
-is its negation: the sample is left out unless the rest of the expression decides.
+Names in `--where` are scores, `seed`, `sample_index`, `height`, `width`, `prompt`, `prompt_id` and kept columns of the
+prompts, in backquotes if they are not words. `prompt contains "text"`, also written `"text" in prompt`, ignores case.
+A comparison with a score or a column that a sample lacks is neither true nor false, and neither is its negation: the
+sample is left out unless the rest of the expression decides.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from typing import Any
 
 from madgen.config.schema import SCORES, nearest
 from madgen.dataset.format import SampleEntry
+from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
 
 LOWER_IS_BETTER = ("seam", "wrap")
-NUMBERS = (*SCORES, "seed", "height", "width")
-COLUMNS = ("shard", "key", "prompt_id", "prompt", *NUMBERS)
-MAX_LENGTH, MAX_NUMBER = 2000, 2**63 - 1
+NUMBERS = (*SCORES, "sample_index", "height", "width", "seed")
+TEXTS = ("prompt_id", "prompt")
+COLUMNS = ("shard", "key", *TEXTS, *NUMBERS)
+MAX_LENGTH, MAX_NUMBER = 2000, 2**64 - 1
 TOKEN = re.compile(
     r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
       | (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
       | (?P<compare><=|>=|==|!=|<|>|contains\b|in\b|not\s+in\b)
       | (?P<join>and\b|or\b|not\b|[()])
-      | (?P<name>[^\W\d]\w*)""",
+      | (?P<name>[^\W\d]\w*|`[^`]+`)""",
     re.VERBOSE,
 )
 READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
@@ -47,6 +50,8 @@ class Where:
     """Values of the placeholders."""
     scores: frozenset[str]
     """Names of the scores in it."""
+    kept: KeptColumns
+    """Kept columns of the dataset."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,12 @@ class Seen:
     """Lowest and highest value of each recorded score."""
 
 
-def parse(expression: str) -> Where:
-    """Translate an expression to SQL. Raises UserError with the position (from 1) and the known names."""
+def parse(expression: str, kept: KeptColumns | None = None) -> Where:
+    """Translate an expression to SQL. Raises UserError with the position (from 1) and the known names.
+
+    `kept`: the kept columns of the dataset.
+    """
+    names = _Names(kept or KeptColumns())
     if len(expression) > MAX_LENGTH:
         raise UserError(f"--where is {len(expression)} characters long; at most {MAX_LENGTH}")
     if not expression.strip() or not expression.isprintable():
@@ -98,7 +107,7 @@ def parse(expression: str) -> Where:
             continue
         token = TOKEN.match(expression, at)
         if token is None:
-            raise _error(at, f"{expression[at]!r} has no meaning here")
+            raise names.error(at, f"{expression[at]!r} has no meaning here")
         tokens.append(token)
         at = token.end()
     sql, values, scores = list[str](), list[Any](), set[str]()
@@ -106,95 +115,147 @@ def parse(expression: str) -> Where:
         if tokens[0].lastgroup == "join":
             sql.append(tokens.pop(0)[0])
             continue
-        sql.append(_comparisons(tokens, values, scores))
-    where = Where(expression.strip(), " ".join(sql), tuple(values), frozenset(scores))
+        sql.append(_comparisons(tokens, values, scores, names))
+    where = Where(expression.strip(), " ".join(sql), tuple(values), frozenset(scores), names.kept)
     try:
-        load(())[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
+        load((), names.kept)[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
     except sqlite3.Error as error:
-        raise _error(0, f"the expression cannot be parsed ({error})") from error
+        raise names.error(0, f"the expression cannot be parsed ({error})") from error
     return where
 
 
-def _comparisons(tokens: list[re.Match[str]], values: list[Any], scores: set[str]) -> str:
+class _Names:
+    """The names that an expression may use."""
+
+    def __init__(self, kept: KeptColumns):
+        self.kept = kept
+        self.numbers = (*NUMBERS, *(name for name in kept.types if name not in kept.texts))
+        self.texts = (*TEXTS, *(name for name in kept.types if name in kept.texts))
+
+    def kind(self, token: re.Match[str]) -> str:
+        """Return `a text` or `a number`."""
+        name = _name(token)
+        if token.lastgroup == "name" and name not in (*self.numbers, *self.texts):
+            suggestion = nearest(name[:40], (*self.numbers, *self.texts)).partition("; known")[0]
+            raise self.error(token.start(), f"unknown name {name[:40]!r}{suggestion}")
+        if token.lastgroup not in ("name", "number", "text"):
+            raise self.error(token.start(), f"{token[0]!r} has no meaning here")
+        return "a text" if token.lastgroup == "text" or self.is_text(token) else "a number"
+
+    def is_text(self, token: re.Match[str]) -> bool:
+        """Return whether a token is the name of a column of texts."""
+        return token.lastgroup == "name" and _name(token) in self.texts
+
+    def error(self, at: int, problem: str) -> UserError:
+        """Return an error at a position of the expression, with the known names."""
+        shown = (*SCORES, "seed", "height", "width", 'prompt contains "text"', "prompt_id", "sample_index")
+        known = ", ".join((*shown, *self.kept.types))
+        return UserError(
+            f"--where, character {at + 1}: {problem}; an expression may hold and, or, not, < <= > >= == != and {known}"
+        )
+
+
+def _comparisons(tokens: list[re.Match[str]], values: list[Any], scores: set[str], names: _Names) -> str:
     """Translate `a < b <= c` to `(a < b AND b <= c)`, consuming its tokens."""
     left, parts = tokens.pop(0), list[str]()
-    kind = _kind(left)
+    kind = names.kind(left)
     while tokens and tokens[0].lastgroup == "compare":
         operator = " ".join(tokens.pop(0)[0].split())
         if not tokens:
-            raise _error(left.end(), "a value is missing at the end")
+            raise names.error(left.end(), "a value is missing at the end")
         right = tokens.pop(0)
         if operator in ("contains", "in", "not in"):
             whole, part = (left, right) if operator == "contains" else (right, left)
-            if whole[0] != "prompt" or part.lastgroup != "text":
-                raise _error(left.start(), 'write prompt contains "text"')
-            values.append(_value(part).casefold())
-            parts.append(f"{'NOT ' if operator == 'not in' else ''}contains(prompt, ?)")
+            if not names.is_text(whole) or part.lastgroup != "text":
+                raise names.error(left.start(), 'write prompt contains "text"')
+            values.append(_value(part, names).casefold())
+            column = _operand(whole, values, scores, names)
+            parts.append(f"{'NOT ' if operator == 'not in' else ''}contains({column}, ?)")
         else:
-            if _kind(right) != kind:
-                raise _error(right.start(), f"this is {_kind(right)}, and {kind} is needed")
+            if names.kind(right) != kind:
+                raise names.error(right.start(), f"this is {names.kind(right)}, and {kind} is needed")
             if kind == "a text" and operator not in ("==", "!="):
-                raise _error(left.start(), "a text has no order; compare it with ==, != or contains")
-            parts.append(f"{_operand(left, values, scores)} {operator} {_operand(right, values, scores)}")
+                raise names.error(left.start(), "a text has no order; compare it with ==, != or contains")
+            operands = (_operand(token, values, scores, names) for token in (left, right))
+            parts.append(f"compare({', '.join(operands)}) {operator} 0")
         left = right
     if not parts:
-        raise _error(left.start(), f"this is {kind}, and a comparison is needed")
+        raise names.error(left.start(), f"this is {kind}, and a comparison is needed")
     return f"({' AND '.join(parts)})"
 
 
-def _kind(token: re.Match[str]) -> str:
-    if token.lastgroup == "name" and token[0] not in (*NUMBERS, "prompt"):
-        suggestion = nearest(token[0][:40], (*NUMBERS, "prompt")).partition("; known")[0]
-        raise _error(token.start(), f"unknown name {token[0][:40]!r}{suggestion}")
-    if token.lastgroup not in ("name", "number", "text"):
-        raise _error(token.start(), f"{token[0]!r} has no meaning here")
-    return "a text" if token.lastgroup == "text" or token[0] == "prompt" else "a number"
+def _name(token: re.Match[str]) -> str:
+    return token[0].strip("`")
 
 
-def _operand(token: re.Match[str], values: list[Any], scores: set[str]) -> str:
+def _operand(token: re.Match[str], values: list[Any], scores: set[str], names: _Names) -> str:
     if token.lastgroup == "name":
-        scores.update({token[0]} & set(SCORES))
-        return token[0]
-    values.append(_value(token))
+        name = _name(token)
+        scores.update({name} & set(SCORES))
+        kept = list(names.kept.types)
+        return f"kept_{kept.index(name)}" if name in kept else name
+    values.append(_stored(_value(token, names)))
     return "?"
 
 
-def _value(token: re.Match[str]) -> Any:
+def _value(token: re.Match[str], names: _Names) -> Any:
     if token.lastgroup == "text":
         return re.sub(r"\\([\\'\"])", r"\1", token[0][1:-1])
     value = int(token[0]) if token[0].lstrip("-").isdecimal() else float(token[0])
     if not abs(value) <= MAX_NUMBER:
-        raise _error(token.start(), "numbers end at 2^63 here")
+        raise names.error(token.start(), "numbers end at 2^64 here")
     return value
 
 
-def _error(at: int, problem: str) -> UserError:
-    known = f'{", ".join(NUMBERS)}, prompt contains "text"'
-    return UserError(
-        f"--where, character {at + 1}: {problem}; an expression may hold and, or, not, < <= > >= == != and {known}"
-    )
+def _stored(value: Any) -> Any:
+    """Return a value as SQLite can store it: integers beyond 64 bits with sign, such as large seeds, as bytes."""
+    return str(value).encode() if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
 
 
-def load(entries: Iterable[SampleEntry]) -> tuple[sqlite3.Connection, str]:
-    """Return a temporary, read-only database with the table `samples`, and the sha256 of the keys."""
+def _compare(left: Any, right: Any) -> int | None:
+    """Return a number that compares with 0 as two stored values compare exactly; None if one is missing."""
+    if left is None or right is None:
+        return None
+    left, right = (int(value) if isinstance(value, bytes) else value for value in (left, right))
+    return (left > right) - (left < right)
+
+
+def load(
+    entries: Iterable[SampleEntry], kept: KeptColumns | None = None, prefix: str = ""
+) -> tuple[sqlite3.Connection, str]:
+    """Return a temporary, read-only database with the table `samples`, and the sha256 of the keys.
+
+    `prefix` is that of the keys.
+    """
     database, digest = sqlite3.connect(""), hashlib.sha256()
-    database.execute(f"CREATE TABLE samples ({', '.join(COLUMNS)})")
+    kept = kept or KeptColumns()
+    columns = (*COLUMNS, *(f"kept_{number}" for number in range(len(kept.types))))
+    database.execute(f"CREATE TABLE samples ({', '.join(columns)})")
 
     def rows() -> Iterable[tuple[Any, ...]]:
         for entry in entries:
             digest.update(f"{entry.key}\n".encode())
+            identity, _, index = entry.key.removeprefix(prefix).rpartition("-")
             scores = [(entry.scores or {}).get(name) for name in SCORES]
-            yield (entry.shard, entry.key, entry.prompt_id, entry.prompt, *scores, entry.seed, *entry.shape)
+            values = (*scores, int(index), *entry.shape, entry.seed, *kept.values(entry).values())
+            yield (entry.shard, entry.key, identity, entry.prompt, *map(_stored, values))
 
-    database.executemany(f"INSERT INTO samples VALUES ({', '.join('?' * len(COLUMNS))})", rows())
-    database.create_function("contains", 2, lambda text, part: part in text.casefold(), deterministic=True)
+    database.executemany(f"INSERT INTO samples VALUES ({', '.join('?' * len(columns))})", rows())
+    database.create_function("contains", 2, _contains, deterministic=True)
+    database.create_function("compare", 2, _compare, deterministic=True)
     database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY)
     return database, digest.hexdigest()
 
 
+def _contains(text: str | None, part: str) -> bool | None:
+    return None if text is None else part in text.casefold()
+
+
 def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], Seen]:
     """Return the selected keys by shard, in order. Raises UserError if a score is missing or nothing is left."""
-    database, digest = load(directory.entries())
+    manifest = directory.read_manifest()
+    columns = choice.where.kept if choice.where else None
+    database, digest = load(directory.entries(), columns, manifest.key_prefix)
     bounds = ", ".join(f"min({name}), max({name})" for name in SCORES)
     samples, *extrema = database.execute(f"SELECT count(*), {bounds} FROM samples").fetchone()
     pairs = zip(SCORES, zip(extrema[::2], extrema[1::2], strict=True), strict=True)

@@ -185,7 +185,16 @@ class OpenShard:
                 continue
             span = settled.offset, settled.size, settled.sha256
             samples.append(
-                SampleEntry(task.key, task.seed, prompt.text, *span, prompt.height, prompt.width, settled.scores)
+                SampleEntry(
+                    task.key,
+                    task.seed,
+                    prompt.text,
+                    *span,
+                    prompt.height,
+                    prompt.width,
+                    settled.scores,
+                    columns=dict(prompt.columns) or None,
+                )
             )
         return Sidecar(
             self.shard.name,

@@ -72,7 +72,7 @@ def split_keys(row: Mapping[str, Any], options: ReadOptions) -> tuple[dict[str, 
         return fields, None
     if keep == ALL:
         return fields, {key: value for key, value in row.items() if key not in known}
-    return fields, {key: row.get(key) for key in keep}
+    return fields, {key: row[key] for key in keep if key in row}
 
 
 def check_known(where: object, field: str) -> None:

@@ -19,6 +19,7 @@ COLUMNS, COMMENTS, GZIP = True, False, True
 ROWS = 8192
 DELIMITERS = (",", ";", "\t", "|")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+EXCEL = re.compile(r'"?sep=([,;|:^~\t])"?', re.IGNORECASE)  # line that Excel writes before the header
 INTEGER = re.compile(r"([+-]?[0-9]{1,20})(\.0*)?")
 NUMBERS = ("width", "height", "seed")
 LISTS = ("regions", "across")
@@ -45,7 +46,7 @@ def read_delimited(file: PromptFile, options: ReadOptions, delimiters: tuple[str
 def _dialect(lines: Iterator[str], options: ReadOptions, delimiters: tuple[str, ...]) -> tuple[Iterator[str], int, str]:
     """Return the lines from the header on, the number of lines before it, and the delimiter."""
     skipped, line = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
-    if (named := re.fullmatch(r'"?sep=(.)"?', line.rstrip("\r"), re.IGNORECASE)) is not None:  # written by Excel
+    if (named := EXCEL.fullmatch(line.rstrip("\r"))) is not None:
         return lines, skipped + 1, named[1]
     required = set(options.columns.values()) or {"prompt"}
     headers = {delimiter: _split(line, delimiter) for delimiter in delimiters}

@@ -44,7 +44,7 @@ def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
 def _is_json_lines(text: str) -> bool:
     """Return whether a text is one object per line, which some libraries write as `.json`."""
     start = text.lstrip()
-    line, newline, rest = start.partition("\n")
+    line, _, rest = start.partition("\n")
     return start.startswith("{") and line.rstrip().endswith("}") and rest.lstrip().startswith("{")
 
 
