@@ -81,12 +81,13 @@ def _chunks(
     wanted = [(names.index(column), field) for column, field in choice.fields.items()]
     kept = [(names.index(column), column) for column in choice.extras]
     only = wanted[0][0] if len(wanted) == 1 else None  # the prompt
+    width, first = len(names), names[0]
     numbers: list[int] = []
     rows: list[str | dict[str, Any]] = []
     extras: list[dict[str, Any]] | None = [] if kept else None
     try:
         for number, row in cells:
-            if len(row) != len(names) or row == names:
+            if len(row) != width or (row[0] == first and row == names):
                 _refuse(row, names, f"{file}:{number}", delimiter)
             if only is not None and row[only]:
                 rows.append(row[only])
