@@ -59,18 +59,18 @@ class Velocity:
 @torch.no_grad()
 def sample(
     pipe, prompt, seed, height, width, *, steps, guidance_scale, length, negative="", view=None, stride=4,
-    direct_steps=0, loop=False, scheduler=None,
+    direct_steps=0, loop=False, prepared=None,
 ):  # fmt: skip
     """Return the latents [1, C, height, width]; sizes in latent cells.
 
-    In the first `direct_steps` the transformer sees the whole canvas at once: MAD in all layers with canvas positions.
+    `prepared`: a scheduler with its timesteps set. In the first `direct_steps` the transformer sees the whole canvas at once: MAD in all layers with canvas positions.
     """
     channels = pipe.vae.config.latent_channels
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(1, channels, height, width, generator=generator)
     view = (view, view) if view else (height, width)
     velocity = Velocity(pipe, prompt, negative, guidance_scale, length)
-    scheduler = guided_scheduler(pipe, steps, view[0] * view[1] // 4, scheduler)
+    scheduler = prepared or guided_scheduler(pipe, steps, view[0] * view[1] // 4)
     across = range(0, width, stride) if loop else range(0, width - view[1] + 1, stride)
     starts = [(y, x) for y in range(0, height - view[0] + 1, stride) for x in across]
     for step, time in enumerate(scheduler.timesteps):
