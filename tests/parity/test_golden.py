@@ -50,6 +50,16 @@ def test_mad_equals_the_released_code_on_stable_diffusion(name):
     assert relative_error(ours, reference) <= 1e-4
 
 
+@pytest.mark.slow
+def test_mad_equals_the_released_code_on_stable_diffusion_xl():
+    reference, meta = load("sdxl_1280_tau2")
+    ours = sample(
+        meta, "tiny-xl", meta["guidance"], meta["negative"], name="sdxl", scheduler="DDIMScheduler",
+        view_size=128, stride=meta["stride"], mad_steps=meta["tau"], cross_attention="always",
+    )  # fmt: skip
+    assert relative_error(ours, reference) <= 1e-4
+
+
 def test_mad_equals_the_released_code_on_a_latent_consistency_model():
     reference, meta = load("lcm_768_tau2")
     ours = sample(  # the release feeds the guidance itself into the embedding, diffusers and we feed guidance_scale - 1
