@@ -58,7 +58,7 @@ def test_solvers_step_flow_sigmas_with_the_shift_of_the_checkpoint(family, name)
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"])
 def test_flow_matching_schedulers_step_as_in_a_plain_loop(family, name):
     """LCM draws its noise from the generator of the sample. Heun has a static shift alone: exp(mu) of a dynamic one."""
-    kind, pipe, made = family
+    _, pipe, made = family
     config, steps = pipe.scheduler.config, 4
     dynamic = {"shift": float(np.exp(linear_mu(64, steps, config)))} if config.use_dynamic_shifting else {}
     heun = "Heun" in name

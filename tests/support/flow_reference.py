@@ -63,7 +63,8 @@ def sample(
 ):  # fmt: skip
     """Return the latents [1, C, height, width]; sizes in latent cells.
 
-    `prepared`: a scheduler with its timesteps set. In the first `direct_steps` the transformer sees the whole canvas at once: MAD in all layers with canvas positions.
+    `prepared`: a scheduler with its timesteps set. In the first `direct_steps` the transformer sees the whole canvas at
+    once: MAD in all layers with canvas positions.
     """
     channels = pipe.vae.config.latent_channels
     generator = torch.Generator().manual_seed(seed)
