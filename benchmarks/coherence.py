@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from madgen import PanoramaSampler
 from madgen.diffusion.views import shifts
-from madgen.hub.weights import require_weights_id
+from madgen.hub.weights import require_local, weights_id
 
 FEATURES = "features.txt"
 """The crops' features beside the cache, too large for the repository."""
@@ -73,7 +73,7 @@ class SampleBatch:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    study = Study(options.pretrained, require_weights_id(options.pretrained), options.steps)
+    study = Study(options.pretrained, require_local(weights_id(options.pretrained), options.pretrained), options.steps)
     chosen = [setting for setting in settings() if options.only.lower() in f"{setting.group}: {setting.name}".lower()]
     if not chosen:
         groups = ", ".join(dict.fromkeys(setting.group for setting in settings()))

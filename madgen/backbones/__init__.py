@@ -155,11 +155,13 @@ class Backbone(Protocol):
         num_inference_steps: int,
         original_inference_steps: int | None = None,
         view_cells: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return a new diffusers scheduler with its timesteps set; `name` None: the checkpoint's own class.
 
         `view_cells`: latent cells of a view, for timesteps that depend on the image size; None: of a view of
-        `spec.view_size`.
+        `spec.view_size`. `options` replace keys of the scheduler's config. Raises UserError for settings with which it
+        cannot sample.
         """
 
     def compile(self) -> None:
@@ -182,6 +184,8 @@ class Checkpoint(TypedDict, total=False):
     variant: str | None
     config: str | None
     loras: Sequence[Lora]
+    prediction_type: str | None
+    """Replaces the one in the scheduler's config."""
     dtype: torch.dtype
     """Default: float32."""
     device: str | torch.device
@@ -230,7 +234,11 @@ class BackboneModule(Protocol):
         """Return a diffusers scheduler class by its name; UserError if it is unknown."""
 
     def own_scheduler(
-        self, pretrained: str, revision: str | None = None, config: str | None = None
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        config: str | None = None,
+        prediction_type: str | None = None,
     ) -> dict[str, Any] | None:
         """Read the config of the checkpoint's own scheduler; None if it is not available."""
 
@@ -240,6 +248,7 @@ class BackboneModule(Protocol):
         name: str | None,
         num_inference_steps: int,
         original_inference_steps: int | None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
 

@@ -10,8 +10,9 @@ import torch
 
 from madgen.backbones import BackboneSpec, Checkpoint, Lora
 from madgen.backbones._lora import fuse_loras
+from madgen.backbones._schedulers import build_scheduler, own_scheduler, scheduler_class
 from madgen.hub.model_configs import FILES, config_source, read_config
-from madgen.hub.weights import offline_hint, single_file
+from madgen.hub.weights import load_error, single_file
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
@@ -28,6 +29,8 @@ def load_backbone(
     revision, config = checkpoint.get("revision"), checkpoint.get("config")
     dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
     spec = describe(pretrained, revision, config)
+    own = own_scheduler(pretrained, revision, config, checkpoint.get("prediction_type"))
+    scheduler = None if own is None else build_scheduler(scheduler_class(own.get("_class_name", "")), own, {})
     pipeline = load_pipeline(
         pretrained,
         revision=revision,
@@ -37,6 +40,8 @@ def load_backbone(
         dtype=dtype,
         **options,
     )
+    if scheduler is not None:  # diffusers' pipelines replace some keys of its config
+        pipeline.scheduler = scheduler
     return build(pipeline, spec, dtype, device)
 
 
@@ -70,8 +75,7 @@ def load_pipeline(
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
-        reason = str(getattr(error, "message", error)).strip().splitlines()[0]
-        raise UserError(f"cannot load backbone.pretrained={pretrained}: {reason}{offline_hint()}") from error
+        raise load_error("backbone.pretrained", pretrained, error) from error
     _refuse_missing_weights(pipeline, pretrained)
     fuse_loras(pipeline, loras)
     return pipeline

@@ -355,11 +355,19 @@ class TransformerBackbone:
         num_inference_steps: int,
         original_inference_steps: int | None = None,
         view_cells: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Create the checkpoint's own scheduler, or the diffusers class `name` with the checkpoint's shift."""
         tokens = (view_cells or self.spec.view_size**2) // self.spec.patch**2
         return _schedulers.new_scheduler(
-            self.scheduler, name, num_inference_steps, original_inference_steps, self.device, tokens, self.flow
+            self.scheduler,
+            name,
+            num_inference_steps,
+            original_inference_steps,
+            self.device,
+            options,
+            tokens=tokens,
+            schedule=self.flow,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -413,15 +413,11 @@ class UNetBackbone:
         num_inference_steps: int,
         original_inference_steps: int | None = None,
         view_cells: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Create the checkpoint's own scheduler, or the diffusers class `name` from its config."""
         return _schedulers.new_scheduler(
-            self.scheduler,
-            name,
-            num_inference_steps,
-            original_inference_steps,
-            self.device,
-            view_cells or self.spec.view_size**2,
+            self.scheduler, name, num_inference_steps, original_inference_steps, self.device, options
         )
 
 

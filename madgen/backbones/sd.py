@@ -10,7 +10,8 @@ from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._borrowed import adopted, check_unet
 from madgen.backbones._conditioning import Embedded
 from madgen.backbones._loading import download, load_backbone
-from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
+from madgen.backbones._schedulers import noise_evaluated_steps as evaluated_steps
+from madgen.backbones._schedulers import own_scheduler, scheduler_class
 from madgen.backbones._unet import UNetBackbone, assumed_guidance, check_blocks, refuse_sequence_length, unet_spec
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs, read_index

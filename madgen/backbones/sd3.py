@@ -13,7 +13,8 @@ from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._borrowed import adopted, check_parts
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._loading import download, load_backbone
-from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
+from madgen.backbones._schedulers import flow_evaluated_steps as evaluated_steps
+from madgen.backbones._schedulers import own_scheduler, scheduler_class
 from madgen.backbones._transformer import (
     TransformerBackbone,
     check_sequence_length,

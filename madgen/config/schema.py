@@ -95,6 +95,9 @@ class BackboneConfig:
     null lets diffusers infer it from the file, which needs the Hub or its local cache."""
     loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf does not validate the items of a tuple
     """LoRAs to fuse into the weights, each multiplied by its scale."""
+    prediction_type: str | None = None
+    """What the network predicts: `epsilon`, `v_prediction` or `sample`. null is what the scheduler's config and the
+    marks of a single file say; if they contradict each other, the job is refused until it is set."""
     dtype: str = "auto"
     """Precision: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False
@@ -111,6 +114,8 @@ class BackboneConfig:
         _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         length = self.max_sequence_length
         _check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
+        if self.prediction_type is not None:
+            _one_of("backbone.prediction_type", self.prediction_type, ("epsilon", "v_prediction", "sample"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +376,9 @@ class SamplingParams:
     the other steps take one UNet pass instead of two (Kynkäänniemi et al., 2024). null: in all steps."""
     scheduler: str | None = None
     """Name of a diffusers scheduler class, such as `DDIMScheduler`; null is the checkpoint's own scheduler."""
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the scheduler class that replace those of the checkpoint's config, such as
+    `{timestep_spacing: trailing, use_karras_sigmas: true}`."""
     original_inference_steps: int | None = None
     """Number of steps that a consistency model was distilled with, > 0, for schedulers that take it (LCM). null is the
     value in the scheduler's config."""
@@ -388,6 +396,11 @@ class SamplingParams:
         original = self.original_inference_steps
         _check(original is None or original > 0, f"sampling.original_inference_steps must be > 0, got {original}")
         _one_of("sampling.decode", self.decode, ("auto", "whole", "tiled"))
+        options = self.scheduler_options
+        _check(
+            isinstance(options, Mapping) and all(isinstance(key, str) for key in options),
+            f"sampling.scheduler_options must be a mapping such as {{timestep_spacing: trailing}}, got {options!r}",
+        )
 
     def _check_guidance_steps(self) -> None:
         if self.guidance_steps is None:
@@ -423,7 +436,10 @@ class SamplingParams:
 
     def to_metadata(self) -> dict[str, Any]:
         """Return the content of `sampling` in a sample's JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
+        values = {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
+        if not self.scheduler_options:  # unknown to earlier versions
+            del values["scheduler_options"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

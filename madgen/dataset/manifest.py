@@ -19,10 +19,7 @@ from madgen.hub.weights import (
     checker_id,
     clip_id,
     lora_id,
-    require_checker_id,
-    require_clip_id,
-    require_lora_id,
-    require_weights_id,
+    require_local,
     weights_id,
 )
 from madgen.images import scores
@@ -53,7 +50,7 @@ def identity(
             "variant": job.backbone.variant,
             "dtype": dtype,
             **({"compile": True} if job.backbone.compile else {}),
-            **_chosen(job, "max_sequence_length"),
+            **_chosen(job, "max_sequence_length", "prediction_type"),
             "loras": [
                 {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
             ],
@@ -249,10 +246,15 @@ def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manife
 
     `config` is the model config of a single-file checkpoint if the job does not name one.
     """
-    weights = require_weights_id(job.backbone.pretrained, job.backbone.revision, job.backbone.config or config)
-    loras = [require_lora_id(lora.weights) for lora in job.backbone.loras]
-    checker = job.safety.checker and require_checker_id(job.safety.checker)
-    clip = job.scores.clip and require_clip_id(job.scores.clip)
+    pretrained, config = job.backbone.pretrained, job.backbone.config or config
+    source = f"backbone.config={config} of " if config else ""
+    weights = require_local(
+        weights_id(pretrained, job.backbone.revision, config), f"{source}backbone.pretrained={pretrained}"
+    )
+    loras = [require_local(lora_id(lora.weights), f"the LoRA {lora.weights}") for lora in job.backbone.loras]
+    checker, clip = job.safety.checker, job.scores.clip
+    checker = checker and require_local(checker_id(checker), f"safety.checker={checker}")
+    clip = clip and require_local(clip_id(clip), f"scores.clip={clip}")
     return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip))
 
 

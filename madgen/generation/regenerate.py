@@ -94,6 +94,7 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             dtype=backbone.get("weights_dtype", backbone["dtype"]),
             compile=backbone.get("compile", False),
             max_sequence_length=backbone.get("max_sequence_length"),
+            prediction_type=backbone.get("prediction_type"),
         ),
         MethodConfig(
             views=ViewsConfig(**method["views"]),

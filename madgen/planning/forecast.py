@@ -102,8 +102,9 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
 
 def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
     """Return the config of the checkpoint's own scheduler; None if it is not on this machine."""
+    backbone = run.job.backbone
     with without_retries():
-        return backbone_module(run.job.backbone.name).own_scheduler(*run.files)
+        return backbone_module(backbone.name).own_scheduler(*run.files, backbone.prediction_type)
 
 
 def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
@@ -131,7 +132,11 @@ def evaluated_steps(run: ResolvedRun) -> list[int]:
 def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
     sampling = run.job.sampling
     return backbone_module(run.job.backbone.name).evaluated_steps(
-        own, sampling.scheduler, sampling.num_inference_steps, sampling.original_inference_steps
+        own,
+        sampling.scheduler,
+        sampling.num_inference_steps,
+        sampling.original_inference_steps,
+        sampling.scheduler_options,
     )
 
 

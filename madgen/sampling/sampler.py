@@ -46,7 +46,7 @@ from madgen.sampling.regions import build_composition, check_regions_scheduler, 
 from madgen.types import Region
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import generators, initial_noise
-from madgen.utils.validation import listed, number, path, switch, text, text_or_none, whole, whole_or_none
+from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole, whole_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class PanoramaSampler(DiffusersCall):
         variant: str | None = None,
         config: str | None = None,
         loras: Sequence[Lora | Mapping[str, Any]] = (),
+        prediction_type: str | None = None,
         layout: str = ViewsConfig.layout,
         view_size: int | None = None,
         stride: int | None = None,
@@ -108,6 +109,7 @@ class PanoramaSampler(DiffusersCall):
         sync_network: str = SyncConfig.network,
         region_bootstrapping: int | None = None,
         scheduler: Any = None,
+        scheduler_options: Mapping[str, Any] | None = None,
         original_inference_steps: int | None = None,
         dtype: str = BackboneConfig.dtype,
         compile: bool = BackboneConfig.compile,
@@ -135,6 +137,7 @@ class PanoramaSampler(DiffusersCall):
             variant=text_or_none("variant", variant),
             config=None if config is None else path("config", config),
             loras=[_lora_config(lora) for lora in listed("loras", loras)],
+            prediction_type=text_or_none("prediction_type", prediction_type),
             dtype=dtype,
             compile=switch("compile", compile),
         )
@@ -154,7 +157,9 @@ class PanoramaSampler(DiffusersCall):
             sync_network=sync_network,
             region_bootstrapping=region_bootstrapping,
         )
-        job, keys = _settings(config_of_backbone, method, scheduler, original_inference_steps, overrides)
+        job, keys = _settings(
+            config_of_backbone, method, scheduler, scheduler_options, original_inference_steps, overrides
+        )
         sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
         return sampler._configured(job.sampling, keys, scheduler)
 
@@ -164,6 +169,7 @@ class PanoramaSampler(DiffusersCall):
         pipe: Any,
         *,
         scheduler: Any = None,
+        scheduler_options: Mapping[str, Any] | None = None,
         original_inference_steps: int | None = None,
         overrides: Sequence[str] = (),
         **method: Unpack[MethodOptions],
@@ -172,14 +178,16 @@ class PanoramaSampler(DiffusersCall):
 
         The pipeline can be used as before: while the sampler works it installs its own attention processors, and
         restores the pipeline's afterwards. Call `from_pipe` once the pipeline is set up; scales of LoRAs may change
-        later. `method`, `scheduler`, `original_inference_steps` and `overrides`: see `from_pretrained`; of `backbone`
+        later. `method`, `scheduler`, `scheduler_options`, `original_inference_steps` and `overrides`: see `from_pretrained`; of `backbone`
         they may set `max_sequence_length`, which is an argument of the call in diffusers.
 
         Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image pipelines
         of the supported families, IP-Adapters, other attention processors, compiled models, and a safety checker or
         watermark, which would be skipped.
         """
-        job, keys = _settings(BackboneConfig(), method_config(**method), scheduler, original_inference_steps, overrides)
+        job, keys = _settings(
+            BackboneConfig(), method_config(**method), scheduler, scheduler_options, original_inference_steps, overrides
+        )
         given = {key for key in keys if key.startswith("backbone.")} - {"backbone.max_sequence_length"}
         if given:
             raise UserError(f"{min(given)} cannot be set here: the backbone is the pipeline; use from_pretrained")
@@ -223,6 +231,7 @@ class PanoramaSampler(DiffusersCall):
                 variant=backbone.variant,
                 config=files.config,
                 loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
+                prediction_type=backbone.prediction_type,
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
                 max_sequence_length=backbone.max_sequence_length,
@@ -484,7 +493,11 @@ class PanoramaSampler(DiffusersCall):
         """Create a scheduler for steps of `views`; None: of views of the geometry's size."""
         cells = self.geometry.view_size**2 if views is None else views.rows.size * views.columns.size
         scheduler = self.backbone.new_scheduler(
-            params.scheduler, params.num_inference_steps, params.original_inference_steps, cells
+            params.scheduler,
+            params.num_inference_steps,
+            params.original_inference_steps,
+            cells,
+            params.scheduler_options,
         )
         self.method.check_scheduler(scheduler)
         if self.method.sync is not None:
@@ -565,12 +578,14 @@ def _settings(
     backbone: BackboneConfig,
     method: MethodConfig,
     scheduler: Any,
+    scheduler_options: Mapping[str, Any] | None,
     original_inference_steps: int | None,
     overrides: Sequence[str],
 ) -> tuple[Job, frozenset[str]]:
     """Build the configs of a sampler from arguments and overrides; a scheduler that is no name is not part of them."""
     sampling = SamplingConfig(
         scheduler=scheduler if isinstance(scheduler, str) else None,
+        scheduler_options=mapping("scheduler_options", scheduler_options or {}),
         original_inference_steps=whole_or_none("original_inference_steps", original_inference_steps),
     )
     job = Job(backbone=backbone, method=method, sampling=sampling)

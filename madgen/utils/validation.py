@@ -115,6 +115,13 @@ def listed(name: str, value: Any) -> list[Any]:
     raise UserError(f"{name} must be a list, such as [...], got {value!r}")
 
 
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Convert a mapping with strings as keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{name} must be a mapping of names to values, got {value!r}")
+    return dict(value)
+
+
 def texts(name: str, value: Any) -> list[str]:
     """Convert a sequence of strings."""
     return [text(f"each of {name}", one) for one in listed(name, value)]

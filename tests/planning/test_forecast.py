@@ -73,7 +73,7 @@ def test_cost_equals_the_evaluations_of_sampling(planned, tiny, tmp_path, name, 
     ("override", "message"),
     [
         ("sampling.num_inference_steps=1001", "num_inference_steps=1001 is more than the 1000 of training"),
-        ("sampling.scheduler=FlowMatchEulerDiscreteScheduler", "cannot step a canvas of noise"),
+        ("sampling.scheduler=FlowMatchEulerDiscreteScheduler", "configured for flow matching"),
         ("sampling.original_inference_steps=50", "is not supported by DDIMScheduler"),
     ],
 )

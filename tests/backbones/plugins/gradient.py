@@ -65,9 +65,9 @@ class Gradient:
     def decode(self, latents_BCHW, wrap=0, tiled=False):
         return (torch.nn.functional.interpolate(latents_BCHW, scale_factor=SPEC.factor) / 2 + 0.5).clamp(0, 1)
 
-    def new_scheduler(self, name, num_inference_steps, original_inference_steps=None, view_cells=None):
+    def new_scheduler(self, name, steps, original_inference_steps=None, view_cells=None, options=None):
         scheduler = scheduler_class(name or "DDIMScheduler")(clip_sample=False)
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(steps)
         return scheduler
 
     def compile(self):
@@ -124,9 +124,9 @@ def scheduler_class(name):
     return DDIMScheduler
 
 
-def own_scheduler(pretrained, revision=None, config=None):
+def own_scheduler(pretrained, revision=None, config=None, prediction_type=None):
     return {"_class_name": "DDIMScheduler"}
 
 
-def evaluated_steps(own, name, num_inference_steps, original_inference_steps):
+def evaluated_steps(own, name, num_inference_steps, original_inference_steps, options=None):
     return list(range(num_inference_steps))
