@@ -178,8 +178,9 @@ class PanoramaSampler(DiffusersCall):
 
         The pipeline can be used as before: while the sampler works it installs its own attention processors, and
         restores the pipeline's afterwards. Call `from_pipe` once the pipeline is set up; scales of LoRAs may change
-        later. `method`, `scheduler`, `scheduler_options`, `original_inference_steps` and `overrides`: see `from_pretrained`; of `backbone`
-        they may set `max_sequence_length`, which is an argument of the call in diffusers.
+        later. `method`, `scheduler`, `scheduler_options`, `original_inference_steps` and `overrides`: see
+        `from_pretrained`; of `backbone` they may set `max_sequence_length`, which is an argument of the call in
+        diffusers.
 
         Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image pipelines
         of the supported families, IP-Adapters, other attention processors, compiled models, and a safety checker or
