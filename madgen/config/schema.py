@@ -98,6 +98,9 @@ class BackboneConfig:
     prediction_type: str | None = None
     """What the network predicts: `epsilon`, `v_prediction` or `sample`. null is what the scheduler's config and the
     marks of a single file say; if they contradict each other, the job is refused until it is set."""
+    accept_licence: bool = False
+    """Set to true if you comply with the licence of weights that restricts training on their pictures, such as FLUX.1
+    [dev]; such weights are refused otherwise."""
     dtype: str = "auto"
     """Precision: `float32`, `bfloat16` or `float16`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool = False

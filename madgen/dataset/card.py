@@ -15,6 +15,7 @@ from PIL import Image
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
+from madgen.hub.license import TERMS, Licence
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.markdown import escaped
@@ -82,12 +83,12 @@ def _small(directory: DatasetDir, entry: SampleEntry) -> bytes:
 
 def card(manifest: Manifest, facts: Facts) -> str:
     """Return the Markdown of the card."""
-    job, licence = manifest.job, (manifest.licence or {}).get("backbone")
+    job = manifest.job
     filtered = _filtered(manifest.filtered) if manifest.filtered else ""
     lost = f", {facts.quarantined} could not be made (`quarantine.jsonl`)" if facts.quarantined else ""
     return f"""---
 pretty_name: {json.dumps(manifest.name)}
-license: {licence or "unknown"}
+{_licence_header(manifest.licence or {})}
 task_categories: [text-to-image, unconditional-image-generation]
 tags: [synthetic, image, text, panorama, webdataset, madgen]
 size_categories: [{_size_category(facts.samples)}]
@@ -117,7 +118,9 @@ prompt, seed, size, scores, and where its bytes lie.
 ## How it was made
 {_table(manifest, facts)}
 
-The licence of the pictures follows from that of the backbone's weights{_licence_hint(job, licence)}. The job:
+{_licence_text(manifest.licence or {}, job)}
+
+The job:
 
 {_job_yaml(job)}
 """
@@ -133,7 +136,6 @@ def _table(manifest: Manifest, facts: Facts) -> str:
     rows = {
         "prompts": manifest.plan.prompts,
         "backbone": f"{escaped(job['backbone']['pretrained'])}, {backbone['dtype']}, weights `{backbone['weights']}`",
-        "licence of its weights": (manifest.licence or {}).get("backbone") or "not known",
         "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
         **_operators(identity["method"]),
         "sampling": f"{sampling['num_inference_steps']} steps, guidance scale {sampling['guidance_scale']}",
@@ -153,10 +155,29 @@ def _operators(method: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _licence_hint(job: dict[str, Any], licence: str | None) -> str:
-    loras = len(job["backbone"]["loras"])
-    more = f", and from those of {loras} LoRA{'s' if loras > 1 else ''}" if loras else ""
-    return more if licence else f"{more}; it is not known here, see where they come from"
+HUB_LICENCES = ("apache-2.0", "mit", "creativeml-openrail-m", "openrail", "openrail++")
+"""Licences that the Hugging Face hub knows by name, of those in `madgen.hub.license`."""
+
+
+def _licence_header(licence: dict[str, Any]) -> str:
+    """Return the lines of the card's YAML header; the hub has `other` for licences that it does not know."""
+    name, source = licence.get("backbone"), (licence.get("terms") or {}).get("source")
+    if name is None or name in HUB_LICENCES or source is None:
+        return f"license: {name or 'unknown'}"
+    return f"license: other\nlicense_name: {name}\nlicense_link: {source}"
+
+
+def _licence_text(licence: dict[str, Any], job: dict[str, Any]) -> str:
+    """Describe what the licences of the weights say about the pictures."""
+    name = licence.get("backbone")
+    own = Licence(**licence["terms"]) if "terms" in licence else TERMS.get(name, Licence(name))
+    known = [own, *(Licence(**fields) for fields in licence.get("loras", ()))]
+    known += [Licence()] * (1 + len(job["backbone"]["loras"]) - len(known))  # datasets of earlier versions
+    lines = ["The use of the pictures depends on the licences of the weights:", ""]
+    for number, each in enumerate(known):
+        link = f", <{each.source}>" if each.source else ""
+        lines.append(f"- {f'LoRA {number}' if number else 'backbone'}: {each.summary}{link}")
+    return "\n".join(lines)
 
 
 def _job_yaml(job: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from madgen.config.schema import Job, MergeConfig, NoiseConfig
 from madgen.dataset.format import Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, has_regions
-from madgen.hub.license import weights_licence
+from madgen.hub.license import licences
 from madgen.hub.weights import (
     checker_id,
     clip_id,
@@ -135,7 +135,7 @@ def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
         job.as_dict(),
         plan_totals(plan),
         identity,
-        licence={"backbone": weights_licence(job.backbone.pretrained, job.backbone.revision)},
+        licence=licences(job.backbone),
         versions={name: _version(name) for name in VERSIONED},
     )
 

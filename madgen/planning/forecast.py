@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from madgen.dataset.plan import has_regions
 from madgen.dataset.remote.filesystem import check_client_installed
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
+from madgen.hub.license import check_licences, licence_notes
 from madgen.hub.weights import lora_file, without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
@@ -27,6 +28,8 @@ from madgen.sampling.method import Method
 from madgen.sampling.regions import check_regions_scheduler
 from madgen.utils.console import eta_text
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,19 @@ class Forecast:
     cost: Cost
     truncation: Truncation | None
     """Prompts that are too long for the text encoder; None if unknown."""
+    licences: list[str]
+    """Licences of the weights that users should read."""
 
 
 def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     """Check a plan. Raises UserError for the first size, stride or setting that cannot work.
 
-    `assume_spec`: if the backbone's config files are not available, plan with the shapes that its family shares.
+    `assume_spec`: if the backbone's config files are not available, plan with the shapes that its family shares; and
+    only note licences that must be accepted before anything is sampled.
     """
     job, plan, files = run.job, run.plan, run.files
+    if not assume_spec:
+        check_licences(job.backbone)
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)
     spec, assumed = _spec(run, assume_spec)
@@ -79,6 +87,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         evaluations=evaluations,
         cost=total_cost(plan, evaluations, job.output.format),
         truncation=count_truncated(run),
+        licences=licence_notes(job.backbone),
     )
 
 
@@ -183,7 +192,7 @@ def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
 def warn(run: ResolvedRun, forecast: Forecast) -> None:
     """Warn about truncated prompts; of several processes, only the first one warns."""
     for line in forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation and rank() == 0 else ():
-        print(f"madgen: {line}", file=sys.stderr)
+        logger.warning(line)
 
 
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
@@ -204,6 +213,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
         "spec_is_assumed": forecast.spec_is_assumed,
+        "licences": forecast.licences,
         "prompts_cut": None if truncation is None else truncation.prompts,
         "prompts_cut_is_exact": truncation is not None and truncation.checked == truncation.candidates,
         **estimate,
@@ -223,6 +233,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     print(f"  {cost.view_evaluations:,} view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
     for line in _time_lines(estimate):
         print(f"  {line}")
+    for line in forecast.licences:
+        print(f"  note: {line}")
     if forecast.spec_is_assumed:
         print(f"  note: {job.backbone.pretrained} is not on this machine; assuming the shapes of its model family")
 

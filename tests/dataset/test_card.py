@@ -1,7 +1,5 @@
 """The dataset card, as the libraries that read its header see it, and with prompts that would break out of it."""
 
-import json
-
 import numpy as np
 import pytest
 import yaml
@@ -13,7 +11,6 @@ from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.hub.license import weights_licence
 from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
@@ -81,11 +78,3 @@ def test_the_index_has_all_that_the_sidecars_say(dataset):
         assert row["coherence"] == entry.scores["coherence"]
         assert all(row[name] == value for name, value in entry.as_dict().items() if name != "scores")
         assert f"{row['prompt_id']}-{row['sample_index']:04d}" == row["key"]
-
-
-def test_a_licence_is_that_of_the_model_card(tmp_path):
-    assert weights_licence(str(tmp_path)) is None
-    for line, licence in (("license: MIT-0", None), ("license: mit", "mit"), ("license: 'openrail++'", "openrail++")):
-        (tmp_path / "README.md").write_text(f"---\ntags: [x]\n{line}\n---\n# A model\nlicense: none\n")
-        assert weights_licence(str(tmp_path)) == licence
-    assert json.dumps(weights_licence("demo")) == '"apache-2.0"'
