@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -163,14 +163,53 @@ class Attempt:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Panoramas:
-    """The result of sampling one batch."""
+    """The result of sampling one batch: what `trainer.predict` returns and passes to callbacks.
 
-    attempts: tuple[Attempt, ...]
-    """One for each task of the batch, in order."""
-    seconds: dict[str, float]
-    """Wall time of `sample`, `decode` and, if the job has a checker or CLIP, `safety` and `score`."""
+    Not a dataclass: Lightning would take it apart to move its fields between devices.
+    """
+
+    def __init__(
+        self,
+        attempts: tuple[Attempt, ...],
+        seconds: dict[str, float],
+        tasks: tuple[Task, ...] = (),
+        shard: str | None = None,
+    ):
+        self.attempts = attempts
+        """One for each task of the batch, in order."""
+        self.seconds = seconds
+        """Wall time of `sample`, `decode` and, if the job has a checker or CLIP, `safety` and `score`."""
+        self.tasks = tasks
+        self.shard = shard
+        """Path of the tar file that holds the samples once it is complete; None without a ShardWriter."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return [task.key for task in self.tasks]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of the samples."""
+        return [task.prompt.text for task in self.tasks]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the samples."""
+        return [task.seed for task in self.tasks]
+
+    @property
+    def images(self) -> list[np.ndarray | None]:
+        """Images, uint8 [H, W, 3]; None for failed samples, and once a ShardWriter has taken over the image."""
+        return [attempt.image_HWC for attempt in self.attempts]
+
+    def without_images(self) -> None:
+        """Drop the images, so that predictions that are kept take no memory."""
+        self.attempts = tuple(replace(attempt, image_HWC=None) for attempt in self.attempts)
+
+    def __repr__(self) -> str:
+        return f"Panoramas(keys={self.keys}, shard={self.shard!r})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,23 @@ import lightning
 import torch
 
 from madgen.config.schema import Job, require_job
+from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.robust_sampler import RobustSampler
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Batch, Panoramas
+from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 class PanoramaModule(lightning.LightningModule):
-    """Sample on the device that the trainer gave to this process."""
+    """Sample on the device that the trainer gave to this process.
+
+    `trainer.predict` returns one `Panoramas` for each batch: keys, prompts, seeds and images. With a ShardWriter the
+    images go to the shards, and predictions keep the path of the shard instead.
+    """
 
     def __init__(self, job: Job):
         super().__init__()
@@ -26,22 +32,38 @@ class PanoramaModule(lightning.LightningModule):
         self.attempts: RobustSampler | None = None
 
     def setup(self, stage: str) -> None:
-        """Load the backbone straight onto this process's device, unless nothing is left to do."""
+        """Load the backbone straight onto this process's device, unless nothing is left to do.
+
+        Raises UserError if the trainer or its data module does not fit the job.
+        """
+        self._check_trainer()
         if self.attempts is None and not getattr(self.trainer.datamodule, "finished", False):
             if self.job.backbone.compile and self.trainer.is_global_zero:
                 logger.warning("compiling kernels for the first panoramas of each size takes a minute or more")
             self.attempts = load(self.job, self.trainer.strategy.root_device)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return the batch unchanged: it holds no tensors."""
-        return batch
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Panoramas:
         """Sample the panoramas of a batch; they depend on its tasks and the job alone."""
+        shard = self._shard_path(batch)
         if not batch.tasks:
-            return Panoramas((), {})
+            return Panoramas((), {}, (), shard)
         assert self.attempts is not None
-        return Panoramas(self.attempts(batch.tasks), self.attempts.seconds)
+        return Panoramas(self.attempts(batch.tasks), self.attempts.seconds, batch.tasks, shard)
+
+    def _check_trainer(self) -> None:
+        data, precision = getattr(self.trainer, "datamodule", None), self.trainer.precision
+        if not isinstance(data, PromptDataModule):
+            raise UserError("PanoramaModule needs trainer.predict(module, datamodule=PromptDataModule(job))")
+        if data.job != self.job:
+            raise UserError("PanoramaModule and PromptDataModule have different jobs; pass both the same job")
+        if precision not in ("32-true", "32", 32):
+            raise UserError(
+                f"Trainer(precision={precision!r}) would change the computation of the job; set backbone.dtype instead"
+            )
+
+    def _shard_path(self, batch: Batch) -> str | None:
+        data = self.trainer.datamodule
+        return str(data.run.directory.tar(batch.shard.name)) if data.writes else None
 
 
 def load(job: Job, device: torch.device) -> RobustSampler:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 
 from madgen.cluster.launch import worker_number
 from madgen.cluster.walltime import Walltime, job_end
@@ -194,3 +195,20 @@ class WorkQueue:
     @cached_property
     def _batch_sizes(self) -> BatchSizes:
         return BatchSizes(self.run.job.sampling, view_geometry(self.run), self.run.device or "cpu")
+
+
+class PlannedBatches:
+    """Iterate over the batches of a job without a dataset on disk: every `count`-th one, from the `rank`-th on."""
+
+    def __init__(self, run: ResolvedRun, rank: int, count: int):
+        self.run, self.rank, self.count = run, rank, count
+
+    def __len__(self) -> int:
+        """Return an upper bound, see `WorkQueue`."""
+        return -(-self.run.plan.samples // self.count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        plan = self.run.plan
+        sizes = BatchSizes(self.run.job.sampling, view_geometry(self.run), self.run.device or "cpu")
+        cut = (batch for index in range(plan.shard_count) for batch in batches(plan.shard(index), sizes))
+        return islice(cut, self.rank, None, self.count)

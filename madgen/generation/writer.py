@@ -12,7 +12,8 @@ from madgen.cluster.signals import StopSignals
 from madgen.config.schema import Job, require_job
 from madgen.generation.shard_pipeline import ShardPipeline
 from madgen.monitoring.observer import Observer
-from madgen.types import Batch
+from madgen.types import Batch, Panoramas
+from madgen.utils.errors import UserError
 
 
 class ShardWriter(lightning.Callback):
@@ -22,8 +23,18 @@ class ShardWriter(lightning.Callback):
     """
 
     def __init__(self, job: Job, observers: tuple[Observer, ...] = ()):
+        self.job = job
+        self._previous: Panoramas | None = None
         self.pipeline = ShardPipeline(require_job(job), observers)
         self.signals = StopSignals()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise UserError unless the trainer's data module has the job of this callback."""
+        data = getattr(trainer, "datamodule", None)
+        if getattr(data, "job", None) != self.job:
+            raise UserError(
+                "ShardWriter needs trainer.predict(..., datamodule=PromptDataModule(job)) with the same job"
+            )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers and start to write."""
@@ -32,20 +43,28 @@ class ShardWriter(lightning.Callback):
             self.pipeline.observers = []
         self.pipeline.start(trainer.datamodule.queue)
 
+    def on_predict_batch_start(self, *arguments: Any) -> None:
+        """Drop the images of the previous batch, which Lightning may keep with its predictions."""
+        if self._previous is not None:
+            self._previous.without_images()
+            self._previous = None
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: Panoramas,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Hand the batch over, once the one before it is written."""
-        self.pipeline.put(batch, outputs)
+        self.pipeline.put(batch, Panoramas(outputs.attempts, outputs.seconds))
+        self._previous = outputs
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is left, then raise the error that writing has met, if any."""
+        self.on_predict_batch_start()
         self.pipeline.finish(self.signals.preempting)
         self.signals.restore()
 
