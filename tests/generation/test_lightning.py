@@ -92,7 +92,7 @@ def test_a_trainer_that_does_not_fit_the_job_is_refused(job, job_file, tmp_path)
     trainer = lightning.Trainer(**OPTIONS, logger=False)
     with pytest.raises(UserError, match="PanoramaModule and PromptDataModule have different jobs"):
         trainer.predict(PanoramaModule(other), datamodule=PromptDataModule(job))
-    with pytest.raises(UserError, match=r"ShardWriter needs .* of the same job"):
+    with pytest.raises(UserError, match=r"ShardWriter needs .* with the same job"):
         predict(job, [ShardWriter(other)])
     with pytest.raises(
         UserError, match=r"Trainer\(precision='bf16-mixed'\) would change .*; set backbone.dtype instead"
