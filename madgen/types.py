@@ -102,6 +102,12 @@ class Prompt:
     """Seed given in the prompt file; sample 0 uses it unchanged."""
     regions: tuple[Region, ...] = ()
     """Regions with separate prompts; this prompt is the background."""
+
+    def texts(self, negatives: bool) -> list[str]:
+        """Return the prompts of the panorama and its regions, with their negative prompts if `negatives`."""
+        parts = [(self.text, self.negative), *((region.text, region.negative) for region in self.regions)]
+        return [text for prompt, negative in parts for text in ((prompt, negative) if negatives else (prompt,))]
+
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further columns of the prompt file that the dataset keeps, JSON values by name."""
 

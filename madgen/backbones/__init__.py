@@ -118,6 +118,12 @@ class Backbone(Protocol):
         `embeddings` replace texts; a backbone that does not support them has no such argument.
         """
 
+    def keep_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts, and negative prompts, for coming batches, and forget earlier ones.
+
+        A backbone may do nothing. What it keeps must not change the embeddings.
+        """
+
     def cut_text(self, prompt: str) -> str | None:
         """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""
 
@@ -190,6 +196,8 @@ class Checkpoint(TypedDict, total=False):
     """Default: float32."""
     device: str | torch.device
     """Default: the CPU."""
+    offload: str
+    """`none`, `text_encoders` or `model`, see `backbone.offload` of the job. Default: `none`."""
     max_sequence_length: int | None
     """Tokens of the prompt that the text encoder reads, where it is a choice; None: the pipeline's default."""
 

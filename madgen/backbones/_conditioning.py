@@ -20,6 +20,11 @@ class Embedded:
     hidden_NTD: Tensor
     pooled_ND: Tensor | None = None
 
+    def to(self, device: torch.device) -> Embedded:
+        """Move all tensors to a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
 
 def stack(paths: Sequence[Embedded]) -> tuple[Tensor, Tensor | None]:
     """Return the hidden states and the pooled embeddings of all paths. Raises UserError if their lengths differ."""

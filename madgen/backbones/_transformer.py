@@ -96,17 +96,22 @@ class TransformerBackbone:
         dtype: torch.dtype,
         device: torch.device,
         max_sequence_length: int,
+        offload: str = "none",
     ):
         self.spec, self.dtype, self.device = spec, dtype, device
         self.loaded_dtype = dtype
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
         self.max_sequence_length = max_sequence_length
         self.models: list[torch.nn.Module] = []
+        self._offload = offload
         self.transformer = self._frozen(pipeline.transformer)
         self.vae = self._frozen(pipeline.vae)
-        for name in TEXT_ENCODERS:
-            if getattr(pipeline, name, None) is not None:
-                self._frozen(getattr(pipeline, name))
+        encoders = [getattr(pipeline, name, None) for name in TEXT_ENCODERS]
+        self.text_encoders = [self._frozen(encoder, True) for encoder in encoders if encoder is not None]
+        self._kept: dict[str, Embedded] = {}
+        """Embeddings of prompts of coming batches, on the CPU."""
+        if self._offload == "model" and device.type != "cpu":
+            pipeline.enable_model_cpu_offload(device=device)
         self.tokenizers = self.limiting_tokenizers()
         self.context = TokenContext()
         self.attention = self._attention()
@@ -114,9 +119,37 @@ class TransformerBackbone:
         """The compiled transformer; see `compile`."""
         self._compiled_decoder: Any = None
 
-    def _frozen(self, model: Any) -> Any:
+    def _frozen(self, model: Any, encodes_text: bool = False) -> Any:
         self.models.append(model)
-        return model.eval() if self.borrowed else model.to(self.device).eval().requires_grad_(False)
+        if self.borrowed:
+            return model.eval()
+        stays = self._offload == "model" or (encodes_text and self._offload == "text_encoders")
+        return (model if stays else model.to(self.device)).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def keep_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode each distinct prompt once, and keep the embeddings on the CPU until the next call."""
+        kept, distinct = self._kept, list(dict.fromkeys(prompts))
+        self._kept = {text: kept[text] for text in distinct if text in kept}
+        encoded = self._encode_texts([text for text in distinct if text not in kept])
+        self._kept |= {text: embedded.to(torch.device("cpu")) for text, embedded in encoded.items()}
+
+    def _encode_texts(self, texts: Sequence[str]) -> dict[str, Embedded]:
+        """Encode texts; offloaded text encoders are on the device only meanwhile."""
+        moves = self._offload == "text_encoders" and bool(texts)
+        try:
+            for encoder in self.text_encoders if moves else ():
+                encoder.to(self.device)
+            return {text: self.embed(text) for text in texts}
+        finally:
+            for encoder in self.text_encoders if moves else ():
+                encoder.to("cpu")
+
+    def _embeddings(self, texts: Sequence[str]) -> dict[str, Embedded]:
+        """Return the embeddings of distinct texts: those that are kept, others are encoded."""
+        kept = self._kept if self.dtype == self.loaded_dtype else {}  # a temporary float32 encodes again
+        encoded = self._encode_texts([text for text in texts if text not in kept])
+        return {text: kept[text].to(self.device) if text in kept else encoded[text] for text in texts}
 
     def _attention(self) -> dict[str, Any]:
         """Install `TokenAttention` in all attention layers; return the layers by name, in the order they run in."""
@@ -214,7 +247,7 @@ class TransformerBackbone:
         `encoded` keeps the texts that are encoded. Raises UserError if the pooled embeddings do not fit.
         """
         if hidden_NTD is None:
-            encoded.update((text, self.embed(text)) for text in dict.fromkeys(texts) if text not in encoded)
+            encoded.update(self._embeddings([text for text in dict.fromkeys(texts) if text not in encoded]))
             return [encoded[text] for text in texts]
         if self.pools != (pooled_ND is not None):
             pooled = name.replace("prompt", "pooled_prompt")

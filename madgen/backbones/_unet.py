@@ -56,6 +56,12 @@ def assumed_guidance(pretrained: str) -> Guidance:
     return "embedded" if "lcm" in pretrained.lower() else "cfg"
 
 
+def refuse_offload(offload: str) -> None:
+    """Raise UserError for `backbone.offload`, which UNets do not support."""
+    if offload != "none":
+        raise UserError(f"backbone.offload={offload} is not supported for UNets; set it to none")
+
+
 def refuse_sequence_length(max_sequence_length: int | None) -> None:
     """Raise UserError unless `backbone.max_sequence_length` is None: CLIP's text encoders have a fixed length."""
     if max_sequence_length is not None:
@@ -281,6 +287,9 @@ class UNetBackbone:
         """Tokenize prompts, padded or truncated to full length; see `cut_text`."""
         length, prompts = tokenizer.model_max_length, self._convert(prompts, tokenizer)
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+    def keep_prompts(self, prompts: Sequence[str]) -> None:
+        """Do nothing: these text encoders are small."""
 
     def cut_text(self, prompt: str) -> str | None:
         """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""

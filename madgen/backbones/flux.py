@@ -105,7 +105,8 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Flux:
     """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
     length = checkpoint.get("max_sequence_length")
     length = check_sequence_length(length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    return load_backbone(partial(Flux, max_sequence_length=length), describe, pretrained, checkpoint)
+    build = partial(Flux, max_sequence_length=length, offload=checkpoint.get("offload", "none"))
+    return load_backbone(build, describe, pretrained, checkpoint)
 
 
 def adopt(pipeline: Any, max_sequence_length: int | None = None) -> Flux:

@@ -103,7 +103,7 @@ def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion3:
     """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
     length = checkpoint.get("max_sequence_length")
     length = check_sequence_length(length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    build = partial(StableDiffusion3, max_sequence_length=length)
+    build = partial(StableDiffusion3, max_sequence_length=length, offload=checkpoint.get("offload", "none"))
     index = read_index(pretrained, checkpoint.get("revision"), checkpoint.get("config"))
     # Checkpoints without T5 are common: it is larger than the transformer.
     missing = {part: None for part in ("text_encoder_3", "tokenizer_3") if not has_part(pretrained, index, part)}
@@ -123,15 +123,8 @@ class StableDiffusion3(TransformerBackbone):
 
     layer_names = staticmethod(layer_names)
 
-    def __init__(
-        self,
-        pipeline: Any,
-        spec: BackboneSpec,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_sequence_length: int = SEQUENCE_LENGTH,
-    ):
-        super().__init__(pipeline, spec, dtype, device, max_sequence_length)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         self._own_embedding = self.transformer.pos_embed.cropped_pos_embed
         self.transformer.pos_embed.cropped_pos_embed = self._embedding
 

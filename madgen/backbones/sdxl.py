@@ -13,7 +13,14 @@ from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._loading import download, load_backbone
 from madgen.backbones._schedulers import noise_evaluated_steps as evaluated_steps
 from madgen.backbones._schedulers import own_scheduler, scheduler_class
-from madgen.backbones._unet import UNetBackbone, assumed_guidance, check_blocks, refuse_sequence_length, unet_spec
+from madgen.backbones._unet import (
+    UNetBackbone,
+    assumed_guidance,
+    check_blocks,
+    refuse_offload,
+    refuse_sequence_length,
+    unet_spec,
+)
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.hub.tokenizers import TextLimit
@@ -73,6 +80,7 @@ def text_limit(
 def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusionXL:
     """Load a diffusers folder, a hub id or a single file; safetensors only, nothing is unpickled."""
     refuse_sequence_length(checkpoint.get("max_sequence_length"))
+    refuse_offload(checkpoint.get("offload", "none"))
     options = {"add_watermarker": False}
     return load_backbone(StableDiffusionXL, describe, pretrained, checkpoint, **options)
 

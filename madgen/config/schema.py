@@ -109,12 +109,17 @@ class BackboneConfig:
     cuda_graphs: bool = True
     """Replay UNet passes over few views (up to 32 views of 64x64 latent cells, with guidance) as CUDA graphs on NVIDIA
     GPUs. Faster, at the cost of memory; pixels do not change."""
+    offload: str = "none"
+    """Models of a transformer that leave the GPU while they are not used: `none`; `text_encoders`, which run once for
+    the distinct prompts of a shard and then make room; `model`: only the model that runs is on the GPU (diffusers' CPU
+    offload, slower). Pixels do not change."""
     max_sequence_length: int | None = None
     """Number of tokens that the text encoder of a transformer (T5) reads, > 0; longer prompts are truncated. null is
     the default of the diffusers pipeline: 512 for FLUX.1, 256 for Stable Diffusion 3. Must be null for UNets."""
 
     def __post_init__(self) -> None:
         _one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("backbone.offload", self.offload, ("none", "text_encoders", "model"))
         length = self.max_sequence_length
         _check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
         if self.prediction_type is not None:

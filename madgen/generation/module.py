@@ -30,6 +30,8 @@ class PanoramaModule(lightning.LightningModule):
         super().__init__()
         self.job = require_job(job)
         self.attempts: RobustSampler | None = None
+        self._shard: str | None = None
+        """Shard of the previous batch."""
 
     def setup(self, stage: str) -> None:
         """Load the backbone straight onto this process's device, unless nothing is left to do.
@@ -48,6 +50,9 @@ class PanoramaModule(lightning.LightningModule):
         if not batch.tasks:
             return Panoramas((), {}, (), shard)
         assert self.attempts is not None
+        if batch.shard.name != self._shard:
+            self._shard = batch.shard.name
+            self.attempts.keep_prompts(batch.shard.tasks[batch.start :])
         return Panoramas(self.attempts(batch.tasks), self.attempts.seconds, batch.tasks, shard)
 
     def _check_trainer(self) -> None:

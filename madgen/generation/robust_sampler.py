@@ -77,6 +77,10 @@ class RobustSampler:
             logger.warning(f"out of memory at {size}; from now on {'; '.join(self._fallbacks)}")
         return attempts
 
+    def keep_prompts(self, tasks: Sequence[Task]) -> None:
+        """Encode the prompts of coming tasks; see `PanoramaSampler.keep_prompts`."""
+        self.sampler.keep_prompts(tasks, self.params)
+
     def _finished(self, task: Task, attempt: Attempt) -> Attempt:
         attempt = self._scored(task, self._checked(attempt))
         cut = self.sampler.cut_text(task.prompt.text)

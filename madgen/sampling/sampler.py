@@ -43,7 +43,7 @@ from madgen.sampling.inputs import PanoramaBatch, check_device, check_latents, c
 from madgen.sampling.method import Method, MethodOptions, method_config
 from madgen.sampling.postprocess import check_output, convert, decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
-from madgen.types import Region
+from madgen.types import Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import generators, initial_noise
 from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole, whole_or_none
@@ -235,6 +235,7 @@ class PanoramaSampler(DiffusersCall):
                 prediction_type=backbone.prediction_type,
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
+                offload=backbone.offload,
                 max_sequence_length=backbone.max_sequence_length,
             )
             geometry = Geometry.from_config(loaded.spec, method)
@@ -438,6 +439,14 @@ class PanoramaSampler(DiffusersCall):
             **options,
         )
         return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+
+    def keep_prompts(self, tasks: Sequence[Task], params: SamplingParams | None = None) -> None:
+        """Encode the distinct prompts of coming tasks once, and forget those of earlier calls."""
+        params = params or self.params
+        guided = self.backbone.spec.guidance == "cfg" and params.guidance_scale > 1
+        texts = [text for task in tasks for text in task.prompt.texts(guided)]
+        with self.exclusively():
+            self.backbone.keep_prompts(texts)
 
     def _checked_embeddings(self, batch: PanoramaBatch, embeddings: PromptEmbeddings) -> PromptEmbeddings:
         if any(batch.regions):

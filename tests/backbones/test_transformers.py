@@ -283,6 +283,65 @@ def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_pa
     assert "the same pixels" in run(madgen_here, "regenerate", "out", key, "-o", "again.png")
 
 
+def tar(tmp_path, name):
+    return next((tmp_path / name / "shards").glob("*.tar")).read_bytes()
+
+
+def test_text_encoders_run_once_per_prompt_of_a_shard_and_may_be_offloaded(madgen_here, tmp_path, monkeypatch):
+    from madgen.backbones import sd3
+
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n")
+    encoded, embed = [], sd3.StableDiffusion3.embed
+    monkeypatch.setattr(
+        sd3.StableDiffusion3, "embed", lambda self, prompt: encoded.append(prompt) or embed(self, prompt)
+    )
+    job = [CONFIGS / "sd35-medium.yaml", *tiny_overrides(2, FOLDERS["sd3"]), "backbone.max_sequence_length=16"]
+    job += ["prompts.samples_per_prompt=2", "prompts.negative_prompt=blurry"]
+    run(madgen_here, "generate", *job)
+    assert sorted(encoded) == ["a city skyline at night", "blurry", "mountains over the sea"]
+    for offload in ("text_encoders", "model"):
+        run(madgen_here, "generate", *job, f"backbone.offload={offload}", f"output.dir={offload}")
+        assert tar(tmp_path, offload) == tar(tmp_path, "out")
+    encoded.clear()
+    run(madgen_here, "generate", *job, "output.samples_per_shard=2", "output.dir=shards")
+    assert sorted(encoded) == ["a city skyline at night", "blurry", "mountains over the sea"]  # `blurry` is in both
+
+
+def test_kept_embeddings_are_those_that_are_encoded():
+    made = load("flux")
+    plain = latents(made)
+    made.backbone.keep_prompts(["mountains over the sea", "a city"])
+    assert torch.equal(latents(made), plain)
+    assert list(made.backbone._kept) == ["mountains over the sea", "a city"]
+    made.backbone.keep_prompts([])
+    assert not made.backbone._kept
+
+
+def test_offloading_of_unets_is_refused(tiny):
+    with pytest.raises(UserError, match=r"backbone\.offload=model is not supported for UNets; set it to none"):
+        PanoramaSampler.from_pretrained(str(tiny), overrides=["backbone.offload=model"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FOLDERS))
+def test_processes_and_resume_points_do_not_change_the_bytes(start, tmp_path, name):
+    """Two processes share the shards; then one shard is made again, as after a crash."""
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\nthe sea\n")
+    preset = CONFIGS / ("flux-dev.yaml" if name == "flux" else "sd35-medium.yaml")
+    job = [preset, *tiny_overrides(2, FOLDERS[name]), "backbone.max_sequence_length=16"]
+    job += ["output.samples_per_shard=1", "method.mad.blocks=[early]", "method.mad.steps=1"]
+    assert start("generate", *job).wait(120) == 0
+    shared = [start("generate", *job, "output.dir=shared") for _ in range(2)]
+    assert [process.wait(120) for process in shared] == [0, 0]
+    one, two = (sorted((tmp_path / name / "shards").glob("*.tar")) for name in ("out", "shared"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    before = one[1].read_bytes()
+    one[1].unlink()
+    one[1].with_suffix(".json").unlink()
+    assert start("generate", *job, "sampling.batch_size=1").wait(120) == 0
+    assert one[1].read_bytes() == before
+
+
 PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([path]).backbone.name in FOLDERS]
 
 

@@ -44,6 +44,9 @@ class Gradient:
     def encode_prompts(self, prompts, negative_prompts, guidance_scale, view_ids=None):
         return Colors(color(prompts), color(negative_prompts), guidance_scale)
 
+    def keep_prompts(self, prompts):
+        pass
+
     def cut_text(self, prompt):
         return None
 
