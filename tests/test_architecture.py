@@ -16,7 +16,7 @@ HOMES = {
     "lightning": {"generation", "cluster"},
     "wandb": {"monitoring"},
     "webdataset": {"dataset"},
-    "fsspec": {"dataset/remote/filesystem.py"},
+    "fsspec": {"utils/filesystems.py"},
     "typer": {"cli"},
     "torchmetrics": {"models", "metrics", "evaluation"},
     "torch_fidelity": {"models", "metrics"},

@@ -160,7 +160,7 @@ def _override(text: str) -> DictConfig:
     if not (separator and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key.strip())):
         raise UserError(f"an override must be key=value, got {text!r}; example: sampling.width=2048")
     value = text.partition("=")[2]
-    if " #" in value and value.strip()[:1] not in tuple("'\"[{"):
+    if " #" in f" {value}" and value.strip()[:1] not in tuple("'\"[{"):
         text = f"{key}={json.dumps(value.strip(), ensure_ascii=False)}"  # or YAML would take the rest for a comment
     try:
         return OmegaConf.from_dotlist([text])

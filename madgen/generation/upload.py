@@ -20,11 +20,12 @@ from madgen.config.schema import check_url
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_client_installed, describe_error
+from madgen.dataset.remote.filesystem import Remote, describe_error
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
 from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.errors import UserError
+from madgen.utils.filesystems import check_client_installed
 
 logger = logging.getLogger(__name__)
 

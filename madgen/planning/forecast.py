@@ -13,7 +13,6 @@ from madgen.backbones import BackboneSpec, backbone_module
 from madgen.cluster.launch import rank
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
-from madgen.dataset.remote.filesystem import check_client_installed
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.license import check_licences, licence_notes
@@ -22,12 +21,14 @@ from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Truncation, count_truncated
+from madgen.prompts.literal_syntax import literal_syntax
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import Method
 from madgen.sampling.regions import check_regions_scheduler
 from madgen.utils.console import eta_text
 from madgen.utils.errors import UserError
+from madgen.utils.filesystems import check_client_installed
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +191,11 @@ def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
 
 
 def warn(run: ResolvedRun, forecast: Forecast) -> None:
-    """Warn about truncated prompts; of several processes, only the first one warns."""
-    for line in forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation and rank() == 0 else ():
+    """Warn about truncated prompts and syntax of other programs; of several processes, only the first one warns."""
+    if rank() != 0:
+        return
+    truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
+    for line in (*literal_syntax(run.plan.prompts), *truncated):
         logger.warning(line)
 
 

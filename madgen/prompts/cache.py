@@ -34,6 +34,7 @@ def plan_key(job: Job) -> str:
         "key_prefix": job.output.key_prefix,
         "size": [job.sampling.height, job.sampling.width],
         "files": [_stamp(file) for source in sources for file in source.files()],
+        "remote": [[source.name, source.remote.sha256] for source in sources if source.remote is not None],
         "masks": [mask_stamp(mask, folder) for mask in mask_names(prompts) for folder in folders],
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

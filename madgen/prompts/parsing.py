@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
+from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.extra_columns import json_columns
@@ -61,9 +62,11 @@ class RowParser:
         extras = chunk.extras or repeat(None, len(chunk.rows))
         for line, row, kept in zip(chunk.lines, chunk.rows, extras, strict=True):
             fields = {"prompt": row} if isinstance(row, str) else row
-            if "regions" in fields:
-                self.masks.update((mask, str(source.folder)) for mask in mask_names(fields))
             location = Location(source.name, line, fields.get("id"))
+            if "regions" in fields and source.remote is not None:
+                source.remote.download_masks(location, mask_names(fields))
+            elif "regions" in fields:
+                self.masks.update((mask, str(source.folder)) for mask in mask_names(fields))
             prompt = self._prompt(location, fields, source, shared)
             if kept is not None:
                 prompt = replace(prompt, columns=json_columns(location, {**dict.fromkeys(self._keep), **kept}))
@@ -110,7 +113,10 @@ class RowParser:
         """Parse a row's own regions, or else the job's."""
         own = {name: fields[name] for name in ("regions", "across") if fields.get(name) is not None}
         parts = own or {"regions": self.config.regions, "across": self.config.across}
-        return parse_regions(where, {**parts, "negative_prompt": negative}, source.folder)
+        regions = parse_regions(where, {**parts, "negative_prompt": negative}, source.folder)
+        if own and source.remote is not None:  # other processes do not see the downloaded files
+            return tuple(map(embed_mask, regions))
+        return regions
 
 
 def _plain(rows: Sequence[str | dict[str, Any]]) -> tuple[list[str], list[str] | None] | None:

@@ -1,19 +1,22 @@
-"""Resolve `prompts.source`: a file, a glob pattern, or a Hugging Face dataset."""
+"""Resolve `prompts.source`: a file, a glob pattern, a URL, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from madgen.config.schema import PromptsConfig
-from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, known_suffixes, reader_of
+from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._hub import dataset_files, is_hub, read_hub
+from madgen.prompts.remote import RemoteFile, download, remote_urls
 from madgen.prompts.template import NAME, Template
 from madgen.utils.errors import UserError
+from madgen.utils.filesystems import protocol_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class PromptSource:
     files: Callable[[], list[Path]]
     """Return its files, as far as they are on this machine."""
     read: Callable[[], Iterator[Chunk]]
+    remote: RemoteFile | None = None
+    """The file that it was downloaded from."""
 
 
 def find_sources(config: PromptsConfig) -> list[PromptSource]:
@@ -47,14 +52,18 @@ def find_sources(config: PromptsConfig) -> list[PromptSource]:
         return [PromptSource(source, Path(), files, read)]
     if split != "train":
         raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
-    return [_file(path, options) for path in _paths(source)]
+    if "://" in source and protocol_of(source) != "file":
+        return [_remote(url, options) for url in remote_urls(source)]
+    return [_file(PromptFile(path, str(path)), options) for path in _paths(source.removeprefix("file://"))]
 
 
 def _paths(source: str) -> list[Path]:
     if os.path.lexists(source):
         return [Path(source)]
     if not glob.has_magic(source):
-        raise UserError(f"prompts.source={source} does not exist")
+        slashes = re.match(r"([a-z][a-z0-9+.-]+):/*(?=[^/])", source)
+        hint = f"; a URL starts with {slashes[1]}://" if slashes else ""
+        raise UserError(f"prompts.source={source} does not exist{hint}")
     try:
         paths = sorted({Path(path) for path in glob.glob(source, recursive=True) if not os.path.isdir(path)})
     except (OSError, ValueError, RecursionError) as error:
@@ -64,18 +73,31 @@ def _paths(source: str) -> list[Path]:
     return paths
 
 
-def _file(path: Path, options: ReadOptions) -> PromptSource:
+def _file(file: PromptFile, options: ReadOptions) -> PromptSource:
+    path = file.path
     if path.is_dir():
         raise UserError(f"prompts.source={path} is a directory; name a file, or a pattern such as {path}/*.txt")
-    reader = reader_of(str(path))
+    reader = _reader(file, options)
     if not path.is_file():
         raise UserError(
             f"prompts.source={path} is not a regular file; prompts are read from {', '.join(known_suffixes())}"
         )
+    return PromptSource(str(path), path.parent, lambda: [path], partial(reader.read, file, options))
+
+
+def _remote(url: str, options: ReadOptions) -> PromptSource:
+    reader_of(url)  # raises UserError before anything is downloaded
+    remote = download(url)
+    reader = _reader(remote.file, options)
+    return PromptSource(url, remote.folder, list, partial(reader.read, remote.file, options), remote)
+
+
+def _reader(file: PromptFile, options: ReadOptions) -> Reader:
+    """Return the reader of a file. Raises UserError if an option does not apply to its format."""
+    reader = reader_of(file.name)
     if (options.columns or options.keep) and not reader.COLUMNS:
         setting = "prompts.columns" if options.columns else "prompts.keep_columns"
-        raise UserError(f"{setting} does not apply to {path}, which has no columns; leave it empty")
+        raise UserError(f"{setting} does not apply to {file}, which has no columns; leave it empty")
     if options.comments is not None and not reader.COMMENTS:
-        raise UserError(f"prompts.comments does not apply to {path}, only to .txt; set it to null")
-    read = partial(reader.read, PromptFile(path, str(path)), options)
-    return PromptSource(str(path), path.parent, lambda: [path], read)
+        raise UserError(f"prompts.comments does not apply to {file}, only to .txt; set it to null")
+    return reader

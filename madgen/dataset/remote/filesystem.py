@@ -1,10 +1,9 @@
-"""Upload files to a folder of any fsspec file system, and verify them. The only module that imports fsspec."""
+"""Upload files to a folder of any fsspec file system, and verify them."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import os
 import re
 import secrets
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from madgen.utils.errors import UserError
+from madgen.utils.filesystems import file_system, protocol_of
 
 PART = 50 * 2**20
 """Part size of S3 multipart uploads in bytes; the ETag depends on it."""
@@ -22,37 +21,16 @@ WITHOUT_FOLDERS = {"s3", "gs", "az", "abfs", "hf", "oss", "oci"}
 """Object stores: names may contain slashes without creating folders, and uploads are atomic."""
 RENAMES = {"file"}
 """Protocols that need an upload to a temporary name and a rename to be atomic."""
-EXTRAS = {"s3": "pip install 'madgen[s3]'", "gs": "pip install 'madgen[gcs]'"}
-SAME = {"s3a": "s3", "gcs": "gs", "local": "file"}
 READ = 2**20  # bytes at a time
-
-
-def check_client_installed(name: str, url: str) -> None:
-    """Raise UserError if no file system for the URL's protocol is installed, without network access."""
-    from fsspec.registry import known_implementations, registry
-
-    protocol = url.partition("://")[0]
-    if protocol in registry:
-        return
-    known = known_implementations.get(protocol)
-    if known is None:
-        raise UserError(f"{name}={url}: fsspec knows no {protocol}://; s3, gs, hf, az, file are some that it knows")
-    package = known["class"].partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        how = EXTRAS.get(SAME.get(protocol, protocol), f"pip install {package}")
-        raise UserError(f"{name}={url}: {protocol}:// needs the package {package}: {how}")
 
 
 class Remote:
     """A remote folder; file names are relative to its URL. Methods raise the errors of the file system."""
 
     def __init__(self, url: str):
-        from fsspec.core import url_to_fs
-
         self.url = url.rstrip("/")
-        self.fs, self.root = url_to_fs(self.url)
-        protocol = url.partition("://")[0]
-        self.protocol = SAME.get(protocol, protocol)
+        self.fs, self.root = file_system(self.url)
+        self.protocol = protocol_of(url)
 
     def listing(self) -> dict[str, dict[str, Any]]:
         """Return the fsspec info of each file by its name."""

@@ -17,9 +17,10 @@ from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.remote.filesystem import Remote, check_client_installed, describe_error
+from madgen.dataset.remote.filesystem import Remote, describe_error
 from madgen.dataset.shards.journal import span_sha256
 from madgen.utils.errors import UserError
+from madgen.utils.filesystems import check_client_installed
 
 ATTEMPTS, FIRST_S, LONGEST_S = 9, 0.5, 30.0
 """Attempts per file; the wait in seconds doubles from the first to the longest, about 1.5 minutes in total."""

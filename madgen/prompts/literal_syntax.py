@@ -1,0 +1,84 @@
+"""Find syntax of other programs in prompts, which is sampled literally."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from madgen.prompts.digests import offsets_of
+from madgen.prompts.readers import suffix_of
+from madgen.prompts.rows import LINE_BITS
+from madgen.prompts.table import PromptTable
+
+COMMENT = "#"
+PATTERNS = (
+    re.compile(  # options of scripts of the Stable Diffusion web UI, sd-scripts and Midjourney
+        rb"--(?:prompt|negative_prompt|sampler_name|sampler|steps|cfg_scale|seed|width|height|batch_size|n_iter|ar"
+        rb"|no|stylize|style|[nwhdlsgv])(?=[ =]\S)"
+    ),
+    re.compile(rb"<(?:lora|lyco|hypernet):[^<>\n]+>"),
+    re.compile(rb"\([^()\n]{0,199}[^()\n0-9]:[0-9]*\.?[0-9]+\)"),  # weights
+)
+
+
+def literal_syntax(table: PromptTable) -> list[str]:
+    """Return warnings about lines that other programs treat as comments, and about their options and weights."""
+    return [*_comments(table), *_syntax(table)]
+
+
+def _comments(table: PromptTable) -> Iterator[str]:
+    """Yield a warning if the first prompt of a text file is a comment line."""
+    for row in _first_rows(table):
+        text, location = table[row].text, table.location(row)
+        if text.startswith(COMMENT) and suffix_of(location.rpartition(":")[0]) == ".txt":
+            yield (
+                f"{location} starts with # and is sampled as a prompt ({text[:40]!r}); to ignore such lines, set "
+                'prompts.comments="#"'
+            )
+            return
+
+
+def _first_rows(table: PromptTable) -> list[int]:
+    """Return the row of the first line of each source."""
+    first: dict[int, tuple[int, int]] = {}
+    start = 0
+    for batch in table.batches:
+        places = batch.column("place").to_numpy()
+        order = np.argsort(places, kind="stable")
+        sources, at = np.unique(places[order] >> LINE_BITS, return_index=True)
+        for source, row in zip(sources.tolist(), order[at].tolist(), strict=True):
+            candidate = (int(places[row]), start + row)
+            first[source] = min(first.get(source, candidate), candidate)
+        start += len(batch)
+    return [row for _, row in first.values()]
+
+
+def _syntax(table: PromptTable) -> Iterator[str]:
+    """Yield one warning about the first prompt with an option, a weight or a LoRA in its text."""
+    start = 0
+    for batch in table.batches:
+        matches = [match for pattern in PATTERNS for match in _matches(batch.column("text"), pattern)]
+        if matches:
+            row, text = min(matches)
+            yield (
+                f"{table.location(start + row)} contains {text!r}, which is sampled literally, as text; for negative "
+                "prompts, sizes and seeds use columns of a .csv or .jsonl, for LoRAs backbone.loras; weights of words "
+                "are not supported"
+            )
+            return
+        start += len(batch)
+
+
+def _matches(texts: pa.Array, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, str]]:
+    """Yield (row, text) of the first match, if any; matches across two rows do not count."""
+    offsets = offsets_of(texts)
+    data = memoryview(texts.buffers()[2] or b"")[offsets[0] : offsets[-1]]
+    for match in pattern.finditer(data):
+        row = bisect_right(offsets, match.start() + offsets[0]) - 1
+        if match.end() + offsets[0] <= offsets[row + 1]:
+            yield row, match[0].decode(errors="replace")
+            return
