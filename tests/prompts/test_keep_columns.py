@@ -150,7 +150,8 @@ def test_text_files_have_no_columns_to_keep(tmp_path):
 def test_kept_columns_reach_the_dataset(job_file, madgen_here, tmp_path):
     import datasets
 
-    write(tmp_path, "p.csv")
+    largest = 2**64 - 1
+    write(tmp_path, "p.csv", [{**row, "seed": largest if row["id"] == "001" else ""} for row in ROWS])
     options = ["prompts.source=p.csv", "prompts.keep_columns=all", "output.key_prefix=a_", "prompts.shuffle=true"]
     assert madgen_here("generate", job_file, *options).code == 0
     stored = {}
@@ -172,7 +173,11 @@ def test_kept_columns_reach_the_dataset(job_file, madgen_here, tmp_path):
     assert {row["__key__"]: row["json"]["columns"] for row in loaded} == {
         key: sample["columns"] for key, sample in stored.items()
     }
+    assert index.schema.field("seed").type == pa.uint64()
+    assert largest in index.column("seed").to_pylist()
     assert madgen_here("verify", "out").code == 0
+    keys = madgen_here("filter", "out", "--where", f"seed == {largest}", "--keys", "keys.txt")
+    assert (keys.code, (tmp_path / "keys.txt").read_text()) == (0, "a_001-0000\n")
     where = "rating > 3 and sample_index == 1 and prompt_id == '001' and category contains 'ALP'"
     assert madgen_here("filter", "out", "--where", where, "-o", "alps").code == 0
     assert madgen_here("verify", "alps").code == 0
