@@ -30,6 +30,7 @@ UNSUPPORTED = (
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 KOHYA = re.compile(r"(lora_(?:unet|te|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 PEFT = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 TEXT_ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
@@ -56,6 +57,7 @@ def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
         with safe_open(file, framework="pt") as tensors:
             layers = sum(DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
         if state is not None:
+            layers = layers if hasattr(pipeline, "unet") else sum(DOWN.search(key) is not None for key in state)
             pipeline.load_lora_weights(state, adapter_name=name)
             _set_unit_strength(pipeline, name)
         elif layers:
@@ -92,7 +94,8 @@ def _read_lora(file: Path, name: str, pipeline: Any) -> State | None:
     if any(PEFT.fullmatch(key) for key in state):
         return _from_peft(file, name, state, pipeline)
     if any(key.startswith("lora_") for key in state):
-        return _from_kohya(name, state, pipeline)
+        convert = _from_kohya if hasattr(pipeline, "unet") else _from_kohya_transformer
+        return convert(name, state, pipeline)
     return None
 
 
@@ -128,6 +131,19 @@ def _from_kohya(name: str, state: State, pipeline: Any) -> State:
     return loaded
 
 
+def _from_kohya_transformer(name: str, state: State, pipeline: Any) -> State:
+    """Let diffusers convert the names, and apply the alphas: layers that the file fuses are split."""
+    unknown = f"the LoRA {name} has kohya's layout, which diffusers cannot convert for {type(pipeline).__name__}"
+    try:
+        loaded = pipeline.lora_state_dict(state)
+    except AssertionError as error:
+        raise UserError(f"{unknown}: its shapes are unknown") from error
+    if left := next((key for key in loaded if key.startswith("lora_")), None):
+        raise UserError(f"{unknown}: {left}")
+    converted: State = loaded
+    return converted
+
+
 def _text_module(name: str, pipeline: Any, part: str, flat_name: str) -> str:
     """Return the name of a text encoder's layer from kohya's, which has underscores for dots."""
     encoder = getattr(pipeline, part, None)
@@ -152,7 +168,7 @@ def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the LoRA {name} is a PEFT adapter; cannot read lora_alpha of {config}: {error!r}") from error
     layers = _by_layer(name, state, PEFT, {"lora_A", "lora_B"})
-    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    parts = [part for part in PARTS if getattr(pipeline, part, None) is not None]
     fits = [part for part in parts if layers.keys() <= {found for found, _ in getattr(pipeline, part).named_modules()}]
     if not fits:
         raise UserError(

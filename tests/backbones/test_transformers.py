@@ -342,6 +342,54 @@ def test_processes_and_resume_points_do_not_change_the_bytes(start, tmp_path, na
     assert one[1].read_bytes() == before
 
 
+def lora(folder, layers, names):
+    """Write a LoRA of rank 2 with alpha 1; `names` are those of the file's factors."""
+    from safetensors.torch import save_file
+
+    generator, state = torch.Generator().manual_seed(0), {}
+    for layer, (width, out) in layers.items():
+        for name, shape in zip(names, ((2, width), (out, 2)), strict=True):
+            state[f"{layer}.{name}.weight"] = torch.randn(shape, generator=generator)
+        if names[0] == "lora_down":
+            state[f"{layer}.alpha"] = torch.tensor(1.0)
+    save_file(state, folder / "lora.safetensors")
+    return str(folder / "lora.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "names"),
+    [
+        ("flux", {"transformer.transformer_blocks.0.attn.to_q": (32, 32)}, ("lora_A", "lora_B")),
+        ("flux", {"lora_unet_double_blocks_0_img_attn_qkv": (32, 96)}, ("lora_down", "lora_up")),
+        ("sd3", {"transformer.transformer_blocks.1.ff.net.2": (128, 32)}, ("lora_A", "lora_B")),
+    ],
+    ids=["flux", "flux-kohya", "sd3"],
+)
+def test_loras_are_fused_as_diffusers_fuses_them(tmp_path, name, layers, names):
+    import diffusers
+
+    file = lora(tmp_path, layers, names)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(FOLDERS[name])
+    before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
+    pipe.load_lora_weights(file, adapter_name="style")
+    pipe.fuse_lora(components=["transformer"], lora_scale=0.7, adapter_names=["style"])
+    pipe.unload_lora_weights()
+    fused = load(name, loras=[{"weights": file, "scale": 0.7}]).backbone.transformer.state_dict()
+    for key, value in pipe.transformer.state_dict().items():
+        assert torch.allclose(fused[key], value, atol=1e-6)
+    changed = sum(not torch.equal(fused[key], value) for key, value in before.items())
+    assert changed == (3 if "qkv" in str(layers) else 1)
+
+
+def test_a_lora_that_diffusers_cannot_convert_is_refused(tmp_path):
+    layers = {"lora_unet_joint_blocks_0_x_block_attn_qkv": (32, 96)}
+    file = lora(tmp_path, layers, ("lora_down", "lora_up"))
+    with pytest.raises(
+        UserError, match="has kohya's layout, which diffusers cannot convert for StableDiffusion3Pipeline"
+    ):
+        load("sd3", loras=[{"weights": file, "scale": 1.0}])
+
+
 PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([path]).backbone.name in FOLDERS]
 
 
