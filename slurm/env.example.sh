@@ -4,6 +4,8 @@
 # Python environment with madgen.
 # module load cuda
 # source /path/to/venv/bin/activate
+# Or an Apptainer image, built from slurm/apptainer/madgen.def:
+# export MADGEN_SIF=/shared/madgen.sif PATH=/path/to/checkout/slurm/apptainer:$PATH
 
 # Threads per rank. On a CPU it may change the last bits of an image: use the same number for a whole dataset.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
