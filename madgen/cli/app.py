@@ -1,15 +1,19 @@
 """The `madgen` command: its table of commands, exit statuses and one-line errors."""
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
 from madgen.cli import config, dataset, evaluate, generate
+from madgen.cluster.signals import STOPPED, early_stop_status, exit_on_signals
 from madgen.utils.console import log_to_stderr, print_anything
-from madgen.utils.errors import UserError
+from madgen.utils.credentials import mask
+from madgen.utils.errors import STORAGE_ERRORS, UserError
 
 app = typer.Typer(
     name="madgen",
@@ -36,15 +40,8 @@ for panel, functions in COMMANDS.items():
     for function in functions:
         app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(function)
 
-STORAGE_ERRORS = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES EPERM ENOTCONN ETIMEDOUT EREMOTEIO ESHUTDOWN EMFILE ENFILE "
-        "EBUSY ENODEV EHOSTDOWN EHOSTUNREACH ENOLCK ECONNRESET"
-    ).split()
-    if hasattr(errno, name)  # some exist on Linux alone
-}
-"""Errors of disks, quotas and file servers, which a rerun may not meet again."""
+WRONG_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
+"""Errors of paths that no rerun can help."""
 
 
 def main() -> None:
@@ -52,22 +49,36 @@ def main() -> None:
     print_anything()
     log_to_stderr()
     try:
+        exit_on_signals(STOPPED, signal.SIGINT)
+        _check_current_directory()
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "madgen"
-        if message := error.format_message().rstrip("."):  # empty where the help was printed instead
-            print(f"madgen: {message}; see {command} --help", file=sys.stderr)
-        sys.exit(2)
+        message = error.format_message().rstrip(".")  # empty where the help was printed instead
+        sys.exit(_report(f"{message}; see {command} --help", 2) if message else 2)
     except UserError as error:
-        print(f"madgen: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_report(str(error), 2))
     except OSError as error:
+        if error.errno in WRONG_PATH:
+            sys.exit(_report(f"{error}; choose another path", 2))
         if error.errno not in STORAGE_ERRORS:
             raise
-        print(f"madgen: {error}; fix this and rerun the same command to resume", file=sys.stderr)
-        # Lightning kills the other ranks at once if a process that it started ends with anything but 0.
-        sys.exit(3 if os.environ.get("LOCAL_RANK", "") in ("", "0") else 0)
+        sys.exit(_report(f"{error}; fix this and rerun the same command to resume", early_stop_status()))
+
+
+def _report(message: str, status: int) -> int:
+    """Print an error as one line on stderr, with credentials masked; return the exit status."""
+    with contextlib.suppress(OSError):  # a closed pipe
+        print(mask(f"madgen: {' '.join(message.split())}"), file=sys.stderr)
+    return status
+
+
+def _check_current_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current directory cannot be read ({error.strerror}); change to another one") from error
 
 
 def _print_version(requested: bool) -> None:

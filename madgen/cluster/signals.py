@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED = "stopped; rerun the same command to resume"
 
 
 class StopSignals:
@@ -51,19 +53,75 @@ class StopSignals:
         logger.info("\n%s: finishing the batch in flight, then stopping", signal.Signals(number).name)
 
 
+def early_stop_status() -> int:
+    """Return the exit status of a stopped process: 3, but 0 for ranks that another process has launched.
+
+    Lightning and torchrun kill all other ranks at once if one that they launched ends with anything but 0.
+    """
+    return 3 if os.environ.get("LOCAL_RANK", "") in ("", "0") else 0
+
+
 def exit_before_start() -> None:
-    """Exit with the status of an early stop if SIGTERM or SIGUSR1 arrives before the run has started."""
-    exit_on_signals("stopped before it began", leave=os._exit)  # an exception during an import could be swallowed
+    """Exit at once if a signal arrives before sampling, with one line and the status of an early stop.
 
-
-def exit_on_signals(message: str, *more: int, leave: Callable[[int], object] = sys.exit) -> None:
-    """Exit at once, with a message and the status of an early stop, on SIGTERM, SIGUSR1 and the signals `more`."""
+    Python's handlers run only between two instructions of the main thread, which may wait in native code for another
+    rank to start. Therefore a thread acts on signals too. It leaves the process without an exception, which an import
+    could swallow.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ending = threading.Lock()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGINT:
-            request_requeue("signal")
+        if ending.acquire(blocking=False):
+            _log_stop(number, STOPPED)
+            _terminate_children()
+            os._exit(early_stop_status())
+
+    def watch() -> None:
+        while numbers := reader.recv(64):  # empty: replaced by a later call
+            for number in set(numbers) & {int(number) for number in STOP_SIGNALS}:
+                if signal.getsignal(number) is end:
+                    end(number, None)
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    _wakeup_sockets[:] = [reader, writer]  # the number of each signal is written there
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
+
+
+_wakeup_sockets: list[socket.socket] = []
+
+
+def _terminate_children() -> None:
+    """Send SIGTERM to the processes that this one has started: they would wait for it."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
+
+
+def _log_stop(number: int, message: str) -> None:
+    """Log why this process ends (rank 0 only), and request a requeue unless the user has interrupted it."""
+    if number != signal.SIGINT:
+        request_requeue("signal")
+    if early_stop_status():
         logger.info("%s: %s", signal.Signals(number).name, message)
-        leave(3)
+
+
+def exit_on_signals(message: str, *more: int) -> None:
+    """Exit with a message and the status of an early stop on SIGTERM, SIGUSR1 and the signals `more`.
+
+    By an exception, so that temporary files are removed.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _log_stop(number, message)
+        sys.exit(early_stop_status())
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, *more):
@@ -72,9 +130,9 @@ def exit_on_signals(message: str, *more: int, leave: Callable[[int], object] = s
 
 @contextlib.contextmanager
 def exiting_on_signals(message: str) -> Iterator[None]:
-    """Apply `exit_on_signals` inside the block, then restore the previous handlers."""
+    """Apply `exit_on_signals`, also for SIGINT, inside the block, then restore the previous handlers."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    exit_on_signals(message)
+    exit_on_signals(message, signal.SIGINT)
     try:
         yield
     finally:

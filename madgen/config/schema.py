@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from madgen.utils.credentials import check_no_credentials
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -41,6 +42,28 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def _changed(config: Any) -> dict[str, Any]:
     """Return the fields of a config that differ from their defaults."""
     return {each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default}
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all strings in nested mappings and lists, with their keys."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _strings(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item, key)
+
+
+def _check_recordable(key: str, text: str) -> None:
+    """Raise UserError if a string cannot be recorded in the dataset as UTF-8, or must not be: credentials."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key} must be valid Unicode, got {text!r}") from None
+    _check("\0" not in text, f"{key} contains a NUL character: {text!r}; remove it")
+    check_no_credentials(key, text)
 
 
 def require_job(value: Any) -> Job:
@@ -523,6 +546,9 @@ class PromptsConfig:
     """Regions of rows that have none, each `{mask, prompt, negative_prompt}`. `mask` is `[left, top, right, bottom]` in
     pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
     that of the row. Cannot be combined with `across`."""
+    allow_masks_outside: bool = False
+    """Let rows name mask files outside the folder of their prompt file, such as by an absolute path. Masks are
+    published in the dataset: set it only for prompt files that you trust."""
     across: list[str] = field(default_factory=list)
     """Further prompts of rows that have none, spaced evenly along the width and blended; the row's own prompt is at the
     left edge."""
@@ -752,6 +778,8 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.method.with_steps(self.sampling.num_inference_steps))
+        for key, text in _strings(self.as_dict()):
+            _check_recordable(key, text)
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from madgen.dataset.format import FormatError, Manifest, Record, SampleEntry, ShardSummary, Sidecar
-from madgen.utils.atomic import is_abandoned
+from madgen.utils.atomic import file_system_time, is_abandoned, owner_of
 from madgen.utils.errors import UserError
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6,}")
@@ -136,12 +136,14 @@ class DatasetDir:
         except FormatError as error:
             raise FormatError(f"{error}; restore it from a copy") from error
 
-    def sweep(self) -> None:
-        """Remove the temporary files of killed workers."""
-        for path in [*self.root.glob(".*"), *self.root.glob("samples/.*"), *self.shards.glob(".*")]:
-            with contextlib.suppress(OSError):
-                if is_abandoned(path):
-                    path.unlink()
+    def sweep(self, owner: str | None = None) -> None:
+        """Remove the temporary files of killed workers, or those of the process `owner` (see `owner_tag`)."""
+        with contextlib.suppress(OSError):  # a read-only dataset
+            now = file_system_time(self.root)
+            for path in [*self.root.glob(".*"), *self.root.glob("samples/.*"), *self.shards.glob(".*")]:
+                with contextlib.suppress(OSError):
+                    if is_abandoned(path, now) if owner is None else owner_of(path) == owner:
+                        path.unlink()
 
     def sidecars(self) -> Iterator[Sidecar]:
         """Yield the sidecars of the finished shards, in order."""

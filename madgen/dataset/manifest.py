@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job, MergeConfig, NoiseConfig
@@ -24,7 +25,7 @@ from madgen.hub.weights import (
 )
 from madgen.images import scores
 from madgen.images.embedded_metadata import VERSION as EMBEDDED
-from madgen.utils.atomic import sync_directory, temporary_path
+from madgen.utils.atomic import hard_link, sync_directory, temporary_path
 from madgen.utils.errors import UserError
 
 LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
@@ -177,7 +178,6 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
         raise UserError(f"output.dir={root} is not empty and holds no madgen dataset; choose another")
 
 
-NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
 
 
@@ -217,28 +217,34 @@ def _plain(value: Any) -> Any:
 def create(directory: DatasetDir, content: Manifest) -> None:
     """Write `dataset.json` unless it exists. Of concurrent workers, one writes it, the others compare theirs."""
     temporary = temporary_path(directory.manifest)
+    created = [path for path in (directory.root, *directory.root.parents) if not path.exists()]
+    try:
+        _link_new(temporary, directory, content)
+    except UserError:
+        for path in created:
+            with contextlib.suppress(OSError):  # not created, or in use by another process
+                path.rmdir()
+        raise
+    sync_directory(directory.root)
+    directory.shards.mkdir(exist_ok=True)
+
+
+def _link_new(temporary: Path, directory: DatasetDir, content: Manifest) -> None:
+    """Write `dataset.json` by a hard link, which unlike a rename fails if the file exists, or else compare it."""
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:
             stream.write(content.to_json())
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
-    try:
-        os.link(temporary, directory.manifest)
+        hard_link(temporary, directory.manifest)
     except FileExistsError:
         check_directory(directory, content, "if_same")
     except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        raise UserError(
-            f"output.dir={directory.root} is on a file system without hard links: {error.strerror}"
-        ) from error
+        raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink()
-    sync_directory(directory.root)
-    directory.shards.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import torch
@@ -35,7 +36,7 @@ def generate(run: ResolvedRun) -> Outcome:
     check_upload_target(run)
     _fix_threads(job.trainer)
     writer = ShardWriter(job, _observers(job))
-    trainer, pipeline = build_trainer(job.trainer, [writer]), writer.pipeline
+    trainer, pipeline = build_trainer(job.trainer, [writer], directory.root), writer.pipeline
     data = PromptDataModule(job, run)
     with directory.reporting_disappearance(began=lambda: data.queue.resumes):
         _predict(trainer, job, data, writer)
@@ -52,7 +53,6 @@ def generate(run: ResolvedRun) -> Outcome:
 
 
 def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
-    writer.signals.install(data.queue.stop)
     try:
         trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
     except (KeyboardInterrupt, SystemExit):  # Lightning ends with status 1 after a second Ctrl-C
@@ -60,6 +60,9 @@ def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, write
             raise
     finally:
         writer.signals.restore()
+    if writer.signals.received or data.queue.out_of_time:  # a batch system would kill ranks that outlive this process
+        for process in getattr(trainer.strategy.launcher, "procs", None) or ():
+            process.wait()
 
 
 def _fix_threads(config: TrainerConfig) -> None:
@@ -81,7 +84,7 @@ def _observers(job: Job) -> tuple[Observer, ...]:
     return (ProgressReport(), WandbRun(job))
 
 
-def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback], root: Path) -> lightning.Trainer:
     """Build a trainer that only predicts: no logger, checkpoints, distributed sampler or signal handlers."""
     processes = placement(config)
     devices, visible = processes.devices, torch.cuda.device_count() if device_type(config) == "cuda" else None
@@ -93,7 +96,7 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
             f"--gpus-per-node={devices}, which makes all of them visible to every task"
         )
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=processes.nodes,
@@ -106,8 +109,12 @@ def build_trainer(config: TrainerConfig, callbacks: list[lightning.Callback]) ->
             enable_model_summary=False,
             use_distributed_sampler=False,
             inference_mode=False,  # the sampler switches gradients off itself
+            default_root_dir=root,  # unused, but the default is the current directory, which may have been deleted
         )
     except UserError:
         raise
     except (ValueError, RuntimeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    # Lightning's SIGTERM handler would wait for all ranks, also for those that the signal has ended.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer

@@ -185,7 +185,7 @@ class TableBuilder:
         number = bisect_right(self._starts, row) - 1
         return self._buffer.batches[number].column(column)[row - self._starts[number]].as_py()
 
-    def finish(self, masks: Iterable[tuple[str, str]] = ()) -> PromptTable:
+    def finish(self, masks: Iterable[tuple[str, str | None]] = ()) -> PromptTable:
         """Return the table; the builder must not be used afterwards. `masks`: (name, folder) of rows' mask files."""
         if not self.full:
             self.flush()
@@ -197,6 +197,6 @@ class TableBuilder:
             self._totals,
             self._prompts_digest.hexdigest(),
             self._keys_digest.hexdigest(),
-            [mask_stamp(*mask) for mask in sorted(masks)],
+            [mask_stamp(*mask) for mask in sorted(masks, key=str)],
         )
         return PromptTable(self._buffer.batches, header)

@@ -16,7 +16,9 @@ from madgen.utils.errors import UserError
 
 
 def plan_key(job: Job) -> str:
-    """Return 32 hex digits; prompt files count by their resolved paths, sizes and modification times.
+    """Return 32 hex digits; prompt files count by their resolved paths, sizes and times.
+
+    The time of change (ctime) counts too: it cannot be set back, unlike that of the last modification.
 
     Raises UserError if `prompts.source` does not exist.
     """
@@ -27,7 +29,7 @@ def plan_key(job: Job) -> str:
         ignored.remove("source")
     if job.prompts.shuffle or job.prompts.samples is not None:
         ignored.remove("seed")
-    folders = dict.fromkeys(str(source.folder) for source in sources)
+    folders = dict.fromkeys(None if source.folder is None else str(source.folder) for source in sources)
     content = {
         "format": FORMAT,
         "prompts": {key: value for key, value in prompts.items() if key not in ignored},
@@ -55,4 +57,4 @@ def _stamp(file: Path) -> list[Any]:
         status = file.stat()
     except OSError as error:
         raise UserError(f"cannot read prompts.source={file}: {error.strerror}") from error
-    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]

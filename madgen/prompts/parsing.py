@@ -37,11 +37,11 @@ class RowParser:
 
     def __init__(self, config: PromptsConfig, height: int, width: int):
         self.config, self.height, self.width = config, height, width
-        self.masks: set[tuple[str, str]] = set()
+        self.masks: set[tuple[str, str | None]] = set()
         """(name, folder) of the mask files in rows."""
         self._keep = () if config.keep_columns in (None, ALL) else tuple(config.keep_columns)
         self._missing = set(self._keep)
-        self._job_regions: dict[Path, tuple[Region, ...] | None] = {}
+        self._job_regions: dict[Path | None, tuple[Region, ...] | None] = {}
 
     def job_regions(self, source: PromptSource) -> tuple[Region, ...] | None:
         """Return the job's regions, mask files relative to a source; None if they are invalid."""
@@ -66,7 +66,8 @@ class RowParser:
             if "regions" in fields and source.remote is not None:
                 source.remote.download_masks(location, mask_names(fields))
             elif "regions" in fields:
-                self.masks.update((mask, str(source.folder)) for mask in mask_names(fields))
+                folder = None if source.folder is None else str(source.folder)
+                self.masks.update((mask, folder) for mask in mask_names(fields))
             prompt = self._prompt(location, fields, source, shared)
             if kept is not None:
                 prompt = replace(prompt, columns=json_columns(location, {**dict.fromkeys(self._keep), **kept}))
@@ -113,7 +114,8 @@ class RowParser:
         """Parse a row's own regions, or else the job's."""
         own = {name: fields[name] for name in ("regions", "across") if fields.get(name) is not None}
         parts = own or {"regions": self.config.regions, "across": self.config.across}
-        regions = parse_regions(where, {**parts, "negative_prompt": negative}, source.folder)
+        confined = bool(own) and not self.config.allow_masks_outside
+        regions = parse_regions(where, {**parts, "negative_prompt": negative}, source.folder, confined)
         if own and source.remote is not None:  # other processes do not see the downloaded files
             return tuple(map(embed_mask, regions))
         return regions

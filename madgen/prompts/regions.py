@@ -15,10 +15,13 @@ from madgen.utils.validation import expand_user
 FIELDS = ("mask", "prompt", "negative_prompt")
 
 
-def parse_regions(where: object, fields: dict[str, Any], folder: Path) -> tuple[Region, ...]:
+def parse_regions(
+    where: object, fields: dict[str, Any], folder: Path | None, confined: bool = False
+) -> tuple[Region, ...]:
     """Parse the fields `regions` and `across`; mask files are relative to `folder`, or else to the current directory.
 
-    `where` is the location for UserErrors.
+    `where` is the location for UserErrors. If `confined`, mask files must be inside `folder`, links resolved, or there
+    are none if it is None: a prompt file from elsewhere could otherwise publish any picture of this machine.
     """
     regions, across = fields.get("regions") or [], fields.get("across") or []
     if regions and across:
@@ -30,7 +33,7 @@ def parse_regions(where: object, fields: dict[str, Any], folder: Path) -> tuple[
     if not regions:
         return ()
     return tuple(
-        _region(f"{where}: region {number}", region, folder, fields["negative_prompt"])
+        _region(f"{where}: region {number}", region, folder, fields["negative_prompt"], confined)
         for number, region in enumerate(regions, 1)
     )
 
@@ -49,7 +52,7 @@ def _across(where: object, texts: list[Any], negative: str) -> tuple[Region, ...
     return tuple(Region(Ramp(index, count), text, negative) for index, text in enumerate(texts, 1))
 
 
-def _region(where: str, content: Any, folder: Path, inherited: str) -> Region:
+def _region(where: str, content: Any, folder: Path | None, inherited: str, confined: bool) -> Region:
     if not isinstance(content, dict):
         raise UserError(f"{where} must be an object with {', '.join(FIELDS)}, got {content!r}")
     unknown = sorted(set(content) - set(FIELDS))
@@ -60,7 +63,7 @@ def _region(where: str, content: Any, folder: Path, inherited: str) -> Region:
     negative = inherited if negative is None else negative
     if not isinstance(negative, str):
         raise UserError(f"{where}: negative_prompt must be a string, got {negative!r}")
-    return Region(_mask(where, content.get("mask"), folder), content["prompt"], negative)
+    return Region(_mask(where, content.get("mask"), folder, confined), content["prompt"], negative)
 
 
 def _check_text(name: str, text: Any) -> None:
@@ -68,7 +71,7 @@ def _check_text(name: str, text: Any) -> None:
         raise UserError(f"{name} must be a non-empty string, got {text!r}")
 
 
-def _mask(where: str, mask: Any, folder: Path) -> Box | MaskFile:
+def _mask(where: str, mask: Any, folder: Path | None, confined: bool) -> Box | MaskFile:
     if isinstance(mask, list) and len(mask) == 4 and all(type(edge) is int for edge in mask):
         return Box(*mask)
     if not isinstance(mask, str) or not mask:
@@ -76,12 +79,20 @@ def _mask(where: str, mask: Any, folder: Path) -> Box | MaskFile:
     path = _find_mask(mask, folder)
     if path is None:
         raise UserError(f"{where}: mask file {mask} exists neither in {folder} nor in the current directory")
-    return MaskFile(str(path), _sha256(path, path.stat().st_mtime_ns))
+    if confined and (folder is None or not path.is_relative_to(folder.resolve())):
+        place = "the folder of the prompt file" if folder is not None else "a dataset of the Hub, which has no folder"
+        raise UserError(
+            f"{where}: mask file {mask} is outside {place}; only if you trust the source, set "
+            "prompts.allow_masks_outside=true: masks are published in the dataset"
+        )
+    status = path.stat()
+    return MaskFile(str(path), _sha256(path, status.st_mtime_ns, status.st_ctime_ns))
 
 
-def _find_mask(mask: str, folder: Path) -> Path | None:
-    candidates = (str(folder / mask), expand_user(mask, "mask"))
-    return next((Path(path).resolve() for path in candidates if _is_picture_file(path)), None)
+def _find_mask(mask: str, folder: Path | None) -> Path | None:
+    path = expand_user(mask, "mask")
+    candidates = (path,) if folder is None else (folder / mask, path)
+    return next((candidate.resolve() for candidate in candidates if _is_picture_file(candidate)), None)
 
 
 def _is_picture_file(path: str | Path) -> bool:
@@ -96,16 +107,17 @@ def mask_names(fields: dict[str, Any]) -> list[str]:
     return [mask for mask in masks if isinstance(mask, str)]
 
 
-def mask_stamp(mask: str, folder: str) -> list[Any]:
-    """Return [name, folder, path, size, mtime in ns], which changes with the file that the name resolves to."""
-    path = _find_mask(mask, Path(folder))
+def mask_stamp(mask: str, folder: str | None) -> list[Any]:
+    """Return [name, folder, path, size, mtime, ctime], which changes with the file that the name resolves to."""
+    path = _find_mask(mask, None if folder is None else Path(folder))
     status = path.stat() if path is not None else None
-    return [mask, folder, str(path), status and status.st_size, status and status.st_mtime_ns]
+    times = (None, None, None) if status is None else (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return [mask, folder, str(path), *times]
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Return the checksum of a file, cached by its time of modification."""
+def _sha256(path: Path, mtime_ns: int, ctime_ns: int) -> str:
+    """Return the checksum of a file, cached by its times."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

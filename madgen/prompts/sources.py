@@ -12,7 +12,7 @@ from pathlib import Path
 
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
-from madgen.prompts.readers._hub import dataset_files, is_hub, read_hub
+from madgen.prompts.readers._hub import dataset_files, is_hub, local_folder, read_hub
 from madgen.prompts.remote import RemoteFile, download, remote_urls
 from madgen.prompts.template import NAME, Template
 from madgen.utils.errors import UserError
@@ -25,8 +25,8 @@ class PromptSource:
 
     name: str
     """Name in messages."""
-    folder: Path
-    """Folder that mask files in its rows are relative to."""
+    folder: Path | None
+    """Folder that mask files in its rows are relative to; None for a dataset on the Hub."""
     files: Callable[[], list[Path]]
     """Return its files, as far as they are on this machine."""
     read: Callable[[], Iterator[Chunk]]
@@ -49,7 +49,7 @@ def find_sources(config: PromptsConfig) -> list[PromptSource]:
             raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")
         files, read = partial(dataset_files, source), partial(read_hub, source, split, options)
         files()  # raises UserError if the name is invalid
-        return [PromptSource(source, Path(), files, read)]
+        return [PromptSource(source, local_folder(source), files, read)]
     if split != "train":
         raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
     if "://" in source and protocol_of(source) != "file":

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import socket
-import time
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,30 +16,67 @@ from typing import BinaryIO
 
 import psutil
 
-from madgen.utils.errors import UserError
+from madgen.utils.errors import STORAGE_ERRORS, UserError
+from madgen.utils.processes import boot_id
 
-ABANDONED_AFTER_S = 60.0
+ABANDONED_AFTER_S = 24 * 3600.0
 """Age of the last write after which a temporary file of another machine counts as abandoned."""
+OWNER = re.compile(r"\..+\.([0-9a-f]{6}[0-9a-f]{8})[0-9a-f]{8}")
 
 
 def temporary_path(path: Path) -> Path:
     """Return the path to write a file to before its rename, unique among all processes of all machines."""
-    return path.with_name(f".{path.name}.{_host()}{os.getpid():08x}{secrets.token_hex(4)}")
+    owner = owner_tag(socket.gethostname(), boot_id(), os.getpid())
+    return path.with_name(f".{path.name}.{owner}{secrets.token_hex(4)}")
 
 
-def is_abandoned(path: Path) -> bool:
-    """Return whether `path` is a `temporary_path` whose process has died."""
-    match = re.fullmatch(r"\..+\.([0-9a-f]{6})([0-9a-f]{8})[0-9a-f]{8}", path.name)
-    if match is None:
+def owner_tag(host: str, boot: str, pid: int) -> str:
+    """Return the part of a temporary file's name that identifies its process: 6 hex digits of the machine, 8 of it."""
+    return f"{hashlib.sha256(f'{host} {boot}'.encode()).hexdigest()[:6]}{pid:08x}"
+
+
+def owner_of(path: Path) -> str | None:
+    """Return the `owner_tag` in the name of a temporary file; None for other files."""
+    match = OWNER.fullmatch(path.name)
+    return match[1] if match else None
+
+
+def is_abandoned(path: Path, now: float) -> bool:
+    """Return whether `path` is a `temporary_path` whose process has died.
+
+    Of another machine that is unknown: its file must not have been written to for a day before `now`, which is
+    `file_system_time`, as the clocks of machines differ.
+    """
+    owner = owner_of(path)
+    if owner is None:
         return False
-    if match[1] == _host():
-        return not psutil.pid_exists(int(match[2], 16))
-    return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+    pid = int(owner[6:], 16)
+    if owner == owner_tag(socket.gethostname(), boot_id(), pid):
+        return not psutil.pid_exists(pid)
+    return now - path.stat().st_mtime > ABANDONED_AFTER_S
 
 
-def _host() -> str:
-    """Return a hash of the host name, of six characters."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+def file_system_time(folder: Path) -> float:
+    """Return the time of a folder's file server, which also dates the files in it. Raises OSError."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b".")
+        stream.flush()
+        return os.fstat(stream.fileno()).st_mtime
+
+
+def hard_link(source: Path, target: Path) -> None:
+    """Create a hard link, which fails if `target` exists; UserError if the file system cannot."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        if error.errno in STORAGE_ERRORS - {errno.EPERM, errno.EACCES}:
+            raise
+        raise UserError(
+            f"{target.parent}: this file system makes no hard links ({error.strerror}), by which processes share a "
+            "dataset; choose an output.dir on another file system"
+        ) from error
 
 
 @contextmanager
@@ -51,7 +88,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        _rename(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -62,6 +99,15 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        if temporary.parent.is_dir() and not temporary.exists():
+            raise OSError(errno.ESTALE, "another process has removed its temporary file", str(path)) from None
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -9,6 +9,8 @@ import json
 import logging
 import sys
 
+from madgen.utils.credentials import mask
+
 
 class StderrHandler(logging.Handler):
     """Write warnings as `madgen: ...` and other lines as they are. A closed terminal or pipe never stops a run."""
@@ -16,7 +18,7 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "madgen: " if record.levelno >= logging.WARNING else ""
         with contextlib.suppress(OSError, ValueError):
-            print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
+            print(mask(f"{prefix}{record.getMessage()}"), file=sys.stderr, flush=True)
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import re
+import sys
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from numbers import Complex, Real
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from madgen.utils.errors import UserError
+
+MAX_NAME, MAX_PATH = 255, 3800
+"""Limits of file systems, in bytes; PATH_MAX is 4096, minus what madgen appends to a path."""
 
 
 def whole(name: str, value: Any, minimum: int | None = None) -> int:
@@ -98,13 +102,34 @@ def environment_number(variables: Mapping[str, str], name: str, default: int | N
 
 
 def expand_user(name: str | os.PathLike[str], key: str = "a path") -> Path:
-    """Expand a leading `~`; UserError naming `key` if that home directory is unknown."""
+    """Expand a leading `~`. Raises UserError naming `key` if that home directory is unknown, or for `check_path`."""
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
     except RuntimeError:
         raise UserError(
             f"{key}={name}: the home directory of {Path(name).parts[0]!r} is unknown; write the whole path"
         ) from None
+    check_path(key, str(path))
+    return path
+
+
+def check_path(key: str, name: str) -> None:
+    """Raise UserError, naming `key`, if no file can have a path on this machine."""
+    if "\0" in name:
+        raise UserError(f"{key} contains a NUL character, which no path can contain: {name!r}; remove it")
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise UserError(
+            f"{key}={name!r} cannot be expressed in this locale's encoding {encoding}; set LC_ALL=C.UTF-8"
+        ) from None
+    longest = max(map(len, encoded.split(b"/")), default=0)
+    if longest > MAX_NAME or len(encoded) > MAX_PATH:
+        raise UserError(
+            f"{key}={name[:60]}… is too long: {len(encoded)} bytes, its longest name {longest}; "
+            f"at most {MAX_PATH} and {MAX_NAME} are possible"
+        )
 
 
 def listed(name: str, value: Any) -> list[Any]:

@@ -4,10 +4,12 @@ import gzip
 import json
 
 import pytest
+from PIL import Image
 
 from madgen import load_job
 from madgen.dataset.plan import build_plan
 from madgen.prompts.readers import _lines
+from madgen.prompts.regions import parse_regions
 from madgen.utils.errors import UserError
 
 
@@ -92,3 +94,59 @@ def test_masks_are_regular_files_with_content(mask, tmp_path):
     source.write_text(f'{{"prompt": "hills", "regions": [{{"mask": "{mask}", "prompt": "x"}}]}}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"mask file .* exists neither in"):
         texts(source)
+
+
+def with_mask(folder, mask):
+    """Write a prompt file whose second line names a mask."""
+    folder.mkdir(exist_ok=True)
+    lines = [{"prompt": "hills"}, {"prompt": "sea", "regions": [{"mask": str(mask), "prompt": "x"}]}]
+    (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder / "p.jsonl"
+
+
+@pytest.mark.parametrize("mask", ["../private.png", "{tmp_path}/private.png", "link.png", "sub/../../private.png"])
+@pytest.mark.parametrize("scheme", ["", "hf://"])
+def test_masks_outside_the_folder_of_the_prompt_file_are_refused(scheme, mask, tmp_path, monkeypatch):
+    Image.new("L", (64, 32), 255).save(tmp_path / "private.png")
+    source = with_mask(tmp_path / "data", mask.format(tmp_path=tmp_path))
+    (tmp_path / "data" / "sub").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to("../private.png")
+    source = f"{scheme}{source.parent}" if scheme else str(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r":2: region 1: mask file .* is outside the folder of the prompt file"):
+        texts(source)
+    job = load_job(overrides=[f"prompts.source={source}", "prompts.allow_masks_outside=true"])
+    assert build_plan(job).prompts[1].regions[0].mask.path == str(tmp_path / "private.png")
+
+
+def test_masks_in_the_current_directory_are_outside_the_folder_of_the_prompt_file(tmp_path, monkeypatch):
+    Image.new("L", (64, 32), 255).save(tmp_path / "private.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"p\.jsonl:2: region 1: mask file private\.png is outside"):
+        texts(with_mask(tmp_path / "data", "private.png"))
+
+
+def test_masks_inside_the_folder_of_the_prompt_file_are_read(tmp_path, monkeypatch):
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    Image.new("L", (64, 32), 255).save(tmp_path / "data" / "masks" / "a.png")
+    (tmp_path / "alias").symlink_to("data")
+    for folder, mask in (("data", "masks/a.png"), ("alias", "masks/a.png"), ("data", tmp_path / "alias/masks/a.png")):
+        (prompt,) = build_plan(load_job(overrides=[f"prompts.source={with_mask(tmp_path / folder, mask)}"])).prompts[1:]
+        assert prompt.regions[0].mask.path == str(tmp_path / "data/masks/a.png")
+
+
+def test_a_dataset_on_the_hub_names_no_file_of_this_machine(tmp_path, monkeypatch):
+    Image.new("L", (64, 32), 255).save(tmp_path / "private.png")
+    monkeypatch.chdir(tmp_path)
+    fields = {"regions": [{"mask": "private.png", "prompt": "x"}], "negative_prompt": ""}
+    with pytest.raises(UserError, match="is outside a dataset of the Hub"):
+        parse_regions("row", fields, None, confined=True)
+
+
+def test_masks_of_the_job_itself_may_be_anywhere(tmp_path):
+    Image.new("L", (64, 32), 255).save(tmp_path / "mask.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "p.txt").write_text("hills\n", encoding="utf-8")
+    region = f"prompts.regions=[{{mask: {tmp_path}/mask.png, prompt: x}}]"
+    (prompt,) = build_plan(load_job(overrides=[f"prompts.source={tmp_path}/data/p.txt", region])).prompts
+    assert prompt.regions[0].mask.path == str(tmp_path / "mask.png")

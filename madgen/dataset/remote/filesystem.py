@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from madgen.utils.credentials import mask
 from madgen.utils.filesystems import file_system, protocol_of
 
 PART = 50 * 2**20
@@ -132,14 +132,7 @@ def _git_blob(path: Path) -> str:
     return hashlib.sha1(head + path.read_bytes(), usedforsecurity=False).hexdigest()  # only used for small files
 
 
-SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
-
-
 def describe_error(error: BaseException) -> str:
     """Format an error as one line of at most 300 characters, with the values of secrets masked."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    text = re.sub(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|sig)=[^&\s]+", r"\1=***", text)
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 8:
-            text = text.replace(value, "***")
+    text = mask(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return text if len(text) <= 300 else f"{text[:300]}…"

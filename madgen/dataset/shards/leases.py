@@ -23,6 +23,8 @@ from typing import Any
 
 from madgen.dataset.format import to_json
 from madgen.dataset.layout import DatasetDir
+from madgen.utils.atomic import hard_link, owner_tag
+from madgen.utils.processes import boot_id
 
 HEARTBEAT_S = 3.0
 LEASE_S = 60.0
@@ -39,21 +41,12 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_time(os.getpid()))
+        return cls(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
 
     def is_surely_dead(self) -> bool:
         """Return True if this host can rule out that the process is alive: same host and boot, and no such process."""
-        same_boot = self.host == socket.gethostname() and self.boot == _boot_id() != ""
+        same_boot = self.host == socket.gethostname() and self.boot == boot_id() != ""
         return same_boot and _start_time(self.pid) != self.started
-
-
-def _boot_id() -> str:
-    """Return an id of the boot and PID namespace within which a PID is unambiguous; '' if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return boot + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
 
 
 def _start_time(pid: int) -> str:
@@ -162,7 +155,7 @@ class Worker:
         try:
             self.directory.make_in_work(self.directory.claims)  # another worker may have removed `work/`
             temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
-            os.link(temporary, self._claim_file(shard))
+            hard_link(temporary, self._claim_file(shard))
         except FileExistsError:
             if os.stat(temporary).st_nlink != 2:  # else this link succeeded, and NFS retried it after a lost reply
                 return False
@@ -203,7 +196,7 @@ class Worker:
         taken = read_json(broken)
         if taken != claim:  # a new claim of another worker that was faster: put it back
             with contextlib.suppress(FileExistsError):
-                os.link(broken, path)
+                hard_link(broken, path)
             broken.unlink(missing_ok=True)
             return False
         broken.unlink(missing_ok=True)
@@ -227,12 +220,14 @@ class Worker:
         return now - renewed < self.lease_s
 
     def forget_dead_workers(self) -> None:
-        """Remove the heartbeat files of dead workers without claims, so that `status` no longer lists them.
+        """Remove heartbeat and temporary files of dead workers without claims, so that `status` no longer lists them.
 
         With a claim, the heartbeat file is kept: without it, the claim could only expire by its age.
         """
         for path in self.directory.workers.glob("*.json"):
             if not self.is_alive(path.stem, path) and not self._holds_a_claim(path):
+                if state := read_json(path):
+                    self.directory.sweep(owner_tag(state["host"], state["boot"], state["pid"]))
                 path.unlink(missing_ok=True)
 
     def _holds_a_claim(self, heartbeat: Path) -> bool:
