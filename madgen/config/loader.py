@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from madgen.config.schema import Job, nearest
+from madgen.config.schema import Job, check_recordable, nearest
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 from madgen.utils.validation import expand_user, listed, path, texts
@@ -74,6 +74,7 @@ def build_job(
     for layer in layers:
         content = OmegaConf.to_container(layer)
         _check_interpolations(content)
+        check_recordable(content)
         _check_lists(content, Job().as_dict())
         _unset_other_mad_key(layer)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from madgen.utils.credentials import check_no_credentials
 from madgen.utils.errors import UserError
-from madgen.utils.validation import expand_user
+from madgen.utils.validation import check_path, expand_user
 
 PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
 """Fields of a row of a prompt file."""
@@ -18,6 +18,9 @@ PIXEL_SCORES = ("seam", "wrap", "coherence")
 """Scores computed from pixels, see `madgen.images.scores`."""
 AUTO_BATCH = "auto"
 """Value of `sampling.batch_size` that selects the batch size by device."""
+PATHS = {"output.dir", "prompts.source", "prompts.regions.mask", "backbone.pretrained", "backbone.config"}
+PATHS |= {"backbone.loras.weights", "safety.checker", "scores.clip"}
+"""Keys whose values may be paths."""
 SCORES = (*PIXEL_SCORES, "clip")
 """Keys that may occur under `scores` in a sample's JSON."""
 
@@ -56,14 +59,17 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(item, key)
 
 
-def _check_recordable(key: str, text: str) -> None:
-    """Raise UserError if a string cannot be recorded in the dataset as UTF-8, or must not be: credentials."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{key} must be valid Unicode, got {text!r}") from None
-    _check("\0" not in text, f"{key} contains a NUL character: {text!r}; remove it")
-    check_no_credentials(key, text)
+def check_recordable(settings: Any) -> None:
+    """Raise UserError if a string cannot be recorded in the dataset, or must not be (credentials), or is no path."""
+    for key, text in _strings(settings):
+        check_no_credentials(key, text)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{key} must be valid Unicode, got {text!r}") from None
+        _check("\0" not in text, f"{key} contains a NUL character: {text!r}; remove it")
+        if key in PATHS:
+            check_path(key, text)
 
 
 def require_job(value: Any) -> Job:
@@ -778,8 +784,7 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.method.with_steps(self.sampling.num_inference_steps))
-        for key, text in _strings(self.as_dict()):
-            _check_recordable(key, text)
+        check_recordable(self.as_dict())
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         _check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")

@@ -12,9 +12,9 @@ SECRET_NAME = re.compile(r"(?i)SECRET|TOKEN(?!IZER)|PASS|PWD|CREDENTIAL|KEY|SAS|
 """Names of environment variables whose values are secrets, unless they are paths."""
 MIN_LENGTH = 8
 """Shorter values of such variables are flags, such as `TOKEN=1`."""
-PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#@:]*:[^\s/?#@]*)@")
+PASSWORD = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*:/{1,2})([^\s/?#@:]*:[^\s/?#@]*)@")
 """`user:password@` in a URL."""
-LONE_TOKEN = re.compile(r"(?i)\b(https?://)([^\s/?#@:]+)@")
+LONE_TOKEN = re.compile(r"(?i)\b(https?:/{1,2})([^\s/?#@:]+)@")
 """`token@` in a URL; other protocols have user names there."""
 QUERY = re.compile(
     r"(?i)(?<=[?&;])((?:x-(?:amz|goog)-)?(?:signature|credential|security-token)|sig|(?:[a-z]+_)?token"

@@ -34,7 +34,7 @@ def test_environment_variables_are_not_read(value, tmp_path, monkeypatch):
 
 def test_environment_variables_are_not_read_by_bases_lists_and_resolvers_of_the_program(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
-    OmegaConf.register_new_resolver("mine", lambda: "hunter2", replace=True)
+    OmegaConf.register_resolver("mine", lambda: "hunter2", replace=True)
     (tmp_path / "base.yaml").write_text("prompts: {across: [a, '${oc.env:SECRET}']}\n", encoding="utf-8")
     (tmp_path / "job.yaml").write_text("base: base.yaml\n", encoding="utf-8")
     for paths, overrides in (
@@ -79,14 +79,14 @@ def test_urls_and_texts_without_credentials_are_accepted(value):
     assert load_job(overrides=[f"prompts.negative_prompt={value}"]).prompts.negative_prompt == value
 
 
-def test_credentials_are_masked_in_errors_and_logs(madgen_here, tmp_path, monkeypatch, capsys):
+def test_credentials_are_masked_in_errors_and_logs(madgen_here, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     result = madgen_here("plan", "https://user:pa55@host/0123456789abcdef.yaml")
     assert result.code == 2
     assert "***@host/***.yaml" in result.err
     assert "pa55" not in result.err
     logging.getLogger("madgen").warning("cannot reach https://user:pa55@host/x?sig=abc")
-    assert capsys.readouterr().err == "madgen: cannot reach https://***@host/x?sig=***\n"
+    assert capfd.readouterr().err == "madgen: cannot reach https://***@host/x?sig=***\n"
 
 
 PATHS = ["output.dir", "prompts.source", "backbone.pretrained", "backbone.config", "safety.checker", "scores.clip"]
@@ -99,7 +99,7 @@ PATHS = ["output.dir", "prompts.source", "backbone.pretrained", "backbone.config
         ("a\0b", "contains a NUL character"),
         ("a" * 300, "too long|does not exist|exists neither|neither a folder"),
         ("/".join(["folder"] * 700), "too long|does not exist|exists neither|neither a folder"),
-        ("a\ud800b", "must be valid Unicode|cannot read"),
+        ("a\ud800b", "must be valid Unicode|cannot read|not valid YAML"),
     ],
     ids=["NUL", "name", "path", "surrogate"],
 )
