@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from madgen.types import Prompt, Region
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
+CHECKSUM = "sha256"
 HEADER = b"madgen"
 STORED = ("id", "text", "own", "regions", "columns")
 CHUNK_ROWS = 4096  # rows decoded at a time while iterating
@@ -111,17 +113,21 @@ class PromptTable(Sequence[Prompt]):
             yield from (start + np.flatnonzero(text_sizes(batch) > size)).tolist()
 
     def save(self, path: Path) -> None:
-        """Write an Arrow IPC file, atomically. Raises OSError."""
+        """Write an Arrow IPC file followed by its checksum, atomically. Raises OSError."""
         schema = SCHEMA.with_metadata({HEADER: json.dumps(_header_to_json(self.header, len(self))).encode()})
-        with atomic(path) as stream, pa.ipc.new_file(stream, schema) as writer:
-            for batch in self.batches:
-                writer.write_batch(batch)
+        with atomic(path) as stream:
+            with pa.ipc.new_file(stream, schema) as writer:
+                for batch in self.batches:
+                    writer.write_batch(batch)
+            stream.flush()
+            with open(stream.name, "rb") as written:
+                stream.write(hashlib.file_digest(written, CHECKSUM).digest())
 
     @classmethod
     def open(cls, path: Path) -> PromptTable:
         """Load a saved table by memory mapping. Raises UserError if the file is missing or damaged."""
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            reader = pa.ipc.open_file(_checked(path))
             content = json.loads((reader.schema.metadata or {})[HEADER])
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             header = _header_from_json(content)
@@ -130,6 +136,16 @@ class PromptTable(Sequence[Prompt]):
         if content["format"] != FORMAT or content["rows"] != sum(map(len, batches)):
             raise UserError(f"{path} is damaged, or of another version; remove it")
         return cls(batches, header)
+
+
+def _checked(path: Path) -> pa.BufferReader:
+    """Return the mapped content of a saved table. Raises ValueError if its checksum differs."""
+    with pa.memory_map(str(path)) as mapped:
+        content = mapped.read_buffer()
+    body = content.slice(0, max(0, content.size - hashlib.new(CHECKSUM).digest_size))
+    if hashlib.new(CHECKSUM, body).digest() != content.slice(body.size).to_pybytes():
+        raise ValueError("checksum mismatch")
+    return pa.BufferReader(body)
 
 
 def text_sizes(batch: pa.RecordBatch) -> np.ndarray:

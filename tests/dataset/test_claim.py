@@ -8,6 +8,7 @@ import pytest
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Process, Worker, remove_work
+from madgen.utils.atomic import owner_tag
 
 
 @pytest.fixture
@@ -104,6 +105,21 @@ def test_a_dead_worker_is_forgotten_when_its_claims_are_taken(worker, directory)
     fresh.forget_dead_workers()
     assert not gone.heartbeat_file.exists()
     assert fresh.heartbeat_file.exists()
+
+
+def test_temporary_files_of_a_dead_worker_elsewhere_are_removed_with_its_heartbeat(worker, directory):
+    gone, silent, fresh = worker(lease_s=30), worker(lease_s=30), worker(lease_s=30)
+    files = {}
+    for one, pid in ((gone, 1), (silent, 2)):
+        one.process = Process("another-host", "boot", pid, "")
+        one.beat()
+        files[pid] = directory.shards / f".job-000000.tar.{owner_tag('another-host', 'boot', pid)}00000000"
+        files[pid].touch()
+    age(gone.heartbeat_file, 40)
+    fresh.forget_dead_workers()
+    assert not gone.heartbeat_file.exists()
+    assert not files[1].exists()
+    assert files[2].exists()
 
 
 def test_an_empty_claim_ages_by_itself(worker, directory):

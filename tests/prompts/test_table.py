@@ -261,6 +261,30 @@ def test_damaged_cache_is_ignored(job, tmp_path):
     assert len(build_plan(job(), tmp_path / "cache").prompts) == 2
 
 
+def test_a_flipped_byte_in_the_cache_is_noticed(job, tmp_path):
+    plan = build_plan(job())
+    path = plan.save(tmp_path / "cache")
+    content = path.read_bytes()
+    at = content.index(b"a hill")
+    for place in (at, 10, len(content) // 2, len(content) - 40, len(content) - 1):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        assert [prompt.text for prompt in build_plan(job(), tmp_path / "cache").prompts] == ["a hill", "a lake"]
+        with pytest.raises(UserError, match="checksum mismatch"):
+            PromptTable.open(path)
+
+
+def test_a_prompt_file_that_changed_with_size_and_time_kept_is_read_again(job, tmp_path):
+    path = tmp_path / "p.txt"
+    before = path.stat()
+    build_plan(job()).save(tmp_path / "cache")
+    path.write_text("a hall\na lake\n", encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert build_plan(job(), tmp_path / "cache").prompts[0].text == "a hall"
+
+
 def test_changed_mask_of_a_row_invalidates_the_cache(job, tmp_path):
     wanted = job("prompts.source=p.jsonl")
     plan = build_plan(wanted)
