@@ -47,7 +47,15 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     files = [argument for argument in arguments if "=" not in argument]
     if not files:
         raise UserError("no job file given; example: madgen generate jobs/demo.yaml")
-    return files, [argument for argument in arguments if "=" in argument]
+    return files, [as_utf8(argument) for argument in arguments if "=" in argument]
+
+
+def as_utf8(argument: str) -> str:
+    """Return an argument that Python could not decode in the locale's encoding as the UTF-8 text that it is."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        return argument
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, Overrides, load_job
+from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, Overrides, as_utf8, load_job
 
 logger = logging.getLogger(__name__)
 RESOURCES = "Resources"
@@ -103,7 +103,7 @@ def sample(
     """
     from madgen.generation.sample import sample_one
 
-    sample_one(prompt, output, job, overrides or [])
+    sample_one(as_utf8(prompt), output, job, [as_utf8(override) for override in overrides or []])
 
 
 def submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,6 +22,7 @@ AUTO_BATCH = "auto"
 PATHS = {"output.dir", "prompts.source", "prompts.regions.mask", "backbone.pretrained", "backbone.config"}
 PATHS |= {"backbone.loras.weights", "safety.checker", "scores.clip"}
 """Keys whose values may be paths."""
+WANDB_MODES = ("online", "offline", "disabled")
 SCORES = (*PIXEL_SCORES, "clip")
 """Keys that may occur under `scores` in a sample's JSON."""
 
@@ -657,19 +659,36 @@ class OutputConfig:
 class WandbConfig:
     """Logging to Weights & Biases."""
 
-    mode: str = "offline"
-    """`online`, `offline` (log to `wandb/` in the current directory; upload with `wandb sync`) or `disabled`."""
-    project: str = "madgen"
-    """Name of the W&B project."""
+    mode: str | None = None
+    """`online`, `offline` (log to `wandb/` in the current directory; upload with `wandb sync`) or `disabled`; null:
+    the environment variable `WANDB_MODE`, else `offline`."""
+    project: str | None = None
+    """Name of the W&B project; null: the environment variable `WANDB_PROJECT`, else `madgen`."""
     entity: str | None = None
-    """W&B user or team; null is the account's default."""
+    """W&B user or team; null: the environment variable `WANDB_ENTITY`, else the account's default."""
     group: str | None = None
-    """Group of runs that this run belongs to; null: none."""
+    """Group of runs that this run belongs to; null: the environment variable `WANDB_RUN_GROUP`, else none."""
     id: str | None = None
-    """Run id; null derives it from the dataset's directory, so that a resumed run continues the same curve."""
+    """Run id; null: the environment variable `WANDB_RUN_ID`, else derived from the dataset's directory, so that a
+    resumed run continues the same curve."""
 
     def __post_init__(self) -> None:
-        _one_of("monitor.wandb.mode", self.mode, ("online", "offline", "disabled"))
+        _check(
+            self.mode is None or self.mode in WANDB_MODES,
+            f"monitor.wandb.mode must be one of "
+            f"{', '.join(WANDB_MODES)}, or null for WANDB_MODE of the environment, got {self.mode!r}",
+        )
+
+    def chosen_mode(self, variables: Mapping[str, str] = os.environ) -> str:
+        """Return the mode. Raises UserError if `WANDB_MODE` of the environment decides and is invalid."""
+        if self.mode is not None:
+            return self.mode
+        if variables.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+            return "disabled"
+        mode = variables.get("WANDB_MODE") or "offline"
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # as W&B names them too
+        _one_of("the environment variable WANDB_MODE", mode, WANDB_MODES)
+        return mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def _fix_threads(config: TrainerConfig) -> None:
 def _observers(job: Job) -> tuple[Observer, ...]:
     if rank() != 0:
         return ()
-    if job.monitor.wandb.mode == "disabled":
+    if job.monitor.wandb.chosen_mode() == "disabled":
         return (ProgressReport(),)
     from madgen.monitoring.wandb_run import WandbRun
 

@@ -23,6 +23,7 @@ from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
+from madgen.utils.validation import text
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 DEFAULTS = [
@@ -36,6 +37,7 @@ DEFAULTS = [
 def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list[str]) -> None:
     """Write one panorama to `output`; without a job file, sample the demo backbone with MAD."""
     job = load_job([job_file], overrides) if job_file else load_job([], [*DEFAULTS, *overrides])
+    text("the prompt", prompt)
     if not prompt.strip():
         raise UserError("the prompt is empty")
     image_format = check_output(output)

@@ -233,16 +233,16 @@ class Log:
 
 def open_run(config: WandbConfig, directory: DatasetDir, manifest: Manifest) -> Any:
     """Open or resume the dataset's run; offline, with a warning, if `online` is requested without an API key."""
-    mode = config.mode
+    mode = config.chosen_mode()
     if mode == "online" and not has_key():
         logger.warning("no W&B key (`wandb login` or WANDB_API_KEY): logging offline; run `wandb sync` later")
         mode = "offline"
     return wandb.init(
-        project=config.project,
+        project=config.project or os.environ.get("WANDB_PROJECT") or "madgen",
         entity=config.entity,
         group=config.group,
-        id=config.id or run_id(directory, str(manifest.fingerprint)),
-        name=manifest.name,
+        id=config.id or os.environ.get("WANDB_RUN_ID") or run_id(directory, str(manifest.fingerprint)),
+        name=os.environ.get("WANDB_NAME") or manifest.name,
         mode=mode,
         resume="allow",
         config={**manifest.job, "fingerprint": manifest.fingerprint, "plan": manifest.plan.as_dict()},

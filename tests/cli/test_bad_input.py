@@ -93,7 +93,7 @@ def listing(folder):
         (["sampling.decode=slow"], "sampling.decode must be one of auto, whole, tiled, got 'slow'"),
         (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be >= 0, got inf"),
         (["trainer.devices=0"], "trainer.devices must be an integer > 0 or auto, got 0"),
-        (["monitor.wandb.mode=maybe"], "monitor.wandb.mode must be one of online, offline, disabled"),
+        (["monitor.wandb.mode=maybe"], "monitor.wandb.mode must be one of online, offline, disabled, or null"),
     ],
 )
 def test_generate_refuses(madgen_here, job_file, tmp_path, overrides, message):

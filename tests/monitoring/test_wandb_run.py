@@ -11,7 +11,7 @@ from forks import WAIT_S
 from processes import MADGEN, NEARLY_OVER, Forked, environment, until
 from wandb_log import ended, history, records, run
 
-from madgen.config.schema import Job
+from madgen.config.schema import Job, WandbConfig
 from madgen.dataset.shards.leases import read_json
 
 
@@ -258,3 +258,38 @@ def test_two_jobs_on_one_dataset_log_one_run(start, job_file, tmp_path):
     samples = [row["samples"] for log in logs for row in history(ended(log))]
     assert samples == sorted(set(samples))
     assert samples[-1] == 100
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_MODE": ""}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "disabled"),
+    ],
+)
+def test_the_environment_chooses_the_mode_that_the_job_leaves_open(variables, mode):
+    assert WandbConfig().chosen_mode(variables) == mode
+    assert WandbConfig(mode="online").chosen_mode(variables) == "online"
+
+
+def test_an_unknown_mode_in_the_environment_is_refused(madgen_here, job_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "maybe")
+    result = madgen_here("generate", job_file, "monitor.wandb.mode=null")
+    message = "madgen: the environment variable WANDB_MODE must be one of online, offline, disabled, got 'maybe'\n"
+    assert (result.code, result.err) == (2, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_environment_names_the_run_where_the_job_does_not(madgen, job_file, tmp_path):
+    names = {"WANDB_PROJECT": "zz", "WANDB_NAME": "myname", "WANDB_RUN_GROUP": "g", "WANDB_RUN_ID": "abc"}
+    job = ("generate", job_file, "monitor.wandb.mode=null", "prompts.limit=1")
+    assert madgen(*job, "monitor.wandb.group=h", WANDB_DIR=str(tmp_path), **names).code == 0
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = run(ended(log))
+    assert (logged.project, logged.display_name, logged.run_group, logged.run_id) == ("zz", "myname", "h", "abc")
+    assert madgen(*job, "output.dir=quiet", WANDB_DIR=str(tmp_path / "none"), WANDB_MODE="disabled").code == 0
+    assert not (tmp_path / "none").exists()
