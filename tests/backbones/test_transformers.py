@@ -13,6 +13,7 @@ from madgen.backbones._transformer import canvas_ids, canvas_of
 from madgen.config.loader import load_job
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
+from madgen.types import Ramp
 
 TINY = Path(__file__).parents[1] / "parity" / "golden" / "dit"
 FOLDERS = {"flux": TINY / "tiny-flux-dev", "sd3": TINY / "tiny-sd3"}
@@ -140,6 +141,10 @@ def test_batches_chunks_and_prompts_do_not_interact(name):
         {"layout": "whole", "view_size": None, "stride": None},
         {"height": 48},
         {"regions": [[Region(Box(0, 0, 32, 32), "a city")]]},
+        {"regions": [[Region(Ramp(1, 2), "a city")]]},
+        {"overrides": ("method.merge.operator=swap",)},
+        {"overrides": ("method.merge.operator=swap", "method.merge.reference_steps=2"), "mad_steps": 0},
+        {"overrides": ("method.merge.weights=radial", "method.noise.align=0.5")},
         {"scheduler": "FlowMatchHeunDiscreteScheduler"},
     ],
     ids=str,

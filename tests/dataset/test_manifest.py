@@ -74,3 +74,14 @@ def test_settings_count_where_they_are_used(fingerprint):
     assert fingerprint(*sync) != fingerprint()
     assert fingerprint(*sync, "method.sync.decay=0.5") != fingerprint(*sync)
     assert fingerprint("output.format=jpg", "output.quality=50") != fingerprint("output.format=jpg")
+
+
+def test_all_blocks_of_a_unet_are_recorded_as_before(fingerprint):
+    """`all` is the default; earlier versions had `[down, mid, up]`, and no positions."""
+    assert fingerprint() == fingerprint("method.mad.blocks=[down,mid,up]")
+    mad = {"steps": 15, "blocks": ("all",), "cross_attention": "scheduled", "positions": "canvas"}
+    recorded = manifest.recorded_mad(mad, "sd")
+    assert recorded == {"steps": 15, "blocks": ["down", "mid", "up"], "cross_attention": "scheduled"}
+    assert manifest.mad_of_record(recorded)["blocks"] == ("all",)
+    assert manifest.recorded_mad(mad, "flux")["blocks"] == ("all",)
+    assert manifest.mad_of_record({**recorded, "blocks": ["up"]})["blocks"] == ("up",)
