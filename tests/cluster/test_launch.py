@@ -163,13 +163,10 @@ def test_torchrun_generates_all_shards(job_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_idle_rank_ends_while_another_works(job_file, tmp_path):
+def test_idle_rank_ends_while_another_works(start, job_file, tmp_path):
     """With one shard for three processes, rank 0 waits for its worker and the others end."""
     options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=100"]
-    command = [sys.executable, "-m", "madgen", "generate", str(job_file), *options]
-    log = tmp_path / "log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=stderr)
+    process = start("generate", job_file, *options)
     most, fewest = 0, 3
     while process.poll() is None:
         alive = len(running(process.pid))
@@ -177,7 +174,7 @@ def test_idle_rank_ends_while_another_works(job_file, tmp_path):
             fewest = min(fewest, alive)
         most = max(most, alive)
         time.sleep(0.05)
-    assert process.returncode == 0, log.read_text()
+    assert process.wait() == 0, process.said()
     assert most >= 2, "processes beside rank 0"  # a helper of a moment may be seen too
     assert fewest < most
     assert (tmp_path / "out/shards/job-000000.tar").exists()

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,7 +102,7 @@ class Forked(Started):
 
 
 class Interpreter(Started):
-    """A new interpreter: for variables that are read at import, and for commands that start further processes."""
+    """A new interpreter: for variables that are read at import."""
 
     def __init__(self, arguments: tuple[object, ...], folder: Path, env: dict[str, str]):
         super().__init__()
@@ -118,10 +119,9 @@ class Interpreter(Started):
 
 
 def begin(arguments: tuple[object, ...], folder: Path, env: dict[str, str], changed: Iterable[str] = ()) -> Started:
-    """Start a fork; a new interpreter if `changed` variables are read at import, or if it starts further processes."""
+    """Start a fork, or a new interpreter if `changed` variables are read at import."""
     fresh = any(name.startswith(READ_AT_IMPORT) for name in changed)
-    several = any(str(argument).startswith("trainer.devices=") for argument in arguments)
-    return (Interpreter if fresh or several else Forked)(arguments, folder, env)
+    return (Interpreter if fresh else Forked)(arguments, folder, env)
 
 
 def _run(arguments: list[str], folder: Path, env: dict[str, str], streams: list[Path], program: str) -> None:
@@ -131,4 +131,5 @@ def _run(arguments: list[str], folder: Path, env: dict[str, str], streams: list[
     os.environ.clear()
     os.environ.update(env)
     sys.argv = arguments
+    sys.modules["__main__"].__spec__ = find_spec("madgen.__main__")  # what Lightning starts for the other ranks
     exec(program, {"__name__": "__main__"})

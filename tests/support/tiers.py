@@ -21,6 +21,8 @@ SPREAD = (
     "invariants/test_loop_closure.py",
 )
 """Modules with long tests that share no fixtures: their tests may run in several workers."""
+LONGEST = ("slurm/", "test_readme", "backbones/test_work", "test_docs", "cluster/test_launch", "invariants/")
+"""Parts of the paths of modules that are started first, so that no worker is left with a long one at the end."""
 NOT_RUN = pytest.StashKey[Counter]()
 
 
@@ -30,8 +32,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One per core; one more with the tests on SLURM, which wait most of the time."""
-    return (os.cpu_count() or 1) + (config.option.all_tiers or "slurm" in config.option.markexpr)
+    """One per core; two more with the slow tests, many of which wait for other processes."""
+    return (os.cpu_count() or 1) + 2 * (config.option.all_tiers or "slow" in config.option.markexpr)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,10 +43,14 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("browser")
     if not (config.option.all_tiers or config.option.markexpr):
         deselect(config, items)
-    # The longest first: SLURM waits most of the time, and other tests can run meanwhile.
-    items.sort(
-        key=lambda item: (not item.get_closest_marker("slurm"), "readme" not in item.path.name, tier(item) is None)
-    )
+    items.sort(key=start_order)
+
+
+def start_order(item) -> tuple[int, bool]:
+    """Sort the longest tests to the front; SLURM waits most of the time, and other tests can run meanwhile."""
+    path = item.path.as_posix()
+    position = next((index for index, part in enumerate(LONGEST) if part in path), len(LONGEST))
+    return position, tier(item) is None
 
 
 def tier(item) -> str | None:

@@ -1,0 +1,96 @@
+"""A local SLURM of four nodes, a job, and the hashes of its tars."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from processes import begin, environment
+from slurm_cluster import EVERY_PROMPT, TIMEOUT_S, Cluster, hashes
+
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.verify import exit_code, verify
+
+SCRIPT = Path(__file__).parent / "slurm_local.sh"
+CLUSTER = {
+    "SLURM_LOCAL_CPUS": "128",  # enough for the guide's jobs
+    "SLURM_LOCAL_NODES": "4",
+    "SLURM_LOCAL_PARTITIONS": "main=n[1-2] high=n[3-4]",
+    "SLURM_LOCAL_LOW": "n[3-4]",
+    "SLURM_LOCAL_WAIT": "300",
+}
+
+
+@pytest.fixture(scope="module")
+def conf():
+    """Return the path of slurm.conf. All workers use one cluster: the first starts it, the last takes it down."""
+    if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
+        pytest.skip("a local SLURM needs root on Debian")
+    with open(Path(tempfile.gettempdir()) / "madgen-slurm-tests", "w", encoding="utf-8") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        up = slurm_local("up", timeout=600)
+        if up.returncode != 0:
+            (pytest.fail if shutil.which("slurmctld") else pytest.skip)(
+                f"SLURM does not start here: {up.stderr[-300:]}"
+            )
+        yield slurm_local("env").stdout.strip().removeprefix("export SLURM_CONF=").strip("'")
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            slurm_local("down")
+
+
+def slurm_local(verb, timeout=120):
+    command, env = [SCRIPT, verb], {**os.environ, **CLUSTER}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny, tmp_path_factory):
+    """Write a job of 40 shards with one panorama each; by default it makes 20 of them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(8)))
+    (folder / "job.yaml").write_text(
+        f"""
+backbone: {{pretrained: {json.dumps(str(tiny))}}}
+method: {{mad: {{steps: 1}}}}
+sampling: {{height: 32, width: 64, num_inference_steps: 30, guidance_scale: 2.0}}
+prompts: {{source: prompts.txt, samples_per_prompt: 5, limit: 4}}
+output: {{samples_per_shard: 1}}
+monitor: {{wandb: {{mode: disabled}}}}
+trainer: {{accelerator: cpu}}
+"""
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(workplace):
+    """Return the hashes of the 40 tars that one process writes."""
+    options = (EVERY_PROMPT, "output.dir=whole")
+    process = begin(("generate", "job.yaml", *options), workplace, environment())
+    assert process.wait(TIMEOUT_S) == 0, process.said()
+    return hashes(workplace / "whole")
+
+
+@pytest.fixture
+def cluster(conf, workplace):
+    cluster = Cluster(conf, workplace)
+    yield cluster
+    if cluster.ids:
+        cluster.run("scancel", *cluster.ids, check=False)
+
+
+@pytest.fixture
+def assert_complete(cluster, workplace, whole):
+    """Check that every key exists once, with the bytes of one process."""
+
+    def check(out, shards=40):
+        assert exit_code(verify(DatasetDir(workplace / out))) == 0, cluster.logs()
+        assert hashes(workplace / out) == dict(list(whole.items())[:shards])
+
+    return check

@@ -1,0 +1,93 @@
+"""Requeue, preemption, lost nodes and the time limit on a local SLURM."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from processes import begin, environment
+from slurm_cluster import EVERY_PROMPT, TIMEOUT_S, hashes
+
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.verify import exit_code, verify
+
+pytestmark = pytest.mark.slurm
+
+
+def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, workplace):
+    """Requeue, preempt, take a node down, cancel; then one more job completes the dataset.
+
+    No other test uses n3 and n4.
+    """
+    options = ("prompts.limit=6", "sampling.num_inference_steps=75")  # 30 shards: more than are done between events
+    job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
+    alone = begin(("generate", "job.yaml", "output.dir=events-alone", *options), workplace, environment())
+
+    def wait_for_progress(restarts):
+        cluster.until_state(job, JobState="RUNNING", Restarts=str(restarts))
+        cluster.until_made("events", cluster.made("events") + 1)
+
+    wait_for_progress(0)
+    cluster.run("scontrol", "requeue", job)
+    wait_for_progress(1)
+
+    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1", "--output=/dev/null")
+    wait_for_progress(2)
+
+    cluster.run("scontrol", "update", "nodename=n4", "state=down", "reason=test")
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the job to leave its nodes")
+    cluster.run("scontrol", "update", "nodename=n4", "state=resume", check=False)  # refused where it is back already
+    wait_for_progress(3)
+
+    cluster.run("scancel", job)
+    cluster.until_ended(job)
+    assert (cluster.state(job)["JobState"], cluster.state(job)["Restarts"]) == ("CANCELLED", "3"), cluster.log(job)
+    assert cluster.made("events") < 30
+    cluster.until_ended(cluster.submit("events", *options))
+    assert exit_code(verify(DatasetDir(workplace / "events"))) == 0, cluster.logs()
+    assert alone.wait(TIMEOUT_S) == 0, alone.said()
+    assert hashes(workplace / "events") == hashes(workplace / "events-alone")
+
+
+def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, assert_complete):
+    """The rank is stopped until the signal arrives, up to 40 s after the limit was set, so it cannot finish first."""
+    job = cluster.submit("limit", EVERY_PROMPT, "--sbatch=--signal=B:USR1@80")
+    cluster.until_made("limit", 1)
+    rank = cluster.workers("limit")[0]["pid"]
+    os.kill(rank, signal.SIGSTOP)
+    hours, minutes, _ = map(int, cluster.state(job)["RunTime"].split(":"))
+    cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * hours + minutes + 2}")
+    try:
+        cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
+        assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the rank to drain")
+    log = cluster.log(job)
+    assert "stopped early" in log, log
+    cluster.until_state(job, Restarts="1")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal on a slow machine
+    cluster.until_ended(job)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+    assert_complete("limit")
+
+
+def test_job_is_not_requeued_beyond_max_restarts(cluster):
+    cluster.env["MADGEN_MAX_RESTARTS"] = "0"
+    job = cluster.submit("restarts", EVERY_PROMPT, "sampling.num_inference_steps=75")
+    cluster.until_made("restarts", 1)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.until_ended(job)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "3:0"), cluster.log(job)
+    assert "not requeued: already restarted 0 times (MADGEN_MAX_RESTARTS)" in cluster.log(job)
+
+
+def is_pending(process, number):
+    """Return whether a signal is pending for a stopped process."""
+    masks = re.findall(
+        r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)

@@ -1,0 +1,91 @@
+"""`madgen submit` and the commands of SLURM, run in a folder."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from processes import begin, environment
+
+from madgen.dataset.shards.leases import read_json
+
+TIMEOUT_S = 600
+EVERY_PROMPT = "prompts.limit=null"
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shards/*.tar"))}
+
+
+class Cluster:
+    """`madgen submit` and SLURM's commands, run in `folder`."""
+
+    def __init__(self, conf, folder):
+        self.folder = folder
+        self.env = environment(SLURM_CONF=conf, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        self.ids = []
+
+    def run(self, *command, check=True):
+        done = subprocess.run(
+            [*map(str, command)], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def submit(self, out, *options, job="job.yaml"):
+        """Submit a job and return its id."""
+        command = [sys.executable, "-m", "madgen", "submit", job, f"output.dir={out}", "--cpus-per-task", 1]
+        said = self.run(*command, "--time", 10, *options).stderr
+        self.ids += re.findall(r"scancel (.*?)  ", said)[0].split()
+        return self.ids[-1]
+
+    def state(self, job):
+        """Return JobState, Restarts and the other fields of `scontrol show job`."""
+        return dict(pair.split("=", 1) for pair in self.run("scontrol", "-o", "show", "job", job).stdout.split(" ")
+                    if "=" in pair)  # fmt: skip
+
+    def until(self, true, what, every_s=0.1):
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := true()):
+            assert time.monotonic() < deadline, f"waited for {what}\n{self.logs()}"
+            time.sleep(every_s)
+        return found
+
+    def made(self, out):
+        return len(list((self.folder / out / "shards").glob("*.json")))
+
+    def until_made(self, out, shards=2):
+        self.until(lambda: self.made(out) >= shards, f"{shards} shards")
+
+    def until_state(self, job, **wanted):
+        """Wait until `scontrol` reports these fields."""
+        self.until(lambda: self.state(job).items() >= wanted.items(), f"{wanted}")
+
+    def until_ended(self, *jobs):
+        listed = ",".join(jobs or self.ids)
+
+        def ended():
+            told = self.run("squeue", "-h", "-j", listed, check=False)  # ended jobs are known for an hour
+            return told.returncode == 0 and not told.stdout.strip()
+
+        self.until(ended, "the job's end", 0.5)
+
+    def complete_here(self, out, *options):
+        """Complete the dataset with a process outside SLURM."""
+        process = begin(("generate", "job.yaml", f"output.dir={out}", *options), self.folder, environment())
+        assert process.wait(TIMEOUT_S) == 0, process.said()
+
+    def workers(self, out):
+        """Return heartbeats by rank."""
+        found = map(read_json, (self.folder / out / "work/workers").glob("*.json"))  # None: it has ended
+        return {beat["rank"]: beat for beat in found if beat and "rank" in beat}
+
+    def log(self, job):
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"job-{job}*.log")))
+
+    def logs(self):
+        return "\n".join(f"== {job}\n{self.log(job)}" for job in self.ids) + self.run("squeue", check=False).stdout
