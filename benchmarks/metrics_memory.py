@@ -22,13 +22,14 @@ from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.layout import DatasetDir
 from madgen.demo.scenes import vocabulary
 from madgen.demo.tokenizer import build_tokenizer
-from madgen.demo.training.train_clip import new_clip, save_clip
 from madgen.evaluation import runner
 from madgen.evaluation.evaluate import Evaluation, evaluate
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path.insert(0, str(ROOT / "tools"))
+from demo_backbone.train_clip import new_clip, save_clip
 from synthetic import write_shard
 
 PROMPTS = ("mountains", "the sea", "hills at noon", "a forest")

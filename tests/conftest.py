@@ -29,11 +29,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per 
 def build_tiny_pipeline(folder: Path) -> Path:
     """Save a Stable Diffusion of random weights: 8x8 latents, 4 pixels per cell, attention at 8x8 and 4x4."""
     import torch
+    from demo_backbone.train_unet import new_text_encoder
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from madgen.demo.scenes import vocabulary
     from madgen.demo.tokenizer import build_tokenizer
-    from madgen.demo.training.train_unet import new_text_encoder
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(vocabulary(), folder / "tokenizer")

@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "madgen"
 HOMES = {
     "omegaconf": {"config"},
-    "diffusers": {"backbones", "hub", "models", "demo"},
+    "diffusers": {"backbones", "hub", "models"},
     "transformers": {"backbones", "hub", "models", "demo"},
     "lightning": {"generation", "cluster"},
     "wandb": {"monitoring"},

@@ -204,7 +204,7 @@ def test_keys_exist():
 
 def test_paths_exist():
     """Paths from the root of the repository, and modules by the end of their path."""
-    folders = ("madgen", "tests", "benchmarks", "configs", "docs", "jobs", "slurm", r"\.ci")
+    folders = ("madgen", "tests", "benchmarks", "configs", "docs", "jobs", "slurm", "tools", r"\.ci")
     path = re.compile(rf"(?:python |pytest -s )?((?:{'|'.join(folders)})/[\w./-]*)(?: .*)?$")
     module = re.compile(r"[\w/]+\.py$")
     modules = [f"/{file.relative_to(ROOT)}" for name in folders[:3] for file in (ROOT / name).rglob("*.py")]

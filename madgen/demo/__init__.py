@@ -1,4 +1,4 @@
-"""The demo backbone: procedural training images, training scripts and weights."""
+"""The demo backbone: scenes that it was trained on, its tokenizer and its weights."""
 
 from pathlib import Path
 

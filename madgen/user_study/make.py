@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import random
 import secrets
 import shutil
@@ -18,6 +17,7 @@ from madgen.user_study.design import Design, Item, Source, StudyImage, choose_it
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.rendering import MAX_SIDE, render
 from madgen.utils.atomic import atomic, check_new_directory, publish_directory, write_atomically
+from madgen.utils.html import json_block
 from madgen.utils.seeding import derived_seed
 
 VERSION = 1
@@ -124,10 +124,10 @@ def _write_page(
     page, style, script = ((folder / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
     head, tail = page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).split("<!--DATA-->")
     stream.write(head.encode())
-    stream.write(_data_block("study", _public(key)))
+    stream.write(json_block("study", _public(key)))
     for name, image in images.items():
         data = base64.b64encode(render(image, sources)).decode("ascii")
-        stream.write(_data_block(name, f"data:image/webp;base64,{data}"))
+        stream.write(json_block(name, f"data:image/webp;base64,{data}"))
     stream.write(tail.encode())
 
 
@@ -137,11 +137,3 @@ def _public(key: dict[str, Any]) -> dict[str, Any]:
              for name, item in sorted(key["items"].items())]  # fmt: skip
     questions = {name: {"text": QUESTIONS[name].text, "hint": QUESTIONS[name].hint} for name in key["questions"]}
     return {"study": key["study"], "version": VERSION, "ties": key["ties"], "questions": questions, "items": items}
-
-
-def _data_block(name: str, value: Any) -> bytes:
-    """Encode JSON for a page, in ASCII and without the characters of HTML markup."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'.encode("ascii")

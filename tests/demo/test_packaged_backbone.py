@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from demo_backbone.data import render
 
 from madgen import PanoramaSampler
 from madgen.demo import WEIGHTS
 from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_held_out
-from madgen.demo.training.data import render
 
 
 def test_weights_are_a_pipeline_folder_of_at_most_20_mb():
@@ -34,9 +34,8 @@ def test_diffusers_pipeline_loads_and_runs():
 
 @pytest.mark.slow
 def test_autoencoder_reconstructs_held_out_scenes_at_26_db():
+    from demo_backbone.train_vae import psnr
     from diffusers import AutoencoderKL
-
-    from madgen.demo.training.train_vae import psnr
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae")
     assert psnr(vae, render(64, 7, held_out=True).images, torch.device("cpu")) >= 26

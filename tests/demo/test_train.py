@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from demo_backbone.train import main
+from demo_backbone.train_clip import shows
 
 from madgen.demo.scenes import Scene, caption, random_scene
-from madgen.demo.training.train import main
-from madgen.demo.training.train_clip import shows
 from madgen.models import clip as _clip
 
 

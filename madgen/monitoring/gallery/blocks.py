@@ -16,6 +16,7 @@ from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded
 from madgen.monitoring.gallery.samples import Sample, read
+from madgen.utils.html import json_block
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -35,8 +36,7 @@ def write_samples(
         sample = read(dataset, shown[number])
         thumbnail, picture = embedded(sample, side, preview)
         details = {"thumbnail": thumbnail, "preview": preview, **_details(dataset, sample)}
-        texts = block(f"s{number}", details), "" if picture is None else block(f"f{number}", picture)
-        return texts[0].encode("ascii"), texts[1].encode("ascii")
+        return json_block(f"s{number}", details), b"" if picture is None else json_block(f"f{number}", picture)
 
     with tempfile.TemporaryFile() as pictures:
         for done, (details, picture) in enumerate(_in_order(blocks, range(len(shown))), start=1):
@@ -58,14 +58,6 @@ def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def block(name: str, value: Any) -> str:
-    """Return a JSON data block in ASCII without characters of markup."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 
 def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:

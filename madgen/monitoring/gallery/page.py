@@ -17,10 +17,11 @@ from madgen.config.schema import SCORES
 from madgen.dataset.filtering.selection import LOWER_IS_BETTER
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.blocks import block, write_samples
+from madgen.monitoring.gallery.blocks import write_samples
 from madgen.monitoring.gallery.pictures import choose_preview
 from madgen.monitoring.gallery.samples import finished_samples, spread
 from madgen.utils.atomic import atomic
+from madgen.utils.html import json_block
 
 SCRIPTS = ("data.js", "shard.js", "grid.js", "flat.js", "turn.js", "viewer.js", "page.js")
 """In order of execution."""
@@ -75,7 +76,7 @@ def _page(dataset: DatasetDir, manifest: Manifest, done: int, shown: Sequence[Sa
         "policy": f"script-src {_digest(script)}; style-src {_digest(style)}",
     }
     parts = {name: html.escape(text) for name, text in texts.items()}
-    parts |= {"style": style, "script": script, "index": block("index", _index(shown))}
+    parts |= {"style": style, "script": script, "index": json_block("index", _index(shown)).decode()}
     head, _, tail = _asset("page.html").partition(DATA_MARK)
     filled = (re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part) for part in (head, tail))
     before, after = (part.encode("utf-8", "replace") for part in filled)

@@ -13,10 +13,10 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from demo_backbone.data import Pictures, draw_captions
+from demo_backbone.train_unet import tokenize
+from demo_backbone.train_vae import to_tensor
 from madgen.demo.scenes import WORDS, Scene
-from madgen.demo.training.data import Pictures, draw_captions
-from madgen.demo.training.train_unet import tokenize
-from madgen.demo.training.train_vae import to_tensor
 
 SIDE = 64  # pixels, image input
 WIDTH = 128

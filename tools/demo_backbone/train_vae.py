@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from madgen.demo.training.pace import Pace
+from demo_backbone.pace import Pace
 
 KL_WEIGHT = 2e-5
 GRADIENT_WEIGHT = 0.5

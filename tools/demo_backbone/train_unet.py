@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from madgen.demo.training.pace import Pace
+from demo_backbone.pace import Pace
 
 LEARNING_RATE = 1.2e-3
 EMA_DECAY = 0.999

@@ -1,4 +1,4 @@
-"""Train the demo backbone from scratch: `python -m madgen.demo.training.train FOLDER --device cuda`.
+"""Train the demo backbone from scratch: `PYTHONPATH=tools python -m demo_backbone.train FOLDER --device cuda`.
 
 Renders scenes, trains the autoencoder, caches latents, then trains UNet and text encoder. FOLDER becomes a diffusers
 pipeline folder. `--clip` is a folder for a small CLIP model, for scores. Seeded; takes minutes on a GPU.
@@ -15,13 +15,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from demo_backbone.data import Pictures, draw_captions, render
+from demo_backbone.pace import Pace
+from demo_backbone.train_clip import retrieval, save_clip, train_clip
+from demo_backbone.train_unet import new_scheduler, tokenize, train_denoiser
+from demo_backbone.train_vae import encode, psnr, train_autoencoder
 from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, vocabulary
 from madgen.demo.tokenizer import build_tokenizer
-from madgen.demo.training.data import Pictures, draw_captions, render
-from madgen.demo.training.pace import Pace
-from madgen.demo.training.train_clip import retrieval, save_clip, train_clip
-from madgen.demo.training.train_unet import new_scheduler, tokenize, train_denoiser
-from madgen.demo.training.train_vae import encode, psnr, train_autoencoder
 
 CAPTIONS = 12  # per scene
 CLIP_SCENES = 16_384
