@@ -49,11 +49,18 @@ class Cluster:
                     if "=" in pair)  # fmt: skip
 
     def until(self, true, what, every_s=0.1):
+        """Return the first true value of `true()`; fail if all jobs end before."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not (found := true()):
+        while not (value := true()):
             assert time.monotonic() < deadline, f"waited for {what}\n{self.logs()}"
+            assert self.queued() or true(), f"the jobs ended before {what}\n{self.logs()}"
             time.sleep(every_s)
-        return found
+        return value
+
+    def queued(self, *jobs):
+        """Return whether one of these jobs, by default of all, has not ended."""
+        done = self.run("squeue", "-h", "-j", ",".join(jobs or self.ids), check=False)  # knows ended jobs for an hour
+        return done.returncode != 0 or bool(done.stdout.strip())
 
     def made(self, out):
         return len(list((self.folder / out / "shards").glob("*.json")))
@@ -66,13 +73,7 @@ class Cluster:
         self.until(lambda: self.state(job).items() >= wanted.items(), f"{wanted}")
 
     def until_ended(self, *jobs):
-        listed = ",".join(jobs or self.ids)
-
-        def ended():
-            told = self.run("squeue", "-h", "-j", listed, check=False)  # ended jobs are known for an hour
-            return told.returncode == 0 and not told.stdout.strip()
-
-        self.until(ended, "the job's end", 0.5)
+        self.until(lambda: not self.queued(*jobs), "the job's end", 0.5)
 
     def complete_here(self, out, *options):
         """Complete the dataset with a process outside SLURM."""
