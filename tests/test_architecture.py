@@ -69,12 +69,12 @@ def test_imports_respect_the_structure(path):
             assert top in DIFFUSION_MAY_IMPORT, f"diffusion imports {name}"
 
 
-def test_the_rules_see_something():
+def test_rules_match_existing_imports():
     assert len(modules()) > 30
     assert "lightning" in set(imports(PACKAGE / "generation" / "module.py"))
 
 
-def test_public_names_are_there():
+def test_public_names_can_be_imported():
     import madgen
 
     assert all(getattr(madgen, name) is not None for name in madgen.__all__)
@@ -82,7 +82,7 @@ def test_public_names_are_there():
         madgen.nothing  # noqa: B018
 
 
-def test_files_of_tests_have_names_of_their_own_and_import_no_conftest():
+def test_test_files_have_unique_names_and_import_no_conftest():
     """pytest collects them by their names alone, and there is more than one conftest.py."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     names = [path.name for path in files if path.name != "conftest.py"]

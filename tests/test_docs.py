@@ -152,7 +152,7 @@ def test_yaml_examples_load(block, job_folder):
     assert load_job(path) != Job(name="example")
 
 
-def test_the_example_job_plans(job_folder):
+def test_example_job_plans(job_folder):
     """The job of README and guide is the same, and plans without weights."""
     readme, guide = (next(blocks(ROOT / name, "yaml")).text for name in ("README.md", "docs/jobs.md"))
     assert readme == guide
@@ -168,7 +168,7 @@ def test_json_examples_are_lines_of_a_prompt_file(block, job_folder):
     run("madgen plan jobs/demo.yaml output.dir=out/new prompts.source=lines.jsonl sampling.width=512", job_folder)
 
 
-def test_commands_and_options_exist():
+def test_commands_and_options_in_the_docs_exist():
     """Also of commands in the text, and of those that are not run."""
     root = typer.main.get_command(app)
     checked = 0
@@ -192,7 +192,7 @@ def keys(group, prefix=""):
         yield from keys(value, f"{prefix}{field.name}.") if is_dataclass(value) else ()
 
 
-def test_keys_exist():
+def test_job_keys_in_the_docs_exist():
     known = set(keys(Job()))
     sections = "|".join(field.name for field in fields(Job) if is_dataclass(field.default_factory))
     pattern = re.compile(rf"((?:{sections})(?:\.[a-z_]+)+)(?:[=:].*)?$")
@@ -202,7 +202,7 @@ def test_keys_exist():
     assert {item for item in given if item[1] not in known | other} == set()
 
 
-def test_paths_exist():
+def test_paths_in_the_docs_exist():
     """Paths from the root of the repository, and modules by the end of their path."""
     folders = ("madgen", "tests", "benchmarks", "configs", "docs", "jobs", "slurm", "tools", r"\.ci")
     path = re.compile(rf"(?:python |pytest -s )?((?:{'|'.join(folders)})/[\w./-]*)(?: .*)?$")

@@ -37,7 +37,7 @@ def dataset(tmp_path, request):
 
 @pytest.mark.parametrize("dataset", ["png", "jpg", "webp"], indirect=True)
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_reads_every_sample(example, dataset, monkeypatch, capsys):
+def test_example_reads_every_sample(example, dataset, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [str(example), str(dataset)])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     runpy.run_path(str(example), run_name="__main__")
@@ -46,5 +46,5 @@ def test_an_example_reads_every_sample(example, dataset, monkeypatch, capsys):
     assert "(32, 16)" in said or "3, 16, 32)" in said
 
 
-def test_there_is_one_for_each_way():
+def test_one_example_per_reading_library():
     assert [path.stem for path in EXAMPLES] == ["load_datasets", "load_pytorch", "load_webdataset"]

@@ -45,7 +45,7 @@ def cuda(monkeypatch):
     return asked, trouble
 
 
-def test_captures_share_a_pool_until_it_is_given_back(cuda):
+def test_captures_share_a_pool_until_it_is_freed(cuda):
     """Without a GPU: the order of things, and that no two threads capture, or wait for the device, at once."""
     asked, trouble = cuda
     capture = CudaCapture(torch.device("cuda"))
@@ -103,7 +103,7 @@ class Watching(Recorder):
 
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_xl"])
-def test_a_captured_pass_reads_its_own_copies_the_weights_and_what_it_made(request, monkeypatch, family):
+def test_captured_pass_reads_only_its_copies_weights_and_own_tensors(request, monkeypatch, family):
     """Anything else may have moved, or be another panorama's, when it is launched again."""
     name, folder = "sdxl" if "xl" in family else "sd", str(request.getfixturevalue(family))
     mad = PanoramaSampler.from_pretrained(folder, name=name, dtype="bfloat16", mad_steps=4, region_bootstrapping=2)
@@ -117,7 +117,7 @@ def test_a_captured_pass_reads_its_own_copies_the_weights_and_what_it_made(reque
     assert all(len(reads.kept) > 100 for reads in watching.reads)
 
 
-def test_what_is_read_from_elsewhere_is_seen(monkeypatch):
+def test_reads_of_other_memory_are_detected(monkeypatch):
     watching, elsewhere, given = Watching(monkeypatch), torch.ones(2), (torch.ones(2),)
     graphs = Graphs(watching)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_what_is_read_from_elsewhere_is_seen(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_nothing_is_compiled_in_a_capture(tiny):
+def test_kernels_are_not_compiled_during_a_capture(tiny):
     """PyTorch refuses to: all that a pass needs is compiled when it is first met."""
     import torch._dynamo
     from torch._dynamo.utils import counters

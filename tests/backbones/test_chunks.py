@@ -60,7 +60,7 @@ def test_chunks_give_the_same_latents_with_regions_on_a_loop(request):
 
 
 @pytest.mark.parametrize(("mad_steps", "largest"), [(0, 2), (2, VIEWS)])
-def test_the_unet_never_sees_more_at_once_than_asked(request, mad_steps, largest):
+def test_unet_passes_have_at_most_the_requested_views(request, mad_steps, largest):
     mad = sampler(request, "sd", mad_steps=mad_steps)
     seen = []
     mad.backbone.unet.register_forward_pre_hook(lambda unet, given: seen.append(len(given[0])))
@@ -71,7 +71,7 @@ def test_the_unet_never_sees_more_at_once_than_asked(request, mad_steps, largest
     assert seen == [2 * 2 * VIEWS] * SIZE["num_inference_steps"]
 
 
-def test_the_prompts_keys_are_projected_once_for_all_paths_in_chunks_too(request):
+def test_prompt_keys_are_projected_once_with_chunks_too(request):
     mad = sampler(request, "sd", mad_steps=1)
     calls = []
     for name, module in mad.backbone.unet.named_modules():
@@ -81,7 +81,7 @@ def test_the_prompts_keys_are_projected_once_for_all_paths_in_chunks_too(request
     assert len(calls) == 7  # layers
 
 
-def test_syncdiffusion_s_gradient_is_the_same_with_one_pass_kept_at_a_time(request):
+def test_syncdiffusion_gradient_is_the_same_with_one_pass_at_a_time(request):
     backbone = sampler(request, "sd").backbone
     conditioning = backbone.encode_prompts(PROMPTS["prompts"], ["fog", ""], 3.0)
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ def test_syncdiffusion_s_gradient_is_the_same_with_one_pass_kept_at_a_time(reque
     assert gradients[1][2] < gradients[0][2] / 20
 
 
-def test_chunks_of_no_views_are_refused(request):
+def test_zero_views_per_chunk_are_refused(request):
     with pytest.raises(UserError, match="chunk_views must be a whole number >= 1, got 0"):
         sampler(request, "sd").sample(**PROMPTS, **SIZE, chunk_views=0)
 
@@ -110,7 +110,7 @@ def flags(model):
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("inference_mode", [False, True])
-def test_float32_for_a_while_then_exactly_what_was(request, family, dtype, inference_mode):
+def test_weights_are_restored_exactly_after_temporary_float32(request, family, dtype, inference_mode):
     mad = sampler(request, family)
     half = type(mad).from_pretrained(
         str(request.getfixturevalue("tiny_xl" if family == "sdxl" else "tiny")),
@@ -132,7 +132,7 @@ def test_float32_for_a_while_then_exactly_what_was(request, family, dtype, infer
             assert not tensor.is_inference()
 
 
-def test_float32_for_a_while_is_the_float32_run_of_the_same_weights(request):
+def test_temporary_float32_equals_a_float32_run_of_the_same_weights(request):
     half = PanoramaSampler.from_pretrained(str(request.getfixturevalue("tiny")), dtype="float16", mad_steps=1)
     full = sampler(request, "sd", mad_steps=1)
     for ours, theirs in zip(half.backbone.models, full.backbone.models, strict=True):

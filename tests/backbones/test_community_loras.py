@@ -83,7 +83,7 @@ def by_hand(tensors, scale):
 
 @pytest.mark.parametrize("alphas", [[1], [1, 4, 0.5], [1, None], [None]], ids=str)
 @pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_every_module_has_the_strength_of_its_own_alpha_and_rank(name, alphas, tiny, tiny_xl, tmp_path):
+def test_each_module_is_scaled_by_its_own_alpha_and_rank(name, alphas, tiny, tiny_xl, tmp_path):
     folder = {"sd": tiny, "sdxl": tiny_xl}[name]
     pipeline = load(folder)
     parts = ("unet", "text_encoder") if name == "sd" else ("unet", "text_encoder", "text_encoder_2")

@@ -9,7 +9,7 @@ from madgen.backbones.acceleration.cpu import ROWS, keep_in_cache
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32), (3, ROWS, 32), (5, ROWS // 4 + 7, 32), (1, 2 * ROWS + 1, 32)])
-def test_parts_change_nothing(shape):
+def test_chunked_layers_equal_whole_layers(shape):
     torch.manual_seed(0)
     layer = FeedForward(32, activation_fn="geglu").eval()
     hidden = torch.randn(shape)
@@ -23,7 +23,7 @@ def test_parts_change_nothing(shape):
     assert sum(seen) == hidden.shape[:-1].numel()
 
 
-def test_gradients_flow_through_the_parts():
+def test_gradients_flow_through_chunked_layers():
     torch.manual_seed(0)
     layer, hidden, gradients = FeedForward(16).eval(), torch.randn(3, ROWS, 16), []
     for prepare in (lambda layer: None, keep_in_cache):
@@ -35,7 +35,7 @@ def test_gradients_flow_through_the_parts():
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_the_unet_of_a_cpu_works_in_parts(tiny):
+def test_unet_on_a_cpu_is_chunked(tiny):
     unet = PanoramaSampler.from_pretrained(str(tiny), dtype="float32").backbone.unet
     layers = [module for module in unet.modules() if isinstance(module, FeedForward)]
     assert layers

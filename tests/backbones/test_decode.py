@@ -26,7 +26,7 @@ def latents(demo):
 
 
 @pytest.mark.parametrize("tile", [4, 32, 128, 256])
-def test_tiles_are_of_one_size_cover_the_canvas_and_fade_into_each_other(tile):
+def test_tiles_have_one_size_cover_the_canvas_and_blend(tile):
     for extent in range(tile, tile * 9, max(1, tile // 16)):
         starts = tile_starts(extent, tile)
         strides = [after - before for before, after in itertools.pairwise(starts)]
@@ -57,7 +57,7 @@ def test_tile_borders_show_no_step(demo, latents):
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
+def test_looped_decoding_wraps_with_tiles(demo, latents, tiled):
     """Decoding a turned panorama is turning the decoded one."""
     turned = demo.backbone.decode(latents.roll(40, -1), 16, tiled)
     errors = (turned - demo.backbone.decode(latents, 16, tiled).roll(40 * 8, -1)).abs()
@@ -66,7 +66,7 @@ def test_a_loop_wraps_in_tiles_too(demo, latents, tiled):
 
 
 @pytest.mark.slow
-def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
+def test_auto_depends_on_the_size_only(demo, latents, monkeypatch):
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
     monkeypatch.setattr(madgen.sampling.postprocess, "MAX_UNTILED_PIXELS", 256 * 896)
     assert np.array_equal(demo.decode(latents), demo.decode(latents, decode="whole"))
@@ -75,12 +75,12 @@ def test_auto_is_a_function_of_the_size(demo, latents, monkeypatch):
     assert np.array_equal(demo.decode(latents, loop=True), demo.decode(latents, loop=True, decode="tiled"))
 
 
-def test_an_unknown_mode_is_refused(demo, latents):
+def test_unknown_mode_is_refused(demo, latents):
     with pytest.raises(UserError, match="decode must be one of auto, whole, tiled, got 'fast'"):
         demo.decode(latents, decode="fast")
 
 
-def test_the_memory_of_a_tiled_pass_does_not_grow_with_the_canvas(demo, latents, monkeypatch):
+def test_memory_of_a_tiled_pass_does_not_grow_with_the_canvas(demo, latents, monkeypatch):
     seen = []
     forward = demo.backbone.vae.decoder.forward
     monkeypatch.setattr(demo.backbone.vae.decoder, "forward", lambda z, *a, **k: seen.append(z.shape) or forward(z))

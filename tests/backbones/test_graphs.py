@@ -28,7 +28,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("width", [64, pytest.param(96, marks=pytest.mark.slow)])
-def test_the_pictures_are_those_without_graphs(tiny, recorder, method, width):
+def test_images_equal_those_without_graphs(tiny, recorder, method, width):
     options = {"width": width, **RUN}
     plain = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", **METHODS[method])
     first = plain.sample(["a hill", "the sea"], seeds=[1, 2], **options)
@@ -41,7 +41,7 @@ def test_the_pictures_are_those_without_graphs(tiny, recorder, method, width):
     assert recorder.replayed == 2 * RUN["num_inference_steps"] - passes  # all but the first of its kind
 
 
-def test_guidance_in_some_steps_and_regions(tiny, recorder):
+def test_guidance_in_some_steps_and_regions_equal_runs_without_graphs(tiny, recorder):
     options = {
         "seeds": [1],
         "regions": [[Region(Box(0, 0, 20, 32), "a lake")]],
@@ -56,7 +56,7 @@ def test_guidance_in_some_steps_and_regions(tiny, recorder):
     assert recorder.replayed
 
 
-def test_two_paths_of_one_prompt_are_not_two_prompts(tiny, recorder):
+def test_guidance_paths_and_prompts_have_separate_graphs(tiny, recorder):
     """Only the former have something in common; their tensors are of the same shapes."""
     sampler, options = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0), {**RUN, "width": 64}
     asked = [(["a hill"], [1], 3.0), (["a hill", "the sea"], [1, 2], 1.0)] * 2
@@ -71,7 +71,7 @@ def test_two_paths_of_one_prompt_are_not_two_prompts(tiny, recorder):
 
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_xl"])
-def test_what_is_made_in_float32_in_between_changes_nothing(request, recorder, family):
+def test_temporary_float32_does_not_change_later_images(request, recorder, family):
     """It moves the weights, which graphs read where they were."""
     options = {"seeds": [1], "width": 64, **RUN}
     half = PanoramaSampler.from_pretrained(
@@ -92,7 +92,7 @@ def test_what_is_made_in_float32_in_between_changes_nothing(request, recorder, f
     assert recorder.forgotten == 1
 
 
-def test_views_a_few_at_a_time_and_gradients_take_none(tiny, recorder):
+def test_chunks_and_gradients_use_no_graphs(tiny, recorder):
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
     mad.sample(["a hill"], seeds=[1], width=64, chunk_views=2, **RUN)
     assert len(mad.backbone.graphs) == 0
@@ -109,7 +109,7 @@ def test_views_a_few_at_a_time_and_gradients_take_none(tiny, recorder):
     assert len(backbone.graphs) == 1
 
 
-def test_large_passes_take_none(tiny, recorder, monkeypatch):
+def test_large_passes_use_no_graphs(tiny, recorder, monkeypatch):
     from madgen.backbones import _unet
 
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=1), recorder)
@@ -122,7 +122,7 @@ def test_large_passes_take_none(tiny, recorder, monkeypatch):
     assert len(mad.backbone.graphs) == 2
 
 
-def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
+def test_failed_capture_disables_graphs(tiny, capfd):
     class Broken(Recorder):
         def __call__(self, run):
             super().__call__(run)
@@ -144,7 +144,7 @@ def test_a_graph_that_cannot_be_made_is_the_last_that_is_tried(tiny, capfd):
     assert (broken.captured, broken.replayed, broken.forgotten) == (1, 0, 1)
 
 
-def test_what_a_failed_capture_held_is_gone_before_its_memory_is_given_back():
+def test_failed_capture_frees_its_tensors_before_its_pool():
     held, alive = [], []
 
     class Failing(Recorder):
@@ -167,7 +167,7 @@ class Interrupted(Recorder):
         raise KeyboardInterrupt
 
 
-def test_a_capture_that_is_interrupted_leaves_nothing():
+def test_interrupted_capture_leaves_no_graph():
     recorder, given = Interrupted(), (torch.ones(2),)
     graphs = Graphs(recorder)
     graphs(lambda inputs: 2 * inputs[0], "double", given)
@@ -176,7 +176,7 @@ def test_a_capture_that_is_interrupted_leaves_nothing():
     assert (len(graphs), recorder.forgotten) == (0, 1)
 
 
-def test_a_pass_that_fails_has_not_been_met(recorder):
+def test_failed_warm_up_pass_does_not_count(recorder):
     """Its kernels may not have been loaded, which cannot be done in a capture."""
     graphs, given, trouble = Graphs(recorder), (torch.ones(2),), [RuntimeError("no room")]
 
@@ -193,7 +193,7 @@ def test_a_pass_that_fails_has_not_been_met(recorder):
     assert recorder.captured == 1
 
 
-def test_memory_is_given_back_and_for_good_where_asked(tiny, recorder):
+def test_memory_is_freed_and_graphs_disabled_on_request(tiny, recorder):
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3), recorder)
     assert not mad.release_memory()
     expected = mad.sample(["a hill"], seeds=[1], width=64, **RUN)
@@ -209,7 +209,7 @@ def test_memory_is_given_back_and_for_good_where_asked(tiny, recorder):
     assert not mad.release_memory()
 
 
-def test_beyond_so_many_all_are_made_anew():
+def test_all_graphs_are_dropped_beyond_the_limit():
     recorder, given = Recorder(), [torch.ones(length) for length in range(1, MAX_GRAPHS + 2)]
     graphs = Graphs(recorder)
     met = []
@@ -221,7 +221,7 @@ def test_beyond_so_many_all_are_made_anew():
     assert recorder.forgotten == 0  # nothing was captured by then
 
 
-def test_what_a_pass_depends_on_tells_graphs_apart():
+def test_graphs_are_keyed_by_everything_a_pass_depends_on():
     recorder = Recorder()
     graphs = Graphs(recorder)
     for factor in (2, 3):
@@ -231,7 +231,7 @@ def test_what_a_pass_depends_on_tells_graphs_apart():
     assert recorder.captured == 2
 
 
-def test_signatures_tell_shapes_and_plain_values_and_not_what_is_in_tensors():
+def test_signatures_cover_shapes_and_plain_values_but_not_tensor_contents():
     value = Box(1, 2, 3, 4)
     one = {"a": (torch.zeros(2, 3), 5, None), "b": value}
     assert signature(one) == signature({"a": (torch.ones(2, 3), 5, None), "b": value})
@@ -246,7 +246,7 @@ def test_signatures_tell_shapes_and_plain_values_and_not_what_is_in_tensors():
         assert signature(one) != signature(other)
 
 
-def test_copies_hold_nothing_of_the_original():
+def test_copies_do_not_share_tensors_with_the_original():
     given = {"a": (torch.zeros(2), 5), "b": Box(1, 2, 3, 4)}
     copied = mapped(given, torch.clone)
     given["a"][0].fill_(1)

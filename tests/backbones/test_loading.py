@@ -41,7 +41,7 @@ def files(folders, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_single_file_is_the_folder(folders, files, name):
+def test_single_file_equals_the_folder(folders, files, name):
     folder = PanoramaSampler.from_pretrained(str(folders[name]), name=name, mad_steps=1)
     single = PanoramaSampler.from_pretrained(str(files[name]), name=name, config=str(folders[name]), mad_steps=1)
     for theirs, ours in zip(*(states(sampler.backbone) for sampler in (folder, single)), strict=True):
@@ -57,7 +57,7 @@ def states(backbone):
     return [model.state_dict() for model in (backbone.unet, backbone.vae, *encoders)]
 
 
-def test_a_single_file_is_described_from_its_config_folder(folders, files):
+def test_single_file_is_described_from_its_config_folder(folders, files):
     assert sd.describe(str(files["sd"]), None, str(folders["sd"])) == sd.describe(str(folders["sd"]))
     with pytest.raises(UserError, match=r"sdxl loads StableDiffusionXLPipeline"):
         sdxl.describe(str(files["sd"]), None, str(folders["sd"]))
@@ -81,7 +81,7 @@ def test_a_single_file_is_described_from_its_config_folder(folders, files):
         ),
     ],
 )
-def test_without_a_config_the_hub_is_named_that_would_have_it(tmp_path, monkeypatch, module, tensor, width, repository):
+def test_missing_config_names_the_hub_repository(tmp_path, monkeypatch, module, tensor, width, repository):
     from safetensors.torch import save_file
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -92,7 +92,7 @@ def test_without_a_config_the_hub_is_named_that_would_have_it(tmp_path, monkeypa
     assert module.family_spec(str(file)).channels == 4
 
 
-def test_the_identity_of_a_single_file_is_its_content_and_its_config_s(folders, files, tmp_path):
+def test_identity_of_a_single_file_covers_its_content_and_config(folders, files, tmp_path):
     plain, configured = weights_id(str(files["sd"])), weights_id(str(files["sd"]), None, str(folders["sd"]))
     assert configured == f"{plain}-{weights_id(str(folders['sd']))}"
     copy = tmp_path / "renamed.safetensors"
@@ -104,7 +104,7 @@ def test_the_identity_of_a_single_file_is_its_content_and_its_config_s(folders, 
         require_local(weights_id(str(copy), None, "some/where"), "backbone.config=some/where")
 
 
-def test_a_file_that_lacks_weights_is_refused(folders, files, tmp_path):
+def test_incomplete_file_is_refused(folders, files, tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(files["sd"])
@@ -162,7 +162,7 @@ def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp
         check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
 
 
-def test_a_config_that_is_inferred_counts_too(job_file, tmp_path, monkeypatch, folders, files):
+def test_inferred_config_is_part_of_the_identity(job_file, tmp_path, monkeypatch, folders, files):
     """It is found in the hub's cache by name; another commit of it is another job, though the job does not name it."""
     inferred, file = "stable-diffusion-v1-5/stable-diffusion-v1-5", str(files["sd"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -199,7 +199,7 @@ def test_settings_that_cannot_be_honoured_are_refused(files, pretrained, setting
         PanoramaSampler.from_pretrained(pretrained, **settings)
 
 
-def test_a_variant_is_loaded_and_a_missing_one_refused(tiny, tmp_path):
+def test_variant_is_loaded_and_a_missing_one_refused(tiny, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
@@ -214,7 +214,7 @@ def test_a_variant_is_loaded_and_a_missing_one_refused(tiny, tmp_path):
         PanoramaSampler.from_pretrained(str(tiny), variant="fp16")
 
 
-def test_a_dataset_is_made_of_a_single_file_and_made_again(madgen, job_file, tmp_path, folders, files):
+def test_dataset_of_a_single_file_is_generated_and_regenerated(madgen, job_file, tmp_path, folders, files):
     overrides = [f"backbone={{pretrained: '{files['sd']}', config: '{folders['sd']}'}}", "prompts.limit=1"]
     assert madgen("plan", job_file, *overrides).code == 0
     done = madgen("generate", job_file, *overrides)

@@ -39,7 +39,7 @@ def folders(tiny, tiny_xl):
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_two_loras_are_the_diffusers_pipeline_with_them(folders, tmp_path, name):
+def test_two_loras_equal_the_diffusers_pipeline(folders, tmp_path, name):
     from diffusers import DiffusionPipeline
 
     files = [save_lora(tmp_path / f"{seed}.safetensors", LAYERS[name], seed) for seed in (0, 1)]
@@ -62,7 +62,7 @@ def test_two_loras_are_the_diffusers_pipeline_with_them(folders, tmp_path, name)
     assert torch.allclose(latents(0.0), latents(), atol=1e-5)
 
 
-def test_attention_is_plain_again_so_that_mad_can_merge_it(tiny, tmp_path):
+def test_fused_loras_leave_plain_attention_that_mad_merges(tiny, tmp_path):
     file = save_lora(tmp_path / "a.safetensors", LAYERS["sd"])
     plain = PanoramaSampler.from_pretrained(str(tiny))
     fused = PanoramaSampler.from_pretrained(str(tiny), loras=[{"weights": str(file)}])
@@ -75,7 +75,7 @@ def test_attention_is_plain_again_so_that_mad_can_merge_it(tiny, tmp_path):
     assert set(fused.backbone.text_encoder.state_dict()) == set(plain.backbone.text_encoder.state_dict())
 
 
-def test_loras_of_other_trainers_and_in_folders(tiny, tmp_path):
+def test_loras_of_other_trainers_and_folders_are_applied(tiny, tmp_path):
     """The names that kohya's scripts give, with an alpha; a folder that holds one file."""
     from safetensors.torch import load_file, save_file
 
@@ -125,7 +125,7 @@ def test_a_lora_that_cannot_be_applied_in_full_is_refused(tiny, tmp_path, layers
         ({"scale": 1.0}, "a LoRA is {weights"),
     ],
 )
-def test_what_is_no_lora_is_refused(tiny, lora, message):
+def test_files_that_are_not_loras_are_refused(tiny, lora, message):
     with pytest.raises(UserError, match=message):
         PanoramaSampler.from_pretrained(str(tiny), loras=[lora])
 
@@ -145,7 +145,7 @@ def test_a_job_s_loras_are_checked_when_it_is_loaded(loras, message):
         load_job([], [f"backbone.loras={loras}"])
 
 
-def test_a_dataset_with_a_lora_is_another_dataset_and_is_made_again(madgen, job_file, tmp_path):
+def test_lora_changes_the_fingerprint_and_is_regenerated(madgen, job_file, tmp_path):
     file = save_lora(tmp_path / "style.safetensors", LAYERS["sd"])
 
     def lora(scale):

@@ -35,7 +35,7 @@ def test_the_plugin_implements_exactly_the_protocols():
     assert "madgen.backbones._" not in (PLUGINS / "gradient.py").read_text()
 
 
-def test_it_samples_merged_and_not():
+def test_plugin_samples_with_and_without_mad():
     merged, apart = (sampler(mad_steps=steps).sample(["a hill"], seeds=[1], **SIZE) for steps in (4, 0))
     assert merged.shape == apart.shape == (1, 64, 128, 3)
     assert merged.dtype == np.uint8
@@ -55,12 +55,12 @@ def test_it_samples_merged_and_not():
     ],
     ids=str,
 )
-def test_it_samples_with_every_option(options):
+def test_plugin_samples_with_every_option(options):
     images = sampler().sample(["a hill"], seeds=[1], **SIZE, **options)
     assert images.std() > 0
 
 
-def test_syncdiffusion_differentiates_it():
+def test_syncdiffusion_runs_on_the_plugin():
     options = {"mad_steps": 0, "sync_network": "random", "scheduler": "DDIMScheduler"}
     run = {"seeds": [1], "output": "latent", **SIZE}
     plain, pulled = (sampler(sync_weight=weight, **options).sample(["a hill"], **run) for weight in (0.0, 20.0))
@@ -68,14 +68,14 @@ def test_syncdiffusion_differentiates_it():
     assert not torch.equal(plain, pulled)
 
 
-def test_its_errors_reach_the_user():
+def test_errors_of_the_plugin_reach_the_user():
     with pytest.raises(UserError, match="unknown block 'left'"):
         sampler(mad_blocks=["left"])
     with pytest.raises(UserError, match="no network to compile"):
         sampler(compile=True)
 
 
-def test_a_job_plans_with_it(tmp_path):
+def test_job_with_the_plugin_plans(tmp_path):
     from madgen.planning.forecast import forecast
     from madgen.planning.resolved_run import ResolvedRun
 

@@ -37,7 +37,7 @@ def whole(tiny):
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_the_canvas_is_stepped_as_the_pipeline_steps_a_picture(whole, pipeline, name):
+def test_canvas_steps_equal_the_pipelines(whole, pipeline, name):
     """TCD's own default for the noise that it adds is eta = 0.3; the pipeline would hand it 0."""
     scheduler = scheduler_class(f"{name}Scheduler").from_config(pipeline.scheduler.config)
     other = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
@@ -49,7 +49,7 @@ def test_the_canvas_is_stepped_as_the_pipeline_steps_a_picture(whole, pipeline, 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_step_a_canvas_is_refused_by_name(whole, name):
+def test_schedulers_that_cannot_step_a_canvas_are_refused_by_name(whole, name):
     whole.params = SamplingParams(scheduler=f"{name}Scheduler")
     with pytest.raises(UserError, match=f"sampling.scheduler={name}Scheduler (cannot|does not|needs)"):
         whole.new_scheduler(4)
@@ -71,7 +71,7 @@ def test_every_scheduler_of_diffusers_is_used_or_refused_in_one_line(whole):
     assert not set(REFUSED) & set(used)
 
 
-def test_noise_of_its_own_is_refused(whole, monkeypatch):
+def test_schedulers_with_unseeded_noise_are_refused(whole, monkeypatch):
     from madgen.backbones import _schedulers
 
     scheduler = whole.backbone.new_scheduler("DDIMScheduler", 4)
@@ -89,7 +89,7 @@ def test_noise_of_its_own_is_refused(whole, monkeypatch):
         ("Q", "examples: DDIMScheduler, EulerDiscreteScheduler"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_nearest(name, said):
+def test_unknown_name_suggests_the_nearest(name, said):
     with pytest.raises(
         UserError, match=rf"sampling\.scheduler='{name}' is not a diffusers scheduler; {re.escape(said)}"
     ):

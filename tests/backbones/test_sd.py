@@ -48,7 +48,7 @@ def test_mad_with_no_steps_is_multidiffusion_for_any_blocks_and_differs_from_mad
     assert not torch.allclose(plain, sampler(tiny, mad_steps=3).sample(["a hill"], **run), atol=1e-3)
 
 
-def test_on_a_canvas_of_one_view_mad_changes_nothing(tiny):
+def test_mad_on_a_canvas_of_one_view_changes_nothing(tiny):
     run = {"seeds": [1], **SIZE, "width": 32}
     merged, plain = (sampler(tiny, mad_steps=steps).sample(["a hill"], **run) for steps in (3, 0))
     torch.testing.assert_close(merged, plain)
@@ -63,7 +63,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(tiny):
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_ancestral_noise_is_each_prompts_own(tiny):
+def test_ancestral_noise_depends_on_the_prompt_only(tiny):
     mad = sampler(tiny, mad_steps=1, scheduler="EulerAncestralDiscreteScheduler")
     together = mad.sample(["a hill", "the sea"], seeds=[3, 4], **SIZE)
     alone = mad.sample(["the sea"], seeds=[4], **SIZE)
@@ -124,7 +124,7 @@ def merging_layers(monkeypatch):
         (["up_blocks.1.*attn1*"], ("up_blocks.1",), 2),
     ],
 )
-def test_blocks_say_which_layers_merge_and_steps_say_when(tiny, merging_layers, blocks, starts, count):
+def test_blocks_select_merged_layers_and_steps_select_when(tiny, merging_layers, blocks, starts, count):
     """By a hook in the layers: what they do, not what they were told."""
     sampler(tiny, mad_steps=2, mad_blocks=blocks).sample(["a hill"], seeds=[1], **SIZE)
     assert len(merging_layers) == len(set(merging_layers))
@@ -134,14 +134,14 @@ def test_blocks_say_which_layers_merge_and_steps_say_when(tiny, merging_layers, 
         assert all(layer.startswith(starts) for layer in layers)
 
 
-def test_cross_attention_always_goes_on_merging_there_and_nowhere_else(tiny, merging_layers):
+def test_cross_attention_always_merges_cross_attention_in_every_step(tiny, merging_layers):
     mad = sampler(tiny, mad_steps=1, mad_blocks=["mid"], cross_attention="always")
     mad.sample(["a hill"], seeds=[1], **SIZE)
     assert [step for step, layer in merging_layers if ".attn1." in layer] == [0]
     assert [step for step, layer in merging_layers if ".attn2." in layer] == [0, 1, 2]
 
 
-def test_different_blocks_give_different_pictures(tiny):
+def test_different_blocks_give_different_images(tiny):
     """The settings of the paper's Fig. 3."""
     settings = (["down"], ["mid"], ["up"], ["down", "mid"], ["mid", "up"], ["down", "up"], ["down", "mid", "up"])
     samplers = [sampler(tiny, mad_steps=3, mad_blocks=blocks) for blocks in settings]
@@ -188,7 +188,7 @@ def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
         ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 8 latent cells with stride 2"),
     ],
 )
-def test_bad_arguments(tiny, change, message):
+def test_invalid_arguments_are_refused(tiny, change, message):
     arguments = {"prompts": ["a hill"], "seeds": [1], **SIZE, **change}
     with pytest.raises(UserError, match=message):
         sampler(tiny).sample(arguments.pop("prompts"), **arguments)
@@ -203,7 +203,7 @@ def test_bad_arguments(tiny, change, message):
         ({"mad_blocks": ["middle"]}, "'middle' is neither down, mid, up nor a pattern"),
     ],
 )
-def test_methods_that_a_job_may_not_ask_for_are_refused_here_too(tiny, method, message):
+def test_methods_that_jobs_refuse_are_refused(tiny, method, message):
     with pytest.raises(UserError, match=message):
         sampler(tiny, **method)
 
@@ -220,7 +220,7 @@ def test_defaults_are_those_of_a_job(tiny):
         assert defaults[name].default is None  # that of `params`
 
 
-def test_the_nearest_sizes_that_an_error_names_work(tiny):
+def test_sizes_suggested_by_an_error_are_accepted(tiny):
     mad = sampler(tiny)
     for width in (56, 64):
         assert mad.geometry.build(32, width)
@@ -235,7 +235,7 @@ def test_a_model_of_another_kind_is_refused(tiny, tmp_path):
         describe(str(tmp_path))
 
 
-def test_weights_that_are_not_safetensors_are_never_read(tiny, tmp_path):
+def test_only_safetensors_weights_are_read(tiny, tmp_path):
     import shutil
 
     folder = tmp_path / "pickled"
@@ -247,7 +247,7 @@ def test_weights_that_are_not_safetensors_are_never_read(tiny, tmp_path):
 
 @pytest.mark.parametrize("layout", ["overlapping", "shifted"])
 @pytest.mark.parametrize("loop", [True, False])
-def test_a_loop_has_no_beginning(tiny, monkeypatch, layout, loop):
+def test_rolled_noise_gives_a_rolled_loop(tiny, monkeypatch, layout, loop):
     """With noise turned by some columns, a looped panorama is turned by as many; without a loop it is another."""
     mad, roll = sampler(tiny, layout=layout, mad_steps=2), 8
     latents = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)

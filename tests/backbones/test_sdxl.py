@@ -46,7 +46,7 @@ def test_whole_layout_is_the_plain_pipeline(tiny_xl, pipeline, negative):
     assert relative_error(latents, reference) <= 1e-4
 
 
-def test_pictures_are_those_of_the_plain_pipeline(tiny_xl, pipeline):
+def test_images_equal_the_plain_pipelines(tiny_xl, pipeline):
     options = {"negative_prompt": "fog", "generator": torch.Generator().manual_seed(5), **SIZE}
     reference = pipeline("a hill", output_type="np", **options).images[0]
     ours = sampler(tiny_xl, layout="whole", mad_steps=0)
@@ -95,7 +95,7 @@ def naive_multidiffusion(pipeline, starts, prompt, negative, seed, steps, guidan
 
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_multidiffusion_is_each_view_stepped_by_itself_then_averaged(tiny_xl, pipeline, monkeypatch, loop, prediction):
+def test_multidiffusion_equals_views_stepped_separately_and_averaged(tiny_xl, pipeline, monkeypatch, loop, prediction):
     """Flat and circular, as diffusers has it for Stable Diffusion alone (`tests/parity`)."""
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=prediction)
     monkeypatch.setattr(pipeline, "scheduler", scheduler)
@@ -138,7 +138,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(tiny_xl):
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_each_view_is_told_its_own_size_in_pixels(tiny_xl, monkeypatch):
+def test_size_conditions_hold_the_size_of_the_view(tiny_xl, monkeypatch):
     mad = sampler(tiny_xl, mad_steps=1)
     told = []
     forward = mad.backbone.unet.forward
@@ -192,7 +192,7 @@ def test_latents_are_unscaled_with_means_and_deviations_where_the_vae_has_them(t
     torch.testing.assert_close(encoded, (mean - means) / stds * vae.config.scaling_factor, atol=1e-5, rtol=1e-5)
 
 
-def test_a_half_precision_decoder_runs_in_float32_where_its_config_says_so(tiny_xl, tmp_path):
+def test_half_precision_decoder_runs_in_float32_if_its_config_requires_it(tiny_xl, tmp_path):
     half = PanoramaSampler.from_pretrained(str(tiny_xl), name="sdxl", dtype="float16")
     assert (half.backbone.vae.dtype, half.backbone.unet.dtype) == (torch.float32, torch.float16)
     folder = tmp_path / "safe"

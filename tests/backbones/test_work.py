@@ -49,7 +49,7 @@ def calls(done, ending):
 
 
 @pytest.mark.parametrize("tau", [0, 1, 3])
-def test_views_are_evaluated_once_a_step_and_the_prompt_is_not_repeated_for_them(tiny, work, tau):
+def test_views_are_evaluated_once_per_step_without_repeating_the_prompt(tiny, work, tau):
     work(sampler(tiny, mad_steps=tau)).sample(["a hill"], seeds=[1], **RUN)
     assert calls(work.done, "unet") == [("unet", PATHS * VIEWS, PATHS)] * RUN["num_inference_steps"]
     assert Counter(name for name, *_ in work.done if name in ("split", "merge")) == {"split": 3, "merge": 3}
@@ -57,7 +57,7 @@ def test_views_are_evaluated_once_a_step_and_the_prompt_is_not_repeated_for_them
 
 @pytest.mark.parametrize("tau", [0, 1, 3])
 @pytest.mark.parametrize("cross_attention", ["scheduled", "always"])
-def test_the_prompt_is_projected_once_a_layer_for_all_views_and_steps(tiny, work, tau, cross_attention):
+def test_prompt_is_projected_once_per_layer_for_all_views_and_steps(tiny, work, tau, cross_attention):
     mad = work(sampler(tiny, mad_steps=tau, cross_attention=cross_attention))
     mad.sample(["a hill", "the sea"], seeds=[1, 2], **RUN)
     tokens = mad.backbone.tokenizer.model_max_length
@@ -81,7 +81,7 @@ def test_negative_prompts_are_embedded_once_for_all_panoramas(tiny):
     assert not torch.equal(other, expected)
 
 
-def test_what_sdxl_is_told_of_views_is_made_once_a_panorama(tiny_xl, monkeypatch):
+def test_sdxl_size_conditions_are_computed_once_per_panorama(tiny_xl, monkeypatch):
     mad, made = PanoramaSampler.from_pretrained(str(tiny_xl), name="sdxl", dtype="float32", mad_steps=1), []
     real = mad.backbone.view_conditions
     monkeypatch.setattr(mad.backbone, "view_conditions", lambda *given: made.append(given[1:]) or real(*given))
@@ -92,7 +92,7 @@ def test_what_sdxl_is_told_of_views_is_made_once_a_panorama(tiny_xl, monkeypatch
 @pytest.mark.parametrize(
     ("guidance_scale", "chunk_views", "images"), [(3.0, None, [VIEWS]), (1.0, None, [VIEWS]), (3.0, 2, [2, 2, 1] * 2)]
 )
-def test_the_residual_block_before_the_first_prompt_sees_each_view_once(tiny, guidance_scale, chunk_views, images):
+def test_first_residual_block_evaluates_each_view_once(tiny, guidance_scale, chunk_views, images):
     """Unless the paths of guidance are passes by themselves."""
     mad, seen = sampler(tiny, mad_steps=0), []
     block = mad.backbone.unet.down_blocks[0].resnets[0]
@@ -102,7 +102,7 @@ def test_the_residual_block_before_the_first_prompt_sees_each_view_once(tiny, gu
     assert seen == images * RUN["num_inference_steps"]
 
 
-def test_paths_that_are_told_apart_before_the_first_prompt_have_nothing_in_common(tiny_xl):
+def test_guidance_paths_with_different_conditions_share_no_layers(tiny_xl):
     mad = sampler(tiny_xl, name="sdxl", mad_steps=1)
     assert mad.backbone.shared_prefix.layer is None
     seen = []
@@ -112,7 +112,7 @@ def test_paths_that_are_told_apart_before_the_first_prompt_have_nothing_in_commo
 
 
 @pytest.mark.parametrize("tau", [0, 3])
-def test_what_the_paths_have_in_common_is_what_each_would_compute(tiny, tau):
+def test_shared_layers_of_guidance_paths_change_nothing(tiny, tau):
     mad, run = sampler(tiny, mad_steps=tau), {"negative_prompts": ["fog", ""], "seeds": [1, 2], **RUN}
     once = mad.sample(["a hill", "the sea"], **run)
     mad.backbone.shared_prefix.layer = None
@@ -120,7 +120,7 @@ def test_what_the_paths_have_in_common_is_what_each_would_compute(tiny, tau):
     assert float((once - twice).norm() / twice.norm()) <= 1e-5
 
 
-def test_the_network_by_itself_is_as_it_was(tiny):
+def test_network_called_directly_is_unchanged(tiny):
     """Whatever was sampled before: what is in common is so within a pass alone."""
     mad = sampler(tiny, mad_steps=1)
     unet, views = mad.backbone.unet, torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -144,7 +144,7 @@ BATCH = {"prompts": ["dunes", "the sea", "a hill"], "seeds": [1, 2, 3], "regions
 
 
 @pytest.mark.parametrize("bootstrapped", [0, 1, 3])
-def test_prompts_of_one_canvas_share_their_negative_prompt_while_they_see_the_same(tiny, work, bootstrapped):
+def test_regions_share_the_negative_prompt_after_bootstrapping(tiny, work, bootstrapped):
     """Of seven prompts on three canvases: the first canvas has two negative ones, the others one. Only what is cut out
     sees views of its own while it is bootstrapped, and then the first has three."""
     mad = work(sampler(tiny, mad_steps=0, region_bootstrapping=bootstrapped))
@@ -209,7 +209,7 @@ def graphs():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_sampler_has_two_graphs_a_size_and_gives_the_same(tiny, graphs):
+def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(tiny, graphs):
     mad = sampler(tiny, mad_steps=2)
     plain = [mad.sample([prompt], seeds=[seed], **RUN) for prompt, seed in (("a hill", 1), ("the sea at night", 2))]
     mad.backbone.compile("eager")  # graphs are what counts here, not what is made of them
@@ -239,7 +239,7 @@ def with_one_level(folder, target):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++ here")
 @pytest.mark.filterwarnings("ignore")
-def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
+def test_inductor_gives_equal_latents(tiny, graphs, tmp_path, monkeypatch):
     """`backbone.compile: true` as a user has it: real kernels of both graphs, here of a UNet of one level."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     mad = sampler(with_one_level(tiny, tmp_path / "one-level"), mad_steps=2)
@@ -254,7 +254,7 @@ def test_inductor_gives_the_same(tiny, graphs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_sampler_tells_passes_of_both_paths_from_passes_of_one(tiny, graphs):
+def test_compiled_sampler_has_separate_graphs_for_one_and_two_guidance_paths(tiny, graphs):
     """By the view and path in turn: one graph is of what both have in common, one of what one path does."""
     mad = sampler(tiny, mad_steps=0)
     ways = [{}, {"chunk_views": VIEWS}, {}]
@@ -268,7 +268,7 @@ def test_a_compiled_sampler_tells_passes_of_both_paths_from_passes_of_one(tiny, 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
+def test_decoding_is_compiled_unless_it_needs_gradients(tiny, graphs):
     mad = sampler(tiny, mad_steps=0)
     latents = mad.sample(["a hill"], seeds=[1], **RUN)
     plain = mad.decode_pixels(latents)
@@ -286,7 +286,7 @@ def test_decoding_is_compiled_too_unless_it_takes_gradients(tiny, graphs):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_file, tmp_path):
+def test_missing_compiler_is_a_one_line_error(madgen, job_file, tmp_path):
     given = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = madgen("generate", job_file, "backbone.compile=true", f"output.dir={tmp_path / 'out'}", **given)
     assert done.code == 2, done.err
@@ -299,7 +299,7 @@ def test_where_nothing_can_be_compiled_the_job_is_refused_in_a_line(madgen, job_
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_syncdiffusion_compares_pictures_that_are_all_decoded_uncompiled(tiny, graphs):
+def test_syncdiffusion_decodes_uncompiled(tiny, graphs):
     mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")
     mad.backbone.compile("eager")
     mad.sample(["a hill"], seeds=[1], **RUN)

@@ -96,7 +96,7 @@ def listing(folder):
         (["monitor.wandb.mode=maybe"], "monitor.wandb.mode must be one of online, offline, disabled, or null"),
     ],
 )
-def test_generate_refuses(madgen_here, job_file, tmp_path, overrides, message):
+def test_generate_refuses_invalid_input_in_one_line(madgen_here, job_file, tmp_path, overrides, message):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/photo.png").write_text("mine")
@@ -119,7 +119,7 @@ def test_generate_refuses(madgen_here, job_file, tmp_path, overrides, message):
     assert listing(tmp_path) == before
 
 
-def test_a_process_that_refuses_exits_with_2_after_one_line(madgen, job_file):
+def test_refusing_process_exits_with_2_after_one_line(madgen, job_file):
     result = madgen("generate", job_file, "prompts.source=missing.txt")
     assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, "")
 
@@ -147,14 +147,14 @@ def test_resume_never_refuses_a_dataset(madgen_here, job_file):
         ["filter", "out", "--where", "seam <", "-o", "new"],
     ],
 )
-def test_no_job_no_command_no_option(madgen_here, arguments):
+def test_missing_job_unknown_command_and_unknown_option_are_refused(madgen_here, arguments):
     result = madgen_here(*arguments)
     assert result.code == 2
     assert len(result.err.strip().splitlines()) == 1, result.err
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "preview", "index"])
-def test_a_directory_without_a_dataset(madgen_here, tmp_path, command):
+def test_directory_without_a_dataset_is_refused(madgen_here, tmp_path, command):
     result = madgen_here(command, tmp_path)
     assert result.code == 2
     assert "holds no madgen dataset" in result.err
@@ -165,7 +165,7 @@ def test_a_directory_without_a_dataset(madgen_here, tmp_path, command):
     "arguments",
     [["", "-o", "x.png"], ["a hill", "-o", "x.gif"], ["a hill", "-o", "no/x.png"], ["a hill", "sampling.width=5"]],
 )
-def test_sample_refuses(madgen_here, tmp_path, arguments):
+def test_sample_refuses_invalid_input_in_one_line(madgen_here, tmp_path, arguments):
     result = madgen_here("sample", *arguments)
     assert result.code == 2, result.err
     assert "Traceback" not in result.err
@@ -183,7 +183,7 @@ def test_plan_writes_nothing_and_counts(madgen_here, job_file, tmp_path):
     assert listing(tmp_path) == before
 
 
-def test_plan_refuses_layers_that_there_are_not_without_weights(madgen_here, job_file, tiny, tmp_path):
+def test_plan_refuses_unknown_layers_without_loading_weights(madgen_here, job_file, tiny, tmp_path):
     """Patterns are held against the config files, as a login node without the weights has them."""
     configs = tmp_path / "configs"
     shutil.copytree(tiny, configs, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -203,7 +203,7 @@ def test_the_next_number_of_steps_that_a_scheduler_has_is_named(madgen_here, job
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"shard": "job-000000"}'])
-def test_a_damaged_sidecar_is_named_with_the_way_out(madgen_here, job_file, tmp_path, damage):
+def test_damaged_sidecar_error_names_file_and_fix(madgen_here, job_file, tmp_path, damage):
     assert madgen_here("generate", job_file, "prompts.limit=1").code == 0
     (tmp_path / "out/shards/job-000000.json").write_text(damage)
     again = ("generate", job_file, "prompts.limit=1")
@@ -218,7 +218,7 @@ def test_a_damaged_sidecar_is_named_with_the_way_out(madgen_here, job_file, tmp_
     assert madgen_here("verify", "out").code == 0
 
 
-def test_a_tar_that_was_removed_is_made_again(madgen_here, job_file, tmp_path):
+def test_removed_tar_is_regenerated(madgen_here, job_file, tmp_path):
     assert madgen_here("generate", job_file, "prompts.limit=2").code == 0
     tar = tmp_path / "out/shards/job-000001.tar"
     content = tar.read_bytes()

@@ -63,7 +63,7 @@ def job(tmp_path, tiny, monkeypatch):
 @pytest.mark.slow
 @QUICK
 @given(changes=st.lists(st.tuples(paths, values), min_size=1, max_size=3))
-def test_jobs(job, tmp_path, changes):
+def test_random_jobs_load_or_raise_user_error(job, tmp_path, changes):
     content = json.loads(json.dumps(job))
     for path, value in changes:
         place = content
@@ -81,7 +81,7 @@ def test_jobs(job, tmp_path, changes):
 
 @QUICK
 @given(seed=st.integers(0, 2**32), cuts=st.integers(1, 8))
-def test_jobs_with_damaged_bytes(job, tmp_path, seed, cuts):
+def test_damaged_job_files_load_or_raise_user_error(job, tmp_path, seed, cuts):
     """Bytes flipped, dropped and repeated anywhere in a good job file."""
     chance, data = random.Random(seed), bytearray(yaml.safe_dump(job).encode())
     for _ in range(cuts):
@@ -99,7 +99,7 @@ def test_jobs_with_damaged_bytes(job, tmp_path, seed, cuts):
     key=st.text(max_size=20) | st.sampled_from([f"{a}.{b}" for a, keys in SECTIONS.items() for b in keys]),
     value=st.text(max_size=15),
 )
-def test_overrides(job, tmp_path, key, value):
+def test_random_overrides_load_or_raise_user_error(job, tmp_path, key, value):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     try:
         plan(tmp_path / "job.yaml", [f"{key}={value}"])

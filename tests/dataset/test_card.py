@@ -48,7 +48,7 @@ def test_datasets_loads_the_folder_as_it_is(dataset, tmp_path):
     assert "cut_text" not in table[0]["json"]
 
 
-def test_the_card_says_what_it_is_and_nothing_breaks_out_of_it(dataset):
+def test_card_describes_the_dataset_and_escapes_prompts(dataset):
     text = (dataset.root / "README.md").read_text()
     assert text.startswith("---\n")
     header = yaml.safe_load(text.split("\n---\n")[0])
@@ -68,7 +68,7 @@ def test_the_card_says_what_it_is_and_nothing_breaks_out_of_it(dataset):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_the_index_has_all_that_the_sidecars_say(dataset):
+def test_index_holds_all_fields_of_the_sidecars(dataset):
     from pyarrow import parquet
 
     rows = parquet.read_table(dataset.root / "index.parquet").to_pylist()

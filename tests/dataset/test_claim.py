@@ -45,7 +45,7 @@ def test_one_worker_gets_a_shard(worker):
     assert second.claim("s")
 
 
-def test_of_many_at_once_one_wins(worker):
+def test_one_of_many_concurrent_claims_wins(worker):
     workers = [worker() for _ in range(8)]
     barrier, wins = threading.Barrier(8), []
 
@@ -70,7 +70,7 @@ def test_a_done_shard_is_not_claimed(worker, directory):
     assert worker().claim("s")
 
 
-def test_a_worker_whose_heartbeat_is_old_loses_its_claim(worker, directory):
+def test_worker_with_an_old_heartbeat_loses_its_claim(worker, directory):
     stale, fresh = worker(), worker(lease_s=30)
     stale.process = Process("another-host", "", 1, "")
     stale.beat()
@@ -93,7 +93,7 @@ def test_a_dead_process_of_this_host_loses_its_claim_at_once(worker, directory):
     assert fresh.claim("s")
 
 
-def test_a_dead_worker_is_forgotten_when_its_claims_are_taken(worker, directory):
+def test_dead_worker_is_removed_when_its_claims_are_taken_over(worker, directory):
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
     gone, fresh = worker(), worker()
@@ -122,7 +122,7 @@ def test_temporary_files_of_a_dead_worker_elsewhere_are_removed_with_its_heartbe
     assert files[2].exists()
 
 
-def test_an_empty_claim_ages_by_itself(worker, directory):
+def test_empty_claim_expires(worker, directory):
     one = worker(lease_s=30)
     claim = directory.claims / "s.json"
     claim.write_text("")
@@ -131,7 +131,7 @@ def test_an_empty_claim_ages_by_itself(worker, directory):
     assert one.claim("s")
 
 
-def test_claiming_in_a_finished_dataset_fails_quietly(worker, directory):
+def test_claim_in_a_finished_dataset_returns_false(worker, directory):
     one = worker()
     directory.sidecar("s").write_text("{}")
     directory.tar("s").write_text("")
@@ -140,7 +140,7 @@ def test_claiming_in_a_finished_dataset_fails_quietly(worker, directory):
     assert not directory.work.exists()
 
 
-def test_work_that_somebody_removed_comes_back(worker, directory):
+def test_removed_work_folder_is_recreated(worker, directory):
     one = worker()
     remove_work(directory)
     assert one.claim("s")
@@ -148,7 +148,7 @@ def test_work_that_somebody_removed_comes_back(worker, directory):
     assert one.heartbeat_file.exists()
 
 
-def test_work_of_a_dataset_that_was_opened_again_is_put_back(worker, directory):
+def test_work_folder_of_an_incomplete_dataset_is_restored(worker, directory):
     one = worker()
     one.claim("s")
     remove_work(directory, complete=lambda: False)
@@ -159,7 +159,7 @@ def test_work_of_a_dataset_that_was_opened_again_is_put_back(worker, directory):
     assert not directory.work.exists()
 
 
-def test_a_claim_whose_answer_was_lost_is_a_claim(worker, directory, monkeypatch):
+def test_claim_counts_if_its_reply_was_lost(worker, directory, monkeypatch):
     """Over NFS a link can be made, and the answer to the second asking be that it is there."""
     one, link = worker(), os.link
 
@@ -172,21 +172,21 @@ def test_a_claim_whose_answer_was_lost_is_a_claim(worker, directory, monkeypatch
     assert one.owns("s")
 
 
-def test_a_dataset_that_has_disappeared_is_an_error(worker, directory):
+def test_missing_dataset_is_an_error(worker, directory):
     one = worker()
     (directory.root / "dataset.json").unlink()
     with pytest.raises(OSError, match="the dataset has disappeared"):
         one.claim("s")
 
 
-def test_a_process_knows_that_it_lives():
+def test_own_process_is_alive():
     assert not Process.this().is_surely_dead()
     here = Process.this()
     assert Process(here.host, here.boot, here.pid, "another start").is_surely_dead()
     assert not Process("another-host", here.boot, here.pid, "x").is_surely_dead()
 
 
-def test_close_gives_claims_back_and_removes_the_heartbeat(worker, directory):
+def test_close_releases_claims_and_removes_the_heartbeat(worker, directory):
     one = worker()
     one.claim("s")
     assert json.loads(one.heartbeat_file.read_text())["id"] == one.id

@@ -26,7 +26,7 @@ def lose(directory):
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "gone"), NotADirectoryError(20, "gone"), UserError("no dataset")]
 )
-def test_it_is_told_as_what_it_is(directory, error):
+def test_disappeared_dataset_is_reported_as_such(directory, error):
     with pytest.raises(type(error)), directory.reporting_disappearance():
         raise error
     lose(directory)
@@ -37,7 +37,7 @@ def test_it_is_told_as_what_it_is(directory, error):
     assert told.value.errno == errno.ESTALE
 
 
-def test_nothing_is_made_where_it_was(directory):
+def test_nothing_is_written_at_the_path_of_a_disappeared_dataset(directory):
     directory.make_in_work(directory.claims)
     directory.make_in_work(directory.claims)
     assert directory.claims.is_dir()
@@ -47,7 +47,7 @@ def test_nothing_is_made_where_it_was(directory):
     assert list(directory.root.iterdir()) == []
 
 
-def test_a_disk_that_goes_while_the_backbone_loads_is_not_begun_anew(madgen_here, job_file, tmp_path, monkeypatch):
+def test_dataset_that_disappears_during_loading_is_not_recreated(madgen_here, job_file, tmp_path, monkeypatch):
     out = DatasetDir(tmp_path / "out")
     assert madgen_here("generate", job_file).code == 0
     out.sidecar("job-000001").unlink()

@@ -17,7 +17,7 @@ def decode(data):
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
-def test_a_panorama_that_closes_says_so_and_no_other(image_format):
+def test_only_looped_panoramas_are_marked_as_360(image_format):
     pixels, nothing = decode(encode_image(PIXELS, image_format, 95))
     looped, xmp = decode(encode_image(PIXELS, image_format, 95, loop=True))
     assert np.array_equal(pixels, looped)
@@ -52,7 +52,7 @@ def embedded(data):
 
 @pytest.mark.parametrize("prompt", HOSTILE, ids=["plain", "markup", "unicode", "long"])
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
-def test_pictures_carry_their_parameters_whatever_the_prompt(image_format, prompt):
+def test_images_embed_their_parameters_for_any_prompt(image_format, prompt):
     about = {
         "key": "p-0000", "seed": 2**48 - 1, "prompt": prompt, "fingerprint": "f" * 32, "method": {"mad": {"steps": 15}},
         "sampling": {"loop": True, "guidance_scale": 7.5}, "regions": [{"mask": "x" * 90_000, "prompt": prompt}],
@@ -84,7 +84,7 @@ def test_png_is_lossless_and_the_same_bytes_each_time():
 
 @pytest.mark.parametrize("quality", [50, 90, 95, 100])
 @pytest.mark.parametrize("image_format", ["jpg", "webp", "png"])
-def test_pictures_that_hardly_compress_are_written(image_format, quality):
+def test_incompressible_images_are_written(image_format, quality):
     """Noise is the largest that a picture can be."""
     noise = np.random.default_rng(0).integers(0, 256, (128, 768, 3), dtype=np.uint8)
     with Image.open(io.BytesIO(encode_image(noise, image_format, quality))) as image:

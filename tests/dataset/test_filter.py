@@ -95,7 +95,7 @@ def hashes(root):
         ("height == 16 and width == 32", None, None, list(range(12))),
     ],
 )
-def test_what_is_kept(source, tmp_path, where, best, by, expected):
+def test_filter_keeps_the_selected_samples(source, tmp_path, where, best, by, expected):
     """In the order of the dataset, also across its shards; the result is a whole dataset."""
     choice = Choice(where and parse(where), best, by)
     count, seen = write_filtered(source, choice, tmp_path / "new")
@@ -110,7 +110,7 @@ def test_what_is_kept(source, tmp_path, where, best, by, expected):
     assert (tmp_path / "keys.txt").read_text().split() == kept(new)
 
 
-def test_it_is_a_dataset_like_any_other(source, tmp_path):
+def test_filtered_dataset_verifies_and_previews(source, tmp_path):
     from pyarrow import parquet
 
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "new")
@@ -130,7 +130,7 @@ def test_it_is_a_dataset_like_any_other(source, tmp_path):
     assert [len(sidecar.samples) for sidecar in new.sidecars()] == [5, 4]
 
 
-def test_it_says_where_it_comes_from(source, tmp_path):
+def test_filtered_dataset_records_its_source(source, tmp_path):
     where = "not prompt contains '`at`'"
     write_filtered(source, Choice(parse(where), 1, "coherence"), tmp_path / "new")
     content = DatasetDir(tmp_path / "new").read_manifest()
@@ -150,7 +150,7 @@ def test_it_says_where_it_comes_from(source, tmp_path):
     assert verify(DatasetDir(tmp_path / "newer")).complete
 
 
-def test_the_same_choice_gives_the_same_bytes(source, tmp_path):
+def test_equal_selection_gives_equal_bytes(source, tmp_path):
     """Of every file, also from a copy of the source that other workers made at another time."""
     for name in ("one", "two"):
         write_filtered(source, Choice(parse("seam < 1.4"), 2, "coherence"), tmp_path / name)
@@ -176,13 +176,13 @@ def test_webdataset_and_hugging_face_read_it(source, tmp_path):
     assert loaded[1]["json"]["scores"]["seam"] == SEAM[2]
 
 
-def test_no_tar_is_opened_to_choose(source, tmp_path):
+def test_selection_opens_no_tar(source, tmp_path):
     for path in source.shards.glob("*.tar"):
         path.write_bytes(b"nothing")
     assert write_keys(source, Choice(None, 1, "coherence"), tmp_path / "keys")[0] == 4
 
 
-def test_what_is_in_quarantine_or_not_there_yet_is_left_out(tmp_path):
+def test_quarantined_and_missing_samples_are_left_out(tmp_path):
     source = make(tmp_path / "out", quarantined={KEYS[1]}, shards=(0, 2))
     count, seen = write_filtered(source, Choice(parse("coherence > 0.4")), tmp_path / "new")
     assert (count, seen.samples) == (4, 6)
@@ -235,7 +235,7 @@ def test_damage_of_the_source_is_not_copied(source, tmp_path, cut):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_nothing_is_left_of_what_fails(source, tmp_path, monkeypatch):
+def test_failed_filter_leaves_no_files(source, tmp_path, monkeypatch):
     """The disk is full when the last file is written."""
 
     def full(directory):
@@ -247,7 +247,7 @@ def test_nothing_is_left_of_what_fails(source, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_target_must_be_free(source, tmp_path):
+def test_existing_target_is_refused(source, tmp_path):
     (tmp_path / "empty").mkdir()
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "empty")
     assert verify(DatasetDir(tmp_path / "empty")).complete
@@ -271,7 +271,7 @@ def test_the_target_must_be_free(source, tmp_path):
     assert hashes(tmp_path) == before
 
 
-def test_generate_does_not_go_on_with_it(source, tmp_path):
+def test_generate_refuses_a_filtered_dataset(source, tmp_path):
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "new")
     new = DatasetDir(tmp_path / "new")
     with pytest.raises(UserError, match="holds what madgen filter chose of a dataset; choose another"):
@@ -293,13 +293,13 @@ def test_generate_does_not_go_on_with_it(source, tmp_path):
         (None, 1, "clip", "has the score 'clip', only .*; clip needs scores.clip=MODEL"),
     ],
 )
-def test_choices_without_a_meaning_are_refused(source, where, best, by, message):
+def test_invalid_selections_are_refused(source, where, best, by, message):
     with pytest.raises(UserError, match=message) as error:
         choose(source, Choice(where and parse(where), best, by))
     assert "\n" not in str(error.value)
 
 
-def test_a_dataset_without_scores_says_how_to_get_them(tmp_path):
+def test_missing_scores_error_names_the_fix(tmp_path):
     source = make(tmp_path / "out", scores=lambda position: {})
     with pytest.raises(UserError, match="has no scores; generate records them unless"):
         choose(source, Choice(parse("coherence > 0.8")))

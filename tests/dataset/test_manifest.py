@@ -34,7 +34,7 @@ def fingerprint(tmp_path, monkeypatch):
         "monitor.preview_every=3",
     ],
 )
-def test_what_has_no_effect_is_no_other_job(fingerprint, override):
+def test_settings_without_effect_keep_the_fingerprint(fingerprint, override):
     assert fingerprint(override) == fingerprint()
 
 
@@ -53,11 +53,11 @@ def test_what_has_no_effect_is_no_other_job(fingerprint, override):
         "name=other",
     ],
 )
-def test_what_changes_a_file_is_another_job(fingerprint, override):
+def test_settings_that_change_files_change_the_fingerprint(fingerprint, override):
     assert fingerprint(override) != fingerprint()
 
 
-def test_blocks_that_never_merge_are_no_other_job(fingerprint):
+def test_blocks_without_merged_steps_keep_the_fingerprint(fingerprint):
     blocks, none, whole = "method.mad.blocks=[mid]", "method.mad.steps=0", "method.views.layout=whole"
     assert fingerprint(none, blocks) == fingerprint(none)
     assert fingerprint(none, "method.mad.cross_attention=always", blocks) != fingerprint(none, blocks)
@@ -66,7 +66,7 @@ def test_blocks_that_never_merge_are_no_other_job(fingerprint):
     assert fingerprint(blocks) != fingerprint()
 
 
-def test_settings_count_where_they_are_used(fingerprint):
+def test_settings_count_only_where_they_are_used(fingerprint):
     across = "prompts.across=[a lake]"
     assert fingerprint(across) != fingerprint()
     assert fingerprint(across, "method.regions.bootstrapping=3") != fingerprint(across)

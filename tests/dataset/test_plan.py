@@ -32,7 +32,7 @@ def test_batches_cut_a_shard_without_loss_and_are_of_one_size(prompts, shard, si
         assert all(len({(task.prompt.height, task.prompt.width) for task in batch.tasks}) == 1 for batch in cut)
 
 
-def test_a_batch_is_of_prompts_that_take_as_many():
+def test_batches_hold_prompts_of_equal_batch_size():
     lines = tuple(Prompt(f"p{i}", f"text {i}", "", 64, 64) for i in range(7))
     made = Plan("job", table_of(lines, 1), 1, 7, 0)
     takes = {"p0": 2, "p1": 2, "p2": 2, "p3": 1, "p4": 3, "p5": 3, "p6": 3}
@@ -49,7 +49,7 @@ def test_a_seed_depends_on_identity_alone():
     assert plan(seed=1).task(3).seed != one.task(3).seed
 
 
-def test_a_line_s_own_seed_is_that_of_its_first_sample():
+def test_seed_of_a_row_is_the_seed_of_its_first_sample():
     made = plan()
     made = replace(made, prompts=table_of([replace(made.prompts[0], seed=7), *made.prompts[1:]], 2))
     assert made.task(0).seed == 7
@@ -62,7 +62,7 @@ def test_seeds_are_48_bits_and_differ():
     assert max(seeds) < 2**48
 
 
-def test_digests_tell_plans_apart():
+def test_digests_differ_between_plans():
     longer = replace(plan(), prompts=table_of([*plan().prompts[:-1], replace(plan().prompts[-1], width=640)], 2))
     assert plan().prompts_digest == plan(shard=4).prompts_digest
     assert len({made.prompts_digest for made in (plan(), plan(prompts=4), longer)}) == 3

@@ -76,7 +76,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_object_is_there_whole_and_once_through_failures(s3, make, impatient, seed):
+def test_every_object_is_uploaded_once_despite_failures(s3, make, impatient, seed):
     directory = make()
     s3.share, s3.random = 0.3, type(s3.random)(seed)
     pushed = push(directory, "s3://bucket/set/")
@@ -93,7 +93,7 @@ def test_every_object_is_there_whole_and_once_through_failures(s3, make, impatie
     assert (again.sent, again.complete, s3.stored) == (0, True, []), "nothing is sent again"
 
 
-def test_what_is_published_is_sent_beside_the_work_and_trouble_waits_for_the_end(s3, make, impatient, capfd):
+def test_published_shards_upload_in_the_background_and_errors_are_raised_at_the_end(s3, make, impatient, capfd):
     directory = make(range(3))
     uploads = BackgroundUpload(directory, "s3://bucket/set")
     s3.share = 1.0
@@ -112,7 +112,7 @@ def test_what_is_published_is_sent_beside_the_work_and_trouble_waits_for_the_end
     assert secret not in "".join(capfd.readouterr())
 
 
-def test_files_in_parts_are_checked_by_the_etag_of_parts(s3, tmp_path, monkeypatch):
+def test_multipart_uploads_are_checked_by_their_etag(s3, tmp_path, monkeypatch):
     part = 5 * 2**20
     monkeypatch.setattr(upload, "PART", part)
     monkeypatch.setitem(upload.OPTIONS, "s3", {"chunksize": part, "max_concurrency": 2})
@@ -129,7 +129,7 @@ def test_files_in_parts_are_checked_by_the_etag_of_parts(s3, tmp_path, monkeypat
     assert remote.same(path, "large.tar", info) is None
 
 
-def test_a_shard_that_was_made_again_takes_the_place_of_the_old_one(make, tmp_path):
+def test_regenerated_shard_replaces_the_old_one(make, tmp_path):
     directory, there = make(), tmp_path / "there"
     assert push(directory, there.as_uri()).verified.keys() == {"reading back"}
     assert files(DatasetDir(there)) == files(directory)
@@ -150,7 +150,7 @@ def test_a_shard_that_was_made_again_takes_the_place_of_the_old_one(make, tmp_pa
     assert files(DatasetDir(there)) == files(directory)
 
 
-def test_another_datasets_place_is_refused(make, tmp_path):
+def test_target_of_another_dataset_is_refused(make, tmp_path):
     url = (tmp_path / "there").as_uri()
     push(make(), url)
     with pytest.raises(UserError, match="holds another dataset"):
@@ -161,7 +161,7 @@ def test_another_datasets_place_is_refused(make, tmp_path):
         push(make(folder="out"), url)
 
 
-def test_what_cannot_be_sent_is_told_in_a_line(s3, make, madgen_here, impatient):
+def test_upload_failure_is_a_one_line_error(s3, make, madgen_here, impatient):
     make()
     result = madgen_here("push", "out", "s3://no-such-bucket/x")
     assert (result.code, len(result.err.splitlines())) == (3, 1)
@@ -187,7 +187,7 @@ def test_a_dataset_is_not_pushed_into_itself(make, madgen_here, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_checksums_that_stores_tell_are_those_of_other_programs(tmp_path):
+def test_store_checksums_equal_those_of_other_programs(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"panorama\n" * 1000)
     blob = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True).stdout.strip()
@@ -203,7 +203,7 @@ def test_checksums_that_stores_tell_are_those_of_other_programs(tmp_path):
             assert (name, value) == (kind, of_file(path))
 
 
-def test_an_error_tells_no_secret(monkeypatch):
+def test_errors_contain_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
     error = OSError("PUT https://host/x?X-Amz-Credential=AKIA0/eu&X-Amz-Signature=abcdef \n with hf_0123456789")
     said = upload.describe_error(error)

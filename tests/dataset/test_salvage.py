@@ -77,7 +77,7 @@ def is_clean(directory):
 
 
 @pytest.mark.parametrize("count", range(5))
-def test_what_was_committed_is_kept(directory, whole, count):
+def test_committed_samples_are_kept(directory, whole, count):
     shard = begin(directory, count)
     shard.commit()
     shard._tar.write(b"half a sample")  # killed here
@@ -88,7 +88,7 @@ def test_what_was_committed_is_kept(directory, whole, count):
     assert is_clean(directory)
 
 
-def test_stopping_leaves_what_is_whole(directory, whole):
+def test_stop_keeps_complete_samples(directory, whole):
     shard = begin(directory, 2)
     shard.commit()
     shard.leave()
@@ -96,7 +96,7 @@ def test_stopping_leaves_what_is_whole(directory, whole):
     assert directory.tar("job-000000").read_bytes() == whole
 
 
-def test_stopping_again_and_again_loses_nothing(directory, whole):
+def test_repeated_stops_lose_no_sample(directory, whole):
     for count in range(1, 4):
         shard = OpenShard(directory, SHARD, "w", found(directory))
         shard.add(count - 1, sample(SHARD.tasks[count - 1]))
@@ -108,7 +108,7 @@ def test_stopping_again_and_again_loses_nothing(directory, whole):
 
 
 @pytest.mark.parametrize("cut", [1, 700, 3000])
-def test_bytes_that_are_gone_are_made_again(directory, whole, cut):
+def test_lost_bytes_are_regenerated(directory, whole, cut):
     shard = begin(directory, 4)
     shard.commit()
     shard.leave()
@@ -120,7 +120,7 @@ def test_bytes_that_are_gone_are_made_again(directory, whole, cut):
     assert directory.tar("job-000000").read_bytes() == whole
 
 
-def test_a_damaged_sample_in_the_middle_costs_itself_alone(directory, whole):
+def test_damaged_sample_costs_only_itself(directory, whole):
     shard = begin(directory, 4)
     shard.commit()
     shard.leave()
@@ -135,7 +135,7 @@ def test_a_damaged_sample_in_the_middle_costs_itself_alone(directory, whole):
 @pytest.mark.parametrize(
     "tail", [b'{"key": "p3-0000", "off', b"\xff\x00", b"[]\n", b'{"key": 1}\n', b'{"offset": 1}\n']
 )
-def test_a_journal_may_end_in_the_middle(directory, tail):
+def test_truncated_journal_is_read_up_to_its_last_line(directory, tail):
     shard = begin(directory, 2)
     shard.commit()
     shard.leave()
@@ -144,7 +144,7 @@ def test_a_journal_may_end_in_the_middle(directory, tail):
     assert sorted(found(directory).kept) == [0, 1]
 
 
-def test_two_leftovers_are_put_together(directory, whole):
+def test_two_open_shards_are_merged(directory, whole):
     first = begin(directory, 1)
     first.commit()
     second = begin(directory, 3)
@@ -154,7 +154,7 @@ def test_two_leftovers_are_put_together(directory, whole):
     assert is_clean(directory)
 
 
-def test_a_leftover_of_another_shard_is_not_touched(directory):
+def test_open_files_of_another_shard_are_untouched(directory):
     other = OpenShard(directory, PLAN.shard(1), "w")
     other.commit()
     assert found(directory).sources == []
@@ -162,7 +162,7 @@ def test_a_leftover_of_another_shard_is_not_touched(directory):
     assert other.path.exists()
 
 
-def test_a_worker_that_is_robbed_of_its_files_does_not_publish(directory):
+def test_worker_without_its_files_does_not_publish(directory):
     """It stood still for longer than its lease; the one that took over has copied its samples and removed its files."""
     slow = begin(directory, 4)
     slow.commit()
@@ -210,7 +210,7 @@ def quarantined(directory):
     return directory
 
 
-def test_quarantine_is_told_and_proven(quarantined):
+def test_quarantine_is_recorded_and_verified(quarantined):
     verdict = verify(quarantined)
     assert (verdict.present, verdict.quarantined, verdict.complete, verdict.problems) == (7, 1, True, [])
     assert json.loads(quarantined.sidecar("job-000000").read_bytes())["quarantined"] == ["p1-0000"]
@@ -225,7 +225,7 @@ def test_quarantine_is_told_and_proven(quarantined):
     assert not (quarantined.root / "quarantine.jsonl").exists()
 
 
-def test_an_unplanned_quarantine_is_found(quarantined):
+def test_verify_reports_unplanned_quarantine(quarantined):
     path = quarantined.sidecar("job-000000")
     content = json.loads(path.read_text())
     content["quarantine"][0]["key"] = "p9-0000"
@@ -233,7 +233,7 @@ def test_an_unplanned_quarantine_is_found(quarantined):
     assert verify(quarantined).problems == ["the keys are not the planned ones"]
 
 
-def test_a_retry_makes_only_what_was_quarantined(whole, quarantined):
+def test_retry_samples_only_the_quarantined(whole, quarantined):
     assert reopen_quarantined(quarantined) == 1
     assert quarantined.done() == {"job-000001"}
     assert resume(quarantined) == 1
@@ -242,7 +242,7 @@ def test_a_retry_makes_only_what_was_quarantined(whole, quarantined):
     assert reopen_quarantined(quarantined) == 0
 
 
-def test_a_retry_that_was_killed_goes_on(whole, quarantined):
+def test_killed_retry_resumes(whole, quarantined):
     reopen_quarantined(quarantined)
     shard = OpenShard(quarantined, SHARD, "w", found(quarantined))
     shard.commit()
@@ -261,7 +261,7 @@ def test_an_open_shard_keeps_its_quarantine_unless_it_is_retried(directory, retr
     assert (1 in found(directory, retry=retry).kept) == (not retry)
 
 
-def test_a_shard_of_nothing_but_quarantine(directory):
+def test_shard_with_only_quarantined_samples_is_complete(directory):
     shard = OpenShard(directory, SHARD, "w")
     for position in range(4):
         shard.quarantine(position, "constant", "")
@@ -272,7 +272,7 @@ def test_a_shard_of_nothing_but_quarantine(directory):
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate", "no tar", "sidecar", "foreign tar", "lost entry"])
-def test_what_is_broken_is_made_again(directory, whole, kind):
+def test_broken_shards_are_regenerated(directory, whole, kind):
     begin(directory, 4).publish()
     tar, sidecar = directory.tar("job-000000"), directory.sidecar("job-000000")
     if kind == "flip":
@@ -302,7 +302,7 @@ def test_what_is_broken_is_made_again(directory, whole, kind):
     assert is_clean(directory)
 
 
-def test_what_cannot_be_read_just_now_is_not_called_broken(directory, monkeypatch):
+def test_temporary_read_error_is_not_reported_as_damage(directory, monkeypatch):
     begin(directory, 4).publish()
     read = DatasetDir.read_sidecar
 
@@ -317,7 +317,7 @@ def test_what_cannot_be_read_just_now_is_not_called_broken(directory, monkeypatc
     assert directory.is_done("job-000000")
 
 
-def test_a_shard_that_was_mended_meanwhile_is_left_alone(directory, whole):
+def test_repair_skips_a_shard_repaired_meanwhile(directory, whole):
     begin(directory, 4).publish()
     directory.tar("job-000000").write_bytes(bytes(10240))
     verdict = verify(directory)
@@ -327,7 +327,7 @@ def test_a_shard_that_was_mended_meanwhile_is_left_alone(directory, whole):
     assert directory.is_done("job-000000")
 
 
-def test_a_file_that_was_not_planned_is_left_alone(directory):
+def test_repair_leaves_unplanned_files(directory):
     begin(directory, 4).publish()
     stranger = directory.tar("job-000077")
     stranger.write_bytes(b"mine")
@@ -336,7 +336,7 @@ def test_a_file_that_was_not_planned_is_left_alone(directory):
     assert stranger.read_bytes() == b"mine"
 
 
-def test_a_sidecar_never_vouches_for_another_tar(directory, whole, monkeypatch):
+def test_sidecar_matches_only_its_own_tar(directory, whole, monkeypatch):
     """The tar was removed; it is made again with other bytes, and its worker dies before it writes the sidecar."""
     shard = OpenShard(directory, SHARD, "w")
     for position in range(4):
@@ -354,7 +354,7 @@ def test_a_sidecar_never_vouches_for_another_tar(directory, whole, monkeypatch):
     assert not directory.is_done("job-000000")
 
 
-def test_two_workers_that_publish_at_once_leave_no_mixture(directory, whole, monkeypatch):
+def test_concurrent_publishing_never_mixes_two_workers(directory, whole, monkeypatch):
     """Another worker's tar, of other bytes, comes between this one's tar and its sidecar."""
     from madgen.dataset.shards import writer as module
 
@@ -381,7 +381,7 @@ def test_a_worker_that_lost_its_claim_does_not_publish(directory):
 
 
 @pytest.mark.parametrize("change", ["gone", "other"])
-def test_salvaged_samples_that_change_before_they_are_copied(directory, change):
+def test_recovered_samples_that_change_before_copying_are_an_error(directory, change):
     shard = begin(directory, 3)
     shard.commit()
     shard.leave()
@@ -395,7 +395,7 @@ def test_salvaged_samples_that_change_before_they_are_copied(directory, change):
     assert {path.stem for path in directory.open_shards.iterdir()} == {shard.path.stem}
 
 
-def test_a_disk_that_is_full_does_not_grow_fuller(directory, monkeypatch):
+def test_full_disk_is_not_filled_further(directory, monkeypatch):
     """The copy of what was salvaged does not fit: nothing of it stays, the original does."""
     shard = begin(directory, 3)
     shard.commit()
@@ -426,7 +426,7 @@ def test_copies_and_hidden_files_are_not_shards(directory):
     assert status(directory)["shards"] == {"planned": 2, "done": 1}
 
 
-def test_spans_end_with_the_file(tmp_path):
+def test_spans_end_at_the_end_of_the_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     with open(tmp_path / "f", "rb") as stream, pytest.raises(OSError, match="ends 2 bytes early"):
         journal.span_sha256(stream, 1, 4)
@@ -443,7 +443,7 @@ def scores_in_sidecar(directory):
     return [entry["scores"] for entry in json.loads(directory.sidecar("job-000000").read_text())["samples"]]
 
 
-def test_scores_are_kept_with_what_was_committed(directory):
+def test_scores_of_committed_samples_are_kept(directory):
     """Left, copied, published, put back on the list, made again: the sidecar has them as the JSON does."""
     shard = OpenShard(directory, SHARD, "w")
     for position in range(3):
@@ -469,7 +469,7 @@ def test_scores_are_kept_with_what_was_committed(directory):
     assert directory.tar("job-000000").read_bytes() == whole
 
 
-def test_a_journal_whose_scores_are_no_table_is_cut_there(directory):
+def test_journal_is_cut_at_invalid_scores(directory):
     shard = begin(directory, 2)
     shard.commit()
     shard.leave()

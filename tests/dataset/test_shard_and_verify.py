@@ -65,7 +65,7 @@ def test_bytes_depend_on_the_samples_alone(dataset):
     assert dataset.tar("job-000001").read_bytes() == before
 
 
-def test_long_keys_survive(dataset):
+def test_long_keys_round_trip(dataset):
     with tarfile.open(dataset.tar("job-000000")) as tar:
         assert "p" * 90 + "0-0000.json" in tar.getnames()
 
@@ -117,7 +117,7 @@ def test_samples_come_in_order_and_a_shard_is_published_whole(directory):
     assert list(directory.shards.iterdir()) == []
 
 
-def test_a_worker_that_stood_still_does_no_harm(dataset):
+def test_paused_worker_does_not_damage_the_dataset(dataset):
     """It wakes up when another has published its shard: its own tar is dropped, nothing else changes."""
     before = dataset.tar("job-000001").stat().st_mtime_ns
     dataset.sidecar("job-000001").rename(dataset.root / "aside")
@@ -150,7 +150,7 @@ def test_differences_name_the_keys():
     assert manifest.differences({}, {"compile": True}) == ["compile: false there, true here"]
 
 
-def test_a_sweep_removes_what_killed_workers_left_and_nothing_else(tmp_path):
+def test_sweep_removes_only_leftovers_of_killed_workers(tmp_path):
     directory = DatasetDir(tmp_path)
     for folder in ("samples", "shards"):
         (tmp_path / folder).mkdir()

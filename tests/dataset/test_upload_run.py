@@ -25,7 +25,7 @@ def local(folder):
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
+def test_upload_resumes_after_kill_and_stop(s3, start, madgen_here, job_file, tmp_path, monkeypatch):
     s3.hold_at = "job-000001.tar"
     upload = ("generate", job_file, UPLOAD)
     killed = start(*upload)
@@ -72,7 +72,7 @@ def test_killed_and_stopped_in_the_middle_of_an_upload(s3, start, madgen_here, j
     assert len(s3.stored) == before
 
 
-def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_here, job_file, tmp_path):
+def test_upload_target_of_another_dataset_is_refused_before_sampling(madgen_here, job_file, tmp_path):
     (tmp_path / "there").mkdir()
     other = Manifest("another", {"name": "job"}, PlanTotals(1, 1, 1, 1, ""))
     (tmp_path / "there/dataset.json").write_bytes(other.to_json())
@@ -82,7 +82,7 @@ def test_the_place_of_another_dataset_is_refused_before_anything_is_made(madgen_
 
 
 @pytest.mark.slow
-def test_two_jobs_at_once_send_everything(s3, start, madgen_here, job_file, tmp_path):
+def test_two_concurrent_jobs_upload_everything(s3, start, madgen_here, job_file, tmp_path):
     """Of three processes, over a network that fails."""
     s3.share, s3.faults = 0.05, ("error", "cut")
     upload = ("generate", job_file, UPLOAD, "prompts.samples_per_prompt=4")

@@ -127,7 +127,7 @@ def test_the_table_can_only_be_read():
             database.execute(statement).fetchall()
 
 
-def test_scores_of_an_expression_are_known():
+def test_scores_used_by_an_expression_are_listed():
     assert parse("coherence > 0 and (wrap < 2 or seed == 3)").scores == {"coherence", "wrap"}
     assert parse("prompt contains 'seam'").scores == set()
 
@@ -179,7 +179,7 @@ def test_scores_of_an_expression_are_known():
         ("   ", "must be one line of text"),
     ],
 )
-def test_everything_else_is_refused_in_one_line(expression, message):
+def test_invalid_expressions_are_refused_in_one_line(expression, message):
     with pytest.raises(UserError) as error:
         parse(expression)
     assert message in str(error.value)

@@ -44,7 +44,7 @@ def hidden(layer):
     return torch.randn(2 * VIEWS.count, 16, WIDTH)
 
 
-def test_merged_self_attention_is_merge_attend_split(layer, hidden):
+def test_merged_self_attention_equals_merge_attend_split(layer, hidden):
     joint = JointPass(len(hidden) // VIEWS.count, {}, frozenset({"attn1"}), GRIDS)
     ours = JointAttention("attn1")(layer, hidden, joint=joint)
     canvas = merge_cells(hidden.view(2, 3, 4, 4, WIDTH), GRID).flatten(1, 2)
@@ -64,7 +64,7 @@ def test_unmerged_cross_attention_equals_attention_per_view(layer, hidden):
     torch.testing.assert_close(ours, plain_attention(layer, hidden, prompt.repeat_interleave(3, 0)))
 
 
-def test_keys_and_values_of_the_prompt_are_computed_once(layer, hidden):
+def test_prompt_keys_and_values_are_computed_once(layer, hidden):
     calls, prompt = [], torch.ones(2, 5, WIDTH)
     layer.to_k.register_forward_hook(lambda *_: calls.append(1))
     passed = JointPass(2, {"attn2": keys_values(layer, prompt)}, grids=GRIDS)

@@ -27,7 +27,7 @@ def views_of(layout, step=1):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tables_say_where_views_lie(layout):
+def test_tables_hold_the_positions_of_views(layout):
     """By brute force: which cells of which views lie on a cell of the canvas."""
     views = views_of(layout)
     rows = fused.rows_of(views, CPU)
@@ -47,7 +47,7 @@ def test_tables_say_where_views_lie(layout):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
-def test_the_kernels_do_what_pytorch_s_operations_do():
+def test_kernels_equal_pytorch_operations():
     from processes import environment  # not to be found where this file is the program
 
     done = subprocess.run(
@@ -57,12 +57,12 @@ def test_the_kernels_do_what_pytorch_s_operations_do():
     assert (done.returncode, done.stdout.split()) == (0, [str(len(LAYOUTS) * 4)]), done.stderr
 
 
-def test_a_cpu_does_without():
+def test_cpu_uses_pytorch():
     assert not fused.is_possible(CPU)
     assert with_kernels(views_of("overlapping"), CPU).fused is None
 
 
-def test_what_bears_gradients_or_lies_otherwise_in_memory_is_left_to_pytorch(monkeypatch):
+def test_gradients_and_other_memory_formats_use_pytorch(monkeypatch):
     monkeypatch.setattr(fused, "_works", lambda device, dtype: True)
     hidden = torch.zeros(2, 3, 4)
     assert fused.takes(hidden)
@@ -73,7 +73,7 @@ def test_what_bears_gradients_or_lies_otherwise_in_memory_is_left_to_pytorch(mon
         assert fused.takes(hidden)
 
 
-def test_kernels_that_do_not_work_are_done_without_and_told_of_once(capfd):
+def test_broken_kernels_fall_back_to_pytorch_with_one_warning(capfd):
     """As on this CPU, where Triton finds no GPU; in the interpreter they do, see `compare`."""
     fused._works.cache_clear()
     try:
@@ -84,7 +84,7 @@ def test_kernels_that_do_not_work_are_done_without_and_told_of_once(capfd):
     assert said.startswith("madgen: goes on without Triton's kernels for torch.float32, which takes longer: ")
 
 
-def test_a_lack_of_memory_is_not_held_against_the_kernels(monkeypatch, capfd):
+def test_out_of_memory_does_not_disable_the_kernels(monkeypatch, capfd):
     full = [RuntimeError("Triton Error [CUDA]: out of memory")]
 
     def merge(views, rows):
@@ -104,7 +104,7 @@ def test_a_lack_of_memory_is_not_held_against_the_kernels(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_so_many_views_on_a_cell_that_compiling_takes_long_are_left_to_pytorch(monkeypatch):
+def test_many_views_per_cell_use_pytorch(monkeypatch):
     monkeypatch.setattr(fused, "is_possible", lambda device: True)
     for height, size, stride, kernels in ((64, 64, 1, True), (65, 65, 1, False), (32, 16, 2, True), (32, 16, 1, False)):
         views = build_layout("overlapping", height, 2 * size, size, stride).at(0)
@@ -135,7 +135,7 @@ for dtype in ("fp32", "bf16", "fp16"):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch's build for this machine comes without Triton")
-def test_the_kernels_compile_for_a_gpu_and_divide_as_pytorch_does(tmp_path):
+def test_kernels_compile_for_a_gpu_and_divide_like_pytorch(tmp_path):
     """For an H100, by Triton's own compiler, which needs none; in a process of its own, which knows no interpreter."""
     from processes import environment
 

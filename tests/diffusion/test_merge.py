@@ -15,7 +15,7 @@ def test_merge_undoes_split(rows, columns, seed):
     torch.testing.assert_close(merge(split(canvas, views), views), canvas)
 
 
-def test_split_cuts_the_views_out_in_order_rows_first():
+def test_split_returns_views_in_row_major_order():
     views = Views(Axis(6, 4, (0, 2)), Axis(8, 4, (0, 4)))
     canvas = torch.arange(48.0).view(1, 1, 6, 8)
     cut = split(canvas, views)

@@ -45,7 +45,7 @@ def processor(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(7, 24), (2, 3, 24), (300, 24), (1, 24)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_pytorchs(shape, bias):
+def test_linear_equals_pytorch(shape, bias):
     numbers, weight, bias = random(*shape), random(40, 24), random(40) if bias else None
     torch.testing.assert_close(onednn.linear(numbers, weight, bias), F.linear(numbers, weight, bias))
     strided = random(*shape[:-1], 48)[..., ::2]
@@ -55,7 +55,7 @@ def test_linear_is_pytorchs(shape, bias):
 @pytest.mark.parametrize(("queries", "keys"), [(1, 256), (300, 300), pytest.param(900, 257, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scores", [2**19, 2**15, 1])
 @pytest.mark.parametrize("rows", [64, 1])
-def test_attention_is_pytorchs(queries, keys, scores, rows, monkeypatch):
+def test_attention_equals_pytorch(queries, keys, scores, rows, monkeypatch):
     """Whether a head's queries are one part, some parts with a rest, or parts of one."""
     monkeypatch.setattr(onednn, "SCORES", scores)
     monkeypatch.setattr(onednn, "LEAST_ROWS", rows)
@@ -71,7 +71,7 @@ def test_attention_does_not_overflow():
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(query, key, random(1, 1, 300, 16), scale=1.0))
 
 
-def test_it_takes_float32_on_a_cpu_without_gradients():
+def test_supports_float32_on_a_cpu_without_gradients_only():
     numbers = random(4, 4)
     assert onednn.takes(numbers, numbers)
     assert not onednn.takes(numbers, numbers.bfloat16())
@@ -82,7 +82,7 @@ def test_it_takes_float32_on_a_cpu_without_gradients():
         assert onednn.takes(numbers, wanted)
 
 
-def test_attention_is_for_as_many_keys_and_threads_as_it_was_measured_with(processor, threads):
+def test_attention_is_used_within_the_measured_keys_and_threads(processor, threads):
     def attends(keys):
         key = torch.zeros(1, 1, 1, 4).expand(1, 1, keys, 4)
         return onednn.attends(key, key, key)
@@ -95,7 +95,7 @@ def test_attention_is_for_as_many_keys_and_threads_as_it_was_measured_with(proce
     assert not onednn.is_faster_in_attention()
 
 
-def test_it_is_for_processors_on_which_mkl_is_slower(processor):
+def test_is_used_on_processors_where_mkl_is_slower(processor):
     processor()
     assert onednn.is_faster()
     processor(maker="GenuineIntel")
@@ -107,7 +107,7 @@ def test_it_is_for_processors_on_which_mkl_is_slower(processor):
 
 
 @pytest.mark.parametrize("broken", [AttributeError, RuntimeError, TypeError, None])
-def test_an_operation_that_is_gone_changed_or_wrong_is_done_without(processor, broken, monkeypatch):
+def test_missing_changed_or_wrong_operation_falls_back(processor, broken, monkeypatch):
     def operation(numbers, weight, bias):
         if broken and bias is None:
             raise broken("not so")
@@ -119,7 +119,7 @@ def test_an_operation_that_is_gone_changed_or_wrong_is_done_without(processor, b
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_whether_it_works_does_not_depend_on_what_others_have_set(processor, dtype):
+def test_self_test_does_not_depend_on_global_settings(processor, dtype):
     processor()
     torch.set_default_dtype(dtype)
     try:
@@ -128,7 +128,7 @@ def test_whether_it_works_does_not_depend_on_what_others_have_set(processor, dty
         torch.set_default_dtype(torch.float32)
 
 
-def test_where_there_is_no_proc_the_maker_is_unknown(monkeypatch):
+def test_processor_is_unknown_without_proc(monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda self, **options: (_ for _ in ()).throw(FileNotFoundError(self)))
     assert onednn._maker() is None
 
@@ -151,7 +151,7 @@ def used(monkeypatch):
 
 
 @pytest.mark.parametrize(("maker", "calls"), [("AuthenticAMD", True), ("GenuineIntel", False)])
-def test_panoramas_are_made_by_it_where_it_is_faster(processor, used, maker, calls):
+def test_panoramas_use_it_where_it_is_faster(processor, used, maker, calls):
     processor(maker)
     sampler = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=1)
     layers = [layer for layer in sampler.backbone.unet.modules() if isinstance(layer, torch.nn.Linear)]
@@ -166,7 +166,7 @@ def test_panoramas_are_made_by_it_where_it_is_faster(processor, used, maker, cal
 
 
 @pytest.mark.slow
-def test_panoramas_are_the_same_by_it(processor):
+def test_panoramas_are_equal_with_and_without(processor):
     made = []
     for maker in ("AuthenticAMD", "GenuineIntel"):
         processor(maker)
@@ -177,7 +177,7 @@ def test_panoramas_are_the_same_by_it(processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, False])
-def test_gradients_are_pytorchs(processor, joint):
+def test_gradients_equal_pytorch(processor, joint):
     """Within joint attention, and by the network's own, as SyncDiffusion takes them."""
     gradients = []
     for maker in ("AuthenticAMD", "GenuineIntel"):
@@ -196,7 +196,7 @@ def test_gradients_are_pytorchs(processor, joint):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_networks_have_it_too(processor):
+def test_compiled_networks_use_it(processor):
     import torch._dynamo
 
     processor()

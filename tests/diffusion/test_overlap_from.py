@@ -21,7 +21,7 @@ def plain():
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_views_overlap_from_that_step_on_as_overlapping_ones_do(loop):
+def test_shifted_views_equal_overlapping_ones_from_the_step_on(loop):
     layout = build_layout("shifted", 16, 64, 16, 4, loop, merged_steps=3, overlap_from=5)
     shifted = build_layout("shifted", 16, 64, 16, 4, loop, merged_steps=3)
     overlapping = build_layout("overlapping", 16, 64, 16, 4, loop)
@@ -37,7 +37,7 @@ def test_shifted_views_that_overlap_from_the_first_step_are_overlapping_ones(pla
     assert torch.equal(latents(shifted), latents(plain))
 
 
-def test_the_stride_has_a_meaning_for_shifted_views_that_overlap_without_mad():
+def test_stride_applies_to_shifted_views_that_overlap_without_mad():
     PanoramaSampler.from_pretrained("demo", layout="shifted", mad_steps=0, overlap_from=2, stride=2)
     with pytest.raises(UserError, match="stride has no effect"):
         PanoramaSampler.from_pretrained("demo", layout="shifted", mad_steps=0, stride=2)
@@ -45,11 +45,11 @@ def test_the_stride_has_a_meaning_for_shifted_views_that_overlap_without_mad():
         PanoramaSampler.from_pretrained("demo", overlap_from=2)
 
 
-def test_guidance_in_all_steps_is_guidance(plain):
+def test_guidance_interval_of_all_steps_equals_plain_guidance(plain):
     assert torch.equal(latents(plain, guidance_steps=(0, 4)), latents(plain))
 
 
-def test_guidance_in_some_steps_takes_one_pass_in_the_others(plain, monkeypatch):
+def test_steps_without_guidance_take_one_pass(plain, monkeypatch):
     paths, forward = [], plain.backbone.unet.forward
     monkeypatch.setattr(
         plain.backbone.unet, "forward", lambda sample, *a, **k: paths.append(len(sample)) or forward(sample, *a, **k)
@@ -61,7 +61,7 @@ def test_guidance_in_some_steps_takes_one_pass_in_the_others(plain, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_step_without_guidance_is_a_step_of_guidance_scale_1(plain):
+def test_step_without_guidance_equals_guidance_scale_1(plain):
     assert torch.allclose(
         latents(plain, guidance_steps=(0, 1), num_inference_steps=1), latents(plain, num_inference_steps=1)
     )

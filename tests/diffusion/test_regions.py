@@ -13,7 +13,7 @@ def left_half():
     return mask
 
 
-def test_a_background_covers_what_the_regions_leave():
+def test_background_fills_what_the_regions_leave():
     masks = with_background(torch.cat([left_half(), 0.5 * FULL]))
     assert masks.shape == (3, 4, 6)
     assert masks[0, :, :3].max() == 0  # covered one and a half times: never below 0
@@ -70,7 +70,7 @@ def test_masks_that_leave_cells_without_a_prompt_are_refused():
         Regions(FULL, [2])
 
 
-def test_one_prompt_is_the_canvas_itself():
+def test_single_prompt_uses_the_whole_canvas():
     canvas = torch.randn(1, 2, 3, 4)
     one = OnePrompt()
     assert one.rows(canvas, None, torch.tensor(0), 0) is canvas

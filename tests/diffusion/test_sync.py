@@ -15,14 +15,14 @@ THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 
 
-def test_the_weight_decays_and_ends():
+def test_weight_decays_to_zero():
     schedule = SyncSchedule(20.0, 0.5, 4, 1)
     assert [schedule.at(step) for step in range(5)] == [20, 10, 5, 2.5, 0]
     assert [SyncSchedule(8.0, 0.5, 4, 2).at(step) for step in range(5)] == [0, 4, 0, 1, 0]
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, LCMScheduler])
-def test_foreseeing_does_not_move_the_scheduler_on(kind):
+def test_predicting_x0_does_not_advance_the_scheduler(kind):
     scheduler = kind()
     scheduler.set_timesteps(4)
     latents, noise = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
@@ -32,7 +32,7 @@ def test_foreseeing_does_not_move_the_scheduler_on(kind):
     assert getattr(scheduler, "step_index", None) is None
 
 
-def test_ddim_foresees_what_its_formula_says():
+def test_predicted_x0_of_ddim_equals_its_formula():
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(4)
     latents, noise = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
@@ -75,7 +75,7 @@ def test_the_gradient_agrees_with_finite_differences(guidance):
         assert float((gradient * step).sum()) == pytest.approx(float(difference), rel=0.03)
 
 
-def test_the_loss_falls_and_the_anchor_stays(guidance):
+def test_loss_decreases_and_the_anchor_view_is_unchanged(guidance):
     guidance, scheduler, views = guidance
     timestep = scheduler.timesteps[0]
 
@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_anchor_stays(guidance):
     assert all(after < 0.99 * old for after, old in zip(losses(pulled), before, strict=True))
 
 
-def test_a_neighbour_in_the_batch_changes_no_gradient(guidance):
+def test_gradient_does_not_depend_on_other_prompts_in_the_batch(guidance):
     guidance, scheduler, views = guidance
     together = guidance.pull(views, THREE, scheduler, scheduler.timesteps[0], 0)
     neighbour = torch.stack([views[0], views[1].flip(-1)])
@@ -102,7 +102,7 @@ def test_a_neighbour_in_the_batch_changes_no_gradient(guidance):
 
 
 @pytest.mark.slow
-def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
+def test_weight_zero_disables_sync_and_sync_composes_with_mad(tiny):
     def sample(**method):
         sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", sync_network="random", **method)
         return sampler.sample(["a hill"], seeds=[1], **SIZE)
@@ -115,7 +115,7 @@ def test_weight_zero_is_off_and_sync_composes_with_mad(tiny):
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
-def test_a_scheduler_that_cannot_foresee_a_view_is_refused(tiny, name):
+def test_scheduler_without_predicted_x0_is_refused(tiny, name):
     sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random", scheduler=name)
     with pytest.raises(UserError, match=rf"method\.sync: {name}"):
         sampler.new_scheduler(3)
@@ -130,7 +130,7 @@ def test_a_scheduler_that_cannot_foresee_a_view_is_refused(tiny, name):
     ],
 )
 @pytest.mark.parametrize("where", [{"loop": True}, {"height": 48}, {"width": 64}])
-def test_it_runs_on_grids_loops_and_regions_with_soft_masks(tiny, name, where):
+def test_runs_on_grids_loops_and_regions_with_soft_masks(tiny, name, where):
     sampler = PanoramaSampler.from_pretrained(
         str(tiny), dtype="float32", mad_steps=0, sync_weight=20.0, sync_network="random", sync_steps=1, scheduler=name
     )
@@ -139,7 +139,7 @@ def test_it_runs_on_grids_loops_and_regions_with_soft_masks(tiny, name, where):
     assert latents.isfinite().all()
 
 
-def test_a_pull_that_changes_nothing_changes_nothing_under_soft_masks_either(tiny, monkeypatch):
+def test_zero_gradient_changes_nothing_under_soft_masks(tiny, monkeypatch):
     monkeypatch.setattr(SyncGuidance, "gradient", lambda self, view, *arguments: torch.zeros_like(view))
     region, latents = Region(Box(3, 5, 17, 30), "the sea"), []
     for weight in (0.0, 20.0):
@@ -157,7 +157,7 @@ def test_the_anchor_is_the_middle_view_of_the_middle_row():
 
 
 @pytest.mark.slow
-def test_it_works_where_a_trainer_has_switched_inference_mode_on(tiny):
+def test_works_inside_inference_mode(tiny):
     sampler = PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, sync_network="random")
     plain = sampler.sample(["a hill"], seeds=[1], **SIZE)
     with torch.inference_mode():
@@ -172,12 +172,12 @@ def test_it_works_where_a_trainer_has_switched_inference_mode_on(tiny):
         ({"layout": "whole"}, "layout=whole has only one"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(tiny, method, message):
+def test_settings_without_effect_are_refused(tiny, method, message):
     with pytest.raises(UserError, match=message):
         PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, **method)
 
 
-def test_weights_that_cannot_be_had_are_named_with_the_way_out(monkeypatch, tmp_path):
+def test_missing_weights_error_names_file_and_fix(monkeypatch, tmp_path):
     from urllib.error import URLError
 
     import torch.hub

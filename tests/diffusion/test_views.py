@@ -17,7 +17,7 @@ def test_views_cover_every_cell_and_nothing_else(size, stride, steps):
 
 
 @given(size=small, stride=small, extent=st.integers(1, 120))
-def test_a_size_is_covered_or_refused(size, stride, extent):
+def test_size_is_covered_or_refused(size, stride, extent):
     try:
         starts = view_starts(extent, size, stride)
     except UserError as error:
@@ -26,7 +26,7 @@ def test_a_size_is_covered_or_refused(size, stride, extent):
         assert starts[-1] + size == extent
 
 
-def test_the_refusal_names_the_nearest_sizes():
+def test_error_names_the_nearest_sizes():
     with pytest.raises(UserError, match=r"nearest sizes are 376 and 400"):
         view_starts(384, 64, 24)
     assert view_starts(376, 64, 24)
@@ -51,7 +51,7 @@ def test_scaled_views_are_the_same_views_on_a_coarser_grid():
     assert not Views(Axis(16, 16, (0,)), Axis(22, 16, (0, 6))).divisible(4)
 
 
-def test_the_paper_takes_21_views_for_512x3072():
+def test_paper_geometry_has_21_views_for_512x3072():
     assert build_layout("overlapping", 64, 384, 64, 16).at(0).count == 21
 
 
@@ -77,7 +77,7 @@ def test_shifts_visit_every_offset_and_jump():
     assert {layout.at(step).rows.starts for step in range(4)} == {(0,)}
 
 
-def test_once_nothing_is_merged_views_shift_by_single_cells_where_no_border_has_been():
+def test_shifts_are_single_cells_after_the_merged_steps():
     layout = build_layout("shifted", 16, 96, 16, 4, merged_steps=6)
     seen = {start for step in range(6) for start in layout.at(step).columns.starts}
     for step in range(6, 10):

@@ -62,7 +62,7 @@ def tight(attempts, monkeypatch):
     return install
 
 
-def test_without_trouble_the_pictures_are_the_sampler_s(attempts, capfd):
+def test_images_without_fallbacks_equal_the_samplers(attempts, capfd):
     made = attempts(tasks())
     pictures = attempts.sampler.sample(TEXTS, height=32, width=64, seeds=[10, 11, 12], **SAMPLING)
     assert all(np.array_equal(attempt.image_HWC, picture) for attempt, picture in zip(made, pictures, strict=True))
@@ -105,7 +105,7 @@ def close(one, other):
         ),
     ],
 )
-def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(
+def test_out_of_memory_reduces_the_batch_and_later_batches_start_reduced(
     attempts, tight, capfd, full, expected, last, said
 ):
     """`expected`: panoramas and views of each try; the `last` ones are all that is tried from then on."""
@@ -130,7 +130,7 @@ def test_sampling_goes_down_the_ladder_and_later_batches_begin_there(
     assert asked[0] == (3, None), "another size begins at the top"
 
 
-def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(attempts, tight, capfd, monkeypatch):
+def test_caches_are_freed_before_the_batch_is_reduced(attempts, tight, capfd, monkeypatch):
     held = ["CUDA graphs"]
     forgone = []
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
@@ -144,7 +144,7 @@ def test_what_is_held_for_speed_alone_is_given_back_before_less_is_done_at_once(
 
 
 @pytest.mark.slow
-def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypatch):
+def test_cuda_graphs_stay_on_if_freeing_them_does_not_help(attempts, tight, monkeypatch):
     held = ["CUDA graphs"]
     monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(held and held.pop()))
     monkeypatch.setattr(attempts.sampler, "disable_cuda_graphs", lambda: pytest.fail("they were not to blame"))
@@ -153,7 +153,7 @@ def test_graphs_that_were_not_to_blame_may_come_again(attempts, tight, monkeypat
     assert asked[:4] == [(3, None), (3, None), (2, None), (1, None)]
 
 
-def test_memory_that_is_not_the_allocator_s_is_memory_too():
+def test_errors_of_cuda_libraries_count_as_out_of_memory():
     for said in (
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronous",
         "CUDA driver error: out of memory",
@@ -171,7 +171,7 @@ def test_memory_that_is_not_the_allocator_s_is_memory_too():
         assert not is_out_of_memory(RuntimeError(said))
 
 
-def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_json(attempts, tight, capfd):
+def test_out_of_memory_in_decoding_switches_to_tiles_and_is_recorded(attempts, tight, capfd):
     asked = tight(full_decode=lambda mode: mode != "tiled")
     made = attempts(tasks(width=96))
     assert asked == [(3, None), "auto", "tiled", "tiled", "tiled"]
@@ -187,7 +187,7 @@ def test_decoding_goes_on_in_tiles_without_sampling_again_and_says_so_in_the_jso
 
 
 @pytest.mark.slow
-def test_what_is_tiled_anyway_is_no_change(tiny, monkeypatch):
+def test_configured_tiling_is_not_recorded_as_a_change(tiny, monkeypatch):
     attempts = build(tiny, decode="tiled")
     assert attempts(tasks())[0].changes == {}
     monkeypatch.setattr(attempts.sampler, "decode_pixels", raising(torch.OutOfMemoryError("no room")))
@@ -203,7 +203,7 @@ def raising(error):
 
 
 @pytest.mark.slow
-def test_only_the_samples_that_fit_nowhere_are_quarantined(attempts, monkeypatch):
+def test_only_samples_that_never_fit_are_quarantined(attempts, monkeypatch):
     sample = attempts.sampler.sample_latents
 
     def too_much_for_the_sea(batch, *options):
@@ -231,7 +231,7 @@ def test_only_the_samples_that_fit_nowhere_are_quarantined(attempts, monkeypatch
         (KeyboardInterrupt(), False),
     ],
 )
-def test_nothing_but_a_lack_of_memory_is_caught(error, caught):
+def test_only_out_of_memory_errors_are_caught(error, caught):
     assert is_out_of_memory(error) == caught
     if caught:
         assert within_memory(raising(error)) is None
@@ -240,7 +240,7 @@ def test_nothing_but_a_lack_of_memory_is_caught(error, caught):
             within_memory(raising(error))
 
 
-def test_what_was_held_is_free_before_the_next_attempt():
+def test_tensors_of_a_failed_attempt_are_freed_before_the_next():
     import weakref
 
     held = []
@@ -285,7 +285,7 @@ print(json.dumps([large.reason, large.changes, small.reason, list(small.image_HW
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-def test_memory_that_really_runs_out(tiny, tmp_path):
+def test_sampling_completes_within_a_real_memory_limit(tiny, tmp_path):
     """2045 views at once take some 80 MB here, the ladder's lower rungs less than 40."""
 
     def run(room, decode="whole"):
@@ -350,7 +350,7 @@ def sea(tiny, tmp_path_factory):
     return make
 
 
-def test_what_overflows_in_float16_is_made_again_in_float32(overflowing):
+def test_float16_overflow_is_resampled_in_float32(overflowing):
     half, full = build(overflowing, "float16"), build(overflowing, "float32")
     made = half(tasks())
     assert [attempt.reason for attempt in made] == [None] * 3
@@ -360,7 +360,7 @@ def test_what_overflows_in_float16_is_made_again_in_float32(overflowing):
         assert np.array_equal(attempt.image_HWC, full([task])[0].image_HWC)
 
 
-def test_only_the_sample_that_overflows_is_made_again(sea):
+def test_only_the_sample_that_overflows_is_resampled(sea):
     folder = sea(torch.tensor([65000.0, 64000.0]).repeat(48))
     half, full = build(folder, "float16"), build(folder, "float32")
     made = half(tasks())
@@ -372,7 +372,7 @@ def test_only_the_sample_that_overflows_is_made_again(sea):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_not_finite_in_float32_either_is_quarantined_and_its_neighbours_are_as_sampled(sea, dtype):
+def test_nonfinite_in_float32_is_quarantined_without_changing_its_batch(sea, dtype):
     attempts = build(sea(float("nan")), dtype)
     made = attempts(tasks())
     first = attempts.sampler.sample(TEXTS, height=32, width=64, seeds=[10, 11, 12], **SAMPLING)
@@ -386,7 +386,7 @@ def test_what_is_not_finite_in_float32_either_is_quarantined_and_its_neighbours_
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("bias", "reason"), [(0.3, "constant"), (float("nan"), "not_finite")])
-def test_pictures_that_show_nothing_are_quarantined(tiny, tmp_path, dtype, bias, reason):
+def test_uniform_images_are_quarantined(tiny, tmp_path, dtype, bias, reason):
     def one_colour(weights):
         weights["decoder.conv_out.weight"][:] = 0
         weights["decoder.conv_out.bias"][:] = torch.tensor([-1.0, bias, 0.8])  # channels differ, pixels do not
@@ -397,7 +397,7 @@ def test_pictures_that_show_nothing_are_quarantined(tiny, tmp_path, dtype, bias,
     assert ("in float32: " in made.detail) == (dtype != "float32")
 
 
-def test_no_memory_for_float32_leaves_the_first_reason(overflowing, monkeypatch):
+def test_out_of_memory_in_float32_keeps_the_reason_not_finite(overflowing, monkeypatch):
     half = build(overflowing, "float16")
     monkeypatch.setattr(half.sampler, "in_float32", raising(torch.OutOfMemoryError("no room")))
     made = half(tasks()[:1])[0]
@@ -405,7 +405,7 @@ def test_no_memory_for_float32_leaves_the_first_reason(overflowing, monkeypatch)
     assert "in float32: out of memory" in made.detail
 
 
-def test_regenerate_takes_float32_on_the_weights_as_they_were_loaded(tiny, tmp_path):
+def test_regenerate_uses_float32_on_the_weights_as_loaded(tiny, tmp_path):
     """Weights that float16 rounds: a float32 run of the whole weights is another picture."""
     folder = tmp_path / "tiny"
     shutil.copytree(tiny, folder)
@@ -428,9 +428,7 @@ def test_regenerate_takes_float32_on_the_weights_as_they_were_loaded(tiny, tmp_p
     assert not np.array_equal(other, attempt.image_HWC)
 
 
-def test_a_dataset_says_which_of_its_samples_are_float32_and_regenerate_believes_it(
-    madgen, job_file, overflowing, tmp_path
-):
+def test_float32_samples_are_recorded_and_regenerated_in_float32(madgen, job_file, overflowing, tmp_path):
     job = ("prompts.limit=1", "prompts.samples_per_prompt=1", f"backbone.pretrained={overflowing}")
     made = madgen("generate", job_file, *job, "backbone.dtype=float16")
     assert made.code == 0, made.err
@@ -442,7 +440,7 @@ def test_a_dataset_says_which_of_its_samples_are_float32_and_regenerate_believes
     assert (again.code, "the same pixels" in again.out) == (0, True), again.out + again.err
 
 
-def test_changes_go_deep_and_leave_the_rest():
+def test_nested_changes_keep_other_keys():
     base = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": None}
     changed = with_changes(base, {"b": {"d": {"x": 4}}, "f": {"g": 5}, "h": [6]})
     assert changed == {"a": 1, "b": {"c": 2, "d": {"e": 3, "x": 4}}, "f": {"g": 5}, "h": [6]}

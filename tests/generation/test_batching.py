@@ -34,7 +34,7 @@ def test_auto_fills_a_gpu_with_views(width, views, batch):
     assert made(prompt(width)) == batch
 
 
-def test_auto_counts_what_a_step_computes():
+def test_auto_counts_the_evaluations_of_a_step():
     assert sizes(layout="whole")(prompt(1024)) == 16  # as much as two views
     assert sizes(layout="shifted")(prompt(1024)) == 16
     assert sizes(layout="shifted", overlap_from=40)(prompt(1024)) == 7, "the last steps have five views"
@@ -50,12 +50,12 @@ def test_auto_counts_the_prompts_on_a_panorama():
     assert sizes()(prompt(1024, regions=(region,) * 4)) == 2
 
 
-def test_on_a_cpu_auto_is_one_and_a_number_is_that_number():
+def test_auto_is_one_on_a_cpu_and_a_number_is_used_as_given():
     assert sizes(device="cpu")(prompt(512)) == 1
     assert sizes(3)(prompt(8192)) == 3
 
 
-def test_a_run_makes_batches_of_that_size(madgen_here, job_file, tmp_path, monkeypatch):
+def test_run_samples_batches_of_the_chosen_size(madgen_here, job_file, tmp_path, monkeypatch):
     """10 panoramas in shards of 3; five views of 8 x 8 cells each, twice for guidance."""
     from madgen.generation.robust_sampler import RobustSampler
 
@@ -67,7 +67,7 @@ def test_a_run_makes_batches_of_that_size(madgen_here, job_file, tmp_path, monke
     assert json.loads((tmp_path / "out/dataset.json").read_text())["job"]["sampling"]["batch_size"] == "auto"
 
 
-def test_a_split_says_what_is_done_and_what_takes_less():
+def test_split_batches_are_reported_with_a_smaller_setting():
     assert [(split.panoramas, split.chunk_views) for split in BatchSplit(7).smaller()] == [
         (4, None), (2, None), (1, None), (1, 4), (1, 1)
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
-def test_a_sample_is_made_again_from_its_json(madgen, job_file, tmp_path, image_format):
+def test_sample_is_regenerated_from_its_json(madgen, job_file, tmp_path, image_format):
     assert madgen("generate", job_file, "prompts.limit=1", f"output.format={image_format}").code == 0
     key = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"][1]["key"]
     result = madgen("regenerate", "out", key, "-o", "again.png")
@@ -18,7 +18,7 @@ def test_a_sample_is_made_again_from_its_json(madgen, job_file, tmp_path, image_
         assert np.array_equal(stored, np.asarray(Image.open(tmp_path / "again.png")))
 
 
-def test_a_looped_panorama_with_regions_is_made_again_without_its_mask_file(madgen, job_file, tmp_path):
+def test_looped_panorama_with_regions_is_regenerated_without_its_mask_file(madgen, job_file, tmp_path):
     mask = Image.new("L", (64, 32))
     mask.paste(255, (20, 8, 44, 30))
     mask.save(tmp_path / "mask.png")
@@ -44,7 +44,7 @@ def test_a_looped_panorama_with_regions_is_made_again_without_its_mask_file(madg
     assert (changed.code, "mask file mask.png exists neither" in changed.err) == (2, True)
 
 
-def test_it_refuses_an_unknown_key_and_other_weights(madgen, job_file, tmp_path, tiny):
+def test_unknown_key_and_other_weights_are_refused(madgen, job_file, tmp_path, tiny):
     import shutil
 
     folder = tmp_path / "backbone"

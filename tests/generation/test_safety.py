@@ -114,7 +114,7 @@ def test_only_the_boxes_are_blurred():
 
 
 @pytest.mark.parametrize("action", ["keep", "blur", "drop"])
-def test_actions(tiny, striped, monkeypatch, action):
+def test_each_action_is_applied_and_recorded(tiny, striped, monkeypatch, action):
     """One panorama has a striped middle crop, the other is plain grey."""
     folder, stripes, grey = striped
     sampler = PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=0)

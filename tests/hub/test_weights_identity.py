@@ -15,7 +15,7 @@ def linked(folder, components):
     return folder
 
 
-def test_linked_components_count(tmp_path):
+def test_symlinked_components_are_part_of_the_identity(tmp_path):
     components = {path.name: path for path in WEIGHTS.iterdir() if path.is_dir()}
     assert weights_id(str(linked(tmp_path / "linked", components))) == weights_id(str(WEIGHTS))
     other = shutil.copytree(WEIGHTS / "unet", tmp_path / "unet")

@@ -19,39 +19,39 @@ def judge(outcome):
 
 
 @pytest.mark.slow
-def test_kills_at_random_instants(lab):
+def test_dataset_is_exact_after_kills_at_random_instants(lab):
     outcome = faults.kills(lab, 4, seed=1)
     assert outcome.faults == 4
     judge(outcome)
 
 
 @pytest.mark.slow
-def test_four_workers_one_killed_one_late(lab):
+def test_dataset_is_exact_with_one_worker_killed_and_one_late(lab):
     judge(faults.crowd(lab))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
-def test_a_worker_that_stands_still_past_its_lease(lab, late):
+def test_dataset_is_exact_after_a_worker_pauses_past_its_lease(lab, late):
     judge(faults.stopped(lab, late))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", Sabotage.all(), ids=lambda sabotage: sabotage.name)
-def test_a_call_that_fails(lab, sabotage):
+def test_dataset_is_exact_after_a_failing_call(lab, sabotage):
     judge(faults.sabotaged(lab, sabotage))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("disk", list(faults_disk.SCENARIOS))
-def test_a_disk_in_trouble(lab, disk):
+def test_dataset_is_exact_after_disk_faults(lab, disk):
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("mounting in a namespace of one's own is not permitted here")
     judge(faults.mounted(lab, disk))
 
 
 @pytest.mark.slow
-def test_a_judge_sees_what_is_wrong(lab):
+def test_judge_reports_wrong_bytes_missing_shards_and_stray_files(lab):
     """A dataset with other bytes, a missing shard and a stray file is not called whole."""
     directory = lab.new()
     assert lab.finish(directory) == 0

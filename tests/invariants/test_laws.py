@@ -140,7 +140,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(sample, case, c
 
 @few
 @given(case=cases(), steps=st.integers(0, STEPS))
-def test_every_cell_is_denoised_by_the_prompt(sample, case, steps):
+def test_every_cell_depends_on_the_prompt(sample, case, steps):
     """A cell that no view covered would not know the prompt: with the same noise, it would not differ."""
     method = {**case.method, "mad_steps": steps}
     one, other = (sample(method, [prompt], [1], **case.size) for prompt in ("a hill", "the sea at night"))
@@ -160,7 +160,7 @@ def test_a_region_of_the_same_prompt_changes_nothing(sample, case, steps):
 
 @few
 @given(case=cases(), bootstrapping=st.integers(0, STEPS))
-def test_a_region_that_is_everything_is_its_own_prompt(sample, case, bootstrapping):
+def test_region_of_the_whole_canvas_equals_its_prompt(sample, case, bootstrapping):
     method = {**case.method, "mad_steps": 1, "region_bootstrapping": bootstrapping}
     everything = Region(Box(0, 0, case.size["width"], case.size["height"]), "the sea", "fog")
     covered = sample(method, ["a hill"], [1], regions=[[everything]], **case.size)
@@ -169,7 +169,7 @@ def test_a_region_that_is_everything_is_its_own_prompt(sample, case, bootstrappi
 
 @few
 @given(case=cases())
-def test_regions_of_one_panorama_do_not_touch_another_in_the_batch(sample, case):
+def test_regions_do_not_affect_other_panoramas_in_the_batch(sample, case):
     method = {**case.method, "mad_steps": 2, "region_bootstrapping": 2}
     region = Region(Box(8, 4, 28, 30), "the sea", "fog")
     together = sample(method, ["a hill", "dunes"], [1, 2], regions=[[region], []], **case.size)

@@ -32,7 +32,7 @@ def test_nothing_is_written_outside_the_dataset(madgen, job_file, tmp_path):
     assert {path for path in tmp_path.rglob("*") if "out" not in path.relative_to(tmp_path).parts} == before
 
 
-def test_a_prompt_is_text_and_nothing_else(madgen_here, job_file, tmp_path):
+def test_prompt_is_never_interpreted(madgen_here, job_file, tmp_path):
     """Neither HTML, nor YAML, nor a path, nor a format string, wherever it is shown."""
     nasty = '</script><script>alert(1)</script> {0} %s ${oc.env:HOME} ../../x "quoted" \\n --- \u2028'
     (tmp_path / "nasty.jsonl").write_text(json.dumps({"prompt": nasty}))

@@ -85,7 +85,7 @@ def test_whole_layout_equals_the_diffusers_pipeline():
 
 
 @pytest.mark.slow
-def test_released_syncdiffusion_code():
+def test_syncdiffusion_equals_the_released_code():
     """The reference was computed in float64: gradients through VGG16, decoder and UNet magnify float32 rounding."""
     reference, meta = load("sync_768")
     ours = sample(

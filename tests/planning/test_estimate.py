@@ -19,7 +19,7 @@ def remaining(missing, per_evaluation=2.0):
     ("costs", "workers", "expected"),
     [([], 3, 0), ([5], 3, 5), ([3, 3, 2, 2, 2], 2, 7), ([4, 4, 4], 2, 8), ([1] * 10, 1, 10), ([9, 1, 1, 1], 2, 9)],
 )
-def test_makespan(costs, workers, expected):
+def test_makespan_equals_known_schedules(costs, workers, expected):
     assert makespan(costs, workers) == expected
 
 
@@ -58,7 +58,7 @@ def test_shard_longer_than_the_time_limit_is_an_error():
         ("1-01:30:15", 91815),
     ],
 )  # fmt: skip
-def test_parse_slurm_time(text, expected):
+def test_slurm_times_are_parsed(text, expected):
     assert parse_time(text) == expected
 
 
@@ -71,7 +71,7 @@ def test_time_limit_suffices_and_needs_no_more_nodes(workers, shards):
     assert nodes_within(estimate, time, tasks_per_node=1) <= workers
 
 
-def test_parse_count():
+def test_counts_are_parsed():
     assert (parse_count("--nodes", "4"), parse_count("--nodes", "auto")) == (4, None)
     with pytest.raises(UserError, match="--nodes must be a whole number or auto, got 'many'"):
         parse_count("--nodes", "many")

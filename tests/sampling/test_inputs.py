@@ -24,7 +24,7 @@ def sampler(tiny):
 
 
 @pytest.mark.parametrize("value", [2.0, "2", None, [2], True, torch.tensor(True), np.array([1, 2])])
-def test_whole_numbers(value):
+def test_integers_of_any_library_are_accepted_and_other_values_refused(value):
     assert [whole("n", each) for each in (2, np.int64(2), torch.tensor(2), 10**30)] == [2, 2, 2, 10**30]
     with pytest.raises(UserError, match=re.escape(f"n must be a whole number, got {value!r}")):
         whole("n", value)
@@ -35,7 +35,7 @@ def test_whole_numbers(value):
 @pytest.mark.parametrize(
     "value", ["2", np.str_("2"), None, [2], np.True_, 1j, np.complex64(2), float("inf"), float("nan"), 10**400]
 )
-def test_numbers(value):
+def test_numbers_of_any_library_are_accepted_and_other_values_refused(value):
     assert [number("x", each) for each in (2, np.float32(0.5), torch.tensor(2.0), Fraction(1, 4))] == [2, 0.5, 2, 0.25]
     with pytest.raises(UserError, match=re.escape(f"x must be a finite number, got {value!r}")):
         number("x", value)
@@ -44,13 +44,13 @@ def test_numbers(value):
 
 
 @pytest.mark.parametrize("value", ["abc", b"abc", {"a": 1}, {"a"}, None, 5, np.array(5)])
-def test_lists(value):
+def test_sequences_are_accepted_and_other_values_refused(value):
     assert [listed("l", each) for each in ((1, 2), [1, 2], np.array([1, 2]), iter([1, 2]))] == [[1, 2]] * 4
     with pytest.raises(UserError, match=re.escape(f"l must be a list, such as [...], got {value!r}")):
         listed("l", value)
 
 
-def test_texts_paths_and_switches():
+def test_texts_paths_and_switches_are_validated():
     assert texts("t", np.array(["a", "b"])) == ["a", "b"]
     assert path("p", Path("a/b")) == "a/b"
     assert [switch("s", each) for each in (False, True, np.bool_(True))] == [False, True, True]
@@ -95,12 +95,12 @@ REGION = Region(Box(0, 0, 20, 32), "a lake")
         ((["a"], None, [1], [[Region(Box(0.5, 0, 1, 1), "a")]]), "a box's left must be a whole number, got 0.5"),
     ],
 )
-def test_what_a_batch_is_of(given, said):
+def test_invalid_batches_are_refused(given, said):
     with pytest.raises(UserError, match=re.escape(said)):
         parse_batch(32, 64, *given)
 
 
-def test_kinds_of_other_libraries_give_what_python_s_give(sampler):
+def test_numpy_and_torch_types_equal_python_types(sampler):
     plain = sampler.sample(["a hill", "the sea"], seeds=[1, 2], regions=[[REGION], []], **SIZE)
     for seeds in (np.array([1, 2]), torch.tensor([1, 2]), (np.int64(1), torch.tensor(2)), iter([1, 2])):
         options = {**SIZE, "height": np.int64(32), "guidance_scale": np.float32(3), "regions": ((REGION,), ())}
@@ -125,7 +125,7 @@ def test_kinds_of_other_libraries_give_what_python_s_give(sampler):
         ({"on_step": None}, "on_step must be a function of the step, got None"),
     ],
 )
-def test_what_is_no_setting_is_refused(sampler, options, said):
+def test_unknown_settings_are_refused(sampler, options, said):
     with pytest.raises(UserError, match=re.escape(said)):
         sampler.sample(["a"], **{**SIZE, "seeds": [1], **options})
 
@@ -144,7 +144,7 @@ def test_only_latents_are_decoded(sampler, latents):
         sampler.decode(latents)
 
 
-def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
+def test_unavailable_device_is_refused_before_loading():
     assert check_device("cpu") == torch.device("cpu")
     for device in ("gpu", None):
         with pytest.raises(UserError, match=f"unknown device {device!r}; use for example 'cpu' or 'cuda'"):
@@ -185,7 +185,7 @@ def test_devices_that_are_not_here_are_refused_before_anything_is_loaded():
         ({"variant": 5}, "variant must be a string, got 5"),
     ],
 )
-def test_what_no_job_may_ask_for_is_refused_before_anything_is_loaded(options, said, monkeypatch):
+def test_values_that_jobs_refuse_are_refused_before_loading(options, said, monkeypatch):
     from madgen.backbones import sd
 
     monkeypatch.setattr(sd, "load", lambda *_, **__: pytest.fail("it was loaded"))
@@ -193,7 +193,7 @@ def test_what_no_job_may_ask_for_is_refused_before_anything_is_loaded(options, s
         PanoramaSampler.from_pretrained(**{"pretrained": "demo", **options})
 
 
-def test_numbers_of_steps_beyond_all_of_them_are_all_of_them(tiny, sampler):
+def test_step_counts_beyond_the_schedule_mean_all_steps(tiny, sampler):
     throughout = PanoramaSampler.from_pretrained(Path(tiny), mad_steps=10**30, region_bootstrapping=10**30)
     twice = PanoramaSampler.from_pretrained(str(tiny), mad_steps=2, region_bootstrapping=2)
     options = {"seeds": [1], "regions": [[REGION]], **SIZE}
@@ -201,7 +201,7 @@ def test_numbers_of_steps_beyond_all_of_them_are_all_of_them(tiny, sampler):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_pytorch_s_default_dtype_changes_nothing(tiny, sampler, dtype):
+def test_pytorch_default_dtype_changes_nothing(tiny, sampler, dtype):
     options = {"seeds": [1], "regions": [[REGION]], **SIZE, "width": 96}
     expected = sampler.sample(["a hill"], **options)
     pixels = sampler.decode(expected, decode="tiled")
@@ -218,7 +218,7 @@ def test_pytorch_s_default_dtype_changes_nothing(tiny, sampler, dtype):
         grid_of.cache_clear()
 
 
-def test_a_job_s_path_is_no_job():
+def test_values_that_are_not_jobs_are_refused():
     for make in (PanoramaModule, PromptDataModule, ShardWriter, PanoramaSampler.from_job):
         with pytest.raises(UserError, match=r"job must be a madgen.Job, see madgen.load_job\(path\), got"):
             make("jobs/demo.yaml")
