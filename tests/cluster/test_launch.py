@@ -156,7 +156,7 @@ def test_torchrun_generates_all_shards(job_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "madgen"]
     done = subprocess.run(
         [*command, "generate", job_file, "trainer.devices=auto"], cwd=tmp_path, env=environment(),
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4

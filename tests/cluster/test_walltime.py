@@ -112,6 +112,7 @@ def test_signal_during_start_up_stops_early(job_file, tmp_path, number):
         assert process.poll() is None
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        time.sleep(0.01)
     process.send_signal(number)
     assert f"{number.name}: stopped; rerun the same command to resume" in process.communicate(timeout=600)[1]
     assert process.returncode == 3

@@ -51,7 +51,7 @@ def test_kernels_equal_pytorch_operations():
     from processes import environment  # not to be found where this file is the program
 
     done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, timeout=300,
+        [sys.executable, __file__], capture_output=True, text=True, timeout=600,
         env=environment() | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (done.returncode, done.stdout.split()) == (0, [str(len(LAYOUTS) * 4)]), done.stderr
@@ -140,7 +140,7 @@ def test_kernels_compile_for_a_gpu_and_divide_like_pytorch(tmp_path):
     from processes import environment
 
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=600,
         env=environment() | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

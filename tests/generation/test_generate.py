@@ -253,7 +253,7 @@ def test_closed_stderr_does_not_stop_a_run(job_file, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "madgen", "generate", str(job_file)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=writing, check=False, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=writing, check=False, timeout=600)
     os.close(writing)
     assert done.returncode == 0
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4

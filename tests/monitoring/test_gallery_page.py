@@ -4,6 +4,7 @@ import math
 
 import pytest
 from browser import PHONE, show_on
+from forks import WAIT_S
 from gallery_dataset import HOSTILE, SEED, add_shard, encoded, new_dataset
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
@@ -72,7 +73,7 @@ def cards(driver):
 
 
 def until(driver, condition):
-    return WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda _: condition())
+    return WebDriverWait(driver, WAIT_S, poll_frequency=0.02).until(lambda _: condition())
 
 
 def by_id(driver, name):

@@ -156,8 +156,8 @@ def test_wait_for_a_hanging_run_is_limited(monkeypatch):
     run.stopped()
     assert run._thread.is_alive()
     released.set()
-    run._do(None, patience_s=60)
-    run._thread.join(60)
+    run._do(None, patience_s=WAIT_S)
+    run._thread.join(WAIT_S)
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -99,13 +99,14 @@ def lost(bench: Bench) -> None:
     real, first = mount_real(bench), bench.dataset / "shards/job-000000.json"
 
     def linger() -> None:
-        """Nothing is left to do soon, and the disk is to go before."""
+        """After the first shard, wait until the disk is gone."""
         from madgen import PanoramaSampler
 
         sample = PanoramaSampler.sample_latents
 
         def late(*arguments: Any, **options: Any) -> Any:
-            time.sleep(3 if first.exists() else 0)
+            while first.exists():
+                time.sleep(0.01)
             return sample(*arguments, **options)
 
         PanoramaSampler.sample_latents = late  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from browser import PHONE, show_on
+from forks import WAIT_S
 from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -55,7 +56,7 @@ class Session:
 
     def shown(self):
         """Return the current item once its images are loaded."""
-        waiting = WebDriverWait(self.driver, 60, ignored_exceptions=[JavascriptException])
+        waiting = WebDriverWait(self.driver, WAIT_S, ignored_exceptions=[JavascriptException])
         return waiting.until(lambda driver: driver.execute_script(SHOWN))
 
     def item(self, shown):
@@ -116,7 +117,7 @@ def test_exported_answers_are_scored(open_session, chromium, folder, tmp_path, m
         session.find("#download").click()
         session.find("#copy").click()
         path = tmp_path / f"answers-{name}.json"
-        WebDriverWait(chromium, 60).until(lambda _, path=path: path.exists())
+        WebDriverWait(chromium, WAIT_S).until(lambda _, path=path: path.exists())
         pasted = chromium.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
         assert json.loads(pasted) == json.loads(path.read_text()) == session.exported()
         assert json.loads(pasted)["finished"] is True
@@ -151,7 +152,7 @@ def reload(driver):
     """Reload and wait for the script of the new page."""
     driver.execute_script("window.old = true")
     driver.refresh()
-    WebDriverWait(driver, 60).until(
+    WebDriverWait(driver, WAIT_S).until(
         lambda _: driver.execute_script("return !window.old && document.readyState === 'complete'")
     )
 
@@ -250,7 +251,7 @@ def test_phone_shows_whole_images_and_enlarges_both(open_session, chromium):
     show_on(chromium, PHONE, touch=True)
     session = open_session("phone")
     session.start()
-    WebDriverWait(chromium, 60).until(
+    WebDriverWait(chromium, WAIT_S).until(
         lambda _: all(session.find(side).size["height"] > 30 for side in ("#first", "#second"))
     )
     width, height = PHONE
@@ -267,7 +268,7 @@ def test_phone_shows_whole_images_and_enlarges_both(open_session, chromium):
     assert session.find("#first").rect["height"] > 200
     chromium.execute_script("document.querySelector('.strip').scrollLeft = 300")
     scrolled = "return [...document.querySelectorAll('.strip')].map((strip) => Math.round(strip.scrollLeft))"
-    WebDriverWait(chromium, 60).until(lambda _: chromium.execute_script(scrolled) == [300, 300])
+    WebDriverWait(chromium, WAIT_S).until(lambda _: chromium.execute_script(scrolled) == [300, 300])
     assert chromium.execute_script("return document.scrollingElement.scrollWidth") <= width
 
 
@@ -277,7 +278,7 @@ def test_tall_panoramas_are_side_by_side_without_tie_button(open_session, chromi
     session = open_session("tall", tmp_path / "study")
     session.start()
     pair = session.find("#pair")
-    WebDriverWait(chromium, 60).until(lambda _: "tall" in pair.get_attribute("class"))
+    WebDriverWait(chromium, WAIT_S).until(lambda _: "tall" in pair.get_attribute("class"))
     first, second = session.find("#first").rect, session.find("#second").rect
     assert first["x"] + first["width"] <= second["x"]
     assert abs(first["y"] - second["y"]) < 2

@@ -94,7 +94,7 @@ def test_waiting_process_takes_over_from_a_killed_one(file, tmp_path, settled):
     waits.join(0.3)
     assert waits.is_alive()
     os.kill(killed.pid, signal.SIGKILL)
-    waits.join(60)
+    waits.join(600)
     assert waits.exitcode == 0
     assert log.read_text() == "read\n" * 2
 
