@@ -1,4 +1,4 @@
-"""The rules of who may import what: each heavy library has one home, and imports flow one way."""
+"""Import rules: each heavy library belongs to few packages, and imports flow one way."""
 
 import ast
 import re

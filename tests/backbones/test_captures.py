@@ -1,4 +1,4 @@
-"""What is captured: what a pass reads, that it is compiled by then, and what `CudaCapture` asks of CUDA, in order."""
+"""CUDA graph captures: foreign reads, compilation before a capture, and the calls of `CudaCapture` in order."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Less at once, the same latents: prompt after prompt and some views at a time, merged and not."""
+"""Chunked views and prompts give the same latents, with and without merging."""
 
 import pytest
 import torch

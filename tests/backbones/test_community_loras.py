@@ -1,4 +1,4 @@
-"""LoRAs as other tools write them: W + scale * alpha / rank * up @ down, computed from the file by hand."""
+"""LoRAs in the formats of other tools: W + scale * alpha / rank * up @ down, computed from the file."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a CPU does otherwise: feed-forward layers in parts. Its products: `tests/diffusion/test_onednn.py`."""
+"""Chunked feed-forward layers on a CPU; `tests/diffusion/test_onednn.py` has the matrix products."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When passes become graphs, and that the pictures stay the same; without a GPU, see `recorder`."""
+"""When passes are captured as CUDA graphs, with equal images; without a GPU, see `recorder`."""
 
 import weakref
 

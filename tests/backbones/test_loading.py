@@ -1,4 +1,4 @@
-"""Single files in the original layout, variants, and what is refused before anything is loaded."""
+"""Single files in the original layout, variants, and errors before anything is loaded."""
 
 import json
 import shutil

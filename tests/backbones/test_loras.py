@@ -1,4 +1,4 @@
-"""LoRAs are fused as diffusers applies them, and are part of what a sample is."""
+"""LoRAs are fused like in diffusers and are part of the identity of a sample."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Stepping the canvas with `layout: whole` is the diffusers pipeline, for each scheduler that can step a canvas."""
+"""Sampling with `layout: whole` equals the diffusers pipeline, for each scheduler that can step a canvas."""
 
 import importlib.util
 import re

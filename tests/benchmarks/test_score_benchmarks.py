@@ -1,4 +1,4 @@
-"""The scores of the study, on drawn scenes whose truth is known."""
+"""The scores of the study, on drawn scenes with known attributes."""
 
 import coherence_scores as scores
 import numpy as np

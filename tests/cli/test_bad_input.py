@@ -1,4 +1,4 @@
-"""Wrong input: exit 2, one clear line, no traceback, nothing written."""
+"""Invalid input: exit 2, one line, no traceback, nothing written."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Whatever stands in a job or a prompt file: a plan, or one clear line; never a traceback."""
+"""Arbitrary job and prompt files give a plan or one line, never a traceback."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""`madgen submit`: the rendered script, and what is refused before anything is submitted."""
+"""`madgen submit`: the rendered script, and errors before anything is submitted."""
 
 import re
 import subprocess

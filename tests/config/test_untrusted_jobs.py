@@ -1,4 +1,4 @@
-"""Job files from elsewhere: nothing of the environment is recorded, and bad ones get one clear line."""
+"""Untrusted job files: no environment variable is recorded, and invalid files give one line."""
 
 import json
 import logging

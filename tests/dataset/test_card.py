@@ -1,4 +1,4 @@
-"""The dataset card, as the libraries that read its header see it, and with prompts that would break out of it."""
+"""The dataset card, read by the libraries that use its header, and with prompts that contain markup."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A dataset that is gone, below whatever looks for its files."""
+"""A dataset whose file system disappears while it is used."""
 
 import errno
 import shutil

@@ -1,4 +1,4 @@
-"""`madgen filter`: what it keeps, what it writes, and what it refuses."""
+"""`madgen filter`: selection, files, and errors."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Records of the JSON files: same bytes, earlier and later versions, one line for what is damaged."""
+"""Records of the JSON files: same bytes, earlier and later versions, one-line errors for damage."""
 
 import json
 

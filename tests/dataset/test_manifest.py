@@ -1,4 +1,4 @@
-"""Which settings make another dataset of a job, and which do not."""
+"""Which settings change the fingerprint of a job."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Uploads to a real S3 server over HTTP that fails, to a folder, and what is refused."""
+"""Uploads to a failing S3 server over HTTP and to a folder, and errors."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What is kept of a shard that was left open, that lost its sidecar, or that is put back on the list."""
+"""Recovery of open shards, of shards without a sidecar, and of shards marked for regeneration."""
 
 import json
 import os

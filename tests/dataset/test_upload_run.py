@@ -1,4 +1,4 @@
-"""`generate` with `output.upload`: killed in the middle of an upload, gone on with, without a server, stopped."""
+"""`generate` with `output.upload`: killed during an upload, resumed, without a server, stopped."""
 
 import signal
 

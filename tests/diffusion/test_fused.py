@@ -1,4 +1,4 @@
-"""The kernels of split and merge, run by Triton's interpreter: on a CPU, in a process of its own."""
+"""Triton kernels of split and merge, run by Triton's interpreter on a CPU, in a separate process."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Products on a CPU: oneDNN's are PyTorch's own, and are used where and when they should."""
+"""oneDNN products on a CPU equal PyTorch, and are used where they are faster."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_linear_equals_pytorch(shape, bias):
 def test_attention_equals_pytorch(queries, keys, scores, rows, monkeypatch):
     """Whether a head's queries are one part, some parts with a rest, or parts of one."""
     monkeypatch.setattr(onednn, "SCORES", scores)
-    monkeypatch.setattr(onednn, "LEAST_ROWS", rows)
+    monkeypatch.setattr(onednn, "MIN_ROWS", rows)
     query = random(2, queries, 3 * 8).unflatten(-1, (3, 8)).transpose(1, 2)
     key, value = (random(2, keys, 3 * 8).unflatten(-1, (3, 8)).transpose(1, 2) for _ in range(2))
     ours = onednn.attention(query, key, value + 1, 0.3)

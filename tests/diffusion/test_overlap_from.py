@@ -1,4 +1,4 @@
-"""Shifted views that overlap from a step on, and guidance in some steps only."""
+"""Shifted views that overlap from a step on, and guidance in some steps."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SyncDiffusion: its schedule, its gradient against finite differences, and that its loss falls."""
+"""SyncDiffusion: its schedule, its gradient against finite differences, and a decreasing loss."""
 
 import pytest
 import torch

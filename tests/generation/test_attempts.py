@@ -1,4 +1,4 @@
-"""What becomes of a sample when memory runs out or numbers overflow: down a ladder, and the same panorama."""
+"""Sampling with fallbacks: out of memory, non-finite values, uniform images."""
 
 import json
 import shutil

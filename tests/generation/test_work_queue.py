@@ -1,4 +1,4 @@
-"""The work queue without Lightning, and the one property of Lightning that it relies on."""
+"""The work queue without Lightning, and the property of Lightning that it relies on."""
 
 import lightning
 import pytest

@@ -1,4 +1,4 @@
-"""Weights are identified by their content, however the folder is put together."""
+"""Weights are identified by their content, whatever the layout of the folder."""
 
 import shutil
 

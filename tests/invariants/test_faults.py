@@ -1,4 +1,4 @@
-"""Law 4 under kills, stops and failing calls: a short run of what `tests/support/faults.py` does at length."""
+"""Law 4 under kills, stops and failing calls: a short run of `tests/support/faults.py`."""
 
 import subprocess
 

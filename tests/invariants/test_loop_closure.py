@@ -1,4 +1,4 @@
-"""A looped panorama has no seam: measured on pictures of the demo backbone."""
+"""Looped panoramas have no seam: measured on images of the demo backbone."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a dataset must not do: run code, leave its directory, or tell secrets."""
+"""Datasets run no code, leave no file outside their directory and publish no secret."""
 
 import ast
 import json

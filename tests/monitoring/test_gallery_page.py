@@ -1,4 +1,4 @@
-"""The gallery in a real headless Chromium: opened, filtered, sorted, dragged, turned, by mouse, keys and fingers."""
+"""The gallery in headless Chromium: filter, sort, pan, turn; by mouse, keyboard and touch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`madgen status`, of real workers that are stopped, go on and die."""
+"""`madgen status` with real workers that are stopped, continued and killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Prompt files from elsewhere."""
+"""Untrusted prompt files."""
 
 import gzip
 import json

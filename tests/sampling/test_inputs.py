@@ -1,4 +1,4 @@
-"""What may be asked of the sampler from Python."""
+"""Validation of arguments of the Python API."""
 
 import copy
 import re

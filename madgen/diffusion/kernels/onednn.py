@@ -19,11 +19,11 @@ from torch import Tensor
 
 SCORES = 2**19
 """Attention scores at once, for each thread: 2 MB stay in the caches."""
-LEAST_ROWS = 64
+MIN_ROWS = 64
 """Queries at once, however many keys there are: the keys are laid out anew for each product."""
 KEYS = range(512, 2**16 + 1)
 """Over fewer attention is faster than PyTorch's for some shapes only, over more it is slower."""
-MOST_THREADS = 2
+MAX_THREADS = 2
 """These share the work of one product, PyTorch's that of all heads. No more were at hand: 1.2 to 1.6 times as fast with
 two."""
 
@@ -41,7 +41,7 @@ def is_faster() -> bool:
 
 def is_faster_in_attention() -> bool:
     """Return `is_faster` for the current number of threads."""
-    return torch.get_num_threads() <= MOST_THREADS and is_faster()
+    return torch.get_num_threads() <= MAX_THREADS and is_faster()
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -80,7 +80,7 @@ def _linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tenso
 def _attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
     """[N, L, H, D]: a head's queries part by part, all its keys at once."""
     count, heads, length, _ = query_NHLD.shape
-    rows = max(LEAST_ROWS, SCORES * torch.get_num_threads() // key_NHTD.shape[2])
+    rows = max(MIN_ROWS, SCORES * torch.get_num_threads() // key_NHTD.shape[2])
     output = query_NHLD.new_empty(count, length, heads, value_NHTD.shape[-1])
     for one in range(count):
         for head in range(heads):
