@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import begin, environment
-from slurm_cluster import EVERY_PROMPT, TIMEOUT_S, hashes
+from slurm_cluster import TIMEOUT_S, hashes
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.verify import exit_code, verify
@@ -52,7 +52,7 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
 
 def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, assert_complete):
     """The rank is stopped until the signal arrives, up to 40 s after the limit was set, so it cannot finish first."""
-    job = cluster.submit("limit", EVERY_PROMPT, "--sbatch=--signal=B:USR1@80")
+    job = cluster.submit("limit", "--sbatch=--signal=B:USR1@80")
     cluster.until_made("limit", 1)
     rank = cluster.workers("limit")[0]["pid"]
     os.kill(rank, signal.SIGSTOP)
@@ -76,7 +76,7 @@ def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, assert_c
 
 def test_job_is_not_requeued_beyond_max_restarts(cluster):
     cluster.env["MADGEN_MAX_RESTARTS"] = "0"
-    job = cluster.submit("restarts", EVERY_PROMPT, "sampling.num_inference_steps=75")
+    job = cluster.submit("restarts", "sampling.num_inference_steps=75")
     cluster.until_made("restarts", 1)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.until_ended(job)

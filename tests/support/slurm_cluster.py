@@ -13,7 +13,6 @@ from processes import begin, environment
 from madgen.dataset.shards.leases import read_json
 
 TIMEOUT_S = 600
-EVERY_PROMPT = "prompts.limit=null"
 
 
 def hashes(folder):
