@@ -1,14 +1,16 @@
-"""Fuse LoRAs into the weights of a pipeline. Alphas of the files are multiplied into the weights before.
+"""Fuse LoRAs into the weights of a pipeline: W + scale * alpha / rank * up @ down, for every layer of the file.
 
-diffusers assigns alphas by name, and a name that matches no module is ignored; files of kohya's scripts, in
-which alpha and rank may differ between layers, would be applied at other strengths than they were trained with.
+Files of all layouts are converted to one: tensors by part and layer, with alpha / rank multiplied into `up`. diffusers
+assigns alphas by name and ignores names that match no module, so that files of kohya's scripts, in which alpha and
+rank may differ between layers, would be applied at other strengths than they were trained with.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Lora
+from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import lora_file
 from madgen.utils.errors import UserError
 
@@ -26,12 +29,59 @@ UNSUPPORTED = (
     ("lokr_*", r"\.lokr_", "LoKr factors"),
     ("lora_mid", r"\.lora_mid\.", "CP-decomposed convolutions"),
     ("diff", r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
+    ("bias", r"\.lora_B\.bias$|\.lora_up\.bias$|\.lora\.up\.bias$", "biases"),
+    ("embedding", r"lora_embedding_[AB]|^bundle_emb\.|^string_to_param", "embeddings"),
+    ("oft_*", r"\.(oft_|oft_blocks|boft_)", "orthogonal factors (OFT)"),
 )
+ROLES = {"A": "down", "B": "up", "down": "down", "up": "up"}
+KEYS = (
+    re.compile(r"(?P<layer>.+)\.lora_(?P<role>A|B|down|up)(?:\.default)?\.weight"),
+    re.compile(r"(?P<layer>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
+    re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>down|up)\.weight"),
+    re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>alpha)"),
+    re.compile(r"(?P<layer>.+)\.(?P<role>alpha)"),
+)
+"""Names of tensors: PEFT's and kohya's, diffusers', and those of diffusers' former attention processors."""
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
-KOHYA = re.compile(r"(lora_(?:unet|te|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
-PEFT = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
-TEXT_ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+KOHYA = re.compile(r"lora_(unet|te|te1|te2)_(.+)")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
+FAILURES = (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, TypeError)
+
+
+@dataclass
+class Layer:
+    """The tensors of one adapted layer."""
+
+    down: Tensor | None = None
+    up: Tensor | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Alphas of layers for which the file has no tensor, from a PEFT config."""
+
+    alpha: float | None = None
+    """None: the rank."""
+    patterns: dict[str, float] = field(default_factory=dict)
+    rslora: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Strengths:
+        """Read the keys of PEFT's `LoraConfig`."""
+        if config.get("use_dora"):
+            raise UserError("it has weight decomposition (DoRA) in PEFT's layout, which is not supported")
+        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+        alpha = config.get("lora_alpha")
+        return cls(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
+
+    def factor(self, layer: str, rank: int) -> float:
+        """Return alpha / rank of a layer, or alpha / sqrt(rank) for rank-stabilised LoRAs."""
+        patterns = (value for key, value in self.patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer))
+        alpha = next(patterns, self.alpha)
+        return 1.0 if alpha is None else alpha / (rank**0.5 if self.rslora else rank)
 
 
 def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
@@ -48,28 +98,27 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
 
 
 def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
-    from safetensors import SafetensorError, safe_open
-
     file = lora_file(lora.weights, download=True)
     assert file is not None
+    metadata = read_header(file, f"the LoRA {lora.weights}").metadata
     try:
-        state = _read_lora(file, lora.weights, pipeline)
-        with safe_open(file, framework="pt") as tensors:
-            layers = sum(DOWN.search(tensor) is not None for tensor in tensors.keys())  # noqa: SIM118
-        if state is not None:
-            layers = layers if hasattr(pipeline, "unet") else sum(DOWN.search(key) is not None for key in state)
-            pipeline.load_lora_weights(state, adapter_name=name)
-            _set_unit_strength(pipeline, name)
-        elif layers:
+        state = _read(file)
+        loaded = _loadable(pipeline, file, state, metadata)
+        layers = sum(DOWN.search(key) is not None for key in (state if loaded is None else loaded))
+        if loaded is None:
             pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, SafetensorError) as error:
-        raise UserError(f"cannot load the LoRA {lora.weights}: {str(error).strip().splitlines()[0]}") from error
+        else:
+            pipeline.load_lora_weights(loaded, adapter_name=name)
+            _set_unit_strength(pipeline, name)
+    except UserError as error:
+        raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
+    except FAILURES as error:
+        reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+        raise UserError(f"cannot apply the LoRA {lora.weights}: {reason}") from error
     adapted = len(list(_adapted_layers(pipeline, name)))
     if adapted == 0 or adapted != layers:
         raise UserError(
-            f"the LoRA {lora.weights} does not match this backbone: it has {adapted} of the {layers} adapted layers"
+            f"cannot apply the LoRA {lora.weights}: this backbone has {adapted} of the {layers} adapted layers"
         )
 
 
@@ -78,109 +127,65 @@ def _adapted_layers(pipeline: Any, adapter: str) -> Iterator[Any]:
         yield from (module for module in model.modules() if adapter in getattr(module, "lora_A", {}))
 
 
-def _read_lora(file: Path, name: str, pipeline: Any) -> State | None:
-    """Return the state dict to load into `pipeline`; None if diffusers reads the file as it is.
+def _set_unit_strength(pipeline: Any, adapter: str) -> None:
+    """Set alpha = rank in all layers of an adapter, so that only the job's scale is left."""
+    for layer in _adapted_layers(pipeline, adapter):
+        layer.lora_alpha[adapter] = layer.r[adapter] = layer.lora_A[adapter].weight.shape[0]
+        layer.scaling[adapter] = 1.0
 
-    `name` is the LoRA as the job names it. UserError if the file holds tensors that cannot be applied. May raise what
-    safetensors raises.
-    """
-    from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as tensors:
-        state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+def _read(file: Path) -> State:
+    """Return the tensors of a file. UserError if some are of a kind that is not supported."""
+    from safetensors.torch import load_file
+
+    state: State = load_file(file)
     for label, pattern, meaning in UNSUPPORTED:
         if key := next((key for key in state if re.search(pattern, key)), None):
-            raise UserError(f"the LoRA {name} is not supported: it has {meaning} ({label}) in {key}")
-    if any(PEFT.fullmatch(key) for key in state):
-        return _from_peft(file, name, state, pipeline)
+            raise UserError(f"it has {meaning} ({label}) in {key}, which is not supported")
+    return state
+
+
+def _loadable(pipeline: Any, file: Path, state: State, metadata: Mapping[str, str]) -> State | None:
+    """Return tensors whose strength is 1; None if diffusers reads the file as it is, which is counted afterwards."""
+    if any("lora_magnitude_vector" in key for key in state):  # DoRA in PEFT's layout
+        return None
+    if getattr(pipeline, "unet", None) is not None:
+        return _converted(pipeline, file, state, metadata)
     if any(key.startswith("lora_") for key in state):
-        convert = _from_kohya if hasattr(pipeline, "unet") else _from_kohya_transformer
-        return convert(name, state, pipeline)
-    return None
+        return _from_kohya_transformer(state, pipeline)
+    known = all(_match(key) and key.partition(".")[0] in ("base_model", *PARTS) for key in state)
+    return _converted(pipeline, file, state, metadata) if known else None
 
 
-def _by_layer(name: str, state: State, pattern: re.Pattern[str], complete: set[str]) -> dict[str, State]:
-    """Group tensors by layer and part, which `pattern` captures. UserError for other tensors and incomplete layers."""
-    layers: dict[str, State] = {}
-    for key, value in state.items():
-        match = pattern.fullmatch(key)
-        if match is None:
-            raise UserError(f"the LoRA {name} has a tensor that cannot be applied: {key}")
-        layers.setdefault(match[1], {})[match[2]] = value
-    for layer, parts in layers.items():
-        if missing := complete - parts.keys():
-            raise UserError(f"the LoRA {name} lacks {min(missing)} of {layer}")
-    return layers
-
-
-def _from_kohya(name: str, state: State, pipeline: Any) -> State:
-    unet: State = {}
-    loaded: State = {}
-    for layer, parts in _by_layer(name, state, KOHYA, {"lora_down.weight", "lora_up.weight"}).items():
-        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        if "alpha" in parts:
-            up = _times(up, float(parts["alpha"]) / down.shape[0])
-        prefix, _, flat_name = layer.removeprefix("lora_").partition("_")
-        if prefix == "unet":
-            unet[f"{layer}.lora_down.weight"], unet[f"{layer}.lora_up.weight"] = down, up
-        else:
-            target = _text_module(name, pipeline, TEXT_ENCODERS[prefix], flat_name)
-            loaded[f"{target}.lora_A.weight"], loaded[f"{target}.lora_B.weight"] = down, up
-    if unet:  # diffusers also knows the block names of the original Stable Diffusion XL code
-        loaded |= pipeline.lora_state_dict(unet, unet_config=pipeline.unet.config)[0]
-    return loaded
-
-
-def _from_kohya_transformer(name: str, state: State, pipeline: Any) -> State:
+def _from_kohya_transformer(state: State, pipeline: Any) -> State:
     """Let diffusers convert the names, and apply the alphas: layers that the file fuses are split."""
-    unknown = f"the LoRA {name} has kohya's layout, which diffusers cannot convert for {type(pipeline).__name__}"
+    unknown = f"it has kohya's layout, which diffusers cannot convert for {type(pipeline).__name__}"
     try:
-        loaded = pipeline.lora_state_dict(state)
+        loaded: State = pipeline.lora_state_dict(state)
     except AssertionError as error:
         raise UserError(f"{unknown}: its shapes are unknown") from error
     if left := next((key for key in loaded if key.startswith("lora_")), None):
         raise UserError(f"{unknown}: {left}")
-    converted: State = loaded
-    return converted
+    return loaded
 
 
-def _text_module(name: str, pipeline: Any, part: str, flat_name: str) -> str:
-    """Return the name of a text encoder's layer from kohya's, which has underscores for dots."""
-    encoder = getattr(pipeline, part, None)
-    for layer, _ in encoder.named_modules() if encoder is not None else ():
-        # Versions of transformers differ in whether names begin with `text_model`.
-        if flat_name.removeprefix("text_model_") == layer.removeprefix("text_model.").replace(".", "_"):
-            return f"{part}.{layer}"
-    raise UserError(f"the LoRA {name} does not match this backbone: its {part} has no layer {flat_name}")
-
-
-def _from_peft(file: Path, name: str, state: State, pipeline: Any) -> State:
-    """Convert a PEFT adapter, which adapts one model; its alphas are in `adapter_config.json` beside it."""
-    config = file.with_name("adapter_config.json")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        if content.get("use_dora"):
-            raise UserError(f"the LoRA {name} is not supported: it has weight decomposition (DoRA) in PEFT's layout")
-        alpha, rslora = float(content["lora_alpha"]), bool(content.get("use_rslora"))
-        patterns = {str(key): float(value) for key, value in (content.get("alpha_pattern") or {}).items()}
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the LoRA {name} is a PEFT adapter; cannot read lora_alpha of {config}: {error!r}") from error
-    layers = _by_layer(name, state, PEFT, {"lora_A", "lora_B"})
-    parts = [part for part in PARTS if getattr(pipeline, part, None) is not None]
-    fits = [part for part in parts if layers.keys() <= {found for found, _ in getattr(pipeline, part).named_modules()}]
-    if not fits:
-        raise UserError(
-            f"the LoRA {name} does not match this backbone: its layers, such as {next(iter(layers))}, are in none of "
-            f"{', '.join(parts)}"
-        )
+def _converted(pipeline: Any, file: Path, state: State, metadata: Mapping[str, str]) -> State:
+    """Return the tensors under diffusers' names, alpha / rank multiplied into `up`; UserError if one is left over."""
+    layers = _by_layer(state)
+    strengths = _strengths(file, layers, metadata)
     loaded: State = {}
-    for layer, pair in layers.items():
-        rank = pair["lora_A"].shape[0]
-        own = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), alpha)
-        loaded[f"{fits[0]}.{layer}.lora_A.weight"] = pair["lora_A"]
-        loaded[f"{fits[0]}.{layer}.lora_B.weight"] = _times(pair["lora_B"], own / (rank**0.5 if rslora else rank))
+    for layer, (part, module) in _targets(pipeline, layers).items():
+        tensors = layers[layer]
+        assert tensors.down is not None
+        assert tensors.up is not None
+        rank = tensors.down.shape[0]
+        own = strengths.get(part, strengths.get("", Strengths()))
+        factor = own.factor(module, rank) if tensors.alpha is None else tensors.alpha / rank
+        target = f"{part}.{module}"
+        if f"{target}.lora_A.weight" in loaded:
+            raise UserError(f"it has {target} twice, also as {layer}")
+        loaded[f"{target}.lora_A.weight"] = tensors.down
+        loaded[f"{target}.lora_B.weight"] = _times(tensors.up, factor)
     return loaded
 
 
@@ -189,8 +194,152 @@ def _times(weight: Tensor, factor: float) -> Tensor:
     return weight if factor == 1 else weight.float() * factor
 
 
-def _set_unit_strength(pipeline: Any, adapter: str) -> None:
-    """Set alpha = rank in all layers of an adapter, so that only the job's scale is left."""
-    for layer in _adapted_layers(pipeline, adapter):
-        layer.lora_alpha[adapter] = layer.r[adapter] = layer.lora_A[adapter].weight.shape[0]
-        layer.scaling[adapter] = 1.0
+def _match(key: str) -> re.Match[str] | None:
+    return next(filter(None, (pattern.fullmatch(key) for pattern in KEYS)), None)
+
+
+def _layer_name(match: re.Match[str]) -> str:
+    projection = match.groupdict().get("projection")
+    name = f"{match['layer']}.{projection}" if projection else match["layer"]
+    return f"{name}.0" if projection == "to_out" else name
+
+
+def _by_layer(state: State) -> dict[str, Layer]:
+    """Group tensors by layer. UserError for unknown names, incomplete layers and values that are not finite."""
+    layers: dict[str, Layer] = {}
+    unknown = []
+    for key, value in state.items():
+        match = _match(key)
+        if match is None:
+            unknown.append(key)
+            continue
+        if not bool(value.isfinite().all()):
+            raise UserError(f"{key} has values that are not finite")
+        layer = layers.setdefault(_layer_name(match), Layer())
+        if match["role"] == "alpha":
+            if value.numel() != 1:
+                raise UserError(f"{key} must be one number, got the shape {list(value.shape)}")
+            layer.alpha = float(value)
+        else:
+            setattr(layer, ROLES[match["role"]], value)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"it has tensors of an unknown kind: {', '.join(unknown[:3])}{more}")
+    for name, layer in layers.items():
+        if layer.down is None or layer.up is None:
+            raise UserError(f"it lacks the {'down' if layer.down is None else 'up'} tensor of {name}")
+        if layer.down.shape[0] != layer.up.shape[1]:
+            raise UserError(f"{name} has ranks {layer.down.shape[0]} and {layer.up.shape[1]} in its two tensors")
+    if not layers:
+        raise UserError("it has no layers")
+    return layers
+
+
+def _strengths(file: Path, layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> dict[str, Strengths]:
+    """Return the strengths of each part from the metadata of diffusers, or of all parts from PEFT's config file."""
+    config = file.with_name("adapter_config.json")
+    is_peft = any(name.startswith("base_model.model.") for name in layers)
+    source = config if is_peft else METADATA
+    try:
+        if is_peft:
+            content = json.loads(config.read_text(encoding="utf-8"))
+            if content.get("lora_alpha") is None:
+                raise UserError("it has no lora_alpha")
+            return {"": Strengths.of(content)}
+        packed: dict[str, dict[str, Any]] = {}
+        for key, value in json.loads(metadata.get(METADATA, "{}")).items():
+            part, dot, name = key.partition(".")
+            packed.setdefault(part if dot else "", {})[name if dot else key] = value
+        return {part: Strengths.of(values) for part, values in packed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+        raise UserError(f"cannot read its strengths from {source}: {error}") from error
+
+
+def _targets(pipeline: Any, layers: Mapping[str, Layer]) -> dict[str, tuple[str, str]]:
+    """Return the part and the module of each layer. UserError for layers that the pipeline does not have."""
+    modules = {
+        part: dict(model.named_modules()) for part in PARTS if (model := getattr(pipeline, part, None)) is not None
+    }
+    bare = {layer: name for layer in layers if (name := _without_part(layer)) is not None}
+    targets = {layer: _named(layer) for layer in layers if layer not in bare and not KOHYA.fullmatch(layer)}
+    if bare:
+        part = _fitting_part(bare, layers, modules)
+        targets |= {layer: (part, name) for layer, name in bare.items()}
+    kohya = {layer: match for layer in layers if (match := KOHYA.fullmatch(layer))}
+    targets |= _kohya_targets(pipeline, kohya, modules)
+    resolved: dict[str, tuple[str, str]] = {}
+    for layer, (part, name) in targets.items():
+        module = _existing(name, modules.get(part, {}))
+        if module is None:
+            raise UserError(f"it does not match this backbone: its {part} has no layer {name}")
+        resolved[layer] = part, module
+    return resolved
+
+
+def _without_part(layer: str) -> str | None:
+    """Return the module of a layer that is named without its part, as PEFT does; None for other names."""
+    if layer.startswith("base_model.model."):
+        return layer.removeprefix("base_model.model.")
+    return None if KOHYA.fullmatch(layer) or layer.partition(".")[0] in PARTS else layer
+
+
+def _named(layer: str) -> tuple[str, str]:
+    part, _, name = layer.partition(".")
+    return part, name
+
+
+def _existing(name: str, modules: Mapping[str, Any]) -> str | None:
+    """Return a module's name. Versions of transformers differ in whether names begin with `text_model`."""
+    candidates = (name, name.removeprefix("text_model."), f"text_model.{name}")
+    return next((candidate for candidate in candidates if candidate in modules), None)
+
+
+def _fitting_part(bare: Mapping[str, str], layers: Mapping[str, Layer], modules: Mapping[str, Any]) -> str:
+    """Return the part whose modules have the names and the input sizes of all layers."""
+    for part, known in modules.items():
+        found = {layer: _existing(name, known) for layer, name in bare.items()}
+        if all(
+            module is not None and _inputs(known[module]) == _channels(layers[layer]) for layer, module in found.items()
+        ):
+            return part
+    raise UserError(
+        f"it does not match this backbone: its layers, such as {next(iter(bare.values()))}, are in none of "
+        f"{', '.join(modules)}"
+    )
+
+
+def _inputs(module: Any) -> int | None:
+    weight = getattr(module, "weight", None)
+    return None if weight is None or weight.ndim < 2 else int(weight.shape[1])
+
+
+def _channels(layer: Layer) -> int | None:
+    return None if layer.down is None or layer.down.ndim < 2 else int(layer.down.shape[1])
+
+
+def _kohya_targets(
+    pipeline: Any, layers: Mapping[str, re.Match[str]], modules: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """Resolve kohya's names, which have underscores for dots."""
+    flat = {
+        part: {name.removeprefix("text_model.").replace(".", "_"): name for name in known}
+        for part, known in modules.items()
+    }
+    targets: dict[str, tuple[str, str]] = {}
+    for layer, match in layers.items():
+        part, name = KOHYA_PARTS[match[1]], match[2]
+        module = flat.get(part, {}).get(name.removeprefix("text_model_"))
+        if module is None and part == "unet":
+            module = _original_unet_name(pipeline, layer)
+        if module is None:
+            raise UserError(f"it does not match this backbone: its {part} has no layer {name}")
+        targets[layer] = part, module
+    return targets
+
+
+def _original_unet_name(pipeline: Any, layer: str) -> str | None:
+    """Return the module of a layer under the original code's block names, which diffusers knows; None for others."""
+    probe = {f"{layer}.lora_down.weight": torch.zeros(1, 1), f"{layer}.lora_up.weight": torch.zeros(1, 1)}
+    converted, _ = pipeline.lora_state_dict(probe, unet_config=pipeline.unet.config)
+    matches = filter(None, map(_match, converted))
+    return next((_layer_name(match).removeprefix("unet.") for match in matches), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from madgen.hub.safetensors_file import damaged_file
+from madgen.hub.safetensors_file import damaged_file, read_header
 from madgen.utils.errors import UserError
 from madgen.utils.node_cache import once
 from madgen.utils.validation import expand_user
@@ -125,6 +125,13 @@ def require_local(identity: str | None, name: str) -> str:
     if identity is None:
         raise UserError(f"{name} is not in the local Hub cache{FETCH_HINT}")
     return identity
+
+
+def check_lora(weights: str) -> None:
+    """Raise UserError if a LoRA does not exist or is no complete safetensors file, unless it is still on the Hub."""
+    file = lora_file(weights)
+    if file is not None:
+        read_header(file, f"the LoRA {weights}")
 
 
 def lora_file(weights: str, download: bool = False) -> Path | None:

@@ -16,7 +16,7 @@ from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.license import check_licences, licence_notes
-from madgen.hub.weights import lora_file, without_retries
+from madgen.hub.weights import check_lora, without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun
@@ -66,7 +66,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         check_client_installed("output.upload", job.output.upload)
     spec, assumed = _spec(run, assume_spec)
     for lora in job.backbone.loras:
-        lora_file(lora.weights)  # raises UserError if it does not exist
+        check_lora(lora.weights)
     if not assumed:
         with without_retries() if assume_spec else nullcontext():
             backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *files)

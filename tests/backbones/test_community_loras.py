@@ -149,7 +149,7 @@ def test_a_peft_adapter_folder_is_applied(part, rslora, tiny, tmp_path):
         ("lora_mid.weight", "CP-decomposed"),
         ("diff", "full weight differences"),
         ("w_norm", "full weight differences"),
-        ("something", "cannot be applied: lora_unet_.*something"),
+        ("something", "tensors of an unknown kind: lora_unet_.*something"),
     ],
 )
 def test_tensors_that_cannot_be_applied_are_refused_by_name(suffix, message, tiny, tmp_path):
@@ -166,3 +166,146 @@ def test_a_layer_of_another_model_is_refused(tiny, tmp_path):
     save_file(other, tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="text_encoder has no layer text_model_encoder_layers_70"):
         load(tiny, Lora(str(tmp_path / "lora.safetensors"), 1.0))
+
+
+def random_pairs(model, rank=2):
+    """Return random `down` and `up` matrices of the attention projections of a UNet or a text encoder."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: (
+            torch.randn(rank, module.weight.shape[1], generator=generator),
+            torch.randn(module.weight.shape[0], rank, generator=generator),
+        )
+        for name, module in model.named_modules()
+        if re.search(r"attn1\.(to_q|to_out\.0)$|(q_proj|fc1)$", name)
+    }
+
+
+def attention_processor(name, role):
+    layer, projection = re.fullmatch(r"(.*)\.(to_q|to_out)(?:\.0)?", name).groups()
+    return f"{layer}.processor.{projection}_lora.{role}.weight"
+
+
+LAYOUTS = {
+    "diffusers": lambda part, name, role: f"{part}.{name}.lora.{role}.weight",
+    "diffusers, former": lambda part, name, role: f"{part}.{name}.lora_linear_layer.{role}.weight",
+    "peft": lambda part, name, role: f"{part}.{name}.lora_{'A' if role == 'down' else 'B'}.weight",
+    "peft, of one model": lambda part, name, role: f"{name}.lora_{'A' if role == 'down' else 'B'}.weight",
+    "dotted": lambda part, name, role: f"{part}.{name}.lora_{role}.weight",
+    "text_model": lambda part, name, role: f"{part}.text_model.{name.removeprefix('text_model.')}.lora.{role}.weight",
+    "attention processors": lambda part, name, role: f"{part}.{attention_processor(name, role)}",
+    "attention processors, bare": lambda part, name, role: attention_processor(name, role),
+}
+
+
+def save_layout(path, layout, pairs, part, alphas=None, dtype=torch.float32, metadata=None):
+    tensors = {}
+    for index, (name, (down, up)) in enumerate(pairs.items()):
+        tensors[LAYOUTS[layout](part, name, "down")] = down.to(dtype)
+        tensors[LAYOUTS[layout](part, name, "up")] = up.to(dtype)
+        if alphas is not None:
+            key = LAYOUTS[layout](part, name, "down")
+            tensors[re.sub(r"\.(lora\.down|lora_down|lora_A|down)\.weight$", ".alpha", key)] = torch.tensor(
+                float(alphas[index % len(alphas)])
+            )
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def of_pairs(pairs, part, factor):
+    def expected(of, name):
+        if of != part or name not in pairs:
+            return None
+        return factor(name, list(pairs).index(name)) * pairs[name][1] @ pairs[name][0]
+
+    return expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_applied_at_the_strength_of_its_alphas(layout, tiny, tmp_path):
+    part = "text_encoder" if layout == "text_model" else "unet"
+    pairs, alphas = random_pairs(getattr(load(tiny), part)), (1, 8, 0)
+    file = save_layout(
+        tmp_path / "lora.safetensors", layout, pairs, part, alphas if layout != "diffusers, former" else None
+    )
+    rank = 2
+
+    def factor(name, index):
+        return 0.5 * (alphas[index % 3] / rank if layout != "diffusers, former" else 1)
+
+    kept = {name: pair for name, pair in pairs.items() if factor(name, list(pairs).index(name))}
+    worst, changed = errors(
+        tiny, file, 0.5, lambda of, name: of_pairs(pairs, part, factor)(of, name) if name in kept else None
+    )
+    assert worst <= 1e-4
+    assert changed == len(kept) > 2
+
+
+def test_metadata_of_diffusers_is_the_strength(tiny, tmp_path):
+    pairs = random_pairs(load(tiny).unet)
+    config = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_out.0": 1}, "unet.use_rslora": True}
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    file = save_layout(tmp_path / "lora.safetensors", "diffusers", pairs, "unet", metadata=metadata)
+    worst, changed = errors(
+        tiny, file, -1.0, of_pairs(pairs, "unet", lambda name, _: -(1 if "to_out" in name else 6) / 2**0.5)
+    )
+    assert worst <= 1e-4
+    assert changed == len(pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stacked_loras_of_half_precision_add_up(dtype, tiny, tmp_path):
+    pairs = {name: (a.to(dtype).float(), b.to(dtype).float()) for name, (a, b) in random_pairs(load(tiny).unet).items()}
+    first = save_layout(tmp_path / "a.safetensors", "diffusers", pairs, "unet", (4,), dtype)
+    second = save_layout(tmp_path / "b.safetensors", "peft", pairs, "unet", None, dtype)
+    plain, fused = load(tiny), load(tiny, Lora(str(first), 0.5), Lora(str(second), -0.25))
+    for name, (down, up) in pairs.items():
+        before, after = (pipeline.unet.get_submodule(name).weight for pipeline in (plain, fused))
+        right = (0.5 * 2 - 0.25) * up @ down
+        assert float((after - before - right).detach().norm() / right.norm()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t, q: t.update({f"unet.{q}.alpha": torch.tensor(float("nan"))}),
+            "alpha has values that are not finite",
+        ),
+        (
+            lambda t, q: t.update({f"unet.{q}.alpha": torch.tensor([1.0, 2.0])}),
+            r"must be one number, got the shape \[2\]",
+        ),
+        (lambda t, q: t[f"unet.{q}.lora.up.weight"].fill_(float("inf")), "up.weight has values that are not finite"),
+        (lambda t, q: t.pop(f"unet.{q}.lora.up.weight"), "lacks the up tensor of unet.down"),
+        (lambda t, q: t.update({"unet.nowhere.lora.down.weight": t.pop(f"unet.{q}.lora.down.weight")}), "lacks the"),
+        (lambda t, q: t.update({f"unet.{q}.lora.up.weight": torch.ones(8, 3)}), "has ranks 2 and 3"),
+        (lambda t, q: t.update({f"unet.{q}.bias": torch.ones(8)}), "unknown kind: unet.down.*bias"),
+        (lambda t, q: t.update({f"unet.{q}.lora_B.bias": torch.ones(8)}), "biases"),
+        (
+            lambda t, q: t.update({f"{q}.lora_A.weight": torch.ones(2, 8), f"{q}.lora_B.weight": torch.ones(8, 2)}),
+            "twice",
+        ),
+    ],
+)
+def test_every_tensor_of_a_file_is_accounted_for(change, message, tiny, tmp_path):
+    pairs = random_pairs(load(tiny).unet)
+    tensors = {}
+    for name, (down, up) in pairs.items():
+        tensors |= {f"unet.{name}.lora.down.weight": down, f"unet.{name}.lora.up.weight": up}
+    change(tensors, next(name for name in pairs if name.endswith("to_q")))
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match=message) as caught:
+        load(tiny, Lora(str(tmp_path / "lora.safetensors"), 1.0))
+    assert str(caught.value).count("LoRA") == 1
+
+
+def test_a_peft_adapter_goes_to_the_text_encoder_that_it_fits(tiny_xl, tmp_path):
+    pairs = random_pairs(load(tiny_xl).text_encoder_2)
+    tensors = {}
+    for name, (down, up) in pairs.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = down, up
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "r": 2}), encoding="utf-8")
+    worst, changed = errors(tiny_xl, tmp_path, 1.0, of_pairs(pairs, "text_encoder_2", lambda *_: 2))
+    assert (worst <= 1e-4, changed) == (True, len(pairs))
