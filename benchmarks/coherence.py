@@ -98,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     distances = fidelity.distances(
         options.out, study, {s: of_setting for s, of_setting in keys.items() if rows[s]}, options
     )
+    rows = fidelity.with_sharpness(options.out, study, rows, options)
     write_report(options.out, {s: found for s, found in rows.items() if found}, study.steps, study.weights, distances)
     print(f"{options.out}: scores.jsonl, report.md, figure.png")
     return None
@@ -262,6 +263,7 @@ def rows_of(study: Study, batch: SampleBatch, sampled: Sampled) -> list[dict]:
         | scores.score(image, PROMPTS[prompt], *study.borders())
         | {"own seam": scores.seam(image, sampled.own_borders) if sampled.own_borders else None, "clip": clip}
         | {"features": fidelity.packed(features)}
+        | ({"energy": scores.fine_energy(image)} if batch.setting.sharpness else {})
         for (prompt, seed), image, features, clip in zip(
             batch.samples, sampled.images, sampled.features, sampled.clips, strict=True
         )

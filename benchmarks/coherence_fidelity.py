@@ -1,4 +1,4 @@
-"""Fidelity in the coherence study: Fréchet distance of demo CLIP features between crops and square images.
+"""Fidelity in the coherence study: Fréchet distance of demo CLIP features between crops and square images, sharpness.
 
 The square images of one view, by the same backbone and for the same prompts, are the reference of all settings.
 """
@@ -80,6 +80,21 @@ def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], optio
     return {name: known[name] for name in names if name in known}
 
 
+def with_sharpness(folder: Path, study: Any, rows: Mapping[Any, Sequence[Mapping]], options: Namespace) -> dict:
+    """Add the sharpness: fine energy in percent of the mean of the prompt's square images."""
+    path = folder / f"sharpness-{options.panoramas}.json"
+    if not path.exists() and any("energy" in row for of_setting in rows.values() for row in of_setting):
+        _reference(folder, study, options)
+    squares = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {
+        setting: [
+            {**row, "sharpness": 100 * row["energy"] / squares[row["prompt"]]} if "energy" in row else row
+            for row in of_setting
+        ]
+        for setting, of_setting in rows.items()
+    }
+
+
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
@@ -98,11 +113,12 @@ def _width() -> int:
 def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
     """Return the cached features [N, D] of the square images, `options.panoramas` per prompt."""
     squares = options.panoramas
-    path = folder / f"reference-{squares}.npy"
-    if not path.exists():
+    path, energies = folder / f"reference-{squares}.npy", folder / f"sharpness-{squares}.json"
+    if not (path.exists() and energies.exists()):
         from madgen import PanoramaSampler
 
         device, parts = options.device, []
+        energy: dict[str, list[float]] = {prompt: [] for prompt in PROMPTS}
         sampler = PanoramaSampler.from_pretrained(
             study.pretrained, layout="whole", mad_steps=0, dtype="float32", device=device
         )
@@ -118,5 +134,8 @@ def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
                     guidance_scale=GUIDANCE,
                 )
                 parts.append(_features(list(images), device).cpu().numpy())
+                energy[prompt] += [scores.fine_energy(image) for image in images]
         np.save(path, np.concatenate(parts).astype(np.float16))
+        means = {prompt: float(np.mean(found)) for prompt, found in energy.items()}
+        energies.write_text(json.dumps(means, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return np.load(path).astype(np.float64)

@@ -19,6 +19,7 @@ COLUMNS = {  # headings by score
     "time": "time of day",
     "caption": "caption",
     "clip": "demo CLIP",
+    "sharpness": "sharpness",
     "variety colour": "variety: colour",
     "variety horizon": "variety: horizon",
     "seam": "seams",
@@ -39,6 +40,8 @@ panorama (without the second pass of classifier-free guidance; a view of the who
 - **demo CLIP, FD**: 100 times the cosine of crops and prompt by the small CLIP that comes with madgen; 1000 times the
   Fréchet distance of its features between all crops of the setting and square images of one view (for each prompt as
   many as a setting has panoramas).
+- **sharpness**: energy of the brightness at periods below two latent cells, in percent of that of the square images for
+  the same prompt (100 is as sharp; measured in the group of operators only).
 - **variety**: standard deviation between the panoramas of a prompt, of mean colours (0..255) and horizon (percent).
 - **seams, last seams**: step at every 32nd column (the borders of shifted views), and at the borders of the views of a
   shifted last step, over the step at borders of neighbouring latent cells; 1 is no seam. All settings are measured at
@@ -101,7 +104,7 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: 
     matplotlib.use("Agg")
     write_figure(folder / "figure.png", groups, rows)
     if "cost" in groups:
-        write_pareto(folder / "pareto.png", groups["cost"], rows, distances)
+        write_pareto(folder / "pareto.png", [*groups["cost"], *groups["operators"]], rows, distances)
 
 
 def table(rows: Rows, steps: int, distances: Mapping[str, float]) -> str:

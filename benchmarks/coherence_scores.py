@@ -139,6 +139,21 @@ def _steps_across(image: np.ndarray) -> np.ndarray:
     return steps
 
 
+def fine_energy(image: np.ndarray) -> float:
+    """Return the mean power of a crop's brightness at periods below two latent cells, the finest that latents have.
+
+    Averages of views that disagree lose this energy. Crops are windowed, so that their borders count for nothing.
+    """
+    window = np.outer(np.hanning(SIZE), np.hanning(SIZE))
+    frequencies = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE)[None])
+    fine, powers = frequencies >= 1 / (2 * CELL), []
+    for crop in crops(image):
+        grey = crop.astype(np.float64).mean(axis=2)
+        spectrum = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
+        powers.append(spectrum[fine].sum() / (SIZE * SIZE * (window**2).sum()))
+    return float(np.mean(powers))
+
+
 def wrap_ratio(image: np.ndarray) -> float:
     """Return the step from the last column to the first over the mean step; 1 is a closed panorama."""
     across = np.abs(image[:, 0].astype(np.float32) - image[:, -1]).mean()

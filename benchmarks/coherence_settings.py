@@ -9,6 +9,16 @@ from functools import partial
 from typing import Any
 
 from madgen import PanoramaSampler
+from madgen.config.schema import (
+    BackboneConfig,
+    MadConfig,
+    MergeConfig,
+    MethodConfig,
+    NoiseConfig,
+    SamplingParams,
+    SyncConfig,
+    ViewsConfig,
+)
 from madgen.diffusion.views import Layout, build_layout
 from madgen.sampling.geometry import Geometry
 
@@ -66,11 +76,18 @@ class Setting:
     share: float = 1.0
     """Fraction of the study's panoramas, for costly settings."""
     extra: tuple[tuple[str, Any], ...] = ()
-    """Additional arguments of `PanoramaSampler.from_pretrained`."""
+    """Settings of SyncDiffusion, with the prefix `sync_`."""
+    merge: tuple[tuple[str, Any], ...] = ()
+    """Settings of `method.merge`."""
+    align: float = 0.0
+    """`method.noise.align`."""
+    sharpness: bool = False
+    """Score the sharpness too, which earlier studies did not."""
 
     def pixels(self, steps: int) -> dict[str, Any]:
-        """Return everything that the pixels depend on, without the name and the number of samples."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("group", "name", "share", "tau")}
+        """Return everything that the scores depend on, without the name and the number of samples."""
+        names, later = ("group", "name", "share", "tau"), ("merge", "align", "sharpness")
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in names and (v or k not in later)}
         return {**fields, "merged_steps": self.merged_steps(steps)}
 
     def own_steps(self, steps: int) -> int:
@@ -134,6 +151,7 @@ def settings() -> list[Setting]:
         loop("shifted, open", 1.0, layout="shifted"),
         loop("shifted, loop", 1.0, layout="shifted", loop=True),
         *_cheaper(),
+        *_operators(),
     ]
 
 
@@ -154,6 +172,40 @@ def _cheaper() -> Iterator[Setting]:
         yield cost(f"MAD in every step, {name}", 1.0, **half)
         yield fast(f"shifted, MAD τ=40, {name}", 0.8, **half)
     yield fast(f"shifted, MAD τ=40, {name}, guided in the middle", 0.8, guided=middle, **half)
+
+
+def _operators() -> Iterator[Setting]:
+    """Yield merge operators and aligned noise, the promising combinations first."""
+    operators, wide = partial(Setting, "operators", sharpness=True), {"stride": 12}
+    radial, gaussian = {"merge": (("weights", "radial"),)}, {"merge": (("weights", "gaussian"),)}
+    swap = {"merge": (("operator", "swap"),)}
+    unipc = {"steps": 0.5, "scheduler": "UniPCMultistepScheduler"}
+    yield operators("mean, stride 3/4", **wide)
+    yield operators("swap, stride 3/4", **wide, **swap)
+    yield operators("radial weights, stride 3/4", **wide, **radial)
+    yield operators("MAD τ=40, then mean, stride 3/4", 0.8, **wide)
+    yield operators("MAD τ=40, then swap, stride 3/4", 0.8, **wide, **swap)
+    yield operators("shifted, MAD τ=40, UniPC in half the steps (fast.yaml)", 0.8, layout="shifted", **unipc)
+    yield operators("MAD τ=40, then swap, stride 3/4, UniPC in half the steps", 0.8, **wide, **swap, **unipc)
+    yield operators("MAD τ=40, then mean, stride 3/4, UniPC in half the steps", 0.8, **wide, **unipc)
+    yield operators(
+        "shifted, MAD τ=40, UniPC in half the steps, noise aligned 0.1", 0.8, layout="shifted", align=0.1, **unipc
+    )
+    for steps in (6, 12):
+        reference = {"merge": (*swap["merge"], ("reference_steps", steps))}
+        yield operators(f"swap, stride 3/4, reference in {steps} of 20 steps", **wide, **reference)
+    for share in (0.1, 0.5):
+        yield operators(f"mean, stride 3/4, noise aligned {share:g}", **wide, align=share)
+    yield operators("MultiDiffusion, stride 1/4")
+    yield operators("swap, stride 1/4", **swap)
+    yield operators("radial weights, stride 1/4", **radial)
+    yield operators("plain tiles", stride=16)
+    yield operators("gaussian weights, stride 3/4", **wide, **gaussian)
+    yield operators("mean, stride 3/4, DDPM (variance-corrected)", **wide, scheduler="DDPMScheduler")
+    yield operators("swap, stride 3/4, stripes of 2 cells", **wide, merge=(*swap["merge"], ("width", 2)))
+    yield operators("MAD τ=40, then radial weights, stride 3/4", 0.8, **wide, **radial)
+    yield operators("shifted, MAD τ=40 (mad-shifted.yaml)", 0.8, layout="shifted")
+    yield operators("MAD in every step, stride 1/4", 1.0)
 
 
 def _sizes(group: str, sizes: tuple[tuple[int, int], ...]) -> Iterator[Setting]:
@@ -188,19 +240,17 @@ def overlap_from(setting: Setting, steps: int) -> int | None:
 
 def new_sampler(setting: Setting, pretrained: str, steps: int, device: str = "cpu") -> PanoramaSampler:
     """Return the sampler of a setting in a study of `steps`."""
-    sampler = PanoramaSampler.from_pretrained(
-        pretrained,
-        layout=setting.layout,
-        stride=setting.stride,
-        overlap_from=overlap_from(setting, steps),
-        scheduler=setting.scheduler,
-        device=device,
-        mad_steps=setting.merged_steps(steps),
-        mad_blocks=setting.blocks,
-        cross_attention=setting.cross_attention,
-        dtype="float32",
-        **dict(setting.extra),
+    method = MethodConfig(
+        views=ViewsConfig(layout=setting.layout, stride=setting.stride, overlap_from=overlap_from(setting, steps)),
+        mad=MadConfig(
+            steps=setting.merged_steps(steps), blocks=setting.blocks, cross_attention=setting.cross_attention
+        ),
+        merge=MergeConfig(**dict(setting.merge)),
+        noise=NoiseConfig(align=setting.align),
+        sync=SyncConfig(**{name.removeprefix("sync_"): value for name, value in setting.extra}),
     )
+    backbone = BackboneConfig(pretrained=pretrained, dtype="float32")
+    sampler = PanoramaSampler.from_configs(backbone, method, SamplingParams(scheduler=setting.scheduler), device)
     sampler.geometry = StudyGeometry(sampler.geometry, setting, steps)
     return sampler
 
@@ -210,13 +260,15 @@ def view_evaluations(sampler: PanoramaSampler, setting: Setting, steps: int) -> 
 
     A single view of the whole canvas counts by its area.
     """
-    return sum(_views(sampler, setting, steps))
+    return sum(_views(sampler, setting, steps)) + sampler.method.merge.reference_steps
 
 
 def unet_passes(sampler: PanoramaSampler, setting: Setting, steps: int) -> float:
     """Return a panorama's UNet passes over views, with the second pass of classifier-free guidance."""
     guided = range(*(setting.guidance_steps(steps) or (0, setting.own_steps(steps))))
-    return sum(views * (2 if step in guided else 1) for step, views in enumerate(_views(sampler, setting, steps)))
+    reference = sampler.method.merge.reference_steps
+    views = (count + (step < reference) for step, count in enumerate(_views(sampler, setting, steps)))
+    return sum(count * (2 if step in guided else 1) for step, count in enumerate(views))
 
 
 def _views(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[float]:
