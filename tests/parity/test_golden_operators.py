@@ -20,7 +20,7 @@ from madgen.config.schema import (
     ViewsConfig,
 )
 from madgen.diffusion.noise import align
-from madgen.diffusion.operators import gaussian_weights, radial_weights
+from madgen.diffusion.operators import MergeOperator, gaussian_weights, radial_weights
 from madgen.utils.seeding import generators, initial_noise
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,6 +116,24 @@ def test_ddpm_on_the_canvas_equals_variance_corrected_fusion(monkeypatch, name):
     )
     assert relative_error(sample(meta, MergeConfig(weights=meta["weights"])), arrays["latents"]) <= 1e-4
     assert next(draws, None) is None
+
+
+@pytest.mark.parametrize("name", [slow("vcf_640_s8"), "gvcf_640_s8"])
+def test_first_ddpm_step_has_the_mean_and_variance_of_variance_corrected_fusion(monkeypatch, name):
+    """The step is its mean plus the deviation times one unit noise, with any number of views on a cell."""
+    arrays, meta = load(f"{name}_law")
+    noise = torch.randn(1, 4, 64, 80, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *arguments, **options: noise)
+    stepped = []
+
+    def after_step(self, latents, views, step):
+        stepped.append(latents)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MergeOperator, "after_step", after_step)
+    with pytest.raises(KeyboardInterrupt):
+        sample(meta, MergeConfig(weights=meta["weights"]))
+    assert relative_error(stepped[0], arrays["mu"] + meta["sigma"] * noise) <= 1e-5
 
 
 @pytest.mark.parametrize("name", [slow("safa_896_ov16"), "safa_896_ov16_ref2", slow("safa_768_ov32")])
