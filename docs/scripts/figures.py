@@ -31,6 +31,7 @@ METHODS = {"MultiDiffusion": 0, "MAD, 10 of 20 steps": 10, "MAD, all 20 steps": 
 CITY = Region(Box(288, 40, 480, 128), "a city skyline over the water")
 FOUR = ["mountains at dawn", "mountains at noon", "mountains at sunset", "mountains at night"]
 ACROSS = [Region(Ramp(index, len(FOUR)), text) for index, text in enumerate(FOUR) if index]
+WIDE = {"mad_steps": 0, "stride": 10}
 METHOD_PICTURES = {  # name: (prompt, method, sampling)
     "direct": ("mountains", {"layout": "whole", "mad_steps": 0}, {}),
     "multidiffusion": ("mountains", {"mad_steps": 0}, {}),
@@ -38,6 +39,12 @@ METHOD_PICTURES = {  # name: (prompt, method, sampling)
     "sync": ("mountains", {"mad_steps": 0, "sync_weight": 20.0, "sync_steps": 10, "sync_network": "random"}, {}),
     "shifted": ("mountains", {"layout": "shifted", "mad_steps": 0}, {}),
     "shifted-mad": ("mountains", {"layout": "shifted", "mad_steps": 16}, {}),
+    "guided-fusion": ("mountains", {**WIDE, "overrides": ["method.merge.weights=radial"]}, {}),
+    "mixture-of-diffusers": ("mountains", {**WIDE, "overrides": ["method.merge.weights=gaussian"]}, {}),
+    "safa": ("mountains", {**WIDE, "overrides": ["method.merge.operator=swap"]}, {}),
+    "safa-reference": ("mountains", {**WIDE, "overrides": ["method.merge={operator: swap, reference_steps: 10}"]}, {}),
+    "aligned": ("mountains", {**WIDE, "overrides": ["method.noise.align=0.5"]}, {}),
+    "mad-swap": ("mountains", {"mad_steps": 16, "stride": 8, "overrides": ["method.merge.operator=swap"]}, {}),
     "loop": ("hills over a meadow", {"mad_steps": 20}, {"loop": True}),
     "regions": ("hills over the water at sunset", {"mad_steps": 10}, {"regions": [[CITY]]}),
     "across": (FOUR[0], {"mad_steps": 10}, {"regions": [ACROSS]}),

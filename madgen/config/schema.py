@@ -372,7 +372,7 @@ class MethodConfig:
             f"{reference} needs views that stay in place, got method.views.layout={layout}; use overlapping",
         )
         _check(
-            not merge.reference_steps or (self.mad.steps == 0 and self.mad.cross_attention == "scheduled"),
+            not merge.reference_steps or not (self.mad.steps or self.mad.share or self.mad.cross_attention == "always"),
             f"{reference} acts in the first steps, in which method.mad merges attention; set method.mad.steps=0 and "
             "method.mad.cross_attention=scheduled",
         )

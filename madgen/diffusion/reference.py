@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madgen.diffusion.denoise import OnStep
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.views import Axis, Views
 
@@ -24,6 +25,18 @@ def with_annex(noise_BCHW: Tensor, reference_BChw: Tensor) -> Tensor:
     annex = noise_BCHW.new_zeros(*noise_BCHW.shape[:-1], reference_BChw.shape[-1])
     annex[..., : reference_BChw.shape[-2], :] = reference_BChw
     return torch.cat([noise_BCHW, annex], dim=-1)
+
+
+def without_annex(on_step: OnStep, width: int) -> OnStep:
+    """Return a callback that passes on canvases of `width` cells, without an annex."""
+
+    def on_canvas(step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+        if latents_BCHW.shape[-1] == width:
+            return on_step(step, timestep, latents_BCHW)
+        canvas = on_step(step, timestep, latents_BCHW[..., :width])
+        return torch.cat([canvas, latents_BCHW[..., width:]], dim=-1)
+
+    return on_canvas
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from madgen.config.schema import (
 )
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align
-from madgen.diffusion.reference import with_annex
+from madgen.diffusion.reference import with_annex, without_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
 from madgen.hub.weights import ModelFiles, resolve_dtype
@@ -395,11 +395,12 @@ class PanoramaSampler(DiffusersCall):
                 unguided = replace(guided, conditioning=guided.conditioning.unguided())
                 denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
             sync = self._sync_guidance(guided)
+            width = batch.width // self.backbone.spec.factor
             latents = joint_diffusion(
                 noise, scheduler, layout, denoiser, generator,
-                merger=self.method.merger, composition=composition, sync=sync, on_step=on_step,
+                merger=self.method.merger, composition=composition, sync=sync, on_step=without_annex(on_step, width),
             )  # fmt: skip
-            return latents[..., : batch.width // self.backbone.spec.factor]  # without an annex
+            return latents[..., :width]
 
     def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
         """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""

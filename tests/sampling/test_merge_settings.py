@@ -24,6 +24,7 @@ from madgen.dataset.plan import build_plan
 from madgen.planning.forecast import forecast
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.sampling.geometry import Geometry
+from madgen.sampling.inputs import parse_batch
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
 
@@ -101,6 +102,20 @@ def test_reference_combines_with_loops_and_grids(tiny, options):
     assert not torch.equal(latents, sample(sampler_of(tiny, SWAP, stride=6), **options))
     images = sampler.sample(["a hill"], seeds=[1], height=32, width=80, num_inference_steps=2)
     assert images.shape == (1, 32, 80, 3), "the annex is not decoded"
+
+
+def test_callbacks_see_the_canvas_without_the_annex(tiny):
+    seen = []
+
+    def on_step(step, timestep, latents):
+        seen.append(latents.shape)
+        return 0 * latents if step == 3 else latents
+
+    sampler = sampler_of(tiny, REFERENCE, stride=6)
+    batch = parse_batch(32, 80, ["a hill"], None, [1], None)
+    latents = sampler.sample_latents(batch, SamplingParams(num_inference_steps=4), on_step=on_step)
+    assert seen == [(1, 4, 8, 20)] * 4
+    assert torch.equal(latents, torch.zeros(1, 4, 8, 20))
 
 
 def test_reference_does_not_depend_on_the_batch(tiny):
