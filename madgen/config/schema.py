@@ -273,12 +273,12 @@ class MergeConfig:
 
     @property
     def is_mean(self) -> bool:
-        """Whether predictions are merged by their plain mean."""
+        """Return whether predictions are merged by their plain mean."""
         return self.operator == "average" and self.weights == "uniform"
 
     @property
     def summary(self) -> str:
-        """The settings that differ from the defaults, as on the command line."""
+        """Return the settings that differ from the defaults, as on the command line."""
         return ", ".join(f"method.merge.{name}={value}" for name, value in _changed(self).items())
 
     def check_steps(self, mad_steps: int, num_inference_steps: int) -> None:
@@ -286,7 +286,7 @@ class MergeConfig:
         _check(
             self.is_mean or mad_steps < num_inference_steps,
             f"{self.summary} has no effect: attention is merged in all of sampling.num_inference_steps="
-            f"{num_inference_steps} steps; set method.mad.steps={mad_steps} below it, or to 0 to disable MAD",
+            f"{num_inference_steps} steps; lower method.mad.steps={mad_steps}, or set it to 0 to disable MAD",
         )
         _check(
             self.reference_steps <= num_inference_steps,
@@ -391,7 +391,7 @@ class MethodConfig:
 
     @property
     def operators(self) -> str:
-        """The settings of `merge` and `noise` that differ from the defaults, as on the command line; may be empty."""
+        """Return the settings of `merge` and `noise` that differ from the defaults, as on the command line."""
         align = [f"method.noise.align={self.noise.align}"] if self.noise.align else []
         return ", ".join([*filter(None, [self.merge.summary]), *align])
 
