@@ -19,6 +19,9 @@ from madgen.diffusion.denoise import OnStep
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.views import Axis, Views
 
+PROBED_STEPS = 6
+"""Denoising steps with which schedulers are probed."""
+
 
 def with_annex(noise_BCHW: Tensor, reference_BChw: Tensor) -> Tensor:
     """Put the noise of the reference view to the right of the canvas's: [B, C, H, W + w]; below it are zeros."""
@@ -79,10 +82,24 @@ def has_middle(views: Views) -> bool:
 
 
 def check_history(scheduler: Any) -> None:
-    """Raise ValueError if a step of the scheduler depends on earlier steps: their latents had other rows."""
+    """Raise ValueError if a step of the scheduler depends on earlier steps: their latents had other rows.
+
+    The last steps of many schedulers are of lower order, so at least `PROBED_STEPS` are set.
+    """
+    if len(scheduler.timesteps) < PROBED_STEPS:
+        scheduler = _with_more_steps(scheduler)
     for last in range(1, len(scheduler.timesteps[:3])):
         if not torch.equal(_stepped(scheduler, last, 1.0), _stepped(scheduler, last, -3.0)):
             raise ValueError(f"{type(scheduler).__name__} uses the predictions of earlier steps")
+
+
+def _with_more_steps(scheduler: Any) -> Any:
+    more = copy.deepcopy(scheduler)
+    try:
+        more.set_timesteps(PROBED_STEPS, device=scheduler.timesteps.device)
+    except ValueError:  # dynamic shifting depends on the size of the image
+        return scheduler
+    return more
 
 
 def _stepped(scheduler: Any, last: int, past: float) -> Tensor:

@@ -277,6 +277,13 @@ def test_schedulers_that_use_earlier_predictions_take_no_reference(name, refused
     assert str(vars(scheduler)) == str(before), "the scheduler is not changed"
 
 
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_multistep_schedulers_are_refused_with_two_steps_too(name):
+    """Their last step is of first order, and would not show it."""
+    with pytest.raises(ValueError, match=name):
+        check_history(of(name, 2))
+
+
 def test_a_multistep_scheduler_of_first_order_takes_a_reference():
     scheduler = diffusers.DPMSolverMultistepScheduler.from_config(DDIM | {"solver_order": 1})
     scheduler.set_timesteps(5)

@@ -242,7 +242,9 @@ def test_sampler_refuses_what_only_a_call_reveals(tiny, monkeypatch):
     with pytest.raises(UserError, match="rows of the panorama's prompt into its regions"):
         sample(sampler_of(tiny, REFERENCE, stride=6), regions=[[REGION]])
     sampler = sampler_of(tiny, SWAP)
-    monkeypatch.setattr(sampler.backbone, "scheduler", DDIMScheduler.from_pretrained(tiny / "scheduler", thresholding=True))
+    monkeypatch.setattr(
+        sampler.backbone, "scheduler", DDIMScheduler.from_pretrained(tiny / "scheduler", thresholding=True)
+    )
     with pytest.raises(UserError, match="DDIMScheduler with thresholding=true clips by a quantile"):
         sample(sampler)
 
