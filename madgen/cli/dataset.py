@@ -136,7 +136,10 @@ def filter_(
         Path | None, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the new dataset.")
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the keys, one per line, instead of a dataset.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the keys, one per line, instead of a dataset; - is the standard output."
+        ),
     ] = None,
 ) -> None:
     """Select samples by their scores, without sampling again; write a new dataset or a list of keys.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from decimal import Decimal
 from itertools import repeat
 from pathlib import Path
@@ -68,11 +67,11 @@ class RowParser:
             elif "regions" in fields:
                 folder = None if source.folder is None else str(source.folder)
                 self.masks.update((mask, folder) for mask in mask_names(fields))
-            prompt = self._prompt(location, fields, source, shared)
+            columns = {}
             if kept is not None:
-                prompt = replace(prompt, columns=json_columns(location, {**dict.fromkeys(self._keep), **kept}))
+                columns = json_columns(location, {**dict.fromkeys(self._keep), **kept})
                 self._missing.difference_update(kept)
-            builder.add(prompt, number, line)
+            builder.add(self._prompt(location, fields, source, shared, columns), number, line)
 
     def check_kept(self) -> None:
         """Raise UserError if no row has a column of `prompts.keep_columns`."""
@@ -82,7 +81,12 @@ class RowParser:
             )
 
     def _prompt(
-        self, where: Location, fields: dict[str, Any], source: PromptSource, shared: tuple[Region, ...] | None
+        self,
+        where: Location,
+        fields: dict[str, Any],
+        source: PromptSource,
+        shared: tuple[Region, ...] | None,
+        columns: dict[str, Any],
     ) -> Prompt:
         if not fields.keys() <= KNOWN:
             _check_fields(where, fields)
@@ -106,7 +110,7 @@ class RowParser:
         seed = _number(fields, "seed", None)
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
             raise UserError(f"{where}: seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
-        return Prompt(identity, text, negative, height, width, seed, regions)
+        return Prompt(identity, text, negative, height, width, seed, regions, columns)
 
     def _regions(
         self, where: Location, fields: dict[str, Any], negative: str, source: PromptSource

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,3 +315,12 @@ def test_damaged_scores_are_named(source, scores):
     source.sidecar("job-000001").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"job-000001.json is damaged: samples\[0\].scores.* is .*; run madgen verify"):
         choose(source, Choice(parse("seam > 0")))
+
+
+def test_keys_are_printed_to_standard_output(source, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filtering.filter_dataset(source, Choice(parse("coherence > 0.85")), None, Path("-"))
+    printed = capsys.readouterr()
+    assert printed.out.split() == [KEYS[1], KEYS[6]]
+    assert printed.err == "-: 2 of 12 samples\n"
+    assert not (tmp_path / "-").exists()

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -25,6 +26,7 @@ from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+STDOUT = "-"
 Kept = dict[str, set[str]]
 """Keys by shard."""
 
@@ -43,12 +45,21 @@ def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys
     planned = source.read_manifest().plan.samples
     if seen.samples < planned:
         logger.warning("%s has %d of %d samples now; the others were left out", source.root, seen.samples, planned)
-    print(f"{target or keys}: {count} of {seen.samples} samples")
+    to_stdout = str(keys) == STDOUT
+    print(f"{target or keys}: {count} of {seen.samples} samples", file=sys.stderr if to_stdout else sys.stdout)
 
 
 def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, Seen]:
-    """Write the selected keys to a file, one per line, in order; return their number and the statistics."""
+    """Write the selected keys to a file, one per line, in order; return their number and the statistics.
+
+    The path `-` is the standard output.
+    """
     source.read_manifest()
+    if str(path) == STDOUT:
+        kept, seen = choose(source, choice)
+        keys = [entry.key for entry in _entries(source, kept)]
+        print(*keys, sep="\n")
+        return len(keys), seen
     if path.exists():
         raise UserError(f"--keys {path} exists already; choose another file")
     if not path.parent.is_dir():
