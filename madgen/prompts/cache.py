@@ -29,7 +29,8 @@ def plan_key(job: Job) -> str:
         ignored.remove("source")
     if job.prompts.shuffle or job.prompts.samples is not None:
         ignored.remove("seed")
-    folders = dict.fromkeys(None if source.folder is None else str(source.folder) for source in sources)
+    local = [source.folder for source in sources if source.remote is None] or [None]
+    folders = dict.fromkeys(None if folder is None else str(folder) for folder in local)
     content = {
         "format": FORMAT,
         "prompts": {key: value for key, value in prompts.items() if key not in ignored},
