@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from madgen.config.field_types import check_fields
 from madgen.utils.credentials import check_no_credentials
 from madgen.utils.errors import UserError
 from madgen.utils.validation import check_path, expand_user
@@ -802,6 +803,7 @@ class Job:
     """`quarantined` generates samples again that failed in earlier runs; null skips them."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "method", self.method.with_steps(self.sampling.num_inference_steps))
         check_recordable(self.as_dict())
         _check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")

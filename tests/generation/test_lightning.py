@@ -99,7 +99,7 @@ def test_a_trainer_that_does_not_fit_the_job_is_refused(job, job_file, tmp_path)
     ):
         predict(job, precision="bf16-mixed")
     with pytest.raises(UserError, match=r"PanoramaModule needs trainer.predict\(module, datamodule=PromptDataModule"):
-        trainer.predict(PanoramaModule(job), dataloaders=[1])
+        lightning.Trainer(**OPTIONS, logger=False).predict(PanoramaModule(job), dataloaders=[1])
     assert not (tmp_path / "out").exists()
 
 
