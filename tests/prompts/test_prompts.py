@@ -94,3 +94,14 @@ def test_missing_files_and_directories_are_refused(tmp_path):
         read(tmp_path / "no.txt")
     with pytest.raises(UserError, match="is a directory"):
         read(tmp_path)
+
+
+def test_digests_are_those_of_earlier_versions(write):
+    lines = [
+        {"id": "a", "prompt": "a hill", "seed": 3, "width": 256},
+        {"prompt": "naïve “sea”", "across": ["fog"], "negative_prompt": "x"},
+        {"prompt": "plain"},
+    ]
+    header = read(write("p.jsonl", "\n".join(map(json.dumps, lines))), samples_per_prompt=2).header
+    assert header.prompts_digest == "940baa29cd7e405f31d49ff1cc44cb15"  # written by a version without kept columns
+    assert header.keys_digest == "1fe421702851c253cc7636527dbba64b8275fe99b97f641060fbe8735c8f273f"
