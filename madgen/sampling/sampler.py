@@ -517,7 +517,8 @@ class PanoramaSampler(DiffusersCall):
             try:
                 check_x0_prediction(scheduler, zeros)
             except ValueError as error:
-                raise UserError(f"method.sync: {error}; use for example DDIMScheduler") from error
+                known = "FlowMatchEulerDiscrete" if self.backbone.spec.joint_attention else "DDIM"
+                raise UserError(f"method.sync: {error}; use for example {known}Scheduler") from error
         return scheduler
 
     def _sync_guidance(self, denoiser: ConditionedDenoiser) -> SyncGuidance | None:

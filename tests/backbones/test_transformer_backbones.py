@@ -166,6 +166,11 @@ def test_views_of_a_canvas_are_put_together_exactly():
             assert torch.equal(canvas_of(split(canvas, views), views), canvas)
 
 
+def test_syncdiffusion_without_a_predicted_image_is_refused():
+    with pytest.raises(UserError, match=r"UniPCMultistepScheduler does not expose.*example FlowMatchEulerDiscrete"):
+        latents(load("flux", sync_weight=20.0, sync_network="random", scheduler="UniPCMultistepScheduler"))
+
+
 def test_views_that_differ_are_not_run_as_one_canvas():
     """SyncDiffusion moves each view; merged attention then mixes them layer by layer."""
     made = sampler("flux", sync_weight=20.0, sync_network="random", view_size=16, stride=8)

@@ -96,8 +96,9 @@ def test_a_part_of_the_schedule_is_never_ignored():
     own = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.02)
     for name in ("FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler"):
         with pytest.raises(UserError, match=rf"{name} does not support the checkpoint's shift_terminal=0.02"):
-            new_scheduler(own, name, 4, None, "cpu")
-    assert new_scheduler(own, "UniPCMultistepScheduler", 4, None, "cpu").config.shift_terminal == 0.02
+            new_scheduler(own, name, 4, None, "cpu", schedule=FlowSchedule())
+    unipc = new_scheduler(own, "UniPCMultistepScheduler", 4, None, "cpu", schedule=FlowSchedule())
+    assert unipc.config.shift_terminal == 0.02
 
 
 def test_steps_predict_the_clean_image_and_noise_is_added_as_in_training():
