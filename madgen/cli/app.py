@@ -11,7 +11,7 @@ import typer
 
 from madgen.cli import config, dataset, evaluate, generate
 from madgen.cluster.signals import STOPPED, early_stop_status, exit_on_signals
-from madgen.utils.console import log_to_stderr, print_anything
+from madgen.utils.console import ignoring_closed_pipe, log_to_stderr, print_anything
 from madgen.utils.credentials import mask
 from madgen.utils.errors import STORAGE_ERRORS, UserError
 
@@ -51,7 +51,9 @@ def main() -> None:
     try:
         exit_on_signals(STOPPED, signal.SIGINT)
         _check_current_directory()
-        sys.exit(app(standalone_mode=False))
+        with ignoring_closed_pipe():
+            sys.exit(app(standalone_mode=False))
+        sys.exit(early_stop_status())
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "madgen"

@@ -45,15 +45,17 @@ def verify(
     """
     from madgen.dataset import verify as checks
     from madgen.dataset.layout import DatasetDir
+    from madgen.utils.console import ignoring_closed_pipe
 
     with progress_bar("shards") as progress:
         found = checks.verify(DatasetDir(directory), progress)
-    checks.print_verdict(found, as_json)
-    if repair and found.broken:
-        from madgen.dataset.shards.recovery import repair as reopen
+    with ignoring_closed_pipe():
+        checks.print_verdict(found, as_json)
+    if repair and (found.broken or found.unplanned or found.derived):
+        from madgen.dataset.shards.recovery import print_repaired
+        from madgen.dataset.shards.recovery import repair as run
 
-        again = reopen(DatasetDir(directory), found)
-        print(f"{len(found.broken)} shards are open again, {again} samples to make; run generate", file=sys.stderr)
+        print_repaired(DatasetDir(directory), run(DatasetDir(directory), found))
     sys.exit(checks.exit_code(found))
 
 
@@ -61,6 +63,14 @@ def regenerate(
     directory: Directory,
     key: Annotated[str, typer.Argument(metavar="KEY", help="Key of the sample, such as 1f0c9a2b-0003.")],
     output: Output,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder, file or Hub id of the backbone's weights.",
+            show_default="the location in dataset.json",
+        ),
+    ] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 
@@ -72,7 +82,7 @@ def regenerate(
     """
     from madgen.generation.regenerate import regenerate as run
 
-    sys.exit(0 if run(directory, key, output) else 1)
+    sys.exit(0 if run(directory, key, output, pretrained) else 1)
 
 
 def preview(

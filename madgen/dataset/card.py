@@ -8,11 +8,12 @@ import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from madgen.dataset.format import Manifest, SampleEntry
+from madgen.dataset.format import FormatError, Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_entry
 from madgen.hub.license import TERMS, Licence
@@ -82,7 +83,16 @@ def _small(directory: DatasetDir, entry: SampleEntry) -> bytes:
 
 
 def card(manifest: Manifest, facts: Facts) -> str:
-    """Return the Markdown of the card."""
+    """Return the Markdown of the card. Raises FormatError if the manifest lacks something that it shows."""
+    try:
+        return _card(manifest, facts)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"dataset.json is damaged: its job or identity does not have what the card shows ({error!r:.80})"
+        ) from error
+
+
+def _card(manifest: Manifest, facts: Facts) -> str:
     job = manifest.job
     filtered = _filtered(manifest.filtered) if manifest.filtered else ""
     lost = f", {facts.quarantined} quarantined (`quarantine.jsonl`)" if facts.quarantined else ""
@@ -133,9 +143,10 @@ def _gallery(facts: Facts) -> str:
 def _table(manifest: Manifest, facts: Facts) -> str:
     job, identity = manifest.job, manifest.identity
     backbone, mad, sampling = identity["backbone"], job["method"]["mad"], job["sampling"]
+    pretrained = escaped(_public(job["backbone"]["pretrained"]))
     rows = {
         "prompts": manifest.plan.prompts,
-        "backbone": f"{escaped(job['backbone']['pretrained'])}, {backbone['dtype']}, weights `{backbone['weights']}`",
+        "backbone": f"{pretrained}, {backbone['dtype']}, weights `{backbone['weights']}`",
         "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
         **_operators(identity["method"]),
         "sampling": f"{sampling['num_inference_steps']} steps, guidance scale {sampling['guidance_scale']}",
@@ -186,9 +197,19 @@ def _job_yaml(job: dict[str, Any]) -> str:
 
     shown = {name: value for name, value in job.items() if name not in NOT_AFFECTING_SAMPLES}
     shown["output"] = {name: value for name, value in job["output"].items() if name not in ("dir", "upload", "resume")}
-    plain = json.loads(json.dumps(shown))  # converts tuples to lists
+    plain = _public(json.loads(json.dumps(shown)))  # converts tuples to lists
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _public(value: Any) -> Any:
+    """Return a value of the job without the folders of local paths."""
+    if isinstance(value, dict):
+        return {name: _public(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value and " " not in value
+    return Path(value).name or value if is_path else value
 
 
 def _filtered(filtered: dict[str, Any]) -> str:

@@ -1,95 +1,45 @@
-"""Parse and write a dataset's JSON files: `dataset.json` (`Manifest`) and `shards/*.json` (`Sidecar`, `SampleEntry`).
+"""Records of a dataset's JSON files: `dataset.json`, `shards/*.json`, and the journals and heartbeats in `work/`.
 
-Each file has one parser, `from_json`, which raises `FormatError`, and one writer, `to_json`. Fields that files of
+Each has one parser, `from_json`, which raises `FormatError`, and one writer, `to_json`. Fields that files of
 earlier versions lack have defaults. Keys that later versions add are ignored, or kept in `extra` where `madgen filter`
 copies a record into another dataset.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+import re
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
+from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, Record, check_finite, to_json
 from madgen.types import shard_name
-from madgen.utils.errors import UserError
 
+__all__ = [
+    "COLUMNS",
+    "Claim",
+    "FormatError",
+    "Heartbeat",
+    "InvalidValueError",
+    "Manifest",
+    "PlanTotals",
+    "QuarantineEntry",
+    "QuarantineLine",
+    "Record",
+    "SampleEntry",
+    "SampleLine",
+    "ShardSummary",
+    "Sidecar",
+    "prompt_id",
+    "to_json",
+]
+T = TypeVar("T")
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 """Columns of `index.parquet` besides scores and kept columns."""
-NOT_STORED = {"stored": False}
-"""Metadata of fields that are not keys of the JSON object."""
-
-
-class FormatError(UserError):
-    """A file is not in madgen's format; the message names the file, the key and its value."""
-
-
-class InvalidValueError(Exception):
-    """A value has the wrong type; `path` holds the keys that lead to it."""
-
-    def __init__(self, problem: str, path: str = ""):
-        super().__init__(f"{path.lstrip('.') or 'its content'} {problem}")
-        self.problem, self.path = problem, path
-
-    def below(self, key: str) -> InvalidValueError:
-        """Return the same error with `key` prepended to its path."""
-        return InvalidValueError(self.problem, key + self.path)
-
-
-def to_json(value: Any, indent: int | None = None) -> bytes:
-    """Encode a value as UTF-8 JSON with sorted keys: equal values give equal bytes."""
-    return (json.dumps(value, sort_keys=True, ensure_ascii=False, indent=indent) + "\n").encode()
-
-
-class Record:
-    """Convert a dataclass from and to a JSON object; values must have the types of the field annotations."""
-
-    __slots__ = ()
-
-    @classmethod
-    def from_json(cls, data: str | bytes, file: Path | str) -> Self:
-        """Parse the content of `file`. Raises FormatError."""
-        try:
-            return cls.from_dict(json.loads(data))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{file} is damaged: {error}") from error
-        except InvalidValueError as error:
-            raise FormatError(f"{file} is damaged: {error}") from None
-
-    @classmethod
-    def from_dict(cls, value: Any) -> Self:
-        """Convert a JSON object. Raises InvalidValueError."""
-        if type(value) is not dict:
-            raise InvalidValueError(f"is {value!r:.60}, expected an object")
-        values = {}
-        for name, parse, required in _schema(cls):  # type: ignore[arg-type]
-            try:
-                if name in value:
-                    values[name] = parse(value[name])
-                elif required:
-                    raise InvalidValueError("is missing")
-            except InvalidValueError as error:
-                raise error.below(f".{name}") from None
-        if len(values) < len(value) and "extra" in cls.__slots__:
-            values["extra"] = {name: value[name] for name in value.keys() - values.keys()}
-        return cls(**values)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON object, without optional fields that are None."""
-        result = dict(getattr(self, "extra", {}))
-        for item in _stored(type(self)):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if value is not None or item.default is MISSING:
-                result[item.name] = _plain(value)
-        return result
-
-    def to_json(self) -> bytes:
-        """Return the content of the record's file."""
-        return to_json(self.as_dict())
+MAX_OFFSET = 2**62
+"""No file is larger."""
+MAX_SHARDS = 10**6
+SECTIONS = ("backbone", "method", "sampling", "prompts", "output", "scores", "safety", "monitor")
+"""Parts of a job that are objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +65,14 @@ class SampleEntry(Record):
     columns: dict[str, Any] | None = None
     """Kept columns of the prompt file, same as in the JSON of the sample."""
 
+    @classmethod
+    def from_dict(cls, value: Any) -> Self:
+        record = super(SampleEntry, cls).from_dict(value)
+        for name in ("offset", "size", "height", "width"):
+            if getattr(record, name) > MAX_OFFSET:
+                raise InvalidValueError(f"is {getattr(record, name)}, expected at most {MAX_OFFSET}", f".{name}")
+        return record
+
     @property
     def shape(self) -> tuple[int, int]:
         """Return height and width in pixels."""
@@ -124,6 +82,13 @@ class SampleEntry(Record):
     def prompt_id(self) -> str:
         """Return the id of the prompt, the first part of the key."""
         return prompt_id(self.key)
+
+    @property
+    def sample_index(self) -> int:
+        """Return the number of the sample among those of its prompt. Raises FormatError."""
+        if not re.fullmatch(r"[0-9]{1,18}", number := self.key.rpartition("-")[2]):
+            raise FormatError(f"{self.shard}: the key {self.key!r:.120} does not end with the number of a sample")
+        return int(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +125,13 @@ class Sidecar(Record):
     finished: float = 0.0
     """Unix time."""
     worker: str = ""
+    fingerprint: str | None = None
+    """Same as in `dataset.json`; None: written by an earlier version, or by `madgen filter`."""
 
     @classmethod
     def from_dict(cls, value: Any) -> Self:
         record = super(Sidecar, cls).from_dict(value)
+        check_finite(seconds=record.seconds, started=record.started, finished=record.finished)
         for entry in record.samples:
             object.__setattr__(entry, "shard", record.shard)
         return record
@@ -179,6 +147,76 @@ class ShardSummary(Record):
     samples: list[Any]
     quarantine: tuple[QuarantineEntry, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Self:
+        record = super(ShardSummary, cls).from_dict(value)
+        check_finite(seconds=record.seconds)
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLine(Record):
+    """A line of a journal: a sample that is complete in its open tar, with the fields of its sidecar entry."""
+
+    key: str
+    offset: int
+    size: int
+    sha256: str
+    scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineLine(Record):
+    """A line of a journal: a sample that is quarantined."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Record):
+    """`work/claims/<shard>.json`."""
+
+    worker: str
+    token: str = ""
+    time: float = 0.0
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Record):
+    """`work/workers/<id>.json`: a worker's identity, its claims and its progress."""
+
+    id: str
+    host: str
+    boot: str
+    pid: int
+    process_started: str
+    state: str
+    samples: int
+    open: dict[str, int]
+    """Settled samples of each open shard."""
+    claims: tuple[str, ...] = ()
+    rate_per_s: float | None = None
+    rate_error: float | None = None
+    """Relative standard error of the rate."""
+    megapixels_per_s: float | None = None
+    memory_bytes: int | None = None
+    device: str | None = None
+    rank: int | None = None
+    shard: str | None = None
+    """Shard of the current batch."""
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Self:
+        record = super(Heartbeat, cls).from_dict(value)
+        check_finite(
+            rate_per_s=record.rate_per_s, rate_error=record.rate_error, megapixels_per_s=record.megapixels_per_s
+        )
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +254,37 @@ class Manifest(Record):
     @classmethod
     def from_dict(cls, value: Any) -> Self:
         record = super(Manifest, cls).from_dict(value)
-        if type(record.job.get("name")) is not str:
-            raise InvalidValueError(f"is {record.job.get('name')!r:.60}, expected a string", ".job.name")
+        name = record.job.get("name")
+        if type(name) is not str or not re.fullmatch(r"[^/\0]{1,200}", name):
+            raise InvalidValueError(f"is {name!r:.60}, expected a string that can be the name of a file", ".job.name")
+        for section, value in record.job.items():
+            if section in SECTIONS and type(value) is not dict:
+                raise InvalidValueError(f"is {value!r:.60}, expected an object", f".job.{section}")
+        if type(record.job.get("output", {}).get("key_prefix", "")) is not str:
+            raise InvalidValueError("is no string", ".job.output.key_prefix")
+        if record.plan.shards > MAX_SHARDS:
+            raise InvalidValueError(f"is {record.plan.shards}, expected at most {MAX_SHARDS}", ".plan.shards")
+        if record.madgen != 1:
+            raise InvalidValueError(f"is {record.madgen}, and this version of madgen reads 1", ".madgen")
         return record
+
+    def setting(self, path: str, kind: type[T]) -> T:
+        """Return a value of the job or the identity, such as `job.output.format`. Raises FormatError."""
+        value: Any = {"job": self.job, "identity": self.identity}
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if type(value) is not kind:
+            raise FormatError(f"dataset.json is damaged: {path} is {value!r:.60}, expected {kind.__name__}")
+        return value
+
+    @property
+    def sample_fingerprints(self) -> set[str]:
+        """Return the fingerprints that the JSON of a sample may have: this one, and that of a filtered source."""
+        known, source = {self.fingerprint}, self.filtered
+        while isinstance(source, dict) and isinstance(source.get("from"), dict):
+            known.add(source["from"].get("fingerprint"))
+            source = source["from"].get("filtered")
+        return {item for item in known if isinstance(item, str)}
 
     @property
     def name(self) -> str:
@@ -228,7 +294,7 @@ class Manifest(Record):
     @property
     def key_prefix(self) -> str:
         """Return the start of every key, before the id of its prompt."""
-        return (self.job.get("output") or {}).get("key_prefix") or ""
+        return self.job.get("output", {}).get("key_prefix", "")
 
     def shard_names(self) -> list[str]:
         """Return the names of the planned shards, in order."""
@@ -241,63 +307,3 @@ class Manifest(Record):
 def prompt_id(key: str) -> str:
     """Return the id of the prompt in the key of a sample."""
     return key.rpartition("-")[0]
-
-
-@cache
-def _stored(record: Any) -> list[Any]:
-    return [item for item in fields(record) if item.metadata != NOT_STORED]
-
-
-@cache
-def _schema(record: Any) -> list[tuple[str, Callable[[Any], Any], bool]]:
-    """Return the name and parser of every stored field, and whether it is required."""
-    types = get_type_hints(record)
-    return [
-        (item.name, _parser(types[item.name]), item.default is MISSING and item.default_factory is MISSING)
-        for item in _stored(record)
-    ]
-
-
-def _check(value: Any, valid: bool, expected: str) -> Any:
-    if not valid:
-        raise InvalidValueError(f"is {value!r:.60}, expected {expected}")
-    return value
-
-
-PLAIN: dict[Any, Callable[[Any], Any]] = {
-    str: lambda value: _check(value, type(value) is str, "a string"),
-    int: lambda value: _check(value, type(value) is int and value >= 0, "an integer >= 0"),
-    float: lambda value: _check(value, type(value) in (int, float), "a number"),
-    dict[str, Any]: lambda value: _check(value, type(value) is dict, "an object"),
-    list[Any]: lambda value: _check(value, type(value) is list, "a list"),
-}
-
-
-def _parser(kind: Any) -> Callable[[Any], Any]:
-    """Return the parser of a plain type, a record, `X | None`, `dict[str, X]` or `tuple[X, ...]`."""
-    if kind in PLAIN:
-        return PLAIN[kind]
-    if isinstance(kind, type) and issubclass(kind, Record):
-        return kind.from_dict
-    origin = get_origin(kind)
-    parse = _parser(get_args(kind)[1 if origin is dict else 0])
-    if origin is UnionType:
-        return lambda value: None if value is None else parse(value)
-
-    def parse_all(value: Any) -> Any:
-        _check(value, type(value) is (dict if origin is dict else list), "an object" if origin is dict else "a list")
-        parsed = {}
-        for at, item in value.items() if origin is dict else enumerate(value):
-            try:
-                parsed[at] = parse(item)
-            except InvalidValueError as error:
-                raise error.below(f".{at}" if origin is dict else f"[{at}]") from None
-        return parsed if origin is dict else tuple(parsed.values())
-
-    return parse_all
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.as_dict()
-    return [item.as_dict() for item in value] if isinstance(value, tuple) else value

@@ -29,6 +29,7 @@ def write_index(directory: DatasetDir) -> Path:
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES, *kept.types)])
     prefix = manifest.key_prefix
     path = directory.root / "index.parquet"
+    card(manifest, Facts())  # raises for a damaged manifest before anything is written
     facts, counts = Facts(), list[tuple[str, int]]()
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
@@ -44,8 +45,8 @@ def write_index(directory: DatasetDir) -> Path:
 
 
 def _row(entry: SampleEntry, prefix: str) -> dict[str, Any]:
-    prompt_id, _, number = entry.key.removeprefix(prefix).rpartition("-")
-    derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": int(number)}
+    prompt_id = entry.prompt_id.removeprefix(prefix)
+    derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": entry.sample_index}
     return {**entry.as_dict(), **(entry.scores or {}), **derived}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from madgen.dataset.format import FormatError, Manifest, Record, SampleEntry, ShardSummary, Sidecar
+from madgen.dataset.records import read_file
 from madgen.utils.atomic import file_system_time, is_abandoned, owner_of
 from madgen.utils.errors import UserError
 
@@ -126,7 +127,7 @@ class DatasetDir:
     def read_manifest(self) -> Manifest:
         """Read `dataset.json`. Raises UserError if it is missing or damaged."""
         try:
-            return Manifest.from_json(self.manifest.read_bytes(), self.manifest)
+            return Manifest.from_json(read_file(self.manifest), self.manifest)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.root} holds no madgen dataset (no dataset.json); name the output.dir of a job"
@@ -134,7 +135,9 @@ class DatasetDir:
         except OSError as error:
             raise UserError(f"cannot read {self.manifest}: {error}") from error
         except FormatError as error:
-            raise FormatError(f"{error}; restore it from a copy") from error
+            raise FormatError(
+                f"{error}; restore it from a copy, or rerun the job that generated its shards to write it again"
+            ) from error
 
     def sweep(self, owner: str | None = None) -> None:
         """Remove the temporary files of killed workers, or those of the process `owner` (see `owner_tag`)."""
@@ -166,7 +169,7 @@ class DatasetDir:
 
     def _read_sidecar(self, name: str, record: type[R]) -> R:
         try:
-            return record.from_json(self.sidecar(name).read_bytes(), self.sidecar(name))
+            return record.from_json(read_file(self.sidecar(name)), self.sidecar(name))
         except FormatError as error:
             fix = f"run madgen verify {self.root} --repair, then generate again to remake its shard"
             raise FormatError(f"{error}; {fix}") from error

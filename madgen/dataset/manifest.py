@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job, MergeConfig, NoiseConfig
-from madgen.dataset.format import Manifest, PlanTotals, to_json
+from madgen.dataset.belonging import has_shards_of
+from madgen.dataset.checks.manifest import identity_hash, manifest_problems
+from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, has_regions
 from madgen.hub.license import licences
@@ -25,7 +27,7 @@ from madgen.hub.weights import (
 )
 from madgen.images import scores
 from madgen.images.embedded_metadata import VERSION as EMBEDDED
-from madgen.utils.atomic import hard_link, sync_directory, temporary_path
+from madgen.utils.atomic import hard_link, sync_directory, temporary_path, write_atomically
 from madgen.utils.errors import UserError
 
 LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
@@ -126,7 +128,7 @@ def _scores(job: Job, clip: str | None) -> dict[str, Any] | None:
 
 def fingerprint(identity: dict[str, Any]) -> str:
     """Return a short hash of `identity`."""
-    return hashlib.blake2b(to_json(identity), digest_size=16).hexdigest()
+    return identity_hash(identity)
 
 
 def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
@@ -163,12 +165,20 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
     if not occupied.is_dir():
         raise UserError(f"output.dir={root}: {occupied} is a file; choose a directory")
     if directory.manifest.exists():
-        existing = directory.read_manifest()
+        if not directory.manifest.is_file():
+            raise UserError(f"{directory.manifest} is not a file; remove it, or choose another output.dir")
+        try:
+            existing = directory.read_manifest()
+        except FormatError:
+            if content is not None and not has_shards_of(directory, content):
+                raise
+            return  # `create` writes it again
         if existing.filtered is not None:
             raise UserError(f"output.dir={root} holds what madgen filter chose of a dataset; choose another")
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
-        changed = [] if content is None else _changed(existing, content)
+        same = content is None or existing.fingerprint == content.fingerprint
+        changed = [] if content is None or same else _changed(existing, content)
         if changed:
             raise UserError(
                 f"output.dir={root} holds a dataset of another job ({'; '.join(changed)}); "
@@ -215,7 +225,10 @@ def _plain(value: Any) -> Any:
 
 
 def create(directory: DatasetDir, content: Manifest) -> None:
-    """Write `dataset.json` unless it exists. Of concurrent workers, one writes it, the others compare theirs."""
+    """Write `dataset.json` unless it exists. Of concurrent workers, one writes it, the others compare theirs.
+
+    A damaged one is written again if it, or the finished shards, are of the same job.
+    """
     temporary = temporary_path(directory.manifest)
     created = [path for path in (directory.root, *directory.root.parents) if not path.exists()]
     try:
@@ -240,11 +253,27 @@ def _link_new(temporary: Path, directory: DatasetDir, content: Manifest) -> None
         hard_link(temporary, directory.manifest)
     except FileExistsError:
         check_directory(directory, content, "if_same")
+        if _is_damaged(directory, content):
+            write_atomically(directory.manifest, content.to_json())
     except OSError as error:
         raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _is_damaged(directory: DatasetDir, content: Manifest) -> bool:
+    """Return whether `dataset.json` cannot be parsed, contradicts itself, or has another plan than its job."""
+    try:
+        existing = directory.read_manifest()
+    except FormatError:
+        return True
+    same = (existing.fingerprint, existing.identity, existing.plan) == _identified(content)
+    return not same or bool(manifest_problems(existing))
+
+
+def _identified(content: Manifest) -> tuple[str | None, dict[str, Any], PlanTotals]:
+    return content.fingerprint, json.loads(to_json(content.identity)), content.plan
 
 
 def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
 import tarfile
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import open_file, parse_object
 from madgen.utils.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -39,27 +41,45 @@ def read_sample(directory: DatasetDir, key: str) -> Sample:
 
 
 def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
-    """Read a sample and decode its image."""
+    """Read a sample and decode its image. Raises UserError if it is damaged."""
     members = read_members(directory, entry)
-    image_format = next(name for name in IMAGE_FORMATS if name in members)
-    with Image.open(io.BytesIO(members[image_format])) as image:
-        return Sample(json.loads(members["json"]), np.asarray(image.convert("RGB")), image_format)
+    image_format = next((name for name in IMAGE_FORMATS if name in members), None)
+    if image_format is None or "json" not in members:
+        raise _damaged(directory, entry, "no image or no JSON")
+    try:
+        with Image.open(io.BytesIO(members[image_format])) as image:
+            picture = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, LookupError) as error:
+        raise _damaged(directory, entry, f"undecodable image ({error})") from error
+    return Sample(parse_object(members["json"], f"the JSON of {entry.key}"), picture, image_format)
 
 
 def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:
-    """Read the JSON of a sample without decoding its image."""
-    return json.loads(read_members(directory, entry)["json"])
+    """Read the JSON of a sample without decoding its image. Raises UserError if it is damaged."""
+    return parse_object(read_members(directory, entry).get("json", b""), f"the JSON of {entry.key}")
 
 
 def read_members(directory: DatasetDir, entry: SampleEntry) -> dict[str, bytes]:
     """Read the files of a sample, by suffix. Raises UserError if its checksum does not match."""
-    with open(directory.tar(entry.shard), "rb") as stream:
+    with open_file(directory.tar(entry.shard)) as stream:
+        size = max(0, min(entry.size, os.fstat(stream.fileno()).st_size - entry.offset))
         stream.seek(entry.offset)
-        records = stream.read(entry.size)
-    if hashlib.sha256(records).hexdigest() != entry.sha256:
-        raise UserError(
-            f"{directory.tar(entry.shard)} is damaged: checksum mismatch of sample {entry.key} (byte {entry.offset}); "
-            f"run madgen verify {directory.root} --repair, then generate again to remake it"
-        )
-    with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
-        return {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        records = stream.read(size)
+    if size < entry.size or hashlib.sha256(records).hexdigest() != entry.sha256:
+        raise _damaged(directory, entry, "checksum mismatch")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
+            return {
+                member.name.partition(".")[2]: content.read()
+                for member in tar
+                if (content := tar.extractfile(member)) is not None
+            }
+    except READ_ERRORS as error:
+        raise _damaged(directory, entry, str(error)) from error
+
+
+def _damaged(directory: DatasetDir, entry: SampleEntry, problem: str) -> UserError:
+    return UserError(
+        f"{directory.tar(entry.shard)} is damaged: {problem} of sample {entry.key} (byte {entry.offset}); "
+        f"run madgen verify {directory.root} --repair, then generate again"
+    )

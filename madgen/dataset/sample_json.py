@@ -12,19 +12,17 @@ from madgen.types import Task
 
 
 def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
-    """Return the part of the JSON that all samples of a job share."""
-    identity, backbone = manifest.identity, job.backbone
-    source = {"pretrained": backbone.pretrained, "revision": backbone.revision, "config": backbone.config}
-    loras = zip(backbone.loras, identity["backbone"]["loras"], strict=True)
+    """Return the part of the JSON that all samples of a job share.
+
+    Models are identified by their content. Their locations are in `dataset.json` alone: the same weights in another
+    folder give the same bytes, and no local path is published with a sample.
+    """
+    identity = manifest.identity
     return {
-        "backbone": {
-            **source,
-            **identity["backbone"],
-            "loras": [{"weights": lora.weights, **entry} for lora, entry in loras],
-        },
+        "backbone": identity["backbone"],
         "method": identity["method"],
         "sampling": identity["sampling"],
-        "safety": identity["safety"] and {"checker": job.safety.checker, **identity["safety"]},
+        "safety": identity["safety"],
         "job_seed": job.prompts.seed,
         "fingerprint": manifest.fingerprint,
     }
@@ -61,3 +59,22 @@ def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 def with_scores(metadata: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, Any]:
     """Return a copy of a sample's JSON with these scores added."""
     return with_changes(metadata, {"scores": scores} if scores else {})
+
+
+def with_locations(metadata: Mapping[str, Any], manifest: Manifest, pretrained: str | None = None) -> dict[str, Any]:
+    """Return a copy of a sample's JSON with the locations of its models, from the job in `dataset.json`.
+
+    `pretrained` replaces that of the backbone. The JSON of earlier versions has the locations already.
+    """
+    job = {name: manifest.setting(f"job.{name}", dict) for name in ("backbone", "safety") if name in manifest.job}
+    backbone, safety = job.get("backbone", {}), job.get("safety", {})
+    located = {name: backbone.get(name) for name in ("pretrained", "revision", "config")} | metadata["backbone"]
+    if pretrained is not None:
+        located |= {"pretrained": pretrained, "revision": None}
+    places = [lora.get("weights") if isinstance(lora, dict) else None for lora in backbone.get("loras") or []]
+    loras = located.get("loras") or []
+    places += [None] * (len(loras) - len(places))
+    located["loras"] = [{"weights": place} | lora for place, lora in zip(places, loras, strict=False)]
+    checker = metadata.get("safety")
+    checked = None if checker is None else {"checker": safety.get("checker")} | checker
+    return {**metadata, "backbone": located, "safety": checked}

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
+import contextlib
 import json
 import os
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
-from madgen.dataset.format import PlanTotals, SampleEntry
+from madgen.dataset.checks.derived import derived_problems
+from madgen.dataset.checks.manifest import manifest_problems
+from madgen.dataset.checks.plan import PlanCheck
+from madgen.dataset.checks.sample import Expected
+from madgen.dataset.checks.shard import ShardResult, check_shard, planned_samples, sidecar_time
+from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
-
-IMAGE_FORMATS = ("png", "jpg", "webp")
 
 
 @dataclass
@@ -34,7 +35,14 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     broken: dict[str, Broken] = field(default_factory=dict)
     """Planned shards with a problem, except those with a read error that may be temporary."""
-    mend: str = "madgen verify --repair, then generate again"
+    unplanned: list[Path] = field(default_factory=list)
+    """Files in `shards/` that are not planned."""
+    derived: list[str] = field(default_factory=list)
+    """Problems of the files that are derived from the shards."""
+    lost: int | None = 0
+    """Samples of the broken shards to generate again; None: only the plan can tell."""
+    fix: str = ""
+    """How to repair the dataset."""
 
     @property
     def complete(self) -> bool:
@@ -52,62 +60,115 @@ class Broken:
     """Modification time of the checked sidecar in ns; None if it was missing."""
 
 
-@dataclass
-class _Shard:
-    """The result of checking one shard."""
-
-    keys: list[str] = field(default_factory=list)
-    """In the order of the plan, quarantined samples included."""
-    present: int = 0
-    problems: list[str] = field(default_factory=list)
-    whole: list[SampleEntry] = field(default_factory=list)
-    changed: int | None = None
-    unread: bool = False
-    """Reading failed with a system error other than a missing file; the shard itself may be intact."""
-
-
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
     """Check tars, checksums and images against sidecars and plan, calling `on_shard(done, total)` after each shard."""
     manifest = directory.read_manifest()
-    plan = manifest.plan
-    verdict = Verdict(plan.samples)
-    if manifest.filtered is not None:
-        verdict.mend = "remove it, then madgen filter again"
-    tars = {path.stem for path in directory.shards.glob("*.tar")}  # listed before the sidecars, which are written later
-    committed = directory.committed()
+    verdict = Verdict(manifest.plan.samples, problems=manifest_problems(manifest))
+    trusted = not verdict.problems
     expected = set(manifest.shard_names())
-    names = sorted(committed & expected)
-    verdict.problems += [f"{name}: a shard that was not planned" for name in sorted(committed - expected)]
-    verdict.problems += [f"{name}.tar: not planned" for name in sorted(tars - expected)]
-    keys = hashlib.sha256()
-    seen: set[bytes] = set()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (name, shard) in enumerate(_checked(pool, directory, names, plan), 1):
-            for key, mark in zip(shard.keys, map(_mark, shard.keys), strict=True):
-                shard.problems += [f"{key} is there twice"] if mark in seen else []
-                seen.add(mark)
-            verdict.problems += [f"{name}: {problem}" for problem in shard.problems]
-            verdict.present += shard.present
-            verdict.quarantined += len(shard.keys) - shard.present
-            if shard.problems and not shard.unread:
-                verdict.broken[name] = Broken(shard.whole, shard.changed)
-            keys.update("".join(f"{key}\n" for key in shard.keys).encode())
+    _find_unplanned(directory, expected, verdict)
+    names = sorted(directory.committed() & expected)
+    check = _Shards(manifest, verdict)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _any_image_size():
+        for done, (name, result) in enumerate(_checked(pool, directory, names, manifest), 1):
+            check.add(name, result)
             on_shard(done, len(names))
-    settled = verdict.present + verdict.quarantined
-    if settled == verdict.planned and keys.hexdigest() != plan.keys_sha256:
-        verdict.problems.append("the keys are not the planned ones")
-    if not verdict.problems and settled != verdict.planned and len(names) == plan.shards:
-        verdict.problems.append(f"{settled} samples in all shards, {verdict.planned} planned")
+    check.finish(directory, names)
+    complete = verdict.complete and len(names) == manifest.plan.shards
+    if complete and not directory.work.exists():  # else `generate` has yet to write them
+        verdict.derived = derived_problems(directory, manifest)
+        verdict.problems += verdict.derived
+    if not trusted:  # shards cannot be compared with a plan that may be wrong
+        verdict.broken.clear()
+        verdict.unplanned.clear()
+    verdict.fix = _fix(verdict, manifest, trusted)
     return verdict
 
 
+class _Shards:
+    """Collect the results of the shards, in order."""
+
+    def __init__(self, manifest: Manifest, verdict: Verdict):
+        self.manifest, self.verdict = manifest, verdict
+        self.plan = PlanCheck(manifest)
+        self.seen: set[bytes] = set()
+        self.twice: set[str] = set()
+        self.contradiction = False
+        """Intact samples of a prompt contradict each other."""
+
+    def add(self, name: str, result: ShardResult) -> None:
+        """Add the result of a shard."""
+        verdict = self.verdict
+        wrong = self.plan.add(result.samples, result.keys)
+        if not result.foreign:
+            result.problems += wrong
+            self.contradiction |= bool(wrong)
+            for key, mark in zip(result.keys, map(_mark, result.keys), strict=True):
+                self.twice.update([key] if mark in self.seen else [])
+                self.seen.add(mark)
+        verdict.problems += [f"{name}: {problem}" for problem in result.problems]
+        verdict.present += result.present
+        verdict.quarantined += len(result.keys) - result.present if result.sidecar is not None else 0
+        if result.problems and not result.unread:
+            verdict.broken[name] = Broken(result.whole, result.changed)
+            if verdict.lost is not None:
+                verdict.lost += planned_samples(self.manifest.plan, name) - len(result.whole)
+
+    def finish(self, directory: DatasetDir, names: list[str]) -> None:
+        """Compare all shards with the plan; where only the whole contradicts it, every shard may be the wrong one."""
+        verdict = self.verdict
+        verdict.problems += [f"{key} occurs twice" for key in sorted(self.twice)]
+        keys, prompts = self.plan.finish()
+        settled = verdict.present + verdict.quarantined
+        if settled == verdict.planned and not verdict.problems:
+            verdict.problems += [] if keys else ["the keys are not the planned ones"]
+            verdict.problems += [] if prompts else ["prompts, sizes or seeds are not the planned ones"]
+        elif settled != verdict.planned and not verdict.problems and len(names) == self.manifest.plan.shards:
+            verdict.problems.append(f"{plural(settled, 'sample')} in all shards, {verdict.planned} planned")
+        nobody = verdict.problems and not verdict.broken and not verdict.unplanned
+        if nobody or self.twice or self.contradiction:
+            self._blame_all(directory, names)
+
+    def _blame_all(self, directory: DatasetDir, names: list[str]) -> None:
+        """Mark the shards that may be wrong: `generate` keeps the samples that are those of its plan."""
+        if manifest_problems(self.manifest):
+            return
+        self.verdict.lost = None
+        for name in names:
+            with contextlib.suppress(OSError, UserError):
+                entries = list(directory.read_sidecar(name).samples)
+                if name not in self.verdict.broken:
+                    self.verdict.broken[name] = Broken(entries, sidecar_time(directory, name))
+
+
+def _find_unplanned(directory: DatasetDir, expected: set[str], verdict: Verdict) -> None:
+    """Report the tars and sidecars in `shards/` that are not planned, except hidden ones."""
+    strangers = sorted(directory.committed() - expected)
+    verdict.problems += [f"{name}: a shard that was not planned" for name in strangers]
+    tars = {path.stem for path in directory.shards.glob("*.tar") if not path.name.startswith(".")}
+    verdict.problems += [f"{name}.tar: not planned" for name in sorted(tars - expected)]
+    files = [*map(directory.tar, sorted(tars - expected)), *map(directory.sidecar, strangers)]
+    verdict.unplanned = [path for path in files if os.path.lexists(path)]
+
+
+@contextlib.contextmanager
+def _any_image_size() -> Iterator[None]:
+    """Lift Pillow's limit: the size in an image's header is compared with the sidecar before it is decoded."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _checked(
-    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], plan: PlanTotals
-) -> Iterator[tuple[str, _Shard]]:
+    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], manifest: Manifest
+) -> Iterator[tuple[str, ShardResult]]:
     """Yield the checked shards in order, checking a few of them ahead."""
-    ahead: deque[tuple[str, Future[_Shard]]] = deque()
+    ahead: deque[tuple[str, Future[ShardResult]]] = deque()
+    expected = Expected.of(manifest)
     for name in names:
-        ahead.append((name, pool.submit(_check_shard, directory, name, plan)))
+        ahead.append((name, pool.submit(check_shard, directory, name, manifest.plan, expected)))
         if len(ahead) > 2 * (os.cpu_count() or 1):
             first, future = ahead.popleft()
             yield first, future.result()
@@ -117,99 +178,18 @@ def _checked(
 
 def _mark(key: str) -> bytes:
     """Return a 16-byte hash of a key, to save memory for datasets of ten million samples."""
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _check_shard(directory: DatasetDir, name: str, plan: PlanTotals) -> _Shard:
-    """Read a shard from beginning to end, with one sample in memory at a time."""
-    shard = _Shard(changed=sidecar_time(directory, name))
-    try:
-        sidecar = directory.read_sidecar(name)
-        entries = {entry.key: entry for entry in sidecar.samples}
-        with open(directory.tar(name), "rb") as raw:
-            for key, members in _samples(directory.tar(name)):
-                shard.keys.append(key)
-                shard.present += 1
-                if key not in entries:
-                    continue
-                problems = [*_check_sample(key, members, entries[key]), *_check_bytes(raw, entries[key])]
-                shard.problems += [f"{key}: {problem}" for problem in problems]
-                shard.whole += [] if problems else [entries[key]]
-    except (OSError, ValueError, KeyError, TypeError, tarfile.TarError, UserError) as error:
-        shard.problems.append(f"cannot be read: {error}")
-        shard.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-        return shard
-    if list(entries) != shard.keys:
-        shard.problems.append("its sidecar and its tar do not hold the same keys in the same order")
-    for entry in sidecar.quarantine:  # in the order of their positions
-        shard.keys.insert(entry.position, entry.key)
-    planned = planned_samples(plan, name)
-    if len(shard.keys) != planned:
-        shard.problems.append(f"{len(shard.keys)} samples, {planned} planned")
-    return shard
-
-
-def sidecar_time(directory: DatasetDir, name: str) -> int | None:
-    """Return the modification time of a sidecar in ns; None if it is missing."""
-    try:
-        return directory.sidecar(name).stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def planned_samples(plan: PlanTotals, name: str) -> int:
-    """Return the planned number of samples of a shard."""
-    first = int(name.rpartition("-")[2]) * plan.samples_per_shard
-    return max(0, min(plan.samples_per_shard, plan.samples - first))
-
-
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the samples of a tar as WebDataset groups them: consecutive members with the same key."""
-    current, members = "", dict[str, bytes]()
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            content = tar.extractfile(member)
-            if content is None:
-                raise tarfile.TarError(f"{member.name} is not a file")
-            if key != current and members:
-                yield current, members
-                members = {}
-            if extension in members:
-                raise tarfile.TarError(f"{member.name} is there twice")
-            current, members[extension] = key, content.read()
-    if members:
-        yield current, members
-
-
-def _check_bytes(raw: BinaryIO, entry: SampleEntry) -> list[str]:
-    raw.seek(entry.offset)
-    if hashlib.sha256(raw.read(entry.size)).hexdigest() != entry.sha256:
-        return ["its bytes do not have the sidecar's sha256"]
-    return []
-
-
-def _check_sample(key: str, members: dict[str, bytes], entry: SampleEntry) -> list[str]:
-    problems = []
-    images = [extension for extension in members if extension in IMAGE_FORMATS]
-    if len(images) != 1 or set(members) != {*images, "json", "txt"}:
-        return [f"members {sorted(members)}, expected one image, json and txt"]
-    try:
-        metadata = json.loads(members["json"])
-        with Image.open(io.BytesIO(members[images[0]])) as image:
-            image.load()
-            size = (image.height, image.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [f"does not decode: {error}"]
-    if size != (metadata["height"], metadata["width"]):
-        problems.append(f"the picture is {size} px, its JSON says {metadata['height']}, {metadata['width']}")
-    if metadata["key"] != key or metadata["seed"] != entry.seed:
-        problems.append("its JSON is that of another sample")
-    if metadata.get("scores") != entry.scores:
-        problems.append("its scores are not those of its sidecar")
-    if members["txt"].decode() != metadata["prompt"]:
-        problems.append("its txt is not the prompt of its JSON")
-    return problems
+def _fix(verdict: Verdict, manifest: Manifest, trusted: bool) -> str:
+    """Return how to repair the dataset; '' if nothing is broken, or reading may succeed at the next attempt."""
+    if manifest.filtered is not None:
+        return "remove it, then madgen filter again" if verdict.problems else ""
+    if not trusted:
+        return "rerun the job that generated it, which writes dataset.json again; then verify again"
+    if verdict.broken:
+        return "madgen verify --repair, then rerun the job to generate what is missing"
+    return "madgen verify --repair" if verdict.derived or verdict.unplanned else ""
 
 
 def print_verdict(verdict: Verdict, as_json: bool) -> None:
@@ -220,8 +200,8 @@ def print_verdict(verdict: Verdict, as_json: bool) -> None:
         return
     for problem in verdict.problems:
         print(problem)
-    if verdict.broken:
-        print(f"to mend: {verdict.mend}")
+    if verdict.fix:
+        print(f"to repair: {verdict.fix}")
     state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
     quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""
     print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from madgen.cluster.launch import joins_a_group
+from madgen.dataset import manifest
+from madgen.dataset.belonging import refuse_foreign_shards
+from madgen.dataset.format import FormatError
 from madgen.dataset.index import is_tidy, write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import remove_work
@@ -44,6 +47,13 @@ def finished(run: ResolvedRun) -> Outcome | None:
     if not run.is_complete() or not run.weights_are_local:
         return None
     run.check_directory()
+    try:
+        directory.read_manifest()
+        run = run.in_recorded_dtype()
+    except FormatError:
+        return None  # a run on a device writes it again
+    manifest.create(directory, run.manifest)
+    refuse_foreign_shards(directory, run.manifest)
     return finish(directory, started, 0)
 
 

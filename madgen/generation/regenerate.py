@@ -28,6 +28,7 @@ from madgen.dataset.encoding import encode_image
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
+from madgen.dataset.sample_json import with_locations
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
@@ -40,20 +41,28 @@ from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
 
-def regenerate(directory: Path, key: str, output: Path) -> bool:
+def regenerate(directory: Path, key: str, output: Path, pretrained: str | None = None) -> bool:
     """Write the image to `output` and print how it compares; return whether its pixels equal the dataset's.
 
+    The backbone is loaded from `pretrained`, by default the location in `dataset.json`.
     JPEG and WebP are compared after the same encoding. The last bits depend on the device and the batch size.
     """
     image_format = check_output(output)
     quieten()
-    stored = read_sample(DatasetDir(directory), key)
-    _check_weights(stored.metadata)
-    image = _checked(*_sample(stored.metadata), stored.metadata)
-    loop = stored.metadata["sampling"]["loop"]
+    stored, manifest = read_sample(DatasetDir(directory), key), DatasetDir(directory).read_manifest()
+    quality = manifest.setting("job.output.quality", int)
+    try:
+        metadata = with_locations(stored.metadata, manifest, pretrained)
+        _check_weights(metadata)
+        inputs, loop = _inputs(metadata), bool(metadata["sampling"]["loop"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        problem = f"the JSON of sample {key} is damaged: {error!r:.100}"
+        raise UserError(f"{problem}; run madgen verify {directory}") from error
+    image = _checked(*_sample(inputs, metadata), metadata)
     write_atomically(output, encode_image(image, image_format, 95, loop, stored.metadata))
-    job = DatasetDir(directory).read_manifest().job
-    decoded = _decode(encode_image(image, stored.format, job["output"]["quality"]))
+    decoded = _decode(encode_image(image, stored.format, quality))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
     same = not difference.any()
     verdict = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
@@ -80,10 +89,13 @@ def _check_weights(metadata: dict[str, Any]) -> None:
         _check_same(safety["checker"], checker_id(safety["checker"]), safety["weights"])
 
 
-def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
+Inputs = tuple[BackboneConfig, MethodConfig, SamplingParams, PanoramaBatch]
+
+
+def _inputs(metadata: dict[str, Any]) -> Inputs:
+    """Parse the JSON of a sample. Raises LookupError, TypeError or ValueError if something is missing or wrong."""
     backbone, method = metadata["backbone"], metadata["method"]
-    params = SamplingParams.from_metadata(metadata["sampling"])
-    sampler = PanoramaSampler.from_configs(
+    return (
         BackboneConfig(
             name=backbone["name"],
             pretrained=backbone["pretrained"],
@@ -104,18 +116,22 @@ def _sample(metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
             sync=SyncConfig(**(method["sync"] or {})),
             regions=RegionsConfig(**(method["regions"] or {})),
         ),
-        params,
-        "cuda" if torch.cuda.is_available() else "cpu",
+        SamplingParams.from_metadata(metadata["sampling"]),
+        PanoramaBatch(
+            metadata["height"],
+            metadata["width"],
+            [metadata["prompt"]],
+            [metadata["negative_prompt"]],
+            [metadata["seed"]],
+            [[Region.from_dict(region) for region in metadata.get("regions", [])]],
+        ),
     )
-    batch = PanoramaBatch(
-        metadata["height"],
-        metadata["width"],
-        [metadata["prompt"]],
-        [metadata["negative_prompt"]],
-        [metadata["seed"]],
-        [[Region.from_dict(region) for region in metadata.get("regions", [])]],
-    )
-    with sampler.in_float32() if backbone["dtype"] == "float32" else nullcontext():
+
+
+def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
+    backbone, method, params, batch = inputs
+    sampler = PanoramaSampler.from_configs(backbone, method, params, "cuda" if torch.cuda.is_available() else "cpu")
+    with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
         latents = sampler.sample_latents(batch)
         return sampler.decode(latents, params.loop, params.decode)[0], sampler
 

@@ -90,10 +90,10 @@ def _check_outside(directory: DatasetDir, remote: Remote, name: str) -> None:
 
 def _content(run: ResolvedRun) -> Manifest:
     """Return the content of `dataset.json`; without a fingerprint if the weights are not on this machine."""
-    if run.directory.manifest.exists():
-        return run.directory.read_manifest()
     if run.weights_are_local:
         return run.manifest
+    if run.directory.manifest.exists():
+        return run.directory.read_manifest()
     return Manifest(None, run.job.as_dict(), manifest.plan_totals(run.plan))
 
 

@@ -9,8 +9,9 @@ import tempfile
 import time
 from typing import Any
 
+from madgen.dataset.format import Heartbeat
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_json
+from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
 from madgen.monitoring.totals import Totals
 
 SILENT_S = 2 * HEARTBEAT_S
@@ -48,15 +49,14 @@ class Status:
     def read(self) -> dict[str, Any]:
         """Return the current state without damaged shards: a monitor must not end the run."""
         manifest = self.directory.read_manifest()
-        beats = _heartbeats(
-            self.directory
-        )  # before the shards, or a shard that is published in between is counted twice
+        # before the shards, or a shard that is published in between is counted twice
+        beats = _heartbeats(self.directory)
         now = _now(self.directory) if beats else 0.0
         plan = manifest.plan
         if len(self._planned) != plan.shards:
             self._planned = set(manifest.shard_names())
         done = self.totals.update(self._planned)
-        workers = [_worker(beat, now, done) for beat in beats]
+        workers = [_worker(*beat, now, done) for beat in beats]
         live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
         _mark_stragglers(live)
         in_flight = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
@@ -88,16 +88,17 @@ def settled(state: dict[str, Any]) -> int:
     return min(state["planned"], state["done"] + state["quarantined"] + state["in_flight"])
 
 
-def _heartbeats(directory: DatasetDir) -> list[dict[str, Any]]:
+def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
+    """Return the readable heartbeats, each with the time when it was written."""
     heartbeats = []
     for path in sorted(directory.workers.glob("*.json")):
-        content = read_json(path)
+        beat = read_heartbeat(path)
         try:
             written = path.stat().st_mtime
         except FileNotFoundError:  # the worker has just ended
             continue
-        if content is not None:
-            heartbeats.append({**content, "written": written})
+        if beat is not None:
+            heartbeats.append((beat, written))
     return heartbeats
 
 
@@ -110,27 +111,26 @@ def _now(directory: DatasetDir) -> float:
         return time.time()
 
 
-def _worker(content: dict[str, Any], now: float, done: set[str]) -> dict[str, Any]:
-    age = max(0.0, now - content["written"])
-    process = Process(content["host"], content["boot"], content["pid"], content["process_started"])
-    state = "silent" if age > SILENT_S else content["state"]
-    if age > LEASE_S or process.is_surely_dead():
+def _worker(beat: Heartbeat, written: float, now: float, done: set[str]) -> dict[str, Any]:
+    age = max(0.0, now - written)
+    state = "silent" if age > SILENT_S else beat.state
+    if age > LEASE_S or Process.of(beat).is_surely_dead():
         state = "dead"
     works = state not in ("waiting", "silent", "dead")
     return {
-        "id": content["id"],
-        "host": content["host"],
-        "device": content.get("device"),
-        "rank": content.get("rank"),
+        "id": beat.id,
+        "host": beat.host,
+        "device": beat.device,
+        "rank": beat.rank,
         "state": state,
         "straggler": False,
-        "shard": content.get("shard"),
-        "samples": content["samples"],
-        "in_flight": sum(samples for shard, samples in content["open"].items() if shard not in done),
-        "rate_per_s": content["rate_per_s"] if works else None,
-        "rate_error": content.get("rate_error"),
-        "megapixels_per_s": content.get("megapixels_per_s") if works else None,
-        "memory_bytes": content.get("memory_bytes"),
+        "shard": beat.shard,
+        "samples": beat.samples,
+        "in_flight": sum(samples for shard, samples in beat.open.items() if shard not in done),
+        "rate_per_s": beat.rate_per_s if works else None,
+        "rate_error": beat.rate_error,
+        "megapixels_per_s": beat.megapixels_per_s if works else None,
+        "memory_bytes": beat.memory_bytes,
         "heartbeat_age_s": round(age, 1),
     }
 

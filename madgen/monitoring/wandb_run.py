@@ -177,11 +177,12 @@ class Log:
         if not now and time.monotonic() - self._tried < TAKE_OVER_EVERY_S:
             return False
         self._tried = time.monotonic()
-        note = read_json(self._note) or {"samples": -1, "complete": False}
-        self._over = note["complete"] or not self.directory.work.exists()
+        note = read_json(self._note) or {}
+        self._over = note.get("complete") is True or not self.directory.work.exists()
         if self._over or not self.worker.claim(CLAIM):
             return False
-        self._before = (read_json(self._note) or note)["samples"]
+        before = (read_json(self._note) or note).get("samples", -1)
+        self._before = before if type(before) is int else -1
         self.run = open_run(self.config, self.directory, self.manifest)
         self.run.define_metric("samples")
         self.run.define_metric("*", step_metric="samples")

@@ -8,7 +8,7 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.dataset import manifest
-from madgen.dataset.format import Manifest
+from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.dataset.sample_json import sample_settings
@@ -73,7 +73,18 @@ class ResolvedRun:
 
     def check_directory(self) -> None:
         """Raise UserError if `output.dir` holds another job's dataset, as far as is known before weights are loaded."""
-        run, known = self, self.directory.manifest.exists() and (self.job.retry is not None or self.weights_are_local)
-        if known and self.device is None and self.dtype == "auto":  # its device does not matter here
-            run = replace(self, dtype=self.directory.read_manifest().identity["backbone"]["dtype"])
-        manifest.check_directory(self.directory, run.manifest if known else None, self.job.output.resume)
+        known = self.directory.manifest.exists() and (self.job.retry is not None or self.weights_are_local)
+        try:
+            content = self.in_recorded_dtype().manifest if known else None
+        except FormatError:
+            content = None
+        manifest.check_directory(self.directory, content, self.job.output.resume)
+
+    def in_recorded_dtype(self) -> ResolvedRun:
+        """Return the run in the precision of its dataset, where the device that would sample does not matter.
+
+        Raises FormatError if `dataset.json` is damaged and the precision is not known otherwise.
+        """
+        if self.device is not None or self.dtype != "auto":
+            return self
+        return replace(self, dtype=self.directory.read_manifest().setting("identity.backbone.dtype", str))

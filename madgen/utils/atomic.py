@@ -53,7 +53,8 @@ def is_abandoned(path: Path, now: float) -> bool:
     pid = int(owner[6:], 16)
     if owner == owner_tag(socket.gethostname(), boot_id(), pid):
         return not psutil.pid_exists(pid)
-    return now - path.stat().st_mtime > ABANDONED_AFTER_S
+    written = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+    return now - written > ABANDONED_AFTER_S
 
 
 def file_system_time(folder: Path) -> float:

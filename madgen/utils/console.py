@@ -7,7 +7,9 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
+from collections.abc import Iterator
 
 from madgen.utils.credentials import mask
 
@@ -38,6 +40,24 @@ def print_anything() -> None:
             stream.reconfigure(errors="madgen.escape")
 
 
+@contextlib.contextmanager
+def ignoring_closed_pipe() -> Iterator[None]:
+    """Leave the block, without an error, if the reader of stdout has ended, such as `head`; keep its SystemExit."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        with open(os.devnull, "wb") as nowhere:  # or the interpreter would flush in vain when it exits
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error.__context__, SystemExit):
+            raise error.__context__ from None
+
+
 def log_to_stderr() -> None:
     """Show madgen's log on stderr from now on. Programs that import madgen configure `logging` themselves."""
     logger = logging.getLogger("madgen")
@@ -51,3 +71,8 @@ def eta_text(seconds: float) -> str:
     if seconds >= 3600:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a number of things: `1 shard`, `2 shards`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

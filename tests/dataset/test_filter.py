@@ -216,7 +216,7 @@ def test_verify_finds_damage_in_what_was_filtered(source, tmp_path, kind):
         new.tar(name).write_bytes(data)
     verdict = verify(new)
     assert verdict.problems
-    assert (exit_code(verdict), verdict.mend) == (1, "remove it, then madgen filter again")
+    assert (exit_code(verdict), verdict.fix) == (1, "remove it, then madgen filter again")
     if kind == "other scores":
         assert "its scores are not those of its sidecar" in verdict.problems[0]
     before = hashes(new.root)

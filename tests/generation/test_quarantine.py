@@ -95,7 +95,9 @@ def test_verify_repair_then_generate_restores_the_dataset(madgen_here, job_file,
     (tmp_path / "out/shards/job-000002.tar").unlink()
     assert madgen_here("verify", "out").code == 1
     result = madgen_here("verify", "out", "--repair")
-    assert (result.code, "2 shards are open again, 4 samples to make" in result.err) == (1, True), result.err
+    assert (result.code, "2 shards marked for regeneration, 4 samples to generate" in result.err) == (1, True), (
+        result.err
+    )
     result = madgen_here("generate", job_file)
     assert (result.code, "; 4 generated in" in result.err) == (0, True), result.err
     assert tars(tmp_path / "out") == before

@@ -171,7 +171,7 @@ def test_regenerate_applies_the_checker_and_another_checker_is_another_job(madge
     made = read(tmp_path / "out/shards")
     for index, (key, sample) in enumerate(made.items()):
         recorded = sample["json"]["safety"]
-        assert (recorded["checker"], recorded["action"]) == (str(checker), "blur")
+        assert ("checker" in recorded, recorded["action"]) == (False, "blur")
         assert (boxes[1] in recorded["flagged"]) == (index == 0)
         assert np.array_equal(sample["png"], blurred(plain[key]["png"], recorded["flagged"]))
         again = madgen("regenerate", "out", key, "-o", "again.png")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,9 +19,18 @@ from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, pr
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import fingerprint
+from madgen.dataset.records import open_file
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.writer import end_of_tar
-from madgen.utils.atomic import check_new_directory, publish_directory, sync_directory, write_atomically
+from madgen.utils.atomic import (
+    check_new_directory,
+    file_system_time,
+    is_abandoned,
+    publish_directory,
+    sync_directory,
+    temporary_path,
+    write_atomically,
+)
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,14 +43,14 @@ Kept = dict[str, set[str]]
 def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys: Path | None) -> None:
     """Run `madgen filter`: write a dataset or a list of keys, and print the number of samples."""
     if (target is None) == (keys is None):
-        raise UserError("say where to: -o NEWDIR for a dataset, or --keys FILE for a list of keys")
+        raise UserError("choose one output: -o NEWDIR for a dataset, or --keys FILE for a list of keys")
     try:
         if target is not None:
             count, seen = write_filtered(source, choice, target)
         elif keys is not None:
             count, seen = write_keys(source, choice, keys)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} has gone meanwhile, as a shard that is made again; try later") from error
+        raise UserError(f"{error.filename} has disappeared; retry when generate has finished") from error
     planned = source.read_manifest().plan.samples
     if seen.samples < planned:
         logger.warning("%s has %d of %d samples now; the others were left out", source.root, seen.samples, planned)
@@ -80,7 +89,8 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
     check_new_directory(target)
     kept, seen = choose(source, choice)
     target = target.resolve()  # `.` has no name, and a link is no directory to rename over
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    _remove_abandoned(target.parent)
+    temporary = temporary_path(target)
     try:
         out = DatasetDir(temporary)
         out.shards.mkdir(parents=True)
@@ -96,6 +106,16 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
     return content.plan.samples, seen
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished copies of killed processes in a folder."""
+    with contextlib.suppress(OSError):
+        now = file_system_time(folder)
+        for path in folder.glob(".*"):
+            with contextlib.suppress(OSError):
+                if (path / "shards").is_dir() and not path.is_symlink() and is_abandoned(path, now):
+                    shutil.rmtree(path)
+
+
 def _entries(source: DatasetDir, kept: Kept) -> Iterator[SampleEntry]:
     """Yield the selected samples, in order."""
     for shard, keys in kept.items():
@@ -105,7 +125,7 @@ def _entries(source: DatasetDir, kept: Kept) -> Iterator[SampleEntry]:
 def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, SampleEntry]]:
     """Yield the selected samples, in order, each with its open tar."""
     for shard, keys in kept.items():
-        with open(source.tar(shard), "rb") as stream:
+        with open_file(source.tar(shard)) as stream:
             yield from ((stream, entry) for entry in _entries(source, {shard: keys}))
 
 
@@ -146,10 +166,10 @@ def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Mani
 def _copy(source: DatasetDir, stream: BinaryIO, entry: SampleEntry, tar: BinaryIO) -> SampleEntry:
     """Copy and verify the bytes of a sample; return its new sidecar entry. Raises UserError if it is damaged."""
     digest, offset = hashlib.sha256(), tar.tell()
-    available = os.fstat(stream.fileno()).st_size - entry.offset
-    for chunk in journal.chunks(stream, entry.offset, max(0, min(entry.size, available))):
+    available = max(0, min(entry.size, os.fstat(stream.fileno()).st_size - entry.offset))
+    for chunk in journal.chunks(stream, entry.offset, available) if available else ():
         digest.update(chunk)
         tar.write(chunk)
-    if digest.hexdigest() != entry.sha256:
+    if available < entry.size or digest.hexdigest() != entry.sha256:
         raise UserError(f"{stream.name}: {entry.key} is damaged; run madgen verify {source.root}")
     return replace(entry, offset=offset)

@@ -235,9 +235,9 @@ def load(
     def rows() -> Iterable[tuple[Any, ...]]:
         for entry in entries:
             digest.update(f"{entry.key}\n".encode())
-            identity, _, index = entry.key.removeprefix(prefix).rpartition("-")
+            identity = entry.prompt_id.removeprefix(prefix)
             scores = [(entry.scores or {}).get(name) for name in SCORES]
-            values = (*scores, int(index), *entry.shape, entry.seed, *kept.values(entry).values())
+            values = (*scores, entry.sample_index, *entry.shape, entry.seed, *kept.values(entry).values())
             yield (entry.shard, entry.key, identity, entry.prompt, *map(_stored, values))
 
     database.executemany(f"INSERT INTO samples VALUES ({', '.join('?' * len(columns))})", rows())

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from madgen.dataset.belonging import refuse_foreign_shards
 from madgen.dataset.card import PICTURE_FILES
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import open_file
 from madgen.dataset.remote.filesystem import Remote, describe_error
 from madgen.dataset.shards.journal import span_sha256
 from madgen.utils.errors import UserError
@@ -83,16 +85,17 @@ class Push:
         self.tried(sidecar, lambda: self._send(sidecar))
 
     def _refuse_damaged(self, name: str) -> None:
-        """Raise UserError if a sample in the tar does not match its checksum, so that no damaged shard is uploaded."""
+        """Raise UserError if a shard is of another dataset, or one of its samples does not match its checksum."""
+        refuse_foreign_shards(self.directory, self.directory.read_manifest(), [name])
         sidecar = self.directory.read_sidecar(name)
-        with open(self.directory.tar(name), "rb") as stream:
+        with open_file(self.directory.tar(name)) as stream:
             for entry in sidecar.samples:
                 try:
                     whole = span_sha256(stream, entry.offset, entry.size) == entry.sha256
                 except OSError:
                     whole = False
                 if not whole:
-                    again = f"madgen verify {self.directory.root} --repair has it made again"
+                    again = f"run madgen verify {self.directory.root} --repair, then generate again"
                     raise UserError(f"{self.directory.tar(name)}: sample {entry.key} is damaged; {again}")
 
     def _is_committed(self, tar: str, sidecar: str, listing: Listing | None) -> bool:
@@ -156,11 +159,16 @@ def push(
     on_shard: Callable[[int, int, int], None] = lambda done, shards, sent_bytes: None,
     name: str = "URL",
 ) -> Pushed:
-    """Upload all missing files. Raises UserError if the remote holds another dataset or cannot be used."""
+    """Upload all missing files. Raises UserError if the remote holds another dataset or cannot be used.
+
+    Shards of another dataset are refused before anything is uploaded.
+    """
     manifest = directory.read_manifest()
+    refuse_foreign_shards(directory, manifest)
     sender = Push(directory, open_remote(name, url))
     pushed = sender.pushed
-    shards, planned = sorted(directory.done()), manifest.plan.shards
+    shards = sorted(directory.done() & set(manifest.shard_names()))
+    planned = manifest.plan.shards
     try:
         listing = sender.listing()
         refuse_other(sender, listing, manifest, name)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from madgen.dataset.format import SampleEntry, to_json
+from madgen.dataset.format import FormatError, QuarantineLine, SampleEntry, SampleLine
+from madgen.dataset.records import open_file, parse_object, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,8 @@ Settled = Piece | Quarantined
 def line(key: str, settled: Settled) -> bytes:
     """Return the journal line of a sample."""
     if isinstance(settled, Quarantined):
-        return to_json({"key": key, "reason": settled.reason, "detail": settled.detail})
-    return to_json({"key": key, **span(settled)})
-
-
-def span(piece: Piece) -> dict[str, Any]:
-    """Return the JSON fields of a piece: its span in the tar, and its scores if it has any."""
-    fields = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
-    return fields if piece.scores is None else {**fields, "scores": piece.scores}
+        return QuarantineLine(key, settled.reason, settled.detail).to_json()
+    return SampleLine(key, settled.offset, settled.size, settled.sha256, settled.scores).to_json()
 
 
 def piece(path: Path, entry: SampleEntry) -> Piece:
@@ -62,21 +57,19 @@ def piece(path: Path, entry: SampleEntry) -> Piece:
 
 
 def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
-    """Yield key and outcome of each sample that is intact in `tar` or quarantined."""
+    """Yield key and outcome of each sample that is intact in `tar` or quarantined; damaged lines are left out."""
     try:
-        lines, stream = journal.read_bytes().splitlines(), _open(tar)
-    except FileNotFoundError:  # removed by another worker
+        lines = read_file(journal).splitlines()
+    except (FileNotFoundError, FormatError):  # removed by another worker
         return
+    stream = _open(tar)
     try:
         for text in lines:
-            entry = _parse(text)
-            if entry is None:
-                return  # truncated by a kill, so it is the last line
-            if "reason" in entry:
-                yield entry["key"], Quarantined(entry["reason"], entry["detail"])
-            elif stream is not None and _is_whole(stream, entry):
-                intact = Piece(tar, entry["offset"], entry["size"], entry["sha256"], entry.get("scores"))
-                yield entry["key"], intact
+            entry = _parse(text, journal)
+            if isinstance(entry, QuarantineLine):
+                yield entry.key, Quarantined(entry.reason, entry.detail)
+            elif entry is not None and stream is not None and _is_whole(stream, entry):
+                yield entry.key, Piece(tar, entry.offset, entry.size, entry.sha256, entry.scores)
     finally:
         if stream is not None:
             stream.close()
@@ -84,28 +77,23 @@ def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
 
 def _open(path: Path) -> BinaryIO | None:
     try:
-        return open(path, "rb")
-    except FileNotFoundError:
+        return open_file(path)
+    except (FileNotFoundError, FormatError):
         return None
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
+def _parse(text: bytes, journal: Path) -> SampleLine | QuarantineLine | None:
+    """Parse a line; None if it is damaged, such as the last one before a kill."""
     try:
-        entry = json.loads(text)
-    except ValueError:
+        kind = QuarantineLine if "reason" in parse_object(text, journal) else SampleLine
+        return kind.from_json(text, journal)
+    except FormatError:
         return None
-    known = isinstance(entry, dict) and (entry.keys() >= {"key", "reason", "detail"} or _is_span(entry))
-    return entry if known else None
 
 
-def _is_span(entry: dict[str, Any]) -> bool:
-    numbers = all(type(entry.get(name)) is int and entry[name] >= 0 for name in ("offset", "size"))
-    return numbers and entry.keys() >= {"key", "sha256"} and isinstance(entry.get("scores"), dict | None)
-
-
-def _is_whole(stream: BinaryIO, entry: dict[str, Any]) -> bool:
+def _is_whole(stream: BinaryIO, entry: SampleLine) -> bool:
     try:
-        return span_sha256(stream, entry["offset"], entry["size"]) == entry["sha256"]
+        return span_sha256(stream, entry.offset, entry.size) == entry.sha256
     except OSError:
         return False
 
@@ -120,6 +108,9 @@ def span_sha256(stream: BinaryIO, offset: int, size: int) -> str:
 
 def chunks(stream: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
     """Yield `size` bytes of an open file at `offset` in chunks of 1 MiB. Raises OSError if the file ends early."""
+    length = os.fstat(stream.fileno()).st_size
+    if offset + size > length:  # before anything is copied, or an offset is no offset of any file
+        raise OSError(errno.EIO, f"the file ends {offset + size - length} bytes early")
     stream.seek(offset)
     while size > 0:
         chunk = stream.read(min(size, 1 << 20))

@@ -9,7 +9,6 @@ is only kept together with the tar that it was written for.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -19,15 +18,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from madgen.dataset.format import to_json
+from madgen.dataset.format import Claim, FormatError, Heartbeat, Record, to_json
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import parse_object, read_file
 from madgen.utils.atomic import hard_link, owner_tag
 from madgen.utils.processes import boot_id
 
 HEARTBEAT_S = 3.0
 LEASE_S = 60.0
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         return cls(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
+
+    @classmethod
+    def of(cls, beat: Heartbeat) -> Process:
+        return cls(beat.host, beat.boot, beat.pid, beat.process_started)
 
     def is_surely_dead(self) -> bool:
         """Return True if this host can rule out that the process is alive: same host and boot, and no such process."""
@@ -144,8 +149,12 @@ class Worker:
 
     def owns(self, shard: str) -> bool:
         """Return whether this worker still holds the claim."""
-        claim = read_json(self._claim_file(shard))
-        return claim is not None and claim["worker"] == self.id
+        return self._owner(self._claim_file(shard)) == self.id
+
+    def _owner(self, claim_file: Path) -> str | None:
+        """Return the worker that a claim names; None if the file is missing or damaged."""
+        claim = read_record(Claim, claim_file)
+        return None if claim is None else claim.worker
 
     def _link(self, shard: str) -> bool:
         temporary = self.directory.claims / f".{shard}.{self.id}"
@@ -172,8 +181,7 @@ class Worker:
     def release(self, shard: str) -> None:
         """Release a claim if this worker still holds it."""
         self.claimed.discard(shard)
-        claim = read_json(self._claim_file(shard))
-        if claim and claim["worker"] == self.id:
+        if self._owner(self._claim_file(shard)) == self.id:
             self._claim_file(shard).unlink(missing_ok=True)
 
     def _claim_file(self, shard: str) -> Path:
@@ -182,10 +190,10 @@ class Worker:
     def _break_if_dead(self, shard: str) -> bool:
         """Remove a claim of a dead worker; return False if the worker may be alive or another one was faster."""
         path = self._claim_file(shard)
-        claim = read_json(path)
-        if not path.exists():
+        claim = read_record(Claim, path)
+        if not os.path.lexists(path):
             return True
-        owner = claim["worker"] if claim else ""  # empty after a power failure: expires by the age of the claim file
+        owner = claim.worker if claim else ""  # empty after a power failure: expires by the age of the claim file
         if self.is_alive(owner, path):
             return False
         broken = path.with_name(f".{shard}.broken.{self.id}")
@@ -193,7 +201,7 @@ class Worker:
             os.rename(path, broken)
         except FileNotFoundError:
             return True
-        taken = read_json(broken)
+        taken = read_record(Claim, broken)
         if taken != claim:  # a new claim of another worker that was faster: put it back
             with contextlib.suppress(FileExistsError):
                 hard_link(broken, path)
@@ -206,14 +214,14 @@ class Worker:
         """Return whether a worker's heartbeat is younger than the lease and its process is not known to be dead."""
         if worker == self.id:
             return True
+        worker = worker if is_file_name(worker) else ""
         heartbeat = self.directory.workers / f"{worker}.json"
-        state = read_json(heartbeat)
-        if state is not None:
-            process = Process(state["host"], state["boot"], state["pid"], state["process_started"])
-            if process.is_surely_dead():
-                return False
+        beat = read_heartbeat(heartbeat) if worker else None
+        if beat is not None and Process.of(beat).is_surely_dead():
+            return False
         try:
-            renewed = (heartbeat if state is not None else claim_file).stat().st_mtime
+            # a heartbeat that this user may not read is renewed all the same
+            renewed = (heartbeat if worker and heartbeat.exists() else claim_file).stat().st_mtime
             now = self.heartbeat_file.stat().st_mtime
         except FileNotFoundError:
             return True  # changed in the meantime: the caller retries later
@@ -231,17 +239,38 @@ class Worker:
                 path.unlink(missing_ok=True)
 
     def _holds_a_claim(self, heartbeat: Path) -> bool:
-        state = read_json(heartbeat) or {"claims": []}
-        claims = [read_json(self._claim_file(shard)) for shard in state["claims"]]
-        return any(claim is not None and claim["worker"] == heartbeat.stem for claim in claims)
+        beat = read_heartbeat(heartbeat)
+        claims = beat.claims if beat is not None else self.claimed_by_all()
+        return any(self._owner(self._claim_file(shard)) == heartbeat.stem for shard in claims if is_file_name(shard))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a small JSON file that other workers may replace or remove; return None if it is missing or incomplete."""
+    """Read a small JSON object that other workers may replace or remove; return None if it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return parse_object(read_file(path), path)
+    except (FileNotFoundError, FormatError):
         return None
+
+
+def read_record(kind: type[R], path: Path) -> R | None:
+    """Read a small file that other workers may replace or remove; return None if it is missing or damaged."""
+    try:
+        return kind.from_json(read_file(path), path)
+    except (FileNotFoundError, FormatError):
+        return None
+
+
+def read_heartbeat(path: Path) -> Heartbeat | None:
+    """Read a heartbeat; return None if it is missing, damaged, or of a user whose files this user may not read."""
+    try:
+        return read_record(Heartbeat, path)
+    except PermissionError:
+        return None
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name from a file can be that of a file in one of the dataset's folders."""
+    return 0 < len(name) <= 200 and "/" not in name and "\0" not in name
 
 
 def remove_work(directory: DatasetDir, complete: Callable[[], bool] = lambda: True) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import os
 import secrets
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from madgen.dataset.format import SampleEntry
+from madgen.dataset.checks.shard import sidecar_time
+from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.format import FormatError, SampleEntry
+from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import open_file, parse_object
 from madgen.dataset.shards import journal
-from madgen.dataset.shards.journal import Quarantined, Settled
-from madgen.dataset.verify import Verdict, planned_samples, sidecar_time
-from madgen.types import Shard
+from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.dataset.verify import Verdict
+from madgen.types import Shard, Task
 from madgen.utils.atomic import write_atomically
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,9 @@ class Salvage:
 def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage:
     """Find the intact samples of a shard that this worker has leased, by the checksums of its journals.
 
-    With `retry`, quarantined samples count as missing.
+    Samples of another plan or dataset are left out. With `retry`, quarantined samples count as missing.
     """
+    fingerprints = directory.read_manifest().sample_fingerprints
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     kept: dict[int, Settled] = {}
     sources: list[Path] = []
@@ -39,11 +51,33 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
         tar = log.with_suffix(".tar")
         sources += [log, tar]
         for key, settled in journal.read(log, tar if tar.exists() else published):
-            if key in positions and not (retry and isinstance(settled, Quarantined)):
-                kept.setdefault(positions[key], settled)
+            if key not in positions or positions[key] in kept or (retry and isinstance(settled, Quarantined)):
+                continue
+            if isinstance(settled, Quarantined) or _is_planned(settled, shard.tasks[positions[key]], fingerprints):
+                kept[positions[key]] = settled
     for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
         sources += [path] if path not in sources else []  # without a journal it cannot be recovered
     return Salvage(kept, sources)
+
+
+def _is_planned(piece: Piece, task: Task, fingerprints: set[str]) -> bool:
+    """Return whether the records of a sample are those of a task: its members, prompt, size and seed."""
+    try:
+        with open_file(piece.path) as stream:
+            records = b"".join(journal.chunks(stream, piece.offset, piece.size))
+        with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
+            members = tar.getmembers()
+            if {member.name.partition(".")[0] for member in members} != {task.key}:
+                return False
+            (content,) = (tar.extractfile(member) for member in members if member.name.endswith(".json"))
+            metadata = parse_object(content.read(), piece.path) if content is not None else {}
+    except (OSError, FormatError, *READ_ERRORS):
+        return False
+    prompt = task.prompt
+    expected = {"key": task.key, "seed": task.seed, "prompt": prompt.text, "negative_prompt": prompt.negative}
+    expected |= {"height": prompt.height, "width": prompt.width}
+    same = all(metadata[name] == value for name, value in expected.items() if name in metadata)
+    return same and ("fingerprint" not in metadata or metadata["fingerprint"] in fingerprints)
 
 
 def sample_spans(path: Path) -> list[tuple[str, int, int]]:
@@ -68,7 +102,21 @@ def reopen(directory: DatasetDir, name: str, entries: Iterable[SampleEntry]) -> 
     lines = b"".join(journal.line(entry.key, journal.piece(Path(), entry)) for entry in entries)
     directory.make_in_work(directory.open_shards)
     write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
+    for path in (directory.tar(name), directory.sidecar(name)):
+        if os.path.lexists(path) and not path.is_file() and not path.is_symlink():
+            set_aside(directory, path)
     directory.sidecar(name).unlink(missing_ok=True)
+
+
+def set_aside(directory: DatasetDir, path: Path) -> Path:
+    """Move a file or folder that does not belong to the dataset to `unplanned/`, under a free name; return its path."""
+    folder = directory.root / "unplanned"
+    folder.mkdir(exist_ok=True)
+    target = folder / path.name
+    while os.path.lexists(target):
+        target = folder / f"{path.name}.{secrets.token_hex(3)}"
+    os.rename(path, target)
+    return target
 
 
 def reopen_quarantined(directory: DatasetDir) -> int:
@@ -81,16 +129,56 @@ def reopen_quarantined(directory: DatasetDir) -> int:
     return count
 
 
-def repair(directory: DatasetDir, verdict: Verdict) -> int:
-    """Reopen the shards that `verify` found broken, keeping their intact samples; return the number of lost samples.
+@dataclass(frozen=True)
+class Repaired:
+    """The result of a repair."""
 
-    Shards whose sidecar was written after the check, and files that were not planned, are left alone.
+    shards: int = 0
+    """Shards marked for regeneration."""
+    samples: int | None = 0
+    """Samples to generate; None if only the plan can tell."""
+    moved: int = 0
+    """Files moved to `unplanned/`."""
+    derived: bool = False
+    """Whether index, card and quarantine list were written again."""
+
+
+def repair(directory: DatasetDir, verdict: Verdict) -> Repaired:
+    """Reopen the shards that `verify` found broken, keeping their intact samples, and move unplanned files aside.
+
+    Shards whose sidecar was written after the check are left alone.
     """
-    manifest, lost = directory.read_manifest(), 0
-    if manifest.filtered is not None:
+    if directory.read_manifest().filtered is not None and verdict.problems != verdict.derived:
         raise UserError(f"{directory.root} was not generated: remove it, then madgen filter again")
-    for name, broken in verdict.broken.items():
-        if sidecar_time(directory, name) == broken.changed:
-            reopen(directory, name, broken.whole)
-            lost += planned_samples(manifest.plan, name) - len(broken.whole)
-    return lost
+    reopened = [name for name, broken in verdict.broken.items() if sidecar_time(directory, name) == broken.changed]
+    for name in reopened:
+        reopen(directory, name, verdict.broken[name].whole)
+    lost = verdict.lost if len(reopened) == len(verdict.broken) else None
+    for path in verdict.unplanned:
+        with contextlib.suppress(FileNotFoundError):
+            set_aside(directory, path)
+    if verdict.derived:
+        _write_derived(directory)
+    return Repaired(len(reopened), lost if reopened else 0, len(verdict.unplanned), bool(verdict.derived))
+
+
+def _write_derived(directory: DatasetDir) -> None:
+    for name in ("index.parquet", "README.md", "quarantine.jsonl"):
+        path = directory.root / name
+        if os.path.lexists(path) and not path.is_file():
+            set_aside(directory, path)
+    write_index(directory)
+    write_quarantine(directory)
+
+
+def print_repaired(directory: DatasetDir, repaired: Repaired) -> None:
+    """Print what was repaired, and what `generate` has yet to do, on stderr."""
+    if repaired.shards:
+        samples = "" if repaired.samples is None else f", {plural(repaired.samples, 'sample')} to generate"
+        logger.info(
+            f"{plural(repaired.shards, 'shard')} marked for regeneration{samples}; rerun the job to generate them"
+        )
+    if repaired.moved:
+        logger.info(f"{plural(repaired.moved, 'unplanned file')} moved to {directory.root / 'unplanned'}")
+    if repaired.derived:
+        logger.info(f"index.parquet and the dataset card of {directory.root} were written again")

@@ -36,6 +36,7 @@ class OpenShard:
 
     def __init__(self, directory: DatasetDir, shard: Shard, worker: str, salvage: Salvage | None = None):
         self.directory, self.shard, self.worker = directory, shard, worker
+        self.fingerprint = directory.read_manifest().fingerprint
         salvage = salvage or Salvage()
         self.kept, self.sources = dict(salvage.kept), list(salvage.sources)
         self.settled: list[Settled] = []
@@ -207,6 +208,7 @@ class OpenShard:
             started=self.started,
             finished=time.time(),
             worker=self.worker,
+            fingerprint=self.fingerprint,
         )
 
     def leave(self) -> None:

@@ -1,0 +1,53 @@
+"""Refuse shards of another dataset with the same names and keys, such as those of another method."""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+from collections.abc import Iterable
+
+from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.format import FormatError, Manifest
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import open_file, parse_object
+from madgen.utils.errors import UserError
+
+MEMBERS = 3
+"""Members of the first sample of a tar, one of which is its JSON."""
+
+
+def shard_fingerprint(directory: DatasetDir, name: str) -> str | None:
+    """Return the fingerprint that a shard was made for; None if it is unknown, as for damaged or empty shards."""
+    try:
+        return directory.read_summary(name).fingerprint or _first_fingerprint(directory, name)
+    except (OSError, FormatError, *READ_ERRORS):
+        return None
+
+
+def _first_fingerprint(directory: DatasetDir, name: str) -> str | None:
+    """Read the fingerprint from the JSON of the first sample of a tar, as earlier versions have it there only."""
+    path = directory.tar(name)
+    with open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in itertools.islice(tar, MEMBERS):
+            if member.name.endswith(".json") and (content := tar.extractfile(member)) is not None:
+                value = parse_object(content.read(), path).get("fingerprint")
+                return value if isinstance(value, str) else None
+    return None
+
+
+def refuse_foreign_shards(directory: DatasetDir, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Raise UserError if a finished shard (of `names`, by default any planned one) was made for another dataset."""
+    known = manifest.sample_fingerprints
+    for name in sorted(directory.done() & set(manifest.shard_names())) if names is None else names:
+        fingerprint = shard_fingerprint(directory, name)
+        if fingerprint is not None and fingerprint not in known:
+            raise UserError(
+                f"{directory.tar(name)} is a shard of another dataset (fingerprint {fingerprint:.40}, expected "
+                f"{manifest.fingerprint}); run madgen verify {directory.root} --repair to mark it for regeneration"
+            )
+
+
+def has_shards_of(directory: DatasetDir, manifest: Manifest) -> bool:
+    """Return whether there are finished shards, and all of them were made for this dataset."""
+    prints = [shard_fingerprint(directory, name) for name in directory.done()]
+    return bool(prints) and set(prints) <= manifest.sample_fingerprints | {None} and any(prints)

@@ -1,0 +1,1 @@
+"""The checks of `madgen verify`; independent of the code that writes datasets."""

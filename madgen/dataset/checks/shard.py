@@ -1,0 +1,150 @@
+"""Check a shard: its tar, its sidecar and its samples."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from madgen.dataset.checks.sample import Expected, check_sample
+from madgen.dataset.checks.tar import read_samples
+from madgen.dataset.format import FormatError, PlanTotals, SampleEntry, Sidecar, prompt_id
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import open_file
+from madgen.utils.errors import UserError
+
+PROMPT_KEYS = {"prompt_id", "prompt", "negative_prompt", "height", "width"}
+"""Fields of a sample's JSON that identify its prompt, beside the seed."""
+OTHER_KEYS = {
+    "key",
+    "sample_index",
+    "seed",
+    "backbone",
+    "method",
+    "sampling",
+    "safety",
+    "job_seed",
+    "fingerprint",
+    "scores",
+    "cut_text",
+    "columns",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSample:
+    """A sample as it is recorded, to be compared with the plan."""
+
+    prompt_id: str
+    sample_index: int
+    seed: int | None
+    """None if the sample is damaged."""
+    prompt: dict[str, Any] | None = None
+    """`PROMPT_KEYS` of its JSON; None if they are unknown, or not everything that identifies the prompt."""
+
+
+@dataclass
+class ShardResult:
+    """The result of checking one shard."""
+
+    samples: list[PlannedSample] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """In the order of the plan, quarantined samples included."""
+    present: int = 0
+    problems: list[str] = field(default_factory=list)
+    whole: list[SampleEntry] = field(default_factory=list)
+    """Sidecar entries of the intact samples."""
+    changed: int | None = None
+    """Modification time of the sidecar in ns; None if it is missing."""
+    unread: bool = False
+    """Reading failed with a system error other than a missing file; the shard itself may be intact."""
+    foreign: bool = False
+    """The files belong to another shard or dataset."""
+    sidecar: Sidecar | None = None
+
+
+def check_shard(directory: DatasetDir, name: str, plan: PlanTotals, expected: Expected) -> ShardResult:
+    """Read a shard from beginning to end, with one sample in memory at a time."""
+    result = ShardResult(changed=sidecar_time(directory, name))
+    try:
+        result.sidecar = sidecar = directory.read_sidecar(name)
+        result.problems += _check_sidecar(sidecar, name, expected)
+        result.foreign = bool(result.problems)
+        _check_tar(directory, name, sidecar, expected, result)
+    except (OSError, UserError, tarfile.TarError) as error:
+        reason = "cannot be read" if isinstance(error, OSError) else "is damaged"
+        result.problems.append(str(error) if isinstance(error, FormatError) else f"its tar {reason}: {error}")
+        result.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+    if result.sidecar is not None and not result.unread:
+        _add_quarantined(result.sidecar, expected.key_prefix, result)
+        planned = planned_samples(plan, name)
+        if len(result.keys) != planned:
+            result.problems.append(f"it has {len(result.keys)} samples, {planned} are planned")
+    if result.foreign:
+        result.whole.clear()
+    return result
+
+
+def _check_sidecar(sidecar: Sidecar, name: str, expected: Expected) -> Iterator[str]:
+    index = int(name.rpartition("-")[2])
+    if (sidecar.shard, sidecar.index) != (name, index):
+        yield f"its sidecar is that of shard {sidecar.shard!r:.100} (index {sidecar.index})"
+    if sidecar.fingerprint is not None and sidecar.fingerprint not in expected.fingerprints:
+        yield (
+            f"it is a shard of another dataset: fingerprint {sidecar.fingerprint!r:.40}, "
+            f"expected {' or '.join(sorted(expected.fingerprints))}"
+        )
+
+
+def _check_tar(directory: DatasetDir, name: str, sidecar: Sidecar, expected: Expected, result: ShardResult) -> None:
+    """Check the tar's samples; what was checked before it turns out to be damaged is kept in `result`."""
+    entries = {entry.key: entry for entry in sidecar.samples}
+    with open_file(directory.tar(name)) as stream:
+        for sample in read_samples(stream):
+            result.keys.append(sample.key)
+            result.present += 1
+            entry = entries.get(sample.key)
+            if entry is None:
+                result.samples.append(_planned(sample.key.removeprefix(expected.key_prefix), None, {}))
+                continue
+            problems, metadata = check_sample(sample, entry, expected)
+            result.problems += [f"{sample.key}: {problem}" for problem in problems]
+            result.whole += [] if problems else [entry]
+            seed, about = (None, {}) if problems else (entry.seed, metadata)
+            result.samples.append(_planned(sample.key.removeprefix(expected.key_prefix), seed, about))
+    if [entry.key for entry in sidecar.samples] != result.keys:
+        result.problems.append("its sidecar and its tar do not hold the same keys in the same order")
+
+
+def _add_quarantined(sidecar: Sidecar, key_prefix: str, result: ShardResult) -> None:
+    """Insert the quarantined samples, in the order of their positions."""
+    for entry in sidecar.quarantine:
+        if entry.position > len(result.keys) or entry.key in result.keys:
+            result.problems.append(f"{entry.key}: quarantined at position {entry.position}, which is not free")
+        result.keys.insert(entry.position, entry.key)
+        result.samples.insert(entry.position, _planned(entry.key.removeprefix(key_prefix), entry.seed, {}))
+
+
+def _planned(key: str, seed: int | None, metadata: dict[str, Any]) -> PlannedSample:
+    number = key.rpartition("-")[2]
+    index = int(number) if number.isdecimal() and len(number) < 19 else -1
+    complete = metadata.keys() >= PROMPT_KEYS and metadata.keys() <= PROMPT_KEYS | OTHER_KEYS
+    prompt = {name: metadata.get(name) for name in (*PROMPT_KEYS, "columns")} if complete else None
+    return PlannedSample(prompt_id(key), index, seed, prompt)
+
+
+def sidecar_time(directory: DatasetDir, name: str) -> int | None:
+    """Return the modification time of a sidecar in ns; None if it is missing."""
+    try:
+        return os.stat(directory.sidecar(name)).st_mtime_ns
+    except OSError:
+        return None
+
+
+def planned_samples(plan: PlanTotals, name: str) -> int:
+    """Return the planned number of samples of a shard."""
+    first = int(name.rpartition("-")[2]) * plan.samples_per_shard
+    return max(0, min(plan.samples_per_shard, plan.samples - first))

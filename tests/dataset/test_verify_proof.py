@@ -1,0 +1,322 @@
+"""What `verify` proves, and that `--repair` and `generate` restore the same bytes."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import pytest
+from PIL import Image, PngImagePlugin
+from processes import begin, environment
+
+from madgen.dataset.format import Manifest
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.manifest import fingerprint
+from madgen.dataset.shards.recovery import repair
+from madgen.dataset.verify import exit_code, verify
+
+NAMES = [f"job-{index:06d}" for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def made(job_file_of_module):
+    """Return the folder of two datasets with the same names, keys and prompts, and of their job."""
+    folder = job_file_of_module.parent
+    for arguments in ((), ("output.dir=other", "sampling.guidance_scale=3.0")):
+        process = begin(("generate", job_file_of_module, *arguments), folder, environment())
+        assert process.wait() == 0, process.said()
+    return folder
+
+
+@pytest.fixture
+def dataset(made, tmp_path):
+    """Return a copy of the first dataset."""
+    shutil.copytree(made / "out", tmp_path / "out")
+    return DatasetDir(tmp_path / "out")
+
+
+def tars(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.shards.glob("*.tar"))}
+
+
+def samples_of(path):
+    """Return [(key, {extension: content})] of a tar."""
+    samples = []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            if not samples or samples[-1][0] != key:
+                samples.append((key, {}))
+            samples[-1][1][extension] = tar.extractfile(member).read()
+    return samples
+
+
+def records(name, data):
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = len(data), 0o444, "madgen", "madgen"
+    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def rewrite(directory, name, change):
+    """Apply `change(metadata, members, entry)` to the first sample, and make tar and sidecar consistent again."""
+    sidecar, data = json.loads(directory.sidecar(name).read_text(encoding="utf-8")), b""
+    for number, (key, members) in enumerate(samples_of(directory.tar(name))):
+        entry = sidecar["samples"][number]
+        if number == 0:
+            metadata = json.loads(members["json"])
+            change(metadata, members, entry)
+            members["json"] = (json.dumps(metadata, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        written = b"".join(records(f"{key}.{extension}", content) for extension, content in sorted(members.items()))
+        entry |= {"offset": len(data), "size": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+        data += written
+    directory.tar(name).write_bytes(data + bytes(-(len(data) + 1024) % 10240 + 1024))
+    directory.sidecar(name).write_text(json.dumps(sidecar), encoding="utf-8")
+
+
+def test_rewriting_without_a_change_gives_the_same_tar(dataset):
+    before = tars(dataset)
+    for name in NAMES:
+        rewrite(dataset, name, lambda *_: None)
+    assert tars(dataset) == before
+    assert verify(dataset).problems == []
+
+
+def embed(metadata, members):
+    """Make the metadata in the image agree as well."""
+    info, stream = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text("parameters", json.dumps(metadata))
+    Image.open(io.BytesIO(members["png"])).save(stream, "PNG", pnginfo=info)
+    members["png"] = stream.getvalue()
+
+
+def both(**changes):
+    def change(metadata, members, entry):
+        metadata.update(changes)
+        entry.update({name: value for name, value in changes.items() if name in entry})
+        members["txt"] = metadata["prompt"].encode()
+
+    return change
+
+
+def in_json(*path, value):
+    def change(metadata, members, entry):
+        for name in path[:-1]:
+            metadata = metadata[name]
+        metadata[path[-1]] = value
+
+    return change
+
+
+def and_embedded(change):
+    def change_all(metadata, members, entry):
+        change(metadata, members, entry)
+        embed(metadata, members)
+
+    return change_all
+
+
+CHANGES = {
+    "fingerprint": in_json("fingerprint", value="dead"),
+    "guidance_scale": in_json("sampling", "guidance_scale", value=99),
+    "method": in_json("method", "mad", "steps", value=2),
+    "weights": in_json("backbone", "weights", value="0" * 32),
+    "seed of the JSON": in_json("seed", value=7),
+    "seed": both(seed=7),
+    "prompt": both(prompt="another"),
+    "height of the JSON": in_json("height", value=33),
+    "scores of the JSON": in_json("scores", value={"seam": 1.0}),
+    "key of the JSON": in_json("key", value="x-0000"),
+    "sample_index": in_json("sample_index", value=1),
+    "embedded guidance_scale": and_embedded(in_json("sampling", "guidance_scale", value=99)),
+    "embedded fingerprint": and_embedded(in_json("fingerprint", value="dead")),
+    "txt": lambda metadata, members, entry: members.update(txt=b"another"),
+    "png": lambda metadata, members, entry: members.update(png=members["png"][:-20]),
+    "mtime": None,
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CHANGES if CHANGES[kind]])
+def test_records_that_disagree_are_found_and_generated_again(dataset, kind):
+    rewrite(dataset, NAMES[1], CHANGES[kind])
+    verdict = verify(dataset)
+    assert exit_code(verdict) == 1
+    assert list(verdict.broken) == [NAMES[1]], verdict.problems
+    repaired = repair(dataset, verdict)
+    assert (repaired.shards, repaired.samples) == (1, 1)
+
+
+@pytest.mark.parametrize("change", [both(seed=7), both(prompt="another"), both(negative_prompt="dark")])
+def test_consistently_changed_prompts_and_seeds_contradict_the_plan(dataset, change):
+    """JSON, image, text and sidecar agree; only the plan's digest, or the prompt's other sample, does not."""
+    rewrite(dataset, NAMES[0], and_embedded(change))
+    verdict = verify(dataset)
+    assert exit_code(verdict) == 1
+    assert set(verdict.broken) == set(NAMES)  # `generate` keeps what agrees with its plan
+
+
+@pytest.mark.parametrize("field", ["offset", "size", "sha256", "prompt", "seed", "height", "scores"])
+def test_sidecar_entries_belong_to_their_own_records(dataset, field):
+    content = json.loads(dataset.sidecar(NAMES[0]).read_text(encoding="utf-8"))
+    first, second = content["samples"][:2]
+    if first[field] == second[field]:
+        first[field] = {"prompt": "other", "height": 48}[field]
+    else:
+        first[field], second[field] = second[field], first[field]
+    dataset.sidecar(NAMES[0]).write_text(json.dumps(content), encoding="utf-8")
+    assert list(verify(dataset).broken) == [NAMES[0]]
+
+
+@pytest.mark.parametrize("kind", ["cut", "junk", "padding", "inner padding", "header", "mode"])
+def test_every_byte_of_a_tar_is_checked(dataset, kind):
+    path, sidecar = dataset.tar(NAMES[0]), json.loads(dataset.sidecar(NAMES[0]).read_text(encoding="utf-8"))
+    data, entry = bytearray(path.read_bytes()), sidecar["samples"][0]
+    end = sidecar["samples"][-1]["offset"] + sidecar["samples"][-1]["size"]
+    if kind == "cut":
+        del data[end:]
+    elif kind == "junk":
+        data += bytes(100_000)
+    elif kind == "padding":
+        data[-1] = 65
+    elif kind == "inner padding":
+        data[entry["size"] - 1] = 65
+    else:
+        with tarfile.open(path) as tar:
+            info = tar.next()
+        info.uname, info.mode = ("x", info.mode) if kind == "header" else (info.uname, 0o600)
+        data[:512] = info.tobuf(tarfile.PAX_FORMAT)
+    entry["sha256"] = hashlib.sha256(data[: entry["size"]]).hexdigest()
+    path.write_bytes(data)
+    dataset.sidecar(NAMES[0]).write_text(json.dumps(sidecar), encoding="utf-8")
+    assert list(verify(dataset).broken) == [NAMES[0]]
+
+
+def test_swapped_shards_are_blamed_and_restored(dataset, madgen_here, made, tmp_path):
+    before = tars(dataset)
+    for suffix in (".tar", ".json"):
+        paths = [dataset.shards / f"{name}{suffix}" for name in NAMES[:2]]
+        contents = [path.read_bytes() for path in paths]
+        for path, content in zip(paths, reversed(contents), strict=True):
+            path.write_bytes(content)
+    result = madgen_here("verify", "out", "--repair")
+    assert result.code == 1
+    assert f"{NAMES[0]}: its sidecar is that of shard '{NAMES[1]}' (index 1)" in result.out
+    assert "2 shards marked for regeneration, 6 samples to generate" in result.err
+    assert "; 6 generated in" in madgen_here("generate", made / "job.yaml", f"output.dir={tmp_path}/out").err
+    assert tars(dataset) == before
+    assert madgen_here("verify", "out").code == 0
+
+
+def test_copied_shard_is_counted_and_restored(dataset):
+    for suffix in (".tar", ".json"):
+        shutil.copy(dataset.shards / f"{NAMES[1]}{suffix}", dataset.shards / f"{NAMES[0]}{suffix}")
+    verdict = verify(dataset)
+    assert list(verdict.broken) == [NAMES[0]], verdict.problems
+    assert repair(dataset, verdict).samples == 3
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "sidecar of an earlier version"])
+def test_shards_of_another_dataset_are_refused_and_repaired(dataset, madgen_here, made, tmp_path, earlier):
+    before, generate = tars(dataset), ("generate", made / "job.yaml", f"output.dir={tmp_path}/out")
+    for suffix in (".tar", ".json"):
+        shutil.copy(made / "other/shards" / f"{NAMES[2]}{suffix}", dataset.shards)
+    if earlier:
+        content = json.loads(dataset.sidecar(NAMES[2]).read_text(encoding="utf-8"))
+        del content["fingerprint"]
+        dataset.sidecar(NAMES[2]).write_text(json.dumps(content), encoding="utf-8")
+    for command in (generate, ("push", "out", (tmp_path / "there").as_uri())):
+        refused = madgen_here(*command)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+        assert f"{NAMES[2]}.tar is a shard of another dataset" in refused.err
+    assert not (tmp_path / "there").exists()
+    result = madgen_here("verify", "out", "--repair")
+    assert (result.code, "1 shard marked for regeneration, 3 samples to generate" in result.err) == (1, True)
+    assert madgen_here(*generate).code == 0
+    assert tars(dataset) == before
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "sidecar"])
+def test_file_that_is_no_regular_file_is_a_problem(dataset, kind):
+    path = dataset.sidecar(NAMES[3]) if kind == "sidecar" else dataset.tar(NAMES[3])
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    verdict = verify(dataset)
+    assert f"{path} is not a regular file" in verdict.problems[0]
+    assert repair(dataset, verdict).samples == 1
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "flip", "row", "directory", "quarantine", "card", "picture"])
+def test_derived_files_are_checked_and_rewritten(dataset, madgen_here, kind):
+    index = dataset.root / "index.parquet"
+    before = index.read_bytes()
+    if kind in ("missing", "directory"):
+        index.unlink()
+    if kind == "directory":
+        index.mkdir()
+    if kind == "empty":
+        index.write_bytes(b"")
+    if kind == "flip":
+        index.write_bytes(before[:300] + bytes([before[300] ^ 1]) + before[301:])
+    if kind == "row":
+        content = json.loads(dataset.sidecar(NAMES[0]).read_text(encoding="utf-8"))
+        content["samples"].reverse()
+        dataset.sidecar(NAMES[0]).write_text(json.dumps(content), encoding="utf-8")
+        assert madgen_here("index", "out").code == 0
+        content["samples"].reverse()
+        dataset.sidecar(NAMES[0]).write_text(json.dumps(content), encoding="utf-8")
+    if kind == "quarantine":
+        (dataset.root / "quarantine.jsonl").write_text("{}\n")
+    card = dataset.root / "README.md"
+    if kind == "card":
+        card.write_text(card.read_text().replace("10 of 10 synthetic", "9 of 10 synthetic"))
+    if kind == "picture":
+        (dataset.root / "samples/1.jpg").write_bytes(b"")
+    verdict = verify(dataset)
+    assert (exit_code(verdict), len(verdict.derived), verdict.broken) == (1, 1, {}), verdict.problems
+    assert madgen_here("verify", "out", "--repair").code == 1
+    assert verify(dataset).complete
+    assert index.read_bytes() == before
+
+
+def test_edited_text_of_the_card_is_no_problem(dataset):
+    with open(dataset.root / "README.md", "a", encoding="utf-8") as card:
+        card.write("\nMore about it.\n")
+    assert verify(dataset).complete
+
+
+EDITS = {
+    "fingerprint": lambda content: content.update(fingerprint="0" * 32),
+    "identity": lambda content: content["identity"]["sampling"].update(guidance_scale=9.0),
+    "keys_sha256": lambda content: content["plan"].update(keys_sha256="0" * 64),
+    "samples_per_shard": lambda content: content["plan"].update(samples_per_shard=4),
+    "samples": lambda content: content["plan"].update(samples=11),
+    "job": lambda content: content["job"]["sampling"].update(guidance_scale=9.0),
+    "cut": None,
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_damaged_manifest_is_found_and_written_again(dataset, madgen_here, made, tmp_path, kind):
+    content, shards = json.loads(dataset.manifest.read_bytes()), tars(dataset)
+    before = Manifest.from_dict(json.loads(dataset.manifest.read_bytes()))
+    if EDITS[kind] is None:
+        dataset.manifest.write_bytes(dataset.manifest.read_bytes()[:200])
+    else:
+        EDITS[kind](content)
+        dataset.manifest.write_text(json.dumps(content))
+    assert madgen_here("verify", "out", "--repair").code == (2 if kind == "cut" else 1)
+    assert madgen_here("generate", made / "job.yaml", f"output.dir={tmp_path}/out").code == 0
+    after = dataset.read_manifest()
+    assert (after.fingerprint, after.identity, after.plan) == (before.fingerprint, before.identity, before.plan)
+    assert (verify(dataset).problems, tars(dataset)) == ([], shards)
+
+
+def test_identity_with_its_hash_is_another_job(dataset, madgen_here, made, tmp_path):
+    content = json.loads(dataset.manifest.read_bytes())
+    content["identity"]["sampling"]["guidance_scale"] = 9.0
+    content["fingerprint"] = fingerprint(content["identity"])
+    dataset.manifest.write_text(json.dumps(content))
+    assert len(verify(dataset).broken) == 4
+    assert madgen_here("generate", made / "job.yaml", f"output.dir={tmp_path}/out").code == 2
