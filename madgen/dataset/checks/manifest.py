@@ -9,8 +9,8 @@ from typing import Any
 from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.records import to_json
 
-RESOLVED = {"backbone.dtype", "backbone.loras", "prompts", "output.samples_per_shard"}
-"""Settings that the identity derives from the job or takes from the plan, as those that are null in one of them."""
+SAME = (("name",), ("backbone", "name"), ("output", "format"))
+"""Settings that the identity takes from the job as they are."""
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
@@ -28,16 +28,18 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     return [f"dataset.json: {problem}" for problem in problems]
 
 
-def _check_job(identity: dict[str, Any], job: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _check_job(identity: dict[str, Any], job: dict[str, Any]) -> Iterator[str]:
     """Compare the settings that the identity and the job both have."""
-    for name in sorted(identity.keys() & job.keys()):
-        path, expected, value = f"{prefix}{name}", identity[name], job[name]
-        if path in RESOLVED:
-            continue
-        if isinstance(expected, dict) and isinstance(value, dict):
-            yield from _check_job(expected, value, f"{path}.")
-        elif type(expected) is type(value) and expected != value:
-            yield f"its job says {path} {value!r:.60}, its identity {expected!r:.60}"
+    for path in SAME:
+        expected, value = _value(identity, path), _value(job, path)
+        if None not in (expected, value) and expected != value:
+            yield f"its job says {'.'.join(path)} {value!r:.60}, its identity {expected!r:.60}"
+
+
+def _value(content: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
 
 
 def _check_plan(identity: dict[str, Any], plan: PlanTotals) -> Iterator[str]:
