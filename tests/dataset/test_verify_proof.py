@@ -128,7 +128,7 @@ CHANGES = {
     "height of the JSON": in_json("height", value=33),
     "scores of the JSON": in_json("scores", value={"seam": 1.0}),
     "key of the JSON": in_json("key", value="x-0000"),
-    "sample_index": in_json("sample_index", value=1),
+    "sample_index": in_json("sample_index", value=5),
     "embedded guidance_scale": and_embedded(in_json("sampling", "guidance_scale", value=99)),
     "embedded fingerprint": and_embedded(in_json("fingerprint", value="dead")),
     "txt": lambda metadata, members, entry: members.update(txt=b"another"),
@@ -160,7 +160,7 @@ def test_sidecar_entries_belong_to_their_own_records(dataset, field):
     content = json.loads(dataset.sidecar(NAMES[0]).read_text(encoding="utf-8"))
     first, second = content["samples"][:2]
     if first[field] == second[field]:
-        first[field] = {"prompt": "other", "height": 48}[field]
+        first[field] = {"prompt": "other", "height": 48, "size": 512}[field]
     else:
         first[field], second[field] = second[field], first[field]
     dataset.sidecar(NAMES[0]).write_text(json.dumps(content), encoding="utf-8")

@@ -135,12 +135,21 @@ def _check_image(
                 yield f"the image is {image.height}x{image.width} px, its sidecar says {entry.height}x{entry.width} px"
                 return
             image.load()
+            if not _is_whole(data, image_format):
+                yield "its image is cut, or more bytes follow it"
             info = {str(name): value for name, value in image.info.items()}
     except NO_ERRORS as error:
         yield f"its image does not decode: {error}"
         return
     if embedded and not _is_embedded(info, metadata):
         yield "the metadata in its image is not that of its JSON"
+
+
+def _is_whole(data: bytes, image_format: str) -> bool:
+    """Return whether a file ends where its format ends; Pillow forgives a missing end."""
+    if image_format == "webp":
+        return int.from_bytes(data[4:8], "little") + 8 == len(data)
+    return data.endswith(b"\0\0\0\0IEND\xaeB`\x82" if image_format == "png" else b"\xff\xd9")
 
 
 def _is_embedded(info: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:

@@ -194,20 +194,22 @@ def open_remote(name: str, url: str) -> Remote:
 def refuse_other(sender: Push, listing: Listing, manifest: Manifest, name: str) -> None:
     """Raise UserError if the remote holds another dataset or shards that are not planned."""
     url = sender.remote.url
+    if "" in listing:
+        raise UserError(f"{name}={url} is a file; choose a folder")
     if "dataset.json" in listing:
         data = sender.tried("dataset.json", lambda: sender.remote.read("dataset.json"))
         try:
             existing = Manifest.from_json(data, f"{url}/dataset.json")
         except FormatError as error:
-            raise UserError(f"{name}={url} is in use: {error}; choose another place") from error
+            raise UserError(f"{name}={url} is in use: {error}; choose another target") from error
         if not _is_same(existing, manifest):
-            raise UserError(f"{name}={url} holds another dataset ({existing.fingerprint}); choose another place")
+            raise UserError(f"{name}={url} holds another dataset ({existing.fingerprint}); choose another target")
     ours = {f"shards/{shard}.{suffix}" for shard in manifest.shard_names() for suffix in ("tar", "json")}
     others = sorted(
         file for file in listing if file.startswith("shards/") and file not in ours and not _is_left_over(file)
     )
     if others:
-        raise UserError(f"{name}={url} holds {others[0]}, which is not of this dataset; choose another place")
+        raise UserError(f"{name}={url} holds {others[0]}, which is not of this dataset; choose another target")
 
 
 def _is_same(existing: Manifest, manifest: Manifest) -> bool:

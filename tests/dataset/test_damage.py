@@ -1,0 +1,267 @@
+"""Damaged files: every changed byte that a reader would notice is found, and no command ends with a traceback."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pytest
+from mutations import mutate
+from processes import begin, environment
+from pyarrow import parquet
+
+from madgen.config.loader import load_job
+from madgen.dataset import manifest
+from madgen.dataset.encoding import encode_sample
+from madgen.dataset.filtering.filter import write_filtered
+from madgen.dataset.filtering.selection import Choice, parse
+from madgen.dataset.format import FormatError, Manifest, Sidecar
+from madgen.dataset.index import write_index
+from madgen.dataset.layout import DatasetDir
+from madgen.dataset.plan import Plan
+from madgen.dataset.sample_json import sample_metadata, sample_settings
+from madgen.dataset.shards.leases import LEASE_S, Worker
+from madgen.dataset.shards.recovery import reopen
+from madgen.dataset.shards.writer import OpenShard
+from madgen.dataset.verify import verify
+from madgen.monitoring.status import status
+from madgen.prompts.builder import table_of
+from madgen.types import Prompt, Record
+from madgen.utils.atomic import temporary_path
+from madgen.utils.errors import UserError
+
+PLAN = Plan("job", table_of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(4)), 1, 2, 0)
+
+
+def make(root):
+    """Write a complete dataset of 4 samples in 2 shards without sampling."""
+    directory, job = DatasetDir(root), load_job([], ["name=job", "output.samples_per_shard=2"])
+    content = manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", []))
+    manifest.create(directory, content)
+    settings = sample_settings(job, content)
+    for index in range(PLAN.shard_count):
+        shard = OpenShard(directory, PLAN.shard(index), "w")
+        for position, task in enumerate(shard.shard.tasks):
+            image = np.random.default_rng(task.seed).integers(0, 255, (8, 16, 3), dtype=np.uint8)
+            metadata = {**sample_metadata(task, settings), "scores": {"seam": 1.5, "coherence": 0.25}}
+            shard.add(position, encode_sample(Record(task, image, metadata), "png", 95), metadata["scores"])
+        shard.publish()
+    write_index(directory)
+    shutil.rmtree(directory.work)
+    return directory
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make(tmp_path / "out")
+
+
+def reader_view(path):
+    """Return what a reader gets from a file; None if it cannot be read."""
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".tar":
+            return data  # none of its bytes is free
+        if path.suffix == ".parquet":
+            table = parquet.read_table(path, use_threads=False)
+            return table.schema.names, table.to_pylist()
+        if path.name == "dataset.json":
+            content = Manifest.from_json(data, path)
+            return content.fingerprint, content.identity, content.plan, content.filtered, content.name
+        sidecar = Sidecar.from_json(data, path)
+        return sidecar.shard, sidecar.index, sidecar.samples, sidecar.quarantine
+    except (FormatError, pyarrow.ArrowException, OSError, ValueError):
+        return None
+
+
+def is_noticed(dataset):
+    try:
+        return bool(verify(dataset).problems)
+    except UserError:
+        return True
+
+
+@pytest.mark.parametrize("flips", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_verify_notices_every_byte_that_a_reader_would(dataset, flips):
+    """Change random bytes of tars, sidecars, `dataset.json` and index, each file as often as the others."""
+    rng, missed, visible = random.Random(18), [], 0
+    files = sorted([*dataset.shards.iterdir(), dataset.manifest, dataset.root / "index.parquet"])
+    before = {path: (path.read_bytes(), reader_view(path)) for path in files}
+    assert not is_noticed(dataset)
+    for number in range(flips):
+        path = files[number % len(files)]
+        data, view = before[path]
+        at = rng.randrange(len(data))
+        path.write_bytes(data[:at] + bytes([data[at] ^ rng.randrange(1, 256)]) + data[at + 1 :])
+        if reader_view(path) != view:
+            visible += 1
+            missed += [] if is_noticed(dataset) else [(path.name, at)]
+        path.write_bytes(data)
+    assert missed == []
+    assert visible > flips // 3
+
+
+COMMANDS = [
+    ("verify", "out"),
+    ("status", "out", "--json"),
+    ("index", "out"),
+    ("filter", "out", "--where", "seed >= 0", "--keys", "keys.txt"),
+    ("filter", "out", "--where", "seam > 0", "-o", "chosen"),
+]
+
+
+def damaged(dataset, rng, kind):
+    """Damage one file of a kind, as a file of a running dataset where it exists there alone; return its name."""
+    paths = {"manifest": [dataset.manifest], "sidecar": sorted(dataset.shards.glob("*.json"))}
+    if kind not in paths:
+        reopen(dataset, "job-000001", dataset.read_sidecar("job-000001").samples[:1])
+        worker = Worker(dataset)
+        worker.start()
+        assert worker.claim("job-000001")
+        worker._stop.set()
+        worker._thread.join()
+        folder = {"journal": dataset.open_shards, "heartbeat": dataset.workers, "claim": dataset.claims}[kind]
+        paths[kind] = sorted(folder.glob("*.json*"))
+    path = rng.choice(paths[kind])
+    path.write_bytes(mutate(path.read_bytes(), rng))
+    return path.name
+
+
+@pytest.mark.parametrize("kind", ["manifest", "sidecar", "journal", "heartbeat", "claim"])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_damaged_files_end_no_command_with_a_traceback(madgen_here, tmp_path, kind, rounds):
+    made = make(tmp_path / "made").root
+    for seed in range(rounds):
+        for name in ("out", "chosen"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        (tmp_path / "keys.txt").unlink(missing_ok=True)
+        shutil.copytree(made, tmp_path / "out")
+        where = damaged(DatasetDir(tmp_path / "out"), random.Random(f"{kind} {seed}"), kind)
+        for command in (*COMMANDS, ("push", "out", (tmp_path / f"there{seed}").as_uri())):
+            result = madgen_here(*command)
+            assert result.code in (0, 2, 3, 4) or (result.code, command[0]) == (1, "verify"), (seed, where, command)
+            assert result.code != 2 or len(result.err.splitlines()) == 1, (seed, where, command, result.err)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"5", b"", b'{"fingerprint": ', b"\xff\xfe", b"null"])
+def test_target_with_a_damaged_dataset_json_is_refused(dataset, madgen_here, tmp_path, content):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/dataset.json").write_bytes(content)
+    result = madgen_here("push", "out", (tmp_path / "there").as_uri())
+    assert (result.code, "there/dataset.json is damaged" in result.err) == (2, True), result.err
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["dataset.json"]
+
+
+def test_target_that_is_a_file_is_refused(dataset, madgen_here, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    result = madgen_here("push", "out", (tmp_path / "there").as_uri())
+    assert (result.code, "is a file" in result.err) == (2, True), result.err
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_bad_journal_line_is_dropped_and_the_others_are_kept(dataset):
+    from madgen.dataset.shards.recovery import salvage
+
+    reopen(dataset, "job-000000", dataset.read_sidecar("job-000000").samples)
+    (journal,) = dataset.open_shards.glob("*.jsonl")
+    first, second = journal.read_bytes().splitlines()
+    for offset in (10**30, -1, "x", None):
+        broken = json.dumps({**json.loads(first), "offset": offset}).encode()
+        journal.write_bytes(broken + b"\n" + second + b"\n")
+        assert list(salvage(dataset, PLAN.shard(0)).kept) == [1]
+
+
+def test_samples_of_another_plan_are_not_recovered(dataset):
+    """A journal that vouches for intact records is not enough: they must be those of the task."""
+    from madgen.dataset.shards.recovery import salvage
+
+    other = Plan("job", table_of(Prompt(f"p{i}", f"other {i}", "", 8, 16) for i in range(4)), 1, 2, 0)
+    reopen(dataset, "job-000000", dataset.read_sidecar("job-000000").samples)
+    assert list(salvage(dataset, PLAN.shard(0)).kept) == [0, 1]
+    assert salvage(dataset, other.shard(0)).kept == {}
+
+
+def test_unreadable_heartbeat_of_another_user_stops_nobody(dataset, monkeypatch):
+    """Its worker is alive as long as the file is renewed; `status` leaves it out."""
+    from madgen.dataset.shards import leases
+
+    other, mine = Worker(dataset), Worker(dataset)
+    reopen(dataset, "job-000001", [])
+    other.start()
+    assert other.claim("job-000001")
+    mine.start()
+    read = leases.read_file
+
+    def denied(path):
+        if path == other.heartbeat_file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(leases, "read_file", denied)
+    try:
+        assert not mine.claim("job-000001")
+        assert mine.is_alive(other.id, mine._claim_file("job-000001"))
+        assert [worker["id"] for worker in status(dataset)["workers"]] == [mine.id]
+        mine.lease_s = -LEASE_S
+        assert mine.claim("job-000001")
+    finally:
+        other.close()
+        mine.close()
+
+
+def test_filter_removes_the_copies_of_killed_processes(dataset, tmp_path):
+    script = "import sys, pathlib, madgen.utils.atomic as f; print(f.temporary_path(pathlib.Path(sys.argv[1])))"
+    command = [sys.executable, "-c", script, str(tmp_path / "chosen")]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.strip()
+    alive = temporary_path(tmp_path / "chosen")
+    for folder in (tmp_path / ended, alive):
+        (folder / "shards").mkdir(parents=True)
+        (folder / "shards/job-000000.tar").write_bytes(b"half")
+    (tmp_path / ".mine").mkdir()
+    write_filtered(dataset, Choice(parse("seam > 0")), tmp_path / "another")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out", "another", ".mine", alive.name])
+    assert verify(DatasetDir(tmp_path / "another")).complete
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+def test_closed_pipe_is_no_failure_of_the_dataset(dataset, tmp_path, command):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from madgen.cli.app import main; main()", command, "out"],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    assert (process.wait(120), process.stderr.read()) == (0 if command == "verify" else 3, b"")
+
+
+def test_seeds_of_64_bits_are_indexed_and_selected(tmp_path):
+    plan = Plan("job", table_of([Prompt("p", "text", "", 8, 16, seed=2**64 - 1)]), 1, 2, 0)
+    assert plan.task(0).seed == 2**64 - 1
+    directory, job = DatasetDir(tmp_path / "out"), load_job([], ["name=job", "output.samples_per_shard=2"])
+    content = manifest.manifest(job, plan, manifest.identity(job, plan, "float32", "w", []))
+    manifest.create(directory, content)
+    shard = OpenShard(directory, plan.shard(0), "w")
+    record = Record(plan.task(0), np.zeros((8, 16, 3), np.uint8), sample_metadata(plan.task(0), {}))
+    shard.add(0, encode_sample(record, "png", 95))
+    shard.publish()
+    index = parquet.read_table(write_index(directory))
+    assert index["seed"].to_pylist() == [2**64 - 1]
+    shutil.rmtree(directory.work)
+    assert verify(directory).complete
+
+
+def test_paths_are_not_in_samples_nor_in_the_card(job_file, tiny, tmp_path):
+    """The same weights in another folder give the same bytes, which name neither folder."""
+    shutil.copytree(tiny, tmp_path / "copy")
+    for name in ("out", "again"):
+        changes = [] if name == "out" else [f"backbone.pretrained={tmp_path}/copy"]
+        process = begin(("generate", job_file, f"output.dir={name}", *changes), tmp_path, environment())
+        assert process.wait() == 0, process.said()
+    for path in sorted((tmp_path / "out/shards").glob("*.tar")):
+        data = path.read_bytes()
+        assert data == (tmp_path / "again/shards" / path.name).read_bytes()
+        assert str(tiny).encode() not in data
+    for name in ("out", "again"):
+        assert str(tmp_path) not in (tmp_path / name / "README.md").read_text(encoding="utf-8")
