@@ -78,7 +78,7 @@ def test_upload_target_of_another_dataset_is_refused_before_sampling(madgen_here
     (tmp_path / "there/dataset.json").write_bytes(other.to_json())
     result = madgen_here("generate", job_file, f"output.upload=file://{tmp_path}/there")
     assert (result.code, (tmp_path / "out").exists()) == (2, False)
-    assert f"output.upload=file://{tmp_path}/there holds another dataset (another); choose another place" in result.err
+    assert f"output.upload=file://{tmp_path}/there holds another dataset (another); choose another target" in result.err
 
 
 @pytest.mark.slow
