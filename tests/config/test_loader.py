@@ -125,7 +125,7 @@ def test_job_is_frozen():
         ("output.upload=s3://", "output.upload must be a URL such as s3://bucket/folder"),
         ("output.upload=simplecache::s3://bucket/x", "output.upload must be a URL such as s3://bucket/folder"),
         ("output.upload=s3://key:sec/ret@bucket/x", "output.upload must not contain a password, key or query"),
-        ("output.upload='https://host/x?sig=secret'", "output.upload must not contain a password, key or query"),
+        ("output.upload='https://host/x?sig=secret'", "output.upload contains a password, token or signature in a URL"),
     ],
 )
 def test_invalid_values_raise_user_error_with_value_bound_and_fix(override, message):
