@@ -19,20 +19,20 @@ KEY = "scores.clip"
 
 
 class Clip:
-    """Computes in float32 whatever the backbone's precision, one picture at a time: no score depends on others."""
+    """CLIP in float32, one image at a time, so that no score depends on the backbone's precision or on other images."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device):
         self.model, self.processor, self.device = model.to(device).eval(), processor, device
-        self._text = lru_cache(maxsize=64)(self._embedded)  # all crops of a panorama share one
+        self._text = lru_cache(maxsize=64)(self._embedded)  # shared by all crops of a panorama
 
     @torch.no_grad()
     def similarity(self, image_HWC: np.ndarray, text: str) -> float:
-        """Cosine of an RGB picture (uint8) and a text; the end of a text that is too long is not looked at."""
+        """Return the cosine similarity of an RGB image (uint8) and a text, which is truncated to the model's length."""
         return float(torch.nn.functional.cosine_similarity(self.features([image_HWC]), self._text(text))[0])
 
     @torch.no_grad()
     def features(self, images_HWC: Sequence[np.ndarray]) -> Tensor:
-        """Projected features float32 [N, D] of RGB pictures (uint8), not normalised."""
+        """Return projected features of RGB images (uint8), float32 [N, D], not normalised."""
         copies = [image.copy() for image in images_HWC]
         pixels = self.processor(images=copies, return_tensors="pt", input_data_format="channels_last")
         return self.model.visual_projection(
@@ -40,7 +40,7 @@ class Clip:
         )
 
     def text_features(self, text: str) -> Tensor:
-        """Projected features float32 [1, D] of a text, not normalised."""
+        """Return projected features of a text, float32 [1, D], not normalised."""
         return self._text(text)
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Clip:
 
 
 def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip:
-    """Loads a folder or hub id, the value of `key`; UserError if it holds no CLIP model in safetensors."""
+    """Load a folder or Hub id, the value of `key`; UserError if it contains no CLIP model in safetensors."""
     from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPProcessor
 
@@ -59,7 +59,7 @@ def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip
     config = read_config(where, None, "config.json", key, "CLIP model")
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
         kind = config.get("architectures") or config.get("model_type")
-        raise UserError(f"{key}={model} holds no CLIP model: config.json says {kind}")
+        raise UserError(f"{key}={model} contains no CLIP model: config.json says {kind}")
     try:
         loaded, found = CLIPModel.from_pretrained(
             where, use_safetensors=True, dtype=torch.float32, output_loading_info=True

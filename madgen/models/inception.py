@@ -1,4 +1,4 @@
-"""Inception as FID wants it: the network and weights of TensorFlow's, in torch-fidelity's port."""
+"""Inception for FID: TensorFlow's network and weights, ported by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Inception:
 
     @torch.no_grad()
     def features(self, images: list[np.ndarray]) -> Tensor:
-        """float32 [N, 2048] of RGB pictures (uint8)."""
+        """Return features of RGB images (uint8), float32 [N, 2048]."""
         return self.module(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device))[0].flatten(1)
 
 
 def load(weights: Path | None, device: torch.device) -> Inception:
-    """From a file of weights; without one, from torch's download cache. UserError if they cannot be had."""
+    """Load weights from a file, or from torch's download cache; UserError if they are not available."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
@@ -42,7 +42,7 @@ def load(weights: Path | None, device: torch.device) -> Inception:
         module = FeatureExtractorInceptionV3("inception", [FEATURES], feature_extractor_weights_path=str(path))
     except (OSError, RuntimeError, torch.serialization.pickle.UnpicklingError) as error:
         raise UserError(
-            f"--extractor features={path} holds no Inception weights: {str(error).splitlines()[0]}"
+            f"--extractor features={path} contains no Inception weights: {str(error).splitlines()[0]}"
         ) from error
     return Inception(module, device)
 
@@ -53,6 +53,6 @@ def _download(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except (URLError, OSError) as error:
         raise UserError(
-            f"FID, KID and GIQA need Inception's weights, and they cannot be downloaded from here ({error}); put {url} "
-            f"into {path.parent}, or take another network, such as --extractor demo"
+            f"FID, KID and GIQA need Inception's weights, which cannot be downloaded ({error}); put {url} "
+            f"into {path.parent}, or use another network, such as --extractor demo"
         ) from error

@@ -17,22 +17,22 @@ KEY = "safety.checker"
 
 
 class SafetyChecker:
-    """Computes in float32 whatever the backbone's precision, one picture at a time: no picture depends on others."""
+    """The checker in float32, one image at a time, so that no result depends on the backbone's precision or other images."""
 
     def __init__(self, model: Any, extractor: Any, device: torch.device):
         self.model, self.extractor, self.device = model.to(device).eval(), extractor, device
 
     @torch.no_grad()
     def flags(self, image_HWC: np.ndarray) -> bool:
-        """Return whether an RGB picture (uint8) shows what the checker was made to find."""
+        """Return whether the checker flags an RGB image (uint8)."""
         pixels = self.extractor(image_HWC.copy(), return_tensors="pt", input_data_format="channels_last").pixel_values
-        # The checker blackens the pictures that it is given beside the features: here something of no use.
+        # The checker blackens flagged images that are passed with the features: pass a placeholder.
         _, flagged = self.model(clip_input=pixels.to(self.device, torch.float32), images=[np.zeros(1)])
         return bool(flagged[0])
 
 
 def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
-    """Loads a folder or hub id: the checker's own, or a pipeline's. UserError if there is none."""
+    """Load a folder or Hub id of a checker, or of a pipeline that has one; UserError if there is none."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from safetensors import SafetensorError
     from transformers import CLIPImageProcessor
@@ -41,7 +41,9 @@ def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
     of_checker, of_extractor = CHECKER_PARTS if in_pipeline_layout(checker) else ("", "")
     config = read_config(where, None, f"{of_checker}/config.json".lstrip("/"), KEY, "safety checker")
     if CLASS not in (config.get("architectures") or ()):
-        raise UserError(f"{KEY}={checker} holds no safety checker: its architectures are {config.get('architectures')}")
+        raise UserError(
+            f"{KEY}={checker} contains no safety checker: its architectures are {config.get('architectures')}"
+        )
     read_config(where, None, f"{of_extractor}/preprocessor_config.json".lstrip("/"), KEY, "safety checker")
     try:
         model, found = StableDiffusionSafetyChecker.from_pretrained(

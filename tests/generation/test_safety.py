@@ -248,7 +248,7 @@ def pickled(folder):
     [
         (without("safety_checker/config.json"), "is a folder without safety_checker/config.json: not a safety checker"),
         (without("feature_extractor/preprocessor_config.json"), "is a folder without feature_extractor/preprocessor"),
-        (of_another_kind, "holds no safety checker: its architectures are ['CLIPModel']"),
+        (of_another_kind, "contains no safety checker: its architectures are ['CLIPModel']"),
         (lacking_weights, "lacks weights: concept_embeds"),
         (pickled, "cannot load safety.checker="),
         (lambda folder: (folder / "safety_checker/config.json").write_text("{"), "is not valid JSON"),

@@ -299,7 +299,7 @@ def of_another_kind(folder):
     [
         (pickled, "cannot load scores.clip="),
         (lacking_weights, "lacks weights: text_projection.weight"),
-        (of_another_kind, "holds no CLIP model: config.json says ['SiglipModel']"),
+        (of_another_kind, "contains no CLIP model: config.json says ['SiglipModel']"),
         (lambda folder: (folder / "config.json").unlink(), "is a folder without config.json: not a CLIP model"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
     ],

@@ -45,7 +45,7 @@ def test_inception_weights_with_pickled_code_are_refused(tmp_path):
             return open, (str(tmp_path / "ran"), "w")
 
     (tmp_path / "bad.pth").write_bytes(pickle.dumps({"weights": Code()}))
-    with pytest.raises(UserError, match="holds no Inception weights"):
+    with pytest.raises(UserError, match="contains no Inception weights"):
         Extractors(parse(f"demo,features={tmp_path / 'bad.pth'}"), torch.device("cpu"))["features"]
     assert not (tmp_path / "ran").exists()
 
