@@ -17,7 +17,7 @@ KEY = "safety.checker"
 
 
 class SafetyChecker:
-    """The checker in float32, one image at a time, so that no result depends on the backbone's precision or other images."""
+    """The checker in float32, one image at a time: no result depends on the backbone's precision or other images."""
 
     def __init__(self, model: Any, extractor: Any, device: torch.device):
         self.model, self.extractor, self.device = model.to(device).eval(), extractor, device
