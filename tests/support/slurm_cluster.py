@@ -47,12 +47,12 @@ class Cluster:
         return dict(pair.split("=", 1) for pair in self.run("scontrol", "-o", "show", "job", job).stdout.split(" ")
                     if "=" in pair)  # fmt: skip
 
-    def until(self, true, what, every_s=0.1):
-        """Return the first true value of `true()`; fail if all jobs end before."""
+    def until(self, true, what, every_s=0.1, jobs=()):
+        """Return the first true value of `true()`; fail if these jobs, by default all, end before."""
         deadline = time.monotonic() + TIMEOUT_S
         while not (value := true()):
             assert time.monotonic() < deadline, f"waited for {what}\n{self.logs()}"
-            assert self.queued() or true(), f"the jobs ended before {what}\n{self.logs()}"
+            assert self.queued(*jobs) or true(), f"the jobs ended before {what}\n{self.logs()}"
             time.sleep(every_s)
         return value
 
@@ -72,7 +72,7 @@ class Cluster:
         self.until(lambda: self.state(job).items() >= wanted.items(), f"{wanted}")
 
     def until_ended(self, *jobs):
-        self.until(lambda: not self.queued(*jobs), "the job's end", 0.5)
+        self.until(lambda: not self.queued(*jobs), "the job's end", 0.5, jobs)
 
     def complete_here(self, out, *options):
         """Complete the dataset with a process outside SLURM."""
