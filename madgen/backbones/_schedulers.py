@@ -399,14 +399,18 @@ def _no_such_steps(scheduler: Any, requested: int, arguments: dict[str, Any], re
 
 def scheduler_object(scheduler: Any, own: Any) -> Any:
     """Return a scheduler that Python callers give: an object as it is, a class with the config of `own`."""
-    if isinstance(scheduler, type) and hasattr(scheduler, "from_config"):
-        return scheduler.from_config(own.config)
-    if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in ("config", "set_timesteps", "step")):
+    check_scheduler_object(scheduler)
+    scheduler_class: Any = scheduler if isinstance(scheduler, type) else None
+    return scheduler if scheduler_class is None else scheduler_class.from_config(own.config)
+
+
+def check_scheduler_object(scheduler: Any) -> None:
+    """Raise UserError unless `scheduler` is a diffusers scheduler or its class."""
+    needed = ("from_config", "set_timesteps", "step")
+    if not all(hasattr(scheduler, name) for name in needed):
         raise UserError(
-            "scheduler must be the name of a diffusers scheduler, a scheduler, or its class, "
-            f"got {getattr(scheduler, '__name__', repr(scheduler))}"
+            f"scheduler must be a string, got {scheduler!r}; a diffusers scheduler or its class is possible too"
         )
-    return scheduler
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from madgen.backbones import Backbone, Lora, PromptEmbeddings, as_lora, backbone_module
 from madgen.backbones._borrowed import Borrowed, borrow
-from madgen.backbones._schedulers import scheduler_object
+from madgen.backbones._schedulers import check_scheduler_object, scheduler_object
 from madgen.config.schema import (
     BackboneConfig,
     Job,
@@ -595,6 +595,8 @@ def _settings(
     overrides: Sequence[str],
 ) -> tuple[Job, frozenset[str]]:
     """Build the configs of a sampler from arguments and overrides; a scheduler that is no name is not part of them."""
+    if scheduler is not None and not isinstance(scheduler, str):
+        check_scheduler_object(scheduler)
     sampling = SamplingConfig(
         scheduler=scheduler if isinstance(scheduler, str) else None,
         scheduler_options=mapping("scheduler_options", scheduler_options or {}),
