@@ -1,44 +1,37 @@
-"""Characters that a prompt cannot mean: controls, invisible format characters and the remains of a wrong decoding."""
+"""Characters that a prompt cannot mean: invisible format characters and the remains of a wrong decoding."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-import numpy as np
-
 BYTE_ORDER_MARK = "\ufeff"
-CONTROLS = (
-    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
-).split()
 INVALID = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls, without tabs and line breaks
-    "\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # format characters
+    "[\x00\xad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # NUL and invisible format characters
     "\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff]"  # halves of surrogate pairs, noncharacters, replacement character
     # Joiners shape Arabic and Indic letters and combine emoji; after other characters they are invisible.
     "|(?<![\u0590-\u1fff\u2190-\u2bff\ufb50-\ufdff\ufe0f\ufe70-\ufefc\U00010000-\U0001ffff])[\u200c\u200d]"
     # Tags follow a black flag, as in the emoji of Scotland's flag.
     "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
 )
-BLANK = re.compile(  # spaces, fillers, and modifiers without a character to modify
-    "[\\s\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]*"
+BLANK = re.compile(  # spaces, controls, directions, fillers, and modifiers without a character to modify
+    "[\\s\x01-\x1f\x7f-\x9f\u200c-\u200f\u202a-\u202e\u2066-\u2069"
+    "\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]*"
 )
 
 
 def is_clean(text: str) -> bool:
     """Return whether a text, such as many prompts joined by spaces, has no invalid character; fast on ASCII."""
     if text.isascii():
-        codes = np.frombuffer(text.encode(), np.uint8)
-        if codes.min(initial=32) >= 32 and codes.max(initial=0) < 127:
-            return True
-    elif text.isprintable() and "\ufffd" not in text:
+        return "\0" not in text
+    if text.isprintable() and "\ufffd" not in text:
         return True
     return INVALID.search(text) is None
 
 
 def is_blank(text: str) -> bool:
     """Return whether a text has no visible character."""
-    return not text.strip() or (not text.isascii() and BLANK.fullmatch(text) is not None)
+    return BLANK.fullmatch(text) is not None
 
 
 def without_mark(text: str) -> str:
@@ -58,13 +51,5 @@ def invalid_character(text: str) -> str | None:
         return f"contains half of a surrogate pair ({place}), which UTF-8 cannot encode; remove it"
     if character == "\ufffd":
         return f"contains U+FFFD REPLACEMENT CHARACTER ({place}), the trace of a wrong encoding; restore the original"
-    return f"contains {_name(character)} ({place}), which is invisible; remove it"
-
-
-def _name(character: str) -> str:
-    code = f"U+{ord(character):04X}"
-    if ord(character) < 32:
-        return f"the control character {code} {CONTROLS[ord(character)]}"
-    if unicodedata.category(character) == "Cc":
-        return f"the control character {code}"
-    return f"{code} {unicodedata.name(character, '(unassigned)')}"
+    name = f"U+{ord(character):04X} {unicodedata.name(character, '(unassigned)')}"
+    return f"contains {name} ({place}), which is invisible; remove it"

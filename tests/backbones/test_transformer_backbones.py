@@ -197,7 +197,7 @@ def test_views_that_differ_are_not_run_as_one_canvas():
         (
             "flux",
             {"scheduler": "DDIMScheduler"},
-            "DDIMScheduler cannot step this checkpoint, which was trained with flow",
+            "scheduler=DDIMScheduler cannot step this backbone, which is a flow-matching model; use for example",
         ),
         ("flux", {"mad_blocks": ["late", "nothing*"]}, "'nothing\\*' is neither early"),
     ],

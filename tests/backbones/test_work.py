@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from madgen import Box, PanoramaSampler, Region
-from madgen.diffusion import denoise as loop
+from madgen.diffusion.operators import MergeOperator
 from madgen.types import Ramp
 
 RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
@@ -38,8 +38,8 @@ def work(monkeypatch):
         return mad
 
     for name in ("split", "merge"):
-        real = getattr(loop, name)
-        monkeypatch.setattr(loop, name, lambda *a, real=real, name=name: done.append((name, 1, 1)) or real(*a))
+        real = getattr(MergeOperator, name)
+        monkeypatch.setattr(MergeOperator, name, lambda *a, real=real, name=name: done.append((name, 1, 1)) or real(*a))
     watch.done = done
     return watch
 

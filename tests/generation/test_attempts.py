@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingConfig
-from madgen.generation.regenerate import _sample as sample_again
+from madgen.generation.regenerate import _inputs, _sample
 from madgen.generation.robust_sampler import RobustSampler, is_out_of_memory, with_changes, within_memory
 from madgen.types import Prompt, Task
 
@@ -422,10 +422,10 @@ def test_regenerate_uses_float32_on_the_weights_as_loaded(tiny, tmp_path):
         "sampling": {"scheduler": None, "original_inference_steps": None, "loop": False, "decode": "auto", **SAMPLING},
         "prompt": TEXTS[0], "negative_prompt": "", "height": 32, "width": 64, "seed": 10,
     }  # fmt: skip
-    again, _ = sample_again(with_changes(lasting, attempt.changes))
-    assert np.array_equal(again, attempt.image_HWC)
-    other, _ = sample_again(with_changes(lasting, {"backbone": {"dtype": "float32"}}))
-    assert not np.array_equal(other, attempt.image_HWC)
+    for changes, same in ((attempt.changes, True), ({"backbone": {"dtype": "float32"}}, False)):
+        metadata = with_changes(lasting, changes)
+        again, _ = _sample(_inputs(metadata), metadata)
+        assert np.array_equal(again, attempt.image_HWC) == same
 
 
 def test_float32_samples_are_recorded_and_regenerated_in_float32(madgen, job_file, overflowing, tmp_path):
