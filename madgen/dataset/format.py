@@ -255,8 +255,8 @@ class Manifest(Record):
     def from_dict(cls, value: Any) -> Self:
         record = super(Manifest, cls).from_dict(value)
         name = record.job.get("name")
-        if type(name) is not str or not re.fullmatch(r"[^/\0]{1,200}", name):
-            raise InvalidValueError(f"is {name!r:.60}, expected a string that can be the name of a file", ".job.name")
+        if type(name) is not str or name == "":
+            raise InvalidValueError(f"is {name!r:.60}, expected a string", ".job.name")
         for section, value in record.job.items():
             if section in SECTIONS and type(value) is not dict:
                 raise InvalidValueError(f"is {value!r:.60}, expected an object", f".job.{section}")
@@ -297,7 +297,9 @@ class Manifest(Record):
         return self.job.get("output", {}).get("key_prefix", "")
 
     def shard_names(self) -> list[str]:
-        """Return the names of the planned shards, in order."""
+        """Return the names of the planned shards, in order. Raises FormatError if they cannot be names of files."""
+        if not re.fullmatch(r"[^/\0]{1,200}", self.name):
+            raise FormatError(f"dataset.json: job.name is {self.name!r:.60}, which cannot be the name of a file")
         return [shard_name(self.name, index) for index in range(self.plan.shards)]
 
     def to_json(self) -> bytes:

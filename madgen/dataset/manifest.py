@@ -28,7 +28,7 @@ from madgen.hub.weights import (
 from madgen.images import scores
 from madgen.images.embedded_metadata import VERSION as EMBEDDED
 from madgen.utils.atomic import hard_link, sync_directory, temporary_path, write_atomically
-from madgen.utils.errors import UserError
+from madgen.utils.errors import STORAGE_ERRORS, UserError
 
 LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
 """Parts of `method` that datasets of earlier versions do not have."""
@@ -256,6 +256,8 @@ def _link_new(temporary: Path, directory: DatasetDir, content: Manifest) -> None
         if _is_damaged(directory, content):
             write_atomically(directory.manifest, content.to_json())
     except OSError as error:
+        if directory.manifest.exists() and error.errno in STORAGE_ERRORS:
+            raise  # resuming: a full disk, for example, stops the run
         raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
