@@ -27,7 +27,14 @@ def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", sorted((ROOT / "configs/method").glob("*.yaml")), ids=lambda path: path.stem)
+METHODS = sorted((ROOT / "configs/method").glob("*.yaml"))
+SLOW = ("syncdiffusion",)  # gradients through the network
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in METHODS],
+)
 def test_every_method_generates_on_the_demo_backbone(method, madgen, tmp_path):
     (tmp_path / "prompts.txt").write_text("a hill\n")
     files = [ROOT / "configs/backbone/demo.yaml", method, ROOT / "configs/trainer/cpu.yaml"]

@@ -60,6 +60,7 @@ def test_plugin_samples_with_every_option(options):
     assert images.std() > 0
 
 
+@pytest.mark.slow
 def test_syncdiffusion_runs_on_the_plugin():
     options = {"mad_steps": 0, "sync_network": "random", "scheduler": "DDIMScheduler"}
     run = {"seeds": [1], "output": "latent", **SIZE}

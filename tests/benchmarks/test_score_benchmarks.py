@@ -25,6 +25,7 @@ def test_horizon_is_found_within_3_pixels():
         assert abs(scores.horizon(image) - true) * 128 <= 3, scene
 
 
+@pytest.mark.slow
 def test_spread_is_small_within_one_scene_and_large_across_scenes():
     noon, night = Scene("noon", "hills", "meadow", "low"), Scene("night", "hills", "snow", "high")
     one = scores.spread(draw(noon, np.random.default_rng(0), 128, 512))

@@ -149,6 +149,7 @@ def test_every_cell_depends_on_the_prompt(sample, case, steps):
     assert bool(((one - other).abs().amax(1) > 1e-7).all())
 
 
+@pytest.mark.slow
 @few
 @given(case=cases(), steps=st.integers(0, STEPS))
 def test_a_region_of_the_same_prompt_changes_nothing(sample, case, steps):
@@ -158,6 +159,7 @@ def test_a_region_of_the_same_prompt_changes_nothing(sample, case, steps):
     assert close(sample(method, ["a hill"], [1], ["fog"], regions=[[region]], **case.size), plain)
 
 
+@pytest.mark.slow
 @few
 @given(case=cases(), bootstrapping=st.integers(0, STEPS))
 def test_region_of_the_whole_canvas_equals_its_prompt(sample, case, bootstrapping):
@@ -167,6 +169,7 @@ def test_region_of_the_whole_canvas_equals_its_prompt(sample, case, bootstrappin
     assert close(covered, sample(method, ["the sea"], [1], ["fog"], **case.size))
 
 
+@pytest.mark.slow
 @few
 @given(case=cases())
 def test_regions_do_not_affect_other_panoramas_in_the_batch(sample, case):

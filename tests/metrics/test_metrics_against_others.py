@@ -60,6 +60,7 @@ def test_coherence_matches_scikit_learn_cosine_similarity(images, networks):
         assert value == pytest.approx(cosine_similarity(features)[np.triu_indices(3, 1)].mean(), **CLOSE)
 
 
+@pytest.mark.slow
 def test_intra_lpips_matches_the_lpips_package(images, networks):
     import lpips
 

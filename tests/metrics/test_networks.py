@@ -84,6 +84,7 @@ def test_weights_hash_distinguishes_networks(clip_folder, tmp_path):
     assert first.weights != Extractors(parse(f"{tmp_path / 'other'},vgg=random"), device)["clip"].weights
 
 
+@pytest.mark.slow
 def test_fetch_downloads_the_networks_of_evaluate(clip_folder, capsys):
     from madgen.generation.fetch import fetch_networks
 

@@ -15,6 +15,7 @@ def relative_error(ours, reference):
     return float((ours - reference).norm() / reference.norm())
 
 
+@pytest.mark.slow
 def test_loop_equals_the_panorama_pipeline_with_circular_padding():
     """diffusers' circular views start at every 8th column and wrap: `loop=True` with stride 8. It pads the decoder's
     input with 8 columns, madgen with a view's width; pictures are compared with 8.

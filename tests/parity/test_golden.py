@@ -126,6 +126,7 @@ def test_regions_equal_the_released_code(monkeypatch):
     assert relative_error(ours, reference) <= 1e-4
 
 
+@pytest.mark.slow
 def test_modes_of_cross_attention_differ():
     _, meta = load("sd_768_tau2")
     method = {"view_size": 64, "stride": meta["stride"], "mad_steps": meta["tau"]}

@@ -264,6 +264,7 @@ def test_a_sampler_works_for_one_thread_at_a_time(sampler, monkeypatch):
     assert torch.equal(sampler.sample(["a hill"], seeds=[1], **SIZE), alone)
 
 
+@pytest.mark.slow
 def test_threads_may_load_and_sample_side_by_side(tiny):
     """In float32; a model in half precision changes PyTorch's default dtype while it is loaded."""
     made = {}
