@@ -125,7 +125,7 @@ def merging_layers(monkeypatch):
     ],
 )
 def test_blocks_select_merged_layers_and_steps_select_when(tiny, merging_layers, blocks, starts, count):
-    """By a hook in the layers: what they do, not what they were told."""
+    """Hooks in the layers see what they do, not how they are configured."""
     sampler(tiny, mad_steps=2, mad_blocks=blocks).sample(["a hill"], seeds=[1], **SIZE)
     assert len(merging_layers) == len(set(merging_layers))
     for step in range(SIZE["num_inference_steps"]):

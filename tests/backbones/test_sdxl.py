@@ -70,7 +70,7 @@ def test_without_forced_zeros_the_empty_prompt_is_encoded(tiny_xl, tmp_path):
 
 @torch.no_grad()
 def naive_multidiffusion(pipeline, starts, prompt, negative, seed, steps, guidance_scale):
-    """MultiDiffusion written down with diffusers alone: each 8x8 view stepped by a scheduler of its own, averaged."""
+    """MultiDiffusion written down with diffusers alone: each 8x8 view stepped by a separate scheduler, averaged."""
     hidden, no_hidden, pooled, no_pooled = pipeline.encode_prompt(prompt, negative_prompt=negative)
     embeddings, summaries = torch.cat([no_hidden, hidden]), torch.cat([no_pooled, pooled])
     sizes = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
@@ -140,15 +140,15 @@ def test_a_prompt_does_not_depend_on_its_neighbours_in_the_batch(tiny_xl):
 
 def test_size_conditions_hold_the_size_of_the_view(tiny_xl, monkeypatch):
     mad = sampler(tiny_xl, mad_steps=1)
-    told = []
+    conditions = []
     forward = mad.backbone.unet.forward
     monkeypatch.setattr(
-        mad.backbone.unet, "forward", lambda *a, **k: told.append(k["added_cond_kwargs"]) or forward(*a, **k)
+        mad.backbone.unet, "forward", lambda *a, **k: conditions.append(k["added_cond_kwargs"]) or forward(*a, **k)
     )
     mad.sample(["a hill", "the sea"], seeds=[1, 2], output="latent", **SIZE)
     views = 2 * 2 * 5  # negative and prompt, two panoramas, views
-    assert told[0]["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * views
-    assert told[0]["text_embeds"].shape == (views, 40)
+    assert conditions[0]["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * views
+    assert conditions[0]["text_embeds"].shape == (views, 40)
 
 
 def test_noise_prediction_and_decoding_are_differentiable(tiny_xl):

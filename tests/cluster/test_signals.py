@@ -15,7 +15,7 @@ STOPPED = "stopped; rerun the same command to resume"
 
 
 class Group:
-    """A command in a process group of its own, as a shell or a batch system starts it."""
+    """Start a command in a separate process group, as a shell or a batch system does."""
 
     def __init__(self, folder, *arguments, **env):
         self.log, self.out = folder / "log", folder / "out"

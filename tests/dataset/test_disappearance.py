@@ -32,9 +32,9 @@ def test_disappeared_dataset_is_reported_as_such(directory, error):
     lose(directory)
     with pytest.raises(type(error)), directory.reporting_disappearance(began=lambda: False):
         raise error
-    with pytest.raises(OSError, match="has disappeared") as told, directory.reporting_disappearance():
+    with pytest.raises(OSError, match="has disappeared") as raised, directory.reporting_disappearance():
         raise error
-    assert told.value.errno == errno.ESTALE
+    assert raised.value.errno == errno.ESTALE
 
 
 def test_nothing_is_written_at_the_path_of_a_disappeared_dataset(directory):
