@@ -1,6 +1,6 @@
 """Hooks of MkDocs: the configuration and command line references, and the pages of benchmark results.
 
-The references are generated while the site is built, from the docstrings of `madgen/config/schema.py` and from the
+The references are generated while the site is built, from the docstrings of `madgen/config/schema/` and from the
 commands themselves, so that they cannot go stale.
 """
 
