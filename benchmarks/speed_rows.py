@@ -282,7 +282,7 @@ def regions(bench: Bench) -> Row:
     shared = bench.madgen(0.3, regions=parts)
 
     def separate(steps: int) -> Any:
-        with mock.patch("madgen.sampling.sampler.seen", return_value=list(range(1 + len(parts)))):
+        with mock.patch("madgen.sampling.joint_sampler.row_view_ids", return_value=list(range(1 + len(parts)))):
             return shared(steps)
 
     found = bench.measure({"madgen, shared": shared, "madgen, a pass each": separate}, steps=10)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-import madgen.sampling.sampler
+import madgen.sampling.joint_sampler
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones._unet import crosses
 from madgen.backbones.sd import describe
@@ -251,8 +251,9 @@ def test_rolled_noise_gives_a_rolled_loop(tiny, monkeypatch, layout, loop):
     """With noise turned by some columns, a looped panorama is turned by as many; without a loop it is another."""
     mad, roll = sampler(tiny, layout=layout, mad_steps=2), 8
     latents = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
-    noise = madgen.sampling.sampler.initial_noise
-    monkeypatch.setattr(madgen.sampling.sampler, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
+    module = madgen.sampling.joint_sampler
+    noise = module.initial_noise
+    monkeypatch.setattr(module, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
     turned = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
     assert torch.allclose(latents.roll(roll, -1), turned, atol=1e-4) == loop
 

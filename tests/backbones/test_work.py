@@ -170,7 +170,7 @@ def test_shared_negative_prompts_change_nothing(model, name, how, more, request,
     mad = sampler(request.getfixturevalue(model), name=name, **how)
     given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
     shared = mad.sample(**given)
-    monkeypatch.setattr("madgen.sampling.sampler.row_view_ids", lambda regions, bootstrapped: list(range(7)))
+    monkeypatch.setattr("madgen.sampling.joint_sampler.row_view_ids", lambda regions, bootstrapped: list(range(7)))
     apart = mad.sample(**given)
     assert float((shared - apart).norm() / apart.norm()) <= 1e-5
 

@@ -1,0 +1,285 @@
+"""From batches of prompts to latents and pixels: one backbone and one method, with settings that are checked."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from madgen.backbones import Backbone, PromptEmbeddings
+from madgen.backbones._borrowed import Borrowed
+from madgen.backbones._schedulers import scheduler_object
+from madgen.config.schema import SamplingParams
+from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
+from madgen.diffusion.noise import align
+from madgen.diffusion.reference import with_annex, without_annex
+from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
+from madgen.diffusion.views import Views
+from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
+from madgen.sampling.geometry import Geometry
+from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
+from madgen.sampling.method import Method
+from madgen.sampling.postprocess import decodes_tiled, to_uint8
+from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
+from madgen.types import Task
+from madgen.utils.errors import UserError
+from madgen.utils.seeding import generators, initial_noise
+from madgen.utils.validation import switch, text
+
+logger = logging.getLogger(__name__)
+
+
+class JointSampler:
+    """Sample batches with one backbone and one method; `PanoramaSampler` adds what people call."""
+
+    def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, params: SamplingParams | None = None):
+        self.backbone, self.geometry, self.method = backbone, geometry, method
+        self.params = params or SamplingParams()
+        """Defaults of all sampling methods."""
+        self.size: tuple[int | None, int | None] = (None, None)
+        """Default height and width in pixels; None: see `default_size`."""
+        self.distance = _perceptual_distance(method, backbone)
+        self.warn_if_truncated = True
+        """Log a warning for the first prompt that is too long for the text encoder."""
+        self._lock = threading.RLock()
+        self._borrowed: Borrowed | None = None
+        """The caller's pipeline that the backbone is part of."""
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        batch: PanoramaBatch,
+        params: SamplingParams | None = None,
+        chunk_views: int | None = None,
+        on_step: OnStep = lambda step, timestep, latents_BCHW: latents_BCHW,
+    ) -> Tensor:
+        """Sample the panoramas of a batch, float32 [B, C, height/f, width/f].
+
+        `params`: None for those of the sampler; `on_step`: see `joint_diffusion`; other arguments: see `sample`.
+        """
+        params = params or self.params
+        layout = self.geometry.build(batch.height, batch.width, params.loop)
+        first = self.geometry.overlap_from
+        if first is not None and first >= params.num_inference_steps:
+            raise UserError(f"overlap_from={first} must be < num_inference_steps={params.num_inference_steps}")
+        self.method.merge.check_steps(self.method.merging.steps, params.num_inference_steps)
+        self.method.check_regions(batch.regions)
+        self._check_guidance(batch, params)
+        with self.exclusively():
+            self._warn_if_truncated(batch.all_texts)
+            scheduler = self._new_scheduler(params, layout.at(0))
+            noise, generator = self._noise(batch, scheduler)
+            bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
+            check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
+            size = batch.height, batch.width
+            composition = build_composition(
+                batch.regions, self.backbone, noise, size, batch.seeds, params.loop, bootstrapping
+            )
+            guided = self._encode(batch, params, chunk_views)
+            denoiser: Denoiser = guided
+            if composition is not None and composition.bootstrap is not None:
+                separate = guided.conditioning.regrouped(row_view_ids(batch.regions, bootstrapped=True))
+                steps = range(composition.bootstrap.steps)
+                denoiser = ScheduledDenoiser(replace(guided, conditioning=separate), denoiser, steps)
+            if params.guidance_steps is not None:
+                unguided = replace(guided, conditioning=guided.conditioning.unguided())
+                denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
+            sync = self._sync_guidance(guided)
+            width = batch.width // self.backbone.spec.factor
+            latents = joint_diffusion(
+                noise, scheduler, layout, denoiser, generator,
+                merger=self.method.merger, composition=composition, sync=sync, on_step=without_annex(on_step, width),
+            )  # fmt: skip
+            return latents[..., :width]
+
+    def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
+        """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
+        inputs, device = batch.inputs, scheduler.timesteps.device
+        if inputs is None:
+            seeded = generators(batch.seeds)
+            noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]))
+            return noise.to(device), seeded
+        inputs.apply_schedule(scheduler)
+        return self._initial_noise(batch, lambda *shape: inputs.draw(shape, device), inputs.latents), inputs.generator
+
+    def _initial_noise(
+        self, batch: PanoramaBatch, draw: Callable[..., Tensor], latents_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """Draw the noise of the canvas, unless it is given, and after it that of one view if the method needs it."""
+        spec, size, count = self.backbone.spec, self.geometry.view_size, len(batch.prompts)
+        shape = count, spec.channels, batch.height // spec.factor, batch.width // spec.factor
+        noise = draw(*shape) if latents_BCHW is None else latents_BCHW.to(self.backbone.device, torch.float32)
+        if noise.shape != shape:
+            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(noise.shape)}")
+        if not self.method.draws_view_noise:
+            return noise
+        view = draw(count, spec.channels, size, size)
+        noise = align(noise, view, self.method.align)
+        return with_annex(noise, view) if self.method.merge.reference_steps else noise
+
+    def _encode(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> ConditionedDenoiser:
+        options: dict[str, Any] = {}
+        if batch.inputs is not None and batch.inputs.embeddings:
+            options["embeddings"] = self._checked_embeddings(batch, batch.inputs.embeddings)
+        conditioning = self.backbone.encode_prompts(
+            flatten_rows(batch.prompts, [[region.text for region in regions] for regions in batch.regions]),
+            flatten_rows(batch.negatives, [[region.negative for region in regions] for regions in batch.regions]),
+            params.guidance_scale,
+            # SyncDiffusion changes the views of each prompt differently
+            row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
+            **options,
+        )
+        return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+
+    def keep_prompts(self, tasks: Sequence[Task], params: SamplingParams | None = None) -> None:
+        """Encode the distinct prompts of coming tasks once, and forget those of earlier calls."""
+        params = params or self.params
+        guided = self.backbone.spec.guidance == "cfg" and params.guidance_scale > 1
+        texts = [text for task in tasks for text in task.prompt.texts(guided)]
+        with self.exclusively():
+            self.backbone.keep_prompts(texts)
+
+    def _checked_embeddings(self, batch: PanoramaBatch, embeddings: PromptEmbeddings) -> PromptEmbeddings:
+        if any(batch.regions):
+            raise UserError("prompt_embeds cannot be combined with regions; pass prompts")
+        if "embeddings" not in inspect.signature(self.backbone.encode_prompts).parameters:
+            raise UserError(
+                f"prompt_embeds are not supported by the backbone {type(self.backbone).__name__}; pass prompts"
+            )
+        return embeddings
+
+    def _check_guidance(self, batch: PanoramaBatch, params: SamplingParams) -> None:
+        check_negative_prompts(self.backbone.spec, batch.all_negatives, params.guidance_scale)
+        embedded, sync = self.backbone.spec.guidance != "cfg", self.method.sync
+        if params.guidance_steps is not None and (embedded or sync is not None):
+            reason = "SyncDiffusion predicts images at every step" if sync else "the backbone embeds its guidance"
+            raise UserError(f"guidance_steps has no effect: {reason}; remove it")
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Reserve the sampler for this thread within this context; UserError if another thread uses it."""
+        if not self._lock.acquire(blocking=False):
+            raise UserError("this sampler is in use in another thread; create one sampler for each thread")
+        try:
+            with self._attached():
+                yield
+        finally:
+            self._lock.release()
+
+    def _attached(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._borrowed is None else self._borrowed.attached()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
+
+    def cut_text(self, prompt: str) -> str | None:
+        """Return the end of a prompt that the text encoder truncates, None if the prompt fits."""
+        with self._attached():
+            return self.backbone.cut_text(prompt)
+
+    def _warn_if_truncated(self, texts: Sequence[str]) -> None:
+        cut = next(filter(None, map(self.cut_text, texts)), None) if self.warn_if_truncated else None
+        if cut is not None:
+            self.warn_if_truncated = False
+            logger.warning("a prompt is too long for the text encoder, which ignores %r", cut[:60])
+
+    def new_scheduler(self, num_inference_steps: int) -> Any:
+        """Create a scheduler with its timesteps set; UserError if the method or the number of steps is impossible."""
+        return self._new_scheduler(replace(self.params, num_inference_steps=num_inference_steps, guidance_steps=None))
+
+    def _new_scheduler(self, params: SamplingParams, views: Views | None = None) -> Any:
+        """Create a scheduler for steps of `views`; None: of views of the geometry's size."""
+        cells = self.geometry.view_size**2 if views is None else views.rows.size * views.columns.size
+        scheduler = self.backbone.new_scheduler(
+            params.scheduler,
+            params.num_inference_steps,
+            params.original_inference_steps,
+            cells,
+            params.scheduler_options,
+        )
+        self.method.check_scheduler(scheduler)
+        if self.method.sync is not None:
+            shape = (1, self.backbone.spec.channels, 1, 3)
+            zeros = torch.zeros(shape, dtype=torch.float32, device=scheduler.timesteps.device)
+            try:
+                check_x0_prediction(scheduler, zeros)
+            except ValueError as error:
+                known = "FlowMatchEulerDiscrete" if self.backbone.spec.joint_attention else "DDIM"
+                raise UserError(f"method.sync: {error}; use for example {known}Scheduler") from error
+        return scheduler
+
+    def _sync_guidance(self, denoiser: ConditionedDenoiser) -> SyncGuidance | None:
+        if self.method.sync is None:
+            return None
+        assert self.distance is not None
+        # Decoding with gradients is never compiled, so enable them for the anchor too, which must be decoded alike.
+        decode = torch.enable_grad()(self.backbone.decode)
+        return SyncGuidance(self.method.sync, denoiser.predict_separately, decode, self.distance)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
+        """Decode latents that `sample` returned to images, uint8 [B, height, width, 3].
+
+        `decode`: `whole` images in one pass, `tiled` for less memory, or `auto`, which is `tiled` above 2^22 pixels.
+        """
+        return to_uint8(self.decode_pixels(latents_BCHW, loop, decode))
+
+    @torch.no_grad()
+    def decode_pixels(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> Tensor:
+        """Like `decode`, before rounding: float32 [B, 3, height, width] in 0..1."""
+        replace(self.params, decode=text("decode", decode))  # validates it
+        check_latents(latents_BCHW, self.backbone.spec.channels)
+        wrap = self.geometry.view_size if switch("loop", loop) else 0
+        height, width = (extent * self.backbone.spec.factor for extent in latents_BCHW.shape[-2:])
+        with self.exclusively():
+            return self.backbone.decode(latents_BCHW, wrap, decodes_tiled(height, width, decode))
+
+    @property
+    def scheduler(self) -> Any:
+        """The diffusers scheduler whose class and config are used unless `params.scheduler` names another class."""
+        backbone: Any = self.backbone
+        return backbone.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        backbone: Any = self.backbone
+        backbone.scheduler = scheduler_object(scheduler, backbone.scheduler)
+        self.params = replace(self.params, scheduler=None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the denoising network."""
+        return self.backbone.dtype
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Run all models in float32 within this context, then restore their precision."""
+        return self.backbone.in_float32()
+
+    def release_memory(self) -> bool:
+        """Free performance caches when memory runs out; return False if there are none."""
+        return self.backbone.release_memory()
+
+    def disable_cuda_graphs(self) -> None:
+        """Free CUDA graphs and use none from now on."""
+        self.backbone.disable_cuda_graphs()
+
+
+def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Load the network of SyncDiffusion, before anything is sampled or written."""
+    if method.sync is None:
+        return None
+    from madgen.models.perceptual import lpips
+
+    return lpips(method.sync_network, backbone.device)
