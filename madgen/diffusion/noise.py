@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,22 @@ def align(noise_BCHW: Tensor, view_BChw: Tensor, share: float) -> Tensor:
     """
     _, _, height, width = noise_BCHW.shape
     repeats = (1, 1, -(-height // view_BChw.shape[-2]), -(-width // view_BChw.shape[-1]))
-    tiles_BCHW = view_BChw.repeat(repeats)[..., :height, :width]
+    return slerp(noise_BCHW, view_BChw.repeat(repeats)[..., :height, :width], share)
+
+
+def blend(noise_BCHW: Tensor, other_BCHW: Tensor, shares: Sequence[float]) -> Tensor:
+    """Interpolate the noise of each canvas spherically towards other noise, each with a share of 0..1."""
+    pairs = zip(noise_BCHW.split(1), other_BCHW.split(1), shares, strict=True)
+    return torch.cat([slerp(noise, other, share) for noise, other, share in pairs])
+
+
+def slerp(start_BCHW: Tensor, end_BCHW: Tensor, share: float) -> Tensor:
+    """Interpolate each canvas spherically, which keeps the variance: `share` 0 is the start, 1 the end."""
     if share in (0, 1):
-        return tiles_BCHW if share else noise_BCHW
-    start, end = noise_BCHW.double(), tiles_BCHW.double()
+        return end_BCHW if share else start_BCHW
+    start, end = start_BCHW.double(), end_BCHW.double()
     dims = (1, 2, 3)
     lengths = torch.linalg.vector_norm(start, dim=dims) * torch.linalg.vector_norm(end, dim=dims)
     angle = torch.acos((start * end).sum(dims) / lengths).view(-1, 1, 1, 1)
     between = (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
-    return between.to(noise_BCHW.dtype)
+    return torch.where(between.isfinite(), between, start).to(start_BCHW.dtype)  # equal noise has no angle
