@@ -112,6 +112,14 @@ class Prompt:
     """Further columns of the prompt file that the dataset keeps, JSON values by name."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoiseBlend:
+    """Interpolation of a sample's initial noise towards that of a second seed; see `method.noise.blend` of the job."""
+
+    seed: int
+    share: float
+
+
 def sample_key(prefix: str, prompt_id: str, sample_index: int) -> str:
     """Return the WebDataset key of a sample; `prefix` is `output.key_prefix`."""
     return f"{prefix}{prompt_id}-{sample_index:04d}"
@@ -126,6 +134,7 @@ class Task:
     prompt: Prompt
     sample_index: int
     seed: int
+    blend: NoiseBlend | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from madgen.config.schema import Job, MergeConfig, NoiseConfig
+from madgen.config.schema import BlendConfig, Job, MergeConfig, NoiseConfig
 from madgen.dataset.belonging import has_shards_of
 from madgen.dataset.checks.manifest import identity_hash, manifest_problems
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
@@ -113,8 +113,10 @@ def _effective(method: dict[str, Any], backbone: str, plan: Plan) -> dict[str, A
         "sync": method["sync"] if method["sync"]["weight"] else None,
         "regions": method["regions"] if has_regions(plan) else None,
     }
+    if not BlendConfig(**method["noise"]["blend"]).is_on:
+        effective["noise"] = {name: value for name, value in method["noise"].items() if name != "blend"}
     for name, default in LATER_SETTINGS.items():  # omitted at their defaults, so that older datasets can be resumed
-        if effective[name] == asdict(default()):
+        if effective[name].items() <= asdict(default()).items():
             del effective[name]
     return effective
 

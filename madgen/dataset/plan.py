@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from madgen.config.schema import Job
+from madgen.config.schema import BlendConfig, Job
 from madgen.prompts.cache import open_cached, plan_key
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
@@ -27,6 +27,8 @@ class Plan:
     seed: int
     key: str = ""
     """Hash of everything that the prompts depend on, see `plan_key`."""
+    blend: BlendConfig = field(default_factory=BlendConfig)
+    """Blending of the samples' initial noise."""
 
     def __post_init__(self) -> None:
         if self.prompts.header.samples_per_prompt != self.samples_per_prompt:
@@ -53,6 +55,7 @@ class Plan:
             prompt=prompt,
             sample_index=sample_index,
             seed=self._seed(prompt, sample_index),
+            blend=self.blend.of_sample(sample_index, self._seed(prompt, 0)) if self.blend.is_on else None,
         )
 
     def _seed(self, prompt: Prompt, sample_index: int) -> int:
@@ -98,8 +101,9 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     """Read the prompts and plan the samples, without writing anything.
 
     `cache` is a folder that `Plan.save` may have written to. Prompts cached there are not read again.
-    Raises UserError if there are too many shards.
+    Raises UserError if there are too many shards, or not one share of blended noise for each sample.
     """
+    job.method.noise.blend.check_count(job.prompts.samples_per_prompt, "prompts.samples_per_prompt")
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
@@ -109,7 +113,7 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard
     if -(-len(table) * samples // shards) > 10**6:
         raise UserError(f"more than 10^6 shards of {shards} samples; raise output.samples_per_shard")
-    return Plan(job.name, table, samples, shards, job.prompts.seed, key)
+    return Plan(job.name, table, samples, shards, job.prompts.seed, key, job.method.noise.blend)
 
 
 def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from madgen.config.schema import Job
@@ -38,6 +39,7 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
         "seed": task.seed,
+        **({} if task.blend is None else {"blend": asdict(task.blend)}),
         "height": prompt.height,
         "width": prompt.width,
         **({"columns": dict(prompt.columns)} if prompt.columns else {}),

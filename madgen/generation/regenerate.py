@@ -13,6 +13,7 @@ from PIL import Image
 
 from madgen.config.schema import (
     BackboneConfig,
+    BlendConfig,
     LoraConfig,
     MadConfig,
     MergeConfig,
@@ -36,7 +37,7 @@ from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, lora_id, weights_id
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.sampler import PanoramaSampler
-from madgen.types import Region
+from madgen.types import NoiseBlend, Region
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
@@ -95,6 +96,7 @@ Inputs = tuple[BackboneConfig, MethodConfig, SamplingParams, PanoramaBatch]
 def _inputs(metadata: dict[str, Any]) -> Inputs:
     """Parse the JSON of a sample. Raises LookupError, TypeError or ValueError if something is missing or wrong."""
     backbone, method = metadata["backbone"], metadata["method"]
+    noise, blend = method.get("noise", {}), metadata.get("blend")
     return (
         BackboneConfig(
             name=backbone["name"],
@@ -112,7 +114,7 @@ def _inputs(metadata: dict[str, Any]) -> Inputs:
             views=ViewsConfig(**method["views"]),
             mad=MadConfig(**mad_of_record(method["mad"])) if method["mad"] else MadConfig(steps=0),
             merge=MergeConfig(**method.get("merge", {})),
-            noise=NoiseConfig(**method.get("noise", {})),
+            noise=NoiseConfig(**{**noise, "blend": BlendConfig(**noise.get("blend", {}))}),
             sync=SyncConfig(**(method["sync"] or {})),
             regions=RegionsConfig(**(method["regions"] or {})),
         ),
@@ -124,6 +126,7 @@ def _inputs(metadata: dict[str, Any]) -> Inputs:
             [metadata["negative_prompt"]],
             [metadata["seed"]],
             [[Region.from_dict(region) for region in metadata.get("regions", [])]],
+            blends=[None if blend is None else NoiseBlend(**blend)],
         ),
     )
 

@@ -76,7 +76,8 @@ def _sample(job: Job, prompt: str) -> np.ndarray:
     fields = {"regions": job.prompts.regions, "across": job.prompts.across, "negative_prompt": negative}
     regions = list(parse_regions("prompts", fields, Path()))
     height, width = job.sampling.height, job.sampling.width
-    batch = PanoramaBatch(height, width, [prompt], [negative], [job.prompts.seed], [regions])
+    blend = job.method.noise.blend.of_sample(0, job.prompts.seed)
+    batch = PanoramaBatch(height, width, [prompt], [negative], [job.prompts.seed], [regions], blends=[blend])
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("steps", total=params.num_inference_steps)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from madgen.backbones import BackboneSpec
 from madgen.sampling.call_inputs import CallInputs
-from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region, Task
+from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Ramp, Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, text, texts, whole
 
@@ -31,6 +31,8 @@ class PanoramaBatch:
     regions: list[list[Region]]
     inputs: CallInputs | None = None
     """Objects in place of seeds, prompts and the schedule."""
+    blends: list[NoiseBlend | None] | None = None
+    """Blends of the initial noise; None: as the method's `noise.blend` says for samples of one prompt."""
 
     @classmethod
     def from_tasks(cls, tasks: Sequence[Task]) -> PanoramaBatch:
@@ -43,6 +45,7 @@ class PanoramaBatch:
             [prompt.negative for prompt in prompts],
             [task.seed for task in tasks],
             [list(prompt.regions) for prompt in prompts],
+            blends=[task.blend for task in tasks],
         )
 
     @property

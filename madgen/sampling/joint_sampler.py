@@ -23,6 +23,7 @@ from madgen.diffusion.noise import align
 from madgen.diffusion.reference import with_annex, without_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
+from madgen.sampling.blending import blended
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
@@ -104,15 +105,21 @@ class JointSampler:
     def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
         """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
         inputs, device = batch.inputs, scheduler.timesteps.device
+        mixed = blended(batch, self.method.blend)
         if inputs is None:
             seeded = generators(batch.seeds)
-            noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]))
+            noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]), mixed)
             return noise.to(device), seeded
         inputs.apply_schedule(scheduler)
-        return self._initial_noise(batch, lambda *shape: inputs.draw(shape, device), inputs.latents), inputs.generator
+        noise = self._initial_noise(batch, lambda *shape: inputs.draw(shape, device), mixed, inputs.latents)
+        return noise, inputs.generator
 
     def _initial_noise(
-        self, batch: PanoramaBatch, draw: Callable[..., Tensor], latents_BCHW: Tensor | None = None
+        self,
+        batch: PanoramaBatch,
+        draw: Callable[..., Tensor],
+        mixed: Callable[[Tensor], Tensor],
+        latents_BCHW: Tensor | None = None,
     ) -> Tensor:
         """Draw the noise of the canvas, unless it is given, and after it that of one view if the method needs it."""
         spec, size, count = self.backbone.spec, self.geometry.view_size, len(batch.prompts)
@@ -120,9 +127,10 @@ class JointSampler:
         noise = draw(*shape) if latents_BCHW is None else latents_BCHW.to(self.backbone.device, torch.float32)
         if noise.shape != shape:
             raise UserError(f"latents must be of shape {shape} for this size, got {tuple(noise.shape)}")
+        noise = mixed(noise)
         if not self.method.draws_view_noise:
             return noise
-        view = draw(count, spec.channels, size, size)
+        view = mixed(draw(count, spec.channels, size, size))
         noise = align(noise, view, self.method.align)
         return with_annex(noise, view) if self.method.merge.reference_steps else noise
 

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
-from madgen.config.schema import MadConfig, MergeConfig, MethodConfig, RegionsConfig, SyncConfig, ViewsConfig
+from madgen.config.schema import (
+    BlendConfig,
+    MadConfig,
+    MergeConfig,
+    MethodConfig,
+    RegionsConfig,
+    SyncConfig,
+    ViewsConfig,
+)
 from madgen.diffusion import reference
 from madgen.diffusion.attention import Merging
 from madgen.diffusion.denoise import Merger
@@ -75,6 +83,8 @@ class Method:
     merge: MergeConfig = field(default_factory=MergeConfig)
     align: float = 0.0
     """Share of one view's noise in the initial noise."""
+    blend: BlendConfig = field(default_factory=BlendConfig)
+    """Blending of the initial noise with that of a second seed."""
 
     def __post_init__(self) -> None:
         if self.bootstrapping is not None and self.bootstrapping < 0:
@@ -86,8 +96,8 @@ class Method:
         mad, sync = config.mad, config.sync
         merging = Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
         schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every) if sync.weight else None
-        bootstrapping = config.regions.bootstrapping
-        return cls(merging, schedule, sync.network, bootstrapping, config.merge, config.noise.align)
+        bootstrapping, noise = config.regions.bootstrapping, config.noise
+        return cls(merging, schedule, sync.network, bootstrapping, config.merge, noise.align, noise.blend)
 
     @property
     def merger(self) -> Merger:

@@ -6,6 +6,7 @@ from madgen.config.schema.backbone import BackboneConfig, LoraConfig
 from madgen.config.schema.checks import check_recordable, check_url, nearest
 from madgen.config.schema.job import Job, require_job
 from madgen.config.schema.method import (
+    BlendConfig,
     MadConfig,
     MergeConfig,
     MethodConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "PROMPT_FIELDS",
     "SCORES",
     "BackboneConfig",
+    "BlendConfig",
     "Job",
     "LoraConfig",
     "MadConfig",

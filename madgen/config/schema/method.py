@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from madgen.config.schema.checks import changed, check, check_one_of
+from madgen.types import NoiseBlend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +148,57 @@ class MergeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlendConfig:
+    """Variations of a panorama: spherical interpolation of the initial noise towards that of a second seed."""
+
+    seed: int | None = None
+    """The second seed, 0..2^64-1. null is the seed of the prompt's first sample, of which the prompt's other samples
+    become variations. Noise that a scheduler draws in its steps is not blended."""
+    share: Any = 0.0
+    """Share of the second seed's noise, 0..1: 0 is the sample's noise, 1 the second seed's. A list has one share for
+    each of `prompts.samples_per_prompt` samples, such as `[1, 0.95, 0.9, 0.8]`."""
+
+    def __post_init__(self) -> None:
+        name, shares = "method.noise.blend.share", self.share if isinstance(self.share, list | tuple) else [self.share]
+        for share in shares:
+            valid = type(share) in (int, float) and 0 <= share <= 1
+            check(valid, f"{name} must be in 0..1, or a list of such numbers, got {share!r}; 0 disables it")
+        check(len(shares) > 0, f"{name} is an empty list; give one share for each sample, or 0")
+        floats = [float(share) for share in shares]
+        object.__setattr__(self, "share", floats if isinstance(self.share, list | tuple) else floats[0])
+        check(
+            self.seed is None or 0 <= self.seed < 2**64,
+            f"method.noise.blend.seed must be in 0..2^64-1 or null, got {self.seed}",
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether the noise of any sample is blended."""
+        return any(self.share) if isinstance(self.share, list) else self.share > 0
+
+    def check_count(self, samples: int, name: str) -> None:
+        """Raise UserError if a list of shares has not one item for each of the samples, whose number is `name`."""
+        check(
+            not isinstance(self.share, list) or len(self.share) == samples,
+            f"method.noise.blend.share={self.share} must have one item for each of {name}={samples}",
+        )
+
+    def of_sample(self, index: int, first_seed: int) -> NoiseBlend | None:
+        """Return the blend of a prompt's sample; `first_seed` is that of its first sample. None: blending is off."""
+        if not self.is_on:
+            return None
+        share = self.share[index] if isinstance(self.share, list) else self.share
+        return NoiseBlend(first_seed if self.seed is None else self.seed, share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     """The initial noise."""
 
     align: float = 0.0
     """Spherical interpolation of the initial noise towards the noise of one view, tiled: 0 is independent noise, 1 the
     same noise in every tile (style alignment, Guided Fusion), 0..1."""
+    blend: BlendConfig = field(default_factory=BlendConfig)
 
     def __post_init__(self) -> None:
         check(0 <= self.align <= 1, f"method.noise.align must be in 0..1, got {self.align}; 0 disables it")
@@ -243,4 +290,5 @@ class MethodConfig:
     def operators(self) -> str:
         """Return the settings of `merge` and `noise` that differ from the defaults, as on the command line."""
         align = [f"method.noise.align={self.noise.align}"] if self.noise.align else []
-        return ", ".join([*filter(None, [self.merge.summary]), *align])
+        blend = [f"method.noise.blend.share={self.noise.blend.share}"] if self.noise.blend.is_on else []
+        return ", ".join([*filter(None, [self.merge.summary]), *align, *blend])
