@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
-import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from speed_contenders import (
     GUIDANCE,
@@ -29,12 +24,11 @@ from speed_contenders import (
     relative_error,
     released,
     sampler_of,
-    synchronize,
     timed,
 )
-from speed_setup import PAPER_STEPS, SHAPES, TAU, Bench, Row, as_row, build_backbone, build_pipeline
+from speed_jobs import batch, generate, parts
+from speed_setup import SHAPES, Bench, Row, as_row, build_backbone, build_pipeline
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingParams
@@ -348,175 +342,6 @@ def same_bytes(bench: Bench, without_graphs: Callable[[Run], Run]) -> bool:
                 with bench.backbone.in_float32():
                     pass
     return same
-
-
-# Whole jobs, and the time of their parts
-
-MADGEN_KERNELS = ("split", "merge")
-KINDS = {  # by substrings of operators' names, first match; oneDNN's attention products count as linear layers
-    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention", "softmax"),
-    "convolutions": ("conv",),
-    "linear layers": ("addmm", "::mm", "::bmm", "linear"),
-    "normalisation": ("group_norm", "layer_norm"),
-    "merge and split": ("index_select", "addcmul", "add_", *MADGEN_KERNELS),
-    "activations": ("silu", "gelu", "::mul"),
-}
-
-
-def shares(run: Run) -> dict[str, float]:
-    """Return the percentage of the device's busy time in one step, by kind of operator."""
-    run(1)
-    on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        run(1)
-    spent: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        if not event.key.startswith(("aten::", "mkldnn::")) and event.key not in MADGEN_KERNELS:
-            continue
-        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "the rest")
-        spent[kind] += own
-    total = sum(spent.values()) or 1.0
-    return {kind: 100 * value / total for kind, value in sorted(spent.items(), key=lambda item: -item[1])}
-
-
-def generate(bench: Bench) -> Row:
-    """Time a job with Lightning, encoder and writer, and a loop over `sampler.sample` with the same weights.
-
-    A job is timed from the start of its first batch to the end of the last one.
-    """
-    import lightning
-
-    from madgen import PanoramaModule, PromptDataModule, ShardWriter, load_job
-    from madgen.generation.quiet import quieten
-    from madgen.generation.run import build_trainer
-
-    quieten()
-    steps = (
-        10 if bench.device.type == "cuda" or bench.shape == "demo" else 2
-    )  # a step of the tiny shape takes seconds on a CPU
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        bench.backbone.compiled = None
-        model = "demo"
-        if bench.shape != "demo":
-            model = str(root / "model")
-            bench.pipeline.save_pretrained(model)
-        (root / "prompts.txt").write_text(
-            "".join(f"{kind} over the sea\n" for kind in range(bench.panoramas)), encoding="utf-8"
-        )
-        dtype = str(bench.dtype).removeprefix("torch.")
-        job_of = lambda out: load_job(  # noqa: E731
-            [],
-            [
-                f"backbone.pretrained={model}", f"backbone.dtype={dtype}", f"output.dir={root / out}",
-                f"prompts.source={root / 'prompts.txt'}", f"sampling.height={bench.height}",
-                f"sampling.width={bench.width}", f"sampling.num_inference_steps={steps}",
-                f"method.mad.steps={round(steps * TAU / PAPER_STEPS)}", "monitor.wandb.mode=disabled",
-                "trainer.devices=1", f"trainer.accelerator={'gpu' if bench.device.type == 'cuda' else 'cpu'}",
-                "output.samples_per_shard=2",
-            ],
-        )  # fmt: skip
-        sampler = PanoramaSampler.from_job(job_of("warm"), bench.device)
-
-        class Clock(lightning.Callback):
-            def on_predict_batch_start(self, *_: Any) -> None:
-                self.started = getattr(self, "started", None) or time.perf_counter()
-
-            def on_predict_batch_end(self, *_: Any) -> None:  # called after the writer's, which may wait
-                self.ended = time.perf_counter()
-
-        def generate_job(out: str) -> float:
-            job, clock = job_of(out), Clock()
-            module = PanoramaModule(job)
-            from madgen.generation.robust_sampler import RobustSampler
-
-            module.attempts = RobustSampler(sampler, job.sampling)
-            trainer = build_trainer(job.trainer, [ShardWriter(job), clock])
-            trainer.predict(module, datamodule=PromptDataModule(job), return_predictions=False)
-            return clock.ended - clock.started
-
-        def loop() -> float:
-            synchronize()
-            started = time.perf_counter()
-            for seed in range(bench.panoramas):
-                sampler.sample(
-                    [f"{seed} over the sea"], height=bench.height, width=bench.width, num_inference_steps=steps,
-                    seeds=[seed],
-                )  # fmt: skip
-            return time.perf_counter() - started
-
-        sampler.warn_if_truncated = False
-        sampler.sample(["x"], height=bench.height, width=bench.width, num_inference_steps=2, seeds=[0])
-        measured: dict[str, list[float]] = {"generate": [], "sampler": []}
-        for round_ in range(min(2, bench.rounds)):
-            measured["sampler"].append(loop() / bench.panoramas)
-            measured["generate"].append(generate_job(f"out{round_}") / bench.panoramas)
-        sidecar = json.loads(next((root / "out0" / "shards").glob("*.json")).read_text(encoding="utf-8"))
-    return {
-        "steps": steps,
-        "panoramas": bench.panoramas,
-        "seconds_a_panorama": measured,
-        "median": {name: float(np.median(values)) for name, values in measured.items()},
-        "sidecar_seconds": sidecar["seconds"],
-    }
-
-
-def parts(bench: Bench) -> Row:
-    """Profile the steps, and time decoding, encoding and writing."""
-    bench.backbone.compiled, graphs = None, bench.backbone.graphs
-    bench.backbone.graphs = None  # the profiler does not attribute a graph's kernels
-    try:
-        found: Row = {name: shares(bench.madgen(merged)) for name, merged in (("merged", 1.0), ("not merged", 0.0))}
-    finally:
-        bench.backbone.graphs = graphs
-    sampler = sampler_of(bench.backbone, 0)
-    latents = bench.madgen(0.0)(1)
-    sampler.decode(latents)
-    seconds, peak = timed(lambda _: sampler.decode(latents), 1)
-    image = sampler.decode(latents)[0]
-    from madgen.dataset.encoding import encode_image
-
-    started = time.perf_counter()
-    data = encode_image(image, "png", 95)
-    encoded = time.perf_counter() - started
-    with tempfile.NamedTemporaryFile() as file:
-        started = time.perf_counter()
-        file.write(data)
-        file.flush()
-        written = time.perf_counter() - started
-    after = {"decode": seconds, "encode png": encoded, "write": written}
-    return {**found, "after_sampling_seconds": after, "decode_peak_bytes": peak}
-
-
-def batch(bench: Bench) -> Row:
-    """Time 1024 px panoramas at several batch sizes, up to `auto`."""
-    from madgen.config.schema import SamplingConfig
-    from madgen.generation.batch_size import BatchSizes
-    from madgen.types import Prompt
-
-    width, steps = bench.widths[0], 10
-    sampler = sampler_of(bench.backbone, round(steps * TAU / PAPER_STEPS))
-    sampler.warn_if_truncated = False
-    sizes = BatchSizes(SamplingConfig(batch_size="auto"), sampler.geometry, bench.device.type)
-    auto = sizes(Prompt("0", PROMPT, "", bench.height, width))
-
-    def sample(count: int, _: int) -> Any:
-        return sampler.sample(
-            [PROMPT] * count, height=bench.height, width=width, num_inference_steps=steps, guidance_scale=GUIDANCE,
-            seeds=list(range(count)), output="latent",
-        )  # fmt: skip
-
-    counts = {f"{count} at once": count for count in sorted({1, 2, 4, auto})}
-    timings = alternate({name: partial(sample, n) for name, n in counts.items()}, counts, min(2, bench.rounds))
-    return {
-        "size": f"{bench.height}x{width}",
-        "steps": steps,
-        "auto": auto,
-        "seconds_a_panorama": {name: timing.seconds for name, timing in timings.items()},
-        "peak_bytes": {name: timing.peak for name, timing in timings.items() if timing.peak},
-    }
 
 
 ROWS: dict[str, tuple[Callable[[Bench], Row], float]] = {
