@@ -45,6 +45,31 @@ class Ramp:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture that a prompt names, such as the one to start from. It is identified by its content."""
+
+    path: str
+    """The file, or the tar file that contains it."""
+    sha256: str
+    """Checksum of the content."""
+    height: int
+    """Pixels, as `width`, upright."""
+    width: int
+    span: tuple[int, int] | None = None
+    """Offset and size of the content in a tar file; None: it is the whole file."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON object of this picture."""
+        return asdict(self) if self.span else {name: value for name, value in asdict(self).items() if name != "span"}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> PictureFile:
+        """Invert `as_dict`."""
+        span = value.get("span")
+        return cls(**{**value, "span": span and tuple(span)})
+
+
 Mask = Box | MaskFile | MaskPicture | Ramp
 
 
@@ -110,6 +135,10 @@ class Prompt:
 
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further columns of the prompt file that the dataset keeps, JSON values by name."""
+    pictures: Mapping[str, PictureFile] = field(default_factory=dict, hash=False)
+    """Pictures by column: `image` to start from, `mask` (white where it is kept)."""
+    place: tuple[int, int] | None = None
+    """Left and top pixel of `image` on the panorama; None: it is the whole panorama."""
 
 
 @dataclass(frozen=True, slots=True)

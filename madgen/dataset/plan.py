@@ -8,6 +8,7 @@ from pathlib import Path
 
 from madgen.config.schema import BlendConfig, Job
 from madgen.prompts.cache import open_cached, plan_key
+from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.table import PromptTable
@@ -107,7 +108,13 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
-        table = read_prompts(job.prompts, job.sampling.height, job.sampling.width, key_prefix=job.output.key_prefix)
+        table = read_prompts(
+            job.prompts,
+            job.sampling.height,
+            job.sampling.width,
+            key_prefix=job.output.key_prefix,
+            pictures=PictureColumns.of(job),
+        )
         if is_hub(job.prompts.source):
             key = plan_key(job)  # reading it may have filled the hub library's cache
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from madgen.images.pictures import as_mask, decode_picture, read_unchanged
 from madgen.types import Box, Mask, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
 
@@ -86,29 +85,9 @@ def _picture(mask: MaskFile | MaskPicture, height: int, width: int, factor: int)
 
 
 def _open(mask: MaskFile | MaskPicture) -> Image.Image:
-    """Load a mask as 8-bit gray; transparent pixels become black."""
-    try:
-        with Image.open(io.BytesIO(_content(mask))) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"the mask {_name(mask)} has more than 8 bits per channel; save it with 8")
-            if image.has_transparency_data:
-                ground = Image.new("RGBA", image.size, "black")
-                return Image.alpha_composite(ground, image.convert("RGBA")).convert("L")
-            return image.convert("L")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the mask {_name(mask)}: {error}") from error
-
-
-def _content(mask: MaskFile | MaskPicture) -> bytes:
-    """Return the content of a mask. Raises UserError if the file has changed since planning."""
-    if isinstance(mask, MaskPicture):
-        return base64.b64decode(mask.png)
-    content = Path(mask.path).read_bytes()
-    if mask.sha256 and hashlib.sha256(content).hexdigest() != mask.sha256:
-        raise UserError(
-            f"the mask {mask.path} has changed since the job was planned; restore it, or start a new dataset"
-        )
-    return content
+    """Load a mask as 8-bit gray. Raises UserError if it cannot be read, or the file has changed since planning."""
+    content = base64.b64decode(mask.png) if isinstance(mask, MaskPicture) else read_unchanged(mask, "mask")
+    return as_mask(decode_picture(content, "mask", _name(mask)))
 
 
 def _name(mask: Mask) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.digests import KeysDigest, PromptsDigest
 from madgen.prompts.duplicates import FreeNames, IdIndex
-from madgen.prompts.regions import mask_stamp
+from madgen.prompts.picture_files import file_stamp
 from madgen.prompts.rows import SCHEMA, Defaults, decode, encode, pack_place, rest_identity, unpack_place
 from madgen.prompts.spill import IN_MEMORY, SpillBuffer
 from madgen.prompts.table import STORED, Header, PromptTable, text_sizes
@@ -197,6 +197,6 @@ class TableBuilder:
             self._totals,
             self._prompts_digest.hexdigest(),
             self._keys_digest.hexdigest(),
-            [mask_stamp(*mask) for mask in sorted(masks, key=str)],
+            [file_stamp(*mask) for mask in sorted(masks, key=str)],
         )
         return PromptTable(self._buffer.batches, header)

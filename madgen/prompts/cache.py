@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
+from madgen.prompts.picture_files import file_stamp
+from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.readers._hub import is_hub
-from madgen.prompts.regions import mask_names, mask_stamp
+from madgen.prompts.regions import mask_names
 from madgen.prompts.sources import find_sources
 from madgen.prompts.table import FORMAT, PromptTable
 from madgen.utils.errors import UserError
@@ -23,7 +26,7 @@ def plan_key(job: Job) -> str:
     Raises UserError if `prompts.source` does not exist.
     """
     prompts = job.as_dict()["prompts"]
-    sources = find_sources(job.prompts)
+    sources = find_sources(job.prompts, PictureColumns.of(job).fields)
     ignored = {"seed", "source"}
     if is_hub(job.prompts.source):
         ignored.remove("source")
@@ -38,8 +41,10 @@ def plan_key(job: Job) -> str:
         "size": [job.sampling.height, job.sampling.width],
         "files": [_stamp(file) for source in sources for file in source.files()],
         "remote": [[source.name, source.remote.sha256] for source in sources if source.remote is not None],
-        "masks": [mask_stamp(mask, folder) for mask in mask_names(prompts) for folder in folders],
+        "masks": [file_stamp(mask, folder) for mask in mask_names(prompts) for folder in folders],
     }
+    if job.picture_columns:
+        content["pictures"] = [job.picture_columns, asdict(job.sampling.init)]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -49,7 +54,7 @@ def open_cached(cache: Path, key: str) -> PromptTable | None:
         table = PromptTable.open(cache / f"{key}.arrow")
     except UserError:
         return None
-    masks = [mask_stamp(mask, folder) for mask, folder, *_ in table.header.masks]
+    masks = [file_stamp(mask, folder) for mask, folder, *_ in table.header.masks]
     return table if masks == table.header.masks else None
 
 

@@ -10,23 +10,22 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
+from madgen.config.schema import PromptsConfig
 from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.extra_columns import json_columns
+from madgen.prompts.pictures import PictureColumns, check_known
 from madgen.prompts.readers import ALL, Chunk
-from madgen.prompts.readers._columns import check_known
 from madgen.prompts.regions import mask_names, parse_regions
 from madgen.prompts.rows import Location, default_id
 from madgen.prompts.sources import PromptSource
-from madgen.types import Prompt, Region
+from madgen.types import PictureFile, Prompt, Region
 from madgen.utils.errors import UserError
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,96}")
 MAX_SEED = 2**64 - 1
 MAX_FLOAT = 2**53  # whole numbers above it may be rounded
-KNOWN = frozenset(PROMPT_FIELDS)
 ID_AND_PROMPT = {"id", "prompt"}
 REGION_FIELDS = frozenset(("negative_prompt", "regions", "across"))  # fields that affect a row's regions
 
@@ -34,10 +33,12 @@ REGION_FIELDS = frozenset(("negative_prompt", "regions", "across"))  # fields th
 class RowParser:
     """Parses rows of all sources; fields that a row does not set have the job's values."""
 
-    def __init__(self, config: PromptsConfig, height: int, width: int):
+    def __init__(self, config: PromptsConfig, height: int, width: int, pictures: PictureColumns | None = None):
         self.config, self.height, self.width = config, height, width
+        self.pictures = pictures or PictureColumns()
         self.masks: set[tuple[str, str | None]] = set()
-        """(name, folder) of the mask files in rows."""
+        """(name, folder) of the masks and pictures in rows."""
+        self._known = frozenset(self.pictures.fields)
         self._keep = () if config.keep_columns in (None, ALL) else tuple(config.keep_columns)
         self._missing = set(self._keep)
         self._job_regions: dict[Path | None, tuple[Region, ...] | None] = {}
@@ -54,7 +55,8 @@ class RowParser:
     def add(self, builder: TableBuilder, source: PromptSource, number: int, chunk: Chunk) -> None:
         """Add the rows of a chunk. Raises UserError for the first invalid one."""
         shared = self.job_regions(source)
-        plain = _plain(chunk.rows) if shared == builder.defaults.regions and chunk.extras is None else None
+        is_plain = shared == builder.defaults.regions and chunk.extras is None and not self.pictures.names
+        plain = _plain(chunk.rows) if is_plain else None
         if plain is not None:
             builder.add_texts(*plain, number, chunk.lines)
             return
@@ -62,16 +64,22 @@ class RowParser:
         for line, row, kept in zip(chunk.lines, chunk.rows, extras, strict=True):
             fields = {"prompt": row} if isinstance(row, str) else row
             location = Location(source.name, line, fields.get("id"))
-            if "regions" in fields and source.remote is not None:
-                source.remote.download_masks(location, mask_names(fields))
-            elif "regions" in fields:
-                folder = None if source.folder is None else str(source.folder)
-                self.masks.update((mask, folder) for mask in mask_names(fields))
+            self._note_files(location, fields, source)
             columns = {}
             if kept is not None:
                 columns = json_columns(location, {**dict.fromkeys(self._keep), **kept})
                 self._missing.difference_update(kept)
             builder.add(self._prompt(location, fields, source, shared, columns), number, line)
+
+    def _note_files(self, where: Location, fields: dict[str, Any], source: PromptSource) -> None:
+        """Download the masks that a row of a remote file names; note the files that another one names."""
+        names = mask_names(fields) if "regions" in fields else []
+        if source.remote is not None:
+            source.remote.download_masks(where, names)
+            return
+        names += [name for column in self.pictures.names if isinstance(name := fields.get(column), str)]
+        folder = None if source.folder is None else str(source.folder)
+        self.masks.update((name, folder) for name in names)
 
     def check_kept(self) -> None:
         """Raise UserError if no row has a column of `prompts.keep_columns`."""
@@ -88,8 +96,10 @@ class RowParser:
         shared: tuple[Region, ...] | None,
         columns: dict[str, Any],
     ) -> Prompt:
-        if not fields.keys() <= KNOWN:
-            _check_fields(where, fields)
+        if not fields.keys() <= self._known:
+            unknown = [name for name in fields.keys() - self._known if fields[name] is not None]
+            if unknown:
+                check_known(where, min(unknown), self.pictures.fields)
         text = _text(where, "the prompt", fields.get("prompt"))
         negative = _value(fields, "negative_prompt", self.config.negative_prompt)
         if not isinstance(negative, str):
@@ -103,14 +113,27 @@ class RowParser:
             _checked(where, "the negative_prompt of a region", region.negative)
         identity = _value(fields, "id", None)
         identity = default_id(text) if identity is None else _id(where, identity)
-        height, width = _number(fields, "height", self.height), _number(fields, "width", self.width)
-        for name, pixels in (("height", height), ("width", width)):
-            if type(pixels) is not int or pixels <= 0:
-                raise UserError(f"{where}: {name} must be an integer > 0 (pixels), got {pixels!r}")
+        pictures: dict[str, PictureFile] = {}
+        left_top = None
+        height, width = _size(where, fields, self.height, self.width)
+        if self.pictures.names:
+            pictures, left_top, (height, width) = self._pictures(where, fields, source, (height, width))
         seed = _number(fields, "seed", None)
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
             raise UserError(f"{where}: seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
-        return Prompt(identity, text, negative, height, width, seed, regions, columns)
+        return Prompt(identity, text, negative, height, width, seed, regions, columns, pictures, left_top)
+
+    def _pictures(
+        self, where: Location, fields: dict[str, Any], source: PromptSource, size: tuple[int, int]
+    ) -> tuple[dict[str, PictureFile], tuple[int, int] | None, tuple[int, int]]:
+        """Return a row's pictures, the place of its image, and the size of its panorama, if it is not `size`."""
+        if source.remote is not None:
+            raise UserError(f"{where}: pictures of a prompt file at a URL are not read; copy file and pictures here")
+        pictures = self.pictures.parse(where, fields, source.folder, not self.config.allow_masks_outside)
+        place = self.pictures.place(where, fields.get("place"), pictures)
+        has_size = any(_number(fields, name, None) is not None for name in ("height", "width"))
+        size = self.pictures.size(where, pictures, place, size if has_size else None) or size
+        return pictures, self.pictures.left_top(where, pictures, place, size), size
 
     def _regions(
         self, where: Location, fields: dict[str, Any], negative: str, source: PromptSource
@@ -160,10 +183,13 @@ def _number(fields: dict[str, Any], name: str, default: int | None) -> Any:
     return value
 
 
-def _check_fields(where: Location, fields: dict[str, Any]) -> None:
-    unknown = [name for name in fields.keys() - KNOWN if fields[name] is not None]
-    if unknown:
-        check_known(where, min(unknown))
+def _size(where: Location, fields: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of a row, or those of the job."""
+    size = _number(fields, "height", height), _number(fields, "width", width)
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        if type(pixels) is not int or pixels <= 0:
+            raise UserError(f"{where}: {name} must be an integer > 0 (pixels), got {pixels!r}")
+    return size
 
 
 def _id(where: Location, identity: Any) -> str:

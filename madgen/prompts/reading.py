@@ -8,6 +8,7 @@ from dataclasses import replace
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.builder import BATCH_ROWS, TableBuilder
 from madgen.prompts.parsing import RowParser
+from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.rows import Defaults
 from madgen.prompts.shuffling import shuffled
 from madgen.prompts.sources import PromptSource, find_sources
@@ -16,15 +17,21 @@ from madgen.utils.errors import UserError
 
 
 def read_prompts(
-    config: PromptsConfig, height: int, width: int, batch_rows: int = BATCH_ROWS, key_prefix: str = ""
+    config: PromptsConfig,
+    height: int,
+    width: int,
+    batch_rows: int = BATCH_ROWS,
+    key_prefix: str = "",
+    pictures: PictureColumns | None = None,
 ) -> PromptTable:
     """Read all prompts of `config`; rows without a size are `height` x `width` pixels.
 
     UserErrors name the line. `batch_rows` rows are held in memory at a time; it does not affect the result.
-    `key_prefix` is `output.key_prefix`.
+    `key_prefix` is `output.key_prefix`. `pictures`: columns that name pictures; None: no such columns.
     """
-    sources = find_sources(config)
-    parser = RowParser(config, height, width)
+    pictures = pictures or PictureColumns()
+    sources = find_sources(config, pictures.fields)
+    parser = RowParser(config, height, width, pictures)
     defaults = Defaults(config.negative_prompt, height, width, parser.job_regions(sources[0]) or ())
     if config.samples is not None and config.on_duplicate == "error":
         config = replace(config, on_duplicate="rename")  # random combinations may be equal

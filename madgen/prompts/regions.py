@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from madgen.prompts.picture_files import file_sha256, find_file
 from madgen.types import Box, MaskFile, Ramp, Region
 from madgen.utils.errors import UserError
-from madgen.utils.validation import expand_user
 
 FIELDS = ("mask", "prompt", "negative_prompt")
 
@@ -76,28 +73,8 @@ def _mask(where: str, mask: Any, folder: Path | None, confined: bool) -> Box | M
         return Box(*mask)
     if not isinstance(mask, str) or not mask:
         raise UserError(f"{where}: mask must be [left, top, right, bottom] in pixels or an image file, got {mask!r}")
-    path = _find_mask(mask, folder)
-    if path is None:
-        raise UserError(f"{where}: mask file {mask} exists neither in {folder} nor in the current directory")
-    if confined and (folder is None or not path.is_relative_to(folder.resolve())):
-        place = "the folder of the prompt file" if folder is not None else "a dataset of the Hub, which has no folder"
-        raise UserError(
-            f"{where}: mask file {mask} is outside {place}; only if you trust the source, set "
-            "prompts.allow_masks_outside=true: masks are published in the dataset"
-        )
-    status = path.stat()
-    return MaskFile(str(path), _sha256(path, status.st_mtime_ns, status.st_ctime_ns))
-
-
-def _find_mask(mask: str, folder: Path | None) -> Path | None:
-    path = expand_user(mask, "mask")
-    candidates = (path,) if folder is None else (folder / mask, path)
-    return next((candidate.resolve() for candidate in candidates if _is_picture_file(candidate)), None)
-
-
-def _is_picture_file(path: str | Path) -> bool:
-    """Return whether a path names a regular file with content; files of /proc have a size of 0, and may never end."""
-    return os.path.isfile(path) and os.path.getsize(path) > 0
+    path = find_file(where, "mask", mask, folder, confined)
+    return MaskFile(str(path), file_sha256("mask", path))
 
 
 def mask_names(fields: dict[str, Any]) -> list[str]:
@@ -105,21 +82,3 @@ def mask_names(fields: dict[str, Any]) -> list[str]:
     regions = fields.get("regions") or []
     masks = [region.get("mask") for region in regions if isinstance(region, dict)] if isinstance(regions, list) else []
     return [mask for mask in masks if isinstance(mask, str)]
-
-
-def mask_stamp(mask: str, folder: str | None) -> list[Any]:
-    """Return [name, folder, path, size, mtime, ctime], which changes with the file that the name resolves to."""
-    path = _find_mask(mask, None if folder is None else Path(folder))
-    status = path.stat() if path is not None else None
-    times = (None, None, None) if status is None else (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return [mask, folder, str(path), *times]
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: Path, mtime_ns: int, ctime_ns: int) -> str:
-    """Return the checksum of a file, cached by its times."""
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the mask {path}: {error.strerror}") from error

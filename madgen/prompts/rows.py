@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from madgen.prompts.regions import region_identity
-from madgen.types import Prompt, Region
+from madgen.types import PictureFile, Prompt, Region
 
 SCHEMA = pa.schema(
     [
@@ -55,6 +55,7 @@ class Defaults:
             and prompt.negative == self.negative
             and prompt.regions == self.regions
             and not prompt.columns
+            and not prompt.pictures
         )
 
 
@@ -69,6 +70,10 @@ def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None, 
         own["width"] = prompt.width
     if prompt.seed is not None:
         own["seed"] = prompt.seed
+    if prompt.pictures:
+        own["pictures"] = {column: picture.as_dict() for column, picture in prompt.pictures.items()}
+    if prompt.place is not None:
+        own["place"] = prompt.place
     regions = None if prompt.regions == defaults.regions else _json([region.as_dict() for region in prompt.regions])
     return (_json(own) if own else None), regions, (_json(prompt.columns) if prompt.columns else None)
 
@@ -86,13 +91,27 @@ def decode(
         "seed": None,
     }
     fields |= json.loads(own) if own else {}
+    if "pictures" in fields:
+        pictures = fields["pictures"].items()
+        fields["pictures"] = {column: PictureFile.from_dict(picture) for column, picture in pictures}
+    if "place" in fields:
+        fields["place"] = tuple(fields["place"])
     parts = defaults.regions if regions is None else tuple(map(Region.from_dict, json.loads(regions)))
     return Prompt(identity, text, **fields, regions=parts, columns=json.loads(columns) if columns else {})
 
 
 def rest_identity(prompt: Prompt) -> str:
     """Return everything besides id and text that affects the bytes of a sample, as one line."""
-    rest = (prompt.negative, prompt.height, prompt.width, prompt.seed, *map(region_identity, prompt.regions))
+    rest: tuple[Any, ...] = (
+        prompt.negative,
+        prompt.height,
+        prompt.width,
+        prompt.seed,
+        *map(region_identity, prompt.regions),
+    )
+    if prompt.pictures:
+        contents = {column: picture.sha256 for column, picture in prompt.pictures.items()}
+        rest = (*rest, sorted(contents.items()), prompt.place)
     return f"{rest!r} {json.dumps(prompt.columns, sort_keys=True)}" if prompt.columns else repr(rest)
 
 

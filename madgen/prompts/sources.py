@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from madgen.config.schema import PromptsConfig
+from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
 from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._hub import dataset_files, is_hub, local_folder, read_hub
 from madgen.prompts.remote import RemoteFile, download, remote_urls
@@ -34,8 +34,8 @@ class PromptSource:
     """The file that it was downloaded from."""
 
 
-def find_sources(config: PromptsConfig) -> list[PromptSource]:
-    """Return the sources of a job, at least one, files in the order of their paths.
+def find_sources(config: PromptsConfig, fields: tuple[str, ...] = PROMPT_FIELDS) -> list[PromptSource]:
+    """Return the sources of a job, at least one, files in the order of their paths; `fields`: those of a row.
 
     An existing file takes precedence over a pattern. Raises UserError if nothing is found, or if `split` or `columns`
     does not apply.
@@ -43,7 +43,7 @@ def find_sources(config: PromptsConfig) -> list[PromptSource]:
     source, split = config.source, config.split
     if config.template is not None:
         return [PromptSource(NAME, Path(), list, Template(config).read)]
-    options = ReadOptions(config.columns, config.keep_columns or (), config.comments)
+    options = ReadOptions(config.columns, config.keep_columns or (), config.comments, fields)
     if is_hub(source):
         if options.comments is not None:
             raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")

@@ -45,7 +45,7 @@ class Header:
     keys_digest: str
     """See `madgen.prompts.digests.KeysDigest`."""
     masks: list[list[Any]]
-    """Mask files in rows, see `madgen.prompts.regions.mask_stamp`."""
+    """Mask files in rows, see `madgen.prompts.picture_files.file_stamp`."""
 
 
 class PromptTable(Sequence[Prompt]):

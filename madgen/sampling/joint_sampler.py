@@ -68,6 +68,8 @@ class JointSampler:
         `params`: None for those of the sampler; `on_step`: see `joint_diffusion`; other arguments: see `sample`.
         """
         params = params or self.params
+        if params.init.strength is not None:
+            raise UserError("sampling.init.strength: sampling from pictures is not supported yet; set it to null")
         layout = self.geometry.build(batch.height, batch.width, params.loop)
         first = self.geometry.overlap_from
         if first is not None and first >= params.num_inference_steps:

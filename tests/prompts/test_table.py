@@ -23,7 +23,7 @@ from madgen.prompts.duplicates import IdIndex
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.rows import Defaults, default_id
 from madgen.prompts.table import PromptTable
-from madgen.types import Box, MaskFile, MaskPicture, Prompt, Ramp, Region
+from madgen.types import Box, MaskFile, MaskPicture, PictureFile, Prompt, Ramp, Region
 from madgen.utils.errors import UserError
 
 IDS = st.text("ab-", min_size=1, max_size=3)
@@ -175,6 +175,8 @@ MASKS = (Box(0, 0, 8, 8), MaskFile("/a/b.png", "00ff"), MaskPicture("abcd"), Ram
 EVERYTHING = [
     Prompt("a", "ä hill", "", 0, 0),
     Prompt("b", "a lake", "fog", 64, 128, 2**64 - 1, tuple(Region(mask, "hut", "ice") for mask in MASKS)),
+    Prompt("d", "a sea", "", 0, 0, pictures={"image": PictureFile("/a.png", "00ff", 8, 16)}, place=(0, 4)),
+    Prompt("e", "a bay", "", 0, 0, pictures={"image": PictureFile("/a.tar", "00ff", 8, 16, (512, 99))}),
     *(Prompt(f"c{number}", "text " * number, "", 64, 64 * number) for number in range(1, 50)),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from madgen.config.schema.backbone import BackboneConfig, LoraConfig
 from madgen.config.schema.checks import check_recordable, check_url, nearest
+from madgen.config.schema.init import InitConfig
 from madgen.config.schema.job import Job, require_job
 from madgen.config.schema.method import (
     BlendConfig,
@@ -16,17 +17,19 @@ from madgen.config.schema.method import (
     ViewsConfig,
 )
 from madgen.config.schema.output import PIXEL_SCORES, SCORES, OutputConfig, QuarantineConfig, SafetyConfig, ScoresConfig
-from madgen.config.schema.prompts import PROMPT_FIELDS, PromptsConfig
+from madgen.config.schema.prompts import PICTURE_FIELDS, PROMPT_FIELDS, PromptsConfig
 from madgen.config.schema.run import MonitorConfig, TrainerConfig, WandbConfig
 from madgen.config.schema.sampling import AUTO_BATCH, SamplingConfig, SamplingParams
 
 __all__ = [
     "AUTO_BATCH",
+    "PICTURE_FIELDS",
     "PIXEL_SCORES",
     "PROMPT_FIELDS",
     "SCORES",
     "BackboneConfig",
     "BlendConfig",
+    "InitConfig",
     "Job",
     "LoraConfig",
     "MadConfig",

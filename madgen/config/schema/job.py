@@ -11,7 +11,7 @@ from madgen.config.schema.backbone import BackboneConfig
 from madgen.config.schema.checks import check, check_recordable
 from madgen.config.schema.method import MethodConfig
 from madgen.config.schema.output import PIXEL_SCORES, OutputConfig, QuarantineConfig, SafetyConfig, ScoresConfig
-from madgen.config.schema.prompts import PromptsConfig
+from madgen.config.schema.prompts import PICTURE_FIELDS, PromptsConfig
 from madgen.config.schema.run import MonitorConfig, TrainerConfig
 from madgen.config.schema.sampling import SamplingConfig
 from madgen.utils.validation import expand_user
@@ -60,6 +60,9 @@ class Job:
             self.sampling.guidance_steps is None or not self.method.sync.weight,
             "method.sync needs guidance in every step; set sampling.guidance_steps to null",
         )
+        for name, setting in PICTURE_FIELDS.items():
+            used = name in self.picture_columns or (name == "place" and "image" in self.picture_columns)
+            check(used or name not in self.prompts.columns, f"prompts.columns.{name} has no effect; set {setting}")
         for name, reason in self._inapplicable_scores.items():
             check(
                 name not in (self.scores.enabled or ()),
@@ -77,6 +80,11 @@ class Job:
         """Pixel scores that are recorded, in the order of `PIXEL_SCORES`."""
         enabled = PIXEL_SCORES if self.scores.enabled is None else self.scores.enabled
         return tuple(name for name in PIXEL_SCORES if name in enabled and name not in self._inapplicable_scores)
+
+    @property
+    def picture_columns(self) -> tuple[str, ...]:
+        """Columns of prompts that name pictures of this job, the required ones first."""
+        return ("image", "mask") if self.sampling.init.strength is not None else ()
 
     @property
     def output_dir(self) -> Path:

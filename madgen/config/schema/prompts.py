@@ -9,6 +9,12 @@ from madgen.config.schema.checks import check, check_one_of, check_url
 
 PROMPT_FIELDS = ("id", "prompt", "negative_prompt", "width", "height", "seed", "regions", "across")
 """Fields of a row of a prompt file."""
+PICTURE_FIELDS = {
+    "image": "sampling.init.strength",
+    "mask": "sampling.init.strength",
+    "place": "sampling.init.strength",
+}
+"""Fields of rows that name pictures, with the setting that makes a job read them. Others ignore or keep them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +31,9 @@ class PromptsConfig:
     """Split of a Hugging Face dataset."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns (or JSON keys) of the source to read, by field: `{prompt: caption}` reads the prompt from `caption`.
-    Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`. If empty, columns
-    must have these names; unknown columns are errors, see `keep_columns`."""
+    Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`, and in jobs that
+    start from pictures `image`, `mask` and `place`. If empty, columns must have these names; unknown columns are
+    errors, see `keep_columns`."""
     keep_columns: Any = None
     """Further columns (or JSON keys) of the source to keep with each sample, in `columns` of its JSON and as columns of
     `index.parquet`: a list of names, or `all`. null: none."""
@@ -60,8 +67,8 @@ class PromptsConfig:
     pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
     that of the row. Cannot be combined with `across`."""
     allow_masks_outside: bool = False
-    """Let rows name mask files outside the folder of their prompt file, such as by an absolute path. Masks are
-    published in the dataset: set it only for prompt files that you trust."""
+    """Let rows name masks and pictures outside the folder of their prompt file, such as by an absolute path. They are
+    published in the dataset, or can be seen in it: set it only for prompt files that you trust."""
     across: list[str] = field(default_factory=list)
     """Further prompts of rows that have none, spaced evenly along the width and blended; the row's own prompt is at the
     left edge."""
@@ -76,7 +83,7 @@ class PromptsConfig:
         check(self.limit is None or self.limit > 0, f"prompts.limit must be > 0 prompts or null, got {self.limit}")
         check(self.split != "", "prompts.split is empty; use for example train")
         for field_name, column in self.columns.items():
-            check_one_of("a key of prompts.columns", field_name, PROMPT_FIELDS)
+            check_one_of("a key of prompts.columns", field_name, (*PROMPT_FIELDS, *PICTURE_FIELDS))
             check(column != "", f"prompts.columns.{field_name} is empty; set it to a column of prompts.source")
         check(
             not self.columns or "prompt" in self.columns,

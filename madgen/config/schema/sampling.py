@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from madgen.config.schema.checks import check, check_one_of
+from madgen.config.schema.init import InitConfig
 
 AUTO_BATCH = "auto"
 """Value of `sampling.batch_size` that selects the batch size by device."""
@@ -37,6 +38,7 @@ class SamplingParams:
     original_inference_steps: int | None = None
     """Number of steps that a consistency model was distilled with, > 0, for schedulers that take it (LCM). null is the
     value in the scheduler's config."""
+    init: InitConfig = field(default_factory=InitConfig)
     decode: str = "auto"
     """Decoding of the latents: `whole` (the panorama in one pass), `tiled` (blended tiles of two views, less memory) or
     `auto` (tiled above 2^22 pixels)."""
@@ -87,6 +89,8 @@ class SamplingParams:
         values = {field.name: metadata[field.name] for field in fields(SamplingParams) if field.name in metadata}
         if values.get("guidance_steps") is not None:
             values["guidance_steps"] = tuple(values["guidance_steps"])
+        if "init" in values:
+            values["init"] = InitConfig(**values["init"])
         return SamplingParams(**values)
 
     def to_metadata(self) -> dict[str, Any]:
@@ -94,6 +98,9 @@ class SamplingParams:
         values = {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
         if not self.scheduler_options:  # unknown to earlier versions
             del values["scheduler_options"]
+        del values["init"]
+        if self.init.strength is not None:
+            values["init"] = self.init.to_metadata()
         return values
 
 

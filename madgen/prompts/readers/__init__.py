@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from madgen.config.schema import PROMPT_FIELDS
 from madgen.utils.errors import UserError
 
 ALL = "all"
@@ -42,6 +43,8 @@ class ReadOptions:
     """Further columns to keep (`prompts.keep_columns`): names, or `all`."""
     comments: str | None = None
     """Start of the lines to ignore (`prompts.comments`)."""
+    fields: tuple[str, ...] = PROMPT_FIELDS
+    """Names of the fields of a row."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.config.schema import PROMPT_FIELDS
+from madgen.prompts.pictures import check_known
 from madgen.prompts.readers import ALL, ReadOptions
 from madgen.utils.errors import UserError
 
@@ -40,13 +40,13 @@ def choose_columns(name: str, present: Sequence[str], options: ReadOptions) -> C
             f"{name} has no column 'prompt'; available: {listing}; select one with prompts.columns.prompt=..."
         )
     else:
-        fields = {column: column for column in present if column in PROMPT_FIELDS}
+        fields = {column: column for column in present if column in options.fields}
     others = [column for column in present if column not in fields]
     if options.keep == ALL:
         return Choice(fields, others)
     _require(name, options.keep, present, "prompts.keep_columns", listing)
     if others and not options.keep and not options.columns:
-        check_known(name, others[0])
+        check_known(name, others[0], options.fields)
     return Choice(fields, options.keep)
 
 
@@ -66,19 +66,10 @@ def split_keys(row: Mapping[str, Any], options: ReadOptions) -> tuple[dict[str, 
         fields = {field: row.get(column) for field, column in columns.items()}
         known: Any = columns.values()
     else:
-        fields = {key: value for key, value in row.items() if not keep or key in PROMPT_FIELDS}
-        known = PROMPT_FIELDS
+        fields = {key: value for key, value in row.items() if not keep or key in options.fields}
+        known = options.fields
     if not keep:
         return fields, None
     if keep == ALL:
         return fields, {key: value for key, value in row.items() if key not in known}
     return fields, {key: row[key] for key in keep if key in row}
-
-
-def check_known(where: object, field: str) -> None:
-    """Raise UserError if `field` is not a prompt field."""
-    if field not in PROMPT_FIELDS:
-        raise UserError(
-            f"{where}: unknown field {field!r}; known: {', '.join(PROMPT_FIELDS)}; select the fields to read with "
-            "prompts.columns, or keep others with prompts.keep_columns"
-        )

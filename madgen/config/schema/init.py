@@ -1,0 +1,63 @@
+"""`sampling.init`: start from pictures that prompts name, instead of noise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from madgen.config.schema.checks import changed, check, check_one_of
+
+RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
+CENTER = "center"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Start from pictures: refine and enlarge them, repaint parts, or continue them to a panorama.
+
+    Prompts name them in the columns `image` and `mask` (white where the picture is kept).
+    """
+
+    strength: float | None = None
+    """Noise that is added to the picture, as the share of `num_inference_steps` that removes it again, 0..1. 0 only
+    enlarges the picture and passes it through the autoencoder; 1 starts from pure noise. null: prompts name no
+    pictures."""
+    scale: float = 1.0
+    """Factor by which pictures are enlarged, > 0."""
+    resample: str = "lanczos"
+    """Interpolation of pictures that are enlarged: `nearest`, `bilinear`, `bicubic` or `lanczos`."""
+    place: Any = None
+    """Place of a picture on a larger panorama, whose other parts are generated: `[left, top]` in pixels, or `center`;
+    a prompt's `place` overrides it. null: the picture is the whole panorama."""
+    feather: int = 32
+    """Width in pixels of the edge over which a kept part blends into the generated one, >= 0; inside of it the picture
+    is kept exactly."""
+
+    def __post_init__(self) -> None:
+        strength = self.strength
+        check(
+            strength is None or 0 <= strength <= 1,
+            f"sampling.init.strength must be in 0..1 or null, got {strength}; 1 starts from pure noise",
+        )
+        check(0 < self.scale < float("inf"), f"sampling.init.scale must be > 0, got {self.scale}; 1 keeps the size")
+        check_one_of("sampling.init.resample", self.resample, RESAMPLING)
+        check(self.feather >= 0, f"sampling.init.feather must be >= 0 pixels, got {self.feather}; 0 is a hard edge")
+        check_place("sampling.init.place", self.place)
+        unused = next(iter(changed(self)), None)
+        check(
+            strength is not None or unused is None,
+            f"sampling.init.{unused} has no effect without pictures; set sampling.init.strength to start from them",
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Return the content of `sampling.init` in a sample's JSON, whose place is that of the sample."""
+        return {name: value for name, value in asdict(self).items() if name != "place"}
+
+
+def check_place(name: str, place: Any) -> None:
+    """Raise UserError unless `place` is None, `center`, or two whole numbers of pixels >= 0."""
+    pair = isinstance(place, list | tuple) and len(place) == 2 and all(type(at) is int and at >= 0 for at in place)
+    check(
+        place is None or place == CENTER or pair,
+        f"{name} must be [left, top] in pixels >= 0, or center, got {place!r}",
+    )

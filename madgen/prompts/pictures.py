@@ -1,0 +1,143 @@
+"""Pictures that rows name: the one to start from (`image`), what is kept of it (`mask`), where it lies (`place`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from madgen.config.schema import PICTURE_FIELDS, PROMPT_FIELDS, InitConfig, Job
+from madgen.config.schema.init import CENTER, check_place
+from madgen.images.masks import MAX_STRETCH
+from madgen.images.pictures import read_mask
+from madgen.images.start import keeps, scaled_size
+from madgen.prompts.picture_files import parse_picture
+from madgen.types import PictureFile
+from madgen.utils.errors import UserError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+@dataclass(frozen=True)
+class PictureColumns:
+    """The columns of rows that name pictures in this job."""
+
+    names: tuple[str, ...] = ()
+    """`image` and `mask`; none in jobs that start from noise."""
+    init: InitConfig = field(default_factory=InitConfig)
+
+    @classmethod
+    def of(cls, job: Job) -> PictureColumns:
+        """Return the columns of a job."""
+        return cls(job.picture_columns, job.sampling.init)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Return all fields of a row."""
+        return (*PROMPT_FIELDS, *self.names, *(("place",) if "image" in self.names else ()))
+
+    def parse(
+        self, where: object, fields: Mapping[str, Any], folder: Path | None, confined: bool
+    ) -> dict[str, PictureFile]:
+        """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without an image."""
+        names = {name: fields.get(name) for name in self.names}
+        present = {name: value for name, value in names.items() if not _is_blank(value)}
+        if "image" in names and "image" not in present:
+            raise UserError(
+                f"{where}: no image; sampling.init.strength={self.init.strength:g} starts from a picture of each row: "
+                "name it in the column image, or set the strength to null"
+            )
+        return {name: parse_picture(where, name, value, folder, confined) for name, value in present.items()}
+
+    def size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
+        """Return the size of a panorama: the row's `own` one, or that of its enlarged image. None: the job's.
+
+        `place`: the row's or the job's. Raises UserError if a row's own size does not match its image.
+        """
+        image = pictures.get("image")
+        if image is None or place is not None:
+            return own
+        height, width = scaled_size((image.height, image.width), self.init.scale)
+        if own is None:
+            return height, width
+        if self.init.scale != 1:
+            raise UserError(
+                f"{where}: the row's size and sampling.init.scale={self.init.scale:g} exclude each other; remove one"
+            )
+        if abs(own[1] * height / (own[0] * width) - 1) > MAX_STRETCH:
+            raise UserError(
+                f"{where}: the image of {height}x{width} px (height x width) has another aspect ratio than the "
+                f"panorama of {own[0]}x{own[1]} px; crop it, or set place to continue it"
+            )
+        return own
+
+    def place(self, where: object, value: Any, pictures: Mapping[str, PictureFile]) -> Any:
+        """Parse the field `place`: `center`, [left, top], or None."""
+        value = self.init.place if _is_blank(value) else value
+        if "image" not in pictures:
+            return None
+        if isinstance(value, str) and value.strip().startswith("["):  # in CSV
+            with suppress(ValueError):  # an error below
+                value = json.loads(value)
+        check_place(f"{where}: place", value)
+        return value
+
+    def left_top(self, where: object, pictures: Mapping[str, PictureFile], place: Any, size: Size) -> Size | None:
+        """Return the left and top pixel of the image on a panorama of `size`; None: it is the whole panorama.
+
+        Raises UserError if it does not lie inside, if nothing is left to generate, or if the mask does not match.
+        """
+        image, mask = pictures.get("image"), pictures.get("mask")
+        if image is None:
+            return None
+        if mask is not None:
+            self._check_mask(where, image, mask)
+        if self.init.strength == 0 and (mask is not None or place is not None):
+            raise UserError(f"{where}: sampling.init.strength=0 generates nothing around what is kept; raise it")
+        if place is None:
+            return None
+        height, width = scaled_size((image.height, image.width), self.init.scale)
+        left, top = ((size[1] - width) // 2, (size[0] - height) // 2) if place == CENTER else place
+        if min(left, top) < 0 or left + width > size[1] or top + height > size[0]:
+            raise UserError(
+                f"{where}: the image of {height}x{width} px (height x width) at place [{left}, {top}] is not inside "
+                f"the panorama of {size[0]}x{size[1]} px; move it, or lower sampling.init.scale"
+            )
+        if (height, width) == size and mask is None:
+            raise UserError(f"{where}: the image covers the whole panorama, so place has no effect; remove it")
+        return left, top
+
+    def _check_mask(self, where: object, image: PictureFile, mask: PictureFile) -> None:
+        if (mask.height, mask.width) != (image.height, image.width):
+            raise UserError(
+                f"{where}: the mask of {mask.height}x{mask.width} px (height x width) must have the size of the image, "
+                f"{image.height}x{image.width} px"
+            )
+        kept = keeps(read_mask(mask))
+        if kept.all() or not kept.any():
+            extent = "keeps everything; draw what is generated in black" if kept.all() else "keeps nothing; remove it"
+            raise UserError(f"{where}: the mask {extent}")
+
+
+def check_known(where: object, name: str, known: tuple[str, ...]) -> None:
+    """Raise UserError if `name` is not one of the `known` fields of rows."""
+    if name in known:
+        return
+    if name in PICTURE_FIELDS:
+        raise UserError(
+            f"{where}: the field {name!r} has no effect unless the job starts from pictures; set "
+            f"{PICTURE_FIELDS[name]}, or keep it with prompts.keep_columns"
+        )
+    raise UserError(
+        f"{where}: unknown field {name!r}; known: {', '.join(known)}; select the fields to read with "
+        "prompts.columns, or keep others with prompts.keep_columns"
+    )
+
+
+def _is_blank(value: Any) -> bool:
+    """Return whether a field is not set: null, NaN, or an empty cell."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
