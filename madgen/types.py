@@ -181,6 +181,11 @@ def shard_name(job_name: str, index: int) -> str:
     return f"{job_name}-{index:06d}"
 
 
+def shard_index(name: str) -> int:
+    """Invert `shard_name`."""
+    return int(name.rpartition("-")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Consecutive tasks of one shard and size that are sampled together.

@@ -10,6 +10,7 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file, parse_object
+from madgen.types import shard_index
 from madgen.utils.errors import UserError
 
 MEMBERS = 3
@@ -37,13 +38,14 @@ def _first_fingerprint(directory: DatasetDir, name: str) -> str | None:
 
 def refuse_foreign_shards(directory: DatasetDir, manifest: Manifest, names: Iterable[str] | None = None) -> None:
     """Raise UserError if a finished shard (of `names`, by default any planned one) was made for another dataset."""
-    known = manifest.sample_fingerprints
     for name in sorted(directory.done() & set(manifest.shard_names())) if names is None else names:
         fingerprint = shard_fingerprint(directory, name)
+        known = manifest.portion(shard_index(name)).fingerprints
         if fingerprint is not None and fingerprint not in known:
             raise UserError(
                 f"{directory.tar(name)} is a shard of another dataset (fingerprint {fingerprint:.40}, expected "
-                f"{manifest.fingerprint}); run madgen verify {directory.root} --repair to mark it for regeneration"
+                f"{' or '.join(sorted(known))}); "
+                f"run madgen verify {directory.root} --repair to mark it for regeneration"
             )
 
 

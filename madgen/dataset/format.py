@@ -18,10 +18,12 @@ __all__ = [
     "COLUMNS",
     "Claim",
     "FormatError",
+    "Generation",
     "Heartbeat",
     "InvalidValueError",
     "Manifest",
     "PlanTotals",
+    "Portion",
     "QuarantineEntry",
     "QuarantineLine",
     "Record",
@@ -232,6 +234,49 @@ class PlanTotals(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Generation(Record):
+    """A stage of a dataset that has grown: the samples that one job added behind those of earlier generations."""
+
+    fingerprint: str
+    """Fingerprint of the dataset as of this generation, recorded in the samples that it added."""
+    prompts: int
+    """Number of prompts that it added."""
+    samples_per_prompt: int
+    """Number of samples of each prompt from this generation on, those of earlier generations included."""
+    prompts_digest: str | None
+    """Digest of the prompts that it added; None if not all of them are in the dataset."""
+    samples: int
+    """Number of samples that it added."""
+    shards: int
+    """Number of shards that it added, the last of which may be shorter."""
+    earlier: str | None = None
+    """Which prompts of the job are those of earlier generations, see `madgen.dataset.growth`; None: the first ones."""
+    versions: dict[str, Any] = field(default_factory=dict)
+    """Library versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Consecutive shards of a dataset that one job generated."""
+
+    first: int
+    """Index of the first shard."""
+    shards: int
+    samples: int
+    samples_per_shard: int
+    fingerprints: frozenset[str]
+    """Fingerprints that its samples may have."""
+    source: Manifest
+    """The manifest of the dataset that generated it."""
+    generation: Generation | None
+    """None if the plan of its prompts is not known, as for a selection."""
+
+    def planned(self, index: int) -> int:
+        """Return the planned number of samples of the shard at `index` in the dataset."""
+        return max(0, min(self.samples_per_shard, self.samples - (index - self.first) * self.samples_per_shard))
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest(Record):
     """`dataset.json`: the job of a dataset, and the identity that a job must match to resume it."""
 
@@ -247,6 +292,10 @@ class Manifest(Record):
     """Source and selection of a dataset that `madgen filter` wrote."""
     versions: dict[str, Any] = field(default_factory=dict)
     """Library versions."""
+    generations: tuple[Generation, ...] | None = None
+    """Stages of a dataset that has grown, oldest first; None: it has not."""
+    sources: tuple[Manifest, ...] | None = None
+    """Manifests of merged datasets, with the plan of what was taken of them, in the order of their shards."""
     madgen: int = 1
     """Version of this format."""
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_STORED)
@@ -278,13 +327,62 @@ class Manifest(Record):
         return value
 
     @property
-    def sample_fingerprints(self) -> set[str]:
-        """Return the fingerprints that the JSON of a sample may have: this one, and that of a filtered source."""
-        known, source = {self.fingerprint}, self.filtered
-        while isinstance(source, dict) and isinstance(source.get("from"), dict):
-            known.add(source["from"].get("fingerprint"))
-            source = source["from"].get("filtered")
-        return {item for item in known if isinstance(item, str)}
+    def all_generations(self) -> tuple[Generation, ...]:
+        """Return the generations; one if the dataset has not grown. Raises FormatError."""
+        if self.generations:
+            return self.generations
+        each = self.setting("identity.prompts.samples_per_prompt", int)
+        digest, plan = self.setting("identity.prompts.digest", str), self.plan
+        return (
+            Generation(
+                self.fingerprint or "", plan.prompts, each, digest, plan.samples, plan.shards, versions=self.versions
+            ),
+        )
+
+    @property
+    def sample_fingerprints(self) -> frozenset[str]:
+        """Return the fingerprints that samples may have: of this dataset, and of those that it was made from."""
+        known: set[Any] = {self.fingerprint, *(generation.fingerprint for generation in self.generations or ())}
+        known.update(*(source.sample_fingerprints for source in self.sources or ()))
+        chosen = self.filtered
+        while isinstance(chosen, dict) and isinstance(chosen.get("from"), dict):
+            source = chosen["from"]
+            known.add(source.get("fingerprint"))
+            earlier = source.get("generations")
+            known.update(item for item in (earlier if isinstance(earlier, list) else ()) if isinstance(item, str))
+            chosen = source.get("filtered")
+        return frozenset(item for item in known if isinstance(item, str))
+
+    def portions(self, first: int = 0) -> list[Portion]:
+        """Return the portions of the dataset, in the order of the shards; `first`: index of the first shard."""
+        if self.sources and self.filtered is None:
+            portions: list[Portion] = []
+            for source in self.sources:
+                portions += source.portions(first + sum(portion.shards for portion in portions))
+            return portions
+        per_shard, plan = self.plan.samples_per_shard, self.plan
+        if self.filtered is not None and not self.generations:
+            return [Portion(first, plan.shards, plan.samples, per_shard, self.sample_fingerprints, self, None)]
+        portions = []
+        try:
+            generations = self.all_generations
+        except FormatError:  # of an early version, or damaged
+            return [Portion(first, plan.shards, plan.samples, per_shard, self.sample_fingerprints, self, None)]
+        for generation in generations:
+            known = self.sample_fingerprints if self.filtered else frozenset({generation.fingerprint})
+            portions.append(Portion(first, generation.shards, generation.samples, per_shard, known, self, generation))
+            first += generation.shards
+        return portions
+
+    def portion(self, index: int) -> Portion:
+        """Return the portion of the shard at `index`; the last one if there is no such shard."""
+        portions = self.portions()
+        return next((portion for portion in portions if index < portion.first + portion.shards), portions[-1])
+
+    def shard_fingerprint(self, index: int) -> str | None:
+        """Return the fingerprint of the generation that the shard at `index` belongs to."""
+        generation = self.portion(index).generation
+        return self.fingerprint if generation is None else generation.fingerprint
 
     @property
     def name(self) -> str:
@@ -295,6 +393,18 @@ class Manifest(Record):
     def key_prefix(self) -> str:
         """Return the start of every key, before the id of its prompt."""
         return self.job.get("output", {}).get("key_prefix", "")
+
+    @property
+    def key_prefixes(self) -> frozenset[str]:
+        """Return the starts of keys: one, except for merged datasets."""
+        if not self.sources:
+            return frozenset({self.key_prefix})
+        return frozenset().union(*(source.key_prefixes for source in self.sources))
+
+    def prompt_id(self, key: str) -> str:
+        """Return the id of the prompt in the key of a sample, without the prefix of the dataset."""
+        prefixes = (prefix for prefix in self.key_prefixes if key.startswith(prefix))
+        return prompt_id(key).removeprefix(max(prefixes, key=len, default=""))
 
     def shard_names(self) -> list[str]:
         """Return the names of the planned shards, in order. Raises FormatError if they cannot be names of files."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from madgen.config.schema import SCORES
 from madgen.dataset.card import Facts, card, write_pictures
-from madgen.dataset.format import COLUMNS, SampleEntry, to_json
+from madgen.dataset.format import COLUMNS, Manifest, SampleEntry, to_json
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.atomic import atomic, write_atomically
@@ -27,13 +27,12 @@ def write_index(directory: DatasetDir) -> Path:
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null if a sample lacks the score
     types |= {"seed": pyarrow.uint64(), **kept.types}
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES, *kept.types)])
-    prefix = manifest.key_prefix
     path = directory.root / "index.parquet"
     card(manifest, Facts())  # raises for a damaged manifest before anything is written
     facts, counts = Facts(), list[tuple[str, int]]()
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [{**_row(entry, prefix), **kept.values(entry)} for entry in sidecar.samples]
+            rows = [{**_row(entry, manifest), **kept.values(entry)} for entry in sidecar.samples]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             counts.append((sidecar.shard, len(rows)))
             facts.quarantined += len(sidecar.quarantine)
@@ -44,9 +43,9 @@ def write_index(directory: DatasetDir) -> Path:
     return path
 
 
-def _row(entry: SampleEntry, prefix: str) -> dict[str, Any]:
-    prompt_id = entry.prompt_id.removeprefix(prefix)
-    derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": entry.sample_index}
+def _row(entry: SampleEntry, manifest: Manifest) -> dict[str, Any]:
+    prompt_id, sample_index = manifest.prompt_id(entry.key), entry.sample_index
+    derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": sample_index}
     return {**entry.as_dict(), **(entry.scores or {}), **derived}
 
 

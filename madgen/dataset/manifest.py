@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def identity(
             "embedded": EMBEDDED,
             **({"key_prefix": job.output.key_prefix} if job.output.key_prefix else {}),
         },
+        **({} if plan.extends is None else {"extends": plan.extends}),
     }
 
 
@@ -135,13 +136,19 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
     """Return the content of `dataset.json`."""
+    own, versions = fingerprint(identity), {name: _version(name) for name in VERSIONED}
+    generations = [stage.generation for stage in plan.grown if stage.generation is not None]
+    if generations:
+        newest = generations[-1]
+        generations[-1] = replace(newest, fingerprint=own, versions=newest.versions or versions)
     return Manifest(
-        fingerprint(identity),
+        own,
         job.as_dict(),
         plan_totals(plan),
         identity,
         licence=licences(job.backbone),
-        versions={name: _version(name) for name in VERSIONED},
+        versions=versions,
+        generations=tuple(generations) or None,
     )
 
 
@@ -157,10 +164,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_directory(directory: DatasetDir, content: Manifest | None, resume: str) -> None:
+def check_directory(directory: DatasetDir, content: Manifest | None, resume: str, why: str | None = None) -> None:
     """Raise UserError if a directory holds another job's dataset or other files; write nothing.
 
-    `content` is the manifest of the job, or None if it is not known yet.
+    `content` is the manifest of the job, or None if it is not known yet. `why`: the reason why the job's prompts cannot
+    extend those of the dataset.
     """
     root = directory.root
     occupied = next((path for path in (root, *root.parents) if path.exists()), root)
@@ -175,32 +183,65 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
             if content is not None and not has_shards_of(directory, content):
                 raise
             return  # `create` writes it again
-        if existing.filtered is not None:
-            raise UserError(f"output.dir={root} holds what madgen filter chose of a dataset; choose another")
+        if existing.filtered is not None or existing.sources:
+            how = "split" if "split" in (existing.filtered or ()) else "filter"
+            what = "madgen merge wrote" if existing.filtered is None else f"madgen {how} chose of a dataset"
+            raise UserError(f"output.dir={root} holds what {what}; choose another")
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
-        same = content is None or existing.fingerprint == content.fingerprint
-        changed = [] if content is None or same else _changed(existing, content)
-        if changed:
+        changed = [] if content is None else _changed(existing, content, resume)
+        if changed or why is not None:
+            listed = f" ({'; '.join(changed)})" if changed else ""
+            only_prompts = all(line.startswith("prompts.") for line in changed)
+            fix = "set output.resume=extend to add prompts or samples to it, or " if only_prompts else ""
+            fix = f"output.resume=extend only adds to it, and {why}; " if why is not None else fix
             raise UserError(
-                f"output.dir={root} holds a dataset of another job ({'; '.join(changed)}); "
-                "choose another output.dir, or remove this one"
+                f"output.dir={root} holds a dataset of another job{listed}; "
+                f"{fix}choose another output.dir, or remove this one"
             )
     elif root.is_dir() and any(not entry.name.startswith(".") for entry in os.scandir(root)):
         raise UserError(f"output.dir={root} is not empty and holds no madgen dataset; choose another")
 
 
 PROMPT_KEYS = ("prompts.", "sampling.height", "sampling.width")
+GROWING = ("extends: ", "prompts.digest: ", "prompts.samples_per_prompt: ")
+"""Differences of identities that a next generation may have."""
 
 
-def _changed(existing: Manifest, content: Manifest) -> list[str]:
-    """Return the differences of two identities, replacing prompt digests by the keys of the job that differ."""
+def _changed(existing: Manifest, content: Manifest, resume: str) -> list[str]:
+    """Return why a job cannot resume a dataset: the differences of their identities.
+
+    Empty if the job is that of a generation of the dataset, or its next one. Digests of prompts are replaced by the
+    keys of the job that differ.
+    """
+    if content.fingerprint == existing.fingerprint or is_earlier(existing, content):
+        return []
     changes = differences(existing.identity, content.identity)
+    if resume == "extend" and extends(existing, content):
+        return [line for line in changes if not line.startswith(GROWING)]
+    changes = [line for line in changes if not line.startswith("extends: ")]
     if not any(line.startswith("prompts.digest") for line in changes):
         return changes
     job_changes = [line for line in differences(existing.job, content.job) if line.startswith(PROMPT_KEYS)]
     others = [line for line in changes if not line.startswith("prompts.")]
     return [*others, *(job_changes or ["prompts.source: other prompts or masks now"])]
+
+
+def is_earlier(existing: Manifest, content: Manifest) -> bool:
+    """Return whether a dataset has grown since the job of `content`, whose shards it still has."""
+    return content.fingerprint in {generation.fingerprint for generation in (existing.generations or ())[:-1]}
+
+
+def extends(existing: Manifest, content: Manifest) -> bool:
+    """Return whether `content` is planned as the next generation of a dataset."""
+    generations = content.generations or ()
+    return len(generations) > 1 and generations[-2].fingerprint == existing.fingerprint
+
+
+def extend(directory: DatasetDir, content: Manifest) -> None:
+    """Record the next generation in `dataset.json`. Only one process may do so at a time."""
+    if extends(directory.read_manifest(), content):
+        write_atomically(directory.manifest, content.to_json())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -226,7 +267,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def create(directory: DatasetDir, content: Manifest) -> None:
+def create(directory: DatasetDir, content: Manifest, resume: str = "if_same") -> None:
     """Write `dataset.json` unless it exists. Of concurrent workers, one writes it, the others compare theirs.
 
     A damaged one is written again if it, or the finished shards, are of the same job.
@@ -234,7 +275,7 @@ def create(directory: DatasetDir, content: Manifest) -> None:
     temporary = temporary_path(directory.manifest)
     created = [path for path in (directory.root, *directory.root.parents) if not path.exists()]
     try:
-        _link_new(temporary, directory, content)
+        _link_new(temporary, directory, content, resume)
     except UserError:
         for path in created:
             with contextlib.suppress(OSError):  # not created, or in use by another process
@@ -244,7 +285,7 @@ def create(directory: DatasetDir, content: Manifest) -> None:
     directory.shards.mkdir(exist_ok=True)
 
 
-def _link_new(temporary: Path, directory: DatasetDir, content: Manifest) -> None:
+def _link_new(temporary: Path, directory: DatasetDir, content: Manifest, resume: str) -> None:
     """Write `dataset.json` by a hard link, which unlike a rename fails if the file exists, or else compare it."""
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
@@ -254,7 +295,7 @@ def _link_new(temporary: Path, directory: DatasetDir, content: Manifest) -> None
             os.fsync(stream.fileno())
         hard_link(temporary, directory.manifest)
     except FileExistsError:
-        check_directory(directory, content, "if_same")
+        check_directory(directory, content, "if_same" if resume == "never" else resume)
         if _is_damaged(directory, content):
             write_atomically(directory.manifest, content.to_json())
     except OSError as error:
@@ -272,6 +313,8 @@ def _is_damaged(directory: DatasetDir, content: Manifest) -> bool:
         existing = directory.read_manifest()
     except FormatError:
         return True
+    if is_earlier(existing, content) or extends(existing, content):
+        return False
     same = (existing.fingerprint, existing.identity, existing.plan) == _identified(content)
     return not same or bool(manifest_problems(existing))
 

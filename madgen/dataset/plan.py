@@ -1,20 +1,65 @@
-"""Split prompts x samples into shards, in order. The plan is a pure function of the job."""
+"""Split prompts x samples into shards, in order.
+
+The plan is a pure function of the job, and of the generations of its dataset if that has grown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from madgen.config.schema import BlendConfig, Job
+from madgen.dataset.format import Generation
 from madgen.prompts.cache import open_cached, plan_key
+from madgen.prompts.digests import KeysDigest
 from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
+from madgen.prompts.subset import Rows, subset_ids
 from madgen.prompts.table import PromptTable
 from madgen.types import Batch, Prompt, Shard, Task, sample_key, shard_name
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import sample_seed
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive samples of some prompts of a plan."""
+
+    rows: Rows
+    """Rows of the prompts."""
+    first: int
+    """Number of the first sample of each prompt."""
+    each: int
+    """Samples of each prompt."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.rows) * self.each
+
+    def place(self, row: int) -> int | None:
+        """Return the index of a row of the plan in `rows`; None if it is not there."""
+        if isinstance(self.rows, range):
+            return row - self.rows.start if row in self.rows else None
+        place = int(np.searchsorted(self.rows, row))
+        return place if place < len(self.rows) and self.rows[place] == row else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The samples of one generation of a dataset; its shards are cut from its parts, in order."""
+
+    parts: tuple[Part, ...]
+    generation: Generation | None = None
+    """Its record in `dataset.json`; None if the dataset has not grown."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return sum(map(len, self.parts))
 
 
 @dataclass(frozen=True)
@@ -30,10 +75,23 @@ class Plan:
     """Hash of everything that the prompts depend on, see `plan_key`."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     """Blending of the samples' initial noise."""
+    grown: tuple[Stage, ...] = ()
+    """The generations of a dataset that has grown or grows, oldest first, see `madgen.dataset.growth`."""
 
     def __post_init__(self) -> None:
         if self.prompts.header.samples_per_prompt != self.samples_per_prompt:
             raise ValueError("the table's digest of keys is for another number of samples a prompt")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the generations, one if the dataset has not grown. Each begins with a shard of its own."""
+        return self.grown or (Stage((Part(range(len(self.prompts)), 0, self.samples_per_prompt),)),)
+
+    @property
+    def extends(self) -> str | None:
+        """Return the fingerprint of the dataset that the last generation extends; None if the dataset has not grown."""
+        before = self.grown[-2].generation if self.grown else None
+        return None if before is None else before.fingerprint
 
     @property
     def samples(self) -> int:
@@ -42,13 +100,34 @@ class Plan:
 
     @property
     def shard_count(self) -> int:
-        """Return the total number of shards; the last one may be shorter."""
-        return -(-self.samples // self.samples_per_shard)
+        """Return the total number of shards; the last one of a generation may be shorter."""
+        return sum(-(-len(stage) // self.samples_per_shard) for stage in self.stages)
 
     def task(self, position: int) -> Task:
-        """Return the task at a position in 0..samples-1; all samples of a prompt are consecutive."""
-        prompt_index, sample_index = divmod(position, self.samples_per_prompt)
-        return self._task(self.prompts[prompt_index], sample_index)
+        """Return the task at a position in 0..samples-1."""
+        for stage in self.stages:
+            if position < len(stage):
+                return self._tasks(stage, position, position + 1)[0]
+            position -= len(stage)
+        raise IndexError("the plan has fewer samples")
+
+    def _tasks(self, stage: Stage, first: int, last: int) -> list[Task]:
+        """Return the tasks at positions first..last-1 of a generation."""
+        tasks: list[Task] = []
+        for part in stage.parts:
+            begin, end = max(first, 0), min(last, len(part))
+            if begin < end:
+                start = begin // part.each
+                prompts = self._prompts(part.rows[start : -(-end // part.each)])
+                places = (divmod(position, part.each) for position in range(begin, end))
+                tasks += [self._task(prompts[place - start], part.first + number) for place, number in places]
+            first, last = first - len(part), last - len(part)
+        return tasks
+
+    def _prompts(self, rows: Rows) -> list[Prompt]:
+        if isinstance(rows, range):
+            return self.prompts[rows.start : rows.stop]
+        return [self.prompts[int(row)] for row in rows]
 
     def _task(self, prompt: Prompt, sample_index: int) -> Task:
         return Task(
@@ -70,23 +149,33 @@ class Plan:
 
     def shard(self, index: int) -> Shard:
         """Return the shard at `index` in 0..shard_count-1."""
-        first = index * self.samples_per_shard
-        last = min(first + self.samples_per_shard, self.samples)
-        each = self.samples_per_prompt
-        prompts = self.prompts[first // each : -(-last // each)]
-        places = (divmod(position, each) for position in range(first, last))
-        tasks = tuple(self._task(prompts[index - first // each], sample) for index, sample in places)
-        return Shard(index, shard_name(self.name, index), tasks)
+        before = 0
+        for stage in self.stages:
+            shards = -(-len(stage) // self.samples_per_shard)
+            if index < before + shards:
+                first = (index - before) * self.samples_per_shard
+                tasks = self._tasks(stage, first, min(first + self.samples_per_shard, len(stage)))
+                return Shard(index, shard_name(self.name, index), tuple(tasks))
+            before += shards
+        raise IndexError(f"the plan has {before} shards")
 
     @property
     def prompts_digest(self) -> str:
-        """Return a hash of the id, text, size, seed and regions of every prompt, in order."""
-        return self.prompts.header.prompts_digest
+        """Return a hash of the id, text, size, seed and regions of every prompt that the last generation adds."""
+        generation = self.stages[-1].generation
+        return (generation and generation.prompts_digest) or self.prompts.header.prompts_digest
 
-    @property
+    @cached_property
     def keys_digest(self) -> str:
         """Return the sha256 of every planned key, one per line, in order; `verify` compares the shards with it."""
-        return self.prompts.header.keys_digest
+        if not self.grown:
+            return self.prompts.header.keys_digest
+        digest = KeysDigest(0, self.prompts.header.key_prefix)
+        for part in (part for stage in self.grown for part in stage.parts):
+            digest.set_samples(range(part.first, part.first + part.each))
+            for ids in subset_ids(self.prompts, part.rows):
+                digest.update(ids)
+        return digest.hexdigest()
 
     def save(self, cache: Path) -> Path:
         """Write the prompts to a cache folder for `build_plan` of the same job. Raises OSError."""

@@ -18,9 +18,10 @@ from madgen.dataset.checks.derived import derived_problems
 from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.checks.plan import PlanCheck
 from madgen.dataset.checks.sample import Expected
-from madgen.dataset.checks.shard import ShardResult, check_shard, planned_samples, sidecar_time
+from madgen.dataset.checks.shard import ShardResult, check_shard, sidecar_time
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.types import shard_index
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 
@@ -99,7 +100,7 @@ class _Shards:
     def add(self, name: str, result: ShardResult) -> None:
         """Add the result of a shard."""
         verdict = self.verdict
-        wrong = self.plan.add(result.samples, result.keys)
+        wrong = self.plan.add(shard_index(name), result.samples, result.keys)
         if not result.foreign:
             result.problems += wrong
             self.contradiction |= bool(wrong)
@@ -112,7 +113,8 @@ class _Shards:
         if result.problems and not result.unread:
             verdict.broken[name] = Broken(result.whole, result.changed)
             if verdict.lost is not None:
-                verdict.lost += planned_samples(self.manifest.plan, name) - len(result.whole)
+                planned = self.manifest.portion(shard_index(name)).planned(shard_index(name))
+                verdict.lost += planned - len(result.whole)
 
     def finish(self, directory: DatasetDir, names: list[str]) -> None:
         """Compare all shards with the plan; where only the whole contradicts it, every shard may be the wrong one."""
@@ -166,9 +168,12 @@ def _checked(
 ) -> Iterator[tuple[str, ShardResult]]:
     """Yield the checked shards in order, checking a few of them ahead."""
     ahead: deque[tuple[str, Future[ShardResult]]] = deque()
-    expected = Expected.of(manifest)
+    portions = [(portion, Expected.of(portion)) for portion in manifest.portions()]
     for name in names:
-        ahead.append((name, pool.submit(check_shard, directory, name, manifest.plan, expected)))
+        index = shard_index(name)
+        pairs = (pair for pair in portions if index < pair[0].first + pair[0].shards)
+        portion, expected = next(pairs, portions[-1])
+        ahead.append((name, pool.submit(check_shard, directory, name, portion.planned(index), expected)))
         if len(ahead) > 2 * (os.cpu_count() or 1):
             first, future = ahead.popleft()
             yield first, future.result()

@@ -44,7 +44,7 @@ class PromptDataModule(lightning.LightningDataModule):
             return
         manifest.check_directory(directory, None, self.job.output.resume)
         if self.job.retry == "quarantined" and self.trainer.is_global_zero and directory.manifest.exists():
-            reopen_quarantined(directory)
+            reopen_quarantined(directory, set(self.run.shard_names))
         self.finished = self.trainer.strategy.broadcast(self.run.is_complete())
 
     def predict_dataloader(self) -> WorkQueue | PlannedBatches:

@@ -12,7 +12,6 @@ from madgen.dataset import manifest
 from madgen.dataset.belonging import refuse_foreign_shards
 from madgen.dataset.format import FormatError
 from madgen.dataset.index import is_tidy, write_index, write_quarantine
-from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import remove_work
 from madgen.monitoring.status import status
 from madgen.planning.resolved_run import ResolvedRun
@@ -52,13 +51,17 @@ def finished(run: ResolvedRun) -> Outcome | None:
         run = run.in_recorded_dtype()
     except FormatError:
         return None  # a run on a device writes it again
-    manifest.create(directory, run.manifest)
+    manifest.create(directory, run.manifest, job.output.resume)
     refuse_foreign_shards(directory, run.manifest)
-    return finish(directory, started, 0)
+    return finish(run, started, 0)
 
 
-def finish(directory: DatasetDir, started: float, generated: int, tripped: str | None = None) -> Outcome:
-    """Write derived files and clean up once all shards are done; then read the state of the dataset."""
+def finish(run: ResolvedRun, started: float, generated: int, tripped: str | None = None) -> Outcome:
+    """Write derived files and clean up once all shards are done; then read the state of the dataset.
+
+    A run whose dataset has been extended by another job is complete with its own shards.
+    """
+    directory = run.directory
     state = status(directory)
     if state["quarantined"] or (directory.root / "quarantine.jsonl").exists():
         write_quarantine(directory)
@@ -66,7 +69,8 @@ def finish(directory: DatasetDir, started: float, generated: int, tripped: str |
         write_index(directory)
         directory.sweep()
         remove_work(directory, lambda: status(directory)["complete"])
-    code = STOPPED if not state["complete"] else QUARANTINED if state["quarantined"] else COMPLETE
+    complete = state["complete"] or (run.plan.shard_count < state["shards"]["planned"] and run.is_complete())
+    code = STOPPED if not complete else QUARANTINED if state["quarantined"] else COMPLETE
     return Outcome(code, state, time.monotonic() - started, generated, tripped)
 
 

@@ -49,7 +49,7 @@ def generate(run: ResolvedRun) -> Outcome:
         if trainer.global_rank != 0:
             return Outcome(COMPLETE, {}, time.monotonic() - started, pipeline.written)
         with exiting_on_signals("stopped while writing the index; rerun the same command to write it"):
-            outcome = finish(directory, started, pipeline.written, pipeline.tripped)
+            outcome = finish(data.run, started, pipeline.written, pipeline.tripped)
     if job.output.upload is not None and writer.signals.received is not None:
         return replace(outcome, code=STOPPED)  # a stopped run does not wait for its upload
     return finish_upload(run, outcome)

@@ -137,7 +137,7 @@ class ShardPipeline:
             shard.quarantine(position, attempt.reason or "unknown", attempt.detail)
             logger.warning(f"{task.key} is quarantined: {attempt.reason}: {attempt.detail}")
             return
-        metadata = with_changes(sample_metadata(task, self.queue.run.sample_settings), attempt.changes)
+        metadata = with_changes(sample_metadata(task, self.queue.run.sample_settings(shard.shard)), attempt.changes)
         metadata = with_scores(metadata, self._pixel_scores(attempt.image_HWC))
         record = Record(task, attempt.image_HWC, metadata)
         shard.add(position, encode_sample(record, output.format, output.quality), metadata.get("scores"))

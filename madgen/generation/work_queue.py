@@ -12,6 +12,7 @@ from itertools import islice
 from madgen.cluster.launch import worker_number
 from madgen.cluster.walltime import Walltime, job_end
 from madgen.dataset import manifest
+from madgen.dataset.format import Manifest
 from madgen.dataset.plan import batches, has_regions
 from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import salvage
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 5.0
 """Time between two looks at the disk while other workers hold all leases."""
-LONG_LIST = 100_000
-"""Prompts whose plan is saved for other workers; reading fewer takes less than a second."""
+EXTENSION = "extension"
+"""Lease of the process that adds a generation to `dataset.json`."""
 
 
 class WorkQueue:
@@ -58,14 +59,28 @@ class WorkQueue:
         content = self.run.manifest
         if self.resumes:
             directory.check_there()  # a disk may go while the backbone is loaded
-        manifest.create(directory, content)
+        manifest.create(directory, content, self.run.job.output.resume)
         self.resumes = True
-        if rank == 0 and len(plan.prompts) >= LONG_LIST and not (directory.plans / f"{plan.key}.arrow").exists():
+        self.worker.start()
+        self._extend(content)
+        if rank == 0 and plan.key and not (directory.plans / f"{plan.key}.arrow").exists():
             directory.make_in_work(directory.plans)
             plan.save(directory.plans)
-        self.worker.start()
         self.worker.forget_dead_workers()
         self.worker.beat(rank=rank, device=device)
+
+    def _extend(self, content: Manifest) -> None:
+        """Add the next generation to `dataset.json` if this run has one; of concurrent workers one does so."""
+        directory = self.run.directory
+        if not self.run.added:
+            return
+        while manifest.extends(directory.read_manifest(), content):
+            if self.worker.claim(EXTENSION):
+                manifest.extend(directory, content)
+                self.worker.release(EXTENSION)
+            else:
+                time.sleep(MIN_WAIT_S)
+        manifest.check_directory(directory, content, self.run.job.output.resume)
 
     def stop(self) -> None:
         """Start no further batch; the one in flight is finished. Safe to call from a signal handler."""

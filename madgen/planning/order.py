@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from madgen.dataset.plan import Plan
+from madgen.dataset.plan import Plan, Stage
 from madgen.types import Prompt
 
 LEASES_CHECKED = 4
@@ -15,20 +15,32 @@ for the end: many workers find a dead one soon, and no worker checks a thousand 
 
 def shard_costs(plan: Plan, cost: Callable[[Prompt], float]) -> list[float]:
     """Sum up the cost of each shard from the cost of one panorama; reads only the prompts with fields of their own."""
-    header, each = plan.prompts.header, plan.samples_per_prompt
+    header = plan.prompts.header
     usual = header.defaults.prompt("", "")
     base = cost(usual) if (usual.height, usual.width) in header.totals.sizes else 0.0
-    costs = [base * plan.samples_per_shard] * plan.shard_count
-    costs[-1] = base * (plan.samples - (plan.shard_count - 1) * plan.samples_per_shard)
-    for row in plan.prompts.rows_with_overrides():
-        begin, more = row * each, cost(plan.prompts[row]) - base
-        end = begin + each
-        while more and begin < end:  # the samples of a prompt may lie in several shards
-            shard = begin // plan.samples_per_shard
-            stop = min(end, (shard + 1) * plan.samples_per_shard)
-            costs[shard] += more * (stop - begin)
-            begin = stop
+    costs: list[float] = []
+    more = [(row, extra) for row in plan.prompts.rows_with_overrides() if (extra := cost(plan.prompts[row]) - base)]
+    for stage in plan.stages:
+        own = [base * plan.samples_per_shard] * -(-len(stage) // plan.samples_per_shard)
+        own[-1] = base * (len(stage) - (len(own) - 1) * plan.samples_per_shard)
+        for begin, end, extra in _spans(stage, more):
+            while begin < end:  # the samples of a prompt may lie in several shards
+                shard = begin // plan.samples_per_shard
+                stop = min(end, (shard + 1) * plan.samples_per_shard)
+                own[shard] += extra * (stop - begin)
+                begin = stop
+        costs += own
     return costs
+
+
+def _spans(stage: Stage, rows: list[tuple[int, float]]) -> Iterator[tuple[int, int, float]]:
+    """Yield the positions (begin, end) of the samples of some rows in a generation, each with the row's value."""
+    start = 0
+    for part in stage.parts:
+        for row, value in rows:
+            if (place := part.place(row)) is not None:
+                yield start + place * part.each, start + (place + 1) * part.each, value
+        start += len(part)
 
 
 def claim_order(costs: list[float]) -> list[int]:

@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from madgen.config.schema import Job
-from madgen.dataset import manifest
+from madgen.dataset import growth, manifest
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.dataset.sample_json import sample_settings
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import ModelFiles, resolve_dtype
-from madgen.types import shard_name
+from madgen.types import Shard, shard_name
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,20 @@ class ResolvedRun:
     """Precision of the backbone; `auto` until the device is known."""
     device: str | None = None
     """Device type that samples, such as `cuda`; None: not known yet."""
+    cannot_grow: str | None = None
+    """Why the prompts cannot extend those of the dataset in `directory`, with `output.resume: extend`."""
 
     @classmethod
     def of(cls, job: Job, plan: Plan | None = None) -> ResolvedRun:
         """Resolve a job, reading its prompts unless their `plan` is given. Loads no weights, imports no torch."""
         directory, backbone = DatasetDir(job.output_dir), job.backbone
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
-        return cls(job, plan or build_plan(job, directory.plans), directory, files, backbone.dtype)
+        plan, cannot_grow = plan or build_plan(job, directory.plans), None
+        try:
+            plan = growth.join(plan, directory, extend=job.output.resume == "extend")
+        except growth.CannotGrowError as error:
+            cannot_grow = str(error)
+        return cls(job, plan, directory, files, backbone.dtype, cannot_grow=cannot_grow)
 
     def on(self, device: str) -> ResolvedRun:
         """Return the run on a type of device, which determines an `auto` dtype."""
@@ -62,9 +69,18 @@ class ResolvedRun:
         return manifest.build(self.job, self.plan, self.dtype, self._config)
 
     @cached_property
-    def sample_settings(self) -> dict[str, Any]:
-        """The part of a sample's JSON that all samples share."""
+    def _sample_settings(self) -> dict[str, Any]:
         return sample_settings(self.job, self.manifest)
+
+    def sample_settings(self, shard: Shard) -> dict[str, Any]:
+        """Return the part of a sample's JSON that all samples of a shard share."""
+        return {**self._sample_settings, "fingerprint": self.manifest.shard_fingerprint(shard.index)}
+
+    @property
+    def added(self) -> int:
+        """Number of samples that the dataset in `directory` lacks in its plan, and that this run adds to it."""
+        last = self.plan.stages[-1]
+        return len(last) if last.generation is not None and not last.generation.fingerprint else 0
 
     @property
     def _config(self) -> str | None:
@@ -78,7 +94,7 @@ class ResolvedRun:
             content = self.in_recorded_dtype().manifest if known else None
         except FormatError:
             content = None
-        manifest.check_directory(self.directory, content, self.job.output.resume)
+        manifest.check_directory(self.directory, content, self.job.output.resume, self.cannot_grow)
 
     def in_recorded_dtype(self) -> ResolvedRun:
         """Return the run in the precision of its dataset, where the device that would sample does not matter.

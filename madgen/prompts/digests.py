@@ -18,8 +18,12 @@ class KeysDigest:
     """sha256 over all planned keys, one per line, in order; `verify` compares the shards with it."""
 
     def __init__(self, samples_per_prompt: int, prefix: str = ""):
-        self._digest = hashlib.sha256()
-        self._template = "".join(f"{sample_key(prefix, chr(0), index)}\n" for index in range(samples_per_prompt))
+        self._digest, self._prefix = hashlib.sha256(), prefix
+        self.set_samples(range(samples_per_prompt))
+
+    def set_samples(self, numbers: range) -> None:
+        """Set the numbers of the samples of each prompt that is appended from now on."""
+        self._template = "".join(f"{sample_key(self._prefix, chr(0), number)}\n" for number in numbers)
 
     def update(self, ids: Sequence[str]) -> None:
         """Append ids, in order."""

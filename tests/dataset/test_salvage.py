@@ -220,7 +220,7 @@ def test_quarantine_is_recorded_and_verified(quarantined):
         "shard": "job-000000", "key": "p1-0000", "position": 1, "reason": "not_finite", "detail": "NaN in the latents",
         "seed": SHARD.tasks[1].seed, "prompt": "text 1",
     }  # fmt: skip
-    reopen_quarantined(quarantined)
+    reopen_quarantined(quarantined, quarantined.done())
     write_quarantine(quarantined)
     assert not (quarantined.root / "quarantine.jsonl").exists()
 
@@ -234,16 +234,16 @@ def test_verify_reports_unplanned_quarantine(quarantined):
 
 
 def test_retry_samples_only_the_quarantined(whole, quarantined):
-    assert reopen_quarantined(quarantined) == 1
+    assert reopen_quarantined(quarantined, quarantined.done()) == 1
     assert quarantined.done() == {"job-000001"}
     assert resume(quarantined) == 1
     assert quarantined.tar("job-000000").read_bytes() == whole
     assert verify(quarantined).complete
-    assert reopen_quarantined(quarantined) == 0
+    assert reopen_quarantined(quarantined, quarantined.done()) == 0
 
 
 def test_killed_retry_resumes(whole, quarantined):
-    reopen_quarantined(quarantined)
+    reopen_quarantined(quarantined, quarantined.done())
     shard = OpenShard(quarantined, SHARD, "w", found(quarantined))
     shard.commit()
     shard.leave()

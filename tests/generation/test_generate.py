@@ -113,11 +113,10 @@ def test_complete_dataset_is_reported_without_importing_torch(finished, job_file
     assert "; 0 generated in" in run.stderr
 
 
-def test_long_prompt_list_is_read_once_and_shared(job_file, tmp_path, monkeypatch):
+def test_prompts_are_read_once_and_shared(job_file, tmp_path, monkeypatch):
     """Later workers read the plan that the first one saved."""
     options = ["prompts.samples_per_prompt=500"]
-    script = f"import madgen.generation.work_queue as queue; queue.LONG_LIST = 5; {MADGEN}"
-    process = Forked(("generate", job_file, *options), tmp_path, environment(), script)
+    process = Forked(("generate", job_file, *options), tmp_path, environment())
     plans = tmp_path.joinpath("out", "work", "plan")
     while process.poll() is None and not list(plans.glob("*.arrow")):
         time.sleep(0.1)

@@ -35,7 +35,8 @@ class OutputConfig:
     """Start of every sample's key, at most 32 of `[A-Za-z0-9_-]`, so that datasets of the same prompts can be combined.
     Seeds and pixels do not depend on it."""
     resume: str = "if_same"
-    """`if_same` resumes a dataset of the same job; `never` refuses a directory that contains a dataset."""
+    """`if_same` resumes a dataset of the same job; `extend` also adds prompts and samples that a finished or unfinished
+    dataset does not have, in shards behind the existing ones; `never` refuses a directory that contains a dataset."""
 
     def __post_init__(self) -> None:
         check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
@@ -52,7 +53,7 @@ class OutputConfig:
             re.fullmatch(r"[A-Za-z0-9_-]{0,32}", self.key_prefix) is not None,
             f"output.key_prefix must be at most 32 of [A-Za-z0-9_-], got {self.key_prefix!r}",
         )
-        check_one_of("output.resume", self.resume, ("if_same", "never"))
+        check_one_of("output.resume", self.resume, ("if_same", "extend", "never"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,14 +49,14 @@ def _check_index(directory: DatasetDir, manifest: Manifest) -> Iterator[str]:
             batches = table.iter_batches(BATCH_ROWS, use_threads=False)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             entries = (entry for sidecar in directory.sidecars() for entry in sidecar.samples)
-            yield from _compare_rows(rows, entries, names, KeptColumns.of(directory, manifest), manifest.key_prefix)
+            yield from _compare_rows(rows, entries, names, KeptColumns.of(directory, manifest), manifest)
             yield from _check_statistics(table)
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, ArithmeticError, LookupError) as error:
             yield f"index.parquet is damaged: {' '.join(str(error).split())[:200]}"
 
 
 def _compare_rows(
-    rows: Iterator[dict[str, Any]], entries: Iterator[SampleEntry], names: set[str], kept: KeptColumns, prefix: str
+    rows: Iterator[dict[str, Any]], entries: Iterator[SampleEntry], names: set[str], kept: KeptColumns, about: Manifest
 ) -> Iterator[str]:
     for number, entry in enumerate(entries):
         row = next(rows, None)
@@ -68,7 +68,7 @@ def _compare_rows(
             **dict.fromkeys(names - set(COLUMNS)),
             **(entry.scores or {}),
             **kept.values(entry),
-            "prompt_id": entry.prompt_id.removeprefix(prefix),
+            "prompt_id": about.prompt_id(entry.key),
         }
         wrong = [name for name, value in row.items() if not _equal(value, expected[name])]
         if wrong:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from madgen.dataset.format import Manifest, PlanTotals
+from madgen.dataset.format import Manifest
 from madgen.dataset.records import to_json
 
 SAME = (("name",), ("backbone", "name"), ("output", "format"))
@@ -22,7 +22,8 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     """Return the contradictions in `dataset.json`."""
     if identity_hash(manifest.identity) != manifest.fingerprint:
         return ["dataset.json: its fingerprint is not that of its identity"]
-    problems = [*_check_job(manifest.identity, manifest.job), *_check_plan(manifest.identity, manifest.plan)]
+    problems = [*_check_job(manifest.identity, manifest.job), *_check_plan(manifest)]
+    problems += _check_generations(manifest) if manifest.filtered is None else []
     if manifest.identity.get("filtered") != manifest.filtered:
         problems.append("its filtered is not that of its identity")
     return [f"dataset.json: {problem}" for problem in problems]
@@ -42,10 +43,35 @@ def _value(content: Any, path: tuple[str, ...]) -> Any:
     return content
 
 
-def _check_plan(identity: dict[str, Any], plan: PlanTotals) -> Iterator[str]:
-    if plan.samples_per_shard < 1 or plan.shards != -(-plan.samples // plan.samples_per_shard):
+def _check_plan(manifest: Manifest) -> Iterator[str]:
+    identity, plan, portions = manifest.identity, manifest.plan, manifest.portions()
+    shards = [-(-portion.samples // portion.samples_per_shard) for portion in portions if portion.samples_per_shard > 0]
+    if [portion.shards for portion in portions] != shards or plan.samples_per_shard < 1:
         yield f"its plan has {plan.shards} shards of {plan.samples_per_shard} samples for {plan.samples} samples"
+    elif (sum(shards), sum(portion.samples for portion in portions)) != (plan.shards, plan.samples):
+        yield f"its plan has {plan.samples} samples in {plan.shards} shards, its parts have others"
     prompts = identity.get("prompts")
     each = prompts.get("samples_per_prompt") if isinstance(prompts, dict) else None
-    if each is not None and "filtered" not in identity and plan.samples != each * plan.prompts:
+    generated = manifest.filtered is None and not manifest.sources
+    if each is not None and generated and plan.samples != each * plan.prompts:
         yield f"its plan has {plan.samples} samples for {plan.prompts} prompts, {each} each"
+
+
+def _check_generations(manifest: Manifest) -> Iterator[str]:
+    """Compute the fingerprint of each generation from the identity of the last one."""
+    generations, extends = manifest.generations or (), None
+    if not generations:
+        return
+    for number, generation in enumerate(generations, 1):
+        prompts = dict(manifest.identity.get("prompts") or {})
+        prompts |= {"digest": generation.prompts_digest, "samples_per_prompt": generation.samples_per_prompt}
+        identity = {name: value for name, value in manifest.identity.items() if name != "extends"}
+        identity |= {"prompts": prompts, **({"extends": extends} if extends else {})}
+        if identity_hash(identity) != generation.fingerprint:
+            yield f"the fingerprint of its generation {number} is not that of its identity"
+            return
+        extends = generation.fingerprint
+    if generations[-1].fingerprint != manifest.fingerprint:
+        yield "its last generation does not have its fingerprint"
+    if sum(generation.prompts for generation in generations) != manifest.plan.prompts:
+        yield f"its plan has {manifest.plan.prompts} prompts, its generations have others"

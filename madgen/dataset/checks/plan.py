@@ -10,11 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from madgen.dataset.checks.shard import PlannedSample
-from madgen.dataset.format import Manifest
+from madgen.dataset.format import Manifest, Portion
+from madgen.dataset.records import to_json
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import rest_identity
 from madgen.types import Prompt
 from madgen.utils.seeding import sample_seed
+
+Known = dict[str, tuple[int | None, bytes | None]]
+"""For each prompt: the seed that the prompt file gives it, and a hash of its `PlannedSample.prompt`, if known."""
 
 
 class PlanCheck:
@@ -22,19 +26,47 @@ class PlanCheck:
 
     def __init__(self, manifest: Manifest):
         self._manifest, self._keys = manifest, hashlib.sha256()
+        self._portions = manifest.portions()
+        known: dict[int, Known] = {}  # by source
+        self._checks = [_PromptsCheck(item, known.setdefault(id(item.source), {})) for item in self._portions]
+
+    def add(self, index: int, samples: Iterable[PlannedSample], keys: Iterable[str]) -> list[str]:
+        """Append the samples of the shard at `index`; return a problem for each that contradicts its prompt's first."""
+        self._keys.update("".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape"))
+        ends = (portion.first + portion.shards for portion in self._portions)
+        place = next((place for place, end in enumerate(ends) if index < end), -1)
+        return self._checks[place].add(samples)
+
+    def finish(self) -> tuple[bool, bool]:
+        """Return whether the keys are the planned ones, and whether prompts, sizes and seeds may be."""
+        same = [check.finish() for check in self._checks]
+        return self._keys.hexdigest() == self._manifest.plan.keys_sha256, all(same)
+
+
+class _PromptsCheck:
+    """Compare the seeds and prompts of a portion with its plan.
+
+    `known` holds the prompts of earlier generations, of which a later one may have more samples.
+    """
+
+    def __init__(self, portion: Portion, known: Known):
+        manifest = portion.source
         prompts = manifest.identity.get("prompts")
-        self._prompts: dict[str, Any] = prompts if isinstance(prompts, dict) else {}
+        self._job_seed = prompts.get("seed") if isinstance(prompts, dict) else None
         output = manifest.identity.get("output")
         # the digest of datasets without embedded metadata was computed in another way
-        embeds = isinstance(output, dict) and output.get("embedded") == 1 and manifest.filtered is None
-        self._digest = PromptsDigest() if embeds and type(self._prompts.get("digest")) is str else None
+        embeds = isinstance(output, dict) and output.get("embedded") == 1
+        self._planned = portion.generation.prompts_digest if portion.generation is not None and embeds else None
+        self._digest = PromptsDigest() if self._planned is not None else None
+        generations = manifest.generations or ()
+        self._remembers = len({generation.samples_per_prompt for generation in generations}) > 1
+        self._known = known
         self._prompt: list[PlannedSample] = []
         """Samples of the last prompt, which may go on in the next shard."""
 
-    def add(self, samples: Iterable[PlannedSample], keys: Iterable[str]) -> list[str]:
-        """Append the samples of the next shard; return a problem for each that contradicts its prompt's first one."""
+    def add(self, samples: Iterable[PlannedSample]) -> list[str]:
+        """Append the samples of the next shard; return their problems."""
         problems: list[str] = []
-        self._keys.update("".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape"))
         for prompt_id, group in groupby(samples, lambda sample: sample.prompt_id):
             if self._prompt and self._prompt[0].prompt_id != prompt_id:
                 self._close()
@@ -45,44 +77,62 @@ class PlanCheck:
 
     def _check_sample(self, sample: PlannedSample) -> list[str]:
         """Compare with the first sample of the prompt, on whose seed the others depend if the prompt file gives it."""
-        first, job_seed = self._prompt[0], self._prompts.get("seed")
-        key = f"{sample.prompt_id}-{sample.sample_index:04d}"
-        if None not in (first.prompt, sample.prompt) and first.prompt != sample.prompt:
+        first, key = self._prompt[0], f"{sample.prompt_id}-{sample.sample_index:04d}"
+        given, digest = self._about(first)
+        if None not in (digest, sample.prompt) and digest != _mark(sample.prompt):
             return [f"{key}: its prompt or size is not that of the first sample of its prompt"]
-        if sample.sample_index == 0 or first.sample_index != 0 or type(job_seed) is not int:
+        is_later = first.sample_index != 0
+        if sample.sample_index == 0 or type(self._job_seed) is not int or sample.seed is None:
             return []
-        if first.seed is None or sample.seed is None:
+        if sample.prompt_id not in self._known if is_later else first.seed is None:
             return []
-        given = self._given_seed(first, job_seed)
-        seed = sample_seed(job_seed if given is None else given, sample.prompt_id, sample.sample_index)
+        seed = sample_seed(self._job_seed if given is None else given, sample.prompt_id, sample.sample_index)
         return [] if sample.seed == seed else [f"{key}: its seed is {sample.seed}, the plan's {seed}"]
 
-    @staticmethod
-    def _given_seed(first: PlannedSample, job_seed: int) -> int | None:
-        """Return the seed in the prompt file; None if it has none."""
-        return None if first.seed == sample_seed(job_seed, first.prompt_id, 0) else first.seed
+    def _about(self, first: PlannedSample) -> tuple[int | None, bytes | None]:
+        """Return what the first sample of a prompt says about all, or what is known of an earlier generation."""
+        if first.sample_index != 0:
+            return self._known.get(first.prompt_id, (None, None))
+        return self._given_seed(first), None if first.prompt is None else _mark(first.prompt)
+
+    def _given_seed(self, first: PlannedSample) -> int | None:
+        """Return the seed in the prompt file; None if it has none, or is not known."""
+        if first.seed is None or type(self._job_seed) is not int:
+            return None
+        return None if first.seed == sample_seed(self._job_seed, first.prompt_id, 0) else first.seed
 
     def _close(self) -> None:
         """Append the last prompt to the digest, which is given up if not everything about the prompt is known."""
         samples, self._prompt = self._prompt, []
-        if self._digest is None or not samples:
-            return
+        if not samples or (samples[0].sample_index and samples[0].prompt_id in self._known):
+            return  # further samples of a prompt of an earlier generation
+        first, seed = samples[0], self._given_seed(samples[0])
         known = next((sample.prompt for sample in samples if sample.prompt is not None), None)
-        job_seed = self._prompts.get("seed")
+        if self._remembers and first.seed is not None:
+            self._known[first.prompt_id] = seed, None if known is None else _mark(known)
+        if self._digest is None:
+            return
         readable = known is not None and all(isinstance(known[name], str) for name in ("prompt", "negative_prompt"))
-        first = samples[0]
-        if known is None or not readable or first.sample_index or first.seed is None or type(job_seed) is not int:
+        if known is None or not readable or first.sample_index or first.seed is None or type(self._job_seed) is not int:
             self._digest = None
             return
-        size, seed = (known["height"], known["width"]), self._given_seed(first, job_seed)
         prompt = Prompt(
-            known["prompt_id"], known["prompt"], known["negative_prompt"], *size, seed, columns=known["columns"] or {}
+            known["prompt_id"],
+            known["prompt"],
+            known["negative_prompt"],
+            known["height"],
+            known["width"],
+            seed,
+            columns=known["columns"] or {},
         )
         self._digest.update(pa.array([prompt.id]), pa.array([prompt.text], pa.large_string()))
         self._digest.update_rests([(rest_identity(prompt), 1)])
 
-    def finish(self) -> tuple[bool, bool]:
-        """Return whether the keys are the planned ones, and whether prompts, sizes and seeds may be."""
+    def finish(self) -> bool:
+        """Return whether prompts, sizes and seeds may be the planned ones."""
         self._close()
-        same = self._digest is None or self._digest.hexdigest() == self._prompts["digest"]
-        return self._keys.hexdigest() == self._manifest.plan.keys_sha256, same
+        return self._digest is None or self._digest.hexdigest() == self._planned
+
+
+def _mark(prompt: dict[str, Any] | None) -> bytes:
+    return hashlib.blake2b(to_json(prompt), digest_size=16).digest()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from madgen.dataset.checks.manifest import identity_hash
 from madgen.dataset.checks.tar import TarSample
-from madgen.dataset.format import FormatError, Manifest, SampleEntry
+from madgen.dataset.format import FormatError, Manifest, Portion, SampleEntry, prompt_id
 from madgen.dataset.records import parse_object
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -34,19 +34,32 @@ class Expected:
     image_format: str | None
     embedded: bool
     """Whether images carry the JSON of their sample."""
-    key_prefix: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    key_prefixes: frozenset[str] = frozenset({""})
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Sections of the identity that each fingerprint stands for."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Expected:
+    def of(cls, portion: Portion) -> Expected:
         """Read them from a manifest. If its identity does not have its fingerprint, either may be the right one."""
-        known = frozenset(manifest.sample_fingerprints)
+        known, manifest = portion.fingerprints, portion.source
         if identity_hash(manifest.identity) != manifest.fingerprint:
-            return cls(known | {identity_hash(manifest.identity)}, None, False, manifest.key_prefix)
+            return cls(known | {identity_hash(manifest.identity)}, None, False, manifest.key_prefixes)
         output = manifest.identity.get("output")
         output = output if isinstance(output, dict) else {}
-        settings = {name: manifest.identity[name] for name in SETTINGS if name in manifest.identity}
-        return cls(known, output.get("format"), output.get("embedded") == 1, manifest.key_prefix, settings)
+        embedded = output.get("embedded") == 1
+        return cls(known, output.get("format"), embedded, manifest.key_prefixes, _settings(manifest))
+
+    def without_prefix(self, key: str) -> str:
+        """Return a key without the prefix of its dataset."""
+        return key.removeprefix(max((item for item in self.key_prefixes if key.startswith(item)), key=len, default=""))
+
+
+def _settings(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    own = {name: manifest.identity[name] for name in SETTINGS if name in manifest.identity}
+    settings = dict.fromkeys(manifest.sample_fingerprints, own)
+    for source in manifest.sources or ():
+        settings |= _settings(source)
+    return settings
 
 
 def check_sample(sample: TarSample, entry: SampleEntry, expected: Expected) -> tuple[list[str], dict[str, Any]]:
@@ -61,7 +74,7 @@ def check_sample(sample: TarSample, entry: SampleEntry, expected: Expected) -> t
         metadata = parse_object(sample.members["json"], "its JSON")
     except FormatError as error:
         return [*problems, str(error)], {}
-    problems += _check_json(sample, metadata, entry, expected.key_prefix)
+    problems += _check_json(sample, metadata, entry, expected.key_prefixes)
     problems += _check_identity(metadata, expected)
     problems += _check_image(sample.members[images[0]], images[0], metadata, entry, expected.embedded)
     return problems, metadata
@@ -77,7 +90,9 @@ def _check_span(sample: TarSample, entry: SampleEntry) -> Iterator[str]:
         yield "its bytes do not have the sidecar's sha256"
 
 
-def _check_json(sample: TarSample, metadata: Mapping[str, Any], entry: SampleEntry, key_prefix: str) -> Iterator[str]:
+def _check_json(
+    sample: TarSample, metadata: Mapping[str, Any], entry: SampleEntry, key_prefixes: frozenset[str]
+) -> Iterator[str]:
     """Compare the JSON with the sidecar and the text."""
     recorded = {name: getattr(entry, name) for name in ("key", "seed", "prompt", "height", "width")}
     for name, value in recorded.items():
@@ -86,10 +101,15 @@ def _check_json(sample: TarSample, metadata: Mapping[str, Any], entry: SampleEnt
     for name in ("scores", "columns"):
         if not _same(metadata.get(name), getattr(entry, name)):
             yield f"its {name} are not those of its sidecar"
-    prompt_id, _, number = entry.key.removeprefix(key_prefix).rpartition("-")
+    number = entry.key.rpartition("-")[2]
+    identities = [prompt_id(entry.key).removeprefix(prefix) for prefix in key_prefixes if entry.key.startswith(prefix)]
     if not re.fullmatch(r"[0-9]{4,}", number):
         yield "its key does not end with the number of a sample"
-    elif (metadata.get("prompt_id", prompt_id), metadata.get("sample_index", int(number))) != (prompt_id, int(number)):
+    elif (
+        not identities
+        or metadata.get("prompt_id", identities[0]) not in identities
+        or metadata.get("sample_index", int(number)) != int(number)
+    ):
         yield "the prompt_id and sample_index of its JSON do not give its key"
     if sample.members["txt"] != entry.prompt.encode():
         yield "its txt is not the prompt of its sidecar"
@@ -103,7 +123,8 @@ def _check_identity(metadata: Mapping[str, Any], expected: Expected) -> Iterator
             f"expected {' or '.join(sorted(expected.fingerprints))}"
         )
         return
-    for section, settings in expected.settings.items():
+    unknown = next(iter(expected.settings.values()), {}) if "fingerprint" not in metadata else {}
+    for section, settings in expected.settings.get(metadata.get("fingerprint", ""), unknown).items():
         if section in metadata or "fingerprint" in metadata:
             yield from _conflicts(settings, metadata.get(section), (section,))
 

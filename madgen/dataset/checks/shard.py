@@ -11,9 +11,10 @@ from typing import Any
 
 from madgen.dataset.checks.sample import Expected, check_sample
 from madgen.dataset.checks.tar import read_samples
-from madgen.dataset.format import FormatError, PlanTotals, SampleEntry, Sidecar, prompt_id
+from madgen.dataset.format import FormatError, SampleEntry, Sidecar, prompt_id
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file
+from madgen.types import shard_index
 from madgen.utils.errors import UserError
 
 PROMPT_KEYS = {"prompt_id", "prompt", "negative_prompt", "height", "width"}
@@ -66,8 +67,8 @@ class ShardResult:
     sidecar: Sidecar | None = None
 
 
-def check_shard(directory: DatasetDir, name: str, plan: PlanTotals, expected: Expected) -> ShardResult:
-    """Read a shard from beginning to end, with one sample in memory at a time."""
+def check_shard(directory: DatasetDir, name: str, planned: int, expected: Expected) -> ShardResult:
+    """Read a shard of `planned` samples from beginning to end, with one sample in memory at a time."""
     result = ShardResult(changed=sidecar_time(directory, name))
     try:
         result.sidecar = sidecar = directory.read_sidecar(name)
@@ -79,8 +80,7 @@ def check_shard(directory: DatasetDir, name: str, plan: PlanTotals, expected: Ex
         result.problems.append(str(error) if isinstance(error, FormatError) else f"its tar {reason}: {error}")
         result.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
     if result.sidecar is not None and not result.unread:
-        _add_quarantined(result.sidecar, expected.key_prefix, result)
-        planned = planned_samples(plan, name)
+        _add_quarantined(result.sidecar, expected, result)
         if len(result.keys) != planned:
             result.problems.append(f"it has {len(result.keys)} samples, {planned} are planned")
     if result.foreign:
@@ -89,7 +89,7 @@ def check_shard(directory: DatasetDir, name: str, plan: PlanTotals, expected: Ex
 
 
 def _check_sidecar(sidecar: Sidecar, name: str, expected: Expected) -> Iterator[str]:
-    index = int(name.rpartition("-")[2])
+    index = shard_index(name)
     if (sidecar.shard, sidecar.index) != (name, index):
         yield f"its sidecar is that of shard {sidecar.shard!r:.100} (index {sidecar.index})"
     if sidecar.fingerprint is not None and sidecar.fingerprint not in expected.fingerprints:
@@ -108,24 +108,24 @@ def _check_tar(directory: DatasetDir, name: str, sidecar: Sidecar, expected: Exp
             result.present += 1
             entry = entries.get(sample.key)
             if entry is None:
-                result.samples.append(_planned(sample.key.removeprefix(expected.key_prefix), None, {}))
+                result.samples.append(_planned(expected.without_prefix(sample.key), None, {}))
                 continue
             problems, metadata = check_sample(sample, entry, expected)
             result.problems += [f"{sample.key}: {problem}" for problem in problems]
             result.whole += [] if problems else [entry]
             seed, about = (None, {}) if problems else (entry.seed, metadata)
-            result.samples.append(_planned(sample.key.removeprefix(expected.key_prefix), seed, about))
+            result.samples.append(_planned(expected.without_prefix(sample.key), seed, about))
     if [entry.key for entry in sidecar.samples] != result.keys:
         result.problems.append("its sidecar and its tar do not hold the same keys in the same order")
 
 
-def _add_quarantined(sidecar: Sidecar, key_prefix: str, result: ShardResult) -> None:
+def _add_quarantined(sidecar: Sidecar, expected: Expected, result: ShardResult) -> None:
     """Insert the quarantined samples, in the order of their positions."""
     for entry in sidecar.quarantine:
         if entry.position > len(result.keys) or entry.key in result.keys:
             result.problems.append(f"{entry.key}: quarantined at position {entry.position}, which is not free")
         result.keys.insert(entry.position, entry.key)
-        result.samples.insert(entry.position, _planned(entry.key.removeprefix(key_prefix), entry.seed, {}))
+        result.samples.insert(entry.position, _planned(expected.without_prefix(entry.key), entry.seed, {}))
 
 
 def _planned(key: str, seed: int | None, metadata: dict[str, Any]) -> PlannedSample:
@@ -142,9 +142,3 @@ def sidecar_time(directory: DatasetDir, name: str) -> int | None:
         return os.stat(directory.sidecar(name)).st_mtime_ns
     except OSError:
         return None
-
-
-def planned_samples(plan: PlanTotals, name: str) -> int:
-    """Return the planned number of samples of a shard."""
-    first = int(name.rpartition("-")[2]) * plan.samples_per_shard
-    return max(0, min(plan.samples_per_shard, plan.samples - first))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from madgen.config.schema import SCORES, nearest
-from madgen.dataset.format import SampleEntry
+from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
@@ -221,11 +221,11 @@ def _compare(left: Any, right: Any) -> int | None:
 
 
 def load(
-    entries: Iterable[SampleEntry], kept: KeptColumns | None = None, prefix: str = ""
+    entries: Iterable[SampleEntry], kept: KeptColumns | None = None, about: Manifest | None = None
 ) -> tuple[sqlite3.Connection, str]:
     """Return a temporary, read-only database with the table `samples`, and the sha256 of the keys.
 
-    `prefix` is that of the keys.
+    `about` is the manifest of the dataset.
     """
     database, digest = sqlite3.connect(""), hashlib.sha256()
     kept = kept or KeptColumns()
@@ -235,7 +235,7 @@ def load(
     def rows() -> Iterable[tuple[Any, ...]]:
         for entry in entries:
             digest.update(f"{entry.key}\n".encode())
-            identity = entry.prompt_id.removeprefix(prefix)
+            identity = entry.prompt_id if about is None else about.prompt_id(entry.key)
             scores = [(entry.scores or {}).get(name) for name in SCORES]
             values = (*scores, entry.sample_index, *entry.shape, entry.seed, *kept.values(entry).values())
             yield (entry.shard, entry.key, identity, entry.prompt, *map(_stored, values))
@@ -255,7 +255,7 @@ def choose(directory: DatasetDir, choice: Choice) -> tuple[dict[str, set[str]], 
     """Return the selected keys by shard, in order. Raises UserError if a score is missing or nothing is left."""
     manifest = directory.read_manifest()
     columns = choice.where.kept if choice.where else None
-    database, digest = load(directory.entries(), columns, manifest.key_prefix)
+    database, digest = load(directory.entries(), columns, manifest)
     bounds = ", ".join(f"min({name}), max({name})" for name in SCORES)
     samples, *extrema = database.execute(f"SELECT count(*), {bounds} FROM samples").fetchone()
     pairs = zip(SCORES, zip(extrema[::2], extrema[1::2], strict=True), strict=True)

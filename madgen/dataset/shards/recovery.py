@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
 
     Samples of another plan or dataset are left out. With `retry`, quarantined samples count as missing.
     """
-    fingerprints = directory.read_manifest().sample_fingerprints
+    fingerprints = directory.read_manifest().portion(shard.index).fingerprints
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     kept: dict[int, Settled] = {}
     sources: list[Path] = []
@@ -60,7 +60,7 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
     return Salvage(kept, sources)
 
 
-def _is_planned(piece: Piece, task: Task, fingerprints: set[str]) -> bool:
+def _is_planned(piece: Piece, task: Task, fingerprints: frozenset[str]) -> bool:
     """Return whether the records of a sample are those of a task: its members, prompt, size and seed."""
     try:
         with open_file(piece.path) as stream:
@@ -119,11 +119,11 @@ def set_aside(directory: DatasetDir, path: Path) -> Path:
     return target
 
 
-def reopen_quarantined(directory: DatasetDir) -> int:
-    """Reopen every shard with quarantined samples; return the number of quarantined samples."""
+def reopen_quarantined(directory: DatasetDir, names: Container[str]) -> int:
+    """Reopen those of the named shards that have quarantined samples; return the number of quarantined samples."""
     count = 0
     for sidecar in directory.sidecars():
-        if sidecar.quarantine:
+        if sidecar.quarantine and sidecar.shard in names:
             count += len(sidecar.quarantine)
             reopen(directory, sidecar.shard, sidecar.samples)
     return count

@@ -36,7 +36,7 @@ class OpenShard:
 
     def __init__(self, directory: DatasetDir, shard: Shard, worker: str, salvage: Salvage | None = None):
         self.directory, self.shard, self.worker = directory, shard, worker
-        self.fingerprint = directory.read_manifest().fingerprint
+        self.fingerprint = directory.read_manifest().shard_fingerprint(shard.index)
         salvage = salvage or Salvage()
         self.kept, self.sources = dict(salvage.kept), list(salvage.sources)
         self.settled: list[Settled] = []
