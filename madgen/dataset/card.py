@@ -146,6 +146,7 @@ def _table(manifest: Manifest, facts: Facts) -> str:
     pretrained = escaped(_public(job["backbone"]["pretrained"]))
     rows = {
         "prompts": manifest.plan.prompts,
+        **_generations(manifest),
         "backbone": f"{pretrained}, {backbone['dtype']}, weights `{backbone['weights']}`",
         "method": f"{job['method']['views']['layout']} views, MAD in the first {mad['steps']} steps",
         **_operators(identity["method"]),
@@ -154,6 +155,12 @@ def _table(manifest: Manifest, facts: Facts) -> str:
         "fingerprint": f"`{manifest.fingerprint}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _generations(manifest: Manifest) -> dict[str, str]:
+    """Return a row for the stages of a dataset that has grown."""
+    counts = " + ".join(f"{generation.samples}" for generation in manifest.generations or ())
+    return {"generations": f"{counts} panoramas"} if counts else {}
 
 
 def _operators(method: dict[str, Any]) -> dict[str, str]:

@@ -108,7 +108,7 @@ def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) ->
         subset_digest(plan.prompts, new),
         samples,
         -(-samples // plan.samples_per_shard),
-        None if rows == range(len(rows)) else _pack(is_earlier),
+        None if isinstance(rows, range) and rows.start == 0 else _pack(is_earlier),
     )
     return replace(plan, grown=_stages([*added, new], [*known, generation]))
 

@@ -209,6 +209,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         "samples": plan.samples,
         "shards": plan.shard_count,
         "samples_per_shard": plan.samples_per_shard,
+        "samples_added": run.added,
         "sizes": [
             {"height": height, "width": width, "samples": count, "views": forecast.views[height, width]}
             for (height, width), count in forecast.sizes.items()
@@ -227,7 +228,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         return
     mad, disk = job.method.mad.merged_steps, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
     print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards")
-    print(f"  to {job.output_dir}")
+    adds = f": adds {run.added} panoramas, as generation {len(plan.stages)}" if run.added else ""
+    print(f"  to {job.output_dir}{adds}")
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
     beyond = f" (method.mad.steps={mad})" if mad > steps else ""

@@ -59,7 +59,7 @@ def listing(folder):
         (["output.format=gif"], "output.format must be one of png, jpg, webp, got 'gif'"),
         (["output.quality=0"], "output.quality must be in 1..100, got 0"),
         (["output.samples_per_shard=0"], "output.samples_per_shard must be > 0, got 0"),
-        (["output.resume=always"], "output.resume must be one of if_same, never"),
+        (["output.resume=always"], "output.resume must be one of if_same, extend, never"),
         (["retry=all"], "retry must be quarantined or null, got 'all'"),
         (["quarantine.max_share=2"], "quarantine.max_share must be in 0..1, got 2"),
         (["safety.checker=nowhere"], "nowhere"),
