@@ -3,6 +3,8 @@
 import random
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from madgen import load_job
@@ -12,7 +14,10 @@ from madgen.dataset.growth import CannotGrowError, join
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.planning.order import shard_costs
-from madgen.prompts.builder import table_of
+from madgen.prompts.builder import TableBuilder, table_of
+from madgen.prompts.digests import PromptsDigest
+from madgen.prompts.rows import Defaults
+from madgen.prompts.subset import rows_with_ids, subset_digest, subset_ids
 from madgen.types import Prompt, sample_key
 
 JOB = load_job([], ["name=job", "prompts.samples_per_prompt=2", "output.samples_per_shard=3"])
@@ -233,3 +238,31 @@ def test_manifest_of_a_grown_dataset_survives_parsing(dataset):
         dataset.generate(plan_of(TEXTS[20 - count :]))
     content = dataset.manifest
     assert Manifest.from_json(content.to_json(), "dataset.json") == content
+
+
+def test_digest_of_a_subset_is_that_of_its_table():
+    """For rows with and without fields of their own, and across record batches."""
+    prompts = [
+        Prompt(
+            f"p{number}",
+            f"text {number}",
+            "blurry" if number % 3 == 0 else "",
+            16,
+            32 + 16 * (number % 2),
+            seed=number if number % 5 == 0 else None,
+            columns={"n": number} if number % 4 == 0 else {},
+        )
+        for number in range(23)
+    ]
+    config = load_job().prompts
+    builder = TableBuilder(config, Defaults("", 16, 32), ["prompts"], batch_rows=4)
+    for line, prompt in enumerate(prompts):
+        builder.add(prompt, 0, line)
+    table = builder.finish()
+    assert len(table.batches) > 3
+    for rows in (range(23), range(5), range(3, 17), np.array([0, 3, 4, 9, 22]), range(7, 7)):
+        chosen = [prompts[row] for row in rows]
+        expected = table_of(chosen).header.prompts_digest if chosen else PromptsDigest().hexdigest()
+        assert subset_digest(table, rows) == expected
+        assert [identity for chunk in subset_ids(table, rows) for identity in chunk] == [item.id for item in chosen]
+        assert rows_with_ids(table, pa.array([item.id for item in chosen], pa.string())).tolist() == list(rows)
