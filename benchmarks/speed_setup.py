@@ -14,7 +14,6 @@ import torch
 from speed_contenders import Run, Timing, alternate, madgen_run, plain_attention, reference_folder, sampler_of
 
 from madgen import PanoramaSampler
-from madgen.backbones._unet import unet_spec
 from madgen.backbones.sd import StableDiffusion
 from madgen.backbones.sdxl import StableDiffusionXL
 from madgen.demo.scenes import vocabulary
@@ -165,8 +164,9 @@ def _tokenizer() -> Any:
 
 def build_backbone(pipeline: Any, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
     """Return madgen's backbone with the weights of a pipeline."""
-    spec = unet_spec(pipeline.unet.config, pipeline.vae.config)
-    return (StableDiffusionXL if shape.is_xl else StableDiffusion)(pipeline, spec, dtype, device)
+    backbone = StableDiffusionXL if shape.is_xl else StableDiffusion
+    spec = backbone.spec_of(pipeline.config, pipeline.unet.config, pipeline.vae.config)
+    return backbone(pipeline, spec, dtype, device)
 
 
 @dataclass

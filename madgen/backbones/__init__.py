@@ -1,8 +1,8 @@
 """Pretrained diffusion models. The file name is the registry key: `backbones/sd.py` is `backbone.name: sd`.
 
-A backbone is one module with the functions of `BackboneModule`, of which `load` returns a `Backbone`. Modules whose
-names begin with `_` hold code shared by several backbones. diffusers and transformers are imported here, in
-`madgen.models` and in `madgen.demo` only.
+A backbone is one module with the functions of `BackboneModule`, of which `load` returns a `Backbone`, or with a class
+`BACKBONE` that has them. Modules whose names begin with `_` hold code shared by several backbones. diffusers and
+transformers are imported here, in `madgen.models` and in `madgen.demo` only.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ class BackboneSpec:
     `method.mad.positions` applies."""
     max_side: int | None = None
     """Largest side of a canvas, in latent cells, for which the network has positions; None: no limit."""
+    unguided_scale: float = 1.0
+    """Guidance scale up to which classifier-free guidance is off: 1, or 0 where the scale is 0 without guidance."""
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Return whether guidance needs a second pass, with the negative prompt."""
+        return self.guidance == "cfg" and guidance_scale > self.unguided_scale
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class Checkpoint(TypedDict, total=False):
 
 
 class BackboneModule(Protocol):
-    """The functions of a module in `madgen/backbones/`.
+    """The functions of a module in `madgen/backbones/`, or of its `BACKBONE`.
 
     `pretrained` is a folder, a hub id or a single file; `config` describes a single file. All but `load` and
     `download` serve planning: they read config files only and load no weights.
@@ -268,7 +274,8 @@ def backbone_module(name: str) -> BackboneModule:
     )
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
-    return cast(BackboneModule, importlib.import_module(f"{__name__}.{name}"))
+    module = importlib.import_module(f"{__name__}.{name}")
+    return cast(BackboneModule, getattr(module, "BACKBONE", module))
 
 
 def silence_model_libraries() -> None:

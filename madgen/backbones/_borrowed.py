@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from madgen import backbones
-from madgen.backbones import Backbone
+from madgen.backbones import Backbone, BackboneSpec
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
@@ -79,14 +79,13 @@ def borrow(pipeline: Any, max_sequence_length: int | None = None) -> Borrowed:
     return Borrowed(pipeline, backbone, changes)
 
 
-def adopted(cls: type[B], pipeline: Any, network: Any, *arguments: Any) -> B:
-    """Build a backbone whose models stay where they are; `arguments` follow the device of its constructor."""
-    spec, *rest = arguments
+def adopted(cls: type[B], pipeline: Any, network: Any, spec: BackboneSpec, **further: Any) -> B:
+    """Build a backbone whose models stay where they are."""
     device = torch.device(pipeline._execution_device)
     backbone = cls.__new__(cls)
     backbone.borrowed = True  # type: ignore[attr-defined]
     device = torch.device("cpu") if device.type == "cpu" else device  # CPUs have no index
-    backbone.__init__(pipeline, spec, network.dtype, device, *rest)  # type: ignore[misc]
+    backbone.__init__(pipeline, spec, network.dtype, device, **further)  # type: ignore[misc]
     return backbone
 
 
@@ -111,14 +110,6 @@ def check_unet(pipeline: Any) -> None:
                 f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
                 "pipe.unet.set_default_attn_processor() first"
             )
-    check_parts(pipeline, *(part for part in ("text_encoder", "text_encoder_2") if part in pipeline.config))
-
-
-def check_parts(pipeline: Any, *parts: str) -> None:
-    """Raise UserError if one of `parts` was not loaded."""
-    for part in parts:
-        if getattr(pipeline, part) is None:
-            raise UserError(f"pipe: {type(pipeline).__name__} has no {part}; load it with all its parts")
 
 
 def _apply(changes: list[Change]) -> list[Change]:
@@ -149,8 +140,8 @@ def _family(pipeline: Any) -> Any:
     for each in pkgutil.iter_modules(backbones.__path__):
         if each.name[0] != "_" and not each.ispkg:
             module = importlib.import_module(f"{backbones.__name__}.{each.name}")
-            if hasattr(module, "adopt"):
-                families.update(dict.fromkeys(module.PIPELINES, module))
+            if (backbone := getattr(module, "BACKBONE", None)) is not None:
+                families.update(dict.fromkeys(backbone.pipelines, backbone))
     for cls in type(pipeline).__mro__:
         if cls.__name__ in families:
             return families[cls.__name__]

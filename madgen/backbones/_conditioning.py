@@ -1,11 +1,12 @@
-"""Encoded prompts of a batch, and classifier-free guidance over the paths of a UNet pass."""
+"""Encoded prompts of a batch, and classifier-free guidance over the paths of a pass of the network."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from madgen.diffusion.attention import KeysValues
@@ -15,7 +16,7 @@ from madgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Embedded:
-    """Text embeddings: the hidden states, and the pooled embedding if the UNet takes one."""
+    """Text embeddings: the hidden states, and the pooled embedding if the network takes one."""
 
     hidden_NTD: Tensor
     pooled_ND: Tensor | None = None
@@ -26,16 +27,21 @@ class Embedded:
         return replace(self, **moved)
 
 
-def stack(paths: Sequence[Embedded]) -> tuple[Tensor, Tensor | None]:
-    """Return the hidden states and the pooled embeddings of all paths. Raises UserError if their lengths differ."""
-    lengths = sorted({path.hidden_NTD.shape[1] for path in paths})
-    if len(lengths) > 1:
+def stack(paths: Sequence[Embedded], pads: bool = False) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:
+    """Return the hidden states of all paths, the pooled embeddings, and the lengths if they differ.
+
+    Shorter hidden states are padded with zeros if `pads`, otherwise they raise UserError.
+    """
+    lengths = tuple(path.hidden_NTD.shape[1] for path in paths for _ in path.hidden_NTD)
+    longest, differ = max(lengths), len(set(lengths)) > 1
+    if differ and not pads:
         raise UserError(
-            f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {lengths[0]} and "
-            f"{lengths[-1]}; pass both"
+            f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {min(lengths)} and "
+            f"{longest}; pass both"
         )
+    hidden = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in (path.hidden_NTD for path in paths)]
     pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
-    return torch.cat([path.hidden_NTD for path in paths]), torch.cat(pooled) if pooled else None
+    return torch.cat(hidden), torch.cat(pooled) if pooled else None, lengths if differ else None
 
 
 class SharedNegatives:
@@ -68,10 +74,14 @@ class Conditioning:
     """Maps prompts to negative prompts; None if U is B or 0."""
     conditions: dict[tuple[int, int, int], dict[str, Tensor] | None] = field(default_factory=dict)
     """Additional conditions of the UNet by number and size of views, computed once for all steps."""
+    lengths: tuple[int, ...] | None = None
+    """Number of tokens of each path's prompt; None: equally many, no embedding is padded."""
+    guide: Callable[[Tensor, Tensor, float], Tensor] = classifier_free
+    """Combines the predictions without and with the prompt, at a guidance scale."""
 
     @property
     def paths(self) -> int:
-        """N: number of UNet passes of a view."""
+        """N: number of evaluations of a view."""
         return self.embeddings_NTD.shape[0]
 
     def views(self, views_BVChw: Tensor) -> Tensor:
@@ -88,11 +98,14 @@ class Conditioning:
         unconditional, conditional = noise_NVChw.split([self.negatives, self.paths - self.negatives])
         if self.shared is not None:
             unconditional = unconditional[self.shared.own_B]
-        return classifier_free(unconditional, conditional, self.guidance_scale)
+        return self.guide(unconditional, conditional, self.guidance_scale)
 
     def select(self, paths: slice | Tensor, negatives: int = 0, shared: SharedNegatives | None = None) -> Conditioning:
         """Return some of the paths, the first `negatives` of them negative prompts."""
-        embedded, pooled = self.embedded_guidance_BD, self.pooled_ND
+        embedded, pooled, lengths = self.embedded_guidance_BD, self.pooled_ND, self.lengths
+        if lengths is not None:
+            chosen = range(len(lengths))[paths] if isinstance(paths, slice) else paths.tolist()
+            lengths = tuple(lengths[path] for path in chosen)
         return replace(
             self,
             embeddings_NTD=self.embeddings_NTD[paths],
@@ -102,6 +115,7 @@ class Conditioning:
             negatives=negatives,
             shared=shared,
             conditions={},
+            lengths=lengths,
         )
 
     def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:

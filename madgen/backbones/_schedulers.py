@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -132,12 +132,6 @@ def evaluated_steps(
     return steps_of(
         new_scheduler(scheduler, name, num_inference_steps, original_inference_steps, "cpu", options, schedule=schedule)
     )
-
-
-noise_evaluated_steps = partial(evaluated_steps, flow=False)
-"""`evaluated_steps` for backbones that predict noise; UserError if `own` is one of flow matching."""
-flow_evaluated_steps = partial(evaluated_steps, flow=True)
-"""`evaluated_steps` for flow-matching backbones; UserError if `own` is not one of flow matching."""
 
 
 def _is_plain_flow(own: dict[str, Any], own_name: str, name: str | None, steps: int) -> bool:

@@ -1,74 +1,38 @@
-"""Shared by Stable Diffusion models with a UNet: joint attention, noise prediction, guidance and decoding."""
+"""Shared by Stable Diffusion models with a UNet: joint attention and noise prediction."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from madgen.backbones import (
-    TEXTS_ONLY,
-    BackboneSpec,
-    Guidance,
-    PromptEmbeddings,
-    _precision,
-    _schedulers,
-    _vae,
-    silence_model_libraries,
-)
+from madgen.backbones import BackboneSpec, Guidance, _vae, silence_model_libraries
+from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._blocks import ALL, select_layers
-from madgen.backbones._borrowed import is_offloaded
-from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
+from madgen.backbones._borrowed import check_unet, is_offloaded
+from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones.acceleration import cpu
-from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
 from madgen.backbones.acceleration.shared_prefix import SharedPrefix
 from madgen.diffusion.attention import JointAttention, JointPass, JointStep, KeysValues, Merging, grids_of, keys_values
 from madgen.diffusion.guidance import guidance_embedding
 from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
-from madgen.hub.model_configs import read_configs
+from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
 
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
-def unet_spec(unet: dict[str, Any], vae: dict[str, Any]) -> BackboneSpec:
-    """Read the shapes from the configs of a UNet and its VAE."""
-    return BackboneSpec(
-        channels=unet["in_channels"],
-        factor=2 ** (len(vae["block_out_channels"]) - 1),
-        view_size=unet["sample_size"],
-        coarsest=2 ** (len(unet["block_out_channels"]) - 1),
-        guidance="cfg" if unet.get("time_cond_proj_dim") is None else "embedded",
-    )
-
-
 def assumed_guidance(pretrained: str) -> Guidance:
     """Guess the guidance of a checkpoint from its name, for planning without config files."""
     return "embedded" if "lcm" in pretrained.lower() else "cfg"
-
-
-def refuse_offload(offload: str) -> None:
-    """Raise UserError for `backbone.offload`, which UNets do not support."""
-    if offload != "none":
-        raise UserError(f"backbone.offload={offload} is not supported for UNets; set it to none")
-
-
-def refuse_sequence_length(max_sequence_length: int | None) -> None:
-    """Raise UserError unless `backbone.max_sequence_length` is None: CLIP's text encoders have a fixed length."""
-    if max_sequence_length is not None:
-        raise UserError(
-            f"backbone.max_sequence_length={max_sequence_length} has no effect: this backbone's text encoders have "
-            "a fixed length; set it to null"
-        )
 
 
 def attention_of(unet: torch.nn.Module) -> dict[str, Any]:
@@ -85,25 +49,6 @@ def select_unet_layers(layers: Sequence[str], blocks: Sequence[str]) -> frozense
     return select_layers(layers, _groups(layers), blocks)
 
 
-def check_blocks(
-    blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
-) -> None:
-    """Raise UserError like `select_layers`, from the config files alone."""
-    _, unet, _ = read_configs(pretrained, revision, config)
-    attend = {
-        "down": any("CrossAttn" in name for name in unet.get("down_block_types", ())),
-        "mid": "CrossAttn" in str(unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")),
-        "up": any("CrossAttn" in name for name in unet.get("up_block_types", ())),
-    }
-    if all(block == ALL or attend.get(block) for block in blocks):
-        return  # without importing diffusers
-    from diffusers import UNet2DConditionModel
-
-    silence_model_libraries()
-    with torch.device("meta"):
-        select_unet_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
-
-
 @dataclass(frozen=True)
 class _Inputs:
     """All inputs of a UNet pass besides its weights."""
@@ -117,59 +62,94 @@ class _Inputs:
     """None: the network's own attention."""
 
 
-class UNetBackbone:
-    """UNet, VAE, text encoders and tokenizers of one checkpoint; see `madgen.backbones.Backbone`.
+class UNetBackbone(PipelineBackbone):
+    """A Stable Diffusion model with a UNet. Subclasses embed prompts and provide further conditions of the UNet."""
 
-    Subclasses embed prompts and provide additional conditions of the UNet.
-    """
-
-    tokenizers: tuple[Any, ...]
-    borrowed = False
-    """The models belong to a pipeline of the caller; see `_borrowed`."""
+    part = "unet"
+    tokenizer_parts: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
-        self.spec, self.dtype, self.device = spec, dtype, device
-        self.loaded_dtype = dtype
-        self.scheduler = pipeline.scheduler
-        self.models: list[torch.nn.Module] = []
-        self.unet = self._frozen(pipeline.unet)
-        if self.device.type == "cpu":
-            cpu.prepare(self.unet)
         # Such a VAE overflows in float16.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
-        self._upcasts_vae = upcast and self.borrowed
-        self.vae = self._frozen(pipeline.vae.float() if upcast and not self.borrowed else pipeline.vae)
+        self.upcasts_vae = upcast and self.borrowed
+        if upcast and not self.borrowed:
+            pipeline.vae.float()
+        super().__init__(pipeline, spec, dtype, device)
+        self.unet = self.network
+        if self.device.type == "cpu":
+            cpu.prepare(self.unet)
+        self.tokenizers = tuple(getattr(pipeline, part) for part in self.tokenizer_parts)
+        self.text_encoders = [self._frozen(getattr(pipeline, part)) for part in self.text_encoder_parts]
         self._convert = pipeline.maybe_convert_prompt
         self.attention = attention_of(self.unet)
         self._refuse_unknown_attention()
         for name, layer in self.attention.items():
             layer.processor = JointAttention(name, layer.processor)
         self.shared_prefix = SharedPrefix(self.unet, self.attention)
-        self.compiled: Any = None
-        """The compiled UNet; see `compile`."""
-        self._compiled_decoder: Any = None
         self._negative: tuple[Any, Embedded] | None = None
         captures = self.device.type == "cuda" and not self.borrowed  # a borrowed model's weights may move
         self.graphs = Graphs(CudaCapture(self.device)) if captures else None
         """CUDA graphs of passes over few views; None: kernels are launched one by one."""
 
-    def _frozen(self, model: Any) -> Any:
-        """Move a model to the device, weights contiguous: channels last is 1.18 times slower (H200, bfloat16)."""
-        self.models.append(model)
-        return model.eval() if self.borrowed else model.to(self.device).eval().requires_grad_(False)
+    @staticmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs of a UNet and its VAE."""
+        return BackboneSpec(
+            channels=network["in_channels"],
+            factor=_vae.factor_of(vae),
+            view_size=network["sample_size"],
+            coarsest=2 ** (len(network["block_out_channels"]) - 1),
+            guidance="cfg" if network.get("time_cond_proj_dim") is None else "embedded",
+        )
 
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Run all models in float32 within this context, then restore their precision."""
-        before = self.dtype
-        if self.graphs is not None:
-            self.graphs.clear()  # they hold addresses of the current weights
-        with _precision.in_float32(self.models):
-            try:
-                self.dtype = torch.float32
-                yield
-            finally:
-                self.dtype = before
+    @classmethod
+    def check_blocks(
+        cls, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
+    ) -> None:
+        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
+        _, unet, _ = cls.configs(pretrained, revision, config)
+        attend = {
+            "down": any("CrossAttn" in name for name in unet.get("down_block_types", ())),
+            "mid": "CrossAttn" in str(unet.get("mid_block_type", "UNetMidBlock2DCrossAttn")),
+            "up": any("CrossAttn" in name for name in unet.get("up_block_types", ())),
+        }
+        if all(block == ALL or attend.get(block) for block in blocks):
+            return  # without importing diffusers
+        from diffusers import UNet2DConditionModel
+
+        silence_model_libraries()
+        with torch.device("meta"):
+            select_unet_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
+
+    @classmethod
+    def text_limit(
+        cls,
+        pretrained: str,
+        revision: str | None = None,
+        config: str | None = None,
+        max_sequence_length: int | None = None,
+    ) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+        cls.arguments(max_sequence_length, "none")
+        return tokenizers.text_limit(cls.tokenizer_parts, pretrained, revision, config)
+
+    @classmethod
+    def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
+        """Return no arguments. Raises UserError for settings of transformers."""
+        if max_sequence_length is not None:
+            raise UserError(
+                f"backbone.max_sequence_length={max_sequence_length} has no effect: this backbone's text encoders have "
+                "a fixed length; set it to null"
+            )
+        if offload != "none":
+            raise UserError(f"backbone.offload={offload} is not supported for UNets; set it to none")
+        return {}
+
+    @classmethod
+    def check_pipeline(cls, pipeline: Any) -> None:
+        """Raise UserError for parts of a loaded pipeline that joint attention does not support."""
+        check_unet(pipeline)
+        super().check_pipeline(pipeline)
 
     def release_memory(self) -> bool:
         """Free the CUDA graphs; return False if there are none."""
@@ -180,29 +160,15 @@ class UNetBackbone:
         self.release_memory()
         self.graphs = None
 
-    def compile(self, backend: str = "inductor") -> None:
-        """Run joint denoising and decoding in compiled graphs, one for each shape and set of merged layers.
-
-        Shapes are static, so a panorama's graph, and with it the last bit, does not depend on what was sampled before.
-        Raises UserError if PyTorch cannot compile on this machine.
-        """
-        check_compiler(backend, self.device)
-        self.compiled = compiled(self.unet, backend)
-        self._compiled_decoder = compiled(self.vae.decoder.forward, backend)
-
-    def _runs_compiled(self) -> bool:
-        """Return whether compiled graphs apply: not to gradients, nor to temporary float32."""
-        return self.compiled is not None and not torch.is_grad_enabled() and self.dtype == self.loaded_dtype
-
     def _refuse_unknown_attention(self) -> None:
         for name, module in self.unet.named_modules():
             extras = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm", "residual_connection")
             if hasattr(module, "to_q") and any(getattr(module, extra, None) for extra in extras):
                 raise UserError(f"attention layer {name} normalises its inputs in a way that is not supported")
 
+    @abstractmethod
     def embed(self, prompts: list[str]) -> Embedded:
         """Encode prompts in the UNet's dtype."""
-        raise NotImplementedError
 
     def embed_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, including the empty one."""
@@ -214,65 +180,24 @@ class UNetBackbone:
         """Return additional conditions for [N * `count`] views of `height` x `width` cells."""
         return None
 
-    @torch.no_grad()
-    def encode_prompts(
-        self,
-        prompts: list[str],
-        negative_prompts: list[str],
-        guidance_scale: float,
-        view_ids: Sequence[Hashable] | None = None,
-        embeddings: PromptEmbeddings = TEXTS_ONLY,
-    ) -> Conditioning:
-        """Encode each prompt, and each negative prompt if guidance needs a second pass.
+    @property
+    def text_width(self) -> int:
+        """Width of the embeddings of prompts."""
+        return int(self.unet.config.cross_attention_dim)
 
-        Prompts with equal `view_ids` and negative prompts share the unconditional pass.
-        """
-        embedded, negatives, shared = None, 0, None
-        given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
-        paths = [self.embed(prompts) if given is None else given]
-        if self.spec.guidance == "embedded":
-            # diffusers' convention: a guidance scale of 1 is no guidance
-            weights = torch.full((len(prompts),), guidance_scale - 1, dtype=torch.float32)
-            embedded = guidance_embedding(weights, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
-        elif guidance_scale > 1:
-            name, pooled_ND = "negative_prompt_embeds", embeddings.negative_pooled_prompt_embeds
-            given = self._given(embeddings.negative_prompt_embeds, pooled_ND, name)
-            keys: Sequence[Hashable] = negative_prompts if given is None else range(len(prompts))
-            shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
-            distinct = [negative_prompts[first] for first in shared.firsts]
-            negatives = len(distinct)
-            paths.insert(0, self._embedded_negative(distinct) if given is None else given)
-        hidden, pooled = stack(paths)
-        return Conditioning(
-            hidden,
-            guidance_scale,
-            embedded,
-            pooled,
-            self._keys_values(hidden),
-            negatives,
-            shared or None,
-        )
+    def embed_paths(self, texts: Sequence[str], negative: bool) -> list[Embedded]:
+        """Encode the prompts, or negative prompts, of a batch together."""
+        return [self._embedded_negative(list(texts)) if negative else self.embed(list(texts))]
 
-    def _keys_values(self, hidden_NTD: Tensor) -> dict[str, KeysValues]:
+    def embedded_guidance(self, scales_B: Tensor) -> Tensor:
+        """Return sinusoids of the guidance weight; diffusers' convention: a guidance scale of 1 is no guidance."""
+        return guidance_embedding(scales_B - 1, self.unet.config.time_cond_proj_dim).to(self.device, self.dtype)
+
+    def keys_values(self, hidden_NTD: Tensor) -> dict[str, KeysValues]:
         """Project the prompts; none if hooks load the weights of the layers when the UNet runs."""
         if self.borrowed and is_offloaded(self.unet):
             return {}
         return {name: keys_values(layer, hidden_NTD) for name, layer in self.attention.items() if crosses(name)}
-
-    def _given(self, hidden_NTD: Tensor | None, pooled_ND: Tensor | None, name: str) -> Embedded | None:
-        """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""
-        if hidden_NTD is None:
-            return None
-        width, pools = self.unet.config.cross_attention_dim, self.unet.config.get("addition_embed_type") == "text_time"
-        if hidden_NTD.shape[-1] != width:
-            raise UserError(f"{name} must be of width {width} for this backbone, got {tuple(hidden_NTD.shape)}")
-        if pools != (pooled_ND is not None):
-            pooled = name.replace("prompt", "pooled_prompt")
-            raise UserError(
-                f"this backbone needs {pooled} with {name}" if pools else f"this backbone takes no {pooled}"
-            )
-        pooled_ND = None if pooled_ND is None else pooled_ND.to(self.device, self.dtype)
-        return Embedded(hidden_NTD.to(self.device, self.dtype), pooled_ND)
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""
@@ -289,11 +214,7 @@ class UNetBackbone:
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
     def keep_prompts(self, prompts: Sequence[str]) -> None:
-        """Do nothing: these text encoders are small."""
-
-    def cut_text(self, prompt: str) -> str | None:
-        """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""
-        return tokenizers.cut_texts(self.tokenizers, [prompt])[0]
+        """Do nothing: small text encoders run for each batch."""
 
     def merged_layers(self, merging: Merging) -> frozenset[str]:
         """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
@@ -317,10 +238,10 @@ class UNetBackbone:
             halved = joint is not None and conditioning.negatives == len(views_BVChw)
             noise = self._pass(views, timestep, conditioning, joint, halved, capture=self.dtype == self.loaded_dtype)
         else:
-            noise = self._chunked(views, timestep, conditioning, joint, chunk_views)
+            noise = self.by_path(self._pass, views, timestep, conditioning, joint, chunk_views)
         return conditioning.guided(noise)
 
-    def _merged(self, joint: JointStep) -> frozenset[str]:
+    def merged_at(self, joint: JointStep) -> frozenset[str]:
         """Return the names of the layers that merge at this step."""
         if joint.views.count == 1:  # merging one view changes nothing
             return frozenset()
@@ -362,7 +283,7 @@ class UNetBackbone:
         return noise.unflatten(0, (paths, count))
 
     def _joint_pass(self, joint: JointStep, conditioning: Conditioning, halved: bool) -> JointPass:
-        merged = self._merged(joint)
+        merged = self.merged_at(joint)
         return JointPass(
             conditioning.paths,
             conditioning.keys_values,
@@ -389,45 +310,7 @@ class UNetBackbone:
 
     def _network(self) -> Any:
         """Return the network of joint passes: compiled, unless gradients or a temporary float32 need it as it is."""
-        return self.compiled if self._runs_compiled() else self.unet
-
-    def _chunked(
-        self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, joint: JointStep | None, size: int
-    ) -> Tensor:
-        run: Any = self._pass
-        if joint is not None and self._merged(joint):
-            size = views_NVChw.shape[1]
-        elif joint is None and torch.is_grad_enabled():
-            run = partial(checkpoint, self._pass, use_reentrant=False)
-        paths = []
-        for path, views in enumerate(views_NVChw.split(1)):
-            one = conditioning.select(slice(path, path + 1))
-            paths.append(torch.cat([run(chunk, timestep, one, joint) for chunk in views.split(size, dim=1)], dim=1))
-        return torch.cat(paths)
-
-    def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
-        """Decode to pixels in 0..1, float32; `tiled`: in tiles of two views' side. See `_vae.decode`."""
-        tile = 2 * self.spec.view_size if tiled else None
-        upcast = _precision.in_float32([self.vae]) if self._upcasts_vae else nullcontext()
-        with upcast, replaced_forward(self.vae.decoder, self._compiled_decoder if self._runs_compiled() else None):
-            return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
-
-    def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Encode pixels in 0..1 to latents, float32 [B, C, H / factor, W / factor]."""
-        return _vae.encode(self.vae, pixels_B3HW)
-
-    def new_scheduler(
-        self,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None = None,
-        view_cells: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Create the checkpoint's own scheduler, or the diffusers class `name` from its config."""
-        return _schedulers.new_scheduler(
-            self.scheduler, name, num_inference_steps, original_inference_steps, self.device, options
-        )
+        return self.compiled if self.runs_compiled() else self.unet
 
 
 def crosses(layer: str) -> bool:

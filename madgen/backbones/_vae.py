@@ -15,6 +15,17 @@ import torch
 from torch import Tensor
 
 
+def is_video(config: Mapping[str, Any]) -> bool:
+    """Return whether a VAE's config is that of a video model, whose tensors have a dimension of frames."""
+    return "temperal_downsample" in config
+
+
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Return the pixels per latent cell of a VAE, in each direction."""
+    levels = config["temperal_downsample"] if is_video(config) else config["block_out_channels"][1:]
+    return 2 ** len(levels)
+
+
 def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int | None = None) -> Tensor:
     """Decode to pixels in 0..1, float32 [B, 3, H * factor, W * factor], one panorama at a time to bound the memory.
 

@@ -2,131 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from madgen.backbones import BackboneSpec, Checkpoint, Guidance
-from madgen.backbones._borrowed import adopted, check_parts
+from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._loading import download, load_backbone
-from madgen.backbones._schedulers import flow_evaluated_steps as evaluated_steps
-from madgen.backbones._schedulers import own_scheduler, scheduler_class
-from madgen.backbones._transformer import (
-    TransformerBackbone,
-    canvas_ids,
-    check_sequence_length,
-    check_transformer_blocks,
-    pack,
-    read_transformer_configs,
-    token_ids,
-    transformer_spec,
-    unpack,
-)
+from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
+from madgen.backbones._transformer import TransformerBackbone, transformer_spec
 from madgen.diffusion.views import Views
-from madgen.hub import tokenizers
-from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import check_hub_id, single_file
 
-__all__ = [
-    "Flux",
-    "adopt",
-    "check_blocks",
-    "describe",
-    "download",
-    "evaluated_steps",
-    "family_spec",
-    "load",
-    "own_scheduler",
-    "scheduler_class",
-    "text_limit",
-]
-
-PIPELINES = ("FluxPipeline",)
-SEQUENCE_LENGTH = 512
-"""Default of diffusers' pipeline; [schnell] was trained with 256."""
-MAX_SEQUENCE_LENGTH = 512
 VIEW_SIZE = 128
 """Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""
-
-
-def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
-    """Read the config files of a folder, a Hub id or a single file; UserError if it is not such a model."""
-    _, network, vae = read_transformer_configs(pretrained, revision, config, "flux", PIPELINES)
-    return _spec(network, vae)
-
-
-def _spec(network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-    guidance: Guidance = "embedded" if network.get("guidance_embeds") else "none"
-    return transformer_spec(vae, network["in_channels"] // 4, VIEW_SIZE, guidance)
-
-
-def family_spec(pretrained: str) -> BackboneSpec:
-    """Return the shapes that FLUX.1 models share, for planning without config files.
-
-    Raises UserError if `pretrained` is neither a Hub id nor a single file.
-    """
-    if single_file(pretrained) is None:
-        check_hub_id(pretrained)
-    guidance: Guidance = "none" if "schnell" in pretrained.lower() else "embedded"
-    return transformer_spec({"block_out_channels": (0,) * 4}, 16, VIEW_SIZE, guidance)
-
-
-def check_blocks(
-    blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
-) -> None:
-    """Raise UserError for an entry that selects no attention layer, from the config files alone."""
-    _, network, _ = read_transformer_configs(pretrained, revision, config, "flux", PIPELINES)
-    check_transformer_blocks(layer_names(network), blocks)
-
-
-def layer_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the attention layers: double stream blocks, then single stream ones."""
-    double, single = config["num_layers"], config["num_single_layers"]
-    return [
-        *(f"transformer_blocks.{i}.attn" for i in range(double)),
-        *(f"single_transformer_blocks.{i}.attn" for i in range(single)),
-    ]
-
-
-def text_limit(
-    pretrained: str, revision: str | None = None, config: str | None = None, max_sequence_length: int | None = None
-) -> TextLimit | None:
-    """Return how many tokens of a prompt T5 reads; None if its tokenizer's files are not available locally."""
-    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    return tokenizers.chosen_limit("tokenizer_2", length, pretrained, revision, config)
-
-
-def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Flux:
-    """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
-    length = checkpoint.get("max_sequence_length")
-    length = check_sequence_length(length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    build = partial(Flux, max_sequence_length=length, offload=checkpoint.get("offload", "none"))
-    return load_backbone(build, describe, pretrained, checkpoint)
-
-
-def adopt(pipeline: Any, max_sequence_length: int | None = None) -> Flux:
-    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
-    check_parts(pipeline, "text_encoder", "text_encoder_2")
-    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    network = pipeline.transformer
-    return adopted(Flux, pipeline, network, _spec(network.config, pipeline.vae.config), length)
 
 
 class Flux(TransformerBackbone):
     """FLUX.1: CLIP's pooled embedding, T5, and a guidance scale that is embedded ([dev]) or absent ([schnell])."""
 
+    name = "flux"
+    pipelines = ("FluxPipeline",)
+    text_encoder_parts = ("text_encoder", "text_encoder_2")
+    limiting_part = "tokenizer_2"
+    sequence_length = 512  # [schnell] was trained with 256
+    pools = True
     flow = FlowSchedule(linear_sigmas=True)
-    layer_names = staticmethod(layer_names)
 
-    def limiting_tokenizers(self) -> tuple[Any, ...]:
-        """Return T5's tokenizer."""
-        self.pipeline.tokenizer_2.model_max_length = self.max_sequence_length
-        return (self.pipeline.tokenizer_2,)
+    @staticmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs."""
+        guidance: Guidance = "embedded" if network.get("guidance_embeds") else "none"
+        return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae)
+
+    @staticmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes that FLUX.1 models share."""
+        return transformer_spec(16, VIEW_SIZE, "none" if "schnell" in name else "embedded")
+
+    @staticmethod
+    def layer_names(config: Mapping[str, Any]) -> list[str]:
+        """Return the attention layers: double stream blocks, then single stream ones."""
+        return [
+            *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
+            *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
+        ]
 
     def embed(self, prompt: str) -> Embedded:
         """Return T5's hidden states and CLIP's pooled embedding."""
@@ -142,7 +63,7 @@ class Flux(TransformerBackbone):
         guidance = conditioning.embedded_guidance_BD
         velocity: Tensor = network(
             hidden_states=pack(cells_MChw),
-            timestep=timestep.to(self.device).expand(len(cells_MChw)) / 1000,
+            timestep=timestep / 1000,
             guidance=None if guidance is None else guidance.repeat_interleave(count, 0),
             pooled_projections=conditioning.pooled_ND.repeat_interleave(count, 0),
             encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
@@ -159,3 +80,6 @@ class Flux(TransformerBackbone):
 
     def _text_ids(self, conditioning: Conditioning) -> Tensor:
         return torch.zeros(conditioning.embeddings_NTD.shape[1], 3, device=self.device)
+
+
+BACKBONE = Flux

@@ -2,138 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from madgen.backbones import BackboneSpec, Checkpoint
-from madgen.backbones._borrowed import adopted, check_parts
 from madgen.backbones._conditioning import Conditioning, Embedded
-from madgen.backbones._loading import download, load_backbone
-from madgen.backbones._schedulers import flow_evaluated_steps as evaluated_steps
-from madgen.backbones._schedulers import own_scheduler, scheduler_class
-from madgen.backbones._transformer import (
-    TransformerBackbone,
-    check_sequence_length,
-    check_transformer_blocks,
-    has_part,
-    read_transformer_configs,
-    split_positions,
-    transformer_spec,
-)
+from madgen.backbones._tokens import split_positions
+from madgen.backbones._transformer import TransformerBackbone, has_part, transformer_spec
 from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
 from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import check_hub_id, single_file
-
-__all__ = [
-    "StableDiffusion3",
-    "adopt",
-    "check_blocks",
-    "describe",
-    "download",
-    "evaluated_steps",
-    "family_spec",
-    "load",
-    "own_scheduler",
-    "scheduler_class",
-    "text_limit",
-]
-
-PIPELINES = ("StableDiffusion3Pipeline",)
-SEQUENCE_LENGTH = 256
-"""Default of diffusers' pipeline."""
-MAX_SEQUENCE_LENGTH = 512
-
-
-def describe(pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
-    """Read the config files of a folder, a Hub id or a single file; UserError if it is not such a model."""
-    _, network, vae = read_transformer_configs(pretrained, revision, config, "sd3", PIPELINES)
-    return _spec(network, vae)
-
-
-def _spec(network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-    max_side = network["pos_embed_max_size"] * network["patch_size"]
-    return transformer_spec(vae, network["in_channels"], network["sample_size"], "cfg", max_side)
-
-
-def family_spec(pretrained: str) -> BackboneSpec:
-    """Return the shapes that Stable Diffusion 3 and 3.5 share, for planning without config files.
-
-    Raises UserError if `pretrained` is neither a Hub id nor a single file.
-    """
-    if single_file(pretrained) is None:
-        check_hub_id(pretrained)
-    return transformer_spec(
-        {"block_out_channels": (0,) * 4}, 16, 128, "cfg", 768 if "3.5-medium" in pretrained else 384
-    )
-
-
-def check_blocks(
-    blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
-) -> None:
-    """Raise UserError for an entry that selects no attention layer, from the config files alone."""
-    _, network, _ = read_transformer_configs(pretrained, revision, config, "sd3", PIPELINES)
-    check_transformer_blocks(layer_names(network), blocks)
-
-
-def layer_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the attention layers; 3.5 medium has a second one, of the image alone, in its first blocks."""
-    dual = set(config.get("dual_attention_layers") or ())
-    blocks = range(config["num_layers"])
-    return [
-        f"transformer_blocks.{i}.{name}" for i in blocks for name in ("attn", "attn2") if name == "attn" or i in dual
-    ]
-
-
-def text_limit(
-    pretrained: str, revision: str | None = None, config: str | None = None, max_sequence_length: int | None = None
-) -> TextLimit | None:
-    """Return how many tokens of a prompt are used: those that T5 reads, or CLIP's if the checkpoint has no T5."""
-    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    limit = tokenizers.chosen_limit("tokenizer_3", length, pretrained, revision, config)
-    return limit or tokenizers.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
-
-
-def load(pretrained: str, **checkpoint: Unpack[Checkpoint]) -> StableDiffusion3:
-    """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
-    length = checkpoint.get("max_sequence_length")
-    length = check_sequence_length(length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    build = partial(StableDiffusion3, max_sequence_length=length, offload=checkpoint.get("offload", "none"))
-    index = read_index(pretrained, checkpoint.get("revision"), checkpoint.get("config"))
-    # Checkpoints without T5 are common: it is larger than the transformer.
-    missing = {part: None for part in ("text_encoder_3", "tokenizer_3") if not has_part(pretrained, index, part)}
-    return load_backbone(build, describe, pretrained, checkpoint, **missing)
-
-
-def adopt(pipeline: Any, max_sequence_length: int | None = None) -> StableDiffusion3:
-    """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
-    check_parts(pipeline, "text_encoder", "text_encoder_2")
-    length = check_sequence_length(max_sequence_length, SEQUENCE_LENGTH, MAX_SEQUENCE_LENGTH)
-    network = pipeline.transformer
-    return adopted(StableDiffusion3, pipeline, network, _spec(network.config, pipeline.vae.config), length)
 
 
 class StableDiffusion3(TransformerBackbone):
     """Stable Diffusion 3 and 3.5: two CLIP encoders, T5 if the checkpoint has it, and classifier-free guidance."""
 
-    layer_names = staticmethod(layer_names)
+    name = "sd3"
+    pipelines = ("StableDiffusion3Pipeline",)
+    text_encoder_parts = ("text_encoder", "text_encoder_2")
+    limiting_part = "tokenizer_3"
+    sequence_length = 256
+    pools = True
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self._own_embedding = self.transformer.pos_embed.cropped_pos_embed
         self.transformer.pos_embed.cropped_pos_embed = self._embedding
 
+    @staticmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs."""
+        max_side = network["pos_embed_max_size"] * network["patch_size"]
+        return transformer_spec(network["in_channels"], network["sample_size"], "cfg", vae, max_side)
+
+    @staticmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes that Stable Diffusion 3 and 3.5 share."""
+        return transformer_spec(16, 128, "cfg", max_side=768 if "3.5-medium" in name else 384)
+
+    @staticmethod
+    def layer_names(config: Mapping[str, Any]) -> list[str]:
+        """Return the attention layers; 3.5 medium has a second one, of the image alone, in its first blocks."""
+        dual = set(config.get("dual_attention_layers") or ())
+        return [
+            f"transformer_blocks.{i}.{name}"
+            for i in range(config["num_layers"])
+            for name in ("attn", "attn2")
+            if name == "attn" or i in dual
+        ]
+
+    @classmethod
+    def text_limit(
+        cls,
+        pretrained: str,
+        revision: str | None = None,
+        config: str | None = None,
+        max_sequence_length: int | None = None,
+    ) -> TextLimit | None:
+        """Return how many tokens of a prompt T5 reads, or CLIP if the checkpoint has no T5."""
+        limit = super().text_limit(pretrained, revision, config, max_sequence_length)
+        return limit or tokenizers.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
+
+    @classmethod
+    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Leave out T5 if the checkpoint lacks it: it is larger than the transformer."""
+        index = read_index(pretrained, checkpoint.get("revision"), checkpoint.get("config"))
+        return {part: None for part in ("text_encoder_3", "tokenizer_3") if not has_part(pretrained, index, part)}
+
     def limiting_tokenizers(self) -> tuple[Any, ...]:
         """Return T5's tokenizer, or CLIP's if the checkpoint has no T5."""
         if self.pipeline.text_encoder_3 is None or self.pipeline.tokenizer_3 is None:
             return self.pipeline.tokenizer, self.pipeline.tokenizer_2
-        self.pipeline.tokenizer_3.model_max_length = self.max_sequence_length
-        return (self.pipeline.tokenizer_3,)
+        return super().limiting_tokenizers()
 
     def embed(self, prompt: str) -> Embedded:
         """Return the hidden states of CLIP and T5, one after the other, and CLIP's pooled embeddings."""
@@ -153,7 +97,7 @@ class StableDiffusion3(TransformerBackbone):
         count = len(cells_MChw) // conditioning.paths
         velocity: Tensor = network(
             hidden_states=cells_MChw,
-            timestep=timestep.to(self.device).expand(len(cells_MChw)),
+            timestep=timestep,
             encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
             pooled_projections=conditioning.pooled_ND.repeat_interleave(count, 0),
             return_dict=False,
@@ -193,3 +137,6 @@ def _stretched(table_1HWD: Tensor, axis: Axis, dim: int) -> Tensor:
     shape[dim] = axis.extent
     share = (places - below).view(shape).to(table_1HWD.dtype)
     return torch.lerp(table_1HWD.index_select(dim, below), table_1HWD.index_select(dim, above), share)
+
+
+BACKBONE = StableDiffusion3

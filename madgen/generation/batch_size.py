@@ -48,7 +48,7 @@ class BatchSizes:
         layout = self.geometry.build(prompt.height, prompt.width, self.sampling.loop)
         steps = (0, self.geometry.overlap_from or 0)  # overlapping views are more than shifted ones
         cells = max(views.count * views.rows.size * views.columns.size for views in map(layout.at, steps))
-        guided = self.sampling.guidance_scale > 1 and self.geometry.spec.guidance == "cfg"
+        guided = self.geometry.spec.is_guided(self.sampling.guidance_scale)
         texts, _, negatives = paths(prompt.negative, prompt.regions)
         return cells * (texts + guided * negatives)
 

@@ -165,7 +165,7 @@ def _evaluations(
     job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
     steps = _evaluated_steps(run, own)
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
-    twice = sampling.guidance_scale > 1 and spec.guidance == "cfg"
+    twice = spec.is_guided(sampling.guidance_scale)
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)

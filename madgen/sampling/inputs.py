@@ -110,9 +110,9 @@ def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidanc
         raise UserError(
             f"guidance_scale={guidance_scale} has no effect: the backbone was distilled without guidance; set it to 0"
         )
-    if any(negatives) and (spec.guidance != "cfg" or guidance_scale <= 1):
+    if any(negatives) and not spec.is_guided(guidance_scale):
         reasons = {"embedded": "the backbone embeds its guidance", "none": "the backbone takes no guidance"}
-        reason = reasons.get(spec.guidance, f"guidance_scale={guidance_scale} is <= 1")
+        reason = reasons.get(spec.guidance, f"guidance_scale={guidance_scale} is <= {spec.unguided_scale:g}")
         raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 

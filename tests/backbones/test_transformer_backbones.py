@@ -9,7 +9,7 @@ import torch
 
 from madgen import Box, PanoramaSampler, Region, UserError
 from madgen.backbones._blocks import select_layers, transformer_groups
-from madgen.backbones._transformer import canvas_ids, canvas_of
+from madgen.backbones._tokens import canvas_ids, canvas_of
 from madgen.config.loader import load_job
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
@@ -226,10 +226,10 @@ def without_guidance(folder):
 
 
 def test_guidance_that_has_no_effect_is_refused(tmp_path):
-    from madgen.backbones import flux
+    from madgen.backbones import backbone_module
     from madgen.sampling.inputs import check_negative_prompts
 
-    spec = flux.describe(str(without_guidance(tmp_path / "schnell")))
+    spec = backbone_module("flux").describe(str(without_guidance(tmp_path / "schnell")))
     assert spec.guidance == "none"
     with pytest.raises(UserError, match=r"guidance_scale=3.5 has no effect.*set it to 0"):
         check_negative_prompts(spec, [], 3.5)

@@ -8,7 +8,7 @@ from coherence_report import mean_and_error, values
 from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 from processes import ROOT, Forked, environment
 
-from madgen.backbones.sd import describe
+from madgen.backbones import backbone_module
 from madgen.demo import WEIGHTS
 from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
 from madgen.diffusion.attention import Merging
@@ -20,7 +20,9 @@ STUDY = coherence.Study("demo", "some weights", 20)
 def build(setting, steps=20):
     merging = Merging(setting.merged_steps(steps), setting.blocks, setting.cross_attention)
     overlap = overlap_from(setting, steps)
-    plain = Geometry(describe(str(WEIGHTS)), setting.layout, None, setting.stride, merging, overlap)
+    plain = Geometry(
+        backbone_module("sd").describe(str(WEIGHTS)), setting.layout, None, setting.stride, merging, overlap
+    )
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 
 

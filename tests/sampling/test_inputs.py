@@ -186,9 +186,9 @@ def test_unavailable_device_is_refused_before_loading():
     ],
 )
 def test_values_that_jobs_refuse_are_refused_before_loading(options, said, monkeypatch):
-    from madgen.backbones import sd
+    from madgen.backbones.sd import StableDiffusion
 
-    monkeypatch.setattr(sd, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(UserError, match=re.escape(said)):
         PanoramaSampler.from_pretrained(**{"pretrained": "demo", **options})
 

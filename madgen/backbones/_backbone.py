@@ -1,0 +1,370 @@
+"""Shared by all backbones that wrap a diffusers pipeline: loading, prompts, chunks of views, decoding, schedulers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, ClassVar, Self, Unpack
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from madgen.backbones import TEXTS_ONLY, BackboneSpec, Checkpoint, PromptEmbeddings, _precision, _schedulers, _vae
+from madgen.backbones._borrowed import adopted
+from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
+from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._loading import download, load_backbone
+from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
+from madgen.diffusion.attention import JointStep, Merging
+from madgen.diffusion.guidance import classifier_free
+from madgen.hub import tokenizers
+from madgen.hub.model_configs import check_class, read_configs, read_index
+from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import check_hub_id, single_file
+from madgen.utils.errors import UserError
+
+
+class PipelineBackbone(ABC):
+    """Network, VAE, text encoders and tokenizers of one checkpoint; see `madgen.backbones.Backbone`.
+
+    The class methods are the functions of `madgen.backbones.BackboneModule`.
+    """
+
+    name: ClassVar[str]
+    """`backbone.name` of the job."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """Classes of diffusers pipelines that can be loaded."""
+    part: ClassVar[str]
+    """Name of the denoising network in the pipeline, and of its folder."""
+    text_encoder_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """Names of the text encoders that every checkpoint has."""
+    flow: ClassVar[FlowSchedule | None] = None
+    """Timesteps of a flow-matching model; None: the network predicts noise."""
+    pools = False
+    """The network takes a pooled embedding of the prompt."""
+    pads = False
+    """Embeddings of the prompts of a pass may differ in length."""
+    borrowed = False
+    """The models belong to a pipeline of the caller; see `_borrowed`."""
+    upcasts_vae = False
+    """Decode in float32, with weights that are converted meanwhile."""
+    tokenizers: tuple[Any, ...]
+    """Tokenizers that limit the prompt."""
+
+    def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.loaded_dtype = dtype
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.models: list[torch.nn.Module] = []
+        self.network = self._frozen(getattr(pipeline, self.part))
+        self.vae = self._frozen(pipeline.vae)
+        self.attention: dict[str, Any] = {}
+        """Attention layers that can merge, by name."""
+        self.compiled: Any = None
+        """The compiled network; see `compile`."""
+        self._compiled_decoder: Any = None
+
+    def _frozen(self, model: Any, stays: bool = False) -> Any:
+        """Move a model to the device unless it `stays`, weights contiguous.
+
+        Channels last is 1.18 times slower (H200, bfloat16).
+        """
+        self.models.append(model)
+        if self.borrowed:
+            return model.eval()
+        return (model if stays else model.to(self.device)).eval().requires_grad_(False)
+
+    # Planning and loading
+
+    download = staticmethod(download)
+    own_scheduler = staticmethod(_schedulers.own_scheduler)
+    scheduler_class = staticmethod(_schedulers.scheduler_class)
+
+    @classmethod
+    def evaluated_steps(
+        cls,
+        own: dict[str, Any] | None,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
+        flow = cls.flow is not None
+        return _schedulers.evaluated_steps(own, name, num_inference_steps, original_inference_steps, options, flow)
+
+    @classmethod
+    def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
+        """Read the config files of the pipeline, its network and its VAE; UserError if it is not such a model."""
+        check_class(read_index(pretrained, revision, config), pretrained, cls.name, cls.pipelines)
+        files = ("model_index.json", f"{cls.part}/config.json", "vae/config.json")
+        return read_configs(pretrained, revision, config, files)
+
+    @staticmethod
+    @abstractmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs of the pipeline, its network and its VAE."""
+
+    @staticmethod
+    @abstractmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
+
+    @classmethod
+    def describe(cls, pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
+        """Read the shapes from the config files of a folder, a Hub id or a single file."""
+        return cls.spec_of(*cls.configs(pretrained, revision, config))
+
+    @classmethod
+    def family_spec(cls, pretrained: str) -> BackboneSpec:
+        """Return the shapes that most checkpoints of the family share, for planning without config files.
+
+        Raises UserError if `pretrained` is neither a Hub id nor a single file.
+        """
+        if single_file(pretrained) is None:
+            check_hub_id(pretrained)
+        return cls.assumed_spec(pretrained.lower())
+
+    @classmethod
+    @abstractmethod
+    def check_blocks(
+        cls, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
+    ) -> None:
+        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
+
+    @classmethod
+    @abstractmethod
+    def text_limit(
+        cls,
+        pretrained: str,
+        revision: str | None = None,
+        config: str | None = None,
+        max_sequence_length: int | None = None,
+    ) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+
+    @classmethod
+    @abstractmethod
+    def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
+        """Return the further arguments of the constructor. Raises UserError for settings that do not apply."""
+
+    @classmethod
+    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` of the pipeline."""
+        return {}
+
+    @classmethod
+    def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
+        """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
+        further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
+        options = cls.loading_options(pretrained, checkpoint)
+        return load_backbone(partial(cls, **further), cls.describe, pretrained, checkpoint, **options)
+
+    @classmethod
+    def check_pipeline(cls, pipeline: Any) -> None:
+        """Raise UserError if a loaded pipeline lacks a part, or has one that is not supported."""
+        for part in cls.text_encoder_parts:
+            if getattr(pipeline, part) is None:
+                raise UserError(f"pipe: {type(pipeline).__name__} has no {part}; load it with all its parts")
+
+    @classmethod
+    def adopt(cls, pipeline: Any, max_sequence_length: int | None = None) -> Self:
+        """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+        further = cls.arguments(max_sequence_length, "none")
+        cls.check_pipeline(pipeline)
+        network = getattr(pipeline, cls.part)
+        spec = cls.spec_of(pipeline.config, network.config, pipeline.vae.config)
+        return adopted(cls, pipeline, network, spec, **further)
+
+    # Prompts
+
+    @property
+    @abstractmethod
+    def text_width(self) -> int:
+        """Width of the embeddings of prompts."""
+
+    @abstractmethod
+    def embed_paths(self, texts: Sequence[str], negative: bool) -> list[Embedded]:
+        """Encode prompts, or negative prompts, in the network's precision."""
+
+    def embedded_guidance(self, scales_B: Tensor) -> Tensor:
+        """Return the guidance as an input of the network, [B] or [B, D]."""
+        return scales_B.to(self.device)
+
+    def keys_values(self, hidden_NTD: Tensor) -> dict[str, Any]:
+        """Project the prompts to keys and values where that can be done once for all steps."""
+        return {}
+
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Combine predictions [B, V, C, h, w] by classifier-free guidance."""
+        return classifier_free(unconditional, conditional, scale)
+
+    @torch.no_grad()
+    def encode_prompts(
+        self,
+        prompts: list[str],
+        negative_prompts: list[str],
+        guidance_scale: float,
+        view_ids: Sequence[Hashable] | None = None,
+        embeddings: PromptEmbeddings = TEXTS_ONLY,
+    ) -> Conditioning:
+        """Encode each prompt, and each negative prompt if guidance needs a second pass.
+
+        Prompts with equal `view_ids` and negative prompts share the unconditional pass.
+        """
+        embedded, negatives, shared = None, 0, None
+        given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
+        paths = self.embed_paths(prompts, negative=False) if given is None else [given]
+        if self.spec.guidance == "embedded":
+            embedded = self.embedded_guidance(torch.full((len(prompts),), guidance_scale, dtype=torch.float32))
+        elif self.spec.is_guided(guidance_scale):
+            pooled_ND = embeddings.negative_pooled_prompt_embeds
+            given = self._given(embeddings.negative_prompt_embeds, pooled_ND, "negative_prompt_embeds")
+            keys: Sequence[Hashable] = negative_prompts if given is None else range(len(prompts))
+            shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
+            distinct = [negative_prompts[first] for first in shared.firsts]
+            negatives = len(distinct)
+            paths = [*(self.embed_paths(distinct, negative=True) if given is None else [given]), *paths]
+        hidden, pooled, lengths = stack(paths, self.pads)
+        return Conditioning(
+            hidden,
+            guidance_scale,
+            embedded,
+            pooled,
+            self.keys_values(hidden),
+            negatives,
+            shared or None,
+            lengths=lengths,
+            guide=self.guide,
+        )
+
+    def _given(self, hidden_NTD: Tensor | None, pooled_ND: Tensor | None, name: str) -> Embedded | None:
+        """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""
+        if hidden_NTD is None:
+            return None
+        if hidden_NTD.shape[-1] != self.text_width:
+            raise UserError(
+                f"{name} must be of width {self.text_width} for this backbone, got {tuple(hidden_NTD.shape)}"
+            )
+        if self.pools != (pooled_ND is not None):
+            pooled = name.replace("prompt", "pooled_prompt")
+            raise UserError(
+                f"this backbone needs {pooled} with {name}" if self.pools else f"this backbone takes no {pooled}"
+            )
+        pooled_ND = None if pooled_ND is None else pooled_ND.to(self.device, self.dtype)
+        return Embedded(hidden_NTD.to(self.device, self.dtype), pooled_ND)
+
+    def cut_text(self, prompt: str) -> str | None:
+        """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""
+        return tokenizers.cut_texts(self.tokenizers, [prompt])[0]
+
+    # Denoising
+
+    @abstractmethod
+    def merged_layers(self, merging: Merging) -> frozenset[str]:
+        """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
+
+    @abstractmethod
+    def predict_noise(
+        self,
+        views_BVChw: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        joint: JointStep | None = None,
+        chunk_views: int | None = None,
+    ) -> Tensor:
+        """Predict the noise, or the velocity of flow-matching models, with guidance, float32 [B, V, C, h, w]."""
+
+    @abstractmethod
+    def merged_at(self, joint: JointStep) -> frozenset[str]:
+        """Return the names of the layers that merge at a step."""
+
+    def by_path(
+        self,
+        run: Callable[..., Tensor],
+        views_NVChw: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        joint: JointStep | None,
+        size: int,
+    ) -> Tensor:
+        """Call `run` path after path, with `size` views at a time, or with all of them where attention merges them.
+
+        The graph of a gradient holds one call, the others run again.
+        """
+        if joint is not None and self.merged_at(joint):
+            size = views_NVChw.shape[1]
+        elif joint is None and torch.is_grad_enabled():
+            run = partial(recompute, run, use_reentrant=False)
+        paths = []
+        for path, views in enumerate(views_NVChw.split(1)):
+            one = conditioning.select(slice(path, path + 1))
+            paths.append(torch.cat([run(chunk, timestep, one, joint) for chunk in views.split(size, dim=1)], dim=1))
+        return torch.cat(paths)
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Denoise and decode in compiled graphs, one for each shape and set of merged layers.
+
+        Shapes are static, so a panorama's graph, and with it the last bit, does not depend on what was sampled before.
+        Raises UserError if PyTorch cannot compile on this machine.
+        """
+        check_compiler(backend, self.device)
+        self.compiled = compiled(self.network, backend)
+        if not _vae.is_video(self.vae.config):  # caches of frames cannot be compiled to one graph
+            self._compiled_decoder = compiled(self.vae.decoder.forward, backend)
+
+    def runs_compiled(self) -> bool:
+        """Return whether compiled graphs apply: not to gradients, nor to temporary float32."""
+        return self.compiled is not None and not torch.is_grad_enabled() and self.dtype == self.loaded_dtype
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Run all models in float32 within this context, then restore their precision."""
+        before = self.dtype
+        self.release_memory()  # graphs hold addresses of the current weights
+        with _precision.in_float32(self.models):
+            try:
+                self.dtype = torch.float32
+                yield
+            finally:
+                self.dtype = before
+
+    def release_memory(self) -> bool:
+        """Free performance caches; return False if there are none."""
+        return False
+
+    # Pixels and schedulers
+
+    def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
+        """Decode to pixels in 0..1, float32; `tiled`: in tiles of two views' side. See `_vae.decode`."""
+        tile = 2 * self.spec.view_size if tiled else None
+        upcast = _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext()
+        with upcast, replaced_forward(self.vae.decoder, self._compiled_decoder if self.runs_compiled() else None):
+            return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
+
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Encode pixels in 0..1 to latents, float32 [B, C, H / factor, W / factor]."""
+        return _vae.encode(self.vae, pixels_B3HW)
+
+    def new_scheduler(
+        self,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None = None,
+        view_cells: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Create the checkpoint's own scheduler, or the diffusers class `name` from its config."""
+        return _schedulers.new_scheduler(
+            self.scheduler,
+            name,
+            num_inference_steps,
+            original_inference_steps,
+            self.device,
+            options,
+            tokens=(view_cells or self.spec.view_size**2) // self.spec.patch**2,
+            schedule=self.flow,
+        )
