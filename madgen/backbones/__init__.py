@@ -51,6 +51,8 @@ class BackboneSpec:
     """Largest side of a canvas, in latent cells, for which the network has positions; None: no limit."""
     unguided_scale: float = 1.0
     """Guidance scale up to which classifier-free guidance is off: 1, or 0 where the scale is 0 without guidance."""
+    noise_patch: int = 1
+    """Side of the patches of latent cells whose initial noise is drawn as channels, as in diffusers' pipeline."""
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Return whether guidance needs a second pass, with the negative prompt."""

@@ -80,6 +80,15 @@ class Conditioning:
     """Combines the predictions without and with the prompt, at a guidance scale."""
 
     @property
+    def text_mask_NT(self) -> Tensor | None:
+        """Which embeddings are tokens of the prompt, not padding; None: all."""
+        if self.lengths is None:
+            return None
+        device = self.embeddings_NTD.device
+        lengths_N = torch.tensor(self.lengths, device=device)
+        return torch.arange(self.embeddings_NTD.shape[1], device=device) < lengths_N[:, None]
+
+    @property
     def paths(self) -> int:
         """N: number of evaluations of a view."""
         return self.embeddings_NTD.shape[0]

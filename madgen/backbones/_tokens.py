@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -65,3 +67,16 @@ def canvas_ids(tokens: Views, positions: str, device: torch.device, centred: boo
     if positions == "fit":
         ids = ids * ids.new_tensor([1, rows.size / rows.extent, columns.size / columns.extent])
     return ids
+
+
+def rotations(ids: Tensor, widths: Sequence[int], theta: float) -> Tensor:
+    """Return rotations by `position * frequency`, complex64 [..., sum(widths) / 2], of ids [..., axes].
+
+    Ids may be fractions. `widths`: width of a head that each axis rotates.
+    """
+    angles = []
+    for axis, width in enumerate(widths):
+        exponents = torch.arange(0, width, 2, dtype=torch.float64, device=ids.device) / width
+        angles.append(ids[..., axis, None].double() / theta**exponents)
+    angle = torch.cat(angles, dim=-1).float()
+    return torch.polar(torch.ones_like(angle), angle)

@@ -44,10 +44,11 @@ def transformer_spec(
     vae: Mapping[str, Any] | None = None,
     max_side: int | None = None,
     unguided_scale: float = 1.0,
+    noise_patch: int = 1,
 ) -> BackboneSpec:
     """Return the shapes of a transformer with tokens of 2x2 latent cells; `vae` None: cells of 8x8 pixels."""
     factor = 8 if vae is None else _vae.factor_of(vae)
-    return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale)
+    return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale, noise_patch)
 
 
 class TransformerBackbone(PipelineBackbone):

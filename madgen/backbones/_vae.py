@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,7 +33,7 @@ def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int
     `wrap` > 0 is for a loop: number of latent cells of the other end that the decoder sees beyond each edge. `tile`:
     largest side of a tile in latent cells; None decodes the whole canvas in one pass.
     """
-    latents = unscaled(vae.config, latents_BCHW).to(vae.dtype)
+    latents = unscaled(vae, latents_BCHW).to(vae.dtype)
     if wrap:
         wrap = min(wrap, latents.shape[-1])
         latents = torch.cat([latents[..., -wrap:], latents, latents[..., :wrap]], dim=-1)
@@ -41,38 +42,60 @@ def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int
     return (pixels[..., edge : pixels.shape[-1] - edge] / 2 + 0.5).clamp(0, 1)
 
 
-def unscaled(config: Mapping[str, Any], latents_BCHW: Tensor) -> Tensor:
-    """Undo the scaling of latents that the UNet was trained with."""
+def unscaled(vae: Any, latents_BCHW: Tensor) -> Tensor:
+    """Undo the scaling of latents that the network was trained with."""
+    config: Mapping[str, Any] = vae.config
+    if getattr(vae, "bn", None) is not None:
+        return _unnormalized(vae, latents_BCHW)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         shape = (1, -1, 1, 1)
         means, stds = latents_BCHW.new_tensor(mean).view(shape), latents_BCHW.new_tensor(std).view(shape)
-        return latents_BCHW * stds / config["scaling_factor"] + means
+        return latents_BCHW * stds / config.get("scaling_factor", 1.0) + means
     return latents_BCHW * (1 / config["scaling_factor"]) + (config.get("shift_factor") or 0.0)
+
+
+def _unnormalized(vae: Any, latents_BCHW: Tensor) -> Tensor:
+    """Undo the batch normalization of 2x2 patches of latents, whose statistics the VAE holds."""
+    height, width = latents_BCHW.shape[-2:]
+    statistics = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
+    mean, std = (
+        F.pixel_shuffle(each.to(latents_BCHW).view(1, -1, 1, 1), 2).tile(-(-height // 2), -(-width // 2))
+        for each in statistics
+    )
+    return latents_BCHW * std[..., :height, :width] + mean[..., :height, :width]
 
 
 def encode(vae: Any, pixels_B3HW: Tensor) -> Tensor:
     """Encode pixels in 0..1 to the posterior mean, float32 [B, C, H / factor, W / factor]."""
-    config: Mapping[str, Any] = vae.config
-    encoded = vae.encode((pixels_B3HW * 2 - 1).to(vae.dtype))
+    pixels = (pixels_B3HW * 2 - 1).to(vae.dtype)
+    encoded = vae.encode(pixels[:, :, None] if is_video(vae.config) else pixels)
     latents = (encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents).float()  # a tiny VAE
+    latents = latents[:, :, 0] if is_video(vae.config) else latents
     # `unscaled` is affine in each channel: a * x + b
-    offset = unscaled(config, torch.zeros_like(latents[:1, :, :1, :1]))
-    slope = unscaled(config, torch.ones_like(offset)) - offset
+    offset = unscaled(vae, torch.zeros_like(latents[:1]))
+    slope = unscaled(vae, torch.ones_like(offset)) - offset
     return (latents - offset) / slope
+
+
+def _pixels(vae: Any, cells_1Chw: Tensor) -> Tensor:
+    """Decode to pixels in -1..1, float32; a video VAE gets one frame."""
+    if is_video(vae.config):
+        return vae.decode(cells_1Chw[:, :, None], return_dict=False)[0][:, :, 0].float()
+    return vae.decode(cells_1Chw, return_dict=False)[0].float()
 
 
 def _decode_one(vae: Any, factor: int, latent_1CHW: Tensor, tile: int | None) -> Tensor:
     """Decode to pixels in -1..1 [1, 3, H * factor, W * factor]; overlapping tiles are blended."""
     height, width = latent_1CHW.shape[-2:]
     if tile is None or max(height, width) <= tile:
-        return vae.decode(latent_1CHW, return_dict=False)[0].float()
+        return _pixels(vae, latent_1CHW)
     down, across = min(tile, height), min(tile, width)
     total = latent_1CHW.new_zeros((1, 3, height * factor, width * factor), dtype=torch.float32)
     for top, fade_down in _faded(height, down, factor):
         for left, fade_across in _faded(width, across, factor):
             cells = latent_1CHW[..., top : top + down, left : left + across]
-            pixels = vae.decode(cells, return_dict=False)[0].float()
+            pixels = _pixels(vae, cells)
             weight = fade_down.to(pixels.device)[:, None] * fade_across.to(pixels.device)
             rows, columns = slice(top * factor, (top + down) * factor), slice(left * factor, (left + across) * factor)
             total[..., rows, columns] += pixels * weight

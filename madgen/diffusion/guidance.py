@@ -13,6 +13,12 @@ def classifier_free(unconditional: Tensor, conditional: Tensor, guidance_scale: 
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
+def norm_rescaled(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance of tokens [..., D], with the norms of the conditional prediction (Lin et al. 2023)."""
+    guided = classifier_free(unconditional, conditional, guidance_scale)
+    return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+
 def guidance_embedding(weights_B: Tensor, dim: int) -> Tensor:
     """Sinusoids [B, dim] of the guidance weight times 1000 (Latent Consistency Models, Sec. 4.3)."""
     half = dim // 2

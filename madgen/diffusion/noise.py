@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,3 +35,14 @@ def slerp(start_BCHW: Tensor, end_BCHW: Tensor, share: float) -> Tensor:
     angle = torch.acos((start * end).sum(dims) / lengths).view(-1, 1, 1, 1)
     between = (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
     return torch.where(between.isfinite(), between, start).to(start_BCHW.dtype)  # equal noise has no angle
+
+
+def in_patches(draw: Callable[[int, int, int], Tensor], channels: int, height: int, width: int, side: int) -> Tensor:
+    """Draw noise [B, channels, height, width] as that of patches of `side` x `side` cells, whose cells are channels.
+
+    `draw` takes channels, height and width.
+    """
+    if side == 1:
+        return draw(channels, height, width)
+    patches = draw(channels * side**2, -(-height // side), -(-width // side))
+    return F.pixel_shuffle(patches, side)[..., :height, :width].contiguous()

@@ -9,7 +9,7 @@ Letters: P paths (prompts and negative prompts), V views, T tokens of the prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,14 @@ class TokenPass:
     def view_tokens(self) -> int:
         """L: number of image tokens of a view."""
         return self.grid.rows.size * self.grid.columns.size
+
+    @property
+    def canvas_tokens(self) -> int:
+        """Number of image tokens of the canvas."""
+        rows, columns = (
+            axis.size if axis.cells is None else len(axis.positions[0]) for axis in (self.grid.rows, self.grid.columns)
+        )
+        return rows * columns
 
     def merge(self, image_MLD: Tensor) -> Tensor:
         """Average the image tokens [P * V, L, D] of the views to those of the canvas [P, H * W, D]."""
@@ -119,16 +127,19 @@ class TokenAttention:
         token_pass = self.context.current
         if token_pass is None or self.name not in token_pass.merged:
             return self.original(attn, hidden_states, encoder_hidden_states, **options)
-        options = self._on_canvas(options, token_pass)
+        options = {name: self._on_canvas(name, value, token_pass) for name, value in options.items()}
         if encoder_hidden_states is None:
-            return self._one_stream(attn, hidden_states, options, token_pass)
+            return self._one_stream(
+                hidden_states, token_pass, lambda hidden: self.original(attn, hidden, None, **options)
+            )
         output = self.original(attn, token_pass.merge(hidden_states), token_pass.mean(encoder_hidden_states), **options)
         return token_pass.split(output[0]), token_pass.repeat(output[1])
 
-    def _one_stream(self, attn: Any, hidden: Tensor, options: dict[str, Any], token_pass: TokenPass) -> Tensor:
+    def _one_stream(self, hidden: Tensor, token_pass: TokenPass, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Merge one stream of image and prompt, call `attend` with it, and return each view's part."""
         image, text = self._apart(hidden, token_pass.view_tokens)
         canvas, prompt = token_pass.merge(image), token_pass.mean(text)
-        output = self.original(attn, self._together(canvas, prompt), None, **options)
+        output = attend(self._together(canvas, prompt))
         image, text = self._apart(output, canvas.shape[1])
         return self._together(token_pass.split(image), token_pass.repeat(text))
 
@@ -142,10 +153,17 @@ class TokenAttention:
     def _together(self, image: Tensor, text: Tensor) -> Tensor:
         return torch.cat([text, image] if self.text_first else [image, text], dim=1)
 
-    def _on_canvas(self, options: dict[str, Any], token_pass: TokenPass) -> dict[str, Any]:
-        """Return the layer's options for the canvas: masks of each path, rotations of the canvas."""
-        changed = {}
-        for name, value in options.items():
-            rotates = name in ("image_rotary_emb", "freqs_cis")
-            changed[name] = token_pass.rotary if rotates else token_pass.first(value)
-        return changed
+    def _on_canvas(self, name: str, value: Any, token_pass: TokenPass) -> Any:
+        """Return an option of the layer for the canvas: masks of each path, rotations of the canvas."""
+        if name == "image_rotary_emb":
+            return token_pass.rotary
+        shared = token_pass.first(value)
+        if name == "encoder_hidden_states_mask":
+            return shared
+        # One stream, the image first: its part is that of the canvas, and the rest stays.
+        rest = shared[:, token_pass.view_tokens :]
+        if name == "freqs_cis":
+            image = token_pass.rotary.expand(len(rest), -1, -1)
+        else:
+            image = shared.new_ones((len(rest), token_pass.canvas_tokens), dtype=torch.bool)
+        return torch.cat([image, rest], dim=1)

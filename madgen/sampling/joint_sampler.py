@@ -19,7 +19,7 @@ from madgen.backbones._borrowed import Borrowed
 from madgen.backbones._schedulers import scheduler_object
 from madgen.config.schema import SamplingParams
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
-from madgen.diffusion.noise import align
+from madgen.diffusion.noise import align, in_patches
 from madgen.diffusion.reference import with_annex, without_annex
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
@@ -126,13 +126,21 @@ class JointSampler:
         """Draw the noise of the canvas, unless it is given, and after it that of one view if the method needs it."""
         spec, size, count = self.backbone.spec, self.geometry.view_size, len(batch.prompts)
         shape = count, spec.channels, batch.height // spec.factor, batch.width // spec.factor
-        noise = draw(*shape) if latents_BCHW is None else latents_BCHW.to(self.backbone.device, torch.float32)
-        if noise.shape != shape:
-            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(noise.shape)}")
-        noise = mixed(noise)
+        if latents_BCHW is not None and latents_BCHW.shape != shape:
+            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(latents_BCHW.shape)}")
+
+        def drawn(height: int, width: int) -> Tensor:
+            return in_patches(
+                lambda *patches: mixed(draw(count, *patches)), spec.channels, height, width, spec.noise_patch
+            )
+
+        if latents_BCHW is None:
+            noise = drawn(*shape[2:])
+        else:
+            noise = mixed(latents_BCHW.to(self.backbone.device, torch.float32))
         if not self.method.draws_view_noise:
             return noise
-        view = mixed(draw(count, spec.channels, size, size))
+        view = drawn(size, size)
         noise = align(noise, view, self.method.align)
         return with_annex(noise, view) if self.method.merge.reference_steps else noise
 

@@ -1,0 +1,131 @@
+"""FLUX.2 [klein], base and distilled: rotary positions of four axes, latents normalized by statistics of the VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from madgen.backbones import BackboneSpec
+from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
+from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.diffusion.token_attention import TokenAttention
+from madgen.diffusion.views import Views
+
+VIEW_SIZE = 128
+"""Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""
+
+
+def empirical_mu(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
+    """Return the shift for an image of `tokens` tokens, as fitted by the authors of FLUX.2 for 10 and 200 steps."""
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    few = 8.73809524e-05 * tokens + 1.89833333
+    slope = (many - few) / 190.0
+    return slope * steps + many - 200.0 * slope
+
+
+class Flux2(TransformerBackbone):
+    """FLUX.2 [klein]: hidden states of Qwen3; guidance is classifier-free (base) or absent (distilled)."""
+
+    name = "flux2"
+    pipelines = ("Flux2KleinPipeline",)
+    sequence_length = 512
+    template_tokens = 3
+    flow = FlowSchedule(linear_sigmas=True, mu=empirical_mu)
+
+    @staticmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs."""
+        guidance = "none" if index.get("is_distilled") else "cfg"
+        return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae, noise_patch=2)
+
+    @staticmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes that FLUX.2 models share."""
+        return transformer_spec(32, VIEW_SIZE, "cfg" if "base" in name else "none", noise_patch=2)
+
+    @staticmethod
+    def layer_names(config: Mapping[str, Any]) -> list[str]:
+        """Return the attention layers: double stream blocks, then single stream ones."""
+        return [
+            *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
+            *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
+        ]
+
+    def processor(self, name: str, original: Any) -> Any:
+        """Return the attention processor of a layer; that of single stream blocks leaves the feed-forward layer out."""
+        cls = ParallelTokenAttention if name.startswith("single_") else TokenAttention
+        return cls(name, original, self.context)
+
+    def embed(self, prompt: str) -> Embedded:
+        """Return hidden states of three layers of Qwen3, one beside the other."""
+        length = self.max_sequence_length
+        hidden, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
+        return Embedded(hidden.to(self.dtype))
+
+    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""
+        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
+        velocity: Tensor = network(
+            hidden_states=pack(cells_MChw),
+            timestep=timestep / 1000,
+            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
+            txt_ids=self._text_ids(conditioning),
+            img_ids=_with_fourth_axis(token_ids(height // 2, width // 2, self.device)),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def place(self, tokens: Views, positions: str, conditioning: Conditioning) -> dict[str, Any]:
+        """Return the rotations of prompt and canvas; see `canvas_ids`."""
+        ids = _with_fourth_axis(canvas_ids(tokens, positions, self.device))
+        return {"rotary": self.transformer.pos_embed(torch.cat([self._text_ids(conditioning), ids]))}
+
+    def _text_ids(self, conditioning: Conditioning) -> Tensor:
+        """Return ids (0, 0, 0, number) of the tokens of the prompt."""
+        numbers = torch.arange(conditioning.embeddings_NTD.shape[1], device=self.device, dtype=torch.float32)
+        return torch.nn.functional.pad(numbers[:, None], (3, 0))
+
+
+def _with_fourth_axis(ids_L3: Tensor) -> Tensor:
+    return torch.nn.functional.pad(ids_L3, (0, 1))
+
+
+class ParallelTokenAttention(TokenAttention):
+    """Processor of a layer that runs attention and feed-forward in parallel, with shared projections.
+
+    Attention merges; the feed-forward part stays per view.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, attn: Any, hidden_states: Tensor, attention_mask: Any = None, image_rotary_emb: Any = None
+    ) -> Any:
+        """Run the layer."""
+        token_pass = self.context.current
+        if token_pass is None or self.name not in token_pass.merged:
+            return self.original(attn, hidden_states, attention_mask, image_rotary_emb)
+        attended = self._one_stream(
+            hidden_states, token_pass, lambda hidden: self._attend(attn, hidden, token_pass.rotary)
+        )
+        feed_forward = attn.mlp_act_fn(attn.to_qkv_mlp_proj(hidden_states)[..., 3 * attn.inner_dim :])
+        return attn.to_out(torch.cat([attended, feed_forward], dim=-1))
+
+    def _attend(self, attn: Any, hidden_PLD: Tensor, rotary: Any) -> Tensor:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        projected = attn.to_qkv_mlp_proj(hidden_PLD)[..., : 3 * attn.inner_dim]
+        query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in projected.chunk(3, dim=-1))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key = (apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key))
+        output: Tensor = dispatch_attention_fn(query, key, value, backend=self.original._attention_backend)
+        return output.flatten(2, 3)
+
+
+BACKBONE = Flux2

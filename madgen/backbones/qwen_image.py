@@ -1,0 +1,96 @@
+"""Qwen-Image: double stream blocks with positions that are counted from the middle of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from madgen.backbones import BackboneSpec
+from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
+from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.diffusion.guidance import norm_rescaled
+from madgen.diffusion.views import Views
+from madgen.utils.errors import UserError
+
+VIEW_SIZE = 128
+"""Latent cells of 1024 px, the default of diffusers' pipeline."""
+THETA = 10000.0
+MAX_SIDE = 2 * 2 * (4096 - 1024)
+"""Latent cells: tables of positions end at 4096 tokens from the middle, with room for 1024 tokens of the prompt."""
+
+
+class QwenImage(TransformerBackbone):
+    """Qwen-Image: hidden states of Qwen2.5-VL, and classifier-free guidance that keeps the norm of each token."""
+
+    name = "qwen_image"
+    pipelines = ("QwenImagePipeline",)
+    sequence_length = 512
+    max_length = 1024
+    pads = True
+    flow = FlowSchedule(linear_sigmas=True)
+
+    @classmethod
+    def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
+        """Read the config files; UserError for a transformer that needs other inputs."""
+        configs = super().configs(pretrained, revision, config)
+        for key in ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"):
+            if configs[1].get(key):
+                raise UserError(f"backbone.pretrained={pretrained}: a transformer with {key} is not supported")
+        return configs
+
+    @staticmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs."""
+        return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, "cfg", vae, MAX_SIDE)
+
+    @staticmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes of Qwen-Image."""
+        return transformer_spec(16, VIEW_SIZE, "cfg", max_side=MAX_SIDE)
+
+    @staticmethod
+    def layer_names(config: Mapping[str, Any]) -> list[str]:
+        """Return the attention layers."""
+        return [f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])]
+
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Rescale each token of the guided prediction to the norm of the conditional one."""
+        tokens = (pack(each.flatten(0, 1)) for each in (unconditional, conditional))
+        return unpack(norm_rescaled(*tokens, scale), *conditional.shape[-2:]).view_as(conditional)
+
+    def embed(self, prompt: str) -> Embedded:
+        """Return Qwen2.5-VL's last hidden states of the prompt, after the instruction to describe it."""
+        length = self.max_sequence_length
+        hidden, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
+        return Embedded(hidden.to(self.dtype))
+
+    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""
+        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
+        mask = conditioning.text_mask_NT
+        velocity: Tensor = network(
+            hidden_states=pack(cells_MChw),
+            timestep=timestep / 1000,
+            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
+            encoder_hidden_states_mask=None if mask is None else mask.repeat_interleave(count, 0),
+            img_shapes=[[(1, height // 2, width // 2)]] * len(cells_MChw),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def place(self, tokens: Views, positions: str, conditioning: Conditioning) -> dict[str, Any]:
+        """Return the rotations of canvas and prompt, which begins beyond the image: the canvas, or else a view."""
+        rows, columns, text = tokens.rows, tokens.columns, conditioning.embeddings_NTD.shape[1]
+        embed, options = self.transformer.pos_embed, {"device": self.device, "max_txt_seq_len": text}
+        if positions == "canvas":
+            return {"rotary": embed([[(1, rows.extent, columns.extent)]], **options)}
+        _, prompt = embed([[(1, rows.size, columns.size)]], **options)
+        ids = canvas_ids(tokens, positions, self.device, centred=True)
+        return {"rotary": (rotations(ids, self.transformer.config.axes_dims_rope, THETA), prompt)}
+
+
+BACKBONE = QwenImage
