@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.backbones import BackboneSpec
+from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
@@ -42,7 +42,7 @@ class Flux2(TransformerBackbone):
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         """Read the shapes from the configs."""
-        guidance = "none" if index.get("is_distilled") else "cfg"
+        guidance: Guidance = "none" if index.get("is_distilled") else "cfg"
         return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae, noise_patch=2)
 
     @staticmethod

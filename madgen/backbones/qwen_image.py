@@ -59,8 +59,8 @@ class QwenImage(TransformerBackbone):
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Rescale each token of the guided prediction to the norm of the conditional one."""
-        tokens = (pack(each.flatten(0, 1)) for each in (unconditional, conditional))
-        return unpack(norm_rescaled(*tokens, scale), *conditional.shape[-2:]).view_as(conditional)
+        negative, positive = (pack(each.flatten(0, 1)) for each in (unconditional, conditional))
+        return unpack(norm_rescaled(negative, positive, scale), *conditional.shape[-2:]).view_as(conditional)
 
     def embed(self, prompt: str) -> Embedded:
         """Return Qwen2.5-VL's last hidden states of the prompt, after the instruction to describe it."""

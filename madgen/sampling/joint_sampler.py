@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,13 +130,12 @@ class JointSampler:
         if latents_BCHW is not None and latents_BCHW.shape != shape:
             raise UserError(f"latents must be of shape {shape} for this size, got {tuple(latents_BCHW.shape)}")
 
-        def drawn(height: int, width: int) -> Tensor:
-            return in_patches(
-                lambda *patches: mixed(draw(count, *patches)), spec.channels, height, width, spec.noise_patch
-            )
+        def mixed_draw(*shape: int) -> Tensor:
+            return mixed(draw(count, *shape))
 
+        drawn = partial(in_patches, mixed_draw, spec.channels, side=spec.noise_patch)
         if latents_BCHW is None:
-            noise = drawn(*shape[2:])
+            noise = drawn(shape[2], shape[3])
         else:
             noise = mixed(latents_BCHW.to(self.backbone.device, torch.float32))
         if not self.method.draws_view_noise:
