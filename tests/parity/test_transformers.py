@@ -11,6 +11,7 @@ import flow_reference
 import numpy as np
 import pytest
 import torch
+from tiny_transformers import folder_of
 
 from madgen import PanoramaSampler
 from madgen.config.schema import BackboneConfig, MadConfig, MethodConfig, SamplingParams, ViewsConfig
@@ -21,6 +22,10 @@ SETTINGS = {
     "flux-dev": {"guidance_scale": 3.5, "length": 32},
     "flux-schnell": {"guidance_scale": 0.0, "length": 16},
     "sd3": {"guidance_scale": 4.5, "length": 24},
+    "flux2": {"guidance_scale": 3.0, "length": 24},
+    "flux2-distilled": {"guidance_scale": 1.0, "length": 24},
+    "z_image": {"guidance_scale": 3.0, "length": 24},
+    "qwen_image": {"guidance_scale": 3.0, "length": 24},
 }
 FAMILIES = list(SETTINGS)
 
@@ -40,7 +45,8 @@ def folders(tmp_path_factory):
     new.save_pretrained(schnell / "transformer")
     config = schnell / "scheduler/scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dynamic_shifting": False, "shift": 1.0}))
-    return {"flux-dev": GOLDEN / "tiny-flux-dev", "flux-schnell": schnell, "sd3": GOLDEN / "tiny-sd3"}
+    built = {name: folder_of(name) for name in FAMILIES if "flux-" not in name}
+    return {"flux-dev": GOLDEN / "tiny-flux-dev", "flux-schnell": schnell, **built}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +54,13 @@ def pipelines(folders):
     return lru_cache(lambda family: diffusers.DiffusionPipeline.from_pretrained(folders[family]))
 
 
+def family_of(folder):
+    return folder.name.removeprefix("tiny-").partition("-")[0]
+
+
 def sampler(folder, *, length=None, scheduler=None, layout="overlapping", size=None, stride=None, **mad):
     return PanoramaSampler.from_configs(
-        BackboneConfig(
-            name=folder.name.split("-")[1], pretrained=str(folder), dtype="float32", max_sequence_length=length
-        ),
+        BackboneConfig(name=family_of(folder), pretrained=str(folder), dtype="float32", max_sequence_length=length),
         MethodConfig(views=ViewsConfig(layout=layout, size=size, stride=stride), mad=MadConfig(**{"steps": 0, **mad})),
         SamplingParams(scheduler=scheduler),
     )
@@ -93,15 +101,21 @@ def test_latents_and_pixels_equal_those_that_diffusers_stored(name):
 def pipeline_latents(pipe, family, height, width, steps, **options):
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     settings = SETTINGS[family]
+    options = {"guidance_scale": settings["guidance_scale"], "max_sequence_length": settings["length"], **options}
+    if family == "qwen_image":
+        options["true_cfg_scale"] = options.pop("guidance_scale")
+        options.setdefault("negative_prompt", ["", ""])
     latents = pipe(
-        PROMPTS, height=2 * height, width=2 * width, num_inference_steps=steps, generator=generators,
-        output_type="latent", **{
-            "guidance_scale": settings["guidance_scale"], "max_sequence_length": settings["length"], **options
-        },
+        prompt=list(PROMPTS), height=2 * height, width=2 * width, num_inference_steps=steps, generator=generators,
+        output_type="latent", **options,
     ).images  # fmt: skip
-    if family == "sd3":
+    if family in ("sd3", "z_image"):
         return latents
-    return pipe._unpack_latents(latents, 2 * height, 2 * width, pipe.vae_scale_factor)
+    if family.startswith("flux2"):
+        patches = pipe._patchify_latents(latents)
+        std = torch.sqrt(pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps)
+        return pipe._unpatchify_latents((patches - pipe.vae.bn.running_mean[:, None, None]) / std[:, None, None])
+    return pipe._unpack_latents(latents, 2 * height, 2 * width, pipe.vae_scale_factor).view(2, -1, height, width)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +125,23 @@ def pipeline_latents(pipe, family, height, width, steps, **options):
         ("flux-schnell", {}),
         ("sd3", {"negative": ["blurry", "a city"]}),
         ("sd3", {"guidance_scale": 1.0}),
+        ("flux2", {}),
+        ("flux2", {"guidance_scale": 1.0}),
+        ("flux2-distilled", {}),
+        ("z_image", {"negative": ["blurry", "a city"]}),
+        ("z_image", {"guidance_scale": 0.5}),
+        ("z_image", {"guidance_scale": 0.0}),
+        ("qwen_image", {"negative": ["blurry", "a city"]}),
+        ("qwen_image", {"guidance_scale": 1.0}),
     ],
     ids=str,
 )
 def test_whole_equals_the_pipeline(folders, pipelines, family, options):
     """Also beyond the size of a view; mu of FLUX.1 [dev] is that of the whole picture's tokens."""
-    negative = options.pop("negative", None)
+    negative = options.get("negative")
+    options = {name: value for name, value in options.items() if name != "negative"}
     expected = pipeline_latents(
-        pipelines(family), family, 16, 32, 4, **options, **({"negative_prompt": negative} if negative else {})
+        pipelines(family), family, 16, 32, 4, **options, **({"negative_prompt": list(negative)} if negative else {})
     )
     made = sampler(folders[family], length=SETTINGS[family]["length"], layout="whole")
     assert error(sample(made, family, 16, 32, 4, negative_prompts=negative, **options), expected) <= 1e-5
@@ -150,7 +173,7 @@ def test_mad_equals_a_plain_loop(folders, pipelines, family, merged):
     assert error(sample(made, family, 16, 32, 4), torch.cat(expected)) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["flux-dev", "sd3"])
+@pytest.mark.parametrize("family", ["flux-dev", "sd3", "flux2", "qwen_image"])
 def test_a_fully_merged_step_runs_the_canvas_once(folders, family):
     made = sampler(folders[family], length=64, size=16, stride=4, steps=2)
     shapes, network = [], made.backbone.transformer
@@ -158,7 +181,7 @@ def test_a_fully_merged_step_runs_the_canvas_once(folders, family):
         lambda module, args, kwargs: shapes.append(tuple(kwargs["hidden_states"].shape)), with_kwargs=True
     )
     fast = sample(made, family, 16, 32, 4)
-    paths, cells = (4, 16) if family == "sd3" else (2, 16)
+    paths, cells = (2, 16) if family == "flux-dev" else (4, 16)
     token = (lambda height, width: (height * width // 4, 16)) if family != "sd3" else (lambda h, w: (4, h, w))
     assert shapes == [(paths, *token(16, 32))] * 2 + [(5 * paths, *token(cells, cells))] * 2
     made.backbone.runs_canvas_once = False
@@ -167,3 +190,44 @@ def test_a_fully_merged_step_runs_the_canvas_once(folders, family):
     hook.remove()
     assert shapes == [(5 * paths, *token(16, 16))] * 4
     assert error(fast, general) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["flux2", "z_image", "qwen_image"])
+def test_pixels_equal_those_of_the_pipeline(folders, pipelines, family):
+    """Statistics of FLUX.2's VAE, one frame of Qwen-Image's video VAE, scaling and shift of Z-Image's."""
+    options = {"height": 32, "width": 64, "num_inference_steps": 2}
+    scale = {"true_cfg_scale" if family == "qwen_image" else "guidance_scale": 1.0}
+    pipe = pipelines(family)
+    call = {**options, **scale, "max_sequence_length": 24}
+    expected = pipe(prompt="a city", generator=torch.Generator().manual_seed(3), output_type="np", **call).images
+    made = sampler(folders[family], length=24, layout="whole")
+    latents = made.sample(["a city"], seeds=[3], guidance_scale=1.0, output="latent", **options)
+    pixels = made.decode_pixels(latents)
+    assert np.abs(pixels.permute(0, 2, 3, 1).numpy() - expected).max() <= 1e-4
+    with torch.no_grad():
+        mean = encoded(pipe, pixels * 2 - 1)
+        ours = made.backbone.encode(pixels)
+    assert error(ours, mean) <= 1e-5
+
+
+def encoded(pipe, images):
+    """Return latents of images, scaled as diffusers' image-to-image pipelines scale them."""
+    config = pipe.vae.config
+    if "z_dim" in config:
+        mean = pipe.vae.encode(images[:, :, None]).latent_dist.mode()[:, :, 0]
+        return (mean - torch.tensor(config.latents_mean)[:, None, None]) / torch.tensor(config.latents_std)[
+            :, None, None
+        ]
+    if hasattr(pipe.vae, "bn"):
+        return pipe._unpatchify_latents(pipe._encode_vae_image(images, None))
+    return (pipe.vae.encode(images).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+
+
+def test_mu_of_flux2_is_that_of_diffusers():
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    from madgen.backbones.flux2 import empirical_mu
+
+    for tokens in (64, 4096, 4300, 4301, 16384):
+        for steps in (4, 50):
+            assert empirical_mu(tokens, steps, {}) == pytest.approx(compute_empirical_mu(tokens, steps), rel=1e-12)

@@ -1,6 +1,8 @@
 """Tiny pipelines of diffusers' own classes with random weights: FLUX.2 [klein], Z-Image and Qwen-Image."""
 
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -153,4 +155,28 @@ def build_qwen_image(folder: Path) -> Path:
     return folder
 
 
-BUILDERS = {"flux2": build_flux2, "z_image": build_z_image, "qwen_image": build_qwen_image}
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "dit"
+BUILDERS = {
+    "flux2": build_flux2,
+    "flux2-distilled": lambda folder: build_flux2(folder, distilled=True),
+    "z_image": build_z_image,
+    "qwen_image": build_qwen_image,
+}
+FAMILIES = ["flux", "sd3", "flux2", "z_image", "qwen_image"]
+FOLDERS = TemporaryDirectory(prefix="tiny-transformers-")
+
+
+@lru_cache
+def folder_of(name: str) -> Path:
+    """Return the folder of a tiny pipeline, which is built when it is first needed."""
+    if name in ("flux", "sd3"):
+        return GOLDEN / {"flux": "tiny-flux-dev", "sd3": "tiny-sd3"}[name]
+    return BUILDERS[name](Path(FOLDERS.name) / name)
+
+
+@lru_cache
+def pipeline_of(name: str):
+    """Return a tiny pipeline in diffusers."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(folder_of(name))
