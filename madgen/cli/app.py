@@ -32,6 +32,7 @@ COMMANDS = {
         dataset.preview,
         dataset.index,
         dataset.filter_,
+        dataset.split,
         dataset.push,
     ),
     "Evaluate": (evaluate.evaluate, evaluate.compare, evaluate.paper, evaluate.study),

@@ -171,6 +171,33 @@ def filter_(
     filter_dataset(source, choice, output, keys)
 
 
+def split(
+    directory: Directory,
+    shares: Annotated[
+        str, typer.Option(metavar="NAME=SHARE,...", help="Names and shares of the parts, which add up to 1.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the parts, one folder each.")
+    ],
+    by: Annotated[
+        str, typer.Option(metavar="prompt|sample", help="Keep all samples of a prompt together, or assign each sample.")
+    ] = "prompt",
+) -> None:
+    """Split a dataset into parts, such as training and validation, by a hash of prompt ids.
+
+    The part of a prompt does not depend on the other prompts: a dataset that has grown is split in the same way.
+
+    Examples:
+
+        madgen split out/demo --shares train=0.9,val=0.1 -o out/demo-split
+        madgen split out/demo --shares train=0.8,val=0.1,test=0.1 --by sample -o out/demo-split
+    """
+    from madgen.dataset.filtering.split import parse_shares, split_dataset
+    from madgen.dataset.layout import DatasetDir
+
+    split_dataset(DatasetDir(directory), parse_shares(shares), by, output)
+
+
 def push(
     directory: Directory,
     url: Annotated[

@@ -222,6 +222,15 @@ def _public(value: Any) -> Any:
 def _filtered(filtered: dict[str, Any]) -> str:
     """Describe the source and the selection of a filtered dataset, indented so that no text can break out of it."""
     source = filtered["from"]
+    if split := filtered.get("split"):
+        shares = ",".join(f"{name}={share:g}" for name, share in split["shares"])
+        command = f"split --shares {shares} --by {split['by']}"
+        return f"""
+The part {split["part"]} of the {source["samples"]} panoramas of {source["name"]} (fingerprint \
+`{source["fingerprint"]}`), by
+
+    madgen {command}
+"""
     best = "" if filtered["best"] is None else f"--best {filtered['best']} --by {filtered['by']}"
     where = "" if filtered["where"] is None else f"--where {json.dumps(filtered['where'], ensure_ascii=False)}"
     return f"""

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from madgen.dataset.filtering.selection import Choice, Seen, choose
-from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, prompt_id
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import fingerprint
+from madgen.dataset.new_directory import new_directory
 from madgen.dataset.records import open_file
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.writer import end_of_tar
-from madgen.utils.atomic import (
-    check_new_directory,
-    file_system_time,
-    is_abandoned,
-    publish_directory,
-    sync_directory,
-    temporary_path,
-    write_atomically,
-)
+from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -88,32 +79,19 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
     manifest = source.read_manifest()
     check_new_directory(target)
     kept, seen = choose(source, choice)
-    target = target.resolve()  # `.` has no name, and a link is no directory to rename over
-    _remove_abandoned(target.parent)
-    temporary = temporary_path(target)
-    try:
-        out = DatasetDir(temporary)
-        out.shards.mkdir(parents=True)
-        content = _manifest(source, manifest, choice, kept, seen)
-        _write_shards(source, kept, out, content)
-        write_atomically(out.manifest, content.to_json())
-        write_index(out)
-        sync_directory(out.shards)
-        publish_directory(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return content.plan.samples, seen
+    selection = {"where": choice.where and choice.where.expression, "best": choice.best, "by": choice.by}
+    with new_directory(target) as temporary:
+        write_selection(source, kept, DatasetDir(temporary), selected_manifest(source, manifest, selection, kept, seen))
+    return sum(map(len, kept.values())), seen
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished copies of killed processes in a folder."""
-    with contextlib.suppress(OSError):
-        now = file_system_time(folder)
-        for path in folder.glob(".*"):
-            with contextlib.suppress(OSError):
-                if (path / "shards").is_dir() and not path.is_symlink() and is_abandoned(path, now):
-                    shutil.rmtree(path)
+def write_selection(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
+    """Write a dataset of the selected samples. Raises UserError if the source is damaged."""
+    out.shards.mkdir(parents=True)
+    _write_shards(source, kept, out, content)
+    write_atomically(out.manifest, content.to_json())
+    write_index(out)
+    sync_directory(out.shards)
 
 
 def _entries(source: DatasetDir, kept: Kept) -> Iterator[SampleEntry]:
@@ -129,7 +107,9 @@ def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, SampleEn
             yield from ((stream, entry) for entry in _entries(source, {shard: keys}))
 
 
-def _manifest(source: DatasetDir, manifest: Manifest, choice: Choice, kept: Kept, seen: Seen) -> Manifest:
+def selected_manifest(
+    source: DatasetDir, manifest: Manifest, selection: dict[str, Any], kept: Kept, seen: Seen
+) -> Manifest:
     """Return the manifest: the plan is the selected samples, `filtered` describes the source and the selection."""
     keys = [entry.key for entry in _entries(source, kept)]
     filtered = {
@@ -139,16 +119,16 @@ def _manifest(source: DatasetDir, manifest: Manifest, choice: Choice, kept: Kept
             "samples": seen.samples,
             "keys_sha256": seen.keys_sha256,
             "filtered": manifest.filtered,
+            **({"generations": [item.fingerprint for item in manifest.generations]} if manifest.generations else {}),
         },
-        "where": choice.where and choice.where.expression,
-        "best": choice.best,
-        "by": choice.by,
+        **selection,
     }
     identity = {**manifest.identity, "filtered": filtered}
-    per_shard, prompts = manifest.plan.samples_per_shard, len({prompt_id(key) for key in keys})
+    per_shard, prompts = manifest.plan.samples_per_shard, len({manifest.prompt_id(key) for key in keys})
     digest = hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
     plan = PlanTotals(prompts, len(keys), -(-len(keys) // per_shard), per_shard, digest)
-    return replace(manifest, fingerprint=fingerprint(identity), identity=identity, plan=plan, filtered=filtered)
+    own = fingerprint(identity)
+    return replace(manifest, fingerprint=own, identity=identity, plan=plan, filtered=filtered, generations=None)
 
 
 def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
