@@ -33,6 +33,7 @@ COMMANDS = {
         dataset.index,
         dataset.filter_,
         dataset.split,
+        dataset.merge_,
         dataset.push,
     ),
     "Evaluate": (evaluate.evaluate, evaluate.compare, evaluate.paper, evaluate.study),

@@ -198,6 +198,41 @@ def split(
     split_dataset(DatasetDir(directory), parse_shares(shares), by, output)
 
 
+def merge_(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Directories of two or more datasets.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the merged dataset.")],
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Merge datasets of different settings, such as of two methods.")
+    ] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Put a prefix before the keys of each dataset, or of all but the first, to keep equal keys apart.",
+        ),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy shards, which are hard links otherwise where that is possible.")
+    ] = False,
+) -> None:
+    """Merge datasets into one. A sample that several of them have is kept once.
+
+    Settings that affect pictures must be the same, unless --mixed. Different
+    pictures of the same key are refused, unless --prefix keeps them apart.
+
+    Examples:
+
+        madgen merge out/alps out/coast -o out/landscapes
+        madgen merge out/mad out/plain --mixed --prefix mad-,plain- -o out/both
+    """
+    from madgen.dataset.merge import Options, merge
+
+    prefixes = () if prefix is None else tuple(prefix.split(","))
+    merge(directories, output, Options(mixed, prefixes, copy))
+
+
 def push(
     directory: Directory,
     url: Annotated[

@@ -70,16 +70,16 @@ def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
     A shard is the concatenation of its samples' bytes, followed by the zeros that end a tar.
     """
     loop = bool(record.metadata.get("sampling", {}).get("loop"))
+    image = encode_image(record.image_HWC, image_format, quality, loop, record.metadata)
+    text = record.task.prompt.text.encode()
+    return encode_members(record.task.key, {image_format: image, "json": to_json(record.metadata), "txt": text})
+
+
+def encode_members(key: str, members: Mapping[str, bytes]) -> bytes:
+    """Return the tar records of the files of a sample, by their extension."""
     stream = io.BytesIO()
     writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="madgen", group="madgen", format="PAX_FORMAT")
-    writer.write(
-        {
-            "__key__": record.task.key,
-            image_format: encode_image(record.image_HWC, image_format, quality, loop, record.metadata),
-            "json": to_json(record.metadata),
-            "txt": record.task.prompt.text.encode(),
-        }
-    )
+    writer.write({"__key__": key, **members})
     size = writer.tarstream.offset
     writer.close()
     return stream.getvalue()[:size]

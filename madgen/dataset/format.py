@@ -385,6 +385,18 @@ class Manifest(Record):
         return self.fingerprint if generation is None else generation.fingerprint
 
     @property
+    def made_by(self) -> str | None:
+        """Return the command that made the dataset from others: `filter`, `split` or `merge`; None: `generate`."""
+        if self.filtered is not None:
+            return "split" if "split" in self.filtered else "filter"
+        return "merge" if self.sources else None
+
+    def source_of(self, fingerprint: Any) -> Manifest:
+        """Return the manifest of the merged dataset that has samples of a fingerprint; this one if there is none."""
+        sources = (source for source in self.sources or () if fingerprint in source.sample_fingerprints)
+        return next(sources, self)
+
+    @property
     def name(self) -> str:
         """Return the name of the job."""
         return self.job["name"]

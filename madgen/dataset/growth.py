@@ -39,7 +39,7 @@ def join(plan: Plan, directory: DatasetDir, extend: bool) -> Plan:
         known = existing.all_generations
     except UserError:
         return plan
-    if existing.filtered is not None or existing.sources:
+    if existing.made_by is not None:
         return plan
     for count in range(len(known), 0, -1):
         rows = _match(plan, known[:count])

@@ -36,8 +36,8 @@ class KeptColumns:
     @classmethod
     def of(cls, directory: DatasetDir, manifest: Manifest) -> Self:
         """Read the kept columns from the sidecars; none, without reading all of them, if the job keeps none."""
-        prompts = manifest.job.get("prompts") or {}
-        if not (prompts.get("keep_columns") or prompts.get("template")):
+        prompts = [source.job.get("prompts") or {} for source in manifest.sources or (manifest,)]
+        if not any(item.get("keep_columns") or item.get("template") for item in prompts):
             return cls()
         return cls.infer(entry.columns or {} for entry in directory.entries())
 

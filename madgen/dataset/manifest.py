@@ -183,10 +183,9 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
             if content is not None and not has_shards_of(directory, content):
                 raise
             return  # `create` writes it again
-        if existing.filtered is not None or existing.sources:
-            how = "split" if "split" in (existing.filtered or ()) else "filter"
-            what = "madgen merge wrote" if existing.filtered is None else f"madgen {how} chose of a dataset"
-            raise UserError(f"output.dir={root} holds what {what}; choose another")
+        if existing.made_by is not None:
+            what = "wrote" if existing.filtered is None else "chose of a dataset"
+            raise UserError(f"output.dir={root} holds what madgen {existing.made_by} {what}; choose another")
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
         changed = [] if content is None else _changed(existing, content, resume)

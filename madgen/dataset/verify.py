@@ -188,8 +188,8 @@ def _mark(key: str) -> bytes:
 
 def _fix(verdict: Verdict, manifest: Manifest, trusted: bool) -> str:
     """Return how to repair the dataset; '' if nothing is broken, or reading may succeed at the next attempt."""
-    if manifest.filtered is not None:
-        return "remove it, then madgen filter again" if verdict.problems else ""
+    if made_by := manifest.made_by:
+        return f"remove it, then madgen {made_by} again" if verdict.problems else ""
     if not trusted:
         return "rerun the job that generated it, which writes dataset.json again; then verify again"
     if verdict.broken:

@@ -50,7 +50,8 @@ def regenerate(directory: Path, key: str, output: Path, pretrained: str | None =
     """
     image_format = check_output(output)
     quieten()
-    stored, manifest = read_sample(DatasetDir(directory), key), DatasetDir(directory).read_manifest()
+    stored = read_sample(DatasetDir(directory), key)
+    manifest = DatasetDir(directory).read_manifest().source_of(stored.metadata.get("fingerprint"))
     quality = manifest.setting("job.output.quality", int)
     try:
         metadata = with_locations(stored.metadata, manifest, pretrained)

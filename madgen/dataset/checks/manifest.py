@@ -24,6 +24,10 @@ def manifest_problems(manifest: Manifest) -> list[str]:
         return ["dataset.json: its fingerprint is not that of its identity"]
     problems = [*_check_job(manifest.identity, manifest.job), *_check_plan(manifest)]
     problems += _check_generations(manifest) if manifest.filtered is None else []
+    for number, source in enumerate(manifest.sources or (), 1):
+        problems += [
+            f"source {number}: {problem.removeprefix('dataset.json: ')}" for problem in manifest_problems(source)
+        ]
     if manifest.identity.get("filtered") != manifest.filtered:
         problems.append("its filtered is not that of its identity")
     return [f"dataset.json: {problem}" for problem in problems]

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from madgen.dataset.filtering.selection import Choice, Seen, choose
-from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
+from madgen.dataset.format import Manifest, PlanTotals, Sidecar
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import fingerprint
 from madgen.dataset.new_directory import new_directory
-from madgen.dataset.records import open_file
-from madgen.dataset.shards import journal
-from madgen.dataset.shards.writer import end_of_tar
+from madgen.dataset.shards.copying import Kept, selected_entries, selected_pieces, write_tar
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 STDOUT = "-"
-Kept = dict[str, set[str]]
-"""Keys by shard."""
 
 
 def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys: Path | None) -> None:
@@ -57,7 +51,7 @@ def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, See
     source.read_manifest()
     if str(path) == STDOUT:
         kept, seen = choose(source, choice)
-        keys = [entry.key for entry in _entries(source, kept)]
+        keys = [entry.key for entry in selected_entries(source, kept)]
         print(*keys, sep="\n")
         return len(keys), seen
     if path.exists():
@@ -65,7 +59,7 @@ def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, See
     if not path.parent.is_dir():
         raise UserError(f"--keys {path}: the folder {path.parent} does not exist")
     kept, seen = choose(source, choice)
-    keys = [entry.key for entry in _entries(source, kept)]
+    keys = [entry.key for entry in selected_entries(source, kept)]
     write_atomically(path, "".join(f"{key}\n" for key in keys).encode())
     return len(keys), seen
 
@@ -94,24 +88,11 @@ def write_selection(source: DatasetDir, kept: Kept, out: DatasetDir, content: Ma
     sync_directory(out.shards)
 
 
-def _entries(source: DatasetDir, kept: Kept) -> Iterator[SampleEntry]:
-    """Yield the selected samples, in order."""
-    for shard, keys in kept.items():
-        yield from (entry for entry in source.read_sidecar(shard).samples if entry.key in keys)
-
-
-def _pieces(source: DatasetDir, kept: Kept) -> Iterator[tuple[BinaryIO, SampleEntry]]:
-    """Yield the selected samples, in order, each with its open tar."""
-    for shard, keys in kept.items():
-        with open_file(source.tar(shard)) as stream:
-            yield from ((stream, entry) for entry in _entries(source, {shard: keys}))
-
-
 def selected_manifest(
     source: DatasetDir, manifest: Manifest, selection: dict[str, Any], kept: Kept, seen: Seen
 ) -> Manifest:
     """Return the manifest: the plan is the selected samples, `filtered` describes the source and the selection."""
-    keys = [entry.key for entry in _entries(source, kept)]
+    keys = [entry.key for entry in selected_entries(source, kept)]
     filtered = {
         "from": {
             "name": manifest.name,
@@ -132,24 +113,8 @@ def selected_manifest(
 
 
 def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
-    pieces = _pieces(source, kept)
+    pieces = selected_pieces(source, kept)
     for index, name in enumerate(content.shard_names()):
-        with open(out.tar(name), "xb") as tar:
-            samples = [_copy(source, *piece, tar) for piece in islice(pieces, content.plan.samples_per_shard)]
-            tar.write(end_of_tar(tar.tell()))
-            tar.flush()
-            os.fsync(tar.fileno())
+        samples = write_tar(out.tar(name), islice(pieces, content.plan.samples_per_shard))
         # without times and worker, so that the same selection gives the same bytes
-        write_atomically(out.sidecar(name), Sidecar(name, index, tuple(samples), worker="filter").to_json())
-
-
-def _copy(source: DatasetDir, stream: BinaryIO, entry: SampleEntry, tar: BinaryIO) -> SampleEntry:
-    """Copy and verify the bytes of a sample; return its new sidecar entry. Raises UserError if it is damaged."""
-    digest, offset = hashlib.sha256(), tar.tell()
-    available = max(0, min(entry.size, os.fstat(stream.fileno()).st_size - entry.offset))
-    for chunk in journal.chunks(stream, entry.offset, available) if available else ():
-        digest.update(chunk)
-        tar.write(chunk)
-    if available < entry.size or digest.hexdigest() != entry.sha256:
-        raise UserError(f"{stream.name}: {entry.key} is damaged; run madgen verify {source.root}")
-    return replace(entry, offset=offset)
+        write_atomically(out.sidecar(name), Sidecar(name, index, samples, worker="filter").to_json())

@@ -13,11 +13,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from madgen.dataset.filtering.filter import Kept, selected_manifest, write_selection
+from madgen.dataset.filtering.filter import selected_manifest, write_selection
 from madgen.dataset.filtering.selection import Seen
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.new_directory import new_directory
+from madgen.dataset.shards.copying import Kept
 from madgen.utils.atomic import check_new_directory
 from madgen.utils.errors import UserError
 

@@ -148,8 +148,9 @@ def repair(directory: DatasetDir, verdict: Verdict) -> Repaired:
 
     Shards whose sidecar was written after the check are left alone.
     """
-    if directory.read_manifest().filtered is not None and verdict.problems != verdict.derived:
-        raise UserError(f"{directory.root} was not generated: remove it, then madgen filter again")
+    made_by = directory.read_manifest().made_by
+    if made_by is not None and verdict.problems != verdict.derived:
+        raise UserError(f"{directory.root} was not generated: remove it, then madgen {made_by} again")
     reopened = [name for name, broken in verdict.broken.items() if sidecar_time(directory, name) == broken.changed]
     for name in reopened:
         reopen(directory, name, verdict.broken[name].whole)
