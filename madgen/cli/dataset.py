@@ -189,8 +189,8 @@ def split(
 
     Examples:
 
-        madgen split out/demo --shares train=0.9,val=0.1 -o out/demo-split
-        madgen split out/demo --shares train=0.8,val=0.1,test=0.1 --by sample -o out/demo-split
+        madgen split out/demo --shares train=0.9,val=0.1 -o parts
+        madgen split out/demo --shares a=0.5,b=0.5 --by sample -o parts
     """
     from madgen.dataset.filtering.split import parse_shares, split_dataset
     from madgen.dataset.layout import DatasetDir
@@ -225,7 +225,7 @@ def merge_(
     Examples:
 
         madgen merge out/alps out/coast -o out/landscapes
-        madgen merge out/mad out/plain --mixed --prefix mad-,plain- -o out/both
+        madgen merge out/mad out/plain --mixed --prefix mad-,plain- -o both
     """
     from madgen.dataset.merge import Options, merge
 
