@@ -13,17 +13,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from madgen.diffusion.kernels import onednn
 from madgen.diffusion.merge import Grid, merge_cells, split_cells, with_kernels
 from madgen.diffusion.views import Views
+from madgen.utils.lazy import functional as F
+from madgen.utils.lazy import torch
 
-KeysValues = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KeysValues: TypeAlias = "tuple[Tensor, Tensor]"
 """Keys and values of the prompts, by head: [N, heads, T, D / heads]."""
 Grids = Mapping[int, Grid]
 """The views at each layer's resolution, by the number of tokens of a view."""

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.regions import Composition, OnePrompt
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
+from madgen.utils.lazy import no_grad, torch
 
-Generators = torch.Generator | list[torch.Generator] | None
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 """Random numbers of a scheduler: of the whole batch, of each panorama, or PyTorch's default generator."""
-OnStep = Callable[[int, Tensor, Tensor], Tensor]
+OnStep: TypeAlias = "Callable[[int, Tensor, Tensor], Tensor]"
 """From the denoising step, the timestep and the latents after it to the latents to continue with."""
 
 
@@ -48,7 +49,7 @@ class Merger(Protocol):
         """Return the latents to continue with after a scheduler step."""
 
 
-@torch.no_grad()
+@no_grad
 def joint_diffusion(
     noise_BCHW: Tensor,
     scheduler: Any,

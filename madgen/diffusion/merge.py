@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from madgen.diffusion.kernels import fused
 from madgen.diffusion.views import Axis, Views
+from madgen.utils.lazy import no_inference_mode, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def split(canvas_BCHW: Tensor, views: Views) -> Tensor:
@@ -73,7 +75,7 @@ def grid_of(views: Views, device: torch.device) -> Grid:
     return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
 
 
-@torch.inference_mode(False)
+@no_inference_mode
 def with_kernels(views: Views, device: torch.device) -> Grid:
     """Return `grid_of`, with the tables of the fused kernels if they can be used."""
     grid = grid_of(views, device)
@@ -81,7 +83,7 @@ def with_kernels(views: Views, device: torch.device) -> Grid:
     return replace(grid, fused=fused.rows_of(views, device)) if possible else grid
 
 
-@torch.inference_mode(False)  # it is kept, and a later gradient may pass through it
+@no_inference_mode  # it is kept, and a later gradient may pass through it
 def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
     count = len(axis.starts)
     if axis.is_whole:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from madgen.utils.lazy import functional as F
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def align(noise_BCHW: Tensor, view_BChw: Tensor, share: float) -> Tensor:

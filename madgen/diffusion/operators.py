@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from madgen.diffusion.merge import merge, split, total
 from madgen.diffusion.views import Axis, Views
+from madgen.utils.lazy import no_inference_mode, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAUSSIAN_VARIANCE = 0.01
 """Variance of Gaussian weights, in units of the squared size of a view (Mixture of Diffusers)."""
@@ -88,7 +90,7 @@ WEIGHTS = {"radial": radial_weights, "gaussian": gaussian_weights}
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # tables are kept, and gradients may pass through them later
+@no_inference_mode  # tables are kept, and gradients may pass through them later
 def _weighted_shares(views: Views, weights: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return each cell's weight over the sum of all weights on its canvas cell.
 
@@ -101,7 +103,7 @@ def _weighted_shares(views: Views, weights: str, dtype: torch.dtype, device: tor
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@no_inference_mode
 def _swap_shares(views: Views, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return 1 for the selected view of each canvas cell and 0 for the others; on grids in both directions."""
     rows, columns = (_selected(axis, width) for axis in (views.rows, views.columns))

@@ -6,10 +6,12 @@ Letters: B canvases, R >= B rows, a row for each prompt of each canvas, the canv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Composition(Protocol):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NoSync:

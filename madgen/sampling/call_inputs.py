@@ -6,15 +6,16 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import TEXTS_ONLY, PromptEmbeddings
 from madgen.diffusion.denoise import Generators
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, number, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _parse_generator(generator: Any) -> Generators:
 def _parse_tensor(name: str, value: Any, dimensions: int) -> Tensor | None:
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.ndim != dimensions or not value.is_floating_point():
-        actual = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, torch.Tensor) or value.ndim != dimensions or not value.is_floating_point():
+        actual = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise UserError(f"{name} must be a floating-point tensor of {dimensions} dimensions, got {actual}")
     return value

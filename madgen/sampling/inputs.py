@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec
 from madgen.sampling.call_inputs import CallInputs
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Ramp, Region, Task
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, text, texts, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,6 @@ def check_device(name: str | torch.device) -> torch.device:
 
 def check_latents(latents: Any, channels: int) -> None:
     """Raise UserError unless `latents` are shaped like those that `PanoramaSampler.sample` returns."""
-    if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
-        actual = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
+        actual = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise UserError(f"latents must be a tensor [B, {channels}, height/f, width/f], got {actual}")

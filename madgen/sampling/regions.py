@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from madgen.backbones import Backbone
 from madgen.diffusion.regions import Bootstrap, Regions, with_background
 from madgen.images.masks import cell_weights
 from madgen.types import Region
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import no_grad, torch
 from madgen.utils.seeding import derived_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PanoramaRegions = Sequence[Sequence[Region]]
 """The regions of each panorama of a batch."""
@@ -86,7 +88,7 @@ def _bootstrap(
     return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
 
 
-@torch.no_grad()
+@no_grad
 def _encode_colors(colors_KR3: Tensor, backbone: Backbone) -> Tensor:
     """Encode views of one color; return the middle cell, which padding does not affect: [K, R, C]."""
     pixels, middle = backbone.spec.view_size * backbone.spec.factor, backbone.spec.view_size // 2

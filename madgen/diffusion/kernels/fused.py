@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.diffusion.views import Axis, Views
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, CHANNELS = 32, 64
 """Block size of a kernel program."""
 DEEPEST = 64
@@ -63,8 +63,9 @@ def _positions(axis: Axis) -> tuple[Tensor, Tensor]:
 
 def takes(hidden: Tensor) -> bool:
     """Return whether the kernels accept a tensor; they compute no gradients."""
-    bears = hidden.requires_grad and torch.is_grad_enabled()
-    return hidden.is_contiguous() and not bears and hidden.dtype in DTYPES and _works(hidden.device, hidden.dtype)
+    differentiable = hidden.requires_grad and torch.is_grad_enabled()
+    supported = hidden.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return hidden.is_contiguous() and not differentiable and supported and _works(hidden.device, hidden.dtype)
 
 
 @cache
