@@ -43,6 +43,9 @@ def generate(job: JobArguments) -> None:
 
         warn(resolved, forecast(resolved))  # refuse impossible jobs before the import of Lightning, which takes seconds
 
+        from madgen.generation.lightning_import import defer_torchmetrics
+
+        defer_torchmetrics()
         from madgen.generation.run import generate as run
 
         outcome = run(resolved)

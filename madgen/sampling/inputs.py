@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from madgen.backbones import BackboneSpec
 from madgen.sampling.call_inputs import CallInputs
@@ -13,9 +13,6 @@ from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Ramp, Region, T
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, text, texts, whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
