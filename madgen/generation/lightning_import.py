@@ -1,7 +1,7 @@
 """Let Lightning start without the parts of torchmetrics that it does not use, which take longer than torch itself.
 
-torchmetrics imports the metrics of all domains at once, and with them torchvision, SciPy and PyTorch's compiler. Lightning
-needs two of its classes.
+torchmetrics imports the metrics of all domains at once, and with them torchvision, SciPy and PyTorch's compiler.
+Lightning needs two of its classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class DeferredTorchmetrics(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         self.__class__ = ModuleType  # type: ignore[assignment]
-        assert self.__spec__ is not None and self.__spec__.loader is not None
+        assert self.__spec__ is not None
+        assert self.__spec__.loader is not None
         self.__spec__.loader.exec_module(self)
         return getattr(self, name)
 
