@@ -27,17 +27,68 @@ class TextLimit:
 
     def load(self) -> list[Any] | None:
         """Return the tokenizers, None if they are not available locally."""
-        from transformers import AutoTokenizer, CLIPTokenizer
-
-        cls = AutoTokenizer if self.chosen else CLIPTokenizer
-        options = {"revision": self.revision, "local_files_only": True}
         try:
-            loaded = [cls.from_pretrained(self.where, subfolder=folder, **options) for folder in self.subfolders]
-        except (OSError, ValueError):
+            if not self.chosen:
+                limits = [_limit(self.where, self.revision, folder) for folder in self.subfolders]
+                return [
+                    ClipCounter(_clip_backend(self.where, self.revision, folder), limit or self.tokens)
+                    for folder, limit in zip(self.subfolders, limits, strict=True)
+                ]
+            from transformers import AutoTokenizer
+
+            options = {"revision": self.revision, "local_files_only": True}
+            loaded = [AutoTokenizer.from_pretrained(self.where, subfolder=name, **options) for name in self.subfolders]
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        for tokenizer in loaded if self.chosen else ():
+        for tokenizer in loaded:
             tokenizer.model_max_length = self.tokens
         return loaded
+
+
+@dataclass(frozen=True)
+class ClipCounter:
+    """Count tokens like transformers' CLIPTokenizer, whose import takes longer than the rest of `madgen plan`."""
+
+    backend_tokenizer: Any
+    model_max_length: int
+
+    def num_special_tokens_to_add(self) -> int:
+        """Return 2: each text has a start and an end token."""
+        return 2
+
+
+def _clip_backend(where: str, revision: str | None, subfolder: str) -> Any:
+    """Build the tokenizer of CLIPTokenizer from a checkpoint's vocabulary."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary, merges = _clip_vocabulary(where, revision, subfolder)
+    config = json.loads(_file(where, revision, f"{subfolder}/tokenizer_config.json").read_text(encoding="utf-8"))
+    start, end, unknown = (
+        token["content"] if isinstance(token := config.get(f"{name}_token", default), dict) else token
+        for name, default in (("bos", "<|startoftext|>"), ("eos", "<|endoftext|>"), ("unk", "<|endoftext|>"))
+    )
+    backend = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=unknown))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    split = pre_tokenizers.Split(Regex(words), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.add_special_tokens([start, end])
+    return backend
+
+
+def _clip_vocabulary(where: str, revision: str | None, subfolder: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read the vocabulary and the merges of byte-pair encoding, from either form of the files."""
+    try:
+        vocabulary = json.loads(_file(where, revision, f"{subfolder}/vocab.json").read_text(encoding="utf-8"))
+        lines = _file(where, revision, f"{subfolder}/merges.txt").read_text(encoding="utf-8").split("\n")
+        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    except OSError:
+        model = json.loads(_file(where, revision, f"{subfolder}/tokenizer.json").read_text(encoding="utf-8"))["model"]
+        vocabulary = model["vocab"]
+        pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
+    return vocabulary, [(first, second) for first, second in pairs]
 
 
 def text_limit(
@@ -66,18 +117,28 @@ def chosen_limit(
 
 
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:
+    try:
+        content = _file(where, revision, f"{subfolder}/tokenizer_config.json").read_text(encoding="utf-8")
+        limit = json.loads(content)["model_max_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return limit if type(limit) is int else None
+
+
+def _file(where: str, revision: str | None, name: str) -> Path:
+    """Return the path of a file in a folder or in the hub's cache. Raises FileNotFoundError if it is not there."""
+    if Path(where).is_dir():
+        return Path(where) / name
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    name = f"{subfolder}/tokenizer_config.json"
     try:
-        file = Path(where) / name if Path(where).is_dir() else try_to_load_from_cache(where, name, revision=revision)
-        if not isinstance(file, str | Path):
-            return None
-        limit = json.loads(Path(file).read_text(encoding="utf-8"))["model_max_length"]
-    except (OSError, ValueError, KeyError, TypeError, HFValidationError):
-        return None
-    return limit if type(limit) is int else None
+        file = try_to_load_from_cache(where, name, revision=revision)
+    except HFValidationError as error:
+        raise FileNotFoundError(name) from error
+    if not isinstance(file, str):
+        raise FileNotFoundError(name)
+    return Path(file)
 
 
 def cut_texts(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[str | None]:

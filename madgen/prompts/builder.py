@@ -21,6 +21,7 @@ from madgen.prompts.spill import IN_MEMORY, SpillBuffer
 from madgen.prompts.table import STORED, Header, PromptTable, text_sizes
 from madgen.prompts.totals import PromptTotals
 from madgen.types import Prompt
+from madgen.utils.arrow import integer_array, string_array
 from madgen.utils.errors import UserError
 
 BATCH_ROWS = 32_768
@@ -153,8 +154,9 @@ class TableBuilder:
         rest = [pa.nulls(len(ids), pa.string())] * 3
         if any(prompts):
             rows = [(None, None, None) if prompt is None else encode(prompt, self.defaults) for prompt in prompts]
-            rest = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-        columns = [pa.array(ids, pa.string()), pa.array(texts, pa.large_string()), *rest, pa.array(places)]
+            rest = [string_array(column, pa.string()) for column in zip(*rows, strict=True)]
+        strings = string_array(ids, pa.string()), string_array(texts, pa.large_string())
+        columns = [*strings, *rest, integer_array(places)]
         batch = pa.record_batch(columns, schema=SCHEMA)
         self._index.add(ids, self.rows)
         self._keys_digest.update(ids)

@@ -13,6 +13,7 @@ from madgen.prompts.digests import offsets_of
 from madgen.prompts.readers import suffix_of
 from madgen.prompts.rows import LINE_BITS
 from madgen.prompts.table import PromptTable
+from madgen.utils.arrow import integers
 
 COMMENT = "#"
 PATTERNS = (
@@ -47,7 +48,7 @@ def _first_rows(table: PromptTable) -> list[int]:
     first: dict[int, tuple[int, int]] = {}
     start = 0
     for batch in table.batches:
-        places = batch.column("place").to_numpy()
+        places = integers(batch.column("place"))
         order = np.argsort(places, kind="stable")
         sources, at = np.unique(places[order] >> LINE_BITS, return_index=True)
         for source, row in zip(sources.tolist(), order[at].tolist(), strict=True):

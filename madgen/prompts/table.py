@@ -18,6 +18,7 @@ from madgen.prompts.digests import offsets_of
 from madgen.prompts.rows import SCHEMA, Defaults, decode, unpack_place
 from madgen.prompts.totals import PromptTotals
 from madgen.types import Prompt, Region
+from madgen.utils.arrow import validity
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
@@ -97,14 +98,14 @@ class PromptTable(Sequence[Prompt]):
         shared = set(self.header.totals.first_rows.values()) if self.header.defaults.regions else set()
         for start, batch in zip(self._starts, self.batches, strict=False):
             column = batch.column("regions")
-            own = [] if column.null_count == len(batch) else np.flatnonzero(column.is_valid().to_numpy(False)).tolist()
+            own = [] if column.null_count == len(batch) else np.flatnonzero(validity(column)).tolist()
             here = {row for row in shared if start <= row < start + len(batch)}
             yield from (row for row in sorted({start + at for at in own} | here) if row in here or self[row].regions)
 
     def rows_with_overrides(self) -> Iterator[int]:
         """Yield rows that set more than a prompt and an id, in order."""
         for start, batch in zip(self._starts, self.batches, strict=False):
-            own, regions = (batch.column(name).is_valid().to_numpy(False) for name in ("own", "regions"))
+            own, regions = (validity(batch.column(name)) for name in ("own", "regions"))
             yield from (start + np.flatnonzero(own | regions)).tolist()
 
     def rows_longer_than(self, size: int) -> Iterator[int]:
