@@ -14,15 +14,16 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, Unpack, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cast
 
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 from madgen.utils.validation import number, path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Guidance = Literal["cfg", "embedded", "none"]
 

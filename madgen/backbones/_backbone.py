@@ -6,11 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Self, Unpack
-
-import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 from madgen.backbones import TEXTS_ONLY, BackboneSpec, Checkpoint, PromptEmbeddings, _precision, _schedulers, _vae
 from madgen.backbones._borrowed import adopted
@@ -25,6 +21,10 @@ from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import no_grad, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PipelineBackbone(ABC):
@@ -202,7 +202,7 @@ class PipelineBackbone(ABC):
         """Combine predictions [B, V, C, h, w] by classifier-free guidance."""
         return classifier_free(unconditional, conditional, scale)
 
-    @torch.no_grad()
+    @no_grad
     def encode_prompts(
         self,
         prompts: list[str],
@@ -298,7 +298,9 @@ class PipelineBackbone(ABC):
         if joint is not None and self.merged_at(joint):
             size = views_NVChw.shape[1]
         elif joint is None and torch.is_grad_enabled():
-            run = partial(recompute, run, use_reentrant=False)
+            from torch.utils.checkpoint import checkpoint
+
+            run = partial(checkpoint, run, use_reentrant=False)
         paths = []
         for path, views in enumerate(views_NVChw.split(1)):
             one = conditioning.select(slice(path, path + 1))

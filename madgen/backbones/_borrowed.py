@@ -13,17 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
-
 from madgen import backbones
 from madgen.backbones import Backbone, BackboneSpec
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 
 B = TypeVar("B")
 Change = tuple[Any, str, Any]
 """A module or a tokenizer, the name of one of its attributes, and its value; `MISSING` if it has none."""
 MISSING = object()
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PLAIN_ATTENTION = {
     "AttnProcessor",
     "AttnProcessor2_0",
@@ -168,5 +166,5 @@ def _check_pipeline(pipeline: Any) -> None:
             )
     for name in ("unet", "transformer"):
         network = getattr(pipeline, name, None)
-        if network is not None and network.dtype not in DTYPES:
+        if network is not None and network.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise UserError(f"pipe: {name} is in {network.dtype}; use float32, bfloat16 or float16")

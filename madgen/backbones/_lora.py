@@ -12,17 +12,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from madgen.backbones import Lora
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import lora_file
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State: TypeAlias = "dict[str, Tensor]"
 UNSUPPORTED = (
     ("dora_scale", r"\.dora_scale$", "weight decomposition (DoRA) in kohya's layout"),
     ("hada_*", r"\.hada_", "LoHa factors"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from madgen.diffusion.merge import grid_of, merge_cells, split_cells
 from madgen.diffusion.views import Views
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def canvas_of(views_BVChw: Tensor, views: Views) -> Tensor:

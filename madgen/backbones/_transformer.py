@@ -9,10 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from madgen.backbones import BackboneSpec, Guidance, _vae
 from madgen.backbones._backbone import PipelineBackbone
@@ -27,6 +24,10 @@ from madgen.diffusion.views import Views
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import no_grad, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -131,7 +132,7 @@ class TransformerBackbone(PipelineBackbone):
         length = cls.sequence_length if max_sequence_length is None else max_sequence_length
         return {"max_sequence_length": length, "offload": offload}
 
-    @torch.no_grad()
+    @no_grad
     def keep_prompts(self, prompts: Sequence[str]) -> None:
         """Encode each distinct prompt once, and keep the embeddings on the CPU until the next call."""
         kept, distinct = self._kept, list(dict.fromkeys(prompts))

@@ -7,10 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from madgen.backbones import BackboneSpec, Guidance, _vae, silence_model_libraries
 from madgen.backbones._backbone import PipelineBackbone
@@ -26,6 +23,10 @@ from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 

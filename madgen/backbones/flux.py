@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
@@ -14,6 +11,10 @@ from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
 from madgen.backbones._transformer import TransformerBackbone, transformer_spec
 from madgen.diffusion.views import Views
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIEW_SIZE = 128
 """Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""

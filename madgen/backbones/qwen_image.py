@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
@@ -15,6 +13,9 @@ from madgen.backbones._transformer import TransformerBackbone, transformer_spec
 from madgen.diffusion.guidance import norm_rescaled
 from madgen.diffusion.views import Views
 from madgen.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIEW_SIZE = 128
 """Latent cells of 1024 px, the default of diffusers' pipeline."""

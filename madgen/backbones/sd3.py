@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Conditioning, Embedded
@@ -16,6 +13,10 @@ from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
 from madgen.hub.tokenizers import TextLimit
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StableDiffusion3(TransformerBackbone):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._unet import UNetBackbone, assumed_guidance
 from madgen.hub.model_configs import read_index
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StableDiffusionXL(UNetBackbone):

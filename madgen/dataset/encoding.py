@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import webdataset
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -69,6 +68,8 @@ def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
 
     A shard is the concatenation of its samples' bytes, followed by the zeros that end a tar.
     """
+    import webdataset  # which imports torch
+
     loop = bool(record.metadata.get("sampling", {}).get("loop"))
     image = encode_image(record.image_HWC, image_format, quality, loop, record.metadata)
     text = record.task.prompt.text.encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class CallInputs:
     timesteps: list[int] | None = None
     sigmas: list[float] | None = None
     eta: float = 0.0
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(default_factory=lambda: torch.float32)
     """Precision of the initial noise: as in diffusers, that of the network."""
 
     def __post_init__(self) -> None:

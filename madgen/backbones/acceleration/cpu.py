@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from madgen.diffusion.kernels import onednn
+from madgen.utils.lazy import functional as F
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 1024
 """Rows per chunk of a feed-forward layer; a row has 2 kB in the demo backbone, 10 to 40 kB in Stable Diffusion."""
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: torch.nn.Module) -> None:
     """Run linear layers by oneDNN where that is faster, and feed-forward layers in chunks."""
     keep_in_cache(model)
     for module in model.modules():
-        if type(module) is nn.Linear and onednn.is_faster() and _is_plain(module):
+        if type(module) is torch.nn.Linear and onednn.is_faster() and _is_plain(module):
             module.forward = partial(linear, module)  # type: ignore[method-assign]
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def _is_plain(layer: torch.nn.Linear) -> bool:
     """Return whether a layer is neither quantised nor has hooks around its forward pass."""
-    return type(layer.weight) is nn.Parameter and "forward" not in vars(layer)
+    return type(layer.weight) is torch.nn.Parameter and "forward" not in vars(layer)
 
 
-def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+def linear(layer: torch.nn.Linear, hidden: Tensor) -> Tensor:
     """Apply a linear layer, by oneDNN if possible."""
     if onednn.takes(hidden, layer.weight):
         return onednn.linear(hidden, layer.weight, layer.bias)
     return F.linear(hidden, layer.weight, layer.bias)
 
 
-def keep_in_cache(model: nn.Module) -> None:
+def keep_in_cache(model: torch.nn.Module) -> None:
     """Run diffusers' feed-forward layers on `ROWS` rows at a time, so that intermediate results stay in the CPU caches.
 
     Otherwise processes on one machine compete for memory bandwidth: the demo was 1.2 times slower beside another

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ MAX_GRAPHS = 32
 CAPTURING = threading.Lock()
 """Only one CUDA graph capture may run per process, and nothing may synchronize the device meanwhile."""
 
-Run = Callable[[Any], Tensor]
+Run: TypeAlias = "Callable[[Any], Tensor]"
 
 
 class Capture(Protocol):
@@ -174,13 +177,13 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nested structure."""
-    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+    return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def signature(value: Any) -> Hashable:
     """Return a key that is equal for structures that differ only in the contents of their tensors."""
     return tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
         for leaf in leaves(value)
     )
 

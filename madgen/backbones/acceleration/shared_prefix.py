@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"
 

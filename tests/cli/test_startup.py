@@ -1,0 +1,81 @@
+"""Commands that load no weights import none of the libraries that take seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "diffusers", "lightning", "pandas", "datasets", "torchvision", "scipy", "wandb")
+RUN = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path, target=None):
+        if name in {heavy}:
+            raise AssertionError(f"imports {{name}}")
+
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["madgen", *{arguments}]
+from madgen.__main__ import main
+main()
+"""
+
+
+def run(*arguments):
+    """Run the command line in an interpreter that refuses to import heavy libraries."""
+    code = RUN.format(heavy=HEAVY, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A dataset directory with nothing but its manifest: what `status` shows before the first panorama."""
+    from madgen.config.loader import load_job
+    from madgen.dataset import manifest
+    from madgen.planning.resolved_run import ResolvedRun
+
+    directory = tmp_path_factory.mktemp("startup") / "demo"
+    run = ResolvedRun.of(load_job(["jobs/demo.yaml"], [f"output.dir={directory}"])).on("cpu")
+    manifest.create(run.directory, run.manifest)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shows"),
+    [
+        (["--help"], "generate"),
+        (["generate", "--help"], "Examples"),
+        (["plan", "jobs/demo.yaml"], "24 prompts"),
+        (["plan", "jobs/demo.yaml", "sampling.scheduler=null", "method.mad.blocks=[mid]"], "24 prompts"),
+        (["config", "jobs/demo.yaml"], "backbone:"),
+        (["submit", "jobs/demo.yaml", "--dry-run"], "#SBATCH"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_starts_without_heavy_libraries(arguments, shows):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert shows in done.stdout
+
+
+def test_init_and_status_start_without_heavy_libraries(tmp_path, dataset):
+    done = run("init", str(tmp_path / "new.yaml"))
+    assert done.returncode == 0, done.stderr
+    done = run("status", str(dataset))
+    assert done.returncode == 0, done.stderr
+    assert "0 of 24" in done.stdout
+
+
+def test_describing_a_backbone_imports_no_torch():
+    """`plan` needs the shapes, layers and schedulers of every family."""
+    code = "\n".join(
+        (
+            "import pkgutil, sys, madgen.backbones as b",
+            "names = [m.name for m in pkgutil.iter_modules(b.__path__) if m.name[0] != '_' and not m.ispkg]",
+            "[b.backbone_module(name) for name in names]",
+            "assert 'sd' in names and 'flux' in names",
+            f"print([name for name in {HEAVY} if name in sys.modules])",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
