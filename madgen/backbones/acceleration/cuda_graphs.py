@@ -190,7 +190,7 @@ def signature(value: Any) -> Hashable:
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply `function` to all tensors of a nested structure."""
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
         return {key: mapped(one, function) for key, one in value.items()}
