@@ -68,8 +68,6 @@ def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
 
     A shard is the concatenation of its samples' bytes, followed by the zeros that end a tar.
     """
-    import webdataset  # which imports torch
-
     loop = bool(record.metadata.get("sampling", {}).get("loop"))
     image = encode_image(record.image_HWC, image_format, quality, loop, record.metadata)
     text = record.task.prompt.text.encode()
@@ -78,6 +76,8 @@ def encode_sample(record: Record, image_format: str, quality: int) -> bytes:
 
 def encode_members(key: str, members: Mapping[str, bytes]) -> bytes:
     """Return the tar records of the files of a sample, by their extension."""
+    import webdataset  # which imports torch
+
     stream = io.BytesIO()
     writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="madgen", group="madgen", format="PAX_FORMAT")
     writer.write({"__key__": key, **members})
