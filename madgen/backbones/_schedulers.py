@@ -140,6 +140,7 @@ def _is_plain_flow(own: dict[str, Any], own_name: str, name: str | None, steps: 
         (name or own_name) in FLOW_EVALUATE_ONCE
         and own_name in FLOW_EVALUATE_ONCE
         and steps <= own.get("num_train_timesteps", 1000)
+        and not own.get("shift_terminal")
         and not any(own.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta"))
     )
 

@@ -38,7 +38,7 @@ UNSUPPORTED = {
     "prompt_3": "all text encoders get the same prompt; pass prompt_embeds for different ones",
     "negative_prompt_3": "all text encoders get the same prompt; pass negative_prompt_embeds for different ones",
     "max_sequence_length": 'set it by overrides=["backbone.max_sequence_length=..."] when the sampler is created',
-    "true_cfg_scale": "guidance_scale is the guidance that the network was trained with",
+    "true_cfg_scale": "guidance_scale is the guidance of each model; it is Qwen-Image's true_cfg_scale",
     "joint_attention_kwargs": "scale a LoRA by pipe.set_adapters(...) and use PanoramaSampler.from_pipe(pipe)",
     "denoising_end": "denoising runs to the end",
     "original_size": "each view is conditioned as an uncropped image of its size",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_transformers import FAMILIES, folder_of, pipeline_of
 
 from madgen import Box, PanoramaSampler, Region, UserError
 from madgen.backbones._blocks import select_layers, transformer_groups
@@ -15,8 +16,6 @@ from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
 from madgen.types import Ramp
 
-TINY = Path(__file__).parents[1] / "parity" / "golden" / "dit"
-FOLDERS = {"flux": TINY / "tiny-flux-dev", "sd3": TINY / "tiny-sd3"}
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
 RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "seeds": [5]}
 
@@ -34,7 +33,7 @@ def sampler(name, **options):
 
 def load(name, *, mad_steps=2, view_size=16, stride=4, **options):
     loaded = PanoramaSampler.from_pretrained(
-        str(FOLDERS[name]),
+        str(folder_of(name)),
         name=name,
         view_size=view_size,
         stride=stride,
@@ -67,6 +66,12 @@ def error(ours, reference):
         ("sd3", ["early"], 4),
         ("sd3", ["*.attn2"], 2),
         ("sd3", ["transformer_blocks.0.attn2.processor"], 1),
+        ("flux2", ["double"], 2),
+        ("flux2", ["single"], 2),
+        ("z_image", ["all"], 4),
+        ("z_image", ["noise_refiner.*"], 1),
+        ("z_image", ["late"], 1),
+        ("qwen_image", ["early"], 1),
     ],
 )
 def test_blocks_select_layers_that_change_the_picture(name, blocks, count):
@@ -90,7 +95,7 @@ def test_thirds_are_by_depth():
     assert select_layers(layers, groups, ["late"]) == set(layers[38:])
 
 
-@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_positions_matter_in_merged_steps_only(name):
     canvas, fit, local = (latents(sampler(name, positions=kind)) for kind in ("canvas", "fit", "local"))
     assert min(error(canvas, fit), error(canvas, local), error(fit, local)) > 1e-3
@@ -111,7 +116,7 @@ def test_ids_of_the_canvas():
     assert torch.equal(local[3, :, 1], torch.full((24,), 3.0))
 
 
-@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_local_positions_close_loops(name):
     """Rolling the noise by a stride rolls the result; positions of the canvas begin somewhere."""
     made = load(name, positions="local", mad_steps=3)
@@ -123,7 +128,7 @@ def test_local_positions_close_loops(name):
     assert error(results[1], results[0].roll(8, -1)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_batches_chunks_and_prompts_do_not_interact(name):
     made, prompts = sampler(name, mad_blocks=["early"]), ["mountains over the sea", "a city skyline at night"]
     both = latents(made, prompts, seeds=[5, 6])
@@ -133,7 +138,7 @@ def test_batches_chunks_and_prompts_do_not_interact(name):
     assert torch.equal(latents(made, prompts, seeds=[5, 6]), both)
 
 
-@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -145,7 +150,7 @@ def test_batches_chunks_and_prompts_do_not_interact(name):
         {"overrides": ("method.merge.operator=swap",)},
         {"overrides": ("method.merge.operator=swap", "method.merge.reference_steps=2"), "mad_steps": 0},
         {"overrides": ("method.merge.weights=radial", "method.noise.align=0.5")},
-        {"scheduler": "FlowMatchHeunDiscreteScheduler"},
+        {"scheduler": "UniPCMultistepScheduler"},
     ],
     ids=str,
 )
@@ -194,6 +199,17 @@ def test_views_that_differ_are_not_run_as_one_canvas():
         ("flux", {"view_size": 15}, "method.views.size=15 must be a multiple of 2 latent cells"),
         ("flux", {"stride": 3}, "multiples of 2 latent cells"),
         ("sd3", {"view_size": 50, "stride": 2}, "method.views.size=50 must be <= 48 latent cells"),
+        ("flux2", {"mad_blocks": ["up"]}, "'up' is neither early, middle, late, double, single nor a pattern"),
+        ("z_image", {"mad_blocks": ["double"]}, "'double' of this backbone has no attention layers; remove it"),
+        ("z_image", {"mad_blocks": ["context_refiner.*"]}, r"'context_refiner.\*' is neither early"),
+        ("qwen_image", {"mad_blocks": ["single"]}, "'single' of this backbone has no attention layers; remove it"),
+        ("qwen_image", {"cross_attention": "always"}, "method.mad.cross_attention=always does not apply"),
+        ("z_image", {"scheduler": "DDIMScheduler"}, "scheduler=DDIMScheduler cannot step this backbone"),
+        (
+            "qwen_image",
+            {"scheduler": "FlowMatchHeunDiscreteScheduler"},
+            "FlowMatchHeunDiscreteScheduler does not support the checkpoint's shift_terminal=0.02",
+        ),
         (
             "flux",
             {"scheduler": "DDIMScheduler"},
@@ -219,7 +235,7 @@ def test_a_canvas_beyond_the_positions_is_refused_or_fitted():
 
 
 def without_guidance(folder):
-    shutil.copytree(FOLDERS["flux"], folder)
+    shutil.copytree(folder_of("flux"), folder)
     config = folder / "transformer/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
     return folder
@@ -238,14 +254,21 @@ def test_guidance_that_has_no_effect_is_refused(tmp_path):
 
 
 def test_a_pipeline_of_another_class_is_refused(tiny):
-    for name, folder in (("flux", FOLDERS["sd3"]), ("sd3", FOLDERS["flux"]), ("flux", tiny), ("sd", FOLDERS["sd3"])):
+    pairs = {"flux": folder_of("sd3"), "sd3": folder_of("flux"), "flux2": tiny, "sd": folder_of("z_image")}
+    for name, folder in pairs.items():
         with pytest.raises(UserError, match=rf"is a \w+Pipeline; backbone.name={name} loads"):
             PanoramaSampler.from_pretrained(str(folder), name=name)
 
 
 @pytest.mark.parametrize(
     ("name", "length", "message"),
-    [("flux", 513, "must be in 1..512"), ("sd3", 0, "must be > 0"), ("sd", 77, "has no effect")],
+    [
+        ("flux", 513, "must be in 1..512"),
+        ("sd3", 0, "must be > 0"),
+        ("sd", 77, "has no effect"),
+        ("flux2", 3, "must be in 4..512"),
+        ("qwen_image", 1025, "must be in 1..1024"),
+    ],
 )
 def test_an_impossible_sequence_length_is_refused(name, length, message, tiny):
     from madgen.config.schema import BackboneConfig, MethodConfig
@@ -253,14 +276,14 @@ def test_an_impossible_sequence_length_is_refused(name, length, message, tiny):
     with pytest.raises(
         UserError, match=f"backbone.max_sequence_length={length} {message}|max_sequence_length {message}"
     ):
-        folder = str(FOLDERS.get(name, tiny))
+        folder = str(tiny if name == "sd" else folder_of(name))
         PanoramaSampler.from_configs(
             BackboneConfig(name=name, pretrained=folder, max_sequence_length=length), MethodConfig()
         )
 
 
 def test_the_end_of_a_prompt_beyond_t5s_length_is_named():
-    made = PanoramaSampler.from_pretrained(str(FOLDERS["sd3"]), name="sd3")
+    made = PanoramaSampler.from_pretrained(str(folder_of("sd3")), name="sd3")
     assert made.cut_text("mountains over the sea " * 20) is None  # 77 tokens of CLIP are not the limit
     assert made.cut_text("mountains over the sea " * 100) is not None
 
@@ -279,14 +302,21 @@ def run(madgen_here, *arguments):
     return result.out
 
 
-@pytest.mark.parametrize("preset", ["flux-dev", "sd35-medium"])
+COMMAND_PRESETS = [
+    "flux-dev",
+    "sd35-medium",
+    *(pytest.param(preset, marks=pytest.mark.slow) for preset in ("flux2-klein-base-4b", "z-image", "qwen-image")),
+]
+
+
+@pytest.mark.parametrize("preset", COMMAND_PRESETS)
 def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_path, preset):
     (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n")
-    name = "flux" if "flux" in preset else "sd3"
-    overrides = [*tiny_overrides(3, FOLDERS[name]), "backbone.max_sequence_length=16", "method.mad.blocks=[late]"]
+    name = load_job([CONFIGS / f"{preset}.yaml"]).backbone.name
+    overrides = [*tiny_overrides(3, folder_of(name)), "backbone.max_sequence_length=16", "method.mad.blocks=[late]"]
     plan = json.loads(run(madgen_here, "plan", CONFIGS / f"{preset}.yaml", *overrides, "--json"))
     assert plan["samples"] == 2
-    assert plan["view_evaluations"] == 2 * 5 * 3 * (2 if name == "sd3" else 1)
+    assert plan["view_evaluations"] == 2 * 5 * 3 * (1 if name == "flux" else 2)
     run(madgen_here, "generate", CONFIGS / f"{preset}.yaml", *overrides)
     run(madgen_here, "verify", "out")
     key = next(iter(json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"]))["key"]
@@ -305,7 +335,7 @@ def test_text_encoders_run_once_per_prompt_of_a_shard_and_may_be_offloaded(madge
     monkeypatch.setattr(
         sd3.StableDiffusion3, "embed", lambda self, prompt: encoded.append(prompt) or embed(self, prompt)
     )
-    job = [CONFIGS / "sd35-medium.yaml", *tiny_overrides(2, FOLDERS["sd3"]), "backbone.max_sequence_length=16"]
+    job = [CONFIGS / "sd35-medium.yaml", *tiny_overrides(2, folder_of("sd3")), "backbone.max_sequence_length=16"]
     job += ["prompts.samples_per_prompt=2", "prompts.negative_prompt=blurry"]
     run(madgen_here, "generate", *job)
     assert sorted(encoded) == ["a city skyline at night", "blurry", "mountains over the sea"]
@@ -332,13 +362,16 @@ def test_offloading_of_unets_is_refused(tiny):
         PanoramaSampler.from_pretrained(str(tiny), overrides=["backbone.offload=model"])
 
 
+PRESET_OF = {"flux": "flux-dev", "sd3": "sd35-medium", "flux2": "flux2-klein-base-4b", "z_image": "z-image-turbo"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(FOLDERS))
+@pytest.mark.parametrize("name", list(PRESET_OF))
 def test_processes_and_resume_points_do_not_change_the_bytes(start, tmp_path, name):
     """Two processes share the shards; then one shard is made again, as after a crash."""
     (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\nthe sea\n")
-    preset = CONFIGS / ("flux-dev.yaml" if name == "flux" else "sd35-medium.yaml")
-    job = [preset, *tiny_overrides(2, FOLDERS[name]), "backbone.max_sequence_length=16"]
+    preset = CONFIGS / f"{PRESET_OF[name]}.yaml"
+    job = [preset, *tiny_overrides(2, folder_of(name)), "backbone.max_sequence_length=16"]
     job += ["output.samples_per_shard=1", "method.mad.blocks=[early]", "method.mad.steps=1"]
     assert start("generate", *job).wait(120) == 0
     shared = [start("generate", *job, "output.dir=shared") for _ in range(2)]
@@ -372,14 +405,17 @@ def lora(folder, layers, names):
         ("flux", {"transformer.transformer_blocks.0.attn.to_q": (32, 32)}, ("lora_A", "lora_B")),
         ("flux", {"lora_unet_double_blocks_0_img_attn_qkv": (32, 96)}, ("lora_down", "lora_up")),
         ("sd3", {"transformer.transformer_blocks.1.ff.net.2": (128, 32)}, ("lora_A", "lora_B")),
+        ("flux2", {"transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj": (32, 288)}, ("lora_A", "lora_B")),
+        ("z_image", {"transformer.layers.1.attention.to_q": (48, 48)}, ("lora_A", "lora_B")),
+        ("qwen_image", {"transformer.transformer_blocks.0.attn.to_q": (32, 32)}, ("lora_A", "lora_B")),
     ],
-    ids=["flux", "flux-kohya", "sd3"],
+    ids=["flux", "flux-kohya", "sd3", "flux2", "z_image", "qwen_image"],
 )
 def test_loras_are_fused_as_diffusers_fuses_them(tmp_path, name, layers, names):
     import diffusers
 
     file = lora(tmp_path, layers, names)
-    pipe = diffusers.DiffusionPipeline.from_pretrained(FOLDERS[name])
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder_of(name))
     before = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}
     pipe.load_lora_weights(file, adapter_name="style")
     pipe.fuse_lora(components=["transformer"], lora_scale=0.7, adapter_names=["style"])
@@ -400,18 +436,81 @@ def test_a_lora_that_diffusers_cannot_convert_is_refused(tmp_path):
         load("sd3", loras=[{"weights": file, "scale": 1.0}])
 
 
-PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([path]).backbone.name in FOLDERS]
+PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([path]).backbone.name in FAMILIES]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_plan_on_pipelines_of_their_layout(madgen_here, tmp_path, preset):
     (tmp_path / "prompts.txt").write_text("mountains over the sea\n")
     job = load_job([CONFIGS / f"{preset}.yaml"])
-    folder = FOLDERS[job.backbone.name]
+    folder = folder_of(job.backbone.name)
     if job.backbone.name == "flux" and job.sampling.guidance_scale <= 1:
         folder = without_guidance(tmp_path / "distilled")
+    if preset == "flux2-klein-4b":
+        folder = folder_of("flux2-distilled")
     overrides = tiny_overrides(job.sampling.num_inference_steps, folder)
     plan = json.loads(run(madgen_here, "plan", CONFIGS / f"{preset}.yaml", *overrides, "--json"))
     assert not plan["spec_is_assumed"]
     assert job.method.mad.steps < job.sampling.num_inference_steps
     assert job.sampling.height == 1024
+
+
+def test_prompts_of_different_lengths_share_a_pass_and_keep_their_results():
+    """Z-Image and Qwen-Image read only the tokens of a prompt: shorter ones are padded and masked."""
+    prompts = ["sea", "mountains over the sea and a city skyline at night, a forest, blurry mountains"]
+    for name in ("z_image", "qwen_image"):
+        made = load(name, mad_blocks=["early"])
+        made.backbone.max_sequence_length = 512
+        both = latents(made, prompts, seeds=[5, 6])
+        for index, prompt in enumerate(prompts):
+            assert error(both[index : index + 1], latents(made, [prompt], seeds=[5 + index])) <= 1e-5
+        assert error(latents(made, prompts, seeds=[5, 6], chunk_views=2), both) <= 1e-5
+        made.backbone.keep_prompts(prompts)
+        assert torch.equal(latents(made, prompts, seeds=[5, 6]), both)
+
+
+def test_the_prompt_of_a_chat_template_is_cut_where_the_encoder_stops():
+    made = PanoramaSampler.from_pretrained(
+        str(folder_of("z_image")), name="z_image", overrides=["backbone.max_sequence_length=16"]
+    )
+    tokenizer = made.backbone.pipeline.tokenizer
+    prompt = "sea" * 40
+    kept = len(prompt) - len(made.cut_text(prompt))
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
+    read = tokenizer.decode(tokenizer(chat, truncation=True, max_length=16).input_ids)
+    assert read == f"<|im_start|>user\n{prompt[:kept]}"
+
+
+def test_noise_of_flux2_is_that_of_its_pipeline():
+    made = load("flux2", layout="whole", view_size=None, stride=None, mad_steps=0)
+    pipe = pipeline_of("flux2")
+    patches = torch.randn(1, 16, 8, 16, generator=torch.Generator().manual_seed(5))
+    noise = []
+    made.backbone.predict_noise = lambda views, *_: noise.append(views) or torch.zeros_like(views)
+    latents(made)
+    assert torch.equal(noise[0][:, 0], pipe._unpatchify_latents(patches))
+
+
+@pytest.mark.parametrize("key", ["guidance_embeds", "use_layer3d_rope", "use_additional_t_cond"])
+def test_other_transformers_of_qwen_image_are_refused(tmp_path, key):
+    folder = shutil.copytree(folder_of("qwen_image"), tmp_path / "qwen", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = folder / "transformer/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: True}))
+    with pytest.raises(UserError, match=f"a transformer with {key} is not supported"):
+        PanoramaSampler.from_pretrained(str(folder), name="qwen_image")
+
+
+def test_a_guidance_scale_of_z_image_is_one_less_than_that_of_others():
+    """Its pipeline adds `scale` times the difference to the conditional prediction; 0 is no guidance."""
+    made = sampler("z_image", mad_steps=1)
+    assert made.backbone.spec.is_guided(0.5)
+    assert not made.backbone.spec.is_guided(0.0)
+    with pytest.raises(UserError, match=r"a negative prompt has no effect: guidance_scale=0\.0 is <= 0"):
+        latents(made, guidance_scale=0.0, negative_prompts=["fog"])
+    assert error(latents(made, guidance_scale=0.5), latents(made, guidance_scale=0.0)) > 1e-3
+
+
+def test_steps_that_the_schedule_of_qwen_image_cannot_take_are_refused():
+    """Its sigmas are stretched to end at a value of their own, which one step cannot reach."""
+    with pytest.raises(UserError, match=r"num_inference_steps=1 is not possible.*next possible number is 2"):
+        latents(sampler("qwen_image"), num_inference_steps=1)
