@@ -337,12 +337,14 @@ def _failure(scheduler: Any, steps: int, arguments: dict[str, Any]) -> str | Non
 @lru_cache(maxsize=256)
 def _trial(cls: Any, config: str, steps: int, arguments: str) -> str | None:
     """Step a canvas of one cell through the whole schedule; return why that fails, None if it does not."""
+    import numpy as np
     import torch
 
     generator = torch.Generator().manual_seed(0)
     try:
         scheduler = cls.from_config(json.loads(config))
-        scheduler.set_timesteps(steps, device="cpu", **json.loads(arguments))
+        with np.errstate(all="ignore"):  # values that are not finite are found below
+            scheduler.set_timesteps(steps, device="cpu", **json.loads(arguments))
         first, last = (float(timestep) for timestep in (scheduler.timesteps.max(), scheduler.timesteps.min()))
         discrete = hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas")
         trained = scheduler.config.num_train_timesteps - 1 if discrete else None

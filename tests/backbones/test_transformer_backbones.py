@@ -362,7 +362,7 @@ def test_offloading_of_unets_is_refused(tiny):
         PanoramaSampler.from_pretrained(str(tiny), overrides=["backbone.offload=model"])
 
 
-PRESET_OF = {"flux": "flux-dev", "sd3": "sd35-medium", "flux2": "flux2-klein-base-4b", "z_image": "z-image-turbo"}
+PRESET_OF = {"flux": "flux-dev", "sd3": "sd35-medium", "z_image": "z-image-turbo"}
 
 
 @pytest.mark.slow

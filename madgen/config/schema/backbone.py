@@ -27,7 +27,8 @@ class BackboneConfig:
 
     name: str = "sd"
     """Model family, a module of `madgen/backbones/`: `sd` (Stable Diffusion 1.x and 2.x, latent consistency models),
-    `sdxl` (Stable Diffusion XL), `sd3` (Stable Diffusion 3 and 3.5) or `flux` (FLUX.1)."""
+    `sdxl` (Stable Diffusion XL), `sd3` (Stable Diffusion 3 and 3.5), `flux` (FLUX.1),
+    `flux2` (FLUX.2 [klein]), `z_image` (Z-Image) or `qwen_image` (Qwen-Image)."""
     pretrained: str = "demo"
     """Weights: `demo` (a small model that is part of madgen), a diffusers folder, a Hugging Face Hub id, or a single
     `.safetensors` file in the original layout."""
@@ -59,8 +60,8 @@ class BackboneConfig:
     the distinct prompts of a shard and then make room; `model`: only the model that runs is on the GPU (diffusers' CPU
     offload, slower). Pixels do not change."""
     max_sequence_length: int | None = None
-    """Number of tokens that the text encoder of a transformer (T5) reads, > 0; longer prompts are truncated. null is
-    the default of the diffusers pipeline: 512 for FLUX.1, 256 for Stable Diffusion 3. Must be null for UNets."""
+    """Number of tokens that the text encoder of a transformer reads, > 0; longer prompts are truncated. null is
+    the default of the diffusers pipeline: 256 for Stable Diffusion 3, 512 for others. Must be null for UNets."""
 
     def __post_init__(self) -> None:
         check_one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
