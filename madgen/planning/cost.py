@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from madgen.dataset.plan import Plan
 from madgen.diffusion.sync_schedule import SyncSchedule
-from madgen.diffusion.views import Layout
+from madgen.diffusion.views import Layout, Views
 from madgen.prompts.totals import paths
 from madgen.types import Prompt
 
@@ -53,17 +54,19 @@ def view_evaluations(
     sync: SyncSchedule,
     bootstrapped: int = 0,
     reference_steps: int = 0,
+    canvas_steps: int = 0,
 ) -> Evaluations:
     """Count the view evaluations of a panorama of one size.
 
     `passes` holds the step of each evaluation and whether it is guided; schedulers of second order have two
     evaluations per step. SyncDiffusion's gradient counts as 3 evaluations of each view but the anchor, which takes
     one, and negative prompts are not shared then. Regions are bootstrapped before the step `bootstrapped`. In the first
-    `reference_steps` a reference view is denoised too.
+    `reference_steps` a reference view is denoised too. The first `canvas_steps` run the canvas once (transformers whose
+    layers all merge), which counts as the views that cover it without overlap.
     """
     texts = negatives = apart = 0
     for step, guided in passes:
-        views = layout.at(step).count
+        views = _cover(layout.at(step)) if step < canvas_steps else layout.at(step).count
         views += 3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0
         views += 1 if step < reference_steps else 0
         texts += views + (views if guided and sync.weight else 0)
@@ -71,6 +74,12 @@ def view_evaluations(
             apart += views if step < bootstrapped else 0
             negatives += views if step >= bootstrapped else 0
     return Evaluations(texts, apart=apart, negatives=negatives)
+
+
+def _cover(views: Views) -> int:
+    """Return the area of the canvas in views, rounded up."""
+    rows, columns = views.rows, views.columns
+    return math.ceil(rows.extent * columns.extent / (rows.size * columns.size))
 
 
 def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], prompt: Prompt) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
+from madgen.backbones._blocks import ALL
 from madgen.cluster.launch import rank
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
@@ -169,10 +170,18 @@ def _evaluations(
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)
-    reference = job.method.merge.reference_steps
+    reference, canvas = job.method.merge.reference_steps, _canvas_steps(run, spec)
     return {
-        size: view_evaluations(layout, passes, schedule, bootstrapped, reference) for size, layout in layouts.items()
+        size: view_evaluations(layout, passes, schedule, bootstrapped, reference, canvas)
+        for size, layout in layouts.items()
     }
+
+
+def _canvas_steps(run: ResolvedRun, spec: BackboneSpec) -> int:
+    """Return the number of first steps in which a transformer runs the canvas as one view."""
+    merging, sync = Method.from_config(run.job.method).merging, run.job.method.sync
+    equals_canvas = spec.joint_attention and merging.positions == "canvas" and ALL in merging.blocks
+    return merging.steps if equals_canvas and not sync.weight else 0
 
 
 def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:

@@ -323,6 +323,24 @@ def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_pa
     assert "the same pixels" in run(madgen_here, "regenerate", "out", key, "-o", "again.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "layout"),
+    [("flux", "[all]", "overlapping"), ("sd3", "[all]", "shifted"), ("qwen_image", "[late]", "overlapping")],
+)
+def test_plan_counts_what_the_transformer_runs(madgen_here, tmp_path, name, blocks, layout):
+    """Steps in which all layers merge run the canvas of two views once, others run each view."""
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\n")
+    overrides = [*tiny_overrides(3, folder_of(name)), "method.mad.steps=2", f"method.mad.blocks={blocks}"]
+    overrides += [f"backbone.name={name}", "sampling.guidance_scale=3", f"method.views.layout={layout}"]
+    plan = json.loads(run(madgen_here, "plan", CONFIGS / "flux-dev.yaml", *overrides, "--json"))
+    made, cells = sampler(name, mad_blocks=[blocks.strip("[]")], layout=layout), []
+    original = made.backbone._pass
+    made.backbone._pass = lambda views, *rest: cells.append(views[:, :, 0].numel()) or original(views, *rest)
+    latents(made)
+    made.backbone._pass = original
+    assert plan["view_evaluations"] == sum(cells) / 16**2
+
+
 def tar(tmp_path, name):
     return next((tmp_path / name / "shards").glob("*.tar")).read_bytes()
 
