@@ -442,7 +442,7 @@ def test_loras_are_fused_as_diffusers_fuses_them(tmp_path, name, layers, names):
     for key, value in pipe.transformer.state_dict().items():
         assert torch.allclose(fused[key], value, atol=1e-6)
     changed = sum(not torch.equal(fused[key], value) for key, value in before.items())
-    assert changed == (3 if "qkv" in str(layers) else 1)
+    assert changed == (3 if "lora_unet" in str(layers) else 1)  # q, k and v
 
 
 def test_a_lora_that_diffusers_cannot_convert_is_refused(tmp_path):

@@ -50,7 +50,7 @@ def lively(network):
     for name, value in network.named_parameters():
         if "norm" in name and value.ndim == 1:
             value.data = 1 + 0.3 * torch.randn(value.shape, generator=generator)
-        elif value.ndim > 1 and ("to_q" in name or "to_k" in name or "add_q" in name or "add_k" in name):
+        elif (value.ndim > 1 and ".attn" in name) or "attention.to" in name or "mod" in name:
             value.data *= 3
         elif "pad_token" in name or value.abs().max() == 0:
             value.data = 0.3 * torch.randn(value.shape, generator=generator)
