@@ -19,7 +19,7 @@ from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.checks.plan import PlanCheck
 from madgen.dataset.checks.sample import Expected
 from madgen.dataset.checks.shard import ShardResult, check_shard, sidecar_time
-from madgen.dataset.format import Manifest, SampleEntry
+from madgen.dataset.format import FormatError, Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.types import shard_index
 from madgen.utils.console import plural
@@ -30,7 +30,8 @@ from madgen.utils.errors import UserError
 class Verdict:
     """The result of a verification; `problems` is empty if all shards that exist are intact and as planned."""
 
-    planned: int
+    planned: int | None
+    """None if `dataset.json` is damaged."""
     present: int = 0
     quarantined: int = 0
     problems: list[str] = field(default_factory=list)
@@ -62,11 +63,17 @@ class Broken:
 
 
 def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
-    """Check tars, checksums and images against sidecars and plan, calling `on_shard(done, total)` after each shard."""
-    manifest = directory.read_manifest()
+    """Check tars, checksums and images against sidecars and plan, calling `on_shard(done, total)` after each shard.
+
+    Without a readable `dataset.json` nothing else is checked.
+    """
+    try:
+        manifest = directory.read_manifest()
+        expected = set(manifest.shard_names())
+    except FormatError as error:
+        return Verdict(None, problems=[str(error)])
     verdict = Verdict(manifest.plan.samples, problems=manifest_problems(manifest))
     trusted = not verdict.problems
-    expected = set(manifest.shard_names())
     _find_unplanned(directory, expected, verdict)
     names = sorted(directory.committed() & expected)
     check = _Shards(manifest, verdict)
@@ -209,7 +216,10 @@ def print_verdict(verdict: Verdict, as_json: bool) -> None:
         print(f"to repair: {verdict.fix}")
     state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
     quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""
-    print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")
+    if verdict.planned is None:
+        print("the shards were not checked: broken")
+    else:
+        print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")
 
 
 def exit_code(verdict: Verdict) -> int:

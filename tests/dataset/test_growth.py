@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from rewriting import and_embedded, changed, rewrite
+from without_model import prompts_of, write
 
 from madgen import load_job
 from madgen.dataset import manifest
@@ -13,6 +15,7 @@ from madgen.dataset.format import Manifest
 from madgen.dataset.growth import CannotGrowError, join
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
+from madgen.dataset.verify import verify
 from madgen.planning.order import shard_costs
 from madgen.prompts.builder import TableBuilder, table_of
 from madgen.prompts.digests import PromptsDigest
@@ -266,3 +269,34 @@ def test_digest_of_a_subset_is_that_of_its_table():
         assert subset_digest(table, rows) == expected
         assert [identity for chunk in subset_ids(table, rows) for identity in chunk] == [item.id for item in chosen]
         assert rows_with_ids(table, pa.array([item.id for item in chosen], pa.string())).tolist() == list(rows)
+
+
+@pytest.mark.parametrize("change", [changed(seed=7), changed(prompt="another"), changed(negative_prompt="dark")])
+def test_later_samples_are_compared_with_the_first_ones_of_their_prompt(tmp_path, change):
+    """JSON, image, text and sidecar of the second generation agree; only the first generation does not."""
+    directory = write(tmp_path / "out", prompts_of(TEXTS[:3]))
+    write(directory.root, prompts_of(TEXTS[:3]), "prompts.samples_per_prompt=2")
+    assert verify(directory).complete
+    rewrite(directory, "made-000001", and_embedded(change))
+    assert any("made-000001: fjord_0-0001: its " in problem for problem in verify(directory).problems)
+
+
+@pytest.mark.parametrize("change", [changed(seed=7), changed(prompt="another"), changed(negative_prompt="dark")])
+def test_prompts_of_later_generations_are_compared_with_their_plan(tmp_path, change):
+    directory = write(tmp_path / "out", prompts_of(TEXTS[1:4]))
+    write(directory.root, prompts_of(TEXTS[:5]))
+    assert verify(directory).complete
+    rewrite(directory, "made-000001", and_embedded(change))
+    assert verify(directory).problems == ["prompts, sizes or seeds are not the planned ones"]
+
+
+def test_shards_of_other_generations_are_found(tmp_path):
+    directory = write(tmp_path / "out", prompts_of(TEXTS[:3]))
+    rewrite(directory, "made-000000", lambda metadata, members, entry: None)
+    write(directory.root, prompts_of(TEXTS[:6]))
+    rewrite(
+        directory,
+        "made-000001",
+        and_embedded(changed(fingerprint=directory.read_manifest().generations[0].fingerprint)),
+    )
+    assert any("it is a sample of another dataset" in problem for problem in verify(directory).problems)
