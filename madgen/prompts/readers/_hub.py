@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from madgen.utils.validation import expand_user
 
 SCHEME = "hf://"
 AS_TEXT = (".csv", ".tsv", ".jsonl")  # read by madgen, since the library guesses the types of their values
+NO_DATA = ("", ".md", ".yaml", ".yml")  # suffixes of files of a dataset on the Hub that hold no rows
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # files that `Dataset.save_to_disk` writes
 
 
@@ -54,7 +56,36 @@ def dataset_files(source: str) -> list[Path]:
 
     owner = source.removeprefix(SCHEME).split("/")[0]
     cache = Path(datasets.config.HF_DATASETS_CACHE)
-    return [file for folder in sorted(cache.glob(f"{owner}___*")) for file in _below(folder)]
+    folders = sorted(cache.glob(f"{owner}___*"))
+    snapshot = _text_snapshot(source, local_only=True)
+    return [file for folder in [*folders, *([snapshot] if snapshot else [])] for file in _below(folder)]
+
+
+def _text_snapshot(source: str, local_only: bool = False) -> Path | None:
+    """Download a dataset of text files on the Hub; return its folder in the cache.
+
+    None if it has other files, such as Parquet, or if it is neither cached nor can be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    name = "/".join(source.removeprefix(SCHEME).split("/")[:2])
+    try:
+        if not local_only:
+            with contextlib.suppress(OfflineModeIsEnabled):
+                siblings = HfApi().dataset_info(name).siblings or []
+                if not _is_text(item.rfilename for item in siblings):
+                    return None
+        folder = Path(snapshot_download(name, repo_type="dataset", local_files_only=local_only))
+    except Exception:  # the client passes on errors of its HTTP library; `load_dataset` reports them
+        return None
+    return folder if _is_text(file.relative_to(folder).as_posix() for file in _below(folder)) else None
+
+
+def _is_text(names: Iterable[str]) -> bool:
+    """Return whether all files with rows are read as text."""
+    suffixes = {suffix_of(name) for name in names if not name.startswith(".")} - set(NO_DATA)
+    return bool(suffixes) and suffixes <= set(AS_TEXT)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -97,22 +128,25 @@ def _load(source: str, split: str, scratch: str) -> Any:
 
     set_verbosity_error()
     disable_progress_bar()
-    folder = local_folder(source)
+    folder, config = local_folder(source), list[str]()
     try:
         if folder is None:
             owner, name, *config = source.removeprefix(SCHEME).split("/")
-            return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
+            snapshot = _text_snapshot(source)
+            if snapshot is None:
+                return datasets.load_dataset(f"{owner}/{name}", *config, split=split)
+            folder = snapshot
         if any((folder / name).is_file() for name in SAVED):
             saved = datasets.load_from_disk(str(folder))
             parts = saved.values() if isinstance(saved, dict) else [saved]
             _check_inside(folder, source, (file["filename"] for part in parts for file in part.cache_files))
             return _select_split(saved, source, split)
-        files = datasets.load_dataset_builder(str(folder), cache_dir=scratch).config.data_files or {}
+        files = datasets.load_dataset_builder(str(folder), *config, cache_dir=scratch).config.data_files or {}
         _check_inside(folder, source, (str(file) for part in files.values() for file in part))
         if split in files and all(suffix_of(str(file)) in AS_TEXT for file in files[split]):
             return [Path(file) for file in files[split]]
         # Streaming avoids a copy of local files in the user's cache.
-        return datasets.load_dataset(str(folder), split=split, streaming=True, cache_dir=scratch)
+        return datasets.load_dataset(str(folder), *config, split=split, streaming=True, cache_dir=scratch)
     except UserError:
         raise
     except Exception as error:  # the library passes on errors of its file systems, Hub client and file readers
