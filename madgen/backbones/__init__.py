@@ -209,6 +209,8 @@ class Checkpoint(TypedDict, total=False):
     """`none`, `text_encoders` or `model`, see `backbone.offload` of the job. Default: `none`."""
     max_sequence_length: int | None
     """Tokens of the prompt that the text encoder reads, where it is a choice; None: the pipeline's default."""
+    quantization: str | None
+    """`nf4`, `int8` or `fp8` weights of the network; None: weights in `dtype`."""
 
 
 class BackboneModule(Protocol):

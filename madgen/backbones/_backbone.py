@@ -13,6 +13,7 @@ from madgen.backbones._borrowed import adopted
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download, load_backbone
+from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
@@ -49,6 +50,8 @@ class PipelineBackbone(ABC):
     """Embeddings of the prompts of a pass may differ in length."""
     borrowed = False
     """The models belong to a pipeline of the caller; see `_borrowed`."""
+    is_quantized = False
+    """Weights of the network are quantized, and cannot be converted to float32."""
     upcasts_vae = False
     """Decode in float32, with weights that are converted meanwhile."""
     tokenizers: tuple[Any, ...]
@@ -161,7 +164,23 @@ class PipelineBackbone(ABC):
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
         options = cls.loading_options(pretrained, checkpoint)
-        return load_backbone(partial(cls, **further), cls.describe, pretrained, checkpoint, **options)
+        if (kind := checkpoint.get("quantization")) is not None:
+            cls.check_quantization(kind, pretrained)
+            dtype = checkpoint.get("dtype", torch.float32)
+            options["quantization_config"] = quantization_config(kind, cls.part, dtype)
+        backbone = load_backbone(partial(cls, **further), cls.describe, pretrained, checkpoint, **options)
+        backbone.is_quantized = kind is not None
+        return backbone
+
+    @classmethod
+    def check_quantization(cls, kind: str, pretrained: str) -> None:
+        """Raise UserError if the weights cannot be quantized."""
+        if single_file(pretrained) is not None:
+            raise UserError(
+                f"backbone.quantization={kind} is not supported for the single file {pretrained}; use a diffusers "
+                "folder or a Hub id, or set it to null"
+            )
+        check_quantization(kind)
 
     @classmethod
     def check_pipeline(cls, pipeline: Any) -> None:

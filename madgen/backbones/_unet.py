@@ -147,6 +147,11 @@ class UNetBackbone(PipelineBackbone):
         return {}
 
     @classmethod
+    def check_quantization(cls, kind: str, pretrained: str) -> None:
+        """Raise UserError: UNets are small."""
+        raise UserError(f"backbone.quantization={kind} is not supported for UNets; set it to null")
+
+    @classmethod
     def check_pipeline(cls, pipeline: Any) -> None:
         """Raise UserError for parts of a loaded pipeline that joint attention does not support."""
         check_unet(pipeline)

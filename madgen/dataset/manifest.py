@@ -53,7 +53,7 @@ def identity(
             "variant": job.backbone.variant,
             "dtype": dtype,
             **({"compile": True} if job.backbone.compile else {}),
-            **_chosen(job, "max_sequence_length", "prediction_type"),
+            **_chosen(job, "max_sequence_length", "prediction_type", "quantization"),
             "loras": [
                 {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
             ],

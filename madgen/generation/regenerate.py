@@ -110,6 +110,7 @@ def _inputs(metadata: dict[str, Any]) -> Inputs:
             compile=backbone.get("compile", False),
             max_sequence_length=backbone.get("max_sequence_length"),
             prediction_type=backbone.get("prediction_type"),
+            quantization=backbone.get("quantization"),
         ),
         MethodConfig(
             views=ViewsConfig(**method["views"]),

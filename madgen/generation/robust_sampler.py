@@ -170,7 +170,7 @@ class RobustSampler:
 
     def _retried_in_float32(self, task: Task, attempt: Attempt) -> Attempt:
         """Sample a task again in float32, alone, if its attempt has non-finite values or is blank."""
-        if attempt.reason not in (NOT_FINITE, CONSTANT) or self.sampler.dtype == torch.float32:
+        if attempt.reason not in (NOT_FINITE, CONSTANT) or not self.sampler.has_lower_precision:
             return attempt
 
         def retry() -> Attempt:

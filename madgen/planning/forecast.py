@@ -11,6 +11,7 @@ from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.backbones._blocks import ALL
+from madgen.backbones._quantization import check_quantization
 from madgen.cluster.launch import rank
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
@@ -66,6 +67,11 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)
     spec, assumed = _spec(run, assume_spec)
+    if job.backbone.quantization is not None:
+        if not spec.joint_attention:
+            kind = job.backbone.quantization
+            raise UserError(f"backbone.quantization={kind} is not supported for UNets; set it to null")
+        check_quantization(job.backbone.quantization)
     for lora in job.backbone.loras:
         check_lora(lora.weights)
     if not assumed:

@@ -281,6 +281,11 @@ class JointSampler:
         """Precision of the denoising network."""
         return self.backbone.dtype
 
+    @property
+    def has_lower_precision(self) -> bool:
+        """Whether `in_float32` computes more precisely: not in float32 already, nor with quantized weights."""
+        return self.dtype != torch.float32 and not getattr(self.backbone, "is_quantized", False)
+
     def in_float32(self) -> AbstractContextManager[None]:
         """Run all models in float32 within this context, then restore their precision."""
         return self.backbone.in_float32()

@@ -211,6 +211,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 device=device,
                 offload=backbone.offload,
                 max_sequence_length=backbone.max_sequence_length,
+                quantization=backbone.quantization,
             )
             geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks

@@ -72,7 +72,7 @@ def test_fused_loras_leave_plain_attention_that_mad_merges(tiny, tmp_path):
         assert type(fused.backbone.unet.get_submodule(name)) is type(plain.backbone.unet.get_submodule(name))
         assert type(fused.backbone.unet.get_submodule(name).to_q) is torch.nn.Linear
     assert set(fused.backbone.unet.state_dict()) == set(plain.backbone.unet.state_dict())
-    assert set(fused.backbone.text_encoder.state_dict()) == set(plain.backbone.text_encoder.state_dict())
+    assert set(fused.backbone.text_encoders[0].state_dict()) == set(plain.backbone.text_encoders[0].state_dict())
 
 
 def test_loras_of_other_trainers_and_folders_are_applied(tiny, tmp_path):

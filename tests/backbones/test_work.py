@@ -60,7 +60,7 @@ def test_views_are_evaluated_once_per_step_without_repeating_the_prompt(tiny, wo
 def test_prompt_is_projected_once_per_layer_for_all_views_and_steps(tiny, work, tau, cross_attention):
     mad = work(sampler(tiny, mad_steps=tau, cross_attention=cross_attention))
     mad.sample(["a hill", "the sea"], seeds=[1, 2], **RUN)
-    tokens = mad.backbone.tokenizer.model_max_length
+    tokens = mad.backbone.tokenizers[0].model_max_length
     for projection in ("attn2.to_k", "attn2.to_v"):
         found = calls(work.done, projection)
         assert len(found) == len({name for name, *_ in found}) == 7
@@ -69,7 +69,7 @@ def test_prompt_is_projected_once_per_layer_for_all_views_and_steps(tiny, work, 
 
 def test_negative_prompts_are_embedded_once_for_all_panoramas(tiny):
     mad, embedded = sampler(tiny, mad_steps=1), []
-    mad.backbone.text_encoder.register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
+    mad.backbone.text_encoders[0].register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
     expected = mad.sample(["the sea", "a hill"], seeds=[2, 1], negative_prompts=["fog", ""], **RUN)
     assert embedded == [2, 2]
     for prompts, seeds in ((["dunes", "a lake"], [5, 6]), (["the sea", "a hill"], [2, 1])):
@@ -177,7 +177,7 @@ def test_shared_negative_prompts_change_nothing(model, name, how, more, request,
 
 def test_prompts_are_embedded_once_for_steps_with_guidance_and_without(tiny):
     mad, embedded = sampler(tiny, mad_steps=1), []
-    mad.backbone.text_encoder.register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
+    mad.backbone.text_encoders[0].register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
     mad.sample(["the sea", "a hill"], seeds=[2, 1], guidance_steps=(1, 2), **RUN)
     assert embedded == [2, 2]
 

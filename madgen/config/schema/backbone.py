@@ -62,11 +62,22 @@ class BackboneConfig:
     max_sequence_length: int | None = None
     """Number of tokens that the text encoder of a transformer reads, > 0; longer prompts are truncated. null is
     the default of the diffusers pipeline: 256 for Stable Diffusion 3, 512 for others. Must be null for UNets."""
+    quantization: str | None = None
+    """Precision of a transformer's weights, to save memory: `int8` or `fp8` (torchao), or `nf4` (bitsandbytes, 4 bits,
+    NVIDIA GPUs); null is `dtype`. Pixels change. Needs `pip install 'madgen[quant]'`; not possible with LoRAs or single
+    files."""
 
     def __post_init__(self) -> None:
         check_one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_one_of("backbone.offload", self.offload, ("none", "text_encoders", "model"))
         length = self.max_sequence_length
         check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
+        if self.quantization is not None:
+            check_one_of("backbone.quantization", self.quantization, ("nf4", "int8", "fp8"))
+            check(
+                not self.loras,
+                f"backbone.quantization={self.quantization} is not possible with backbone.loras, which cannot be fused "
+                "into quantized weights; set it to null",
+            )
         if self.prediction_type is not None:
             check_one_of("backbone.prediction_type", self.prediction_type, ("epsilon", "v_prediction", "sample"))
