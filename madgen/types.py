@@ -140,6 +140,11 @@ class Prompt:
     place: tuple[int, int] | None = None
     """Left and top pixel of `image` on the panorama; None: it is the whole panorama."""
 
+    @property
+    def keeps_pixels(self) -> bool:
+        """Return whether a part of `image` is kept as it is."""
+        return "mask" in self.pictures or self.place is not None
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseBlend:

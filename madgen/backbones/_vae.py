@@ -17,6 +17,9 @@ from madgen.utils.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+if TYPE_CHECKING:
+    from madgen.backbones import Backbone
+
 
 def is_video(config: Mapping[str, Any]) -> bool:
     """Return whether a VAE's config is that of a video model, whose tensors have a dimension of frames."""
@@ -121,3 +124,26 @@ def _faded(extent: int, tile: int, factor: int) -> list[tuple[int, Tensor]]:
         tiles.append((start, (remaining * rise)[start * factor : (start + tile) * factor]))
         remaining = remaining * (1 - rise)
     return tiles[::-1]
+
+
+def encode_canvas(backbone: Backbone, pixels_13HW: Tensor, wrap: int = 0, tile: int | None = None) -> Tensor:
+    """Encode pixels in 0..1 as `decode` decodes: across the edge of a loop, and in tiles. `wrap`, `tile`: see there.
+
+    Returns float32 [1, C, H / factor, W / factor].
+    """
+    factor = backbone.spec.factor
+    wrap = min(wrap, pixels_13HW.shape[-1] // factor)
+    if wrap:
+        edge = wrap * factor
+        pixels_13HW = torch.cat([pixels_13HW[..., -edge:], pixels_13HW, pixels_13HW[..., :edge]], dim=-1)
+    height, width = (extent // factor for extent in pixels_13HW.shape[-2:])
+    if tile is None or max(height, width) <= tile:
+        return backbone.encode(pixels_13HW)[..., wrap : width - wrap]
+    down, across = min(tile, height), min(tile, width)
+    total = pixels_13HW.new_zeros((1, backbone.spec.channels, height, width))
+    for top, fade_down in _faded(height, down, 1):
+        for left, fade_across in _faded(width, across, 1):
+            part = pixels_13HW[..., top * factor : (top + down) * factor, left * factor : (left + across) * factor]
+            weight = fade_down.to(total.device)[:, None] * fade_across.to(total.device)
+            total[..., top : top + down, left : left + across] += backbone.encode(part) * weight
+    return total[..., wrap : width - wrap]

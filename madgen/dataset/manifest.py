@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from madgen.config.schema import BlendConfig, Job, MergeConfig, NoiseConfig
+from madgen.config.schema import UNETS, BlendConfig, Job, MergeConfig, NoiseConfig
 from madgen.dataset.belonging import has_shards_of
 from madgen.dataset.checks.manifest import identity_hash, manifest_problems
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
@@ -85,7 +85,6 @@ def _chosen(job: Job, *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-UNETS = ("sd", "sdxl")
 UNET_BLOCKS = ["down", "mid", "up"]
 """Recorded for `all` blocks of a UNet: what versions without `all` recorded."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.regions import Composition, OnePrompt
+from madgen.diffusion.start import FromNoise, Start
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
 from madgen.utils.lazy import no_grad, torch
@@ -60,20 +61,26 @@ def joint_diffusion(
     merger: Merger | None = None,
     composition: Composition | None = None,
     sync: Synchronizer | None = None,
+    start: Start | None = None,
     on_step: OnStep = lambda step, timestep, latents_BCHW: latents_BCHW,
 ) -> Tensor:
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
     `merger` is the mean of the views by default; `composition` puts several prompts on a canvas (regions); `sync` may
-    change the views before they are denoised (SyncDiffusion); `on_step` is called after each evaluation and returns the
+    change the views before they are denoised (SyncDiffusion); `start` may be latents of
+    pictures; `on_step` is called after each evaluation and returns the
     latents to continue with.
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     merger, composition, sync = merger or MergeOperator(), composition or OnePrompt(), sync or NoSync()
-    latents = noise_BCHW * scheduler.init_noise_sigma
+    start = start or FromNoise()
+    first = start.first(scheduler)
+    timesteps = scheduler.timesteps[first:]
+    later = [*timesteps, None]
+    latents = start.latents(noise_BCHW, scheduler, later[0])
     # Schedulers look timesteps up in tables on the CPU: one on a GPU would make every step wait for it.
-    times = scheduler.timesteps.cpu()
-    for step, timestep, time in zip(steps_of(scheduler), scheduler.timesteps, times, strict=True):
+    times = timesteps.cpu()
+    for step, timestep, time, following in zip(steps_of(scheduler, first), timesteps, times, later[1:], strict=True):
         views = layout.at(step)
         views_RVChw = merger.split(composition.rows(latents, scheduler, timestep, step), views, step)
         if (pulled_RVChw := sync.pull(views_RVChw, views, scheduler, timestep, step)) is not None:
@@ -82,15 +89,19 @@ def joint_diffusion(
         noise_views = denoiser.predict(scheduler.scale_model_input(views_RVChw, time), views, step, timestep)
         noise = composition.compose(merger.merge(noise_views, views, step))
         latents = merger.after_step(scheduler.step(noise, time, latents, **options).prev_sample, views, step)
+        latents = start.keep(latents, noise_BCHW, scheduler, following)
         latents = on_step(step, time, latents)
     return latents
 
 
-def steps_of(scheduler: Any) -> list[int]:
-    """The step that each evaluation belongs to: schedulers of second order, such as Heun's, take two a step, and PNDM
-    evaluates at some timesteps more than once."""
+def steps_of(scheduler: Any, first: int = 0) -> list[int]:
+    """Return the step that each evaluation from `first` on belongs to, counted from 0.
+
+    Schedulers of second order, such as Heun's, take two evaluations a step, and PNDM evaluates at some timesteps more
+    than once.
+    """
     if scheduler.order > 1:
-        return [evaluation // scheduler.order for evaluation in range(len(scheduler.timesteps))]
-    times = scheduler.timesteps.tolist()
+        return [evaluation // scheduler.order for evaluation in range(len(scheduler.timesteps) - first)]
+    times = scheduler.timesteps[first:].tolist()
     seen: dict[float, int] = {}
     return [seen.setdefault(time, len(seen)) for time in times]

@@ -24,9 +24,10 @@ from madgen.generation.batch_size import BatchSplit
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
 from madgen.sampling.inputs import PanoramaBatch
+from madgen.sampling.pictures import placed
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
 from madgen.sampling.sampler import PanoramaSampler
-from madgen.types import Attempt, Task
+from madgen.types import Attempt, Prompt, Task
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,9 @@ class RobustSampler:
 
     def _sample(self, tasks: Sequence[Task], chunk_views: int | None) -> list[Tensor] | None:
         def sample() -> Tensor:
-            latents = self.sampler.sample_latents(PanoramaBatch.from_tasks(tasks), self.params, chunk_views)
+            latents = self.sampler.sample_latents(
+                PanoramaBatch.from_tasks(tasks, self.params.init), self.params, chunk_views
+            )
             if latents.is_cuda:
                 torch.cuda.synchronize(latents.device)
             return latents
@@ -145,7 +148,7 @@ class RobustSampler:
         size, requested = (height, width, self.sampler.dtype), self.params.decode
         modes = ["tiled"] if size in self._tiled or decodes_tiled(height, width, requested) else [requested, "tiled"]
         for mode in modes:
-            attempt = self._within_memory(partial(self._decode, latents_1CHW, mode))
+            attempt = self._within_memory(partial(self._decode, task.prompt, latents_1CHW, mode))
             if attempt is not None:
                 break
         if attempt is None:
@@ -157,7 +160,7 @@ class RobustSampler:
             self._remember(TILED)
         return replace(attempt, changes={"sampling": {"decode": "tiled"}})
 
-    def _decode(self, latents_1CHW: Tensor, mode: str) -> Attempt:
+    def _decode(self, prompt: Prompt, latents_1CHW: Tensor, mode: str) -> Attempt:
         pixels_13HW = self.sampler.decode_pixels(latents_1CHW, self.params.loop, mode)
         lows, highs = pixels_13HW.flatten(2).aminmax(dim=2)  # for each channel; NaN propagates
         if not torch.isfinite(lows + highs).all():
@@ -166,6 +169,8 @@ class RobustSampler:
             )
         if (span := int((levels(highs) - levels(lows)).max())) < MIN_CONTRAST:
             return Attempt(None, {}, CONSTANT, f"the image is blank: no channel spans more than {span} of 255 levels")
+        if prompt.keeps_pixels and (picture := placed(prompt, self.params.init)) is not None:
+            pixels_13HW = self.sampler.keep_known(pixels_13HW, [picture], self.params)
         return Attempt(to_uint8(pixels_13HW)[0])
 
     def _retried_in_float32(self, task: Task, attempt: Attempt) -> Attempt:

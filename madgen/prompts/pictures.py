@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import PICTURE_FIELDS, PROMPT_FIELDS, InitConfig, Job
-from madgen.config.schema.init import CENTER, check_place
-from madgen.images.masks import MAX_STRETCH
+from madgen.config.schema.init import check_place
 from madgen.images.pictures import read_mask
-from madgen.images.start import keeps, scaled_size
+from madgen.images.placement import check_aspect, check_mask, locate, scaled_size
 from madgen.prompts.picture_files import parse_picture
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError
@@ -68,11 +67,7 @@ class PictureColumns:
             raise UserError(
                 f"{where}: the row's size and sampling.init.scale={self.init.scale:g} exclude each other; remove one"
             )
-        if abs(own[1] * height / (own[0] * width) - 1) > MAX_STRETCH:
-            raise UserError(
-                f"{where}: the image of {height}x{width} px (height x width) has another aspect ratio than the "
-                f"panorama of {own[0]}x{own[1]} px; crop it, or set place to continue it"
-            )
+        _located(where, check_aspect, (height, width), own)
         return own
 
     def place(self, where: object, value: Any, pictures: Mapping[str, PictureFile]) -> Any:
@@ -95,32 +90,24 @@ class PictureColumns:
         if image is None:
             return None
         if mask is not None:
-            self._check_mask(where, image, mask)
+            _located(where, check_mask, read_mask(mask), (image.height, image.width))
         if self.init.strength == 0 and (mask is not None or place is not None):
             raise UserError(f"{where}: sampling.init.strength=0 generates nothing around what is kept; raise it")
         if place is None:
             return None
-        height, width = scaled_size((image.height, image.width), self.init.scale)
-        left, top = ((size[1] - width) // 2, (size[0] - height) // 2) if place == CENTER else place
-        if min(left, top) < 0 or left + width > size[1] or top + height > size[0]:
-            raise UserError(
-                f"{where}: the image of {height}x{width} px (height x width) at place [{left}, {top}] is not inside "
-                f"the panorama of {size[0]}x{size[1]} px; move it, or lower sampling.init.scale"
-            )
-        if (height, width) == size and mask is None:
+        picture = scaled_size((image.height, image.width), self.init.scale)
+        left_top: Size = _located(where, locate, place, picture, size)
+        if picture == size and mask is None:
             raise UserError(f"{where}: the image covers the whole panorama, so place has no effect; remove it")
-        return left, top
+        return left_top
 
-    def _check_mask(self, where: object, image: PictureFile, mask: PictureFile) -> None:
-        if (mask.height, mask.width) != (image.height, image.width):
-            raise UserError(
-                f"{where}: the mask of {mask.height}x{mask.width} px (height x width) must have the size of the image, "
-                f"{image.height}x{image.width} px"
-            )
-        kept = keeps(read_mask(mask))
-        if kept.all() or not kept.any():
-            extent = "keeps everything; draw what is generated in black" if kept.all() else "keeps nothing; remove it"
-            raise UserError(f"{where}: the mask {extent}")
+
+def _located(where: object, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function; its UserErrors begin with the location of the row."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_known(where: object, name: str, known: tuple[str, ...]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 from madgen.backbones import BackboneSpec
+from madgen.config.schema import InitConfig
+from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
+from madgen.sampling.pictures import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Ramp, Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
@@ -31,10 +34,12 @@ class PanoramaBatch:
     """Objects in place of seeds, prompts and the schedule."""
     blends: list[NoiseBlend | None] | None = None
     """Blends of the initial noise; None: as the method's `noise.blend` says for samples of one prompt."""
+    pictures: list[PlacedPicture] = field(default_factory=list)
+    """One for each panorama to start from; none: start from noise."""
 
     @classmethod
-    def from_tasks(cls, tasks: Sequence[Task]) -> PanoramaBatch:
-        """Collect tasks of one size."""
+    def from_tasks(cls, tasks: Sequence[Task], init: InitConfig) -> PanoramaBatch:
+        """Collect tasks of one size, and read their pictures as `init` says."""
         prompts = [task.prompt for task in tasks]
         return cls(
             prompts[0].height,
@@ -44,6 +49,7 @@ class PanoramaBatch:
             [task.seed for task in tasks],
             [list(prompt.regions) for prompt in prompts],
             blends=[task.blend for task in tasks],
+            pictures=[picture for prompt in prompts if (picture := placed(prompt, init)) is not None],
         )
 
     @property

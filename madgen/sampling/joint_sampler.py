@@ -22,13 +22,16 @@ from madgen.config.schema import SamplingParams
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align, in_patches
 from madgen.diffusion.reference import with_annex, without_annex
+from madgen.diffusion.regions import Regions
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
+from madgen.images.placement import PlacedPicture
 from madgen.sampling.blending import blended
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
 from madgen.sampling.method import Method
+from madgen.sampling.pictures import check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
 from madgen.types import Task
@@ -69,41 +72,54 @@ class JointSampler:
         `params`: None for those of the sampler; `on_step`: see `joint_diffusion`; other arguments: see `sample`.
         """
         params = params or self.params
-        if params.init.strength is not None:
-            raise UserError("sampling.init.strength: sampling from pictures is not supported yet; set it to null")
+        steps = params.denoising_steps(self.backbone.spec.joint_attention)
         layout = self.geometry.build(batch.height, batch.width, params.loop)
         first = self.geometry.overlap_from
-        if first is not None and first >= params.num_inference_steps:
-            raise UserError(f"overlap_from={first} must be < num_inference_steps={params.num_inference_steps}")
-        self.method.merge.check_steps(self.method.merging.steps, params.num_inference_steps)
+        if first is not None and first >= steps:
+            raise UserError(f"overlap_from={first} must be < num_inference_steps={steps}")
+        self.method.merge.check_steps(self.method.merging.steps, steps, params.described(steps))
+        self.method.merge.check_init(params.init)
+        check_pictures(batch, params.init)
         self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)
         with self.exclusively():
             self._warn_if_truncated(batch.all_texts)
             scheduler = self._new_scheduler(params, layout.at(0))
             noise, generator = self._noise(batch, scheduler)
-            bootstrapping = self.method.bootstrapped_steps(params.num_inference_steps)
+            bootstrapping = self.method.bootstrapped_steps(steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
             size = batch.height, batch.width
             composition = build_composition(
                 batch.regions, self.backbone, noise, size, batch.seeds, params.loop, bootstrapping
             )
             guided = self._encode(batch, params, chunk_views)
-            denoiser: Denoiser = guided
-            if composition is not None and composition.bootstrap is not None:
-                separate = guided.conditioning.regrouped(row_view_ids(batch.regions, bootstrapped=True))
-                steps = range(composition.bootstrap.steps)
-                denoiser = ScheduledDenoiser(replace(guided, conditioning=separate), denoiser, steps)
-            if params.guidance_steps is not None:
-                unguided = replace(guided, conditioning=guided.conditioning.unguided())
-                denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
+            denoiser = self._scheduled(guided, batch, params, composition)
             sync = self._sync_guidance(guided)
             width = batch.width // self.backbone.spec.factor
             latents = joint_diffusion(
                 noise, scheduler, layout, denoiser, generator,
                 merger=self.method.merger, composition=composition, sync=sync, on_step=without_annex(on_step, width),
+                start=start_of(batch.pictures, self.backbone, self.geometry, scheduler, params, steps),
             )  # fmt: skip
             return latents[..., :width]
+
+    def _scheduled(
+        self, guided: ConditionedDenoiser, batch: PanoramaBatch, params: SamplingParams, composition: Regions | None
+    ) -> Denoiser:
+        """Return the denoiser of all steps: bootstrapped regions do not share views, and some steps are not guided."""
+        denoiser: Denoiser = guided
+        if composition is not None and composition.bootstrap is not None:
+            separate = guided.conditioning.regrouped(row_view_ids(batch.regions, bootstrapped=True))
+            bootstrapped = range(composition.bootstrap.steps)
+            denoiser = ScheduledDenoiser(replace(guided, conditioning=separate), denoiser, bootstrapped)
+        if params.guidance_steps is not None:
+            unguided = replace(guided, conditioning=guided.conditioning.unguided())
+            denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
+        return denoiser
+
+    def keep_known(self, pixels_B3HW: Tensor, pictures: Sequence[PlacedPicture], params: SamplingParams) -> Tensor:
+        """Return decoded pixels with the parts of `pictures` that are kept, their edges feathered."""
+        return keep_known(pixels_B3HW, pictures, params.init.feather, params.loop)
 
     def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
         """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""

@@ -32,6 +32,7 @@ from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch
 from madgen.sampling.joint_sampler import JointSampler
 from madgen.sampling.method import Method, MethodOptions, method_config
+from madgen.sampling.pictures import parse_pictures
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -237,14 +238,17 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         prompts: str | Sequence[str],
         *,
         negative_prompts: Sequence[str] | None = None,
-        height: int,
-        width: int,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_steps: Sequence[int] | None = None,
         seeds: Sequence[int],
         loop: bool | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
+        images: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
+        strength: float | None = None,
         decode: str | None = None,
         chunk_views: int | None = None,
         output: str = "image",
@@ -255,7 +259,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         Args:
             prompts: One prompt for each panorama.
             negative_prompts: One negative prompt for each panorama; None: no negative prompts.
-            height: Height in pixels.
+            height: Height in pixels. None, as for width: that of the images, enlarged by `sampling.init.scale`.
             width: Width in pixels.
             num_inference_steps: Number of denoising steps. None, as for the arguments below: the sampler's `params`,
                 which are the defaults of a job's `sampling` unless it was created with others.
@@ -266,6 +270,12 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             loop: Close the panorama: views, attention and decoding wrap around its left and right edge.
             regions: A list of regions for each panorama: parts with their own prompts, over the panorama's prompt as
                 the background.
+            images: Pictures to start from instead of noise, one for each panorama: PIL images or uint8 [H, W, 3]. They
+                are resized to the panorama, or lie on it where `sampling.init.place` says.
+            masks: White (255 or True) where an image is kept: PIL images, uint8 or bool [H, W], of the same sizes. The
+                kept part blends into the rest over `sampling.init.feather` pixels; inside of that it is the image.
+            strength: Share of the denoising steps that run, 0..1: 0 only encodes and decodes the images, 1 starts from
+                noise. Needed with images. Steps are counted from the first one that runs.
             decode: See the method `decode`.
             chunk_views: Limit memory, at the cost of time: denoise prompt by prompt, and at most this many views at
                 once (all of a prompt's views where attention merges them). Changes only the last bits of the latents.
@@ -280,14 +290,18 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             UserError: for impossible sizes and settings.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
         params = self.merged_params(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_steps=guidance_steps,
             loop=loop,
             decode=decode,
+            strength=strength,
         )
+        pictures = parse_pictures(images, masks, len(prompts), (height, width), params.init)
+        height, width = pictures[0].size if pictures else (height, width)
+        batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
+        batch = replace(batch, pictures=pictures)
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         check_output("output", output, ("image", "pil", "np", "pt", "latent"))
         if not callable(on_step):
@@ -301,10 +315,18 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             latents = self.sample_latents(batch, params, chunk_views, report)
             if output == "latent":
                 return latents
-            return convert(self.decode_pixels(latents, params.loop, params.decode), output)
+            pixels = self.decode_pixels(latents, params.loop, params.decode)
+            return convert(self.keep_known(pixels, pictures, params) if pictures else pixels, output)
 
     def merged_params(
-        self, *, num_inference_steps: Any, guidance_scale: Any, guidance_steps: Any, loop: Any, decode: Any
+        self,
+        *,
+        num_inference_steps: Any,
+        guidance_scale: Any,
+        guidance_steps: Any,
+        loop: Any,
+        decode: Any,
+        strength: Any = None,
     ) -> SamplingParams:
         """Return the sampler's `params` with other values where they are not None. Raises UserError."""
         given: dict[str, Any] = {}
@@ -319,6 +341,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             given["loop"] = switch("loop", loop)
         if decode is not None:
             given["decode"] = text("decode", decode)
+        if strength is not None:
+            given["init"] = replace(self.params.init, strength=number("strength", strength, 0))
         return replace(self.params, **given)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from madgen.config.schema.backbone import BackboneConfig, LoraConfig
+from madgen.config.schema.backbone import UNETS, BackboneConfig, LoraConfig
 from madgen.config.schema.checks import check_recordable, check_url, nearest
 from madgen.config.schema.init import InitConfig
 from madgen.config.schema.job import Job, require_job
@@ -27,6 +27,7 @@ __all__ = [
     "PIXEL_SCORES",
     "PROMPT_FIELDS",
     "SCORES",
+    "UNETS",
     "BackboneConfig",
     "BlendConfig",
     "InitConfig",

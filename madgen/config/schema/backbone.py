@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from madgen.config.schema.checks import check, check_one_of
 
+UNETS = ("sd", "sdxl")
+"""Backbones that predict noise with a UNet; the others are flow-matching transformers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:

@@ -49,6 +49,22 @@ class InitConfig:
             f"sampling.init.{unused} has no effect without pictures; set sampling.init.strength to start from them",
         )
 
+    def denoising_steps(self, num_inference_steps: int, flow: bool) -> int:
+        """Return the number of denoising steps that run. Raises UserError if the strength is less than one step.
+
+        Fractions are rounded as in diffusers' image-to-image pipelines, up for flow-matching models (`flow`).
+        """
+        if self.strength is None:
+            return num_inference_steps
+        noised = min(num_inference_steps * self.strength, num_inference_steps)
+        steps = num_inference_steps - int(num_inference_steps - noised) if flow else int(noised)
+        check(
+            steps > 0 or self.strength == 0,
+            f"sampling.init.strength={self.strength:g} of sampling.num_inference_steps={num_inference_steps} is less "
+            f"than one step; raise it to {1 / num_inference_steps:.3g}, or set it to 0",
+        )
+        return steps
+
     def to_metadata(self) -> dict[str, Any]:
         """Return the content of `sampling.init` in a sample's JSON, whose place is that of the sample."""
         return {name: value for name, value in asdict(self).items() if name != "place"}

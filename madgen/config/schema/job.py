@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.field_types import check_fields
-from madgen.config.schema.backbone import BackboneConfig
+from madgen.config.schema.backbone import UNETS, BackboneConfig
 from madgen.config.schema.checks import check, check_recordable
 from madgen.config.schema.method import MethodConfig
 from madgen.config.schema.output import PIXEL_SCORES, OutputConfig, QuarantineConfig, SafetyConfig, ScoresConfig
@@ -45,17 +45,18 @@ class Job:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "method", self.method.with_steps(self.sampling.num_inference_steps))
+        object.__setattr__(self, "method", self.method.with_steps(self.denoising_steps))
         check_recordable(self.as_dict())
         check(self.retry in (None, "quarantined"), f"retry must be quarantined or null, got {self.retry!r}")
         valid = all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name)
         check(valid and 0 < len(self.name) <= 96, f"name must match [A-Za-z0-9_-]{{1,96}}, got {self.name!r}")
-        first, steps = self.method.views.overlap_from, self.sampling.num_inference_steps
+        first, steps = self.method.views.overlap_from, self.denoising_steps
         check(
             first is None or first < steps,
-            f"method.views.overlap_from={first} must be < sampling.num_inference_steps={steps}; set it to null",
+            f"method.views.overlap_from={first} must be < {self.sampling.described(steps)}; set it to null",
         )
-        self.method.merge.check_steps(self.method.mad.merged_steps, steps)
+        self.method.merge.check_steps(self.method.mad.merged_steps, steps, self.sampling.described(steps))
+        self.method.merge.check_init(self.sampling.init)
         check(
             self.sampling.guidance_steps is None or not self.method.sync.weight,
             "method.sync needs guidance in every step; set sampling.guidance_steps to null",
@@ -80,6 +81,11 @@ class Job:
         """Pixel scores that are recorded, in the order of `PIXEL_SCORES`."""
         enabled = PIXEL_SCORES if self.scores.enabled is None else self.scores.enabled
         return tuple(name for name in PIXEL_SCORES if name in enabled and name not in self._inapplicable_scores)
+
+    @property
+    def denoising_steps(self) -> int:
+        """Number of denoising steps that run, fewer than `num_inference_steps` if sampling starts from pictures."""
+        return self.sampling.denoising_steps(flow=self.backbone.name not in UNETS)
 
     @property
     def picture_columns(self) -> tuple[str, ...]:

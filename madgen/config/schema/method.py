@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from madgen.config.schema.checks import changed, check, check_one_of
+from madgen.config.schema.init import InitConfig
 from madgen.types import NoiseBlend
 
 
@@ -47,7 +48,7 @@ class MadConfig:
     """Number of steps, from the first one on, in which attention is merged (the paper's tau), >= 0. 0 is plain
     MultiDiffusion, unless `cross_attention` is `always`. null: `share` sets it."""
     share: float | None = None
-    """Instead of `steps`: the share of `sampling.num_inference_steps`, 0..1, rounded to whole steps. Of `steps` and
+    """Instead of `steps`: the share of the denoising steps that run, 0..1, rounded to whole steps. Of `steps` and
     `share`, the one that is set last applies. null: `steps` sets it."""
     blocks: tuple[str, ...] = ("all",)
     """Layers in which attention is merged: `all`; for UNets `down`, `mid` and `up`; for transformers `early`, `middle`
@@ -133,17 +134,24 @@ class MergeConfig:
         """Return the settings that differ from the defaults, as on the command line."""
         return ", ".join(f"method.merge.{name}={value}" for name, value in changed(self).items())
 
-    def check_steps(self, mad_steps: int, num_inference_steps: int) -> None:
-        """Raise UserError if the merge has no effect in so few denoising steps."""
+    def check_steps(self, mad_steps: int, steps: int, described: str) -> None:
+        """Raise UserError if the merge has no effect in `steps` denoising steps; `described`: the same for messages."""
         check(
-            self.is_mean or mad_steps < num_inference_steps,
-            f"{self.summary} has no effect: attention is merged in all of sampling.num_inference_steps="
-            f"{num_inference_steps} steps; lower method.mad.steps={mad_steps}, or set it to 0 to disable MAD",
+            self.is_mean or mad_steps < steps,
+            f"{self.summary} has no effect: attention is merged in all of {described} steps; lower "
+            f"method.mad.steps={mad_steps}, or set it to 0 to disable MAD",
         )
         check(
-            self.reference_steps <= num_inference_steps,
-            f"method.merge.reference_steps must be <= sampling.num_inference_steps={num_inference_steps}, "
-            f"got {self.reference_steps}",
+            self.reference_steps <= steps,
+            f"method.merge.reference_steps must be <= {described}, got {self.reference_steps}",
+        )
+
+    def check_init(self, init: InitConfig) -> None:
+        """Raise UserError if the merge cannot start from pictures."""
+        check(
+            not self.reference_steps or init.strength is None,
+            f"method.merge.reference_steps={self.reference_steps} denoises a view that starts from noise, so it cannot "
+            "be combined with sampling.init; set it to 0",
         )
 
 

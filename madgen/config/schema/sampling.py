@@ -73,6 +73,26 @@ class SamplingParams:
             f"sampling.guidance_steps has no effect with guidance_scale={self.guidance_scale} <= 1; set it to null",
         )
 
+    def denoising_steps(self, flow: bool) -> int:
+        """Return the number of denoising steps that run; `flow`: the backbone is a flow-matching model.
+
+        Raises UserError if `init.strength` leaves none, or not those of `guidance_steps`.
+        """
+        steps = self.init.denoising_steps(self.num_inference_steps, flow)
+        check(
+            self.guidance_steps is None or self.guidance_steps[1] <= steps,
+            f"sampling.guidance_steps={list(self.guidance_steps or ())} must end within the {steps} steps that run at "
+            f"sampling.init.strength={self.init.strength}; lower its end",
+        )
+        return steps
+
+    def described(self, steps: int) -> str:
+        """Return the number of denoising steps that run, for messages."""
+        number = f"sampling.num_inference_steps={self.num_inference_steps}"
+        if self.init.strength is None:
+            return number
+        return f"{steps} (the steps of {number} that run at sampling.init.strength={self.init.strength:g})"
+
     @property
     def guided_steps(self) -> range:
         """Return the steps with classifier-free guidance."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from madgen.images.masks import MAX_STRETCH
+from madgen.utils.errors import UserError
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -18,13 +22,53 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Start:
+class PlacedPicture:
     """A picture on a canvas."""
 
     pixels_HWC: np.ndarray
     """uint8 [H, W, 3]; around a placed picture its border is repeated."""
     known_HW: np.ndarray | None = None
     """Pixels that are kept, bool [H, W]; None: none, all are starting points only."""
+
+    @property
+    def size(self) -> Size:
+        """Return the size of the canvas."""
+        height, width, _ = self.pixels_HWC.shape
+        return height, width
+
+
+def check_aspect(picture: Size, canvas: Size) -> None:
+    """Raise UserError for a picture of another aspect ratio than its canvas; rounded sizes may differ a little."""
+    if abs(canvas[1] * picture[0] / (canvas[0] * picture[1]) - 1) > MAX_STRETCH:
+        raise UserError(
+            f"the image of {picture[0]}x{picture[1]} px (height x width) has another aspect ratio than the panorama of "
+            f"{canvas[0]}x{canvas[1]} px; crop it, or set its place on the panorama (sampling.init.place)"
+        )
+
+
+def locate(place: Any, picture: Size, canvas: Size) -> tuple[int, int]:
+    """Return the left and top pixel of a picture at a place, `center` or [left, top]. Raises UserError if outside."""
+    center = (canvas[1] - picture[1]) // 2, (canvas[0] - picture[0]) // 2
+    left, top = center if place == "center" else place
+    if min(left, top) < 0 or left + picture[1] > canvas[1] or top + picture[0] > canvas[0]:
+        raise UserError(
+            f"the image of {picture[0]}x{picture[1]} px (height x width) at place [{left}, {top}] is not inside the "
+            f"panorama of {canvas[0]}x{canvas[1]} px; move it, or lower sampling.init.scale"
+        )
+    return left, top
+
+
+def check_mask(mask: Image.Image, picture: Size) -> None:
+    """Raise UserError for a mask of another size than its picture, or one that keeps everything or nothing."""
+    if (mask.height, mask.width) != picture:
+        raise UserError(
+            f"the mask of {mask.height}x{mask.width} px (height x width) must have the size of its image, "
+            f"{picture[0]}x{picture[1]} px"
+        )
+    kept = keeps(mask)
+    if kept.all() or not kept.any():
+        extent = "keeps everything; draw what is generated in black" if kept.all() else "keeps nothing; leave it out"
+        raise UserError(f"the mask {extent}")
 
 
 def scaled_size(size: Size, scale: float) -> Size:
@@ -44,17 +88,17 @@ def place_picture(
     left_top: tuple[int, int] | None = None,
     scale: float = 1.0,
     resample: str = "lanczos",
-) -> Start:
+) -> PlacedPicture:
     """Put an image (RGB), and its mask, on a canvas of `size`; without `left_top` it is resized to the whole canvas."""
     target = size if left_top is None else scaled_size((image.height, image.width), scale)
     pixels = np.asarray(_resized(image, target, RESAMPLING[resample]))
     known = None if mask is None else keeps(_resized(mask, target, RESAMPLING["bilinear"]))
     if left_top is None:
-        return Start(pixels, known)
+        return PlacedPicture(pixels, known)
     (left, top), (height, width) = left_top, target
     margins = ((top, size[0] - top - height), (left, size[1] - left - width))
     inside = np.ones(target, bool) if known is None else known
-    return Start(np.pad(pixels, (*margins, (0, 0)), mode="edge"), np.pad(inside, margins))
+    return PlacedPicture(np.pad(pixels, (*margins, (0, 0)), mode="edge"), np.pad(inside, margins))
 
 
 def _resized(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
@@ -75,12 +119,3 @@ def feather(known_HW: np.ndarray, width: int, loop: bool = False) -> np.ndarray:
         return np.ones(known_HW.shape, np.float32)
     distance = distance_transform_edt(padded)[:, around : around + extent]
     return np.minimum(distance / (width + 1), 1).astype(np.float32)
-
-
-def keep_known(image_HWC: np.ndarray, start: Start, width: int, loop: bool = False) -> np.ndarray:
-    """Return a generated image, uint8 [H, W, 3], with the kept part in place, blended over `width` pixels."""
-    if start.known_HW is None:
-        return image_HWC
-    weights = feather(start.known_HW, width, loop)[..., None]
-    blended = start.pixels_HWC * weights + image_HWC * (1 - weights)
-    return np.round(blended).astype(np.uint8)
