@@ -71,6 +71,18 @@ def regenerate(
             show_default="the location in dataset.json",
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Picture that the sample started from.", show_default="the one that its prompt names"
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Mask of the part that it kept.", show_default="the one that its prompt names"
+        ),
+    ] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 
@@ -82,7 +94,8 @@ def regenerate(
     """
     from madgen.generation.regenerate import regenerate as run
 
-    sys.exit(0 if run(directory, key, output, pretrained) else 1)
+    files = {name: file for name, file in (("image", image), ("mask", mask)) if file is not None}
+    sys.exit(0 if run(directory, key, output, pretrained, files) else 1)
 
 
 def preview(

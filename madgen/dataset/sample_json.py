@@ -44,6 +44,8 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         "width": prompt.width,
         **({"columns": dict(prompt.columns)} if prompt.columns else {}),
         **({"regions": [embed_mask(region).as_dict() for region in prompt.regions]} if prompt.regions else {}),
+        **({"pictures": {name: file.sha256 for name, file in prompt.pictures.items()}} if prompt.pictures else {}),
+        **({"place": list(prompt.place)} if prompt.place is not None else {}),
         **settings,
     }
 

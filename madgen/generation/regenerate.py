@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from madgen.config.schema import (
     ViewsConfig,
 )
 from madgen.dataset.encoding import encode_image
+from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
@@ -35,17 +37,27 @@ from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, lora_id, weights_id
+from madgen.prompts.picture_files import parse_picture
+from madgen.prompts.recorded_pictures import find_pictures
 from madgen.sampling.inputs import PanoramaBatch
+from madgen.sampling.postprocess import to_uint8
 from madgen.sampling.sampler import PanoramaSampler
-from madgen.types import NoiseBlend, Region
+from madgen.types import NoiseBlend, PictureFile, Prompt, Region, Task
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
 
-def regenerate(directory: Path, key: str, output: Path, pretrained: str | None = None) -> bool:
+def regenerate(
+    directory: Path,
+    key: str,
+    output: Path,
+    pretrained: str | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> bool:
     """Write the image to `output` and print how it compares; return whether its pixels equal the dataset's.
 
-    The backbone is loaded from `pretrained`, by default the location in `dataset.json`.
+    The backbone is loaded from `pretrained`, by default the location in `dataset.json`, and pictures from `files`, by
+    column (`image`, `mask`), by default those that the job's prompts name.
     JPEG and WebP are compared after the same encoding. The last bits depend on the device and the batch size.
     """
     image_format = check_output(output)
@@ -56,7 +68,8 @@ def regenerate(directory: Path, key: str, output: Path, pretrained: str | None =
     try:
         metadata = with_locations(stored.metadata, manifest, pretrained)
         _check_weights(metadata)
-        inputs, loop = _inputs(metadata), bool(metadata["sampling"]["loop"])
+        pictures = _find_pictures(metadata, manifest, files or {})
+        inputs, loop = _inputs(metadata, pictures), bool(metadata["sampling"]["loop"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -91,10 +104,10 @@ def _check_weights(metadata: dict[str, Any]) -> None:
         _check_same(safety["checker"], checker_id(safety["checker"]), safety["weights"])
 
 
-Inputs = tuple[BackboneConfig, MethodConfig, SamplingParams, PanoramaBatch]
+Inputs = tuple[BackboneConfig, MethodConfig, SamplingParams, Task]
 
 
-def _inputs(metadata: dict[str, Any]) -> Inputs:
+def _inputs(metadata: dict[str, Any], pictures: dict[str, PictureFile]) -> Inputs:
     """Parse the JSON of a sample. Raises LookupError, TypeError or ValueError if something is missing or wrong."""
     backbone, method = metadata["backbone"], metadata["method"]
     noise, blend = method.get("noise", {}), metadata.get("blend")
@@ -121,24 +134,64 @@ def _inputs(metadata: dict[str, Any]) -> Inputs:
             regions=RegionsConfig(**(method["regions"] or {})),
         ),
         SamplingParams.from_metadata(metadata["sampling"]),
-        PanoramaBatch(
-            metadata["height"],
-            metadata["width"],
-            [metadata["prompt"]],
-            [metadata["negative_prompt"]],
-            [metadata["seed"]],
-            [[Region.from_dict(region) for region in metadata.get("regions", [])]],
-            blends=[None if blend is None else NoiseBlend(**blend)],
+        Task(
+            metadata["key"],
+            Prompt(
+                metadata["prompt_id"],
+                metadata["prompt"],
+                metadata["negative_prompt"],
+                metadata["height"],
+                metadata["width"],
+                regions=tuple(Region.from_dict(region) for region in metadata.get("regions", [])),
+                pictures=pictures,
+                place=tuple(metadata["place"]) if "place" in metadata else None,
+            ),
+            metadata["sample_index"],
+            metadata["seed"],
+            None if blend is None else NoiseBlend(**blend),
         ),
     )
 
 
+def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[str, Path]) -> dict[str, PictureFile]:
+    """Return the pictures that a sample started from: `files` by column, or those that the job's prompts name.
+
+    Raises UserError for a picture that is missing, or has other content.
+    """
+    recorded: dict[str, str] = metadata.get("pictures", {})
+    unused = next((name for name in files if name not in recorded), None)
+    if unused is not None:
+        raise UserError(f"--{unused}={files[unused]} has no effect: the sample used no such picture; leave it out")
+    pictures = {name: parse_picture(f"--{name}", name, str(file), None, False) for name, file in files.items()}
+    missing = {name: checksum for name, checksum in recorded.items() if name not in pictures}
+    if missing:
+        wanted = {metadata["prompt"]: set(missing.values())}
+        available = find_pictures(manifest.setting("job.prompts", dict), list(missing), wanted)
+        pictures |= {name: available[checksum] for name, checksum in missing.items() if checksum in available}
+    for name, checksum in recorded.items():
+        if name not in pictures:
+            raise UserError(
+                f"the {name} of the sample (sha256 {checksum[:12]}...) is no longer where its prompt names it; "
+                f"pass --{name} FILE"
+            )
+        if pictures[name].sha256 != checksum:
+            raise UserError(
+                f"--{name}={pictures[name].path} has other content (sha256 {pictures[name].sha256[:12]}...) than "
+                f"the {name} of the sample ({checksum[:12]}...)"
+            )
+    return pictures
+
+
 def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
-    backbone, method, params, batch = inputs
+    backbone, method, params, task = inputs
+    batch = PanoramaBatch.from_tasks([task], params.init)
     sampler = PanoramaSampler.from_configs(backbone, method, params, "cuda" if torch.cuda.is_available() else "cpu")
     with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
         latents = sampler.sample_latents(batch)
-        return sampler.decode(latents, params.loop, params.decode)[0], sampler
+        pixels = sampler.decode_pixels(latents, params.loop, params.decode)
+        if batch.pictures:
+            pixels = sampler.keep_known(pixels, batch.pictures, params)
+        return to_uint8(pixels)[0], sampler
 
 
 def _checked(image_HWC: np.ndarray, sampler: PanoramaSampler, metadata: dict[str, Any]) -> np.ndarray:

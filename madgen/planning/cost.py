@@ -24,6 +24,8 @@ class Cost:
     view_evaluations: int
     megapixels: float
     bytes: int
+    pictures: int = 0
+    """Pictures that are encoded to start from, as large as the panoramas."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
@@ -93,7 +93,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         sizes=dict(sizes(plan)),
         views={size: layout.at(0).count for size, layout in layouts.items()},
         evaluations=evaluations,
-        cost=total_cost(plan, evaluations, job.output.format),
+        cost=replace(total_cost(plan, evaluations, job.output.format), pictures=_encoded_pictures(run)),
         truncation=count_truncated(run),
         licences=licence_notes(job.backbone),
     )
@@ -132,7 +132,7 @@ def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
         name = (own or {}).get("_class_name")
     if name is not None:
         regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
-        steps = Method.from_config(job.method).bootstrapped_steps(job.sampling.num_inference_steps)
+        steps = Method.from_config(job.method).bootstrapped_steps(job.denoising_steps)
         check_regions_scheduler(backbone_module(job.backbone.name).scheduler_class(name), regions, steps)
 
 
@@ -148,13 +148,23 @@ def evaluated_steps(run: ResolvedRun) -> list[int]:
 
 def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
     sampling = run.job.sampling
-    return backbone_module(run.job.backbone.name).evaluated_steps(
+    steps = backbone_module(run.job.backbone.name).evaluated_steps(
         own,
         sampling.scheduler,
         sampling.num_inference_steps,
         sampling.original_inference_steps,
         sampling.scheduler_options,
     )
+    return _last_steps(steps, sampling.num_inference_steps - run.job.denoising_steps, run.job.denoising_steps)
+
+
+def _last_steps(steps: list[int], skipped: int, left: int) -> list[int]:
+    """Return the step of each evaluation, counted from 0, if the first steps do not run; see `FromPictures.first`."""
+    if not skipped:
+        return steps
+    order = steps.count(0)  # schedulers of second order take two evaluations a step
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(step, len(numbers)) for step in steps[skipped * order :]] if left else []
 
 
 def _geometry(run: ResolvedRun, spec: BackboneSpec) -> Geometry:
@@ -163,7 +173,22 @@ def _geometry(run: ResolvedRun, spec: BackboneSpec) -> Geometry:
 
 def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layout]:
     geometry = _geometry(run, spec)
-    return {size: geometry.build(*size, run.job.sampling.loop) for size in sizes(run.plan)}
+    layouts = {}
+    for size in sizes(run.plan):
+        try:
+            layouts[size] = geometry.build(*size, run.job.sampling.loop)
+        except UserError as error:
+            raise UserError(f"{_row_of_size(run, size)}{error}") from error
+    return layouts
+
+
+def _row_of_size(run: ResolvedRun, size: tuple[int, int]) -> str:
+    """Return the location of the first row of a size, for messages; empty if it is the job's size."""
+    if size == (run.job.sampling.height, run.job.sampling.width):
+        return ""
+    prompts = run.plan.prompts
+    row = next(row for row, prompt in enumerate(prompts) if (prompt.height, prompt.width) == size)
+    return f"{prompts.location(row)}: "
 
 
 def _evaluations(
@@ -175,7 +200,7 @@ def _evaluations(
     twice = spec.is_guided(sampling.guidance_scale)
     passes = [(step, twice and step in guided) for step in steps]
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
-    bootstrapped = Method.from_config(job.method).bootstrapped_steps(sampling.num_inference_steps)
+    bootstrapped = Method.from_config(job.method).bootstrapped_steps(job.denoising_steps)
     reference, canvas = job.method.merge.reference_steps, _canvas_steps(run, spec)
     return {
         size: view_evaluations(layout, passes, schedule, bootstrapped, reference, canvas)
@@ -188,6 +213,11 @@ def _canvas_steps(run: ResolvedRun, spec: BackboneSpec) -> int:
     merging, sync = Method.from_config(run.job.method).merging, run.job.method.sync
     equals_canvas = spec.joint_attention and merging.positions == "canvas" and ALL in merging.blocks
     return merging.steps if equals_canvas and not sync.weight else 0
+
+
+def _encoded_pictures(run: ResolvedRun) -> int:
+    """Return the number of pictures that are encoded to start from."""
+    return run.plan.samples if "image" in run.job.picture_columns else 0
 
 
 def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
@@ -217,7 +247,7 @@ def warn(run: ResolvedRun, forecast: Forecast) -> None:
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
     """Print a forecast as text or JSON, with the fields of `Estimate.as_dict`."""
     job, plan = run.job, run.plan
-    cost, truncation, steps = forecast.cost, forecast.truncation, job.sampling.num_inference_steps
+    cost, truncation, steps = forecast.cost, forecast.truncation, job.denoising_steps
     content = {
         "name": job.name,
         "prompts": len(plan.prompts),
@@ -232,6 +262,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         "view_evaluations": cost.view_evaluations,
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
+        "pictures": cost.pictures,
         "spec_is_assumed": forecast.spec_is_assumed,
         "licences": forecast.licences,
         "prompts_cut": None if truncation is None else truncation.prompts,
@@ -252,6 +283,9 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     if summary := job.method.operators:
         print(f"  {summary}")
     print(f"  {cost.view_evaluations:,} view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
+    if cost.pictures:
+        strength = job.sampling.init.strength
+        print(f"  {cost.pictures} pictures encoded; {steps} of {job.sampling.num_inference_steps} steps at {strength=}")
     for line in _time_lines(estimate):
         print(f"  {line}")
     for line in forecast.licences:

@@ -67,8 +67,9 @@ def start_of(
 
     Raises UserError for a scheduler that cannot add noise to latents.
     """
-    if not pictures:
-        return None
+    known = _known_cells(pictures, backbone.spec.factor, backbone.device)
+    if not pictures or (params.init.strength == 1 and known is None):
+        return None  # as without pictures
     if not hasattr(scheduler, "add_noise"):
         raise UserError(
             f"sampling.scheduler={type(scheduler).__name__} cannot add noise to pictures; use for example DDIMScheduler"
@@ -82,7 +83,7 @@ def start_of(
         torch.cat(clean),
         total - steps,
         total,
-        _known_cells(pictures, backbone.spec.factor, backbone.device),
+        known,
         params.init.strength == 1,
     )
 
