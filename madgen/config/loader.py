@@ -21,6 +21,8 @@ from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 from madgen.utils.validation import expand_user, listed, path, texts
 
+DATASET = "dataset://"
+
 
 def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> Job:
     """Load job files (later ones win), each after its `base:` files, then apply `key=value` overrides.
@@ -146,7 +148,9 @@ def _find(name: str, folders: Sequence[Path]) -> str:
 
 
 def _find_source(source: str, folders: Sequence[Path]) -> str:
-    """Resolve `prompts.source`: a file or else a glob pattern, as `_find`; URLs stay as they are."""
+    """Resolve `prompts.source`: a file, a dataset or else a glob pattern, as `_find`; URLs stay as they are."""
+    if source.startswith(DATASET):
+        return DATASET + _find(source.removeprefix(DATASET), folders)
     if "://" in source:
         return source
     file = _find(source, folders)

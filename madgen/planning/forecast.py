@@ -27,6 +27,7 @@ from madgen.prompts.literal_syntax import literal_syntax
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import Method
+from madgen.sampling.pictures import check_start_scheduler
 from madgen.sampling.regions import check_regions_scheduler
 from madgen.utils.console import eta_text
 from madgen.utils.errors import UserError
@@ -125,11 +126,14 @@ def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
 
 
 def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:
-    """Raise UserError if the scheduler does not exist, or cannot bootstrap the plan's regions."""
+    """Raise UserError if the scheduler does not exist, or cannot bootstrap regions or start from pictures."""
     job, plan = run.job, run.plan
-    name = job.sampling.scheduler
-    if name is None and has_regions(plan):
+    name, starts = job.sampling.scheduler, job.sampling.init.strength is not None
+    if name is None and (has_regions(plan) or starts):
         name = (own or {}).get("_class_name")
+    if name is not None and starts:
+        config = {**(own or {}), **job.sampling.scheduler_options}
+        check_start_scheduler(backbone_module(job.backbone.name).scheduler_class(name), config)
     if name is not None:
         regions = (plan.prompts[row].regions for row in plan.prompts.rows_with_regions())
         steps = Method.from_config(job.method).bootstrapped_steps(job.denoising_steps)

@@ -31,7 +31,8 @@ class PictureColumns:
 
     @classmethod
     def of(cls, job: Job) -> PictureColumns:
-        """Return the columns of a job."""
+        """Return the columns of a job. Raises UserError for settings of pictures that it does not read."""
+        job.sampling.init.check_used()
         return cls(job.picture_columns, job.sampling.init)
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
 from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
+from madgen.prompts.readers._dataset import dataset_tars, is_dataset, read_dataset
 from madgen.prompts.readers._hub import dataset_files, is_hub, local_folder, read_hub
 from madgen.prompts.remote import RemoteFile, download, remote_urls
 from madgen.prompts.template import NAME, Template
@@ -50,6 +51,13 @@ def find_sources(config: PromptsConfig, fields: tuple[str, ...] = PROMPT_FIELDS)
         files, read = partial(dataset_files, source), partial(read_hub, source, split, options)
         files()  # raises UserError if the name is invalid
         return [PromptSource(source, local_folder(source), files, read)]
+    if is_dataset(source):
+        if options.comments is not None:
+            raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")
+        if split != "train":
+            raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
+        tars = dataset_tars(source)
+        return [PromptSource(source, tars[0].parent, lambda: tars, partial(read_dataset, source, options))]
     if split != "train":
         raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
     if "://" in source and protocol_of(source) != "file":

@@ -31,7 +31,7 @@ from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
 from madgen.sampling.method import Method
-from madgen.sampling.pictures import check_pictures, keep_known, start_of
+from madgen.sampling.pictures import check_pictures, check_start_scheduler, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
 from madgen.types import Task
@@ -244,6 +244,8 @@ class JointSampler:
             params.scheduler_options,
         )
         self.method.check_scheduler(scheduler)
+        if params.init.strength is not None:
+            check_start_scheduler(type(scheduler), scheduler.config)
         if self.method.sync is not None:
             shape = (1, self.backbone.spec.channels, 1, 3)
             zeros = torch.zeros(shape, dtype=torch.float32, device=scheduler.timesteps.device)

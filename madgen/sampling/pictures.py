@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,22 @@ def check_pictures(batch: PanoramaBatch, init: InitConfig) -> None:
         raise UserError(f"strength={init.strength:g} (sampling.init.strength) needs images to start from")
 
 
+def check_start_scheduler(cls: type, config: Mapping[str, Any]) -> None:
+    """Raise UserError for a scheduler that cannot start from a picture, in the middle of its schedule."""
+    reason = None
+    if not hasattr(cls, "add_noise"):
+        reason = "cannot add noise to pictures"
+    elif cls.__name__ == "LMSDiscreteScheduler":
+        reason = "needs the predictions of steps that do not run"
+    elif cls.__name__ == "PNDMScheduler" and not config.get("skip_prk_steps"):
+        reason = "begins with Runge-Kutta steps, unless sampling.scheduler_options={skip_prk_steps: true}, and"
+        reason += " cannot skip them"
+    if reason is not None:
+        raise UserError(
+            f"sampling.scheduler={cls.__name__} {reason}, so sampling.init does not apply; use DDIMScheduler"
+        )
+
+
 def start_of(
     pictures: Sequence[PlacedPicture],
     backbone: Backbone,
@@ -63,17 +79,10 @@ def start_of(
     params: SamplingParams,
     steps: int,
 ) -> Start | None:
-    """Encode the pictures of a batch; None: it starts from noise. `steps`: denoising steps that run.
-
-    Raises UserError for a scheduler that cannot add noise to latents.
-    """
+    """Encode the pictures of a batch; None: it starts from noise. `steps`: denoising steps that run."""
     known = _known_cells(pictures, backbone.spec.factor, backbone.device)
     if not pictures or (params.init.strength == 1 and known is None):
         return None  # as without pictures
-    if not hasattr(scheduler, "add_noise"):
-        raise UserError(
-            f"sampling.scheduler={type(scheduler).__name__} cannot add noise to pictures; use for example DDIMScheduler"
-        )
     height, width = pictures[0].pixels_HWC.shape[:2]
     wrap = geometry.view_size if params.loop else 0
     tile = 2 * backbone.spec.view_size if decodes_tiled(height, width, params.decode) else None

@@ -88,7 +88,7 @@ def test_known_cells_equal_those_of_the_inpainting_pipeline(tiny, scheduler, str
     sampler = whole(tiny, scheduler=f"{scheduler}Scheduler")
     pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(tiny)
     pipe.scheduler = getattr(diffusers, f"{scheduler}Scheduler").from_config(pipe.scheduler.config)
-    pipe._encode_vae_image = lambda **_: encoded(sampler, image)  # the mean, without random numbers
+    pipe._encode_vae_image = lambda *_, **__: encoded(sampler, image)  # the mean, without random numbers
     run = {"num_inference_steps": 10, "guidance_scale": 3.0, "strength": strength}
     reference = pipe(
         PROMPT, image=image, mask_image=Image.fromarray((~known).astype(np.uint8) * 255), height=48, width=64,

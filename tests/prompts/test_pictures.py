@@ -197,6 +197,12 @@ def test_bad_pictures_are_refused_with_their_line(folder, row, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("setting", ["scale=2", "resample=nearest", "place=center", "feather=0"])
+def test_settings_of_pictures_need_a_strength(folder, setting):
+    with pytest.raises(UserError, match=r"sampling\.init\.\w+ has no effect without pictures; set .*init\.strength"):
+        build_plan(load_job(overrides=[f"prompts.source={folder}/prompts.txt", f"sampling.init.{setting}"]))
+
+
 def test_size_of_a_row_and_scale_exclude_each_other(folder):
     with pytest.raises(UserError, match=r":1: the row's size and sampling\.init\.scale=2 exclude each other"):
         plan(folder, {"image": "a.png", "height": 64, "width": 128}, **{"sampling.init.scale": 2})

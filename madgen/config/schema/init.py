@@ -43,9 +43,12 @@ class InitConfig:
         check_one_of("sampling.init.resample", self.resample, RESAMPLING)
         check(self.feather >= 0, f"sampling.init.feather must be >= 0 pixels, got {self.feather}; 0 is a hard edge")
         check_place("sampling.init.place", self.place)
+
+    def check_used(self) -> None:
+        """Raise UserError for settings of pictures in a job that starts from noise."""
         unused = next(iter(changed(self)), None)
         check(
-            strength is not None or unused is None,
+            self.strength is not None or unused is None,
             f"sampling.init.{unused} has no effect without pictures; set sampling.init.strength to start from them",
         )
 

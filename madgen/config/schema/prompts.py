@@ -24,8 +24,9 @@ class PromptsConfig:
     source: str = "prompts.txt"
     """A prompt file: `.txt`, `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet`; several files as a
     pattern such as `prompts/**/*.jsonl`, read in the order of their paths; the URL of such a file on any file system
-    that fsspec supports (`s3://`, `gs://`, `https://`); or a Hugging Face dataset: `hf://owner/name`,
-    `hf://owner/name/config`, or `hf:///folder` for a local one. Relative paths are resolved against the current
+    that fsspec supports (`s3://`, `gs://`, `https://`); a Hugging Face dataset: `hf://owner/name`,
+    `hf://owner/name/config`, or `hf:///folder` for a local one; or the samples of a WebDataset, by madgen or others:
+    `dataset://folder`, with the pictures to start from. Relative paths are resolved against the current
     directory first, then against the job file."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
@@ -96,7 +97,7 @@ class PromptsConfig:
         check_one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
         self._check_keep_columns()
         self._check_template()
-        if "://" in self.source and not self.source.startswith("hf://"):
+        if "://" in self.source and not self.source.startswith(("hf://", "dataset://")):
             check_url("prompts.source", self.source)
 
     def _check_keep_columns(self) -> None:
