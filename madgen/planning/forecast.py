@@ -221,7 +221,11 @@ def _canvas_steps(run: ResolvedRun, spec: BackboneSpec) -> int:
 
 def _encoded_pictures(run: ResolvedRun) -> int:
     """Return the number of pictures that are encoded to start from."""
-    return run.plan.samples if "image" in run.job.picture_columns else 0
+    if "image" not in run.job.picture_columns:
+        return 0
+    if run.job.sampling.init.strength == 1:  # what is not kept is not encoded
+        return run.plan.samples_per_prompt * sum(prompt.keeps_pixels for prompt in run.plan.prompts)
+    return run.plan.samples
 
 
 def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
