@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cas
 
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import IpAdapterFiles
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 from madgen.utils.validation import number, path
@@ -211,6 +212,37 @@ class Checkpoint(TypedDict, total=False):
     """Tokens of the prompt that the text encoder reads, where it is a choice; None: the pipeline's default."""
     quantization: str | None
     """`nf4`, `int8` or `fp8` weights of the network; None: weights in `dtype`."""
+    controlnet: str | None
+    """Weights of a ControlNet: a folder, a Hub id or a `.safetensors` file; None: none."""
+    ip_adapter: IpAdapterFiles | None
+    """Location of an IP-Adapter; None: none."""
+
+
+class ControlledBackbone(Backbone, Protocol):
+    """A backbone that may have a ControlNet and an IP-Adapter."""
+
+    controlnet: Any
+    """The ControlNet, which needs control pictures; None: none."""
+
+    def controlled(
+        self,
+        conditioning: Any,
+        canvases_P3HW: Tensor,
+        panoramas: Sequence[int],
+        scale: float,
+        steps: Container[int],
+    ) -> Any:
+        """Return the encoded prompts with control pictures.
+
+        `canvases_P3HW`: one picture for each panorama in 0..1, as large as the canvas; `panoramas`: the panorama of
+        each encoded prompt; `scale` and `steps`: how strongly, and in which denoising steps, the pictures act.
+        """
+
+    style_adapter: Any
+    """The IP-Adapter, which needs style pictures; None: none."""
+
+    def styled(self, conditioning: Any, pictures: Sequence[Any], panoramas: Sequence[int], scale: float) -> Any:
+        """Return the encoded prompts with style pictures (PIL), one for each panorama; see `controlled`."""
 
 
 class BackboneModule(Protocol):
@@ -281,6 +313,18 @@ def backbone_module(name: str) -> BackboneModule:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     module = importlib.import_module(f"{__name__}.{name}")
     return cast(BackboneModule, getattr(module, "BACKBONE", module))
+
+
+UNETS = ("sd", "sdxl")
+
+
+def check_extensions(name: str, controlnet: bool, ip_adapter: bool) -> None:
+    """Raise UserError if the backbone `name` does not support a ControlNet, or an IP-Adapter."""
+    for key, used in (("controlnet", controlnet), ("ip_adapter", ip_adapter)):
+        if used and name not in UNETS:
+            raise UserError(
+                f"backbone.{key} is not supported for backbone.name={name}; use {' or '.join(UNETS)}, or remove it"
+            )
 
 
 def silence_model_libraries() -> None:

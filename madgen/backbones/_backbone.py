@@ -5,10 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
-from madgen.backbones import TEXTS_ONLY, BackboneSpec, Checkpoint, PromptEmbeddings, _precision, _schedulers, _vae
+from madgen.backbones import (
+    TEXTS_ONLY,
+    BackboneSpec,
+    Checkpoint,
+    PromptEmbeddings,
+    _precision,
+    _schedulers,
+    _vae,
+    check_extensions,
+)
 from madgen.backbones._borrowed import adopted
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._flow import FlowSchedule
@@ -38,6 +48,8 @@ class PipelineBackbone(ABC):
     """`backbone.name` of the job."""
     pipelines: ClassVar[tuple[str, ...]]
     """Classes of diffusers pipelines that can be loaded."""
+    controlled_pipelines: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers pipelines with a ControlNet, of which a loaded one can be used."""
     part: ClassVar[str]
     """Name of the denoising network in the pipeline, and of its folder."""
     text_encoder_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -52,6 +64,10 @@ class PipelineBackbone(ABC):
     """The models belong to a pipeline of the caller; see `_borrowed`."""
     is_quantized = False
     """Weights of the network are quantized, and cannot be converted to float32."""
+    controlnet: Any = None
+    """The ControlNet, of backbones that support them."""
+    style_adapter: Any = None
+    """The IP-Adapter, of backbones that support them."""
     upcasts_vae = False
     """Decode in float32, with weights that are converted meanwhile."""
     tokenizers: tuple[Any, ...]
@@ -162,6 +178,7 @@ class PipelineBackbone(ABC):
     @classmethod
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
+        check_extensions(cls.name, checkpoint.get("controlnet") is not None, checkpoint.get("ip_adapter") is not None)
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
         options = cls.loading_options(pretrained, checkpoint)
         if (kind := checkpoint.get("quantization")) is not None:
@@ -323,7 +340,11 @@ class PipelineBackbone(ABC):
         paths = []
         for path, views in enumerate(views_NVChw.split(1)):
             one = conditioning.select(slice(path, path + 1))
-            paths.append(torch.cat([run(chunk, timestep, one, joint) for chunk in views.split(size, dim=1)], dim=1))
+            chunks = [
+                run(chunk, timestep, one, joint and replace(joint, first=first))
+                for first, chunk in zip(range(0, views.shape[1], size), views.split(size, dim=1), strict=True)
+            ]
+            paths.append(torch.cat(chunks, dim=1))
         return torch.cat(paths)
 
     def compile(self, backend: str = "inductor") -> None:

@@ -102,11 +102,23 @@ def check_unet(pipeline: Any) -> None:
         )
     if getattr(unet, "encoder_hid_proj", None) is not None:
         raise UserError("pipe: IP-Adapters are not supported; call pipe.unload_ip_adapter() first")
-    for name, processor in unet.attn_processors.items():
+    _check_attention("unet", unet)
+    controlnet = pipeline.components.get("controlnet")
+    if controlnet is None:
+        return
+    if type(controlnet).__name__ != "ControlNetModel":
+        raise UserError(f"pipe: {type(controlnet).__name__} is not supported; use a single ControlNetModel")
+    if controlnet.dtype != unet.dtype:
+        raise UserError(f"pipe: the controlnet is in {controlnet.dtype}, the unet in {unet.dtype}; use one precision")
+    _check_attention("controlnet", controlnet)
+
+
+def _check_attention(part: str, network: Any) -> None:
+    for name, processor in network.attn_processors.items():
         if type(processor).__name__ not in PLAIN_ATTENTION:
             raise UserError(
                 f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
-                "pipe.unet.set_default_attn_processor() first"
+                f"pipe.{part}.set_default_attn_processor() first"
             )
 
 
@@ -139,7 +151,7 @@ def _family(pipeline: Any) -> Any:
         if each.name[0] != "_" and not each.ispkg:
             module = importlib.import_module(f"{backbones.__name__}.{each.name}")
             if (backbone := getattr(module, "BACKBONE", None)) is not None:
-                families.update(dict.fromkeys(backbone.pipelines, backbone))
+                families.update(dict.fromkeys((*backbone.pipelines, *backbone.controlled_pipelines), backbone))
     for cls in type(pipeline).__mro__:
         if cls.__name__ in families:
             return families[cls.__name__]

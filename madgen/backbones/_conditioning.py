@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from madgen.diffusion.attention import KeysValues
 from madgen.diffusion.guidance import classifier_free
+from madgen.diffusion.merge import split
+from madgen.diffusion.views import Views
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import functional as F
 from madgen.utils.lazy import torch
@@ -61,6 +63,48 @@ class SharedNegatives:
 
 
 @dataclass
+class Control:
+    """Control pictures of the paths of a pass."""
+
+    canvases_P3HW: Tensor
+    """Pixels of the panoramas in 0..1, as large as the canvas."""
+    panoramas_N: Tensor
+    """The panorama of each path."""
+    scale: float
+    steps: Container[int]
+    """Denoising steps in which the pictures act."""
+    keys_values: Mapping[str, KeysValues]
+    """Keys and values of the prompts for each cross-attention layer of the ControlNet."""
+    _crops: dict[Views, Tensor] = field(default_factory=dict)
+    """Crops of the last views."""
+
+    def select(self, paths: slice | Tensor) -> Control:
+        """Return some of the paths."""
+        chosen = {name: (key[paths], value[paths]) for name, (key, value) in self.keys_values.items()}
+        return replace(self, panoramas_N=self.panoramas_N[paths], keys_values=chosen, _crops={})
+
+    def crops(self, views: Views, factor: int) -> Tensor:
+        """Return the part of its picture that each view sees, [N, V, 3, h * factor, w * factor]."""
+        if views not in self._crops:
+            self._crops.clear()
+            self._crops[views] = split(self.canvases_P3HW[self.panoramas_N], views.enlarged(factor))
+        return self._crops[views]
+
+
+@dataclass(frozen=True)
+class Style:
+    """Style pictures of the paths of a pass."""
+
+    keys_values: Mapping[str, KeysValues]
+    """Keys and values for each cross-attention layer."""
+    scale: float
+
+    def select(self, paths: slice | Tensor) -> Style:
+        """Return some of the paths."""
+        return replace(self, keys_values={name: (k[paths], v[paths]) for name, (k, v) in self.keys_values.items()})
+
+
+@dataclass
 class Conditioning:
     """N paths of a batch: with classifier-free guidance U negative prompts, then B prompts; otherwise N = B."""
 
@@ -80,6 +124,10 @@ class Conditioning:
     """Number of tokens of each path's prompt; None: equally many, no embedding is padded."""
     guide: Callable[[Tensor, Tensor, float], Tensor] = classifier_free
     """Combines the predictions without and with the prompt, at a guidance scale."""
+    control: Control | None = None
+    """Control pictures of a ControlNet."""
+    style: Style | None = None
+    """Style pictures of an IP-Adapter."""
 
     @property
     def text_mask_NT(self) -> Tensor | None:
@@ -127,6 +175,8 @@ class Conditioning:
             shared=shared,
             conditions={},
             lengths=lengths,
+            control=None if self.control is None else self.control.select(paths),
+            style=None if self.style is None else self.style.select(paths),
         )
 
     def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:

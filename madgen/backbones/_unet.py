@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
-from madgen.backbones import BackboneSpec, Guidance, _vae, silence_model_libraries
+from madgen.backbones import BackboneSpec, Checkpoint, Guidance, _vae, silence_model_libraries
 from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._blocks import ALL, select_layers
 from madgen.backbones._borrowed import check_unet, is_offloaded
-from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._conditioning import Conditioning, Control, Embedded, Style
+from madgen.backbones._controlnet import ControlBranch, ControlInputs, check_controlnet, load_controlnet
+from madgen.backbones._ip_adapter import load_style_adapter
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
 from madgen.backbones.acceleration.shared_prefix import SharedPrefix
@@ -23,7 +25,7 @@ from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
+from madgen.utils.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +63,8 @@ class _Inputs:
     conditions: dict[str, Tensor] | None
     joint: JointPass | None
     """None: the network's own attention."""
+    control: ControlInputs | None = None
+    """Inputs of the ControlNet; None: it does not act."""
 
 
 class UNetBackbone(PipelineBackbone):
@@ -83,14 +87,38 @@ class UNetBackbone(PipelineBackbone):
         self.text_encoders = [self._frozen(getattr(pipeline, part)) for part in self.text_encoder_parts]
         self._convert = pipeline.maybe_convert_prompt
         self.attention = attention_of(self.unet)
-        self._refuse_unknown_attention()
+        self._refuse_unknown_attention(self.unet)
         for name, layer in self.attention.items():
             layer.processor = JointAttention(name, layer.processor)
         self.shared_prefix = SharedPrefix(self.unet, self.attention)
         self._negative: tuple[Any, Embedded] | None = None
+        self.controlnet: ControlBranch | None = None
+        if (controlnet := pipeline.components.get("controlnet")) is not None:
+            self.add_controlnet(controlnet)
         captures = self.device.type == "cuda" and not self.borrowed  # a borrowed model's weights may move
         self.graphs = Graphs(CudaCapture(self.device)) if captures else None
         """CUDA graphs of passes over few views; None: kernels are launched one by one."""
+
+    @classmethod
+    def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
+        """Load a diffusers folder, a Hub id or a single file, and the ControlNet and the IP-Adapter."""
+        backbone = super().load(pretrained, **checkpoint)
+        if (weights := checkpoint.get("controlnet")) is not None:
+            unet, factor = backbone.unet, backbone.spec.factor
+            backbone.add_controlnet(load_controlnet(weights, unet, factor, backbone.dtype))
+        if (files := checkpoint.get("ip_adapter")) is not None:
+            adapter = load_style_adapter(backbone.pipeline, backbone.attention, files, backbone.dtype)
+            for model in adapter.models:
+                backbone._frozen(model)
+            backbone.style_adapter = adapter
+        return backbone
+
+    def add_controlnet(self, network: Any) -> None:
+        """Run a ControlNet beside the UNet in passes with control pictures. Raises UserError if it does not fit."""
+        check_controlnet(network.config, self.unet.config, self.spec.factor, "the ControlNet")
+        attention = attention_of(network)
+        self._refuse_unknown_attention(network)
+        self.controlnet = ControlBranch(self._frozen(network), attention)
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -166,8 +194,9 @@ class UNetBackbone(PipelineBackbone):
         self.release_memory()
         self.graphs = None
 
-    def _refuse_unknown_attention(self) -> None:
-        for name, module in self.unet.named_modules():
+    @staticmethod
+    def _refuse_unknown_attention(network: Any) -> None:
+        for name, module in network.named_modules():
             extras = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm", "residual_connection")
             if hasattr(module, "to_q") and any(getattr(module, extra, None) for extra in extras):
                 raise UserError(f"attention layer {name} normalises its inputs in a way that is not supported")
@@ -201,9 +230,37 @@ class UNetBackbone(PipelineBackbone):
 
     def keys_values(self, hidden_NTD: Tensor) -> dict[str, KeysValues]:
         """Project the prompts; none if hooks load the weights of the layers when the UNet runs."""
-        if self.borrowed and is_offloaded(self.unet):
+        return self._projected(self.unet, self.attention, hidden_NTD)
+
+    def _projected(self, network: Any, attention: Mapping[str, Any], hidden_NTD: Tensor) -> dict[str, KeysValues]:
+        if self.borrowed and is_offloaded(network):
             return {}
-        return {name: keys_values(layer, hidden_NTD) for name, layer in self.attention.items() if crosses(name)}
+        return {name: keys_values(layer, hidden_NTD) for name, layer in attention.items() if crosses(name)}
+
+    @no_grad
+    def controlled(
+        self,
+        conditioning: Conditioning,
+        canvases_P3HW: Tensor,
+        panoramas: Sequence[int],
+        scale: float,
+        steps: Container[int],
+    ) -> Conditioning:
+        """Return the encoded prompts with control pictures; see `madgen.backbones.ControlledBackbone`."""
+        assert self.controlnet is not None
+        projected = self._projected(self.controlnet.network, self.controlnet.attention, conditioning.embeddings_NTD)
+        canvases = canvases_P3HW.to(self.device, self.dtype)
+        panoramas_N = conditioning.views(torch.tensor(panoramas, device=self.device))
+        return replace(conditioning, control=Control(canvases, panoramas_N, scale, steps, projected))
+
+    @no_grad
+    def styled(
+        self, conditioning: Conditioning, pictures: Sequence[Any], panoramas: Sequence[int], scale: float
+    ) -> Conditioning:
+        """Return the encoded prompts with style pictures; see `madgen.backbones.ControlledBackbone`."""
+        tokens_PTD, nothing_1TD = self.style_adapter.tokens(pictures)
+        tokens_NTD = torch.cat([nothing_1TD.expand(conditioning.negatives, -1, -1), tokens_PTD[list(panoramas)]])
+        return replace(conditioning, style=Style(self.style_adapter.project(tokens_NTD, self.attention), scale))
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""
@@ -278,6 +335,7 @@ class UNetBackbone(PipelineBackbone):
             None if embedded is None else embedded.repeat_interleave(count, 0),
             conditioning.conditions[size],
             None if joint is None else self._joint_pass(joint, conditioning, halved),
+            None if joint is None else self._control_inputs(joint, conditioning.control, count),
         )
         network = self.unet if joint is None else self._network()
         captures = capture and joint is not None and self.graphs is not None and not torch.is_grad_enabled()
@@ -289,19 +347,29 @@ class UNetBackbone(PipelineBackbone):
         return noise.unflatten(0, (paths, count))
 
     def _joint_pass(self, joint: JointStep, conditioning: Conditioning, halved: bool) -> JointPass:
-        merged = self.merged_at(joint)
+        merged, style = self.merged_at(joint), conditioning.style
         return JointPass(
             conditioning.paths,
             conditioning.keys_values,
             merged,
             grids_of(joint.views, self.device) if merged else {},
             self.shared_prefix.layer if halved else None,
+            {} if style is None else style.keys_values,
+            1.0 if style is None else style.scale,
             self.device.type == "cpu" and onednn.is_faster_in_attention(),
         )
 
+    def _control_inputs(self, joint: JointStep, control: Control | None, count: int) -> ControlInputs | None:
+        """Return what the ControlNet needs for `count` views; None in steps in which it does not act."""
+        if control is None or joint.step not in control.steps:
+            return None
+        crops = control.crops(joint.views, self.spec.factor)
+        chosen = crops if count == crops.shape[1] else crops.narrow(1, joint.first, count)
+        return ControlInputs(chosen.flatten(0, 1), control.scale, control.keys_values)
+
     def _run(self, network: Any, inputs: _Inputs) -> Tensor:
-        """Run `network` on all views, float32 [N * V, C, h, w]."""
-        joint = inputs.joint
+        """Run `network`, after the ControlNet, on all views, float32 [N * V, C, h, w]."""
+        joint, residuals = inputs.joint, self._residuals(inputs)
         with self.shared_prefix.halved(joint is not None and joint.halved is not None):
             noise: Tensor = network(
                 inputs.views,
@@ -311,8 +379,18 @@ class UNetBackbone(PipelineBackbone):
                 added_cond_kwargs=inputs.conditions,
                 cross_attention_kwargs=None if joint is None else {"joint": joint},
                 return_dict=False,
+                **residuals,
             )[0]
         return noise.float()
+
+    def _residuals(self, inputs: _Inputs) -> dict[str, Any]:
+        if inputs.control is None:
+            return {}
+        assert self.controlnet is not None
+        assert inputs.joint is not None
+        return self.controlnet.residuals(
+            inputs.views, inputs.timestep, inputs.hidden, inputs.conditions, inputs.joint, inputs.control
+        )
 
     def _network(self) -> Any:
         """Return the network of joint passes: compiled, unless gradients or a temporary float32 need it as it is."""

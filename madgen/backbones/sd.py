@@ -14,6 +14,7 @@ class StableDiffusion(UNetBackbone):
 
     name = "sd"
     pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+    controlled_pipelines = ("StableDiffusionControlNetPipeline",)
 
     @staticmethod
     def assumed_spec(name: str) -> BackboneSpec:

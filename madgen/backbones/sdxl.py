@@ -20,6 +20,7 @@ class StableDiffusionXL(UNetBackbone):
 
     name = "sdxl"
     pipelines = ("StableDiffusionXLPipeline",)
+    controlled_pipelines = ("StableDiffusionXLControlNetPipeline",)
     text_encoder_parts = ("text_encoder", "text_encoder_2")
     tokenizer_parts = ("tokenizer", "tokenizer_2")
     pools = True

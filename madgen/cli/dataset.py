@@ -83,6 +83,18 @@ def regenerate(
             metavar="FILE", help="Mask of the part that it kept.", show_default="the one that its prompt names"
         ),
     ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Picture that its ControlNet followed.", show_default="the one that its prompt names"
+        ),
+    ] = None,
+    style: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Picture that its IP-Adapter followed.", show_default="the one that its prompt names"
+        ),
+    ] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 
@@ -94,7 +106,8 @@ def regenerate(
     """
     from madgen.generation.regenerate import regenerate as run
 
-    files = {name: file for name, file in (("image", image), ("mask", mask)) if file is not None}
+    named = {"image": image, "mask": mask, "control": control, "style": style}
+    files = {name: file for name, file in named.items() if file is not None}
     sys.exit(0 if run(directory, key, output, pretrained, files) else 1)
 
 

@@ -188,6 +188,9 @@ def _licence_header(licences: Sequence[dict[str, Any]]) -> str:
     return f"license: other\nlicense_name: {name}\nlicense_link: {source}"
 
 
+ADAPTERS = {"controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
+
+
 def _licence_text(manifests: Sequence[Manifest]) -> str:
     """Describe what the licences of the weights say about the pictures."""
     lines: dict[str, None] = {}
@@ -197,9 +200,11 @@ def _licence_text(manifests: Sequence[Manifest]) -> str:
         own = Licence(**licence["terms"]) if "terms" in licence else TERMS.get(name, Licence(name))
         known = [own, *(Licence(**fields) for fields in licence.get("loras", ()))]
         known += [Licence()] * (1 + len(manifest.job["backbone"]["loras"]) - len(known))  # of earlier versions
-        for number, each in enumerate(known):
+        named = [(f"LoRA {number}" if number else "backbone", each) for number, each in enumerate(known)]
+        named += [(title, Licence(**licence[key])) for key, title in ADAPTERS.items() if key in licence]
+        for title, each in named:
             link = f", <{each.source}>" if each.source else ""
-            lines[f"- {f'LoRA {number}' if number else 'backbone'}: {each.summary}{link}"] = None
+            lines[f"- {title}: {each.summary}{link}"] = None
     return "\n".join(["The use of the pictures depends on the licences of the weights:", "", *lines])
 
 

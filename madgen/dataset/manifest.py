@@ -21,6 +21,9 @@ from madgen.hub.license import licences
 from madgen.hub.weights import (
     checker_id,
     clip_id,
+    controlnet_id,
+    ip_adapter_files,
+    ip_adapter_id,
     lora_id,
     require_local,
     weights_id,
@@ -43,6 +46,8 @@ def identity(
     loras: list[str],
     checker: str | None = None,
     clip: str | None = None,
+    controlnet: str | None = None,
+    ip_adapter: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that affects the bytes of the shards, and nothing else (no devices, batch size, monitor)."""
     resolved = job.as_dict()
@@ -57,6 +62,8 @@ def identity(
             "loras": [
                 {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
             ],
+            **_adapter("controlnet", controlnet, asdict(job.backbone.controlnet), ("scale", "start", "end")),
+            **_adapter("ip_adapter", ip_adapter, asdict(job.backbone.ip_adapter), ("scale",)),
         },
         "method": _effective(resolved["method"], job.backbone.name, plan),
         "sampling": job.sampling.to_metadata(),
@@ -83,6 +90,11 @@ def _chosen(job: Job, *names: str) -> dict[str, Any]:
     """Return settings of the backbone that are not null: earlier versions recorded none of them."""
     values = {name: getattr(job.backbone, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _adapter(name: str, digest: str | None, settings: dict[str, Any], recorded: tuple[str, ...]) -> dict[str, Any]:
+    """Return a ControlNet or an IP-Adapter with its settings, which are recorded only where there is one."""
+    return {} if digest is None else {name: {"id": digest, **{each: settings[each] for each in recorded}}}
 
 
 UNET_BLOCKS = ["down", "mid", "up"]
@@ -332,16 +344,22 @@ def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manife
         weights_id(pretrained, job.backbone.revision, config), f"{source}backbone.pretrained={pretrained}"
     )
     loras = [require_local(lora_id(lora.weights), f"the LoRA {lora.weights}") for lora in job.backbone.loras]
-    checker, clip = job.safety.checker, job.scores.clip
+    control, checker, clip = job.backbone.controlnet.weights, job.safety.checker, job.scores.clip
+    control = control and require_local(controlnet_id(control), f"backbone.controlnet.weights={control}")
+    files = ip_adapter_files(job.backbone.ip_adapter)
+    style = files and require_local(ip_adapter_id(files), f"backbone.ip_adapter.weights={files.weights}")
     checker = checker and require_local(checker_id(checker), f"safety.checker={checker}")
     clip = clip and require_local(clip_id(clip), f"scores.clip={clip}")
-    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip))
+    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip, control, style))
 
 
 def has_local_weights(job: Job, config: str | None = None) -> bool:
     """Return whether all weights that `build` needs are on this machine."""
     backbone = job.backbone
     ids = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]
+    ids += [controlnet_id(backbone.controlnet.weights)] if backbone.controlnet.weights else []
+    files = ip_adapter_files(backbone.ip_adapter)
+    ids += [ip_adapter_id(files)] if files else []
     ids += [checker_id(job.safety.checker)] if job.safety.checker else []
     ids += [clip_id(job.scores.clip)] if job.scores.clip else []
     return None not in ids + [lora_id(lora.weights) for lora in backbone.loras]

@@ -79,6 +79,9 @@ def with_locations(metadata: Mapping[str, Any], manifest: Manifest, pretrained: 
     loras = located.get("loras") or []
     places += [None] * (len(loras) - len(places))
     located["loras"] = [{"weights": place} | lora for place, lora in zip(places, loras, strict=False)]
+    for name in ("controlnet", "ip_adapter"):
+        if name in located:
+            located[name] = (backbone.get(name) or {}) | located[name]
     checker = metadata.get("safety")
     checked = None if checker is None else {"checker": safety.get("checker")} | checker
     return {**metadata, "backbone": located, "safety": checked}

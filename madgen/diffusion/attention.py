@@ -60,6 +60,8 @@ class JointStep:
     views: Views
     step: int
     merging: Merging
+    first: int = 0
+    """Index of the first view that is denoised; more than 0 in chunks of views."""
 
 
 class AttentionLayer(Protocol):
@@ -92,6 +94,10 @@ class JointPass:
     """The views on the canvas. Needed where layers merge; otherwise V may be any part of the canvas's views."""
     halved: str | None = None
     """Name of a layer whose input is the same in both halves of the paths, and which attends to one of them."""
+    style: Mapping[str, KeysValues] = field(default_factory=dict)
+    """Keys and values of the style pictures of the paths for each cross-attention layer (IP-Adapter)."""
+    style_scale: float = 1.0
+    """Weight of what is attended in the style pictures."""
     onednn: bool = False
     """Use `madgen.diffusion.kernels.onednn` where it is faster."""
 
@@ -151,6 +157,9 @@ class JointAttention:
             output = onednn.attention(query, key, value, attn.scale)
         else:
             output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        if prompt_NTD is not None and self.name in joint.style:
+            styled = F.scaled_dot_product_attention(query, *joint.style[self.name], scale=attn.scale)
+            output = output + joint.style_scale * styled
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         return attn.to_out[1](output)
 

@@ -63,6 +63,10 @@ class Axis:
         even = stride > 0 and self.starts == tuple(range(0, self.extent - self.size + 1, stride))
         return stride if even and self.size % stride == 0 and self.starts[-1] + self.size == self.extent else None
 
+    def enlarged(self, factor: int) -> Axis:
+        """The same views on a grid `factor` times finer, as in pixels."""
+        return Axis(self.extent * factor, self.size * factor, tuple(start * factor for start in self.starts))
+
     @property
     def borders(self) -> list[int]:
         """Cells inside the canvas at which a view begins, or after the end of one."""
@@ -126,6 +130,10 @@ class Views:
         if factor not in self._coarser:
             self._coarser[factor] = Views(self.rows.scaled(factor), self.columns.scaled(factor))
         return self._coarser[factor]
+
+    def enlarged(self, factor: int) -> Views:
+        """The same views on a grid `factor` times finer, as in pixels."""
+        return Views(self.rows.enlarged(factor), self.columns.enlarged(factor))
 
     def divisible(self, factor: int) -> bool:
         """Return whether the views fall on whole cells of a grid `factor` times coarser."""

@@ -45,9 +45,11 @@ def view_side(job: dict[str, Any]) -> int:
 def reference_job(manifest: Manifest, side: int, per_prompt: int, prompts: Path, folder: Path) -> dict[str, Any]:
     """Return a job for square images the size of a view, by the same backbone and sampler without joint diffusion."""
     job = manifest.job
+    adapters = ("controlnet", "ip_adapter")  # squares have no pictures to follow
+    backbone = {name: value for name, value in job["backbone"].items() if name not in adapters}
     return {
         "name": "reference",
-        "backbone": {**job["backbone"], "dtype": manifest.identity["backbone"]["dtype"]},
+        "backbone": {**backbone, "dtype": manifest.identity["backbone"]["dtype"]},
         "method": {"views": {"layout": "whole"}, "mad": {"steps": 0}},
         "sampling": {**job["sampling"], "height": side, "width": side, "loop": False, "batch_size": BATCH},
         "prompts": {

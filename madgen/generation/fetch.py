@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from madgen.config.schema import Job
-from madgen.hub.weights import ModelFiles, download_checker, download_clip, lora_file
+from madgen.hub.weights import (
+    ModelFiles,
+    download_checker,
+    download_clip,
+    download_controlnet,
+    download_ip_adapter,
+    ip_adapter_files,
+    lora_file,
+)
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -54,6 +62,10 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
         if file is None:
             raise UserError(f"the LoRA {lora.weights} is not available")
         yield f"backbone.loras: {lora.weights}", [] if local else [file]
+    if (control := backbone.controlnet.weights) is not None:
+        yield f"backbone.controlnet.weights={control}", download_controlnet(control)
+    if (adapter := ip_adapter_files(backbone.ip_adapter)) is not None:
+        yield f"backbone.ip_adapter.weights={adapter.weights}", download_ip_adapter(adapter)
     if job.safety.checker is not None:
         yield f"safety.checker={job.safety.checker}", download_checker(job.safety.checker)
     if job.scores.clip is not None:

@@ -15,6 +15,8 @@ from PIL import Image
 from madgen.config.schema import (
     BackboneConfig,
     BlendConfig,
+    ControlNetConfig,
+    IpAdapterConfig,
     LoraConfig,
     MadConfig,
     MergeConfig,
@@ -36,7 +38,7 @@ from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
 from madgen.generation.sample import check_output
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import checker_id, lora_id, weights_id
+from madgen.hub.weights import checker_id, controlnet_id, ip_adapter_files, ip_adapter_id, lora_id, weights_id
 from madgen.prompts.picture_files import parse_picture
 from madgen.prompts.recorded_pictures import find_pictures
 from madgen.sampling.inputs import PanoramaBatch
@@ -100,6 +102,11 @@ def _check_weights(metadata: dict[str, Any]) -> None:
     _check_same(backbone["pretrained"], local, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
+    if control := backbone.get("controlnet"):
+        _check_same(control["weights"], controlnet_id(control["weights"]), control["id"])
+    if adapter := backbone.get("ip_adapter"):
+        files = ip_adapter_files(_ip_adapter(adapter))
+        _check_same(adapter["weights"], files and ip_adapter_id(files), adapter["id"])
     if safety is not None:
         _check_same(safety["checker"], checker_id(safety["checker"]), safety["weights"])
 
@@ -119,6 +126,8 @@ def _inputs(metadata: dict[str, Any], pictures: dict[str, PictureFile]) -> Input
             variant=backbone["variant"],
             config=backbone["config"],
             loras=[LoraConfig(weights=lora["weights"], scale=lora["scale"]) for lora in backbone["loras"]],
+            controlnet=_controlnet(backbone.get("controlnet", {})),
+            ip_adapter=_ip_adapter(backbone.get("ip_adapter", {})),
             dtype=backbone.get("weights_dtype", backbone["dtype"]),
             compile=backbone.get("compile", False),
             max_sequence_length=backbone.get("max_sequence_length"),
@@ -180,6 +189,14 @@ def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[
                 f"the {name} of the sample ({checksum[:12]}...)"
             )
     return pictures
+
+
+def _controlnet(recorded: dict[str, Any]) -> ControlNetConfig:
+    return ControlNetConfig(**{name: value for name, value in recorded.items() if name != "id"})
+
+
+def _ip_adapter(recorded: dict[str, Any]) -> IpAdapterConfig:
+    return IpAdapterConfig(**{name: value for name, value in recorded.items() if name != "id"})
 
 
 def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:

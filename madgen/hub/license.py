@@ -112,16 +112,36 @@ def licence_of(weights: str, revision: str | None = None, setting: str = "backbo
     return TERMS.get(name, Licence(name))
 
 
+ADAPTERS = ("controlnet", "ip_adapter")
+"""Sections of `backbone` with weights of their own."""
+
+
+def _adapters(backbone: Any) -> dict[str, tuple[str, Licence]]:
+    """Return the weights of a ControlNet and an IP-Adapter, where there are any, and their licences."""
+    weights = {name: getattr(backbone, name).weights for name in ADAPTERS}
+    return {
+        name: (value, licence_of(value, setting=f"backbone.{name}.weights"))
+        for name, value in weights.items()
+        if value is not None
+    }
+
+
 def _used(backbone: Any) -> list[tuple[str, Licence]]:
-    """Return the weights of a `BackboneConfig` and their licences: the backbone, then its LoRAs."""
+    """Return the weights of a `BackboneConfig` and their licences: the backbone, its LoRAs, and its adapters."""
     loras = [(lora.weights, licence_of(lora.weights, setting="backbone.loras")) for lora in backbone.loras]
-    return [(backbone.pretrained, licence_of(backbone.pretrained, backbone.revision)), *loras]
+    own = licence_of(backbone.pretrained, backbone.revision)
+    return [(backbone.pretrained, own), *loras, *_adapters(backbone).values()]
 
 
 def licences(backbone: Any) -> dict[str, Any]:
     """Return the licences of a `BackboneConfig` as they are recorded in `dataset.json`."""
-    (_, own), *loras = _used(backbone)
-    return {"backbone": own.name, "terms": own.as_dict(), "loras": [licence.as_dict() for _, licence in loras]}
+    own, *others = (licence for _, licence in _used(backbone))
+    return {
+        "backbone": own.name,
+        "terms": own.as_dict(),
+        "loras": [licence.as_dict() for licence in others[: len(backbone.loras)]],
+        **{name: licence.as_dict() for name, (_, licence) in _adapters(backbone).items()},
+    }
 
 
 def licence_notes(backbone: Any) -> list[str]:

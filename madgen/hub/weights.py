@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from madgen.hub.safetensors_file import damaged_file, read_header
@@ -161,6 +161,112 @@ def lora_id(weights: str) -> str | None:
     """Return the content hash of a LoRA; None if it is not in the Hub cache."""
     file = lora_file(weights)
     return None if file is None else _file_hash(file, file.stat().st_mtime_ns)
+
+
+CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-0*.safetensors")
+
+
+def controlnet_id(weights: str) -> str | None:
+    """Identify a ControlNet by a content hash, or the commit of a Hub id; None if it is not in the cache.
+
+    Raises UserError for an invalid path, or a file that is not complete.
+    """
+    key = "backbone.controlnet.weights"
+    file = single_file(weights, key)
+    if file is not None:
+        read_header(file, f"{key}={weights}")
+        return _file_hash(file, file.stat().st_mtime_ns)
+    folder = expand_user(weights, key)
+    if folder.is_dir():
+        return _folder_hash(folder)
+    check_hub_id(weights, key)
+    return _commit(weights, "config.json", None)
+
+
+def download_controlnet(weights: str) -> list[Path]:
+    """Download a ControlNet; return its folder in the Hub cache, nothing for local files."""
+    key = "backbone.controlnet.weights"
+    if expand_user(weights, key).exists():
+        return []
+    check_hub_id(weights, key)
+    return [_snapshot(weights, [*CONTROLNET_FILES, "diffusion_pytorch_model.safetensors.index.json"], key)]
+
+
+IP_ADAPTER = "backbone.ip_adapter.weights"
+
+
+class IpAdapterFiles(NamedTuple):
+    """Location of an IP-Adapter."""
+
+    weights: str
+    """`backbone.ip_adapter.weights` of the job."""
+    source: str
+    """Folder or Hub id."""
+    subfolder: str
+    weight_name: str
+    """Name of the `.safetensors` file in `subfolder`."""
+    image_encoder: str
+    """Path of the image encoder's folder in `source`."""
+
+
+def ip_adapter_files(config: Any) -> IpAdapterFiles | None:
+    """Locate the files of an `IpAdapterConfig`; None without weights. Raises UserError if a local file is missing."""
+    key, weights, subfolder, weight_name = IP_ADAPTER, config.weights, config.subfolder, config.weight_name
+    if weights is None:
+        return None
+    file = single_file(weights, key)
+    if file is not None:
+        if subfolder or weight_name is not None:
+            raise UserError(f"{key}={weights} is a file: leave subfolder and weight_name of backbone.ip_adapter unset")
+        folder, weight_name = file.parent, file.name
+    else:
+        folder = expand_user(weights, key)
+    if weight_name is not None and not weight_name.endswith(".safetensors"):
+        raise UserError(f"backbone.ip_adapter.weight_name={weight_name} must be a .safetensors file")
+    named = config.image_encoder
+    encoder = named if "/" in named else "/".join(filter(None, (subfolder, named)))
+    if folder.is_dir():
+        name = weight_name or _only_weights(folder / subfolder)
+        for path in (folder / subfolder / name, folder / encoder / "config.json"):
+            if not path.is_file():
+                raise UserError(f"{key}: {path} does not exist; see backbone.ip_adapter for where it is looked up")
+        read_header(folder / subfolder / name, f"{key}={folder / subfolder / name}")
+        return IpAdapterFiles(weights, str(folder), subfolder, name, encoder)
+    check_hub_id(weights, key)
+    if weight_name is None:
+        raise UserError(
+            f"{key}={weights} is a Hub id: name its file by backbone.ip_adapter.weight_name, such as "
+            "ip-adapter_sd15.safetensors, and its folder by backbone.ip_adapter.subfolder"
+        )
+    return IpAdapterFiles(weights, weights, subfolder, weight_name, encoder)
+
+
+def _only_weights(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(names) != 1:
+        raise UserError(
+            f"{IP_ADAPTER}: folder {folder} contains {len(names)} .safetensors files; name one by "
+            "backbone.ip_adapter.subfolder and weight_name"
+        )
+    return names[0]
+
+
+def ip_adapter_id(files: IpAdapterFiles) -> str | None:
+    """Identify an IP-Adapter and its image encoder by content hashes, or a Hub commit; None if not in the cache."""
+    folder = Path(files.source)
+    if folder.is_dir():
+        file = folder / files.subfolder / files.weight_name
+        return f"{_file_hash(file, file.stat().st_mtime_ns)}-{_folder_hash(folder / files.image_encoder)}"
+    return _commit(files.source, "/".join(filter(None, (files.subfolder, files.weight_name))), None)
+
+
+def download_ip_adapter(files: IpAdapterFiles) -> list[Path]:
+    """Download an IP-Adapter; return its folder in the Hub cache, nothing for a local folder."""
+    if Path(files.source).is_dir():
+        return []
+    encoder = [f"{files.image_encoder}/{name}" for name in ("config.json", "model.safetensors")]
+    adapter = "/".join(filter(None, (files.subfolder, files.weight_name)))
+    return [_snapshot(files.source, [adapter, *encoder], IP_ADAPTER)]
 
 
 def in_pipeline_layout(checker: str) -> bool:

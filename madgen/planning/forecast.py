@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from madgen.backbones import BackboneSpec, backbone_module
+from madgen.backbones import BackboneSpec, backbone_module, check_extensions
 from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
 from madgen.cluster.launch import rank
@@ -18,7 +18,7 @@ from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.license import check_licences, licence_notes
-from madgen.hub.weights import check_lora, without_retries
+from madgen.hub.weights import check_lora, controlnet_id, ip_adapter_files, without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun
@@ -50,6 +50,8 @@ class Forecast:
     evaluations: dict[tuple[int, int], Evaluations]
     """View evaluations per panorama of each size."""
     cost: Cost
+    controlled: int
+    """View evaluations with a ControlNet, of those in `cost`."""
     truncation: Truncation | None
     """Prompts that are too long for the text encoder; None if unknown."""
     licences: list[str]
@@ -67,6 +69,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         check_licences(job.backbone)
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)
+    _check_adapters(run)
     spec, assumed = _spec(run, assume_spec)
     if job.backbone.quantization is not None:
         if not spec.joint_attention:
@@ -87,7 +90,10 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
     if job.sampling.guidance_steps is not None and spec.guidance != "cfg":
         raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
-    evaluations = _evaluations(run, spec, layouts, own)
+    steps = _evaluated_steps(run, own)
+    evaluations = _evaluations(run, spec, layouts, steps)
+    active = _controlled_steps(run, steps)
+    controlled = _evaluations(run, spec, layouts, [step for step in steps if step in active])
     return Forecast(
         spec=spec,
         spec_is_assumed=assumed,
@@ -95,15 +101,36 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         views={size: layout.at(0).count for size, layout in layouts.items()},
         evaluations=evaluations,
         cost=replace(total_cost(plan, evaluations, job.output.format), pictures=_encoded_pictures(run)),
+        controlled=total_cost(plan, controlled, job.output.format).view_evaluations,
         truncation=count_truncated(run),
         licences=licence_notes(job.backbone),
     )
 
 
+def _check_adapters(run: ResolvedRun) -> None:
+    """Raise UserError for a ControlNet or an IP-Adapter that does not exist, or that the method does not support."""
+    backbone, method = run.job.backbone, Method.from_config(run.job.method)
+    backbone.controlnet.check_on()
+    backbone.ip_adapter.check_on()
+    controlled, styled = backbone.controlnet.weights is not None, backbone.ip_adapter.weights is not None
+    check_extensions(backbone.name, controlled, styled)
+    method.check_adapters(controlled, styled)
+    if backbone.controlnet.weights is not None:
+        controlnet_id(backbone.controlnet.weights)
+    ip_adapter_files(backbone.ip_adapter)
+
+
+def _controlled_steps(run: ResolvedRun, steps: list[int]) -> frozenset[int]:
+    """Return the steps in which the ControlNet acts; none without one."""
+    config = run.job.backbone.controlnet
+    return frozenset() if config.weights is None else config.active_steps(len(set(steps)))
+
+
 def view_costs(run: ResolvedRun) -> dict[tuple[int, int], Evaluations]:
     """Return the view evaluations per panorama of each size, without further checks."""
     spec, assumed = _spec(run, assume=True)
-    return _evaluations(run, spec, _layouts(run, spec), None if assumed else _own_scheduler(run))
+    steps = _evaluated_steps(run, None if assumed else _own_scheduler(run))
+    return _evaluations(run, spec, _layouts(run, spec), steps)
 
 
 def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
@@ -196,10 +223,10 @@ def _row_of_size(run: ResolvedRun, size: tuple[int, int]) -> str:
 
 
 def _evaluations(
-    run: ResolvedRun, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], own: dict[str, Any] | None
+    run: ResolvedRun, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], steps: list[int]
 ) -> dict[tuple[int, int], Evaluations]:
+    """Count the view evaluations per panorama of each size; `steps`: the step of each evaluation."""
     job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
-    steps = _evaluated_steps(run, own)
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = spec.is_guided(sampling.guidance_scale)
     passes = [(step, twice and step in guided) for step in steps]
@@ -268,6 +295,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
             for (height, width), count in forecast.sizes.items()
         ],
         "view_evaluations": cost.view_evaluations,
+        **({"controlled_view_evaluations": forecast.controlled} if forecast.controlled else {}),
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
         "pictures": cost.pictures,
@@ -290,7 +318,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad, steps)}{beyond}")
     if summary := job.method.operators:
         print(f"  {summary}")
-    print(f"  {cost.view_evaluations:,} view evaluations, {cost.megapixels:,.1f} megapixels, {disk}")
+    with_control = f" ({forecast.controlled:,} with the ControlNet)" if forecast.controlled else ""
+    print(f"  {cost.view_evaluations:,} view evaluations{with_control}, {cost.megapixels:,.1f} megapixels, {disk}")
     if cost.pictures:
         strength = job.sampling.init.strength
         print(f"  {cost.pictures} pictures encoded; {steps} of {job.sampling.num_inference_steps} steps at {strength=}")

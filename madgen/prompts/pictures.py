@@ -26,7 +26,7 @@ class PictureColumns:
     """The columns of rows that name pictures in this job."""
 
     names: tuple[str, ...] = ()
-    """`image` and `mask`; none in jobs that start from noise."""
+    """`image` and `mask` in jobs that start from pictures, `control` with a ControlNet, `style` with an IP-Adapter."""
     init: InitConfig = field(default_factory=InitConfig)
 
     @classmethod
@@ -43,7 +43,7 @@ class PictureColumns:
     def parse(
         self, where: object, fields: Mapping[str, Any], folder: Path | None, confined: bool
     ) -> dict[str, PictureFile]:
-        """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without an image."""
+        """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without a required one."""
         names = {name: fields.get(name) for name in self.names}
         present = {name: value for name, value in names.items() if not _is_blank(value)}
         if "image" in names and "image" not in present:
@@ -51,6 +51,12 @@ class PictureColumns:
                 f"{where}: no image; sampling.init.strength={self.init.strength:g} starts from a picture of each row: "
                 "name it in the column image, or set the strength to null"
             )
+        for column, adapter in (("control", "a ControlNet"), ("style", "an IP-Adapter")):
+            if column in names and column not in present:
+                raise UserError(
+                    f"{where}: no {column} picture; {adapter} follows a picture of each row: name it in the column "
+                    f"{column}, or set {PICTURE_FIELDS[column]} to null"
+                )
         return {name: parse_picture(where, name, value, folder, confined) for name, value in present.items()}
 
     def size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
@@ -117,8 +123,8 @@ def check_known(where: object, name: str, known: tuple[str, ...]) -> None:
         return
     if name in PICTURE_FIELDS:
         raise UserError(
-            f"{where}: the field {name!r} has no effect unless the job starts from pictures; set "
-            f"{PICTURE_FIELDS[name]}, or keep it with prompts.keep_columns"
+            f"{where}: the field {name!r} has no effect without {PICTURE_FIELDS[name]}; set it, or keep the field "
+            "with prompts.keep_columns"
         )
     raise UserError(
         f"{where}: unknown field {name!r}; known: {', '.join(known)}; select the fields to read with "

@@ -12,6 +12,7 @@ from torch import Tensor
 from madgen.config.schema import SamplingParams
 from madgen.diffusion.denoise import Generators
 from madgen.sampling.call_inputs import CallInputs
+from madgen.sampling.control import parse_conditions
 from madgen.sampling.inputs import PanoramaBatch, parse_batch
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
@@ -26,8 +27,13 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUTS = ("pil", "np", "pt", "latent")
 UNSUPPORTED = {
     "image": "use StableDiffusionImg2ImgPipeline for single images",
-    "ip_adapter_image": "IP-Adapters are not supported",
-    "ip_adapter_image_embeds": "IP-Adapters are not supported",
+    "ip_adapter_image": "set backbone.ip_adapter and pass style=[picture]",
+    "ip_adapter_image_embeds": "set backbone.ip_adapter and pass style=[picture]",
+    "control_image": "pass control=[picture]",
+    "controlnet_conditioning_scale": 'set it by overrides=["backbone.controlnet.scale=..."]',
+    "control_guidance_start": 'set it by overrides=["backbone.controlnet.start=..."]',
+    "control_guidance_end": 'set it by overrides=["backbone.controlnet.end=..."]',
+    "guess_mode": "guess mode is not supported",
     "cross_attention_kwargs": "scale a LoRA by pipe.set_adapters(...) and use PanoramaSampler.from_pipe(pipe)",
     "clip_skip": "encode the prompt with pipe.encode_prompt(..., clip_skip=...) and pass prompt_embeds",
     "guidance_rescale": "the guidance is not rescaled; lower guidance_scale",
@@ -120,6 +126,8 @@ class DiffusersCall:
         guidance_steps: Sequence[int] | None = None,
         loop: bool | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
+        control: Sequence[Any] | None = None,
+        style: Sequence[Any] | None = None,
         decode: str | None = None,
         chunk_views: int | None = None,
         **unsupported: Any,
@@ -154,6 +162,8 @@ class DiffusersCall:
             guidance_steps: See `sample`, like all arguments that diffusers does not have.
             loop: See `sample`.
             regions: See `sample`.
+            control: See `sample`; one picture for each prompt.
+            style: See `sample`; one picture for each prompt.
             decode: See `sample`.
             chunk_views: See `sample`.
 
@@ -184,6 +194,13 @@ class DiffusersCall:
             inputs.seeds(len(prompts) * copies),
             None if regions is None else _repeated(listed("regions", regions), copies),
         )
+        controls, styles = (
+            values and _repeated(values, copies)
+            for values in (
+                parse_conditions("control", control, len(prompts)),
+                parse_conditions("style", style, len(prompts)),
+            )
+        )
         params = sampler.merged_params(
             num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
             guidance_scale=guidance_scale,
@@ -194,7 +211,7 @@ class DiffusersCall:
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         with sampler.exclusively(), self.progress_bar(total=params.num_inference_steps) as bar:
             steps = _Steps(sampler, bar, callback_on_step_end, batch.width // sampler.backbone.spec.factor)
-            latents = steps.run(replace(batch, inputs=inputs), params, chunk_views)
+            latents = steps.run(replace(batch, inputs=inputs, control=controls, style=styles), params, chunk_views)
             if output_type == "latent":
                 return PanoramaOutput(latents)
             return PanoramaOutput(convert(sampler.decode_pixels(latents, params.loop, params.decode), output_type))

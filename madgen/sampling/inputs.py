@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+from PIL import Image
+
 from madgen.backbones import BackboneSpec
 from madgen.config.schema import InitConfig
+from madgen.images.pictures import read_picture
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.pictures import placed
-from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Ramp, Region, Task
+from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, text, texts, whole
@@ -36,6 +39,10 @@ class PanoramaBatch:
     """Blends of the initial noise; None: as the method's `noise.blend` says for samples of one prompt."""
     pictures: list[PlacedPicture] = field(default_factory=list)
     """One for each panorama to start from; none: start from noise."""
+    control: list[Image.Image] | None = None
+    """Control pictures of a ControlNet, RGB; None: there is no ControlNet."""
+    style: list[Image.Image] | None = None
+    """Style pictures of an IP-Adapter, RGB; None: there is no IP-Adapter."""
 
     @classmethod
     def from_tasks(cls, tasks: Sequence[Task], init: InitConfig) -> PanoramaBatch:
@@ -50,6 +57,8 @@ class PanoramaBatch:
             [list(prompt.regions) for prompt in prompts],
             blends=[task.blend for task in tasks],
             pictures=[picture for prompt in prompts if (picture := placed(prompt, init)) is not None],
+            control=_read(prompts, "control"),
+            style=_read(prompts, "style"),
         )
 
     @property
@@ -61,6 +70,12 @@ class PanoramaBatch:
     def all_texts(self) -> list[str]:
         """Return all prompts and negative prompts, except negative prompts of regions, which mostly repeat them."""
         return [*self.prompts, *self.negatives, *(region.text for regions in self.regions for region in regions)]
+
+
+def _read(prompts: Sequence[Prompt], column: str) -> list[Image.Image] | None:
+    """Read the pictures that prompts name in a column; None if they name none."""
+    files = [prompt.pictures[column] for prompt in prompts if column in prompt.pictures]
+    return [read_picture(file, f"{column} picture") for file in files] or None
 
 
 def parse_batch(

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, PromptEmbeddings
+from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings
 from madgen.backbones._borrowed import Borrowed
 from madgen.backbones._schedulers import scheduler_object
-from madgen.config.schema import SamplingParams
+from madgen.config.schema import ControlNetConfig, SamplingParams
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align, in_patches
 from madgen.diffusion.reference import with_annex, without_annex
@@ -27,6 +27,7 @@ from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.blending import blended
+from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
@@ -57,6 +58,10 @@ class JointSampler:
         self._lock = threading.RLock()
         self._borrowed: Borrowed | None = None
         """The caller's pipeline that the backbone is part of."""
+        self.control = ControlNetConfig()
+        """Strength of the backbone's ControlNet, if it has one."""
+        self.style_scale = 1.0
+        """Weight of the style pictures, if the backbone has an IP-Adapter."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -82,6 +87,7 @@ class JointSampler:
         check_pictures(batch, params.init)
         self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)
+        check_adapters(self.backbone, batch, self.method)
         with self.exclusively():
             self._warn_if_truncated(batch.all_texts)
             scheduler = self._new_scheduler(params, layout.at(0))
@@ -93,6 +99,8 @@ class JointSampler:
                 batch.regions, self.backbone, noise, size, batch.seeds, params.loop, bootstrapping
             )
             guided = self._encode(batch, params, chunk_views)
+            if batch.control is not None or batch.style is not None:
+                guided = self._with_pictures(guided, batch, steps)
             denoiser = self._scheduled(guided, batch, params, composition)
             sync = self._sync_guidance(guided)
             width = batch.width // self.backbone.spec.factor
@@ -173,6 +181,17 @@ class JointSampler:
             **options,
         )
         return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+
+    def _with_pictures(self, denoiser: ConditionedDenoiser, batch: PanoramaBatch, steps: int) -> ConditionedDenoiser:
+        """Return the denoiser with the control and style pictures of the batch."""
+        backbone, conditioning = cast(ControlledBackbone, self.backbone), denoiser.conditioning
+        panoramas = [panorama for panorama, parts in enumerate(batch.regions) for _ in range(1 + len(parts))]
+        if batch.control is not None:
+            pixels, active = canvases(batch.control, batch.height, batch.width), self.control.active_steps(steps)
+            conditioning = backbone.controlled(conditioning, pixels, panoramas, self.control.scale, active)
+        if batch.style is not None:
+            conditioning = backbone.styled(conditioning, batch.style, panoramas, self.style_scale)
+        return replace(denoiser, conditioning=conditioning)
 
     def keep_prompts(self, tasks: Sequence[Task], params: SamplingParams | None = None) -> None:
         """Encode the distinct prompts of coming tasks once, and forget those of earlier calls."""

@@ -119,6 +119,17 @@ class Method:
                 "into its regions; set it to 0, or remove the regions"
             )
 
+    def check_adapters(self, controlled: bool, styled: bool) -> None:
+        """Raise UserError if the method does not support a ControlNet, or an IP-Adapter."""
+        if controlled and self.merge.reference_steps:
+            raise UserError(
+                f"method.merge.reference_steps={self.merge.reference_steps} denoises a view outside of the panorama, "
+                "which a ControlNet has no picture for; set it to 0"
+            )
+        if (controlled or styled) and self.sync is not None:
+            adapter = "a ControlNet" if controlled else "an IP-Adapter"
+            raise UserError(f"method.sync is not supported with {adapter}; set method.sync.weight to 0")
+
     def check_scheduler(self, scheduler: Any) -> None:
         """Raise UserError if the merge does not support a scheduler."""
         name = type(scheduler).__name__

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from madgen.backbones import Backbone
 from madgen.backbones._vae import encode_canvas
@@ -28,9 +26,12 @@ from madgen.sampling.geometry import Geometry
 from madgen.sampling.postprocess import decodes_tiled
 from madgen.types import Prompt
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
 from madgen.utils.validation import listed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from madgen.sampling.inputs import PanoramaBatch
 
 Size = tuple[int, int]

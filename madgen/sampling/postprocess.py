@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_UNTILED_PIXELS = 2**22
 """Limit of `decode: auto`. It depends on the size alone, not on the memory, so that the bytes do not either."""

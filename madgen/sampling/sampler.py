@@ -11,11 +11,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from madgen.backbones import Lora, as_lora, backbone_module
+from madgen.backbones import Lora, as_lora, backbone_module, check_extensions
 from madgen.backbones._borrowed import borrow
 from madgen.backbones._schedulers import check_scheduler_object
 from madgen.config.schema import (
     BackboneConfig,
+    ControlNetConfig,
     Job,
     LoraConfig,
     MadConfig,
@@ -26,7 +27,8 @@ from madgen.config.schema import (
     ViewsConfig,
     require_job,
 )
-from madgen.hub.weights import ModelFiles, resolve_dtype
+from madgen.hub.weights import ModelFiles, ip_adapter_files, resolve_dtype
+from madgen.sampling.control import parse_conditions
 from madgen.sampling.diffusers_call import DiffusersCall
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch
@@ -39,6 +41,10 @@ from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole, whole_or_none
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ARGUMENTS_OF_PIPES = frozenset({"backbone.max_sequence_length", "backbone.controlnet"}) | {
+    f"backbone.controlnet.{name}" for name in ("scale", "start", "end")
+}
+"""Keys of `backbone` that are arguments of the call in diffusers, and not part of a pipeline."""
 LOADING = threading.Lock()
 """transformers and diffusers change global state of PyTorch while they load a model."""
 
@@ -154,17 +160,17 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         The pipeline can be used as before: while the sampler works it installs its own attention processors, and
         restores the pipeline's afterwards. Call `from_pipe` once the pipeline is set up; scales of LoRAs may change
         later. `method`, `scheduler`, `scheduler_options`, `original_inference_steps` and `overrides`: see
-        `from_pretrained`; of `backbone` they may set `max_sequence_length`, which is an argument of the call in
-        diffusers.
+        `from_pretrained`; of `backbone` they may set `max_sequence_length`, and `scale`, `start` and `end` of
+        `controlnet`, which are arguments of the call in diffusers.
 
-        Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image pipelines
-        of the supported families, IP-Adapters, other attention processors, compiled models, and a safety checker or
-        watermark, which would be skipped.
+        Raises UserError, naming it, for what is not supported in a pipeline: classes other than text-to-image and
+        ControlNet pipelines of the supported families, IP-Adapters, other attention processors, compiled models, and a
+        safety checker or watermark, which would be skipped.
         """
         job, keys = _settings(
             BackboneConfig(), method_config(**method), scheduler, scheduler_options, original_inference_steps, overrides
         )
-        given = {key for key in keys if key.startswith("backbone.")} - {"backbone.max_sequence_length"}
+        given = {key for key in keys if key.startswith("backbone.")} - ARGUMENTS_OF_PIPES
         if given:
             raise UserError(f"{min(given)} cannot be set here: the backbone is the pipeline; use from_pretrained")
         with LOADING:
@@ -174,7 +180,9 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         geometry = Geometry.from_config(borrowed.backbone.spec, job.method)
         params = SamplingParams.from_config(job.sampling)
         sampler = cls(borrowed.backbone, geometry, merging, params)
-        sampler._borrowed = borrowed
+        sampler._borrowed, sampler.control = borrowed, job.backbone.controlnet
+        if getattr(borrowed.backbone, "controlnet", None) is None and sampler.control != ControlNetConfig():
+            raise UserError("backbone.controlnet has no effect: the pipeline has no ControlNet; remove it")
         return sampler._configured(job.sampling, keys, scheduler)
 
     def _configured(self, size: SamplingConfig, keys: frozenset[str], scheduler: Any) -> PanoramaSampler:
@@ -199,6 +207,10 @@ class PanoramaSampler(DiffusersCall, JointSampler):
     ) -> PanoramaSampler:
         """Like `from_pretrained`, from the configs of a job. Thread-safe: models are loaded one at a time."""
         device, settings = check_device(device), Method.from_config(method)
+        backbone.controlnet.check_on()
+        backbone.ip_adapter.check_on()
+        adapters = backbone.controlnet.weights, ip_adapter_files(backbone.ip_adapter)
+        check_extensions(backbone.name, *(adapter is not None for adapter in adapters))
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
@@ -213,6 +225,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 offload=backbone.offload,
                 max_sequence_length=backbone.max_sequence_length,
                 quantization=backbone.quantization,
+                controlnet=adapters[0],
+                ip_adapter=adapters[1],
             )
             geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks
@@ -220,7 +234,9 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 loaded.compile()
             if not backbone.cuda_graphs:
                 loaded.disable_cuda_graphs()
-            return cls(loaded, geometry, settings, params)
+            sampler = cls(loaded, geometry, settings, params)
+            sampler.control, sampler.style_scale = backbone.controlnet, backbone.ip_adapter.scale
+            return sampler
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
@@ -249,6 +265,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         images: Sequence[Any] | None = None,
         masks: Sequence[Any] | None = None,
         strength: float | None = None,
+        control: Sequence[Any] | None = None,
+        style: Sequence[Any] | None = None,
         decode: str | None = None,
         chunk_views: int | None = None,
         output: str = "image",
@@ -276,6 +294,9 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 kept part blends into the rest over `sampling.init.feather` pixels; inside of that it is the image.
             strength: Share of the denoising steps that run, 0..1: 0 only encodes and decodes the images, 1 starts from
                 noise. Needed with images. Steps are counted from the first one that runs.
+            control: A picture for each panorama, PIL or uint8 [H, W, 3], for a backbone with a ControlNet. It is
+                resized to the panorama, and each view sees its part of it.
+            style: A picture for each panorama, PIL or uint8 [H, W, 3], for a backbone with an IP-Adapter.
             decode: See the method `decode`.
             chunk_views: Limit memory, at the cost of time: denoise prompt by prompt, and at most this many views at
                 once (all of a prompt's views where attention merges them). Changes only the last bits of the latents.
@@ -301,7 +322,12 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         pictures = parse_pictures(images, masks, len(prompts), (height, width), params.init)
         height, width = pictures[0].size if pictures else (height, width)
         batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
-        batch = replace(batch, pictures=pictures)
+        batch = replace(
+            batch,
+            pictures=pictures,
+            control=parse_conditions("control", control, len(prompts)),
+            style=parse_conditions("style", style, len(prompts)),
+        )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         check_output("output", output, ("image", "pil", "np", "pt", "latent"))
         if not callable(on_step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from madgen.config.schema.backbone import UNETS, BackboneConfig, LoraConfig
+from madgen.config.schema.backbone import UNETS, BackboneConfig, ControlNetConfig, IpAdapterConfig, LoraConfig
 from madgen.config.schema.checks import check_recordable, check_url, nearest
 from madgen.config.schema.init import InitConfig
 from madgen.config.schema.job import Job, require_job
@@ -30,7 +30,9 @@ __all__ = [
     "UNETS",
     "BackboneConfig",
     "BlendConfig",
+    "ControlNetConfig",
     "InitConfig",
+    "IpAdapterConfig",
     "Job",
     "LoraConfig",
     "MadConfig",

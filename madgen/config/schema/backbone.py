@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from madgen.config.schema.checks import check, check_one_of
+from madgen.config.schema.checks import changed, check, check_one_of
 
 UNETS = ("sd", "sdxl")
 """Backbones that predict noise with a UNet; the others are flow-matching transformers."""
@@ -22,6 +22,77 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check(self.weights != "", "backbone.loras: weights is empty")
         check(abs(self.scale) < float("inf"), f"backbone.loras: scale must be a finite number, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetConfig:
+    """A ControlNet, which makes panoramas follow control pictures, such as edges or depth. For `sd` and `sdxl`. Each
+    row of the prompts names its picture in the column `control`; it is resized to the panorama, and each view sees its
+    part of it. Attention merges in the ControlNet as in the UNet."""
+
+    weights: str | None = None
+    """A diffusers folder, a Hugging Face Hub id or a single `.safetensors` file. null: no ControlNet."""
+    scale: float = 1.0
+    """Factor of what the ControlNet adds to the UNet: 1 is full strength, 0 has no effect."""
+    start: float = 0.0
+    """Share of the denoising steps before which the ControlNet does not act, 0..1."""
+    end: float = 1.0
+    """Share of the denoising steps after which the ControlNet does not act, `start` < `end` <= 1."""
+
+    def __post_init__(self) -> None:
+        check(self.weights != "", "backbone.controlnet.weights is empty; set it to null for no ControlNet")
+        check(abs(self.scale) < float("inf"), f"backbone.controlnet.scale must be a finite number, got {self.scale}")
+        check(
+            0 <= self.start < self.end <= 1,
+            f"backbone.controlnet: need 0 <= start < end <= 1 of the steps, got start={self.start}, end={self.end}",
+        )
+
+    def check_on(self) -> None:
+        """Raise UserError for settings without effect."""
+        if self.weights is None:
+            for name, value in changed(self).items():
+                check(False, f"backbone.controlnet.{name}={value} has no effect; set backbone.controlnet.weights")
+
+    def active_steps(self, steps: int) -> frozenset[int]:
+        """Return those of the denoising steps in which it acts, as in diffusers; UserError if there are none."""
+        inside = (step for step in range(steps) if step / steps >= self.start and (step + 1) / steps <= self.end)
+        active = frozenset(inside)
+        check(
+            bool(active) or steps == 0,
+            f"backbone.controlnet.start={self.start:g} and end={self.end:g} include none of {steps} steps; widen them, "
+            "or remove the ControlNet",
+        )
+        return active
+
+
+@dataclass(frozen=True, kw_only=True)
+class IpAdapterConfig:
+    """An IP-Adapter, which gives panoramas the style and content of a picture. For `sd` and `sdxl`. Each row of the
+    prompts names its picture in the column `style`; all views of its panorama attend to the whole picture."""
+
+    weights: str | None = None
+    """A folder, a Hugging Face Hub id such as `h94/IP-Adapter`, or a `.safetensors` file. null: no IP-Adapter."""
+    subfolder: str = ""
+    """Folder of the file in `weights`, such as `models` or `sdxl_models`."""
+    weight_name: str | None = None
+    """Name of the `.safetensors` file in `subfolder`; null is the only one there. Needed for a Hub id."""
+    image_encoder: str = "image_encoder"
+    """Folder of the image encoder: its name in `subfolder`, or its path in `weights` with a `/`, such as
+    `models/image_encoder`."""
+    scale: float = 1.0
+    """Weight of the picture beside the prompt: 0 has no effect."""
+
+    def __post_init__(self) -> None:
+        name = "backbone.ip_adapter"
+        check(self.weights != "", f"{name}.weights is empty; set it to null for no IP-Adapter")
+        check(self.image_encoder != "", f"{name}.image_encoder is empty; use for example image_encoder")
+        check(abs(self.scale) < float("inf"), f"{name}.scale must be a finite number, got {self.scale}")
+
+    def check_on(self) -> None:
+        """Raise UserError for settings without effect."""
+        if self.weights is None:
+            for name, value in changed(self).items():
+                check(False, f"backbone.ip_adapter.{name}={value} has no effect; set backbone.ip_adapter.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +115,8 @@ class BackboneConfig:
     null lets diffusers infer it from the file, which needs the Hub or its local cache."""
     loras: list[LoraConfig] = field(default_factory=list)  # OmegaConf does not validate the items of a tuple
     """LoRAs to fuse into the weights, each multiplied by its scale."""
+    controlnet: ControlNetConfig = field(default_factory=ControlNetConfig)
+    ip_adapter: IpAdapterConfig = field(default_factory=IpAdapterConfig)
     prediction_type: str | None = None
     """What the network predicts: `epsilon`, `v_prediction` or `sample`. null is what the scheduler's config and the
     marks of a single file say; if they contradict each other, the job is refused until it is set."""

@@ -12,7 +12,13 @@ from madgen.utils.errors import UserError
 from madgen.utils.validation import check_path
 
 PATHS = {"output.dir", "prompts.source", "prompts.regions.mask", "backbone.pretrained", "backbone.config"}
-PATHS |= {"backbone.loras.weights", "safety.checker", "scores.clip"}
+PATHS |= {
+    "backbone.loras.weights",
+    "backbone.controlnet.weights",
+    "backbone.ip_adapter.weights",
+    "safety.checker",
+    "scores.clip",
+}
 """Keys whose values may be paths."""
 
 

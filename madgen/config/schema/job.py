@@ -90,7 +90,9 @@ class Job:
     @property
     def picture_columns(self) -> tuple[str, ...]:
         """Columns of prompts that name pictures of this job, the required ones first."""
-        return ("image", "mask") if self.sampling.init.strength is not None else ()
+        start = ("image", "mask") if self.sampling.init.strength is not None else ()
+        adapters = {"control": self.backbone.controlnet.weights, "style": self.backbone.ip_adapter.weights}
+        return (*start, *(column for column, weights in adapters.items() if weights is not None))
 
     @property
     def output_dir(self) -> Path:

@@ -13,6 +13,8 @@ PICTURE_FIELDS = {
     "image": "sampling.init.strength",
     "mask": "sampling.init.strength",
     "place": "sampling.init.strength",
+    "control": "backbone.controlnet.weights",
+    "style": "backbone.ip_adapter.weights",
 }
 """Fields of rows that name pictures, with the setting that makes a job read them. Others ignore or keep them."""
 
@@ -32,9 +34,9 @@ class PromptsConfig:
     """Split of a Hugging Face dataset."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns (or JSON keys) of the source to read, by field: `{prompt: caption}` reads the prompt from `caption`.
-    Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`, and in jobs that
-    start from pictures `image`, `mask` and `place`. If empty, columns must have these names; unknown columns are
-    errors, see `keep_columns`."""
+    Fields are `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `regions` and `across`, in jobs that start
+    from pictures `image`, `mask` and `place`, with a ControlNet `control`, and with an IP-Adapter `style`. If empty,
+    columns must have these names; unknown columns are errors, see `keep_columns`."""
     keep_columns: Any = None
     """Further columns (or JSON keys) of the source to keep with each sample, in `columns` of its JSON and as columns of
     `index.parquet`: a list of names, or `all`. null: none."""

@@ -23,6 +23,7 @@ OTHER_KEYS = {
     "key",
     "sample_index",
     "seed",
+    "blend",
     "backbone",
     "method",
     "sampling",

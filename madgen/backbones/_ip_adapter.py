@@ -1,0 +1,119 @@
+"""IP-Adapters: cross-attention to a picture's style and content, beside that to the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from madgen.diffusion.attention import KeysValues, by_head
+from madgen.hub.weights import IpAdapterFiles, load_error
+from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "backbone.ip_adapter.weights"
+FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class StyleAdapter:
+    """The networks of an IP-Adapter."""
+
+    image_encoder: Any
+    processor: Any
+    """Converts pictures to the encoder's pixels."""
+    projection: Any
+    """From the encoder's output to tokens."""
+    keys_values: torch.nn.ModuleDict
+    """Projections of the tokens to keys (`k`) and values (`v`) for each cross-attention layer, by its name."""
+
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """Return all networks."""
+        return [self.image_encoder, self.projection, self.keys_values]
+
+    def tokens(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Return the tokens of pictures (PIL) [P, T, D], and those of no picture [1, T, D]."""
+        from diffusers.models.embeddings import ImageProjection
+
+        weights = next(self.image_encoder.parameters())
+        pixels = self.processor(list(pictures), return_tensors="pt").pixel_values.to(weights.device, weights.dtype)
+        if isinstance(self.projection, ImageProjection):
+            embeddings = self.image_encoder(pixels).image_embeds
+            nothing = torch.zeros_like(embeddings[:1])
+        else:
+            embeddings, nothing = (
+                self.image_encoder(each, output_hidden_states=True).hidden_states[-2]
+                for each in (pixels, torch.zeros_like(pixels[:1]))
+            )
+        return self.projection(embeddings), self.projection(nothing)
+
+    def project(self, tokens_NTD: Tensor, attention: Mapping[str, Any]) -> dict[str, KeysValues]:
+        """Project tokens to keys and values for each cross-attention layer."""
+        return {
+            name: self._project(_key(name), layer, tokens_NTD) for name, layer in attention.items() if self._has(name)
+        }
+
+    def _has(self, name: str) -> bool:
+        return _key(name) in self.keys_values
+
+    def _project(self, key: str, layer: Any, tokens_NTD: Tensor) -> KeysValues:
+        projections: Any = self.keys_values[key]
+        return by_head(layer, projections["k"](tokens_NTD)), by_head(layer, projections["v"](tokens_NTD))
+
+
+def load_style_adapter(
+    pipeline: Any, attention: Mapping[str, Any], files: IpAdapterFiles, dtype: torch.dtype
+) -> StyleAdapter:
+    """Load an IP-Adapter by diffusers and take it out of the pipeline; the layers keep their processors.
+
+    Raises UserError if it cannot be loaded, or does not fit the UNet.
+    """
+    unet, processors = pipeline.unet, {name: layer.processor for name, layer in attention.items()}
+    try:
+        _set_plain_attention(unet)
+        pipeline.register_modules(image_encoder=_image_encoder(files, dtype))
+        pipeline.load_ip_adapter(
+            files.source, subfolder=files.subfolder, weight_name=files.weight_name, image_encoder_folder=None
+        )
+        return _taken_out(pipeline)
+    except UserError:
+        raise
+    except FAILURES as error:
+        raise load_error(KEY, files.weights, error) from error
+    finally:
+        pipeline.unload_ip_adapter()
+        for name, layer in attention.items():
+            layer.processor = processors[name]
+
+
+def _set_plain_attention(unet: Any) -> None:
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    unet.set_attn_processor(AttnProcessor2_0())
+
+
+def _image_encoder(files: IpAdapterFiles, dtype: torch.dtype) -> Any:
+    from transformers import CLIPVisionModelWithProjection
+
+    options = {"subfolder": files.image_encoder, "use_safetensors": True, "dtype": dtype}
+    return CLIPVisionModelWithProjection.from_pretrained(files.source, **options)
+
+
+def _taken_out(pipeline: Any) -> StyleAdapter:
+    projection = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
+    if "FaceID" in type(projection).__name__:
+        raise UserError(f"{KEY}: FaceID adapters take embeddings of faces, not pictures, and are not supported")
+    layers = torch.nn.ModuleDict()
+    for name, processor in pipeline.unet.attn_processors.items():
+        if hasattr(processor, "to_k_ip"):
+            layers[_key(name)] = torch.nn.ModuleDict({"k": processor.to_k_ip[0], "v": processor.to_v_ip[0]})
+    return StyleAdapter(pipeline.image_encoder, pipeline.feature_extractor, projection, layers)
+
+
+def _key(name: str) -> str:
+    """Return the name of a layer as a key of a ModuleDict, which must not contain dots."""
+    return name.replace(".", "/")

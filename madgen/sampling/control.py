@@ -1,0 +1,58 @@
+"""Control and style pictures of a batch: what ControlNets and IP-Adapters see, and in which steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from madgen.sampling.inputs import PanoramaBatch
+from madgen.sampling.method import Method
+from madgen.utils.errors import UserError
+from madgen.utils.lazy import torch
+from madgen.utils.validation import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def parse_conditions(name: str, pictures: Any, count: int) -> list[Image.Image] | None:
+    """Convert pictures (PIL or uint8 [H, W, 3]) to RGB; UserError unless there is one for each of `count` panoramas."""
+    if pictures is None:
+        return None
+    parsed = [_parse_picture(name, picture) for picture in listed(name, pictures)]
+    if len(parsed) != count:
+        raise UserError(f"{name} must have one picture for each of {count} panoramas, got {len(parsed)}")
+    return parsed
+
+
+def _parse_picture(name: str, picture: Any) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return Image.fromarray(picture)
+    got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+    raise UserError(f"{name} must be a list of PIL images or uint8 arrays [H, W, 3], got an item {got}")
+
+
+def canvases(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
+    """Resize pictures to the canvas as diffusers does, with Lanczos filters: pixels in 0..1, float32 [B, 3, H, W]."""
+    resized = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+
+
+def check_adapters(backbone: Any, batch: PanoramaBatch, method: Method) -> None:
+    """Raise UserError for control or style pictures that are missing, have no effect, or do not suit the method."""
+    controlled = getattr(backbone, "controlnet", None) is not None
+    styled = getattr(backbone, "style_adapter", None) is not None
+    for name, pictures, used, adapter, key in (
+        ("control", batch.control, controlled, "a ControlNet", "backbone.controlnet.weights"),
+        ("style", batch.style, styled, "an IP-Adapter", "backbone.ip_adapter.weights"),
+    ):
+        if used and pictures is None:
+            raise UserError(f"the backbone has {adapter}: pass {name}=[picture, ...], a picture for each panorama")
+        if pictures is not None and not used:
+            raise UserError(f"{name} has no effect: the backbone has no {adapter.split()[1]}; set {key}")
+    method.check_adapters(controlled, styled)
