@@ -164,7 +164,7 @@ CONTENT = {
         ({"image": "bomb.png"}, "the image .*bomb.png has more than .* px; shrink it"),
         ({"image": "large.png"}, r"large.png of 9000x10000 px \(height x width\) has more than .* px; shrink it"),
         ({"image": "deep.png"}, "the image .*deep.png has more than 8 bits per channel"),
-        ({"image": "a.png", "mask": "small.png"}, "the mask of 16x16 px .* must have the size of the image, 32x64 px"),
+        ({"image": "a.png", "mask": "small.png"}, "the mask of 16x16 px .* must have the size of its image, 32x64 px"),
         ({"image": "a.png", "mask": "white.png"}, "the mask keeps everything"),
         ({"image": "a.png", "mask": "black.png"}, "the mask keeps nothing"),
         (
