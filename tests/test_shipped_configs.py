@@ -1,9 +1,11 @@
 """Law 7: every shipped YAML loads and plans, and every method runs on the demo backbone."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from madgen.config.loader import load_job
 
@@ -17,14 +19,26 @@ def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     (tmp_path / "prompts.txt").write_text("a hill\na lake\n")
     prompts = ROOT / load_job(path).prompts.source if path in JOBS else "prompts.txt"
     overrides = [f"prompts.source={prompts}"]
+    if path.stem == "upscale":  # of a panorama of the demo
+        overrides = [f"prompts.source=dataset://{one_panorama(tmp_path / 'demo.tar')}"]
     if path.parent.name in ("method", "trainer"):
         overrides += ["sampling.height=128", "sampling.width=768"]
     result = madgen("plan", path, *overrides, "--json")
     assert result.code == 0, result.err
     plan = json.loads(result.out)
-    assert plan["samples"] == ({"demo": 24, "template": 6}[path.stem] if path in JOBS else 2)
+    assert plan["samples"] == ({"demo": 24, "template": 6, "upscale": 1}[path.stem] if path in JOBS else 2)
     assert plan["view_evaluations"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def one_panorama(path):
+    """Write a WebDataset with one panorama in the size of the demo."""
+    Image.new("RGB", (768, 128)).save(path.with_name("a.png"))
+    path.with_name("a.txt").write_text("a hill")
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.png", "a.txt"):
+            tar.add(path.with_name(name), name)
+    return path
 
 
 METHODS = sorted((ROOT / "configs/method").glob("*.yaml"))

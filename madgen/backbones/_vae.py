@@ -139,11 +139,17 @@ def encode_canvas(backbone: Backbone, pixels_13HW: Tensor, wrap: int = 0, tile: 
     height, width = (extent // factor for extent in pixels_13HW.shape[-2:])
     if tile is None or max(height, width) <= tile:
         return backbone.encode(pixels_13HW)[..., wrap : width - wrap]
-    down, across = min(tile, height), min(tile, width)
+    patch = backbone.spec.patch  # tiles are of whole tokens: some VAEs normalize cells by their place in a token
+    down, across = (min(tile, extent) // patch for extent in (height, width))
     total = pixels_13HW.new_zeros((1, backbone.spec.channels, height, width))
-    for top, fade_down in _faded(height, down, 1):
-        for left, fade_across in _faded(width, across, 1):
-            part = pixels_13HW[..., top * factor : (top + down) * factor, left * factor : (left + across) * factor]
+    for top, fade_down in _faded(height // patch, down, patch):
+        for left, fade_across in _faded(width // patch, across, patch):
+            rows, columns = (
+                slice(start * patch, (start + size) * patch) for start, size in ((top, down), (left, across))
+            )
+            part = pixels_13HW[
+                ..., rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor
+            ]
             weight = fade_down.to(total.device)[:, None] * fade_across.to(total.device)
-            total[..., top : top + down, left : left + across] += backbone.encode(part) * weight
+            total[..., rows, columns] += backbone.encode(part) * weight
     return total[..., wrap : width - wrap]

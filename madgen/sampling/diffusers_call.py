@@ -26,7 +26,7 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """`callback(sampler, step, timestep, {"latents": ...})`, as diffusers calls it; may return `{"latents": ...}`."""
 OUTPUTS = ("pil", "np", "pt", "latent")
 UNSUPPORTED = {
-    "image": "use StableDiffusionImg2ImgPipeline for single images",
+    "image": "use sampler.sample(prompts, images=[image], strength=..., seeds=[...])",
     "ip_adapter_image": "set backbone.ip_adapter and pass style=[picture]",
     "ip_adapter_image_embeds": "set backbone.ip_adapter and pass style=[picture]",
     "control_image": "pass control=[picture]",
