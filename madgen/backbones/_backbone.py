@@ -389,7 +389,8 @@ class PipelineBackbone(ABC):
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Encode pixels in 0..1 to latents, float32 [B, C, H / factor, W / factor]."""
-        return _vae.encode(self.vae, pixels_B3HW)
+        with _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext():
+            return _vae.encode(self.vae, pixels_B3HW)
 
     def new_scheduler(
         self,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -54,6 +55,9 @@ def test_dataset_from_pictures(madgen_here, job, tmp_path):
     assert np.array_equal(pixels(samples["p2-0000.png"])[:, :28], np.asarray(picture(seed=2))[:, :28])
     assert not np.array_equal(pixels(samples["p1-0000.png"])[:, :28], np.asarray(picture(seed=1))[:, :28])
     assert madgen_here("verify", "out").code == 0
+    assert madgen_here("preview", "out").code == 0
+    page = (tmp_path / "out/preview.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'"input": ?"data:image/webp;base64,', page)) == 4
     assert "complete" in madgen_here("generate", *job).err + madgen_here("status", "out").out
     for key in ("p1-0000", "p2-0000"):
         again = madgen_here("regenerate", "out", key, "-o", "again.png")

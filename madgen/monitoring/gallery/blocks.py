@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded
+from madgen.monitoring.gallery.inputs import find_inputs, load_input
+from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded, thumbnail_of
 from madgen.monitoring.gallery.samples import Sample, read
 from madgen.utils.html import json_block
 
@@ -30,12 +31,14 @@ def write_samples(
     progress: Callable[[int, int], Any],
 ) -> None:
     """Write a block per sample (`s0`, `s1`, ..), then one per large image (`f0`, ..), so that thumbnails load first."""
-    side = SIDES[len(shown) > FEW]
+    side, inputs = SIDES[len(shown) > FEW], find_inputs(dataset, shown)
 
     def blocks(number: int) -> tuple[bytes, bytes]:
         sample = read(dataset, shown[number])
         thumbnail, picture = embedded(sample, side, preview)
         details = {"thumbnail": thumbnail, "preview": preview, **_details(dataset, sample)}
+        if (file := inputs.get(sample.metadata.get("pictures", {}).get("image"))) and (image := load_input(file)):
+            details["input"] = thumbnail_of(image, 2 * side)
         return json_block(f"s{number}", details), b"" if picture is None else json_block(f"f{number}", picture)
 
     with tempfile.TemporaryFile() as pictures:

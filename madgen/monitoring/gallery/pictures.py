@@ -54,6 +54,12 @@ def embedded(sample: Sample, side: int, preview: int | None) -> tuple[str, str |
     return _data_uri("image/webp", _webp(image, THUMBNAIL_QUALITY)), large
 
 
+def thumbnail_of(image: Image.Image, side: int) -> str:
+    """Return the data URI of an image, scaled down to a shorter side of `side` pixels."""
+    image.thumbnail((MAX_ASPECT * side, side) if image.width >= image.height else (side, MAX_ASPECT * side))
+    return _data_uri("image/webp", _webp(image, THUMBNAIL_QUALITY))
+
+
 def _data_uri(mime: str, data: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 

@@ -23,6 +23,7 @@ const viewer = (() => {
     }));
     byId("command").textContent = "";
     byId("rows").replaceChildren();
+    byId("input").hidden = true;
     byId("side").scrollTop = 0;
     byId("note").hidden = true;
     loops = false;
@@ -39,6 +40,8 @@ const viewer = (() => {
     loops = known.loop;
     byId("command").textContent = known.command;
     byId("rows").replaceChildren(...known.rows.map(row));
+    byId("input").hidden = !known.input;
+    if (known.input) byId("input-image").src = known.input;
     source(known.thumbnail);
     show();
     arriving(() => known?.command !== byId("command").textContent || enlarge(at));
