@@ -19,7 +19,7 @@ class PixelScores:
     def __init__(self, run: ResolvedRun):
         self.names, self._loop = run.job.pixel_scores, run.job.sampling.loop
         self._geometry = view_geometry(run)
-        self.cell, self._last = self._geometry.spec.factor, evaluated_steps(run)[-1]
+        self.cell, self._last = self._geometry.spec.factor, max(evaluated_steps(run), default=0)
         self._views: dict[tuple[int, int], Views] = {}
 
     def __call__(self, image_HWC: np.ndarray) -> dict[str, float]:
