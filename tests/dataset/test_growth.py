@@ -300,3 +300,14 @@ def test_shards_of_other_generations_are_found(tmp_path):
         and_embedded(changed(fingerprint=directory.read_manifest().generations[0].fingerprint)),
     )
     assert any("it is a sample of another dataset" in problem for problem in verify(directory).problems)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_samples_of_several_generations_have_the_seeds_of_their_prompt(tmp_path, seed):
+    """Also those of the last prompt of a generation."""
+    for count, each in ((2, 1), (2, 2), (3, 2), (4, 4), (5, 5)):
+        directory = write(tmp_path / "out", prompts_of(TEXTS[:count], seed=seed), f"prompts.samples_per_prompt={each}")
+        verdict = verify(directory)
+        assert verdict.complete, verdict.problems
+    rewrite(directory, directory.read_manifest().shard_names()[-1], and_embedded(changed(seed=8)))
+    assert verify(directory).problems

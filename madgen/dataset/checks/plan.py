@@ -28,6 +28,7 @@ class PlanCheck:
         self._manifest, self._keys = manifest, hashlib.sha256()
         self._portions = manifest.portions()
         known: dict[int, Known] = {}  # by source
+        self._place = 0
         self._checks = [_PromptsCheck(item, known.setdefault(id(item.source), {})) for item in self._portions]
 
     def add(self, index: int, samples: Iterable[PlannedSample], keys: Iterable[str]) -> list[str]:
@@ -35,6 +36,9 @@ class PlanCheck:
         self._keys.update("".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape"))
         ends = (portion.first + portion.shards for portion in self._portions)
         place = next((place for place, end in enumerate(ends) if index < end), -1)
+        if place != self._place:  # shards are added in order
+            self._checks[self._place].close()
+            self._place = place
         return self._checks[place].add(samples)
 
     def finish(self) -> tuple[bool, bool]:
@@ -69,7 +73,7 @@ class _PromptsCheck:
         problems: list[str] = []
         for prompt_id, group in groupby(samples, lambda sample: sample.prompt_id):
             if self._prompt and self._prompt[0].prompt_id != prompt_id:
-                self._close()
+                self.close()
             for sample in group:
                 self._prompt.append(sample)
                 problems += self._check_sample(sample)
@@ -101,14 +105,14 @@ class _PromptsCheck:
             return None
         return None if first.seed == sample_seed(self._job_seed, first.prompt_id, 0) else first.seed
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Append the last prompt to the digest, which is given up if not everything about the prompt is known."""
         samples, self._prompt = self._prompt, []
         if not samples or (samples[0].sample_index and samples[0].prompt_id in self._known):
             return  # further samples of a prompt of an earlier generation
         first, seed = samples[0], self._given_seed(samples[0])
         known = next((sample.prompt for sample in samples if sample.prompt is not None), None)
-        if self._remembers and first.seed is not None:
+        if self._remembers and first.seed is not None and not first.sample_index:
             self._known[first.prompt_id] = seed, None if known is None else _mark(known)
         if self._digest is None:
             return
@@ -130,7 +134,7 @@ class _PromptsCheck:
 
     def finish(self) -> bool:
         """Return whether prompts, sizes and seeds may be the planned ones."""
-        self._close()
+        self.close()
         return self._digest is None or self._digest.hexdigest() == self._planned
 
 
