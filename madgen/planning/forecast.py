@@ -314,8 +314,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     print(f"  to {job.output_dir}{adds}")
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
-    beyond = f" (method.mad.steps={mad})" if mad > steps else ""
-    print(f"  {job.backbone.pretrained}, {steps} steps, MAD in the first {min(mad, steps)}{beyond}")
+    merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
+    print(f"  {job.backbone.pretrained}, {steps} steps, {merged if mad else 'no MAD'}")
     if summary := job.method.operators:
         print(f"  {summary}")
     with_control = f" ({forecast.controlled:,} with the ControlNet)" if forecast.controlled else ""

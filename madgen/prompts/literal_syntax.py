@@ -16,6 +16,7 @@ from madgen.prompts.table import PromptTable
 from madgen.utils.arrow import integers
 
 COMMENT = "#"
+HEADERS = {"prompt", "prompts", "text", "caption", "captions"}
 PATTERNS = (
     re.compile(  # options of scripts of the Stable Diffusion web UI, sd-scripts and Midjourney
         rb"--(?:prompt|negative_prompt|sampler_name|sampler|steps|cfg_scale|seed|width|height|batch_size|n_iter|ar"
@@ -27,18 +28,26 @@ PATTERNS = (
 
 
 def literal_syntax(table: PromptTable) -> list[str]:
-    """Return warnings about lines that other programs treat as comments, and about their options and weights."""
-    return [*_comments(table), *_syntax(table)]
+    """Return warnings about lines that other programs treat as comments or headers, and their options and weights."""
+    return [*_first_lines(table), *_syntax(table)]
 
 
-def _comments(table: PromptTable) -> Iterator[str]:
-    """Yield a warning if the first prompt of a text file is a comment line."""
+def _first_lines(table: PromptTable) -> Iterator[str]:
+    """Yield a warning if the first prompt of a text file is a comment or a header."""
     for row in _first_rows(table):
         text, location = table[row].text, table.location(row)
-        if text.startswith(COMMENT) and suffix_of(location.rpartition(":")[0]) == ".txt":
+        if suffix_of(location.rpartition(":")[0]) != ".txt":
+            continue
+        if text.startswith(COMMENT):
             yield (
                 f"{location} starts with # and is sampled as a prompt ({text[:40]!r}); to ignore such lines, set "
                 'prompts.comments="#"'
+            )
+            return
+        if text.strip().lower() in HEADERS:
+            yield (
+                f"{location} is {text!r}, which looks like a header and is sampled as a prompt; a .txt has one prompt "
+                "per line and no header: remove the line, or rename the file to .csv"
             )
             return
 

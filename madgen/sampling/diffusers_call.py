@@ -51,8 +51,36 @@ UNSUPPORTED = {
     "target_size": "each view is conditioned as an uncropped image of its size",
     "crops_coords_top_left": "each view is conditioned as an uncropped image of its size",
     "original_inference_steps": "pass it to PanoramaSampler.from_pretrained or from_pipe",
+    "seed": "use generator=torch.Generator().manual_seed(seed), or sampler.sample(..., seeds=[seed])",
+    "seeds": "use generator=[torch.Generator().manual_seed(seed) for seed in seeds], or sampler.sample(...)",
 }
 """Arguments of diffusers' pipelines that `PanoramaSampler` does not take, and what to do instead."""
+_FROM_PIPE = "set up the pipeline and use PanoramaSampler.from_pipe(pipe)"
+_DECODE = 'decode="tiled" in the call limits the memory of decoding'
+ATTRIBUTES = {
+    "to": 'choose the device when the sampler is created: from_pretrained(..., device="cuda")',
+    "device": "it is sampler.backbone.device",
+    "unet": _FROM_PIPE,
+    "transformer": _FROM_PIPE,
+    "vae": "sampler.decode(latents) decodes; " + _FROM_PIPE,
+    "load_lora_weights": 'use from_pretrained(..., loras=[{"weights": file, "scale": 1.0}]), or ' + _FROM_PIPE,
+    "load_ip_adapter": _FROM_PIPE,
+    "enable_model_cpu_offload": _FROM_PIPE,
+    "enable_sequential_cpu_offload": _FROM_PIPE,
+    "enable_vae_tiling": _DECODE,
+    "enable_vae_slicing": _DECODE,
+    "enable_attention_slicing": "chunk_views in the call limits the number of views of a pass",
+    "enable_xformers_memory_efficient_attention": "PyTorch's fused attention is used",
+}
+"""Attributes of diffusers' pipelines that `PanoramaSampler` does not have, and what to do instead."""
+LOADING_ARGUMENTS = {
+    "torch_dtype": 'use dtype="bfloat16"',
+    "safety_checker": "the sampler has none; a job's safety.checker checks panoramas",
+    "use_safetensors": "only safetensors files are loaded",
+    "device_map": 'use device="cuda", or ' + _FROM_PIPE,
+    "quantization_config": _FROM_PIPE,
+}
+"""Arguments of `DiffusionPipeline.from_pretrained` that `PanoramaSampler` does not take, and what to do instead."""
 
 
 class PanoramaOutput(NamedTuple):
@@ -77,6 +105,10 @@ class DiffusersCall:
     _interrupt = False
     _guidance_scale = 0.0
     _progress_bar_config: Mapping[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        instead = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}", name=name, obj=self)
 
     @property
     def guidance_scale(self) -> float:
@@ -170,7 +202,7 @@ class DiffusersCall:
         Raises:
             UserError: for impossible sizes and settings; it is a ValueError.
         """
-        _refuse(unsupported)
+        refuse(unsupported, "__call__", UNSUPPORTED)
         _check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_output("output_type", output_type, OUTPUTS)
         switch("return_dict", return_dict)
@@ -256,12 +288,13 @@ class _Steps:
         return latents.to(latents_BCHW)
 
 
-def _refuse(unsupported: Mapping[str, Any]) -> None:
-    for name, value in unsupported.items():
-        if name not in UNSUPPORTED:
-            raise TypeError(f"PanoramaSampler.__call__() got an unexpected keyword argument {name!r}")
+def refuse(arguments: Mapping[str, Any], method: str, known: Mapping[str, str]) -> None:
+    """Raise UserError for arguments of diffusers' method that ours does not take, TypeError for unknown ones."""
+    for name, value in arguments.items():
+        if name not in known:
+            raise TypeError(f"PanoramaSampler.{method}() got an unexpected keyword argument {name!r}")
         if value is not None:
-            raise UserError(f"{name} is not supported: {UNSUPPORTED[name]}")
+            raise UserError(f"{name} is not supported: {known[name]}")
 
 
 def _check_callback(callback: Any, tensor_inputs: Any) -> None:

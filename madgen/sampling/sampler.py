@@ -29,7 +29,7 @@ from madgen.config.schema import (
 )
 from madgen.hub.weights import ModelFiles, ip_adapter_files, resolve_dtype
 from madgen.sampling.control import parse_conditions
-from madgen.sampling.diffusers_call import DiffusersCall
+from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch
 from madgen.sampling.joint_sampler import JointSampler
@@ -96,6 +96,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         compile: bool = BackboneConfig.compile,
         device: str | torch.device = "cpu",
         overrides: Sequence[str] = (),
+        **unsupported: Any,
     ) -> PanoramaSampler:
         """Load a diffusers folder, a hub id, a single file or `demo`, and fuse `loras` into it.
 
@@ -111,6 +112,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
 
         Raises UserError, a ValueError with the message of the command line, for invalid values.
         """
+        refuse(unsupported, "from_pretrained", LOADING_ARGUMENTS)
         config_of_backbone = BackboneConfig(
             name=text("name", name),
             pretrained=path("pretrained", pretrained),

@@ -60,6 +60,14 @@ def test_comments_at_the_start_of_a_file_are_reported(tmp_path):
     assert warnings(tmp_path / "p.jsonl") == []
 
 
+def test_headers_of_text_files_are_reported(tmp_path):
+    (tmp_path / "p.txt").write_text("Prompt\na hill\ncaption\n")
+    (warning,) = warnings(tmp_path / "p.txt")
+    assert warning.startswith(f"{tmp_path}/p.txt:1 is 'Prompt', which looks like a header and is sampled as a prompt")
+    (tmp_path / "p.csv").write_text("prompt\na hill\n")
+    assert warnings(tmp_path / "p.csv") == []
+
+
 def test_plan_warns(job_file, madgen_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("# list\na (hill:1.3)\n")
     result = madgen_here("plan", job_file)

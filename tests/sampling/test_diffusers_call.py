@@ -267,3 +267,21 @@ def test_unknown_arguments_are_type_errors_and_none_is_no_argument(mad):
     with pytest.raises(TypeError, match="unexpected keyword argument 'prompts'"):
         mad(prompts=["a hill"])
     mad("a hill", height=32, width=64, num_inference_steps=1, ip_adapter_image=None, clip_skip=None)
+    with pytest.raises(TypeError, match=r"from_pretrained\(\) got an unexpected keyword argument 'dtyp'"):
+        PanoramaSampler.from_pretrained("demo", dtyp="bfloat16")
+
+
+def test_loading_arguments_of_diffusers_are_refused_with_an_alternative():
+    with pytest.raises(UserError, match='torch_dtype is not supported: use dtype="bfloat16"'):
+        PanoramaSampler.from_pretrained("demo", torch_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("to", 'device="cuda"'), ("enable_vae_tiling", 'decode="tiled"'), ("unet", "from_pipe")]
+)
+def test_attributes_of_pipelines_name_an_alternative(mad, name, instead):
+    assert not hasattr(mad, name)
+    with pytest.raises(AttributeError, match=f"PanoramaSampler has no attribute {name!r}: .*{re.escape(instead)}"):
+        getattr(mad, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'unknown'$"):
+        _ = mad.unknown
