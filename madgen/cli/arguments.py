@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from madgen.config.schema import Job
+
+logger = logging.getLogger(__name__)
 
 JobArguments = Annotated[
     list[str],
@@ -40,6 +43,18 @@ def load_job(arguments: list[str]) -> "Job":
     from madgen.config.loader import load_job
 
     return load_job(*split_arguments(arguments))
+
+
+def announce_loading(job: "Job") -> None:
+    """Log which model is loaded and from where; importing libraries and reading weights takes many seconds."""
+    from madgen.cluster.launch import rank
+    from madgen.hub.weights import ModelFiles
+
+    backbone = job.backbone
+    files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
+    where = files.pretrained if Path(files.pretrained).exists() else "the Hugging Face Hub or its cache"
+    if rank() == 0:
+        logger.info(f"loading {backbone.pretrained} from {where} ...")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

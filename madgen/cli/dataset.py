@@ -1,5 +1,6 @@
 """Commands that inspect, check, filter and publish datasets."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,8 @@ from typing import Annotated
 import typer
 
 from madgen.cli.arguments import AsJson, Directory, Output, progress_bar
+
+logger = logging.getLogger(__name__)
 
 
 def status(
@@ -98,17 +101,19 @@ def regenerate(
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 
-    Exit status 1: the pixels differ.
+    Exit status 0: the same pixels. 5: only the last bits differ, as they may with
+    other devices, threads, batch sizes or library versions. 1: another picture.
 
     Examples:
 
         madgen regenerate out/demo 1f0c9a2b-0003 -o again.png
     """
+    logger.info(f"loading {pretrained or f'the models of {directory}'} ...")
     from madgen.generation.regenerate import regenerate as run
 
     named = {"image": image, "mask": mask, "control": control, "style": style}
     files = {name: file for name, file in named.items() if file is not None}
-    sys.exit(0 if run(directory, key, output, pretrained, files) else 1)
+    sys.exit(run(directory, key, output, pretrained, files))
 
 
 def preview(

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, Overrides, as_utf8, load_job
+from madgen.cli.arguments import (
+    AsJson,
+    JobArguments,
+    Measured,
+    Output,
+    Overrides,
+    announce_loading,
+    as_utf8,
+    load_job,
+)
 
 logger = logging.getLogger(__name__)
 RESOURCES = "Resources"
@@ -43,6 +52,7 @@ def generate(job: JobArguments) -> None:
 
         warn(resolved, forecast(resolved))  # refuse impossible jobs before the import of Lightning, which takes seconds
 
+        announce_loading(loaded)
         from madgen.generation.lightning_import import defer_torchmetrics
 
         defer_torchmetrics()
@@ -95,18 +105,32 @@ def sample(
             metavar="FILE", help="Job file to take the settings from.", show_default="the demo backbone with MAD"
         ),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of the panorama; the same as prompts.seed=N.")
+    ] = None,
+    num: Annotated[
+        int,
+        typer.Option(
+            "-n", "--num", metavar="N", min=1, help="Panoramas to generate, with consecutive seeds: FILE-1, FILE-2, ..."
+        ),
+    ] = 1,
 ) -> None:
-    """Generate a single panorama. The seed is `prompts.seed`.
+    """Generate a single panorama, or several with consecutive seeds.
 
     Examples:
 
         madgen sample "mountains over a meadow at noon" -o noon.png
-        madgen sample "a foggy lake" sampling.width=1536 prompts.seed=7
+        madgen sample "a foggy lake" sampling.width=1536 --seed 7 -n 4
         madgen sample "a glacier" --job jobs/alps.yaml -o glacier.webp
     """
-    from madgen.generation.sample import sample_one
+    from madgen.generation.single import check_output, load_sample_job, numbered
 
-    sample_one(as_utf8(prompt), output, job, [as_utf8(override) for override in overrides or []])
+    loaded = load_sample_job(job, [as_utf8(override) for override in overrides or []], seed)
+    check_output(output)
+    announce_loading(loaded)
+    from madgen.generation.sample import sample_panoramas
+
+    sample_panoramas(as_utf8(prompt), numbered(output, num), loaded)
 
 
 def submit(

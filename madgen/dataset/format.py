@@ -108,6 +108,22 @@ class QuarantineEntry(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Environment(Record):
+    """What decides the last bits of a panorama besides its job. It is no part of a tar."""
+
+    device: str
+    """Name of the GPU or the processor."""
+    device_type: str
+    """`cuda` or `cpu`."""
+    threads: int
+    """Threads of PyTorch on a CPU."""
+    batch_size: int
+    """Panoramas in a batch; the last batch of a shard may be smaller."""
+    versions: dict[str, str]
+    """Versions of libraries."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sidecar(Record):
     """`shards/<name>.json`: commits the shard when it appears."""
 
@@ -129,6 +145,8 @@ class Sidecar(Record):
     worker: str = ""
     fingerprint: str | None = None
     """Same as in `dataset.json`; None: written by an earlier version, or by `madgen filter`."""
+    environment: Environment | None = None
+    """Of the worker that finished the shard; None: written by an earlier version, or by `madgen filter`."""
 
     @classmethod
     def from_dict(cls, value: Any) -> Self:

@@ -15,6 +15,7 @@ from madgen.hub.weights import (
     ip_adapter_files,
     lora_file,
 )
+from madgen.utils.console import plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -29,7 +30,7 @@ def fetch(job: Job) -> None:
         for path in paths:
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             size = sum(file.stat().st_size for file in files)
-            print(f"{name}: {size / 1e6:,.1f} MB in {len(files)} files, in {path}")
+            print(f"{name}: {size_text(size)} in {plural(len(files), 'file')}, in {path}")
     if constants.HF_HUB_OFFLINE:
         print("HF_HUB_OFFLINE is set: nothing was downloaded, all files are cached")
 

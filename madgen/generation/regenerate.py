@@ -34,9 +34,10 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
 from madgen.dataset.sample_json import with_locations
+from madgen.generation.environment import describe, environment
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
-from madgen.generation.sample import check_output
+from madgen.generation.single import check_output, step_bar
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import checker_id, controlnet_id, ip_adapter_files, ip_adapter_id, lora_id, weights_id
 from madgen.prompts.picture_files import parse_picture
@@ -48,6 +49,11 @@ from madgen.types import NoiseBlend, PictureFile, Prompt, Region, Task
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
+SAME, OTHER_PICTURE, LAST_BITS = 0, 1, 5
+"""Results of `regenerate`, which are its exit statuses."""
+MAX_DIFFERENCE, MEAN_DIFFERENCE = 8, 0.5
+"""Levels, of 255, by which pixels may differ if only the last bits of the computation do."""
+
 
 def regenerate(
     directory: Path,
@@ -55,12 +61,12 @@ def regenerate(
     output: Path,
     pretrained: str | None = None,
     files: Mapping[str, Path] | None = None,
-) -> bool:
-    """Write the image to `output` and print how it compares; return whether its pixels equal the dataset's.
+) -> int:
+    """Write the image to `output` and print how it compares; return `SAME`, `LAST_BITS` or `OTHER_PICTURE`.
 
     The backbone is loaded from `pretrained`, by default the location in `dataset.json`, and pictures from `files`, by
     column (`image`, `mask`), by default those that the job's prompts name.
-    JPEG and WebP are compared after the same encoding. The last bits depend on the device and the batch size.
+    JPEG and WebP are compared after the same encoding. The last bits depend on the `Environment`.
     """
     image_format = check_output(output)
     quieten()
@@ -81,12 +87,31 @@ def regenerate(
     write_atomically(output, encode_image(image, image_format, 95, loop, stored.metadata))
     decoded = _decode(encode_image(image, stored.format, quality))
     difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
-    same = not difference.any()
-    verdict = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
-    print(f"{output}: {key}, {'the same pixels' if same else verdict}")
-    if not same:
-        print("the last bits depend on the device, the number of threads (OMP_NUM_THREADS) and the batch size")
-    return same
+    status = _compare(difference)
+    differs = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
+    verdict = {SAME: "the same pixels", LAST_BITS: f"only the last bits: {differs}", OTHER_PICTURE: differs}
+    print(f"{output}: {key}, {verdict[status]}")
+    if status != SAME:
+        _print_environments(DatasetDir(directory), key)
+    return status
+
+
+def _compare(difference_HWC: np.ndarray) -> int:
+    """Classify the absolute differences between two images."""
+    if not difference_HWC.any():
+        return SAME
+    small = difference_HWC.max() <= MAX_DIFFERENCE and difference_HWC.mean() <= MEAN_DIFFERENCE
+    return LAST_BITS if small else OTHER_PICTURE
+
+
+def _print_environments(directory: DatasetDir, key: str) -> None:
+    """Print what the last bits depend on, for the dataset and for this process."""
+    shards = (entry.shard for entry in directory.entries() if entry.key == key)
+    recorded = directory.read_sidecar(next(shards)).environment
+    now = environment("cuda" if torch.cuda.is_available() else "cpu", 1)
+    made = "in an environment that was not recorded" if recorded is None else f"with {describe(recorded)}"
+    print(f"made {made}\nnow  with {describe(now)}")
+    print("the last bits depend on these; for the same threads, set OMP_NUM_THREADS")
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -204,7 +229,8 @@ def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, Panor
     batch = PanoramaBatch.from_tasks([task], params.init)
     sampler = PanoramaSampler.from_configs(backbone, method, params, "cuda" if torch.cuda.is_available() else "cpu")
     with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
-        latents = sampler.sample_latents(batch)
+        with step_bar(params.num_inference_steps) as on_step:
+            latents = sampler.sample_latents(batch, on_step=on_step)
         pixels = sampler.decode_pixels(latents, params.loop, params.decode)
         if batch.pictures:
             pixels = sampler.keep_known(pixels, batch.pictures, params)

@@ -1,23 +1,21 @@
-"""Sample a single panorama: `madgen sample`."""
+"""Sample panoramas of one prompt: `madgen sample`."""
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
 
-from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.dataset.encoding import check_side, encode_image
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Checked, Safety
+from madgen.generation.single import check_output, step_bar
+from madgen.prompts.parsing import MAX_SEED
 from madgen.prompts.regions import parse_regions
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.sampler import PanoramaSampler
@@ -25,69 +23,59 @@ from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.validation import text
 
-FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-DEFAULTS = [
-    "sampling.height=128",
-    "sampling.width=768",
-    "sampling.num_inference_steps=20",
-    "sampling.guidance_scale=3.0",
-]
 
-
-def sample_one(prompt: str, output: Path, job_file: Path | None, overrides: list[str]) -> None:
-    """Write one panorama to `output`; without a job file, sample the demo backbone with MAD."""
-    job = load_job([job_file], overrides) if job_file else load_job([], [*DEFAULTS, *overrides])
+def sample_panoramas(prompt: str, outputs: Sequence[Path], job: Job) -> None:
+    """Write one panorama to each path, with consecutive seeds from `prompts.seed` on."""
     text("the prompt", prompt)
     if not prompt.strip():
         raise UserError("the prompt is empty")
-    image_format = check_output(output)
+    image_format = check_output(outputs[0])
     check_side(image_format, job.sampling.height, job.sampling.width)
-    image = _sample(job, prompt)
-    data = encode_image(image, image_format, job.output.quality, job.sampling.loop, _metadata(job, prompt))
-    write_atomically(output, data)
-    print(output)
+    if (last := job.prompts.seed + len(outputs) - 1) > MAX_SEED:
+        raise UserError(f"--num={len(outputs)} needs seeds up to {last}, above 2^64 - 1; lower --seed or --num")
+    sample = _Sampler(job, prompt)
+    for number, output in enumerate(outputs):
+        image, seed = sample(number), job.prompts.seed + number
+        metadata = _metadata(job, prompt, seed)
+        data = encode_image(image, image_format, job.output.quality, job.sampling.loop, metadata)
+        write_atomically(output, data)
+        print(output)
 
 
-def _metadata(job: Job, prompt: str) -> dict[str, Any]:
+def _metadata(job: Job, prompt: str, seed: int) -> dict[str, Any]:
     """Return the metadata to embed: a sample's JSON without the parts that need a dataset."""
     resolved = job.as_dict()
     prompts = {name: resolved["prompts"][name] for name in ("negative_prompt", "seed", "regions", "across")}
-    return {"prompt": prompt, **prompts, **{name: resolved[name] for name in ("backbone", "method", "sampling")}}
+    settings = {name: resolved[name] for name in ("backbone", "method", "sampling")}
+    return {"prompt": prompt, **prompts, "seed": seed, **settings}
 
 
-def check_output(output: Path) -> str:
-    """Return the image format of a file name. Raises UserError if the file cannot be written."""
-    if output.suffix.lower() not in FORMATS:
-        raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
-    if not output.parent.is_dir():
-        raise UserError(f"-o {output}: the folder {output.parent} does not exist")
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"-o {output} cannot be written; choose another path")
-    return FORMATS[output.suffix.lower()]
+class _Sampler:
+    """Sample panoramas of one prompt: `sampler(number)` is the one with the seed `prompts.seed + number`."""
 
+    def __init__(self, job: Job, prompt: str):
+        quieten()
+        self.job, self.prompt = job, prompt
+        device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
+        self.sampler = PanoramaSampler.from_job(job, device)
+        self.safety = Safety.load(job.safety, self.sampler)
+        self.sampler.warn_if_truncated = True  # this prompt was not planned
 
-def _sample(job: Job, prompt: str) -> np.ndarray:
-    quieten()
-    device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
-    sampler = PanoramaSampler.from_job(job, device)
-    safety = Safety.load(job.safety, sampler)
-    sampler.warn_if_truncated = True  # this prompt was not planned
-    params, negative = sampler.params, job.prompts.negative_prompt
-    fields = {"regions": job.prompts.regions, "across": job.prompts.across, "negative_prompt": negative}
-    regions = list(parse_regions("prompts", fields, Path()))
-    height, width = job.sampling.height, job.sampling.width
-    blend = job.method.noise.blend.of_sample(0, job.prompts.seed)
-    batch = PanoramaBatch(height, width, [prompt], [negative], [job.prompts.seed], [regions], blends=[blend])
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("steps", total=params.num_inference_steps)
+    def __call__(self, number: int) -> np.ndarray:
+        image = self._sample(number)
+        return image if self.safety is None else _checked(self.safety(image), self.job.safety.checker)
 
-        def advance(step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
-            progress.update(task, completed=step + 1)
-            return latents_BCHW
-
-        latents = sampler.sample_latents(batch, on_step=advance)
-        image = sampler.decode(latents, params.loop, params.decode)[0]
-    return image if safety is None else _checked(safety(image), job.safety.checker)
+    def _sample(self, number: int) -> np.ndarray:
+        job, params, negative = self.job, self.sampler.params, self.job.prompts.negative_prompt
+        fields = {"regions": job.prompts.regions, "across": job.prompts.across, "negative_prompt": negative}
+        regions = list(parse_regions("prompts", fields, Path()))
+        height, width, seed = job.sampling.height, job.sampling.width, job.prompts.seed + number
+        variation = min(number, job.prompts.samples_per_prompt - 1)
+        blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
+        batch = PanoramaBatch(height, width, [self.prompt], [negative], [seed], [regions], blends=[blend])
+        with step_bar(params.num_inference_steps) as on_step:
+            latents = self.sampler.sample_latents(batch, on_step=on_step)
+        return self.sampler.decode(latents, params.loop, params.decode)[0]
 
 
 def _checked(checked: Checked, checker: str | None) -> np.ndarray:

@@ -24,6 +24,7 @@ from madgen.dataset.remote.filesystem import Remote, describe_error
 from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, push, refuse_other
 from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
 from madgen.planning.resolved_run import ResolvedRun
+from madgen.utils.console import plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
 
@@ -52,8 +53,8 @@ def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
     if pushed.sent or pushed.complete:
         checked = ", ".join(f"{count} by {how}" for how, count in sorted(pushed.verified.items()))
         logger.info(
-            f"{'uploaded to' if pushed.complete else 'partly uploaded to'} {url}: {pushed.sent} files sent "
-            f"({pushed.sent_bytes / 1e6:.1f} MB{', verified ' + checked if checked else ''}), {pushed.there} unchanged"
+            f"{'uploaded to' if pushed.complete else 'partly uploaded to'} {url}: {plural(pushed.sent, 'file')} sent "
+            f"({size_text(pushed.sent_bytes)}{', verified ' + checked if checked else ''}), {pushed.there} unchanged"
         )
     return pushed
 
@@ -65,7 +66,7 @@ def _reporter(progress: Progress, url: str) -> Callable[[int, int, int], None]:
         nonlocal due
         progress.update(task, completed=done, total=shards)
         if progress.disable and time.monotonic() >= due:
-            logger.info(f"uploading to {url}: {done} of {shards} shards uploaded, {sent_bytes / 1e6:.1f} MB sent")
+            logger.info(f"uploading to {url}: {done} of {shards} shards uploaded, {size_text(sent_bytes)} sent")
             due = time.monotonic() + LOG_EVERY_S
 
     return report
@@ -79,7 +80,9 @@ def push_now(directory: DatasetDir, url: str) -> int:
     if pushed.trouble:
         logger.warning(f"the upload is not complete: {pushed.trouble}; rerun the same command to resume")
     elif not pushed.complete:
-        logger.warning(f"{pushed.shards_left} shards are not generated yet; push again when the dataset is complete")
+        logger.warning(
+            f"{plural(pushed.shards_left, 'shard')} not generated yet; push again when the dataset is complete"
+        )
     return COMPLETE if pushed.complete else STOPPED
 
 

@@ -18,6 +18,7 @@ from madgen.dataset.shards.leases import Worker
 from madgen.dataset.shards.recovery import salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.generation.batch_size import BatchSizes
+from madgen.generation.environment import environment
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.forecast import view_costs, view_geometry
 from madgen.planning.order import LEASES_CHECKED, claim_order, rotated, shard_costs
@@ -47,6 +48,7 @@ class WorkQueue:
         self.resumes = run.directory.manifest.exists()
         """True once the dataset exists: files that are missing then have disappeared."""
         self.stopping = False
+        self._device = "cpu"
         self.out_of_time: str | None = None
         """Why no further batch was started, if the job's time limit is near."""
         self._walltime = Walltime(None)
@@ -67,6 +69,7 @@ class WorkQueue:
             directory.make_in_work(directory.plans)
             plan.save(directory.plans)
         self.worker.forget_dead_workers()
+        self._device = device
         self.worker.beat(rank=rank, device=device)
 
     def _extend(self, content: Manifest) -> None:
@@ -183,6 +186,7 @@ class WorkQueue:
         run, shard = self.run, self.run.plan.shard(index)
         found = salvage(run.directory, shard, run.job.retry == "quarantined")
         self.open_shards[shard.name] = opened = OpenShard(run.directory, shard, self.worker.id, found)
+        opened.environment = environment(self._device, self._batch_sizes(shard.tasks[0].prompt))
         return opened
 
     def _missing_batches(self, opened: OpenShard) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import statistics
@@ -60,9 +61,11 @@ class Status:
         live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
         _mark_stragglers(live)
         in_flight = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
+        open_here = {shard for beat, _ in beats for shard in beat.open}
+        kept = _kept(self.directory, done | open_here if in_flight else done)
         quarantined = self.totals.quarantined.total()
         rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
-        left = plan.samples - self.totals.samples - quarantined - in_flight
+        left = plan.samples - self.totals.samples - quarantined - in_flight - kept
         shards_done = len(self.totals.shards)
         return {
             "name": manifest.name,
@@ -70,6 +73,7 @@ class Status:
             "planned": plan.samples,
             "done": self.totals.samples,
             "in_flight": in_flight,
+            "kept": kept,
             "quarantined": quarantined,
             "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
             "shards": {"planned": plan.shards, "done": shards_done},
@@ -100,6 +104,17 @@ def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
         if beat is not None:
             heartbeats.append((beat, written))
     return heartbeats
+
+
+def _kept(directory: DatasetDir, others: set[str]) -> int:
+    """Count the samples that stopped workers have left in open shards, except those of `others`."""
+    counts: dict[str, int] = {}
+    for path in directory.open_shards.glob("*.jsonl"):
+        shard = path.name.split(".")[0]
+        with contextlib.suppress(OSError):  # removed by the worker that has resumed it
+            if shard not in others:
+                counts[shard] = max(counts.get(shard, 0), path.read_bytes().count(b"\n"))
+    return sum(counts.values())
 
 
 def _now(directory: DatasetDir) -> float:

@@ -36,7 +36,8 @@ def page(state: dict[str, Any]) -> Group:
     percent, shards = 100 * state["done"] / max(1, state["planned"]), state["shards"]
     progress = f"{state['done']} of {state['planned']} panoramas ({percent:.1f} %)"
     head = Text.assemble((state["name"], "bold"), f": {progress}, {shards['done']} of {shards['planned']} shards")
-    details = [f"{state['in_flight']} in open shards", f"{state['quarantined']} quarantined"]
+    kept = f", {state['kept']} kept of stopped workers" if state["kept"] else ""
+    details = [f"{state['in_flight']} in open shards{kept}", f"{state['quarantined']} quarantined"]
     reasons = ", ".join(f"{reason}: {count}" for reason, count in state["quarantined_by_reason"].items())
     details[1] += f" ({reasons})" if reasons else ""
     if rest := progress_text({**state, "quarantined": 0}):

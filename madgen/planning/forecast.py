@@ -29,7 +29,7 @@ from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import Method
 from madgen.sampling.pictures import check_start_scheduler
 from madgen.sampling.regions import check_regions_scheduler
-from madgen.utils.console import eta_text
+from madgen.utils.console import eta_text, plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
 
@@ -308,9 +308,11 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    mad, disk = job.method.mad.merged_steps, f"about {cost.bytes / 1e6:,.0f} MB as {job.output.format}"
-    print(f"{job.name}: {len(plan.prompts)} prompts, {plan.samples} panoramas in {plan.shard_count} shards")
-    adds = f": adds {run.added} panoramas, as generation {len(plan.stages)}" if run.added else ""
+    mad, disk = job.method.mad.merged_steps, f"about {size_text(cost.bytes)} as {job.output.format}"
+    print(
+        f"{job.name}: {plural(len(plan.prompts), 'prompt')}, {plural(plan.samples, 'panorama')} in {plural(plan.shard_count, 'shard')}"
+    )
+    adds = f": adds {plural(run.added, 'panorama')}, as generation {len(plan.stages)}" if run.added else ""
     print(f"  to {job.output_dir}{adds}")
     for (height, width), count in forecast.sizes.items():
         print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
@@ -336,9 +338,9 @@ def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:
     workers, wall_s, hours = estimate["workers"], estimate["wall_s"], estimate["device_hours_left"]
     if hours is not None:
         per_evaluation = f"{1000 * estimate['seconds_per_view_evaluation']:.3g} ms per view evaluation"
-        from_ = f"{per_evaluation}, measured on {estimate['measured_shards']} shards"
-        yield f"{estimate['shards_left']} shards left: {hours:,.2f} device hours ({from_})"
+        from_ = f"{per_evaluation}, measured on {plural(estimate['measured_shards'], 'shard')}"
+        yield f"{plural(estimate['shards_left'], 'shard')} left: {hours:,.2f} device hours ({from_})"
     if wall_s is not None:
-        yield f"{workers} workers: {eta_text(wall_s)}"
+        yield f"{plural(workers, 'worker')}: {eta_text(wall_s)}"
     elif workers is not None:
-        yield f"{workers} workers: unknown until a shard is finished; or pass --measured DIR"
+        yield f"{plural(workers, 'worker')}: unknown until a shard is finished; or pass --measured DIR"

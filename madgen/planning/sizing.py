@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from madgen.cluster.sbatch import TIME, Resources
 from madgen.planning.estimate import Estimate
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 
 AUTO = "auto"
@@ -20,8 +21,8 @@ STEP_S = 300
 
 def choose_resources(resources: Resources, estimate: Estimate, nodes: str, time: str | None) -> tuple[Resources, str]:
     """Return the resources with `auto` filled in, and a line that explains the choice."""
-    rate = f"{1000 * estimate.rate:.3g} ms per view evaluation on {estimate.measured_shards} measured shards"
-    left = f"{len(estimate.missing)} shards are left, {estimate.device_hours:.2f} device hours at {rate}"
+    rate = f"{1000 * estimate.rate:.3g} ms per view evaluation on {plural(estimate.measured_shards, 'measured shard')}"
+    left = f"{plural(len(estimate.missing), 'shard')} left, {estimate.device_hours:.2f} device hours at {rate}"
     if nodes == AUTO:
         if resources.time is None:
             raise UserError(f"--nodes={AUTO} needs a time limit, for example --time 24:00:00")

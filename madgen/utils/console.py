@@ -76,3 +76,14 @@ def eta_text(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a number of things: `1 shard`, `2 shards`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def size_text(size: float) -> str:
+    """Format a number of bytes in decimal units: `999 bytes`, `2.4 MB`, `1.2 TB`."""
+    if size < 1000:
+        return plural(round(size), "byte")
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"

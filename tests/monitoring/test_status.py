@@ -131,3 +131,17 @@ def test_watch_ends_when_the_dataset_is_complete(madgen, job_file):
 )
 def test_durations_as_text(seconds, said):
     assert eta_text(seconds) == said
+
+
+def test_samples_kept_of_a_stopped_worker_are_shown(start, job_file, tmp_path):
+    """After Ctrl-C the heartbeat is gone, but the samples in the open shard are not."""
+    process = start("generate", job_file, "prompts.samples_per_prompt=1000", "output.samples_per_shard=1000")
+    directory = DatasetDir(tmp_path / "out")
+    until(lambda: sum(path.read_bytes().count(b"\n") for path in directory.open_shards.glob("*.jsonl")) >= 2)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    state = status(directory)
+    (journal,) = directory.open_shards.glob("*.jsonl")
+    assert (state["in_flight"], state["kept"]) == (0, journal.read_bytes().count(b"\n"))
+    assert state["kept"] >= 2
+    assert f"{state['kept']} kept of stopped workers" in text(state)

@@ -24,7 +24,7 @@ class OutputConfig:
     samples_per_shard: int = 128
     """Number of samples in a tar file, > 0."""
     format: str = "png"
-    """Image format: `png` (lossless), `jpg` or `webp`."""
+    """Image format: `png` (lossless), `jpg` (or `jpeg`) or `webp`."""
     quality: int = 95
     """Quality of `jpg` and `webp`, 1..100."""
     upload: str | None = None
@@ -40,6 +40,8 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         check(self.samples_per_shard > 0, f"output.samples_per_shard must be > 0, got {self.samples_per_shard}")
+        if self.format == "jpeg":
+            object.__setattr__(self, "format", "jpg")
         check_one_of("output.format", self.format, ("png", "jpg", "webp"))
         check(1 <= self.quality <= 100, f"output.quality must be in 1..100, got {self.quality}")
         check(

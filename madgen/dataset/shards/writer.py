@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from madgen.dataset.format import QuarantineEntry, SampleEntry, Sidecar
+from madgen.dataset.format import Environment, QuarantineEntry, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece, Quarantined, Settled
@@ -43,6 +43,7 @@ class OpenShard:
         self.made = 0
         self.seconds: dict[str, float] = {}
         self.view_evaluations = 0
+        self.environment: Environment | None = None
         self.started = time.time()
         directory.make_in_work(directory.open_shards)
         self.path = directory.open_shards / f"{shard.name}.{secrets.token_hex(6)}.tar"
@@ -209,6 +210,7 @@ class OpenShard:
             finished=time.time(),
             worker=self.worker,
             fingerprint=self.fingerprint,
+            environment=self.environment,
         )
 
     def leave(self) -> None:

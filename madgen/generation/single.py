@@ -1,0 +1,65 @@
+"""The job, the file names and the progress bar of commands that write single images. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from madgen.config.loader import load_job
+from madgen.config.schema import Job
+from madgen.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from madgen.diffusion.denoise import OnStep
+
+FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+DEFAULTS = [
+    "sampling.height=128",
+    "sampling.width=768",
+    "sampling.num_inference_steps=20",
+    "sampling.guidance_scale=3.0",
+]
+
+
+def load_sample_job(job_file: Path | None, overrides: Sequence[str], seed: int | None) -> Job:
+    """Load the job of `madgen sample`; without a job file, the demo backbone with MAD. `seed` is `prompts.seed`."""
+    words = [*overrides, *([] if seed is None else [f"prompts.seed={seed}"])]
+    return load_job([job_file], words) if job_file else load_job([], [*DEFAULTS, *words])
+
+
+def numbered(output: Path, num: int) -> list[Path]:
+    """Return the files of `num` panoramas: `output`, or `output` with -1, -2, ... before its suffix."""
+    if num == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{number}") for number in range(1, num + 1)]
+
+
+def check_output(output: Path) -> str:
+    """Return the image format of a file name. Raises UserError if the file cannot be written."""
+    if output.suffix.lower() not in FORMATS:
+        raise UserError(f"-o {output} must end in {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise UserError(f"-o {output}: the folder {output.parent} does not exist")
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UserError(f"-o {output} cannot be written; choose another path")
+    return FORMATS[output.suffix.lower()]
+
+
+@contextmanager
+def step_bar(steps: int) -> Iterator[OnStep]:
+    """Show the denoising steps on a terminal; yield the callback `on_step`."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("steps", total=steps)
+
+        def advance(step, timestep, latents_BCHW):  # type: ignore[no-untyped-def]
+            progress.update(task, completed=step + 1)
+            return latents_BCHW
+
+        yield advance

@@ -1,0 +1,29 @@
+"""`madgen sample`: seeds, several panoramas, and what it prints."""
+
+import numpy as np
+from PIL import Image
+
+SMALL = ("sampling.width=256", "sampling.num_inference_steps=2", "method.mad.steps=1", "trainer.accelerator=cpu")
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_num_samples_have_consecutive_seeds(madgen, tmp_path):
+    made = madgen("sample", "a hill", *SMALL, "--seed", "7", "-n", "2", "-o", "hill.png")
+    assert made.code == 0, made.err
+    assert made.out.split() == ["hill-1.png", "hill-2.png"]
+    assert made.err.startswith("loading demo from ")
+    alone = madgen("sample", "a hill", *SMALL, "prompts.seed=8", "-o", "alone.png")
+    assert alone.code == 0, alone.err
+    assert np.array_equal(pixels(tmp_path / "hill-2.png"), pixels(tmp_path / "alone.png"))
+    assert not np.array_equal(pixels(tmp_path / "hill-1.png"), pixels(tmp_path / "hill-2.png"))
+    for number in (1, 2):
+        assert f"Seed: {6 + number}" in Image.open(tmp_path / f"hill-{number}.png").text["parameters"]
+
+
+def test_seeds_beyond_the_range_are_refused(madgen, tmp_path):
+    refused = madgen("sample", "a hill", *SMALL, "--seed", str(2**64 - 1), "-n", "2")
+    assert (refused.code, "above 2^64 - 1" in refused.err) == (2, True)
+    assert not list(tmp_path.glob("panorama*"))
