@@ -13,7 +13,7 @@ from madgen import __version__
 from madgen.dataset.format import Environment
 from madgen.utils.console import plural
 
-LIBRARIES = ("torch", "diffusers", "transformers")
+LIBRARIES = ("diffusers", "transformers")
 
 
 def environment(device: torch.device | str, batch_size: int) -> Environment:
@@ -32,7 +32,8 @@ def describe(environment: Environment) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {"madgen": __version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    versions = {"madgen": __version__, "torch": torch.__version__}  # with the build, such as 2.15.0+cu132
+    return {**versions, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
 @cache

@@ -309,9 +309,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         print(json.dumps(content, indent=1))
         return
     mad, disk = job.method.mad.merged_steps, f"about {size_text(cost.bytes)} as {job.output.format}"
-    print(
-        f"{job.name}: {plural(len(plan.prompts), 'prompt')}, {plural(plan.samples, 'panorama')} in {plural(plan.shard_count, 'shard')}"
-    )
+    counts = plural(len(plan.prompts), "prompt"), plural(plan.samples, "panorama"), plural(plan.shard_count, "shard")
+    print("{}: {}, {} in {}".format(job.name, *counts))
     adds = f": adds {plural(run.added, 'panorama')}, as generation {len(plan.stages)}" if run.added else ""
     print(f"  to {job.output_dir}{adds}")
     for (height, width), count in forecast.sizes.items():

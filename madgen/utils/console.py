@@ -82,8 +82,8 @@ def size_text(size: float) -> str:
     """Format a number of bytes in decimal units: `999 bytes`, `2.4 MB`, `1.2 TB`."""
     if size < 1000:
         return plural(round(size), "byte")
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        size /= 1000
-        if size < 999.5:
-            break
+    units = ["PB", "TB", "GB", "MB", "kB"]
+    unit, size = units.pop(), size / 1000
+    while size >= 999.5 and units:
+        unit, size = units.pop(), size / 1000
     return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"

@@ -1,5 +1,7 @@
 """`madgen sample`: seeds, several panoramas, and what it prints."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -20,7 +22,8 @@ def test_num_samples_have_consecutive_seeds(madgen, tmp_path):
     assert np.array_equal(pixels(tmp_path / "hill-2.png"), pixels(tmp_path / "alone.png"))
     assert not np.array_equal(pixels(tmp_path / "hill-1.png"), pixels(tmp_path / "hill-2.png"))
     for number in (1, 2):
-        assert f"Seed: {6 + number}" in Image.open(tmp_path / f"hill-{number}.png").text["parameters"]
+        embedded = json.loads(Image.open(tmp_path / f"hill-{number}.png").text["parameters"])
+        assert embedded["seed"] == 6 + number
 
 
 def test_seeds_beyond_the_range_are_refused(madgen, tmp_path):
