@@ -1,7 +1,7 @@
 """Compare methods at continuing a picture: `python benchmarks/outpaint.py out/demo [--pictures 6]`.
 
-The middle 128 px of each panorama are kept, the rest of 128x512 px is generated. In each row, the mean color of the kept
-part is compared with that of the generated one: mean absolute difference in levels, lower is more coherent.
+The middle 128 px of each panorama are kept, the rest of 128x512 px is generated. In each row, the mean color of the
+kept part is compared with that of the generated one: mean absolute difference in levels, lower is more coherent.
 """
 
 from __future__ import annotations
