@@ -41,7 +41,7 @@ def load(name, *, mad_steps=2, view_size=16, stride=4, **options):
         dtype="float32",
         **options,
     )
-    loaded.backbone.max_sequence_length = 16  # faster
+    loaded.backbone.max_sequence_length = 256 if name == "qwen_image" else 16  # faster; Qwen-Image's template is long
     return loaded
 
 

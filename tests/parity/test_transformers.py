@@ -25,7 +25,7 @@ SETTINGS = {
     "flux2": {"guidance_scale": 3.0, "length": 24},
     "flux2-distilled": {"guidance_scale": 1.0, "length": 24},
     "z_image": {"guidance_scale": 3.0, "length": 24},
-    "qwen_image": {"guidance_scale": 3.0, "length": 24},
+    "qwen_image": {"guidance_scale": 3.0, "length": 256},  # the template of the prompt comes first
 }
 FAMILIES = list(SETTINGS)
 
