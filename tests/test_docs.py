@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 from documentation import PAGES, blocks, inline_code
+from PIL import Image
 from processes import ROOT, Forked, Started, begin, environment
 
 from madgen.cli.app import app
@@ -165,7 +166,15 @@ def test_example_job_plans(job_folder):
 )
 def test_json_examples_are_lines_of_a_prompt_file(block, job_folder):
     (job_folder / "lines.jsonl").write_text(block.text)
-    run("madgen plan jobs/demo.yaml output.dir=out/new prompts.source=lines.jsonl sampling.width=512", job_folder)
+    options = "output.dir=out/new prompts.source=lines.jsonl sampling.width=512"
+    if '"image"' in block.text:
+        options += " sampling.init.strength=0.5 prompts.on_duplicate=rename"
+        picture = Image.new("RGB", (512, 128), "white")
+        picture.paste("black", (0, 0, 256, 128))
+        for name in re.findall(r'"(?:image|mask)": "([^"]+)"', block.text):
+            (job_folder / name).parent.mkdir(exist_ok=True)
+            picture.save(job_folder / name)
+    run(f"madgen plan jobs/demo.yaml {options}", job_folder)
 
 
 def test_commands_and_options_in_the_docs_exist():
