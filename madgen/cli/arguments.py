@@ -46,7 +46,9 @@ def load_job(arguments: list[str]) -> "Job":
 
 
 def announce_loading(job: "Job") -> None:
-    """Log which model is loaded and from where; importing libraries and reading weights takes many seconds."""
+    """Say on a terminal which model is loaded and from where: importing libraries and reading weights takes seconds."""
+    if not sys.stderr.isatty():
+        return
     from madgen.cluster.launch import rank
     from madgen.hub.weights import ModelFiles
 

@@ -108,7 +108,8 @@ def regenerate(
 
         madgen regenerate out/demo 1f0c9a2b-0003 -o again.png
     """
-    logger.info(f"loading {pretrained or f'the models of {directory}'} ...")
+    if sys.stderr.isatty():
+        logger.info(f"loading {pretrained or f'the models of {directory}'} ...")
     from madgen.generation.regenerate import regenerate as run
 
     named = {"image": image, "mask": mask, "control": control, "style": style}

@@ -51,11 +51,8 @@ def generate(job: JobArguments) -> None:
         from madgen.planning.forecast import forecast, warn
 
         warn(resolved, forecast(resolved))  # refuse impossible jobs before the import of Lightning, which takes seconds
-
+        resolved.check_directory()
         announce_loading(loaded)
-        from madgen.generation.lightning_import import defer_torchmetrics
-
-        defer_torchmetrics()
         from madgen.generation.run import generate as run
 
         outcome = run(resolved)

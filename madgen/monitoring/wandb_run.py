@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
+
+import wandb
 
 from madgen.config.schema import Job, WandbConfig
 from madgen.dataset.format import Manifest, to_json
@@ -29,17 +31,12 @@ from madgen.monitoring.status import Status, settled
 from madgen.monitoring.wandb_values import point_of, samples_table, thumbnail
 from madgen.types import Record
 
-if TYPE_CHECKING:
-    import wandb
-
 logger = logging.getLogger(__name__)
 LOG_EVERY_S = 5.0
 TAKE_OVER_EVERY_S = 20.0
 """Interval at which other processes check whether the one that logs is still alive."""
 STOP_S = 20.0
 """Time limit for W&B at the end of a run; the rest stays on disk for `wandb sync`."""
-START_S = 60.0
-"""The run is opened after the first panorama, or after this time."""
 CLAIM = "wandb"
 
 
@@ -49,18 +46,16 @@ class WandbRun(Observer):
     def __init__(self, job: Job):
         self.job, self.seen = job, 0
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(16)
-        self._begin = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._patience_s = STOP_S
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
         self.log = Log(self.job.monitor.wandb, directory, worker, manifest)
-        state = self.log.status.read()  # before the first panorama, which `wandb.init` would delay by seconds
+        state = self.log.status.read()  # `wandb.init` takes seconds
         self._do(lambda: self.log.point(state))
         self._thread.start()
 
     def sample_written(self, record: Record) -> None:
-        self._begin.set()
         every = self.job.monitor.preview_every
         if every > 0 and self.seen % every == 0:
             self._do(lambda: self.log.preview(record))
@@ -70,7 +65,6 @@ class WandbRun(Observer):
         self._do(lambda: self.log.alert("stopped: too many samples fail", why))
 
     def ending(self, preempted: bool) -> None:
-        self._begin.set()
         state = self.log.status.read()  # while this worker's heartbeat still holds its rate
         began = time.monotonic()
         self._do(lambda: self.log.last(state, preempted), patience_s=self._patience_s / 2)
@@ -90,7 +84,6 @@ class WandbRun(Observer):
 
     def _work(self) -> None:
         going = True
-        self._begin.wait(START_S)
         try:
             while going:
                 try:
@@ -154,8 +147,6 @@ class Log:
 
     def preview(self, record: Record) -> None:
         """Log a thumbnail with its prompt and scores, together with the next point."""
-        import wandb
-
         if self._is_ours():
             scores = record.metadata.get("scores") or {}
             lines = "".join(
@@ -230,8 +221,6 @@ class Log:
             os.replace(temporary, self._note)
 
     def _artifact(self) -> wandb.Artifact:
-        import wandb
-
         manifest = self.manifest
         here, there = self.directory.root.resolve().as_uri(), manifest.job["output"]["upload"]
         about = {"fingerprint": manifest.fingerprint, "plan": manifest.plan.as_dict(), "upload": there}
@@ -245,8 +234,6 @@ class Log:
 
 def open_run(config: WandbConfig, directory: DatasetDir, manifest: Manifest) -> Any:
     """Open or resume the dataset's run; offline, with a warning, if `online` is requested without an API key."""
-    import wandb
-
     mode = config.chosen_mode()
     if mode == "online" and not has_key():
         logger.warning("no W&B key (`wandb login` or WANDB_API_KEY): logging offline; run `wandb sync` later")

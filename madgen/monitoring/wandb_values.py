@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import wandb
 from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import Sample, read_entry
 from madgen.monitoring.status import settled
-
-if TYPE_CHECKING:
-    import wandb
 
 THUMBNAIL_HEIGHT = 128  # pixels
 TABLE_ROWS = 100
@@ -48,8 +46,6 @@ def point_of(state: dict[str, Any]) -> dict[str, Any]:
 
 def samples_table(directory: DatasetDir) -> wandb.Table:
     """Return a table of evenly spaced samples of a complete dataset, with their scores."""
-    import wandb
-
     rows = [(key, sample, sample.metadata.get("scores") or {}) for key, sample in _spread(directory)]
     names = sorted({name for _, _, scores in rows for name in scores})
     table = wandb.Table(columns=["key", "prompt", "seed", "panorama", *names])

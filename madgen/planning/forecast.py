@@ -67,6 +67,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     job, plan, files = run.job, run.plan, run.files
     if not assume_spec:
         check_licences(job.backbone)
+    job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)
     _check_adapters(run)

@@ -142,7 +142,7 @@ class TableBuilder:
                     here, there = (unpack_place(place, identity, self.sources) for place in (places[position], origin))
                     raise UserError(
                         f"{here}: same id as {there}: {identity!r} ({texts[position][:40]!r}); a prompt without an id "
-                        "has one made from its text; set prompts.on_duplicate to skip, or to rename to sample it again"
+                        "has one made from its text; set prompts.on_duplicate to skip or rename"
                     )
                 ids[position] = identity = self._names.free(identity, positions)
             positions[identity] = position

@@ -1,5 +1,6 @@
 """Commands that load no weights import none of the libraries that take seconds to import."""
 
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,20 @@ def test_describing_a_backbone_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("generate", "jobs/demo.yaml", "output.dir={folder}/out"), ("sample", "a hill", "-o", "{folder}/hill.png")],
+)
+def test_models_are_announced_on_a_terminal(arguments, tmp_path):
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "madgen", *(argument.format(folder=tmp_path) for argument in arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=end)
+    try:
+        os.close(end)
+        with open(terminal, encoding="utf-8") as lines:
+            assert next(lines).startswith("loading demo from ")
+    finally:
+        process.kill()
+        process.wait()

@@ -16,7 +16,6 @@ def test_num_samples_have_consecutive_seeds(madgen, tmp_path):
     made = madgen("sample", "a hill", *SMALL, "--seed", "7", "-n", "2", "-o", "hill.png")
     assert made.code == 0, made.err
     assert made.out.split() == ["hill-1.png", "hill-2.png"]
-    assert made.err.startswith("loading demo from ")
     alone = madgen("sample", "a hill", *SMALL, "prompts.seed=8", "-o", "alone.png")
     assert alone.code == 0, alone.err
     assert np.array_equal(pixels(tmp_path / "hill-2.png"), pixels(tmp_path / "alone.png"))

@@ -1,5 +1,7 @@
 """Licences of weights, and of the pictures made with them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from madgen import load_job
@@ -77,21 +79,21 @@ def test_lora_of_a_restricted_licence_must_be_accepted(tmp_path):
 def test_card_states_the_terms_of_every_model():
     job = load_job([], ["backbone.pretrained=black-forest-labs/FLUX.1-dev", "backbone.loras=[{weights: a/b}]"])
     recorded = licences(job.backbone)
-    assert _licence_header(recorded).splitlines() == [
+    assert _licence_header([recorded]).splitlines() == [
         "license: other",
         "license_name: flux-1-dev-non-commercial-license",
         "license_link: https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     ]
-    text = _licence_text(recorded, job.as_dict())
+    text = _licence_text([SimpleNamespace(licence=recorded, job=job.as_dict())])
     assert "- backbone: flux-1-dev-non-commercial-license (training on outputs: restricted" in text
     assert "- LoRA 1: licence unknown" in text
 
 
 def test_card_of_an_earlier_dataset_states_what_it_recorded():
     job = load_job([], ["backbone.loras=[{weights: a/b}]"])
-    assert _licence_header({"backbone": "openrail++"}) == "license: openrail++"
-    assert _licence_header({"backbone": None}) == "license: unknown"
-    text = _licence_text({"backbone": "openrail++"}, job.as_dict())
+    assert _licence_header([{"backbone": "openrail++"}]) == "license: openrail++"
+    assert _licence_header([{"backbone": None}]) == "license: unknown"
+    text = _licence_text([SimpleNamespace(licence={"backbone": "openrail++"}, job=job.as_dict())])
     assert "- backbone: openrail++ (training on outputs: yes" in text
     assert "- LoRA 1: licence unknown" in text
 
