@@ -39,7 +39,8 @@ def verify(
 ) -> None:
     """Check that every planned sample exists and is intact: tars, members, checksums, images.
 
-    Exit status 1: the dataset is broken.
+    Exit status 0: complete. 1: broken. 3: incomplete, with nothing broken. 4: complete
+    except for quarantined samples.
 
     Examples:
 

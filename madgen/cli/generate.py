@@ -70,7 +70,8 @@ def plan(
 ) -> None:
     """Show the prompts, samples, shards, cost, disk space and time of a job.
 
-    Writes nothing. Runs the checks of `madgen generate`, and fails where that would fail.
+    Writes nothing. Runs the checks of `madgen generate` that need no weights, and
+    fails where that would fail.
 
     Examples:
 
@@ -189,7 +190,7 @@ def submit(
 
         madgen submit jobs/alps.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00
         madgen submit jobs/alps.yaml --array 0-63%16 --gpus-per-node 1 --chain 5
-        madgen submit jobs/alps.yaml --gpus-per-node 8 --time auto --dry-run
+        madgen submit jobs/alps.yaml --gpus-per-node 8 --time auto --measured out/trial --dry-run
     """
     loaded = load_job(job)
     from madgen.cluster import sbatch as slurm

@@ -15,6 +15,7 @@ from madgen.dataset.index import is_tidy, write_index, write_quarantine
 from madgen.dataset.shards.leases import remove_work
 from madgen.monitoring.status import status
 from madgen.planning.resolved_run import ResolvedRun
+from madgen.utils.console import rate_text
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
     rate = outcome.generated / outcome.seconds if outcome.seconds > 0 else 0.0
     logger.info(
         f"{state['done']} of {state['planned']} panoramas in {out}/shards; "
-        f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate:.2f}/s)"
+        f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate_text(rate)})"
     )
     if state["quarantined"]:
         again = "" if outcome.tripped else "; to retry them, rerun the same command with retry=quarantined"
@@ -94,6 +95,6 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
         logger.warning(f"the upload to {url} is not complete: {outcome.unsent}; "
             f"rerun the same command, or run madgen push {out} {url}")  # fmt: skip
     elif outcome.code == STOPPED:
-        logger.info("stopped early: rerun the same command to resume")
+        logger.info("stopped early; panoramas of unfinished shards are kept: rerun the same command to resume")
     elif outcome.generated:
         logger.info(f"next: madgen preview {out}    madgen verify {out}")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.status import Status
-from madgen.utils.console import eta_text
+from madgen.utils.console import eta_text, rate_text
 
 REFRESH_S = 2.0
 
@@ -22,7 +22,7 @@ def progress_text(state: dict[str, Any]) -> str:
     """Format throughput, ETA and the number of quarantined samples in a line."""
     parts = []
     if state["rate_per_s"]:
-        parts.append(f"{state['rate_per_s']:.2f} panoramas/s")
+        parts.append(rate_text(state["rate_per_s"]))
         left = f"{eta_text(state['eta_s'])} left"
         low, high = (eta_text(seconds) for seconds in state["eta_interval_s"] or (0, 0))
         parts.append(f"{left} ({low} to {high})" if state["eta_interval_s"] and low != high else left)
@@ -70,7 +70,7 @@ def _trouble(workers: list[dict[str, Any]]) -> list[str]:
                 f"silent: {where}, no heartbeat for {worker['heartbeat_age_s']:.0f} s: suspended or disconnected"
             )
         elif worker["straggler"]:
-            lines.append(f"slow: {where}, at {worker['rate_per_s']:.2f} panoramas/s")
+            lines.append(f"slow: {where}, at {rate_text(worker['rate_per_s'])}")
     return lines
 
 

@@ -330,7 +330,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     for line in forecast.licences:
         print(f"  note: {line}")
     if forecast.spec_is_assumed:
-        print(f"  note: {job.backbone.pretrained} is not on this machine; assuming the shapes of its model family")
+        missing = f"{job.backbone.pretrained} is not on this machine"
+        print(f"  note: {missing}; assuming the shapes of its model family; madgen fetch downloads it")
 
 
 def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:

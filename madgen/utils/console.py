@@ -78,6 +78,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def rate_text(per_second: float) -> str:
+    """Format a number of panoramas per second, minute or hour, the first unit of which has at least one."""
+    for unit, seconds in (("s", 1), ("min", 60)):
+        if per_second * seconds >= 0.995:
+            return f"{per_second * seconds:.2f} panoramas/{unit}"
+    return f"{per_second * 3600:.1f} panoramas/h"
+
+
 def size_text(size: float) -> str:
     """Format a number of bytes in decimal units: `999 bytes`, `2.4 MB`, `1.2 TB`."""
     if size < 1000:

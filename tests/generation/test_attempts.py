@@ -420,7 +420,8 @@ def test_regenerate_uses_float32_on_the_weights_as_loaded(tiny, tmp_path):
         "method": {"views": {"layout": "overlapping", "size": None, "stride": None}, "regions": {"bootstrapping": None},
                    "mad": {"steps": 1, "blocks": ["down", "mid", "up"], "cross_attention": "scheduled"}, "sync": {}},
         "sampling": {"scheduler": None, "original_inference_steps": None, "loop": False, "decode": "auto", **SAMPLING},
-        "key": "0-0000", "prompt_id": "0", "sample_index": 0, "prompt": TEXTS[0], "negative_prompt": "", "height": 32, "width": 64, "seed": 10,
+        "key": "0-0000", "prompt_id": "0", "sample_index": 0,
+        "prompt": TEXTS[0], "negative_prompt": "", "height": 32, "width": 64, "seed": 10,
     }  # fmt: skip
     for changes, same in ((attempt.changes, True), ({"backbone": {"dtype": "float32"}}, False)):
         metadata = with_changes(lasting, changes)

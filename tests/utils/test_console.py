@@ -2,7 +2,7 @@
 
 import pytest
 
-from madgen.utils.console import plural, size_text
+from madgen.utils.console import plural, rate_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,17 @@ def test_sizes_have_the_unit_that_fits(size, text):
 
 def test_one_is_singular():
     assert [plural(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+
+
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [
+        (8, "8.00 panoramas/s"),
+        (0.996, "1.00 panoramas/s"),
+        (0.15, "9.00 panoramas/min"),
+        (0.003, "10.8 panoramas/h"),
+        (0, "0.0 panoramas/h"),
+    ],
+)
+def test_rates_have_a_unit_of_which_there_is_at_least_one(per_second, text):
+    assert rate_text(per_second) == text
