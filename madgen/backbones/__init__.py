@@ -8,6 +8,7 @@ transformers are imported here, in `madgen.models` and in `madgen.demo` only.
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Container, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -335,3 +336,4 @@ def silence_model_libraries() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's import, which warns of its own use

@@ -22,7 +22,7 @@ def latents(sampler, **options):
 
 
 def test_int8_weights_are_those_of_diffusers():
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = pytest.importorskip("torchao.quantization", reason="needs the extra quant")
     import diffusers
 
     config = diffusers.PipelineQuantizationConfig(
@@ -43,7 +43,7 @@ def test_int8_weights_are_those_of_diffusers():
 
 
 def test_mad_runs_on_quantized_weights():
-    pytest.importorskip("torchao.quantization")
+    pytest.importorskip("torchao.quantization", reason="needs the extra quant")
     views = ["method.views.size=16", "method.views.stride=8", "backbone.quantization=int8"]
     merged, plain = (latents(load(mad_steps=steps, overrides=views), width=64) for steps in (2, 0))
     assert torch.isfinite(merged).all()
