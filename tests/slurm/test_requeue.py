@@ -21,8 +21,8 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
     No other test uses n3 and n4.
     """
     options = ("prompts.limit=6", "sampling.num_inference_steps=75")  # 30 shards: more than are done between events
-    job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
     alone = begin(("generate", "job.yaml", "output.dir=events-alone", *options), workplace, environment())
+    job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
 
     def wait_for_progress(restarts):
         cluster.until_state(job, JobState="RUNNING", Restarts=str(restarts))
