@@ -190,7 +190,7 @@ def submit(
 
         madgen submit jobs/alps.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00
         madgen submit jobs/alps.yaml --array 0-63%16 --gpus-per-node 1 --chain 5
-        madgen submit jobs/alps.yaml --gpus-per-node 8 --time auto --measured out/trial --dry-run
+        madgen submit jobs/alps.yaml --time auto --measured out/trial --dry-run
     """
     loaded = load_job(job)
     from madgen.cluster import sbatch as slurm
