@@ -137,7 +137,7 @@ def madgen(start):
 
     def run(*arguments: object, timeout: float = WAIT_S, **env: str | None) -> Result:
         process = start(*arguments, **env)
-        return Result(process.wait(timeout), *process.said())
+        return Result(process.wait(timeout), *process.output())
 
     return run
 

@@ -66,7 +66,7 @@ def run_python(code: str, folder: Path) -> str:
 
 
 def finish(process: Started, what: str) -> str:
-    status, (out, err) = process.wait(600), process.said()
+    status, (out, err) = process.wait(600), process.output()
     assert status == 0, f"{what}\n{out}\n{err}"
     return out
 

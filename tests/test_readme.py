@@ -43,7 +43,7 @@ def test_demo_job_with_fewer_panoramas_and_steps_completes(madgen, tmp_path):
 def test_demo_job_writes_its_panoramas(workplace):
     process = begin(("verify", "out/demo"), workplace, environment())
     expected = f"{PANORAMAS} of {PANORAMAS} panoramas present: as planned\n"
-    assert (process.wait(), process.said()[0]) == (0, expected)
+    assert (process.wait(), process.output()[0]) == (0, expected)
 
 
 def test_demo_job_has_the_number_of_panoramas_that_the_readme_names(madgen, tmp_path):

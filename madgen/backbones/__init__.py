@@ -316,18 +316,6 @@ def backbone_module(name: str) -> BackboneModule:
     return cast(BackboneModule, getattr(module, "BACKBONE", module))
 
 
-UNETS = ("sd", "sdxl")
-
-
-def check_extensions(name: str, controlnet: bool, ip_adapter: bool) -> None:
-    """Raise UserError if the backbone `name` does not support a ControlNet, or an IP-Adapter."""
-    for key, used in (("controlnet", controlnet), ("ip_adapter", ip_adapter)):
-        if used and name not in UNETS:
-            raise UserError(
-                f"backbone.{key} is not supported for backbone.name={name}; use {' or '.join(UNETS)}, or remove it"
-            )
-
-
 def silence_model_libraries() -> None:
     """Make diffusers and transformers report errors only, without progress bars."""
     import diffusers.utils.logging

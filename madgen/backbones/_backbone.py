@@ -17,7 +17,6 @@ from madgen.backbones import (
     _precision,
     _schedulers,
     _vae,
-    check_extensions,
 )
 from madgen.backbones._borrowed import adopted
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
@@ -178,7 +177,6 @@ class PipelineBackbone(ABC):
     @classmethod
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
-        check_extensions(cls.name, checkpoint.get("controlnet") is not None, checkpoint.get("ip_adapter") is not None)
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
         options = cls.loading_options(pretrained, checkpoint)
         if (kind := checkpoint.get("quantization")) is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from madgen.backbones.acceleration import cpu
 from madgen.diffusion.attention import JointAttention, JointPass, KeysValues
-from madgen.hub.weights import load_error, single_file
+from madgen.hub.weights import LOADING_FAILURES, load_error, single_file
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 from madgen.utils.validation import expand_user
@@ -30,7 +30,6 @@ SHAPES = (
     "projection_class_embeddings_input_dim",
 )
 """Keys of the config that a ControlNet shares with its UNet."""
-FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def load_controlnet(weights: str, unet: Any, factor: int, dtype: torch.dtype) ->
             network = _from_file(file, unet).to(dtype)
     except UserError:
         raise
-    except FAILURES as error:
+    except LOADING_FAILURES as error:
         raise load_error(KEY, weights, error) from error
     check_controlnet(network.config, unet.config, factor, f"{KEY}={weights}")
     missing = [name for name, value in network.named_parameters() if value.is_meta]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madgen.diffusion.attention import KeysValues, by_head
-from madgen.hub.weights import IpAdapterFiles, load_error
+from madgen.hub.weights import LOADING_FAILURES, IpAdapterFiles, load_error
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "backbone.ip_adapter.weights"
-FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def load_style_adapter(
         return _taken_out(pipeline)
     except UserError:
         raise
-    except FAILURES as error:
+    except LOADING_FAILURES as error:
         raise load_error(KEY, files.weights, error) from error
     finally:
         pipeline.unload_ip_adapter()

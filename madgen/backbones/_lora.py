@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from madgen.backbones import Lora
 from madgen.hub.safetensors_file import read_header
-from madgen.hub.weights import lora_file
+from madgen.hub.weights import LOADING_FAILURES, lora_file
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
 
@@ -48,7 +48,6 @@ KOHYA = re.compile(r"lora_(unet|te|te1|te2)_(.+)")
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
-FAILURES = (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, TypeError)
 
 
 @dataclass
@@ -113,7 +112,7 @@ def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
             _set_unit_strength(pipeline, name)
     except UserError as error:
         raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
-    except FAILURES as error:
+    except LOADING_FAILURES as error:
         reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
         raise UserError(f"cannot apply the LoRA {lora.weights}: {reason}") from error
     adapted = len(list(_adapted_layers(pipeline, name)))

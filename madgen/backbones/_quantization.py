@@ -25,7 +25,6 @@ def check_quantization(kind: str) -> None:
 
 def quantization_config(kind: str, part: str, dtype: torch.dtype) -> Any:
     """Return the argument `quantization_config` of `from_pretrained` for the network, `part` of the pipeline."""
-    check_quantization(kind)
     from diffusers import PipelineQuantizationConfig
 
     if kind == "nf4":

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+VIEW_SIZE = 128
+"""Latent cells of 1024 px, for transformers whose config does not name the size that they were trained at."""
 
 
 def has_part(pretrained: str, index: Mapping[str, Any], part: str) -> bool:
@@ -50,6 +52,14 @@ def transformer_spec(
     """Return the shapes of a transformer with tokens of 2x2 latent cells; `vae` None: cells of 8x8 pixels."""
     factor = 8 if vae is None else _vae.factor_of(vae)
     return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale, noise_patch)
+
+
+def stream_layers(config: Mapping[str, Any]) -> list[str]:
+    """Return the attention layers of double stream blocks, then those of single stream ones."""
+    return [
+        *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
+        *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
+    ]
 
 
 class TransformerBackbone(PipelineBackbone):

@@ -17,7 +17,6 @@ from madgen.utils.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-if TYPE_CHECKING:
     from madgen.backbones import Backbone
 
 

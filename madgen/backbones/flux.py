@@ -9,15 +9,12 @@ from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
-from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
 from madgen.diffusion.views import Views
 from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-VIEW_SIZE = 128
-"""Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""
 
 
 class Flux(TransformerBackbone):
@@ -42,13 +39,7 @@ class Flux(TransformerBackbone):
         """Return the shapes that FLUX.1 models share."""
         return transformer_spec(16, VIEW_SIZE, "none" if "schnell" in name else "embedded")
 
-    @staticmethod
-    def layer_names(config: Mapping[str, Any]) -> list[str]:
-        """Return the attention layers: double stream blocks, then single stream ones."""
-        return [
-            *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
-            *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
-        ]
+    layer_names = staticmethod(stream_layers)
 
     def embed(self, prompt: str) -> Embedded:
         """Return T5's hidden states and CLIP's pooled embedding."""

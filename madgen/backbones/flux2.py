@@ -9,16 +9,13 @@ from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
-from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
 from madgen.diffusion.token_attention import TokenAttention
 from madgen.diffusion.views import Views
 from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-VIEW_SIZE = 128
-"""Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""
 
 
 def empirical_mu(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
@@ -51,13 +48,7 @@ class Flux2(TransformerBackbone):
         """Return the shapes that FLUX.2 models share."""
         return transformer_spec(32, VIEW_SIZE, "cfg" if "base" in name else "none", noise_patch=2)
 
-    @staticmethod
-    def layer_names(config: Mapping[str, Any]) -> list[str]:
-        """Return the attention layers: double stream blocks, then single stream ones."""
-        return [
-            *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
-            *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
-        ]
+    layer_names = staticmethod(stream_layers)
 
     def processor(self, name: str, original: Any) -> Any:
         """Return the attention processor of a layer; that of single stream blocks leaves the feed-forward layer out."""

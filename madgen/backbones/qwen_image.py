@@ -9,7 +9,7 @@ from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
-from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
 from madgen.diffusion.guidance import norm_rescaled
 from madgen.diffusion.views import Views
 from madgen.utils.errors import UserError
@@ -17,8 +17,6 @@ from madgen.utils.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIEW_SIZE = 128
-"""Latent cells of 1024 px, the default of diffusers' pipeline."""
 THETA = 10000.0
 MAX_SIDE = 2 * 2 * (4096 - 1024)
 """Latent cells: tables of positions end at 4096 tokens from the middle, with room for 1024 tokens of the prompt."""

@@ -9,15 +9,13 @@ from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, rotations
-from madgen.backbones._transformer import TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
 from madgen.diffusion.views import Views
 from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIEW_SIZE = 128
-"""Latent cells of 1024 px; the transformer's config does not name the size that it was trained at."""
 SEQUENCE_MULTIPLE = 32
 """Image and prompt are padded to multiples of this number of tokens."""
 

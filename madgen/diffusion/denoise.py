@@ -67,9 +67,8 @@ def joint_diffusion(
     """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
 
     `merger` is the mean of the views by default; `composition` puts several prompts on a canvas (regions); `sync` may
-    change the views before they are denoised (SyncDiffusion); `start` may be latents of
-    pictures; `on_step` is called after each evaluation and returns the
-    latents to continue with.
+    change the views before they are denoised (SyncDiffusion); `start` may be the latents of pictures; `on_step` is
+    called after each evaluation and returns the latents to continue with.
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     merger, composition, sync = merger or MergeOperator(), composition or OnePrompt(), sync or NoSync()

@@ -35,6 +35,10 @@ def offline_hint() -> str:
     return FETCH_HINT if constants.HF_HUB_OFFLINE else ""
 
 
+LOADING_FAILURES = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+"""What diffusers, transformers and safetensors raise for weights that are damaged, or of another model."""
+
+
 def load_error(key: str, value: str, error: Exception) -> UserError:
     """Return the error that weights cannot be loaded: what a damaged file is, or else the first lines of `error`.
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from madgen.backbones import BackboneSpec, backbone_module, check_extensions
+from madgen.backbones import BackboneSpec, backbone_module
 from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
 from madgen.cluster.launch import rank
@@ -111,10 +111,8 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
 def _check_adapters(run: ResolvedRun) -> None:
     """Raise UserError for a ControlNet or an IP-Adapter that does not exist, or that the method does not support."""
     backbone, method = run.job.backbone, Method.from_config(run.job.method)
-    backbone.controlnet.check_on()
-    backbone.ip_adapter.check_on()
+    backbone.check_adapters()
     controlled, styled = backbone.controlnet.weights is not None, backbone.ip_adapter.weights is not None
-    check_extensions(backbone.name, controlled, styled)
     method.check_adapters(controlled, styled)
     if backbone.controlnet.weights is not None:
         controlnet_id(backbone.controlnet.weights)

@@ -12,29 +12,9 @@ from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
 from madgen.utils.lazy import torch
-from madgen.utils.validation import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def parse_conditions(name: str, pictures: Any, count: int) -> list[Image.Image] | None:
-    """Convert pictures (PIL or uint8 [H, W, 3]) to RGB; UserError unless there is one for each of `count` panoramas."""
-    if pictures is None:
-        return None
-    parsed = [_parse_picture(name, picture) for picture in listed(name, pictures)]
-    if len(parsed) != count:
-        raise UserError(f"{name} must have one picture for each of {count} panoramas, got {len(parsed)}")
-    return parsed
-
-
-def _parse_picture(name: str, picture: Any) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
-        return Image.fromarray(picture)
-    got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
-    raise UserError(f"{name} must be a list of PIL images or uint8 arrays [H, W, 3], got an item {got}")
 
 
 def canvases(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:

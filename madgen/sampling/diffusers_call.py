@@ -12,8 +12,8 @@ from torch import Tensor
 from madgen.config.schema import SamplingParams
 from madgen.diffusion.denoise import Generators
 from madgen.sampling.call_inputs import CallInputs
-from madgen.sampling.control import parse_conditions
 from madgen.sampling.inputs import PanoramaBatch, parse_batch
+from madgen.sampling.pictures import parse_images
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -27,8 +27,8 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 OUTPUTS = ("pil", "np", "pt", "latent")
 UNSUPPORTED = {
     "image": "use sampler.sample(prompts, images=[image], strength=..., seeds=[...])",
-    "ip_adapter_image": "set backbone.ip_adapter and pass style=[picture]",
-    "ip_adapter_image_embeds": "set backbone.ip_adapter and pass style=[picture]",
+    "ip_adapter_image": "load the sampler with backbone.ip_adapter and pass style=[picture]",
+    "ip_adapter_image_embeds": "load the sampler with backbone.ip_adapter and pass style=[picture]",
     "control_image": "pass control=[picture]",
     "controlnet_conditioning_scale": 'set it by overrides=["backbone.controlnet.scale=..."]',
     "control_guidance_start": 'set it by overrides=["backbone.controlnet.start=..."]',
@@ -59,12 +59,11 @@ _FROM_PIPE = "set up the pipeline and use PanoramaSampler.from_pipe(pipe)"
 _DECODE = 'decode="tiled" in the call limits the memory of decoding'
 ATTRIBUTES = {
     "to": 'choose the device when the sampler is created: from_pretrained(..., device="cuda")',
-    "device": "it is sampler.backbone.device",
     "unet": _FROM_PIPE,
     "transformer": _FROM_PIPE,
     "vae": "sampler.decode(latents) decodes; " + _FROM_PIPE,
     "load_lora_weights": 'use from_pretrained(..., loras=[{"weights": file, "scale": 1.0}]), or ' + _FROM_PIPE,
-    "load_ip_adapter": _FROM_PIPE,
+    "load_ip_adapter": 'use from_pretrained(..., overrides=["backbone.ip_adapter={weights: ..., weight_name: ...}"])',
     "enable_model_cpu_offload": _FROM_PIPE,
     "enable_sequential_cpu_offload": _FROM_PIPE,
     "enable_vae_tiling": _DECODE,
@@ -78,7 +77,7 @@ LOADING_ARGUMENTS = {
     "safety_checker": "the sampler has none; a job's safety.checker checks panoramas",
     "use_safetensors": "only safetensors files are loaded",
     "device_map": 'use device="cuda", or ' + _FROM_PIPE,
-    "quantization_config": _FROM_PIPE,
+    "quantization_config": 'use overrides=["backbone.quantization=int8"], or ' + _FROM_PIPE,
 }
 """Arguments of `DiffusionPipeline.from_pretrained` that `PanoramaSampler` does not take, and what to do instead."""
 
@@ -227,11 +226,8 @@ class DiffusersCall:
             None if regions is None else _repeated(listed("regions", regions), copies),
         )
         controls, styles = (
-            values and _repeated(values, copies)
-            for values in (
-                parse_conditions("control", control, len(prompts)),
-                parse_conditions("style", style, len(prompts)),
-            )
+            None if pictures is None else _repeated(parse_images(name, pictures, len(prompts)), copies)
+            for name, pictures in (("control", control), ("style", style))
         )
         params = sampler.merged_params(
             num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,

@@ -314,6 +314,11 @@ class JointSampler:
         self.params = replace(self.params, scheduler=None)
 
     @property
+    def device(self) -> torch.device:
+        """Device that the models run on."""
+        return self.backbone.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the denoising network."""
         return self.backbone.dtype

@@ -135,7 +135,7 @@ def parse_pictures(images: Any, masks: Any, count: int, size: tuple[Any, Any], i
         if masks is not None:
             raise UserError("masks need images, whose white parts they keep; pass images")
         return []
-    pictures = [_image(image) for image in _one_each("images", images, count)]
+    pictures = parse_images("images", images, count)
     kept = [None] * count if masks is None else [_mask(mask) for mask in _one_each("masks", masks, count)]
     placements = [_placed(image, mask, size, init) for image, mask in zip(pictures, kept, strict=True)]
     if len(sizes := {picture.size for picture in placements}) > 1:
@@ -144,19 +144,24 @@ def parse_pictures(images: Any, masks: Any, count: int, size: tuple[Any, Any], i
     return placements
 
 
+def parse_images(name: str, images: Any, count: int) -> list[Image.Image]:
+    """Convert the argument `name`, one PIL image or uint8 array [H, W, 3] for each of `count` panoramas, to RGB."""
+    return [_image(name, image) for image in _one_each(name, images, count)]
+
+
 def _one_each(name: str, values: Any, count: int) -> list[Any]:
     items = list(values) if isinstance(values, np.ndarray) and values.ndim == 4 else listed(name, values)
     if len(items) != count:
-        raise UserError(f"{name} must be a list with one for each of {count} prompts, got {len(items)}")
+        raise UserError(f"{name} must have one picture for each of {count} panoramas, got {len(items)}")
     return items
 
 
-def _image(image: Any) -> Image.Image:
+def _image(name: str, image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return Image.fromarray(image)
-    raise UserError(f"images must be PIL images or uint8 arrays [H, W, 3], got {_described(image)}")
+    raise UserError(f"{name} must be PIL images or uint8 arrays [H, W, 3], got an item {_described(image)}")
 
 
 def _mask(mask: Any) -> Image.Image:
@@ -164,11 +169,11 @@ def _mask(mask: Any) -> Image.Image:
         return as_mask(mask)
     if isinstance(mask, np.ndarray) and mask.dtype in (np.uint8, np.bool_) and mask.ndim == 2:
         return Image.fromarray(mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255)
-    raise UserError(f"masks must be PIL images, or uint8 or bool arrays [H, W], got {_described(mask)}")
+    raise UserError(f"masks must be PIL images, or uint8 or bool arrays [H, W], got an item {_described(mask)}")
 
 
 def _described(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
 
 
 def _placed(image: Image.Image, mask: Image.Image | None, size: tuple[Any, Any], init: InitConfig) -> PlacedPicture:

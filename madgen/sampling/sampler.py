@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from madgen.backbones import Lora, as_lora, backbone_module, check_extensions
+from madgen.backbones import Lora, as_lora, backbone_module
 from madgen.backbones._borrowed import borrow
 from madgen.backbones._schedulers import check_scheduler_object
 from madgen.config.schema import (
@@ -28,13 +28,12 @@ from madgen.config.schema import (
     require_job,
 )
 from madgen.hub.weights import ModelFiles, ip_adapter_files, resolve_dtype
-from madgen.sampling.control import parse_conditions
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch
 from madgen.sampling.joint_sampler import JointSampler
 from madgen.sampling.method import Method, MethodOptions, method_config
-from madgen.sampling.pictures import parse_pictures
+from madgen.sampling.pictures import parse_images, parse_pictures
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -209,10 +208,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
     ) -> PanoramaSampler:
         """Like `from_pretrained`, from the configs of a job. Thread-safe: models are loaded one at a time."""
         device, settings = check_device(device), Method.from_config(method)
-        backbone.controlnet.check_on()
-        backbone.ip_adapter.check_on()
-        adapters = backbone.controlnet.weights, ip_adapter_files(backbone.ip_adapter)
-        check_extensions(backbone.name, *(adapter is not None for adapter in adapters))
+        backbone.check_adapters()
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
         with LOADING:
             loaded = backbone_module(backbone.name).load(
@@ -227,8 +223,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 offload=backbone.offload,
                 max_sequence_length=backbone.max_sequence_length,
                 quantization=backbone.quantization,
-                controlnet=adapters[0],
-                ip_adapter=adapters[1],
+                controlnet=backbone.controlnet.weights,
+                ip_adapter=ip_adapter_files(backbone.ip_adapter),
             )
             geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks
@@ -327,8 +323,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         batch = replace(
             batch,
             pictures=pictures,
-            control=parse_conditions("control", control, len(prompts)),
-            style=parse_conditions("style", style, len(prompts)),
+            control=None if control is None else parse_images("control", control, len(prompts)),
+            style=None if style is None else parse_images("style", style, len(prompts)),
         )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         check_output("output", output, ("image", "pil", "np", "pt", "latent"))

@@ -110,7 +110,7 @@ runpy.run_path({folder!r} + "/coherence.py", run_name="__main__")
 
     def run():
         process = Forked((), tmp_path, environment(), code)
-        assert process.wait() == 0, process.said()
+        assert process.wait() == 0, process.output()
 
     run()
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()

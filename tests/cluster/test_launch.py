@@ -143,7 +143,7 @@ def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, t
     world |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     options += ["output.dir=two", "trainer.devices=auto"]
     ranks = [start(*options, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said() for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.output() for rank in ranks]
     one, two = (sorted(tmp_path.glob(f"{out}/shards/*.tar")) for out in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
@@ -174,7 +174,7 @@ def test_idle_rank_ends_while_another_works(start, job_file, tmp_path):
             fewest = min(fewest, alive)
         most = max(most, alive)
         time.sleep(0.05)
-    assert process.wait() == 0, process.said()
+    assert process.wait() == 0, process.output()
     assert most >= 2, "processes beside rank 0"  # a helper of a moment may be seen too
     assert fewest < most
     assert (tmp_path / "out/shards/job-000000.tar").exists()

@@ -94,8 +94,8 @@ def test_generate_stops_in_time(job_file, tmp_path):
     note, limit = tmp_path / "note", str(time.time() + 36000)
     here = environment(MADGEN_END_TIME=limit, MADGEN_STOPPED=str(note))
     process = Forked(("generate", job_file, *long), tmp_path, here, NEARLY_OVER)
-    assert process.wait() == 3, process.said()
-    assert process.said()[1].count("the job's time ends in 5 s") == 1
+    assert process.wait() == 3, process.output()
+    assert process.output()[1].count("the job's time ends in 5 s") == 1
     assert "the job's time ends" in note.read_text()
     assert list((tmp_path / "out/shards").glob("*.tar"))
 

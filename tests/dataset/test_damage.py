@@ -258,7 +258,7 @@ def test_paths_are_not_in_samples_nor_in_the_card(job_file, tiny, tmp_path):
     for name in ("out", "again"):
         changes = [] if name == "out" else [f"backbone.pretrained={tmp_path}/copy"]
         process = begin(("generate", job_file, f"output.dir={name}", *changes), tmp_path, environment())
-        assert process.wait() == 0, process.said()
+        assert process.wait() == 0, process.output()
     for path in sorted((tmp_path / "out/shards").glob("*.tar")):
         data = path.read_bytes()
         assert data == (tmp_path / "again/shards" / path.name).read_bytes()

@@ -39,9 +39,11 @@ def test_upload_resumes_after_kill_and_stop(s3, start, madgen_here, job_file, tm
     s3.hold_at = "job-000003.tar"
     stopped = start(*upload, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path))
     assert s3.held.wait(600)
-    until(lambda: "uploading to" in stopped.said()[1] or stopped.poll() is not None, "a run that waits for the upload")
+    until(
+        lambda: "uploading to" in stopped.output()[1] or stopped.poll() is not None, "a run that waits for the upload"
+    )
     stopped.send_signal(signal.SIGTERM)
-    status, said = stopped.wait(), "".join(stopped.said())
+    status, said = stopped.wait(), "".join(stopped.output())
     assert status == 3, said
     assert "rerun the same command" in said
     assert "is off" not in said, "W&B takes the place as a reference"
@@ -87,7 +89,7 @@ def test_two_concurrent_jobs_upload_everything(s3, start, madgen_here, job_file,
     s3.share, s3.faults = 0.05, ("error", "cut")
     upload = ("generate", job_file, UPLOAD, "prompts.samples_per_prompt=4")
     both = [start(*upload, "trainer.devices=2"), start(*upload)]
-    assert [process.wait() for process in both] == [0, 0], [process.said() for process in both]
+    assert [process.wait() for process in both] == [0, 0], [process.output() for process in both]
     assert s3.failed
     s3.share = 0.0
     assert objects() == local(tmp_path / "out")

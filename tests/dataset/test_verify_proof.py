@@ -25,7 +25,7 @@ def made(job_file_of_module):
     folder = job_file_of_module.parent
     for arguments in ((), ("output.dir=other", "sampling.guidance_scale=3.0")):
         process = begin(("generate", job_file_of_module, *arguments), folder, environment())
-        assert process.wait() == 0, process.said()
+        assert process.wait() == 0, process.output()
     return folder
 
 

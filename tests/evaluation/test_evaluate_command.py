@@ -90,7 +90,7 @@ def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_
     monkeypatch.setenv("RANK", "0")
     done = madgen_here("evaluate", "a", *options, "-o", "shared")
     assert done.code == 0, done.err
-    assert other.wait() == 0, other.said()
+    assert other.wait() == 0, other.output()
     assert (tmp_path / "shared" / "report.json").read_bytes() == expected
 
 

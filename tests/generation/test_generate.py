@@ -121,7 +121,7 @@ def test_prompts_are_read_once_and_shared(job_file, tmp_path, monkeypatch):
     while process.poll() is None and not list(plans.glob("*.arrow")):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 3, process.said()
+    assert process.wait() == 3, process.output()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "madgen.dataset.plan.read_prompts", lambda *arguments: pytest.fail("the prompts were read again")
@@ -153,7 +153,7 @@ def test_two_processes_write_the_same_bytes(madgen, job_file, tmp_path):
 @pytest.mark.slow
 def test_two_jobs_share_a_directory(finished, start, job_file, tmp_path):
     started = [start("generate", job_file, "output.dir=shared") for _ in range(2)]
-    assert [process.wait() for process in started] == [0, 0], [process.said() for process in started]
+    assert [process.wait() for process in started] == [0, 0], [process.output() for process in started]
     assert hashes(tmp_path / "shared") == hashes(finished)
 
 
@@ -194,7 +194,7 @@ def interrupt(start, job_file, folder, *signals, devices):
 def whole(job_file_of_module):
     """Hashes of the shards of an uninterrupted slow run."""
     process = Forked(("generate", job_file_of_module, *SHARDS_OF_ONE), job_file_of_module.parent, environment())
-    assert process.wait() == 0, process.said()
+    assert process.wait() == 0, process.output()
     return hashes(job_file_of_module.parent / "out")
 
 
@@ -309,7 +309,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
         steps.append("method.views.stride=8")
         process = Forked(("generate", job_file, *job, *steps), tmp_path, environment(), PEAK)
-        assert process.wait() == 0, process.said()
+        assert process.wait() == 0, process.output()
         peaks.append(int((tmp_path / "peak").read_text()))
     print(peaks)
     assert peaks[1] - peaks[0] < 30, peaks
@@ -324,7 +324,7 @@ run.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or finish(*
 {MADGEN}"""
     process = Forked(("generate", job_file), tmp_path, environment(), script)
     assert process.wait() == 3
-    assert "SIGTERM: stopped while writing the index; rerun the same command to write it" in process.said()[1]
+    assert "SIGTERM: stopped while writing the index; rerun the same command to write it" in process.output()[1]
     assert not (tmp_path / "out/index.parquet").exists()
     result = madgen("generate", job_file)
     assert (result.code, "; 0 generated in" in result.err) == (0, True)
@@ -341,7 +341,7 @@ trainer = lightning.Trainer(callbacks=[ShardWriter(job)], use_distributed_sample
 trainer.predict(PanoramaModule(job), datamodule=PromptDataModule(job), return_predictions=False)
 """
     process = Forked((), tmp_path, environment(), script)
-    assert process.wait() == 0, process.said()
+    assert process.wait() == 0, process.output()
     assert len(list((tmp_path / "api/shards").glob("*.json"))) == 4
 
 

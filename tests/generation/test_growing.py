@@ -35,7 +35,7 @@ def started(folder, *arguments, program=MADGEN):
 
 def run(folder, *arguments, code=0):
     process = started(folder, *arguments)
-    assert process.wait() == code, process.said()
+    assert process.wait() == code, process.output()
     return process
 
 
@@ -101,7 +101,7 @@ def test_dataset_grown_by_a_tenth_killed_and_finished_by_others(job_file, tmp_pa
     assert madgen_here("push", out, remote.as_uri()).code == 3
 
     both = [started(tmp_path, EXTEND, "prompts.samples_per_prompt=3") for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0], [process.said() for process in both]
+    assert [process.wait() for process in both] == [0, 0], [process.output() for process in both]
     assert {name: tars(out)[name] for name in old} == old
     assert max(Counter(keys(out)).values()) == 1
     assert len(keys(out)) == 33
@@ -138,7 +138,7 @@ def test_workers_of_both_generations_share_a_dataset(job_file, tmp_path, madgen_
     new = started(tmp_path, EXTEND)
     until(lambda: json.loads(read_file(out / "dataset.json")).get("generations"), "the next generation")
     old.send_signal(signal.SIGCONT)
-    assert [old.wait(), new.wait()] == [0, 0], [old.said(), new.said()]
+    assert [old.wait(), new.wait()] == [0, 0], [old.output(), new.output()]
     assert max(Counter(keys(out)).values()) == 1
     assert len(keys(out)) == 14
     assert madgen_here("verify", out).code == 0

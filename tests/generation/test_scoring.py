@@ -161,7 +161,7 @@ def one_shard(tmp_path_factory, tiny):
                "monitor.wandb.mode=disabled", f"backbone.pretrained={tiny}", "output.dir=out"]  # fmt: skip
     (folder / "job.yaml").write_text("{}")
     process = begin(("generate", "job.yaml", *options), folder, environment())
-    assert process.wait() == 0, process.said()
+    assert process.wait() == 0, process.output()
     return folder
 
 

@@ -71,7 +71,7 @@ def test_run_at_its_time_limit_is_marked_as_preempting(madgen, job_file, tmp_pat
     options = ["monitor.wandb.mode=offline", "prompts.samples_per_prompt=500", "output.samples_per_shard=1"]
     here = environment(WANDB_DIR=str(tmp_path), MADGEN_END_TIME=str(time.time() + 36000))
     process = Forked(("generate", job_file, *options), tmp_path, here, NEARLY_OVER)
-    assert process.wait() == 3, process.said()
+    assert process.wait() == 3, process.output()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert any(record.HasField("preempting") for record in records(ended(log)))
 
@@ -105,7 +105,7 @@ def test_killed_and_resumed_runs_form_one_curve(job_file, tmp_path):
     third = start()
     assert third.wait() == 0
     ended(logs()[-1])
-    assert len(logs()) == 3, third.said()[1]
+    assert len(logs()) == 3, third.output()[1]
     assert len({path.name for path in logs()}) == 1
     samples = [row["samples"] for log in logs() for row in history(log)]
     assert samples == sorted(set(samples))

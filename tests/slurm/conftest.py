@@ -72,7 +72,7 @@ trainer: {{accelerator: cpu}}
 def whole(workplace):
     """Return the hashes of the 40 tars that one process writes."""
     process = begin(("generate", "job.yaml", "output.dir=whole"), workplace, environment())
-    assert process.wait(TIMEOUT_S) == 0, process.said()
+    assert process.wait(TIMEOUT_S) == 0, process.output()
     return hashes(workplace / "whole")
 
 

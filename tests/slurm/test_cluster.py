@@ -35,7 +35,7 @@ def test_demo_job_on_two_nodes_writes_the_bytes_of_one_process(cluster, workplac
     job = str(ROOT / "jobs/demo.yaml")
     options = ["trainer.accelerator=cpu", "prompts.limit=8", "output.samples_per_shard=1", *QUICK]
     process = begin(("generate", job, "output.dir=demo-alone", *options), workplace, environment())
-    assert process.wait(TIMEOUT_S) == 0, process.said()
+    assert process.wait(TIMEOUT_S) == 0, process.output()
     number = cluster.submit("demo", *options, "--nodes", 2, job=job)
     cluster.until_ended(number)
     assert cluster.state(number)["JobState"] == "COMPLETED", cluster.logs()

@@ -46,7 +46,7 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
     assert cluster.made("events") < 30
     cluster.until_ended(cluster.submit("events", *options))
     assert exit_code(verify(DatasetDir(workplace / "events"))) == 0, cluster.logs()
-    assert alone.wait(TIMEOUT_S) == 0, alone.said()
+    assert alone.wait(TIMEOUT_S) == 0, alone.output()
     assert hashes(workplace / "events") == hashes(workplace / "events-alone")
 
 

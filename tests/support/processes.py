@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,7 +48,7 @@ def environment(**extra: str | None) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-class Started:
+class Started(ABC):
     """A running `madgen ARGUMENTS` in `folder`; its output goes to files, so no pipe can fill up."""
 
     pid: int
@@ -58,7 +59,7 @@ class Started:
         for path in self.streams:
             path.touch()
 
-    def said(self) -> tuple[str, str]:
+    def output(self) -> tuple[str, str]:
         """Return stdout and stderr so far."""
         out, err = (path.read_text() for path in self.streams)
         return out, err
@@ -74,13 +75,13 @@ class Started:
             self.send_signal(signal.SIGKILL)
             self.wait()
 
+    @abstractmethod
     def poll(self) -> int | None:
         """Return the exit status, negative after a signal; None while the process runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait(self, timeout: float = WAIT_S) -> int:
         """Wait for the exit status and return it."""
-        raise NotImplementedError
 
 
 class Forked(Started):
@@ -97,7 +98,7 @@ class Forked(Started):
     def wait(self, timeout: float = WAIT_S) -> int:
         status = self._process.wait(timeout)
         if status is None:
-            raise subprocess.TimeoutExpired("madgen", timeout, *self.said())
+            raise subprocess.TimeoutExpired("madgen", timeout, *self.output())
         return status
 
 

@@ -77,7 +77,7 @@ class Cluster:
     def complete_here(self, out, *options):
         """Complete the dataset with a process outside SLURM."""
         process = begin(("generate", "job.yaml", f"output.dir={out}", *options), self.folder, environment())
-        assert process.wait(TIMEOUT_S) == 0, process.said()
+        assert process.wait(TIMEOUT_S) == 0, process.output()
 
     def workers(self, out):
         """Return heartbeats by rank."""

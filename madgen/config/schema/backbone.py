@@ -157,3 +157,13 @@ class BackboneConfig:
             )
         if self.prediction_type is not None:
             check_one_of("backbone.prediction_type", self.prediction_type, ("epsilon", "v_prediction", "sample"))
+
+    def check_adapters(self) -> None:
+        """Raise UserError for a ControlNet or an IP-Adapter on a transformer, or with settings but no weights."""
+        for key, adapter in (("controlnet", self.controlnet), ("ip_adapter", self.ip_adapter)):
+            adapter.check_on()
+            check(
+                adapter.weights is None or self.name in UNETS,
+                f"backbone.{key} is not supported for backbone.name={self.name}; use {' or '.join(UNETS)}, "
+                "or remove it",
+            )
