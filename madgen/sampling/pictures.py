@@ -152,7 +152,7 @@ def parse_images(name: str, images: Any, count: int) -> list[Image.Image]:
 def _one_each(name: str, values: Any, count: int) -> list[Any]:
     items = list(values) if isinstance(values, np.ndarray) and values.ndim == 4 else listed(name, values)
     if len(items) != count:
-        raise UserError(f"{name} must have one picture for each of {count} panoramas, got {len(items)}")
+        raise UserError(f"{name} must be a list of one picture for each of {count} panoramas, got {len(items)}")
     return items
 
 

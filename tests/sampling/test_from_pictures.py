@@ -216,10 +216,13 @@ def test_loops_are_encoded_across_their_edge(sampler):
         ({"images": [picture()], "strength": 1.5}, r"strength must be in 0\.\.1 or null, got 1\.5"),
         ({"images": [picture()], "strength": 0.1}, "is less than one step; raise it to 0.25, or set it to 0"),
         ({"images": picture(), "strength": 0.5}, "images must be a list"),
-        ({"images": [picture()] * 2, "strength": 0.5}, "images must have one picture for each of 1 panoramas, got 2"),
+        (
+            {"images": [picture()] * 2, "strength": 0.5},
+            "images must be a list of one picture for each of 1 panoramas, got 2",
+        ),
         (
             {"images": [picture().astype(float)], "strength": 0.5},
-            r"uint8 arrays \[H, W, 3\], got float64 \(48, 96, 3\)",
+            r"uint8 arrays \[H, W, 3\], got an item float64 \[48, 96, 3\]",
         ),
         ({"images": ["a.png"], "strength": 0.5}, "images must be PIL images or uint8 arrays"),
         ({"masks": [masked(slice(0, 9))], "strength": 0.5}, "masks need images"),
