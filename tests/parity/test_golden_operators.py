@@ -65,6 +65,12 @@ def relative_error(ours, reference):
     return float((ours - reference).norm() / reference.norm())
 
 
+@pytest.mark.slow
+def test_uniform_weights_equal_multidiffusion_of_guided_fusion():
+    arrays, meta = load("gvcf_md_768")
+    assert relative_error(sample(meta), arrays["latents"]) <= 1e-4
+
+
 @pytest.mark.parametrize("name", [slow("gf_768_s16"), "gf_896_s48"])
 def test_radial_weights_equal_guided_fusion(name):
     """The release divides 0 by 0 in the corner of the canvas; `latents` is its result without this fault."""
@@ -93,7 +99,7 @@ def test_radial_weights_of_a_view():
     assert (weights == 0).sum() == 1
 
 
-@pytest.mark.parametrize("name", ["sa_1024_a05", "sa_1024_a10"])
+@pytest.mark.parametrize("name", ["sa_1024_a01", "sa_1024_a05", "sa_1024_a10"])
 def test_aligned_noise_equals_guided_fusion(name):
     arrays, meta = load(name)
     draws = generators([meta["seed"]])
@@ -101,8 +107,9 @@ def test_aligned_noise_equals_guided_fusion(name):
     torch.testing.assert_close(noise, arrays["noise"], rtol=0, atol=1e-6)
 
 
-def test_aligned_multidiffusion_equals_guided_fusion():
-    arrays, meta = load("sa_1024_a05")
+@pytest.mark.parametrize("name", [slow("sa_1024_a01"), "sa_1024_a05"])
+def test_aligned_multidiffusion_equals_guided_fusion(name):
+    arrays, meta = load(name)
     assert relative_error(sample(meta, noise=NoiseConfig(align=meta["align"])), arrays["latents"]) <= 1e-4
 
 
