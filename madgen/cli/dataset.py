@@ -53,9 +53,10 @@ def verify(
 
     with progress_bar("shards") as progress:
         found = checks.verify(DatasetDir(directory), progress)
+    repairing = repair and bool(found.broken or found.unplanned or found.derived)
     with ignoring_closed_pipe():
-        checks.print_verdict(found, as_json)
-    if repair and (found.broken or found.unplanned or found.derived):
+        checks.print_verdict(found, as_json, repairing)
+    if repairing:
         from madgen.dataset.shards.recovery import print_repaired
         from madgen.dataset.shards.recovery import repair as run
 

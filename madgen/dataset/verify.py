@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,7 +90,7 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     if not trusted:  # shards cannot be compared with a plan that may be wrong
         verdict.broken.clear()
         verdict.unplanned.clear()
-    verdict.fix = _fix(verdict, manifest, trusted)
+    verdict.fix = _fix(verdict, directory, manifest, trusted)
     return verdict
 
 
@@ -193,26 +194,27 @@ def _mark(key: str) -> bytes:
     return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _fix(verdict: Verdict, manifest: Manifest, trusted: bool) -> str:
+def _fix(verdict: Verdict, directory: DatasetDir, manifest: Manifest, trusted: bool) -> str:
     """Return how to repair the dataset; '' if nothing is broken, or reading may succeed at the next attempt."""
     if made_by := manifest.made_by:
         return f"remove it, then madgen {made_by} again" if verdict.problems else ""
     if not trusted:
         return "rerun the job that generated it, which writes dataset.json again; then verify again"
+    repair = shlex.join(["madgen", "verify", str(directory.root), "--repair"])
     if verdict.broken:
-        return "madgen verify --repair, then rerun the job to generate what is missing"
-    return "madgen verify --repair" if verdict.derived or verdict.unplanned else ""
+        return f"{repair}; then rerun the job to generate what is missing"
+    return repair if verdict.derived or verdict.unplanned else ""
 
 
-def print_verdict(verdict: Verdict, as_json: bool) -> None:
-    """Print the verdict as text, or as JSON for scripts."""
+def print_verdict(verdict: Verdict, as_json: bool, repairing: bool = False) -> None:
+    """Print the verdict as text, or as JSON for scripts; without the repair that is being done."""
     if as_json:
         counts = {name: getattr(verdict, name) for name in ("complete", "planned", "present", "quarantined")}
         print(json.dumps({**counts, "broken": sorted(verdict.broken), "problems": verdict.problems}, indent=1))
         return
     for problem in verdict.problems:
         print(problem)
-    if verdict.fix:
+    if verdict.fix and not repairing:
         print(f"to repair: {verdict.fix}")
     state = "as planned" if verdict.complete else "broken" if verdict.problems else "incomplete, nothing broken"
     quarantined = f", {verdict.quarantined} quarantined" if verdict.quarantined else ""

@@ -224,7 +224,8 @@ def test_removed_tar_is_regenerated(madgen_here, job_file, tmp_path):
     content = tar.read_bytes()
     tar.unlink()
     broken = madgen_here("verify", "out")
-    assert (broken.code, "verify --repair" in broken.out) == (1, True)
+    assert (broken.code, "to repair: madgen verify out --repair; then" in broken.out) == (1, True)
+    assert "to repair" not in madgen_here("verify", "out", "--repair").out
     assert madgen_here("generate", job_file, "prompts.limit=2").code == 0
     assert tar.read_bytes() == content
     assert madgen_here("verify", "out").code == 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import unescape
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from madgen.dataset.checks.manifest import identity_hash
 from madgen.dataset.checks.tar import TarSample
@@ -159,6 +159,9 @@ def _check_image(
             if not _is_whole(data, image_format):
                 yield "its image is cut, or more bytes follow it"
             info = {str(name): value for name, value in image.info.items()}
+    except UnidentifiedImageError:  # its text is the address of the buffer
+        yield f"its image is no {image_format} file"
+        return
     except NO_ERRORS as error:
         yield f"its image does not decode: {error}"
         return
