@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cast
 
+import torch
+
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import IpAdapterFiles
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 from madgen.utils.validation import number, path
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ class BackboneSpec:
     def is_guided(self, guidance_scale: float) -> bool:
         """Return whether guidance needs a second pass, with the negative prompt."""
         return self.guidance == "cfg" and guidance_scale > self.unguided_scale
+
+    def check_guidance(self, guidance_scale: float, negative_prompts: Sequence[str]) -> None:
+        """Raise UserError for a guidance scale, or a negative prompt, without effect."""
+        if self.guidance == "none" and guidance_scale > 1:
+            raise UserError(
+                f"guidance_scale={guidance_scale} has no effect: the backbone was distilled without guidance; set it "
+                "to 0"
+            )
+        if any(negative_prompts) and not self.is_guided(guidance_scale):
+            reasons = {"embedded": "the backbone embeds its guidance", "none": "the backbone takes no guidance"}
+            reason = reasons.get(self.guidance, f"guidance_scale={guidance_scale} is <= {self.unguided_scale:g}")
+            raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
+import torch
+
 from madgen.backbones import (
     TEXTS_ONLY,
     BackboneSpec,
@@ -31,7 +33,6 @@ from madgen.hub.model_configs import check_class, read_configs, read_index
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import check_hub_id, single_file
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,7 +237,6 @@ class PipelineBackbone(ABC):
         """Combine predictions [B, V, C, h, w] by classifier-free guidance."""
         return classifier_free(unconditional, conditional, scale)
 
-    @no_grad
     def encode_prompts(
         self,
         prompts: list[str],
@@ -249,31 +249,32 @@ class PipelineBackbone(ABC):
 
         Prompts with equal `view_ids` and negative prompts share the unconditional pass.
         """
-        embedded, negatives, shared = None, 0, None
-        given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
-        paths = self.embed_paths(prompts, negative=False) if given is None else [given]
-        if self.spec.guidance == "embedded":
-            embedded = self.embedded_guidance(torch.full((len(prompts),), guidance_scale, dtype=torch.float32))
-        elif self.spec.is_guided(guidance_scale):
-            pooled_ND = embeddings.negative_pooled_prompt_embeds
-            given = self._given(embeddings.negative_prompt_embeds, pooled_ND, "negative_prompt_embeds")
-            keys: Sequence[Hashable] = negative_prompts if given is None else range(len(prompts))
-            shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
-            distinct = [negative_prompts[first] for first in shared.firsts]
-            negatives = len(distinct)
-            paths = [*(self.embed_paths(distinct, negative=True) if given is None else [given]), *paths]
-        hidden, pooled, lengths = stack(paths, self.pads)
-        return Conditioning(
-            hidden,
-            guidance_scale,
-            embedded,
-            pooled,
-            self.keys_values(hidden),
-            negatives,
-            shared or None,
-            lengths=lengths,
-            guide=self.guide,
-        )
+        with torch.no_grad():
+            embedded, negatives, shared = None, 0, None
+            given = self._given(embeddings.prompt_embeds, embeddings.pooled_prompt_embeds, "prompt_embeds")
+            paths = self.embed_paths(prompts, negative=False) if given is None else [given]
+            if self.spec.guidance == "embedded":
+                embedded = self.embedded_guidance(torch.full((len(prompts),), guidance_scale, dtype=torch.float32))
+            elif self.spec.is_guided(guidance_scale):
+                pooled_ND = embeddings.negative_pooled_prompt_embeds
+                given = self._given(embeddings.negative_prompt_embeds, pooled_ND, "negative_prompt_embeds")
+                keys: Sequence[Hashable] = negative_prompts if given is None else range(len(prompts))
+                shared = SharedNegatives(view_ids or range(len(prompts)), keys, self.device)
+                distinct = [negative_prompts[first] for first in shared.firsts]
+                negatives = len(distinct)
+                paths = [*(self.embed_paths(distinct, negative=True) if given is None else [given]), *paths]
+            hidden, pooled, lengths = stack(paths, self.pads)
+            return Conditioning(
+                hidden,
+                guidance_scale,
+                embedded,
+                pooled,
+                self.keys_values(hidden),
+                negatives,
+                shared or None,
+                lengths=lengths,
+                guide=self.guide,
+            )
 
     def _given(self, hidden_NTD: Tensor | None, pooled_ND: Tensor | None, name: str) -> Embedded | None:
         """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from madgen import backbones
 from madgen.backbones import Backbone, BackboneSpec
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 B = TypeVar("B")
 Change = tuple[Any, str, Any]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from madgen.diffusion.attention import KeysValues
 from madgen.diffusion.guidance import classifier_free
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import Views
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import functional as F
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,10 @@ def stack(paths: Sequence[Embedded], pads: bool = False) -> tuple[Tensor, Tensor
             f"prompt_embeds and negative_prompt_embeds must have equally many tokens, got {min(lengths)} and "
             f"{longest}; pass both"
         )
-    hidden = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in (path.hidden_NTD for path in paths)]
+    hidden = [
+        torch.nn.functional.pad(each, (0, 0, 0, longest - each.shape[1]))
+        for each in (path.hidden_NTD for path in paths)
+    ]
     pooled = [path.pooled_ND for path in paths if path.pooled_ND is not None]
     return torch.cat(hidden), torch.cat(pooled) if pooled else None, lengths if differ else None
 

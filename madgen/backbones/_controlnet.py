@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones.acceleration import cpu
 from madgen.diffusion.attention import JointAttention, JointPass, KeysValues
 from madgen.hub.weights import LOADING_FAILURES, load_error, single_file
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 from madgen.utils.validation import expand_user
 
 if TYPE_CHECKING:

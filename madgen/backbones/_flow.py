@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.attention import KeysValues, by_head
 from madgen.hub.weights import LOADING_FAILURES, IpAdapterFiles, load_error
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

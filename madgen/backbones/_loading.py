@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from madgen.backbones import BackboneSpec, Checkpoint, Lora
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones._schedulers import build_scheduler, own_scheduler, scheduler_class
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.weights import load_error, single_file
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 B = TypeVar("B")
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from madgen.backbones import Lora
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES, lora_file
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from madgen.utils.lazy import no_inference_mode, torch
+import torch
 
 
 @contextmanager
@@ -29,6 +29,6 @@ def in_float32(models: Iterable[torch.nn.Module]) -> Iterator[None]:
             _convert(tensor, dtype)
 
 
-@no_inference_mode  # weights created in a trainer's inference mode would not allow gradients
 def _convert(tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    tensor.data = tensor.data.to(dtype)
+    with torch.inference_mode(False):
+        tensor.data = tensor.data.to(dtype)

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flow_config, supports_flow
-from madgen.diffusion.denoise import steps_of
+from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
 from madgen.hub.weights import single_file

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from madgen.diffusion.merge import grid_of, merge_cells, split_cells
 from madgen.diffusion.views import Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

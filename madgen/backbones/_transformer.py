@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from madgen.backbones import BackboneSpec, Guidance, _vae
 from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._blocks import select_layers, transformer_groups
@@ -24,7 +26,6 @@ from madgen.diffusion.views import Views
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,13 +143,13 @@ class TransformerBackbone(PipelineBackbone):
         length = cls.sequence_length if max_sequence_length is None else max_sequence_length
         return {"max_sequence_length": length, "offload": offload}
 
-    @no_grad
     def keep_prompts(self, prompts: Sequence[str]) -> None:
         """Encode each distinct prompt once, and keep the embeddings on the CPU until the next call."""
-        kept, distinct = self._kept, list(dict.fromkeys(prompts))
-        self._kept = {text: kept[text] for text in distinct if text in kept}
-        encoded = self._encode_texts([text for text in distinct if text not in kept])
-        self._kept |= {text: embedded.to(torch.device("cpu")) for text, embedded in encoded.items()}
+        with torch.no_grad():
+            kept, distinct = self._kept, list(dict.fromkeys(prompts))
+            self._kept = {text: kept[text] for text in distinct if text in kept}
+            encoded = self._encode_texts([text for text in distinct if text not in kept])
+            self._kept |= {text: embedded.to(torch.device("cpu")) for text, embedded in encoded.items()}
 
     def _encode_texts(self, texts: Sequence[str]) -> dict[str, Embedded]:
         """Encode texts; offloaded text encoders are on the device only meanwhile."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
+import torch
+
 from madgen.backbones import BackboneSpec, Checkpoint, Guidance, _vae, silence_model_libraries
 from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._blocks import ALL, select_layers
@@ -25,7 +27,6 @@ from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -237,7 +238,6 @@ class UNetBackbone(PipelineBackbone):
             return {}
         return {name: keys_values(layer, hidden_NTD) for name, layer in attention.items() if crosses(name)}
 
-    @no_grad
     def controlled(
         self,
         conditioning: Conditioning,
@@ -247,20 +247,21 @@ class UNetBackbone(PipelineBackbone):
         steps: Container[int],
     ) -> Conditioning:
         """Return the encoded prompts with control pictures; see `madgen.backbones.ControlledBackbone`."""
-        assert self.controlnet is not None
-        projected = self._projected(self.controlnet.network, self.controlnet.attention, conditioning.embeddings_NTD)
-        canvases = canvases_P3HW.to(self.device, self.dtype)
-        panoramas_N = conditioning.views(torch.tensor(panoramas, device=self.device))
-        return replace(conditioning, control=Control(canvases, panoramas_N, scale, steps, projected))
+        with torch.no_grad():
+            assert self.controlnet is not None
+            projected = self._projected(self.controlnet.network, self.controlnet.attention, conditioning.embeddings_NTD)
+            canvases = canvases_P3HW.to(self.device, self.dtype)
+            panoramas_N = conditioning.views(torch.tensor(panoramas, device=self.device))
+            return replace(conditioning, control=Control(canvases, panoramas_N, scale, steps, projected))
 
-    @no_grad
     def styled(
         self, conditioning: Conditioning, pictures: Sequence[Any], panoramas: Sequence[int], scale: float
     ) -> Conditioning:
         """Return the encoded prompts with style pictures; see `madgen.backbones.ControlledBackbone`."""
-        tokens_PTD, nothing_1TD = self.style_adapter.tokens(pictures)
-        tokens_NTD = torch.cat([nothing_1TD.expand(conditioning.negatives, -1, -1), tokens_PTD[list(panoramas)]])
-        return replace(conditioning, style=Style(self.style_adapter.project(tokens_NTD, self.attention), scale))
+        with torch.no_grad():
+            tokens_PTD, nothing_1TD = self.style_adapter.tokens(pictures)
+            tokens_NTD = torch.cat([nothing_1TD.expand(conditioning.negatives, -1, -1), tokens_PTD[list(panoramas)]])
+            return replace(conditioning, style=Style(self.style_adapter.project(tokens_NTD, self.attention), scale))
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""

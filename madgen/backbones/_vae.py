@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from madgen.utils.lazy import functional as F
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +63,7 @@ def _unnormalized(vae: Any, latents_BCHW: Tensor) -> Tensor:
     height, width = latents_BCHW.shape[-2:]
     statistics = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
     mean, std = (
-        F.pixel_shuffle(each.to(latents_BCHW).view(1, -1, 1, 1), 2).tile(-(-height // 2), -(-width // 2))
+        torch.pixel_shuffle(each.to(latents_BCHW).view(1, -1, 1, 1), 2).tile(-(-height // 2), -(-width // 2))
         for each in statistics
     )
     return latents_BCHW * std[..., :height, :width] + mean[..., :height, :width]

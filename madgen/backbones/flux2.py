@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
@@ -12,7 +14,6 @@ from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
 from madgen.diffusion.token_attention import TokenAttention
 from madgen.diffusion.views import Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._tokens import split_positions
@@ -13,7 +15,6 @@ from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
 from madgen.hub.tokenizers import TextLimit
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

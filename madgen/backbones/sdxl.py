@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._unet import UNetBackbone, assumed_guidance
 from madgen.hub.model_configs import read_index
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._tokens import canvas_ids, rotations
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
 from madgen.diffusion.views import Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import torch
+
 from madgen.diffusion.kernels import onednn
 from madgen.diffusion.merge import Grid, merge_cells, split_cells, with_kernels
 from madgen.diffusion.views import Views
-from madgen.utils.lazy import functional as F
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,9 +156,9 @@ class JointAttention:
         if joint.onednn and onednn.attends(query, key, value):
             output = onednn.attention(query, key, value, attn.scale)
         else:
-            output = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+            output = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         if prompt_NTD is not None and self.name in joint.style:
-            styled = F.scaled_dot_product_attention(query, *joint.style[self.name], scale=attn.scale)
+            styled = torch.nn.functional.scaled_dot_product_attention(query, *joint.style[self.name], scale=attn.scale)
             output = output + joint.style_scale * styled
         output = attn.to_out[0](output.transpose(1, 2).flatten(2))
         return attn.to_out[1](output)

@@ -11,12 +11,14 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import torch
+
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.regions import Composition, OnePrompt
 from madgen.diffusion.start import FromNoise, Start
+from madgen.diffusion.steps import steps_of
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
-from madgen.utils.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +52,7 @@ class Merger(Protocol):
         """Return the latents to continue with after a scheduler step."""
 
 
-@no_grad
+@torch.no_grad()
 def joint_diffusion(
     noise_BCHW: Tensor,
     scheduler: Any,
@@ -91,16 +93,3 @@ def joint_diffusion(
         latents = start.keep(latents, noise_BCHW, scheduler, following)
         latents = on_step(step, time, latents)
     return latents
-
-
-def steps_of(scheduler: Any, first: int = 0) -> list[int]:
-    """Return the step that each evaluation from `first` on belongs to, counted from 0.
-
-    Schedulers of second order, such as Heun's, take two evaluations a step, and PNDM evaluates at some timesteps more
-    than once.
-    """
-    if scheduler.order > 1:
-        return [evaluation // scheduler.order for evaluation in range(len(scheduler.timesteps) - first)]
-    times = scheduler.timesteps[first:].tolist()
-    seen: dict[float, int] = {}
-    return [seen.setdefault(time, len(seen)) for time in times]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from madgen.diffusion.kernels import fused
 from madgen.diffusion.views import Axis, Views
-from madgen.utils.lazy import no_inference_mode, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,19 +72,20 @@ class Grid:
 
 @lru_cache(maxsize=1024)
 def grid_of(views: Views, device: torch.device) -> Grid:
-    """The views' grid; made once for each device."""
-    return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
+    """Return the views as a grid on a device; it is kept."""
+    with torch.inference_mode(False):  # later gradients may pass through the tensors
+        return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
 
 
-@no_inference_mode
 def with_kernels(views: Views, device: torch.device) -> Grid:
     """Return `grid_of`, with the tables of the fused kernels if they can be used."""
     grid = grid_of(views, device)
-    possible = fused.is_possible(device) and views.rows.depth * views.columns.depth <= fused.DEEPEST
-    return replace(grid, fused=fused.rows_of(views, device)) if possible else grid
+    if not fused.is_possible(device) or views.rows.depth * views.columns.depth > fused.MAX_DEPTH:
+        return grid
+    with torch.inference_mode(False):
+        return replace(grid, fused=fused.rows_of(views, device))
 
 
-@no_inference_mode  # it is kept, and a later gradient may pass through it
 def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
     count = len(axis.starts)
     if axis.is_whole:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from madgen.utils.lazy import functional as F
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,4 +47,4 @@ def in_patches(draw: Callable[[int, int, int], Tensor], channels: int, height: i
     if side == 1:
         return draw(channels, height, width)
     patches = draw(channels * side**2, -(-height // side), -(-width // side))
-    return F.pixel_shuffle(patches, side)[..., :height, :width].contiguous()
+    return torch.pixel_shuffle(patches, side)[..., :height, :width].contiguous()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from madgen.diffusion.merge import merge, split, total
 from madgen.diffusion.views import Axis, Views
-from madgen.utils.lazy import no_inference_mode, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ WEIGHTS = {"radial": radial_weights, "gaussian": gaussian_weights}
 
 
 @lru_cache(maxsize=64)
-@no_inference_mode  # tables are kept, and gradients may pass through them later
+@torch.inference_mode(False)  # tables are kept, and gradients may pass through them later
 def _weighted_shares(views: Views, weights: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return each cell's weight over the sum of all weights on its canvas cell.
 
@@ -103,7 +104,7 @@ def _weighted_shares(views: Views, weights: str, dtype: torch.dtype, device: tor
 
 
 @lru_cache(maxsize=64)
-@no_inference_mode
+@torch.inference_mode(False)
 def _swap_shares(views: Views, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return 1 for the selected view of each canvas cell and 0 for the others; on grids in both directions."""
     rows, columns = (_selected(axis, width) for axis in (views.rows, views.columns))

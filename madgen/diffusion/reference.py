@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.denoise import OnStep
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.views import Axis, Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,11 +76,6 @@ class ReferenceSwap:
             return latents_BCHW
         sources = _sources(views, latents_BCHW.device)
         return latents_BCHW.flatten(2).index_select(2, sources).view_as(latents_BCHW)
-
-
-def has_middle(views: Views) -> bool:
-    """Return whether any cell is covered by a single view."""
-    return all(min(map(len, axis.covers)) == 1 for axis in (views.rows, views.columns))
 
 
 def check_history(scheduler: Any) -> None:

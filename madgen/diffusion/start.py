@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

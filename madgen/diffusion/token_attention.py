@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.merge import Grid, merge_cells, split_cells
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -121,6 +121,11 @@ class Views:
         """The view in the middle of the middle row."""
         return len(self.rows.starts) // 2 * len(self.columns.starts) + len(self.columns.starts) // 2
 
+    @property
+    def has_middles(self) -> bool:
+        """Return whether any cell is covered by a single view."""
+        return all(min(map(len, axis.covers)) == 1 for axis in (self.rows, self.columns))
+
     @cached_property
     def _coarser(self) -> dict[int, Views]:
         return {}

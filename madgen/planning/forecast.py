@@ -25,10 +25,8 @@ from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Truncation, count_truncated
 from madgen.prompts.literal_syntax import literal_syntax
 from madgen.sampling.geometry import Geometry
-from madgen.sampling.inputs import check_negative_prompts
 from madgen.sampling.method import Method
-from madgen.sampling.pictures import check_start_scheduler
-from madgen.sampling.regions import check_regions_scheduler
+from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler
 from madgen.utils.console import eta_text, plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
@@ -88,7 +86,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     for size in layouts:
         check_side(job.output.format, *size)
     _check_regions(run, spec)
-    check_negative_prompts(spec, [plan.prompts.header.totals.negative], job.sampling.guidance_scale)
+    spec.check_guidance(job.sampling.guidance_scale, [plan.prompts.header.totals.negative])
     if job.sampling.guidance_steps is not None and spec.guidance != "cfg":
         raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
     steps = _evaluated_steps(run, own)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.backbones import TEXTS_ONLY, PromptEmbeddings
 from madgen.diffusion.denoise import Generators
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, number, whole
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 from madgen.backbones import BackboneSpec
 from madgen.config.schema import MethodConfig
 from madgen.diffusion.attention import Merging
-from madgen.diffusion.reference import has_middle
 from madgen.diffusion.views import Layout, Views, build_layout
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
@@ -86,7 +85,7 @@ class Geometry:
             self._check_merging(layout.at(step))
         if self.overlap_from is not None and self.overlap_from < self.merged_steps:
             self._check_merging(layout.at(self.overlap_from))
-        if self.needs_middles and not has_middle(layout.at(0)):
+        if self.needs_middles and not layout.at(0).has_middles:
             raise UserError(
                 f"method.merge.reference_steps has no effect on {height}x{width} px: views of {self.view_size} latent "
                 f"cells with method.views.stride={self.stride} overlap everywhere; use a stride above half a view"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import torch
 from PIL import Image
 
-from madgen.backbones import BackboneSpec
 from madgen.config.schema import InitConfig
 from madgen.images.pictures import read_picture
 from madgen.images.placement import PlacedPicture
@@ -17,7 +17,6 @@ from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.pictures import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 from madgen.utils.validation import listed, text, texts, whole
 
 
@@ -121,18 +120,6 @@ def _parse_region(region: Any) -> Region:
     ):
         raise UserError(f"a region's mask must be a madgen.Box or a madgen.MaskFile of a path, got {mask!r}")
     return region
-
-
-def check_negative_prompts(spec: BackboneSpec, negatives: Sequence[str], guidance_scale: float) -> None:
-    """Raise UserError for a negative prompt, or a guidance scale, without effect."""
-    if spec.guidance == "none" and guidance_scale > 1:
-        raise UserError(
-            f"guidance_scale={guidance_scale} has no effect: the backbone was distilled without guidance; set it to 0"
-        )
-    if any(negatives) and not spec.is_guided(guidance_scale):
-        reasons = {"embedded": "the backbone embeds its guidance", "none": "the backbone takes no guidance"}
-        reason = reasons.get(spec.guidance, f"guidance_scale={guidance_scale} is <= {spec.unguided_scale:g}")
-        raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
 
 
 def check_device(name: str | torch.device) -> torch.device:

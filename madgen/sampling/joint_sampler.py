@@ -30,11 +30,13 @@ from madgen.sampling.blending import blended
 from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
-from madgen.sampling.inputs import PanoramaBatch, check_latents, check_negative_prompts
+from madgen.sampling.inputs import PanoramaBatch, check_latents
+from madgen.sampling.merging import check_merge_scheduler, merger_of
 from madgen.sampling.method import Method
-from madgen.sampling.pictures import check_pictures, check_start_scheduler, keep_known, start_of
+from madgen.sampling.pictures import check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
-from madgen.sampling.regions import build_composition, check_regions_scheduler, flatten_rows, row_view_ids
+from madgen.sampling.regions import build_composition, flatten_rows, row_view_ids
+from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler
 from madgen.types import Task
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import generators, initial_noise
@@ -106,7 +108,8 @@ class JointSampler:
             width = batch.width // self.backbone.spec.factor
             latents = joint_diffusion(
                 noise, scheduler, layout, denoiser, generator,
-                merger=self.method.merger, composition=composition, sync=sync, on_step=without_annex(on_step, width),
+                merger=merger_of(self.method), composition=composition, sync=sync,
+                on_step=without_annex(on_step, width),
                 start=start_of(batch.pictures, self.backbone, self.geometry, scheduler, params, steps),
             )  # fmt: skip
             return latents[..., :width]
@@ -211,7 +214,7 @@ class JointSampler:
         return embeddings
 
     def _check_guidance(self, batch: PanoramaBatch, params: SamplingParams) -> None:
-        check_negative_prompts(self.backbone.spec, batch.all_negatives, params.guidance_scale)
+        self.backbone.spec.check_guidance(params.guidance_scale, batch.all_negatives)
         embedded, sync = self.backbone.spec.guidance != "cfg", self.method.sync
         if params.guidance_steps is not None and (embedded or sync is not None):
             reason = "SyncDiffusion predicts images at every step" if sync else "the backbone embeds its guidance"
@@ -262,7 +265,7 @@ class JointSampler:
             cells,
             params.scheduler_options,
         )
-        self.method.check_scheduler(scheduler)
+        check_merge_scheduler(self.method, scheduler)
         if params.init.strength is not None:
             check_start_scheduler(type(scheduler), scheduler.config)
         if self.method.sync is not None:

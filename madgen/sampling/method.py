@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from madgen.config.schema import (
     BlendConfig,
@@ -15,10 +15,7 @@ from madgen.config.schema import (
     SyncConfig,
     ViewsConfig,
 )
-from madgen.diffusion import reference
 from madgen.diffusion.attention import Merging
-from madgen.diffusion.denoise import Merger
-from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, texts, whole, whole_or_none
@@ -100,13 +97,6 @@ class Method:
         return cls(merging, schedule, sync.network, bootstrapping, config.merge, noise.align, noise.blend)
 
     @property
-    def merger(self) -> Merger:
-        """Return how predictions are merged, in the steps in which attention is not."""
-        merge = self.merge
-        operator = MergeOperator(merge.operator, merge.weights, merge.width, self.merging.steps)
-        return reference.ReferenceSwap(operator, merge.reference_steps) if merge.reference_steps else operator
-
-    @property
     def draws_view_noise(self) -> bool:
         """Return whether the noise of one view is drawn after the noise of the canvas."""
         return self.align > 0 or self.merge.reference_steps > 0
@@ -129,23 +119,6 @@ class Method:
         if (controlled or styled) and self.sync is not None:
             adapter = "a ControlNet" if controlled else "an IP-Adapter"
             raise UserError(f"method.sync is not supported with {adapter}; set method.sync.weight to 0")
-
-    def check_scheduler(self, scheduler: Any) -> None:
-        """Raise UserError if the merge does not support a scheduler."""
-        name = type(scheduler).__name__
-        if self.merge.operator == "swap" and getattr(scheduler.config, "thresholding", False):
-            raise UserError(
-                f"method.merge.operator=swap needs cells that step independently, but {name} with thresholding=true "
-                "clips by a quantile of the whole canvas; set thresholding=false"
-            )
-        if self.merge.reference_steps:
-            try:
-                reference.check_history(scheduler)
-            except ValueError as error:
-                raise UserError(
-                    f"method.merge.reference_steps={self.merge.reference_steps} replaces latents between steps, but "
-                    f"{error}; use for example sampling.scheduler=DDIMScheduler"
-                ) from error
 
     def bootstrapped_steps(self, num_inference_steps: int) -> int:
         """Return the number of bootstrapped steps; default: two fifths, like the released code (20 of 50)."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from madgen.backbones import Backbone
@@ -26,7 +27,6 @@ from madgen.sampling.geometry import Geometry
 from madgen.sampling.postprocess import decodes_tiled
 from madgen.types import Prompt
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 from madgen.utils.validation import listed
 
 if TYPE_CHECKING:
@@ -54,22 +54,6 @@ def check_pictures(batch: PanoramaBatch, init: InitConfig) -> None:
         raise UserError("images need a strength in 0..1, the share of the steps that redraw them; 1 starts from noise")
     if init.strength is not None and not batch.pictures:
         raise UserError(f"strength={init.strength:g} (sampling.init.strength) needs images to start from")
-
-
-def check_start_scheduler(cls: type, config: Mapping[str, Any]) -> None:
-    """Raise UserError for a scheduler that cannot start from a picture, in the middle of its schedule."""
-    reason = None
-    if not hasattr(cls, "add_noise"):
-        reason = "cannot add noise to pictures"
-    elif cls.__name__ == "LMSDiscreteScheduler":
-        reason = "needs the predictions of steps that do not run"
-    elif cls.__name__ == "PNDMScheduler" and not config.get("skip_prk_steps"):
-        reason = "begins with Runge-Kutta steps, unless sampling.scheduler_options={skip_prk_steps: true}, and"
-        reason += " cannot skip them"
-    if reason is not None:
-        raise UserError(
-            f"sampling.scheduler={cls.__name__} {reason}, so sampling.init does not apply; use DDIMScheduler"
-        )
 
 
 def start_of(

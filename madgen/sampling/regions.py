@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from madgen.backbones import Backbone
 from madgen.diffusion.regions import Bootstrap, Regions, with_background
 from madgen.images.masks import cell_weights
+from madgen.sampling.scheduler_checks import any_cut_out
 from madgen.types import Region
-from madgen.utils.errors import UserError
-from madgen.utils.lazy import no_grad, torch
 from madgen.utils.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -44,18 +45,9 @@ def build_composition(
             if parts
             else torch.ones(1, *noise_BCHW.shape[-2:], dtype=torch.float32)
         )
-    needed = bootstrapping and _any_cut_out(regions)
+    needed = bootstrapping and any_cut_out(regions)
     bootstrap = _bootstrap(regions, backbone, noise_BCHW, seeds, bootstrapping) if needed else None
     return Regions(torch.cat(masks).to(noise_BCHW.device), [len(mask) for mask in masks], bootstrap)
-
-
-def check_regions_scheduler(scheduler: type, regions: Iterable[Sequence[Region]], bootstrapping: int) -> None:
-    """Raise UserError if regions are bootstrapped and the scheduler cannot add noise."""
-    if bootstrapping and _any_cut_out(regions) and not hasattr(scheduler, "add_noise"):
-        raise UserError(
-            f"sampling.scheduler={scheduler.__name__} cannot bootstrap regions; use for example "
-            "DDIMScheduler, or set method.regions.bootstrapping=0"
-        )
 
 
 def flatten_rows(backgrounds: Sequence[str], regions: Sequence[Sequence[str]]) -> list[str]:
@@ -88,14 +80,10 @@ def _bootstrap(
     return Bootstrap(steps, latents_KRC, noise_BCHW.repeat_interleave(counts, 0), active.to(noise_BCHW.device))
 
 
-@no_grad
+@torch.no_grad()
 def _encode_colors(colors_KR3: Tensor, backbone: Backbone) -> Tensor:
     """Encode views of one color; return the middle cell, which padding does not affect: [K, R, C]."""
     pixels, middle = backbone.spec.view_size * backbone.spec.factor, backbone.spec.view_size // 2
     images = (color[None, :, None, None].expand(1, 3, pixels, pixels) for color in colors_KR3.flatten(0, 1))
     latents = torch.cat([backbone.encode(image)[..., middle, middle] for image in images])
     return latents.unflatten(0, colors_KR3.shape[:2])
-
-
-def _any_cut_out(regions: Iterable[Sequence[Region]]) -> bool:
-    return any(part.is_cut_out for parts in regions for part in parts)

@@ -243,14 +243,13 @@ def without_guidance(folder):
 
 def test_guidance_that_has_no_effect_is_refused(tmp_path):
     from madgen.backbones import backbone_module
-    from madgen.sampling.inputs import check_negative_prompts
 
     spec = backbone_module("flux").describe(str(without_guidance(tmp_path / "schnell")))
     assert spec.guidance == "none"
     with pytest.raises(UserError, match=r"guidance_scale=3.5 has no effect.*set it to 0"):
-        check_negative_prompts(spec, [], 3.5)
+        spec.check_guidance(3.5, [])
     with pytest.raises(UserError, match="a negative prompt has no effect: the backbone takes no guidance"):
-        check_negative_prompts(spec, ["fog"], 0.0)
+        spec.check_guidance(0.0, ["fog"])
 
 
 def test_a_pipeline_of_another_class_is_refused(tiny):

@@ -35,7 +35,7 @@ def processor(monkeypatch):
     """Another one than this."""
 
     def be(maker="AuthenticAMD", capability="AVX512"):
-        monkeypatch.setattr(onednn, "_maker", lambda: maker)
+        monkeypatch.setattr(onednn, "_vendor", lambda: maker)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         onednn.is_faster.cache_clear()
 

@@ -218,7 +218,7 @@ def swapped_by_hand(latents, scheduler, starts, size, overlap, noise, steps):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_swap_equals_views_with_their_own_schedulers_exactly(name, monkeypatch):
-    from madgen.diffusion.denoise import steps_of
+    from madgen.diffusion.steps import steps_of
 
     size, stride, overlap = 8, 6, 2
     starts = view_starts(20, size, stride)

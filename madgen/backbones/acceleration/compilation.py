@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from madgen.utils.errors import UserError
-from madgen.utils.lazy import torch
 
 MAX_GRAPHS = 4096
 """Recompilation limit. By default the ninth shape would silently run uncompiled."""

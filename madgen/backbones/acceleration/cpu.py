@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.kernels import onednn
-from madgen.utils.lazy import functional as F
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def linear(layer: torch.nn.Linear, hidden: Tensor) -> Tensor:
     """Apply a linear layer, by oneDNN if possible."""
     if onednn.takes(hidden, layer.weight):
         return onednn.linear(hidden, layer.weight, layer.bias)
-    return F.linear(hidden, layer.weight, layer.bias)
+    return torch.nn.functional.linear(hidden, layer.weight, layer.bias)
 
 
 def keep_in_cache(model: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

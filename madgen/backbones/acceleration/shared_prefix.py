@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from madgen.utils.lazy import torch
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

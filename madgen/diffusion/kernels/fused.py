@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from madgen.diffusion.views import Axis, Views
-from madgen.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CELLS, CHANNELS = 32, 64
 """Block size of a kernel program."""
-DEEPEST = 64
+MAX_DEPTH = 64
 """Views on a cell at most: the kernel spells out each, and the compiler takes seconds for so many."""
 
 

@@ -12,31 +12,36 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCORES = 2**19
-"""Attention scores at once, for each thread: 2 MB stay in the caches."""
+"""Attention scores computed at once, for each thread: 2 MB, which stay in the caches."""
 MIN_ROWS = 64
-"""Queries at once, however many keys there are: the keys are laid out anew for each product."""
+"""Smallest number of queries computed at once, because the keys are rearranged for each product."""
 KEYS = range(512, 2**16 + 1)
-"""Over fewer attention is faster than PyTorch's for some shapes only, over more it is slower."""
+"""Numbers of keys for which attention is faster than PyTorch's at all shapes; above them it is slower."""
 MAX_THREADS = 2
-"""These share the work of one product, PyTorch's that of all heads. No more were at hand: 1.2 to 1.6 times as fast with
-two."""
+"""Largest number of threads: 1.2 to 1.6 times as fast with two; more were not measured. oneDNN's threads share one
+product, PyTorch's all heads."""
 
 
 @cache
 def is_faster() -> bool:
-    """Return whether the processor is one of these, and PyTorch's oneDNN computes what MKL does.
+    """Return whether this is an AMD processor with AVX-512, and PyTorch's oneDNN agrees with MKL.
 
-    Not measured at run time: the same machine must give the same last bits every time.
+    Speed is not measured at run time, because the same machine must return the same last bits every time.
     """
     present = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return present and wide and _maker() == "AuthenticAMD" and _works()
+    faster = present and wide and _vendor() == "AuthenticAMD" and _works()
+    if faster:
+        _register_operators()
+    return faster
 
 
 def is_faster_in_attention() -> bool:
@@ -45,32 +50,33 @@ def is_faster_in_attention() -> bool:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Return whether oneDNN multiplies these tensors: float32 on a CPU, no gradient wanted."""
+    """Return whether oneDNN supports these tensors: float32 on a CPU, without gradients."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and not (
         torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     )
 
 
 def attends(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor) -> bool:
-    """Return whether oneDNN attends over these tensors faster, given `is_faster_in_attention`."""
+    """Return whether attention over these tensors is faster, given `is_faster_in_attention`."""
     return key_NHTD.shape[2] in KEYS and takes(query_NHLD, key_NHTD, value_NHTD)
 
 
 def linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None = None) -> Tensor:
     """Compute `torch.nn.functional.linear`."""
-    made: Tensor = (_linear_op if torch.compiler.is_compiling() else _linear)(input_ND, weight_KD, bias_K)
-    return made
+    call = torch.ops.madgen.linear if torch.compiler.is_compiling() else _linear
+    product: Tensor = call(input_ND, weight_KD, bias_K)
+    return product
 
 
 def attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
     """Compute `torch.nn.functional.scaled_dot_product_attention`."""
-    call = _attention_op if torch.compiler.is_compiling() else _attention
-    made: Tensor = call(query_NHLD, key_NHTD, value_NHTD, scale).transpose(1, 2)
-    return made
+    call = torch.ops.madgen.attention if torch.compiler.is_compiling() else _attention
+    output_NLHD: Tensor = call(query_NHLD, key_NHTD, value_NHTD, scale)
+    return output_NLHD.transpose(1, 2)
 
 
 def _linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tensor:
-    """Contiguous, for oneDNN takes many times as long over views of something larger."""
+    """Multiply contiguous copies: oneDNN is many times slower on views of larger tensors."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(
         input_ND.contiguous(), weight_KD.contiguous(), bias_K, "none", [], ""
     )
@@ -78,7 +84,7 @@ def _linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tenso
 
 
 def _attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
-    """[N, L, H, D]: a head's queries part by part, all its keys at once."""
+    """Attend, head by head, some queries at a time: [N, L, H, D]."""
     count, heads, length, _ = query_NHLD.shape
     rows = max(MIN_ROWS, SCORES * torch.get_num_threads() // key_NHTD.shape[2])
     output = query_NHLD.new_empty(count, length, heads, value_NHTD.shape[-1])
@@ -93,24 +99,24 @@ def _attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: 
     return output
 
 
-# A compiler takes them as they are: it has no kernel for weights that may change, and would unroll the heads.
-_linear_op = torch.library.custom_op("madgen::linear", _linear, mutates_args=())
-_attention_op = torch.library.custom_op("madgen::attention", _attention, mutates_args=())
+@cache
+def _register_operators() -> None:
+    """Register `torch.ops.madgen`, which a compiler does not look into: it would unroll the heads."""
+    linear_op = torch.library.custom_op("madgen::linear", _linear, mutates_args=())
+    attention_op = torch.library.custom_op("madgen::attention", _attention, mutates_args=())
+
+    @linear_op.register_fake
+    def _(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tensor:
+        return input_ND.new_empty(*input_ND.shape[:-1], len(weight_KD))
+
+    @attention_op.register_fake
+    def _(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
+        count, heads, length, _ = query_NHLD.shape
+        return query_NHLD.new_empty(count, length, heads, value_NHTD.shape[-1])
 
 
-@_linear_op.register_fake
-def _(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tensor:
-    return input_ND.new_empty(*input_ND.shape[:-1], len(weight_KD))
-
-
-@_attention_op.register_fake
-def _(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
-    count, heads, length, _ = query_NHLD.shape
-    return query_NHLD.new_empty(count, length, heads, value_NHTD.shape[-1])
-
-
-def _maker() -> str | None:
-    """The processor's, as Linux names it."""
+def _vendor() -> str | None:
+    """Return the processor's vendor as Linux names it; None if it is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -119,15 +125,17 @@ def _maker() -> str | None:
 
 
 def _works() -> bool:
-    """The operation is PyTorch's, but not of its public interface."""
+    """Return whether PyTorch's private operation computes linear layers in this version."""
     try:
         numbers = torch.linspace(-1, 1, 2 * 3 * 32, dtype=torch.float32, device="cpu").reshape(2, 3, 32)
         weight = torch.linspace(1, -2, 64 * 32, dtype=torch.float32, device="cpu").reshape(64, 32)
         with torch.no_grad():
             return all(
-                torch.allclose(_linear(given, weight, bias), F.linear(given, weight, bias), rtol=1e-4, atol=1e-5)
+                torch.allclose(
+                    _linear(given, weight, bias), torch.nn.functional.linear(given, weight, bias), rtol=1e-4, atol=1e-5
+                )
                 for given in (numbers, numbers[0], numbers[0, :1])
                 for bias in (None, weight[:, 0].contiguous())
             )
-    except Exception:  # whatever it does in another version
+    except Exception:  # of other versions of PyTorch
         return False
