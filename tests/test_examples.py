@@ -9,6 +9,7 @@ from processes import ROOT
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -23,7 +24,7 @@ PLAN = Plan("job", table_of((Prompt(f"p{i}", f"fjord {i}", "", 16, 32) for i in 
 @pytest.fixture
 def dataset(tmp_path, request):
     directory, job = DatasetDir(tmp_path / "out"), load_job([], ["name=job", f"output.format={request.param}"])
-    manifest.create(directory, manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", [])))
+    manifest.create(directory, manifest.manifest(job, PLAN, job_identity(job, PLAN, "float32", WeightIds("w"))))
     for index in range(2):
         shard = OpenShard(directory, PLAN.shard(index), "w")
         for position, task in enumerate(shard.shard.tasks):

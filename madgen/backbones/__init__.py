@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cas
 import torch
 
 from madgen.diffusion.attention import JointStep, Merging
+from madgen.hub.adapters import IpAdapterFiles
 from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import IpAdapterFiles
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, path
 

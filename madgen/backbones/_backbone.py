@@ -30,8 +30,9 @@ from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs, read_index
+from madgen.hub.repository import check_hub_id
 from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import check_hub_id, single_file
+from madgen.hub.weights import single_file
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:

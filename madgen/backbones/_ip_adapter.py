@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from madgen.diffusion.attention import KeysValues, by_head
-from madgen.hub.weights import LOADING_FAILURES, IpAdapterFiles, load_error
+from madgen.hub.adapters import IpAdapterFiles
+from madgen.hub.weights import LOADING_FAILURES, load_error
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from madgen.backbones import Lora
+from madgen.hub.adapters import lora_file
 from madgen.hub.safetensors_file import read_header
-from madgen.hub.weights import LOADING_FAILURES, lora_file
+from madgen.hub.weights import LOADING_FAILURES
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:

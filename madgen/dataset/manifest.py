@@ -6,143 +6,22 @@ import contextlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from madgen.config.schema import UNETS, BlendConfig, Job, MergeConfig, NoiseConfig
+from madgen.config.schema import Job
 from madgen.dataset.belonging import has_shards_of
-from madgen.dataset.checks.manifest import identity_hash, manifest_problems
+from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
+from madgen.dataset.identity import WeightIds, fingerprint, job_identity
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.plan import Plan, has_regions
+from madgen.dataset.plan import Plan
 from madgen.hub.license import licences
-from madgen.hub.weights import (
-    checker_id,
-    clip_id,
-    controlnet_id,
-    ip_adapter_files,
-    ip_adapter_id,
-    lora_id,
-    require_local,
-    weights_id,
-)
-from madgen.images import scores
-from madgen.images.embedded_metadata import VERSION as EMBEDDED
 from madgen.utils.atomic import hard_link, sync_directory, temporary_path, write_atomically
 from madgen.utils.errors import STORAGE_ERRORS, UserError
 
-LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
-"""Parts of `method` that datasets of earlier versions do not have."""
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
-
-
-def identity(
-    job: Job,
-    plan: Plan,
-    dtype: str,
-    weights: str,
-    loras: list[str],
-    checker: str | None = None,
-    clip: str | None = None,
-    controlnet: str | None = None,
-    ip_adapter: str | None = None,
-) -> dict[str, Any]:
-    """Return everything that affects the bytes of the shards, and nothing else (no devices, batch size, monitor)."""
-    resolved = job.as_dict()
-    return {
-        "backbone": {
-            "name": job.backbone.name,
-            "weights": weights,
-            "variant": job.backbone.variant,
-            "dtype": dtype,
-            **({"compile": True} if job.backbone.compile else {}),
-            **_chosen(job, "max_sequence_length", "prediction_type", "quantization"),
-            "loras": [
-                {"id": digest, "scale": lora.scale} for digest, lora in zip(loras, job.backbone.loras, strict=True)
-            ],
-            **_adapter("controlnet", controlnet, asdict(job.backbone.controlnet), ("scale", "start", "end")),
-            **_adapter("ip_adapter", ip_adapter, asdict(job.backbone.ip_adapter), ("scale",)),
-        },
-        "method": _effective(resolved["method"], job.backbone.name, plan),
-        "sampling": job.sampling.to_metadata(),
-        "safety": None if checker is None else {"weights": checker, "action": job.safety.action},
-        "scores": _scores(job, clip),
-        "name": job.name,
-        "prompts": {
-            "digest": plan.prompts_digest,
-            "samples_per_prompt": plan.samples_per_prompt,
-            "seed": plan.seed,
-        },
-        "output": {
-            "format": job.output.format,
-            "quality": None if job.output.format == "png" else job.output.quality,
-            "samples_per_shard": job.output.samples_per_shard,
-            "embedded": EMBEDDED,
-            **({"key_prefix": job.output.key_prefix} if job.output.key_prefix else {}),
-        },
-        **({} if plan.extends is None else {"extends": plan.extends}),
-    }
-
-
-def _chosen(job: Job, *names: str) -> dict[str, Any]:
-    """Return settings of the backbone that are not null: earlier versions recorded none of them."""
-    values = {name: getattr(job.backbone, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _adapter(name: str, digest: str | None, settings: dict[str, Any], recorded: tuple[str, ...]) -> dict[str, Any]:
-    """Return a ControlNet or an IP-Adapter with its settings, which are recorded only where there is one."""
-    return {} if digest is None else {name: {"id": digest, **{each: settings[each] for each in recorded}}}
-
-
-UNET_BLOCKS = ["down", "mid", "up"]
-"""Recorded for `all` blocks of a UNet: what versions without `all` recorded."""
-
-
-def recorded_mad(mad: Mapping[str, Any], backbone: str) -> dict[str, Any]:
-    """Return `method.mad` as it is recorded: like earlier versions for settings at their default."""
-    recorded = {name: value for name, value in mad.items() if name != "positions" or value != "canvas"}
-    if backbone in UNETS and list(mad["blocks"]) == ["all"]:
-        recorded["blocks"] = UNET_BLOCKS
-    return recorded
-
-
-def mad_of_record(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Invert `recorded_mad`."""
-    everything = list(recorded["blocks"]) == UNET_BLOCKS
-    return {**recorded, "blocks": ("all",) if everything else tuple(recorded["blocks"])}
-
-
-def _effective(method: dict[str, Any], backbone: str, plan: Plan) -> dict[str, Any]:
-    """Return the method without the settings of unused parts, so that they do not affect the fingerprint."""
-    mad = recorded_mad(method["mad"], backbone)
-    unused = method["views"]["layout"] == "whole" or (mad["steps"] == 0 and mad["cross_attention"] == "scheduled")
-    effective = {
-        **method,
-        "mad": None if unused else mad,
-        "sync": method["sync"] if method["sync"]["weight"] else None,
-        "regions": method["regions"] if has_regions(plan) else None,
-    }
-    if not BlendConfig(**method["noise"]["blend"]).is_on:
-        effective["noise"] = {name: value for name, value in method["noise"].items() if name != "blend"}
-    for name, default in LATER_SETTINGS.items():  # omitted at their defaults, so that older datasets can be resumed
-        if effective[name].items() <= asdict(default()).items():
-            del effective[name]
-    return effective
-
-
-def _scores(job: Job, clip: str | None) -> dict[str, Any] | None:
-    """Return the settings of the recorded scores, which affect no image; None if no scores are recorded."""
-    if not job.pixel_scores and clip is None:
-        return None
-    return {"pixels": list(job.pixel_scores), "clip": clip, "version": scores.VERSION}
-
-
-def fingerprint(identity: dict[str, Any]) -> str:
-    """Return a short hash of `identity`."""
-    return identity_hash(identity)
 
 
 def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
@@ -336,30 +215,6 @@ def _identified(content: Manifest) -> tuple[str | None, dict[str, Any], PlanTota
 def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:
     """Build the manifest of a job whose weights are on this machine, sampled in `dtype` (resolved if it is `auto`).
 
-    `config` is the model config of a single-file checkpoint if the job does not name one.
+    `config`: see `WeightIds.of`.
     """
-    pretrained, config = job.backbone.pretrained, job.backbone.config or config
-    source = f"backbone.config={config} of " if config else ""
-    weights = require_local(
-        weights_id(pretrained, job.backbone.revision, config), f"{source}backbone.pretrained={pretrained}"
-    )
-    loras = [require_local(lora_id(lora.weights), f"the LoRA {lora.weights}") for lora in job.backbone.loras]
-    control, checker, clip = job.backbone.controlnet.weights, job.safety.checker, job.scores.clip
-    control = control and require_local(controlnet_id(control), f"backbone.controlnet.weights={control}")
-    files = ip_adapter_files(job.backbone.ip_adapter)
-    style = files and require_local(ip_adapter_id(files), f"backbone.ip_adapter.weights={files.weights}")
-    checker = checker and require_local(checker_id(checker), f"safety.checker={checker}")
-    clip = clip and require_local(clip_id(clip), f"scores.clip={clip}")
-    return manifest(job, plan, identity(job, plan, dtype, weights, loras, checker, clip, control, style))
-
-
-def has_local_weights(job: Job, config: str | None = None) -> bool:
-    """Return whether all weights that `build` needs are on this machine."""
-    backbone = job.backbone
-    ids = [weights_id(backbone.pretrained, backbone.revision, backbone.config or config)]
-    ids += [controlnet_id(backbone.controlnet.weights)] if backbone.controlnet.weights else []
-    files = ip_adapter_files(backbone.ip_adapter)
-    ids += [ip_adapter_id(files)] if files else []
-    ids += [checker_id(job.safety.checker)] if job.safety.checker else []
-    ids += [clip_id(job.scores.clip)] if job.scores.clip else []
-    return None not in ids + [lora_id(lora.weights) for lora in backbone.loras]
+    return manifest(job, plan, job_identity(job, plan, dtype, WeightIds.of(job, config)))

@@ -23,9 +23,10 @@ from madgen.dataset.checks.sample import SETTINGS
 from madgen.dataset.filtering.filter import selected_manifest
 from madgen.dataset.filtering.selection import Seen
 from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, prompt_id
+from madgen.dataset.identity import fingerprint
 from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.manifest import differences, fingerprint
+from madgen.dataset.manifest import differences
 from madgen.dataset.new_directory import new_directory
 from madgen.dataset.reader import read_entry
 from madgen.dataset.shards.copying import Kept, selected_pieces, write_tar

@@ -6,15 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from madgen.config.schema import Job
-from madgen.hub.weights import (
-    ModelFiles,
-    download_checker,
-    download_clip,
-    download_controlnet,
-    download_ip_adapter,
-    ip_adapter_files,
-    lora_file,
-)
+from madgen.hub.adapters import download_controlnet, download_ip_adapter, ip_adapter_files, lora_file
+from madgen.hub.auxiliary_models import download_checker, download_clip
+from madgen.hub.weights import ModelFiles
 from madgen.utils.console import plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user

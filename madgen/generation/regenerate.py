@@ -30,16 +30,18 @@ from madgen.config.schema import (
 )
 from madgen.dataset.encoding import encode_image
 from madgen.dataset.format import Manifest
+from madgen.dataset.identity import mad_of_record
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.manifest import mad_of_record
 from madgen.dataset.reader import read_sample
 from madgen.dataset.sample_json import with_locations
 from madgen.generation.environment import describe, environment
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
 from madgen.generation.single import check_output, step_bar
+from madgen.hub.adapters import controlnet_id, ip_adapter_files, ip_adapter_id, lora_id
+from madgen.hub.auxiliary_models import checker_id
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import checker_id, controlnet_id, ip_adapter_files, ip_adapter_id, lora_id, weights_id
+from madgen.hub.weights import weights_id
 from madgen.prompts.picture_files import parse_picture
 from madgen.prompts.recorded_pictures import find_pictures
 from madgen.sampling.inputs import PanoramaBatch

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from madgen.hub.repository import hub_file
 from madgen.hub.safetensors_file import Header, read_header, text_problem
-from madgen.hub.weights import hub_file, single_file
+from madgen.hub.weights import single_file
 from madgen.utils.errors import UserError
 
 FILES = ("model_index.json", "unet/config.json", "vae/config.json")

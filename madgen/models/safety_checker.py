@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from madgen.hub.auxiliary_models import CHECKER_PARTS, in_pipeline_layout
 from madgen.hub.model_configs import read_config
-from madgen.hub.weights import CHECKER_PARTS, in_pipeline_layout, load_error
+from madgen.hub.weights import load_error
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 

@@ -17,8 +17,9 @@ from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
+from madgen.hub.adapters import check_lora, controlnet_id, ip_adapter_files
 from madgen.hub.license import check_licences, licence_notes
-from madgen.hub.weights import check_lora, controlnet_id, ip_adapter_files, without_retries
+from madgen.hub.repository import without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.resolved_run import ResolvedRun

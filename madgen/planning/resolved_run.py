@@ -9,11 +9,12 @@ from typing import Any
 from madgen.config.schema import Job
 from madgen.dataset import growth, manifest
 from madgen.dataset.format import FormatError, Manifest
+from madgen.dataset.identity import WeightIds
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.dataset.sample_json import sample_settings
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import ModelFiles, resolve_dtype
+from madgen.hub.weights import MissingWeightsError, ModelFiles, resolve_dtype
 from madgen.types import Shard, shard_name
 
 
@@ -61,7 +62,11 @@ class ResolvedRun:
     @property
     def weights_are_local(self) -> bool:
         """True if everything that identifies the weights is on this machine."""
-        return manifest.has_local_weights(self.job, self._config)
+        try:
+            WeightIds.of(self.job, self._config)
+        except MissingWeightsError:
+            return False
+        return True
 
     @cached_property
     def manifest(self) -> Manifest:

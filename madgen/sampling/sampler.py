@@ -27,7 +27,8 @@ from madgen.config.schema import (
     ViewsConfig,
     require_job,
 )
-from madgen.hub.weights import ModelFiles, ip_adapter_files, resolve_dtype
+from madgen.hub.adapters import ip_adapter_files
+from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch

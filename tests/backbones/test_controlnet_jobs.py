@@ -12,8 +12,8 @@ from PIL import Image
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.dataset import manifest
 from madgen.dataset.plan import build_plan
+from madgen.hub.adapters import controlnet_id
 from madgen.hub.license import check_licences
-from madgen.hub.weights import controlnet_id
 from madgen.planning.forecast import forecast
 from madgen.planning.resolved_run import ResolvedRun
 

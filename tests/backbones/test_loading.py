@@ -12,7 +12,7 @@ from ldm_layout import save_single_file
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import backbone_module
 from madgen.generation.regenerate import _check_weights
-from madgen.hub import weights
+from madgen.hub import repository
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import require_local, weights_id
 from madgen.planning.forecast import forecast
@@ -144,7 +144,7 @@ def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monk
             asked.append(local_files_only) or download(*names, local_files_only=local_files_only, **options)
         ),
     )
-    weights._reachable.cache_clear()
+    repository._reachable.cache_clear()
     job = load_job([str(job_file)], ["backbone={pretrained: nobody/model}", "method.mad.blocks=['*attn1*']"])
     assert not forecast(ResolvedRun.of(job), assume_spec=True).spec_is_assumed
     assert asked

@@ -70,7 +70,7 @@ def test_a_missing_package_is_named_before_anything_is_written(madgen_here, tmp_
 
 def test_quantization_is_part_of_the_identity_of_a_dataset(tmp_path):
     from madgen.config.loader import load_job
-    from madgen.dataset.manifest import _chosen
+    from madgen.dataset.identity import _chosen
 
     jobs = [load_job([CONFIGS / "qwen-image.yaml"], [f"backbone.quantization={kind}"]) for kind in ("null", "int8")]
     assert [_chosen(job, "quantization") for job in jobs] == [{}, {"quantization": "int8"}]

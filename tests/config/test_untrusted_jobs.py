@@ -174,7 +174,8 @@ def test_unknown_home_directories_are_named(key):
 
 
 def _touch(key, job):
-    from madgen.hub.weights import clip_id, weights_id
+    from madgen.hub.auxiliary_models import clip_id
+    from madgen.hub.weights import weights_id
 
     {"output.dir": lambda: job.output_dir, "backbone.pretrained": lambda: weights_id(job.backbone.pretrained),
      "scores.clip": lambda: clip_id(job.scores.clip)}[key]()  # fmt: skip

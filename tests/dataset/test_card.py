@@ -7,6 +7,7 @@ import yaml
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -22,7 +23,7 @@ PLAN = Plan("job", table_of((Prompt(f"p{i}", text, "", 16, 32) for i, text in en
 def dataset(tmp_path):
     """8 samples in two shards; the last one's JSON has more in it than the others'."""
     directory, job = DatasetDir(tmp_path / "out"), load_job([], [r'prompts.negative_prompt="```\n---\nx"', "name=job"])
-    content = manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", []))
+    content = manifest.manifest(job, PLAN, job_identity(job, PLAN, "float32", WeightIds("w")))
     manifest.create(directory, content)
     for index in range(2):
         shard = OpenShard(directory, PLAN.shard(index), "w")

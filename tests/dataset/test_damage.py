@@ -19,6 +19,7 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.filtering.filter import write_filtered
 from madgen.dataset.filtering.selection import Choice, parse
 from madgen.dataset.format import FormatError, Manifest, Sidecar
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -39,7 +40,7 @@ PLAN = Plan("job", table_of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in ran
 def make(root):
     """Write a complete dataset of 4 samples in 2 shards without sampling."""
     directory, job = DatasetDir(root), load_job([], ["name=job", "output.samples_per_shard=2"])
-    content = manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", []))
+    content = manifest.manifest(job, PLAN, job_identity(job, PLAN, "float32", WeightIds("w")))
     manifest.create(directory, content)
     settings = sample_settings(job, content)
     for index in range(PLAN.shard_count):
@@ -240,7 +241,7 @@ def test_seeds_of_64_bits_are_indexed_and_selected(tmp_path):
     plan = Plan("job", table_of([Prompt("p", "text", "", 8, 16, seed=2**64 - 1)]), 1, 2, 0)
     assert plan.task(0).seed == 2**64 - 1
     directory, job = DatasetDir(tmp_path / "out"), load_job([], ["name=job", "output.samples_per_shard=2"])
-    content = manifest.manifest(job, plan, manifest.identity(job, plan, "float32", "w", []))
+    content = manifest.manifest(job, plan, job_identity(job, plan, "float32", WeightIds("w")))
     manifest.create(directory, content)
     shard = OpenShard(directory, plan.shard(0), "w")
     record = Record(plan.task(0), np.zeros((8, 16, 3), np.uint8), sample_metadata(plan.task(0), {}))

@@ -14,6 +14,7 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.filtering import filter as filtering
 from madgen.dataset.filtering.filter import write_filtered, write_keys
 from madgen.dataset.filtering.selection import Choice, choose, parse
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -40,7 +41,7 @@ def scores_of(position):
 def make(root, scores=scores_of, quarantined=(), shards=range(3)):
     directory = DatasetDir(root)
     job = load_job([], ["name=job"])
-    manifest.create(directory, manifest.manifest(job, PLAN, manifest.identity(job, PLAN, "float32", "w", [])))
+    manifest.create(directory, manifest.manifest(job, PLAN, job_identity(job, PLAN, "float32", WeightIds("w"))))
     for index in shards:
         shard = OpenShard(directory, PLAN.shard(index), "w")
         for position, task in enumerate(PLAN.shard(index).tasks):

@@ -13,6 +13,7 @@ from madgen import load_job
 from madgen.dataset import manifest
 from madgen.dataset.format import Manifest
 from madgen.dataset.growth import CannotGrowError, join
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.dataset.verify import verify
@@ -33,7 +34,7 @@ def plan_of(texts, each=2, per_shard=3, **fields):
 
 
 def content_of(plan):
-    return manifest.manifest(JOB, plan, manifest.identity(JOB, plan, "float32", "w", []))
+    return manifest.manifest(JOB, plan, job_identity(JOB, plan, "float32", WeightIds("w")))
 
 
 class Dataset:

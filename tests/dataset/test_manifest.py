@@ -4,6 +4,7 @@ import pytest
 
 from madgen import load_job
 from madgen.dataset import manifest
+from madgen.dataset.identity import mad_of_record, recorded_mad
 from madgen.dataset.plan import build_plan
 
 OPEN = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_steps=20"]
@@ -80,8 +81,8 @@ def test_all_blocks_of_a_unet_are_recorded_as_before(fingerprint):
     """`all` is the default; earlier versions had `[down, mid, up]`, and no positions."""
     assert fingerprint() == fingerprint("method.mad.blocks=[down,mid,up]")
     mad = {"steps": 15, "blocks": ("all",), "cross_attention": "scheduled", "positions": "canvas"}
-    recorded = manifest.recorded_mad(mad, "sd")
+    recorded = recorded_mad(mad, "sd")
     assert recorded == {"steps": 15, "blocks": ["down", "mid", "up"], "cross_attention": "scheduled"}
-    assert manifest.mad_of_record(recorded)["blocks"] == ("all",)
-    assert manifest.recorded_mad(mad, "flux")["blocks"] == ("all",)
-    assert manifest.mad_of_record({**recorded, "blocks": ["up"]})["blocks"] == ("up",)
+    assert mad_of_record(recorded)["blocks"] == ("all",)
+    assert recorded_mad(mad, "flux")["blocks"] == ("all",)
+    assert mad_of_record({**recorded, "blocks": ["up"]})["blocks"] == ("up",)

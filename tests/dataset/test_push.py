@@ -13,6 +13,7 @@ from s3_server import KEYS, objects, s3_server
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -45,7 +46,7 @@ def make(tmp_path):
 
     def make(shards=range(8), folder="out", **changes):
         directory, job = DatasetDir(tmp_path / folder), load_job([], ["name=job"])
-        identity = manifest.identity(job, PLAN, "float32", "w", []) | changes
+        identity = job_identity(job, PLAN, "float32", WeightIds("w")) | changes
         manifest.create(directory, manifest.manifest(job, PLAN, identity))
         for index in shards:
             publish(directory, index)

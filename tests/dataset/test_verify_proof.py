@@ -11,8 +11,8 @@ from processes import begin, environment
 from rewriting import and_embedded, changed, rewrite
 
 from madgen.dataset.format import Manifest
+from madgen.dataset.identity import fingerprint
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.manifest import fingerprint
 from madgen.dataset.shards.recovery import repair
 from madgen.dataset.verify import exit_code, verify
 

@@ -84,7 +84,7 @@ def test_settings_the_scheduler_cannot_take_are_an_error(planned, tiny, override
 
 def test_planning_does_not_wait_for_an_unreachable_hub(planned, monkeypatch):
     """Without a network the hub library retries for long; a plan uses the shapes of the model family at once."""
-    from madgen.hub import weights
+    from madgen.hub import repository
 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def test_planning_does_not_wait_for_an_unreachable_hub(planned, monkeypatch):
     main = threading.main_thread()
     waits = lambda seconds: pytest.fail(f"waits for {seconds} s")  # noqa: E731
     monkeypatch.setattr("time.sleep", lambda s: waits(s) if threading.current_thread() is main else sleep(s))
-    weights._reachable.cache_clear()
+    repository._reachable.cache_clear()
     size = ["sampling.height=512", "sampling.width=1024"]
     assert planned("backbone.pretrained=nobody/nothing-of-the-kind", *size, assume=True).spec_is_assumed
     with pytest.raises(pytest.fail.Exception, match="waits"):

@@ -7,6 +7,7 @@ import numpy as np
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
@@ -24,7 +25,7 @@ def make_dataset(root, shade, texts=TEXTS, samples=2, size=(32, 192), ids="p", i
     plan = Plan("job", table_of(prompts, samples), samples, 3, 0)
     directory = DatasetDir(root)
     job = load_job([], ["name=job"])
-    manifest.create(directory, manifest.manifest(job, plan, manifest.identity(job, plan, "float32", str(shade), [])))
+    manifest.create(directory, manifest.manifest(job, plan, job_identity(job, plan, "float32", WeightIds(str(shade)))))
     for index in range(plan.shard_count):
         shard = OpenShard(directory, plan.shard(index), "w")
         for position, task in enumerate(plan.shard(index).tasks):

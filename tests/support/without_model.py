@@ -6,6 +6,7 @@ from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
 from madgen.dataset.growth import join
+from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
@@ -36,7 +37,7 @@ def write(root, prompts, *overrides, weights="w", shards=None, quarantined=()):
     job = load_job([], ["name=made", "output.samples_per_shard=3", "output.resume=extend", *overrides])
     directory = DatasetDir(root)
     plan = join(plan_of(job, prompts), directory, extend=True)
-    content = manifest.manifest(job, plan, manifest.identity(job, plan, "float32", weights, []))
+    content = manifest.manifest(job, plan, job_identity(job, plan, "float32", WeightIds(weights)))
     manifest.create(directory, content, "extend")
     manifest.extend(directory, content)
     for index in range(plan.shard_count):

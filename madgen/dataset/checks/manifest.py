@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from madgen.dataset.format import Manifest
-from madgen.dataset.records import to_json
+from madgen.dataset.identity import fingerprint
 
 SAME = (("name",), ("backbone", "name"), ("output", "format"))
 """Settings that the identity takes from the job as they are."""
 
 
-def identity_hash(identity: dict[str, Any]) -> str:
-    """Return the fingerprint of an identity."""
-    return hashlib.blake2b(to_json(identity), digest_size=16).hexdigest()
-
-
 def manifest_problems(manifest: Manifest) -> list[str]:
     """Return the contradictions in `dataset.json`."""
-    if identity_hash(manifest.identity) != manifest.fingerprint:
+    if fingerprint(manifest.identity) != manifest.fingerprint:
         return ["dataset.json: its fingerprint is not that of its identity"]
     problems = [*_check_job(manifest.identity, manifest.job), *_check_plan(manifest)]
     problems += _check_generations(manifest) if manifest.filtered is None else []
@@ -71,7 +65,7 @@ def _check_generations(manifest: Manifest) -> Iterator[str]:
         prompts |= {"digest": generation.prompts_digest, "samples_per_prompt": generation.samples_per_prompt}
         identity = {name: value for name, value in manifest.identity.items() if name != "extends"}
         identity |= {"prompts": prompts, **({"extends": extends} if extends else {})}
-        if identity_hash(identity) != generation.fingerprint:
+        if fingerprint(identity) != generation.fingerprint:
             yield f"the fingerprint of its generation {number} is not that of its identity"
             return
         extends = generation.fingerprint

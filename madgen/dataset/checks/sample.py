@@ -12,9 +12,9 @@ from xml.sax.saxutils import unescape
 
 from PIL import Image, UnidentifiedImageError
 
-from madgen.dataset.checks.manifest import identity_hash
 from madgen.dataset.checks.tar import TarSample
 from madgen.dataset.format import FormatError, Manifest, Portion, SampleEntry, prompt_id
+from madgen.dataset.identity import fingerprint
 from madgen.dataset.records import parse_object
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -42,8 +42,8 @@ class Expected:
     def of(cls, portion: Portion) -> Expected:
         """Read them from a manifest. If its identity does not have its fingerprint, either may be the right one."""
         known, manifest = portion.fingerprints, portion.source
-        if identity_hash(manifest.identity) != manifest.fingerprint:
-            return cls(known | {identity_hash(manifest.identity)}, None, False, manifest.key_prefixes)
+        if fingerprint(manifest.identity) != manifest.fingerprint:
+            return cls(known | {fingerprint(manifest.identity)}, None, False, manifest.key_prefixes)
         output = manifest.identity.get("output")
         output = output if isinstance(output, dict) else {}
         embedded = output.get("embedded") == 1

@@ -12,9 +12,9 @@ from typing import Any
 
 from madgen.dataset.filtering.selection import Choice, Seen, choose
 from madgen.dataset.format import Manifest, PlanTotals, Sidecar
+from madgen.dataset.identity import fingerprint
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.manifest import fingerprint
 from madgen.dataset.new_directory import new_directory
 from madgen.dataset.shards.copying import Kept, selected_entries, selected_pieces, write_tar
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically

@@ -1,0 +1,154 @@
+"""Locate, identify and download LoRAs, ControlNets and IP-Adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from madgen.hub.content_hash import file_hash, folder_hash
+from madgen.hub.repository import cached_commit, check_hub_id, hub_file, snapshot
+from madgen.hub.safetensors_file import read_header
+from madgen.hub.weights import single_file
+from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Name of the file in a folder that diffusers wrote."""
+CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-0*.safetensors")
+IP_ADAPTER = "backbone.ip_adapter.weights"
+
+
+def check_lora(weights: str) -> None:
+    """Raise UserError if a LoRA does not exist or is no complete safetensors file, unless it is still on the Hub."""
+    file = lora_file(weights)
+    if file is not None:
+        read_header(file, f"the LoRA {weights}")
+
+
+def lora_file(weights: str, download: bool = False) -> Path | None:
+    """Return the file of a LoRA; None if it is not in the Hub cache. Raises UserError for an invalid path."""
+    file = single_file(weights, "backbone.loras: weights")
+    if file is not None:
+        return file
+    folder = expand_user(weights, "backbone.loras: weights")
+    if folder.is_dir():
+        files = sorted(folder.glob("*.safetensors"))
+        candidates = [path for path in files if path.name == LORA_FILE] or files
+        if len(candidates) != 1:
+            raise UserError(
+                f"backbone.loras: folder {weights} contains {len(candidates)} .safetensors files; give the path of one"
+            )
+        return candidates[0]
+    check_hub_id(weights, "backbone.loras: weights")
+    if download:
+        return hub_file(weights, LORA_FILE, None, "backbone.loras: weights")
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(weights, LORA_FILE)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def lora_id(weights: str) -> str | None:
+    """Return the content hash of a LoRA; None if it is not in the Hub cache."""
+    file = lora_file(weights)
+    return None if file is None else file_hash(file)
+
+
+def controlnet_id(weights: str) -> str | None:
+    """Identify a ControlNet by a content hash, or the commit of a Hub id; None if it is not in the cache.
+
+    Raises UserError for an invalid path, or a file that is not complete.
+    """
+    key = "backbone.controlnet.weights"
+    file = single_file(weights, key)
+    if file is not None:
+        read_header(file, f"{key}={weights}")
+        return file_hash(file)
+    folder = expand_user(weights, key)
+    if folder.is_dir():
+        return folder_hash(folder)
+    check_hub_id(weights, key)
+    return cached_commit(weights, "config.json")
+
+
+def download_controlnet(weights: str) -> list[Path]:
+    """Download a ControlNet; return its folder in the Hub cache, nothing for local files."""
+    key = "backbone.controlnet.weights"
+    if expand_user(weights, key).exists():
+        return []
+    check_hub_id(weights, key)
+    return [snapshot(weights, [*CONTROLNET_FILES, "diffusion_pytorch_model.safetensors.index.json"], key)]
+
+
+class IpAdapterFiles(NamedTuple):
+    """Location of an IP-Adapter."""
+
+    weights: str
+    """`backbone.ip_adapter.weights` of the job."""
+    source: str
+    """Folder or Hub id."""
+    subfolder: str
+    weight_name: str
+    """Name of the `.safetensors` file in `subfolder`."""
+    image_encoder: str
+    """Path of the image encoder's folder in `source`."""
+
+
+def ip_adapter_files(config: Any) -> IpAdapterFiles | None:
+    """Locate the files of an `IpAdapterConfig`; None without weights. Raises UserError if a local file is missing."""
+    key, weights, subfolder, weight_name = IP_ADAPTER, config.weights, config.subfolder, config.weight_name
+    if weights is None:
+        return None
+    file = single_file(weights, key)
+    if file is not None:
+        if subfolder or weight_name is not None:
+            raise UserError(f"{key}={weights} is a file: leave subfolder and weight_name of backbone.ip_adapter unset")
+        folder, weight_name = file.parent, file.name
+    else:
+        folder = expand_user(weights, key)
+    if weight_name is not None and not weight_name.endswith(".safetensors"):
+        raise UserError(f"backbone.ip_adapter.weight_name={weight_name} must be a .safetensors file")
+    named = config.image_encoder
+    encoder = named if "/" in named else "/".join(filter(None, (subfolder, named)))
+    if folder.is_dir():
+        name = weight_name or _only_weights(folder / subfolder)
+        for path in (folder / subfolder / name, folder / encoder / "config.json"):
+            if not path.is_file():
+                raise UserError(f"{key}: {path} does not exist; see backbone.ip_adapter for where it is looked up")
+        read_header(folder / subfolder / name, f"{key}={folder / subfolder / name}")
+        return IpAdapterFiles(weights, str(folder), subfolder, name, encoder)
+    check_hub_id(weights, key)
+    if weight_name is None:
+        raise UserError(
+            f"{key}={weights} is a Hub id: name its file by backbone.ip_adapter.weight_name, such as "
+            "ip-adapter_sd15.safetensors, and its folder by backbone.ip_adapter.subfolder"
+        )
+    return IpAdapterFiles(weights, weights, subfolder, weight_name, encoder)
+
+
+def _only_weights(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(names) != 1:
+        raise UserError(
+            f"{IP_ADAPTER}: folder {folder} contains {len(names)} .safetensors files; name one by "
+            "backbone.ip_adapter.subfolder and weight_name"
+        )
+    return names[0]
+
+
+def ip_adapter_id(files: IpAdapterFiles) -> str | None:
+    """Identify an IP-Adapter and its image encoder by content hashes, or a Hub commit; None if not in the cache."""
+    folder = Path(files.source)
+    if folder.is_dir():
+        file = folder / files.subfolder / files.weight_name
+        return f"{file_hash(file)}-{folder_hash(folder / files.image_encoder)}"
+    return cached_commit(files.source, "/".join(filter(None, (files.subfolder, files.weight_name))), None)
+
+
+def download_ip_adapter(files: IpAdapterFiles) -> list[Path]:
+    """Download an IP-Adapter; return its folder in the Hub cache, nothing for a local folder."""
+    if Path(files.source).is_dir():
+        return []
+    encoder = [f"{files.image_encoder}/{name}" for name in ("config.json", "model.safetensors")]
+    adapter = "/".join(filter(None, (files.subfolder, files.weight_name)))
+    return [snapshot(files.source, [adapter, *encoder], IP_ADAPTER)]

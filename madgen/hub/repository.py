@@ -1,0 +1,100 @@
+"""Find files of Hub repositories in the local cache, or download them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from madgen.utils.errors import UserError
+
+FETCH_HINT = "; run `madgen fetch JOB.yaml` on a machine with a network, such as a login node, to download it"
+
+
+def offline_hint() -> str:
+    """Return the hint to run `madgen fetch` if the Hub is offline."""
+    from huggingface_hub import constants
+
+    return FETCH_HINT if constants.HF_HUB_OFFLINE else ""
+
+
+_no_retries = ContextVar("no_retries", default=False)
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Within this context, files that are not in the cache are missing at once if the Hub cannot be reached."""
+    token = _no_retries.set(True)
+    try:
+        yield
+    finally:
+        _no_retries.reset(token)
+
+
+@lru_cache
+def _reachable(endpoint: str) -> bool:
+    """Return whether the Hub accepts connections, or a proxy is configured; checked once per process."""
+    url = urlsplit(endpoint)
+    if urllib.request.getproxies().get(url.scheme):
+        return True
+    try:
+        with socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3):
+            return True
+    except OSError:
+        return False
+
+
+def check_hub_id(name: str, key: str = "backbone.pretrained") -> None:
+    """Raise UserError if `name` is not a valid repository name."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII):
+        raise UserError(f"{key}={name!r} is neither a folder, {_or_demo(key)}nor a Hub id (owner/name)")
+
+
+def _or_demo(key: str) -> str:
+    return "nor 'demo', " if key.startswith("backbone.") else ""
+
+
+def hub_file(repository: str, name: str, revision: str | None, key: str = "backbone.pretrained") -> Path:
+    """Return a file of a Hub id, downloaded if necessary. Raises UserError if it is not available."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # each retry without a network prints two lines
+    check_hub_id(repository, key)
+    missing = f"{key}={repository!r} is neither a folder, {_or_demo(key)}nor a model"
+    cached_only = _no_retries.get() and not _reachable(constants.ENDPOINT)  # the library retries for 23 s
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=cached_only))
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{missing} in the local Hub cache, and the Hub is not reachable{FETCH_HINT}") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"{missing} on the Hub: {str(error).strip().splitlines()[0]}") from error
+
+
+def snapshot(repository: str, patterns: list[str], key: str) -> Path:
+    """Download the files of a repository that match `patterns`; return their folder in the cache.
+
+    Raises UserError, which names the setting `key`, if they are not available.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"cannot download {key}={repository}: {str(error).strip().splitlines()[0]}") from error
+
+
+def cached_commit(repository: str, name: str, revision: str | None = None) -> str | None:
+    """Return the commit of a cached file of a repository as `commit-<hash>`; None if it is not in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, name, revision=revision)
+    return f"commit-{Path(cached).parent.name}" if isinstance(cached, str) else None
