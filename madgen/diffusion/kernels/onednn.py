@@ -75,7 +75,7 @@ def attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: f
     return output_NLHD.transpose(1, 2)
 
 
-def _linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tensor:
+def _linear(input_ND: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
     """Multiply contiguous copies: oneDNN is many times slower on views of larger tensors."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(
         input_ND.contiguous(), weight_KD.contiguous(), bias_K, "none", [], ""
@@ -83,7 +83,9 @@ def _linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None) -> Tenso
     return product
 
 
-def _attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
+def _attention(
+    query_NHLD: torch.Tensor, key_NHTD: torch.Tensor, value_NHTD: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Attend, head by head, some queries at a time: [N, L, H, D]."""
     count, heads, length, _ = query_NHLD.shape
     rows = max(MIN_ROWS, SCORES * torch.get_num_threads() // key_NHTD.shape[2])
@@ -101,7 +103,10 @@ def _attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: 
 
 @cache
 def _register_operators() -> None:
-    """Register `torch.ops.madgen`, which a compiler does not look into: it would unroll the heads."""
+    """Register `torch.ops.madgen`, which a compiler does not look into: it would unroll the heads.
+
+    torch evaluates the annotations of the functions.
+    """
     linear_op = torch.library.custom_op("madgen::linear", _linear, mutates_args=())
     attention_op = torch.library.custom_op("madgen::attention", _attention, mutates_args=())
 
