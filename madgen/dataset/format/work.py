@@ -1,0 +1,71 @@
+"""Files in `work/` while a dataset is generated: journals of open shards, claims and heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from madgen.dataset.records import Record, check_finite
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLine(Record):
+    """A line of a journal: a sample that is complete in its open tar, with the fields of its sidecar entry."""
+
+    key: str
+    offset: int
+    size: int
+    sha256: str
+    scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineLine(Record):
+    """A line of a journal: a sample that is quarantined."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Record):
+    """`work/claims/<shard>.json`."""
+
+    worker: str
+    token: str = ""
+    time: float = 0.0
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Record):
+    """`work/workers/<id>.json`: a worker's identity, its claims and its progress."""
+
+    id: str
+    host: str
+    boot: str
+    pid: int
+    process_started: str
+    state: str
+    samples: int
+    open: dict[str, int]
+    """Settled samples of each open shard."""
+    claims: tuple[str, ...] = ()
+    rate_per_s: float | None = None
+    rate_error: float | None = None
+    """Relative standard error of the rate."""
+    megapixels_per_s: float | None = None
+    memory_bytes: int | None = None
+    device: str | None = None
+    rank: int | None = None
+    shard: str | None = None
+    """Shard of the current batch."""
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Self:
+        record = super(Heartbeat, cls).from_dict(value)
+        check_finite(
+            rate_per_s=record.rate_per_s, rate_error=record.rate_error, megapixels_per_s=record.megapixels_per_s
+        )
+        return record
