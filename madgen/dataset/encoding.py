@@ -23,7 +23,9 @@ def check_side(image_format: str, height: int, width: int) -> None:
     """Raise UserError if an image is too large for its format."""
     max_side = LONGEST_SIDE[image_format]
     if max(height, width) > max_side:
-        raise UserError(f"{height}x{width} px: {image_format} ends at {max_side} px a side; take another output.format")
+        raise UserError(
+            f"{height}x{width} px: {image_format} supports at most {max_side} px a side; use another output.format"
+        )
 
 
 def encode_image(

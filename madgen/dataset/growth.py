@@ -25,7 +25,7 @@ from madgen.utils.errors import UserError
 
 
 class CannotGrowError(UserError):
-    """The job's prompts do not contain those of the dataset; the message says why."""
+    """The job's prompts do not contain those of the dataset; the message names the reason."""
 
 
 def join(plan: Plan, directory: DatasetDir, extend: bool) -> Plan:

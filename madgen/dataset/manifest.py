@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
-from madgen.dataset.belonging import has_shards_of
 from madgen.dataset.checks.manifest import manifest_problems
+from madgen.dataset.foreign_shards import has_shards_of
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
 from madgen.dataset.identity import WeightIds, fingerprint, job_identity
 from madgen.dataset.layout import DatasetDir

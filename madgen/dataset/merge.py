@@ -1,4 +1,4 @@
-"""Merge datasets into one: their shards one behind the other, each key once.
+"""Merge datasets into one: the shards of one after those of the other, each key once.
 
 Shards are hard links to those of the sources, or copies. They are written again if their keys get a prefix, or if
 samples are left out because the source is unfinished or an earlier source has them.
@@ -46,7 +46,7 @@ class Source:
     directory: DatasetDir
     manifest: Manifest
     prefix: str
-    """Put before its keys."""
+    """Prefix of its keys."""
     names: list[str]
     """Its finished shards, in order."""
     is_finished: bool
@@ -69,12 +69,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Options:
-    """How to merge."""
+    """Options of a merge."""
 
     mixed: bool = False
     """Merge datasets of different settings."""
     prefixes: tuple[str, ...] = ()
-    """Put before the keys of each dataset, or of all but the first; none: keys stay as they are."""
+    """Prefixes of the keys of each dataset, or of all but the first; none: keys stay as they are."""
     copy: bool = False
     """Copy shards rather than link them."""
 

@@ -1,4 +1,4 @@
-"""Convert dataclasses from and to JSON objects, with one kind of error for content of the wrong shape."""
+"""Convert dataclasses from and to JSON objects; content of another shape raises FormatError."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Denoiser(Protocol):
 
 
 class Synchronizer(Protocol):
-    """May change the views before they are denoised; None: leaves them as they are."""
+    """Change the views before they are denoised; `pull` returns None to leave them as they are."""
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
 
@@ -66,7 +66,7 @@ def joint_diffusion(
     start: Start | None = None,
     on_step: OnStep = lambda step, timestep, latents_BCHW: latents_BCHW,
 ) -> Tensor:
-    """Latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set already.
+    """Denoise a canvas: latents [B, C, H, W] float32 from noise of that shape; `scheduler` has its timesteps set.
 
     `merger` is the mean of the views by default; `composition` puts several prompts on a canvas (regions); `sync` may
     change the views before they are denoised (SyncDiffusion); `start` may be the latents of pictures; `on_step` is

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def classifier_free(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance, of noise predictions of one shape."""
+    """Combine noise predictions of one shape by classifier-free guidance."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def norm_rescaled(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance of tokens [..., D], with the norms of the conditional prediction (Lin et al. 2023)."""
+    """Combine tokens [..., D] by classifier-free guidance, with the norms of the conditional ones (Lin et al. 2023)."""
     guided = classifier_free(unconditional, conditional, guidance_scale)
     return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
 def guidance_embedding(weights_B: Tensor, dim: int) -> Tensor:
-    """Sinusoids [B, dim] of the guidance weight times 1000 (Latent Consistency Models, Sec. 4.3)."""
+    """Return sinusoids [B, dim] of the guidance weight times 1000 (Latent Consistency Models, Sec. 4.3)."""
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
     angles = weights_B[:, None].float() * 1000 * frequencies[None]

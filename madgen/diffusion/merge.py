@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def split(canvas_BCHW: Tensor, views: Views) -> Tensor:
-    """Views [B, V, C, h, w] of a canvas [B, C, H, W]."""
+    """Cut a canvas [B, C, H, W] into views [B, V, C, h, w]."""
     cells = split_cells(canvas_BCHW.permute(0, 2, 3, 1), grid_of(views, canvas_BCHW.device))
     return cells.permute(0, 1, 4, 2, 3).contiguous()
 
 
 def merge(views_BVChw: Tensor, views: Views, shares_Vhw: Tensor | None = None) -> Tensor:
-    """Merge views to a canvas [B, C, H, W].
+    """Merge views into a canvas [B, C, H, W].
 
     Each canvas cell is the mean of the views on it (MultiDiffusion, Eq. 5), or with `shares_Vhw`, which add up to 1 in
     every canvas cell, the sum of the views times their shares.
@@ -43,7 +43,7 @@ def total(views_BVChw: Tensor, views: Views) -> Tensor:
 
 @dataclass(frozen=True)
 class AxisGrid:
-    """One direction of `Views` as tensors on a device; K is how many views lie on a cell at most."""
+    """One direction of `Views` as tensors on a device; K is the largest number of views on a cell."""
 
     size: int
     count: int
@@ -51,9 +51,9 @@ class AxisGrid:
     cells: Tensor | None
     """Canvas cell of every cell of every view [count * size]; None: one view is the canvas."""
     positions: tuple[Tensor, ...] = ()
-    """K times, for each canvas cell, where in `cells` it occurs [extent]."""
+    """K tensors [extent]: the k-th position of each canvas cell in `cells`."""
     present: tuple[Tensor | None, ...] = ()
-    """K times, whether it does, 1.0 or 0.0 [extent]; None: everywhere."""
+    """K tensors [extent]: 1.0 for cells with a k-th view, else 0.0; None: all have one."""
     covers: Tensor | None = None
     """Number of views on each canvas cell [extent]."""
     stride: int | None = None
@@ -72,7 +72,7 @@ class Grid:
 
 @lru_cache(maxsize=1024)
 def grid_of(views: Views, device: torch.device) -> Grid:
-    """Return the views as a grid on a device; it is kept."""
+    """Return the views as a grid on a device. Grids are cached."""
     with torch.inference_mode(False):  # later gradients may pass through the tensors
         return Grid(_axis_grid(views.rows, device), _axis_grid(views.columns, device))
 
@@ -155,7 +155,7 @@ def _average(views: Tensor, axis: AxisGrid, dim: int) -> Tensor:
 
 
 def _sum(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None = None) -> Tensor:
-    """Add up, like `_average`; `shares` are factors of the views' cells."""
+    """Add up instead of averaging; `shares`: factors of the views' cells."""
     if axis.cells is None:
         return views.flatten(dim, dim + 1)
     by_pieces = axis.stride is not None and not torch.compiler.is_compiling()
@@ -163,7 +163,7 @@ def _sum(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None = None) 
 
 
 def _pieces(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> Tensor:
-    """Sums, a stride's cells of all views at once: where a view's last piece lies, there lies a later one's first."""
+    """Add up in pieces of one stride: a piece of a view lies on the piece before it of the next view."""
     assert axis.stride is not None
     depth = axis.size // axis.stride
     pieces = views.unflatten(dim + 1, (depth, axis.stride))
@@ -181,7 +181,7 @@ def _pieces(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> T
 
 
 def _cells(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> Tensor:
-    """Sums, cell by cell."""
+    """Add up cell by cell."""
     cells = views.flatten(dim, dim + 1)
     of_cells = None if shares is None else shares.flatten(dim, dim + 1)
     total = cells.index_select(dim, axis.positions[0])
@@ -198,7 +198,7 @@ def _cells(views: Tensor, axis: AxisGrid, dim: int, shares: Tensor | None) -> Te
 
 
 def _along(values: Tensor, dim: int, other: Tensor) -> Tensor:
-    """[extent] as a factor over `dim` of `other`."""
+    """Reshape values [extent] to multiply `other` along `dim`."""
     shape = [1] * other.ndim
     shape[dim] = len(values)
     return values.view(shape).to(other.dtype)

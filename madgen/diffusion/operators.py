@@ -63,7 +63,7 @@ class MergeOperator:
 
 
 def radial_weights(height: int, width: int) -> Tensor:
-    """Return weights [height, width], float64, that fall linearly with the distance from the middle (Guided Fusion).
+    """Return weights [height, width], float64, that fall linearly from the middle (Guided Fusion).
 
     They are 1 at the middle cell and 0 at the first one, the only zero of a square view.
     """
@@ -121,7 +121,7 @@ def _selected(axis: Axis, width: int) -> Tensor:
     borders = {edge % axis.extent for start in axis.starts for edge in (start, start + axis.size)}
     selected = [False] * len(axis.cells)
     since = 0
-    for offset in range(axis.extent):  # from a border on, also around a loop
+    for offset in range(axis.extent):  # begin at a border, also on a loop
         cell = (axis.starts[0] + offset) % axis.extent
         since = 0 if cell in borders else since + 1
         latest_first = sorted(axis.covers[cell], key=lambda position: position % axis.size)

@@ -21,11 +21,11 @@ class Composition(Protocol):
         """Return the latents of each row [R, C, H, W]."""
 
     def compose(self, rows_RCHW: Tensor) -> Tensor:
-        """Canvases [B, C, H, W] of what was predicted for the rows."""
+        """Compose what was predicted for the rows into canvases [B, C, H, W]."""
 
 
 class OnePrompt:
-    """A row is a canvas."""
+    """One prompt for each canvas."""
 
     def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
         return latents_BCHW
@@ -36,25 +36,25 @@ class OnePrompt:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """In the first steps a region's prompt sees, outside its mask, a plain colour in place of the other prompts' work.
+    """Bootstrapping: in the first steps the latents outside a region's mask are a noised plain colour.
 
-    So what it describes grows inside the mask, instead of being cut out of something larger.
+    What its prompt describes then grows inside the mask, instead of being cut out of something larger.
     """
 
     steps: int
     colours_KRC: Tensor
     """Latents of K >= 1 random colours for each row; step k takes the colour k modulo K."""
     noise_RCHW: Tensor
-    """The rows' initial noise, which the colours are mixed with."""
+    """Initial noise of the rows, added to the colours."""
     active_R: Tensor
-    """Which rows are bootstrapped: the regions, not the backgrounds. bool."""
+    """True for rows that are bootstrapped: the regions, not the backgrounds."""
 
 
 class Regions:
-    """Rows averaged under their masks.
+    """Average rows under their masks.
 
-    `masks_RHW` are weights >= 0; `counts` is how many rows each canvas has. The weights of a canvas's rows must not
-    be zero together in any cell, or ValueError.
+    `masks_RHW`: weights >= 0; `counts`: the number of rows of each canvas. Raises ValueError for a cell in which all
+    weights of a canvas are zero.
     """
 
     def __init__(self, masks_RHW: Tensor, counts: list[int], bootstrap: Bootstrap | None = None):
@@ -62,7 +62,7 @@ class Regions:
             raise ValueError(f"{counts} rows need as many masks, got {len(masks_RHW)}")
         self.masks_R1HW, self.counts, self.bootstrap = masks_RHW[:, None], counts, bootstrap
         rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        self.canvases_R = rows.to(masks_RHW.device)  # made once: it waits for a GPU
+        self.canvases_R = rows.to(masks_RHW.device)  # computed once, as it synchronizes with the GPU
         self.totals = [masks.sum(0) for masks in self.masks_R1HW.split(counts)]
         if not all(bool((total > 0).all()) for total in self.totals):
             raise ValueError("the masks leave cells of the canvas without a prompt")
@@ -84,5 +84,5 @@ class Regions:
 
 
 def with_background(masks_RHW: Tensor) -> Tensor:
-    """Puts the mask of what no region covers in front: [R + 1, H, W], 1 minus the regions' sum, never below 0."""
+    """Prepend the mask of what no region covers, [R + 1, H, W]: 1 minus the sum of the regions, clamped at 0."""
     return torch.cat([(1 - masks_RHW.sum(0, keepdim=True)).clamp(min=0), masks_RHW])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Start(Protocol):
-    """The beginning of the denoising, and what it keeps."""
+    """Where denoising begins, and which cells it keeps."""
 
     def first(self, scheduler: Any) -> int:
         """Return the index of the first evaluation in the scheduler's timesteps; prepare the scheduler for it."""
@@ -44,7 +44,7 @@ class FromNoise:
 
 @dataclass(frozen=True)
 class FromPictures:
-    """Start from clean latents, noised as far as the steps that run remove it again."""
+    """Start from clean latents with the noise of the first step that runs."""
 
     clean_BCHW: Tensor
     skipped: int

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NoSync:
-    """Does not change the views."""
+    """Leave the views as they are."""
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
         return None

@@ -12,7 +12,7 @@ LAYOUTS = ("overlapping", "shifted", "whole")
 
 
 def view_starts(extent: int, size: int, stride: int) -> list[int]:
-    """First cells of the views that cover `extent` cells exactly.
+    """Return the first cells of the views that cover `extent` cells exactly.
 
     >>> view_starts(96, 64, 16)
     [0, 16, 32]
@@ -29,7 +29,7 @@ def view_starts(extent: int, size: int, stride: int) -> list[int]:
 
 
 def loop_starts(extent: int, size: int, stride: int) -> list[int]:
-    """First cells of views on a closed loop of `extent` cells; the last ones wrap around."""
+    """Return the first cells of views on a closed loop of `extent` cells; the last ones wrap around."""
     if not 0 < stride <= size <= extent:
         raise UserError(f"need 0 < stride <= view size <= canvas, got {stride}, {size}, {extent} (latent cells)")
     if extent % stride:
@@ -56,7 +56,7 @@ class Axis:
 
     @property
     def even_stride(self) -> int | None:
-        """The views' stride, if they are evenly spaced from edge to edge, do not wrap, and consist of whole strides."""
+        """Return the stride of views that are evenly spaced, do not wrap and consist of whole strides, else None."""
         if len(self.starts) < 2:
             return None
         stride = self.starts[1] - self.starts[0]
@@ -64,23 +64,23 @@ class Axis:
         return stride if even and self.size % stride == 0 and self.starts[-1] + self.size == self.extent else None
 
     def enlarged(self, factor: int) -> Axis:
-        """The same views on a grid `factor` times finer, as in pixels."""
+        """Return the same views on a grid `factor` times finer, as in pixels."""
         return Axis(self.extent * factor, self.size * factor, tuple(start * factor for start in self.starts))
 
     @property
     def borders(self) -> list[int]:
-        """Cells inside the canvas at which a view begins, or after the end of one."""
+        """Return the cells inside the canvas at which a view begins or has ended."""
         edges = {edge % self.extent for start in self.starts for edge in (start, start + self.size)}
         return sorted(edges - {0})
 
     @cached_property
     def cells(self) -> list[int]:
-        """Canvas cell of every cell of every view, views one after the other [V * size]."""
+        """Return the canvas cell of every cell of every view, view after view [V * size]."""
         return [(start + offset) % self.extent for start in self.starts for offset in range(self.size)]
 
     @cached_property
     def covers(self) -> list[list[int]]:
-        """For every canvas cell, where in `cells` it occurs: at least once."""
+        """Return for every canvas cell its positions in `cells`, at least one."""
         found: list[list[int]] = [[] for _ in range(self.extent)]
         for position, cell in enumerate(self.cells):
             found[cell].append(position)
@@ -90,7 +90,7 @@ class Axis:
 
     @cached_property
     def depth(self) -> int:
-        """Largest number of views on a cell."""
+        """Return the largest number of views on a cell."""
         return max(map(len, self.covers))
 
     def divisible(self, factor: int) -> bool:
@@ -98,7 +98,7 @@ class Axis:
         return all(value % factor == 0 for value in (self.extent, self.size, *self.starts))
 
     def scaled(self, factor: int) -> Axis:
-        """The same views on a grid `factor` times coarser, as inside a UNet."""
+        """Return the same views on a grid `factor` times coarser, as inside a UNet."""
         if not self.divisible(factor):
             raise ValueError(f"views {self.starts} of {self.size} in {self.extent} are not multiples of {factor}")
         return Axis(self.extent // factor, self.size // factor, tuple(start // factor for start in self.starts))
@@ -113,12 +113,12 @@ class Views:
 
     @property
     def count(self) -> int:
-        """Number of views."""
+        """Return the number of views."""
         return len(self.rows.starts) * len(self.columns.starts)
 
     @property
     def middle(self) -> int:
-        """The view in the middle of the middle row."""
+        """Return the index of the view in the middle of the middle row."""
         return len(self.rows.starts) // 2 * len(self.columns.starts) + len(self.columns.starts) // 2
 
     @property
@@ -131,13 +131,13 @@ class Views:
         return {}
 
     def scaled(self, factor: int) -> Views:
-        """The same views on a grid `factor` times coarser."""
+        """Return the same views on a grid `factor` times coarser."""
         if factor not in self._coarser:
             self._coarser[factor] = Views(self.rows.scaled(factor), self.columns.scaled(factor))
         return self._coarser[factor]
 
     def enlarged(self, factor: int) -> Views:
-        """The same views on a grid `factor` times finer, as in pixels."""
+        """Return the same views on a grid `factor` times finer, as in pixels."""
         return Views(self.rows.enlarged(factor), self.columns.enlarged(factor))
 
     def divisible(self, factor: int) -> bool:
@@ -153,7 +153,10 @@ class Layout:
 
 
 def shifted_starts(extent: int, size: int, shift: int, loop: bool) -> list[int]:
-    """Views side by side, moved by `shift` cells (SpotDiffusion); on a loop they wrap, else the ends stay inside."""
+    """Return the first cells of views side by side, moved by `shift` cells (SpotDiffusion).
+
+    On a loop they wrap around, otherwise the outer views are moved inside.
+    """
     if not 0 <= shift < size <= extent:
         raise UserError(f"need 0 <= shift < view size <= canvas, got {shift}, {size}, {extent} (latent cells)")
     if loop:
@@ -163,7 +166,7 @@ def shifted_starts(extent: int, size: int, shift: int, loop: bool) -> list[int]:
 
 
 def shifts(size: int, stride: int) -> list[int]:
-    """Multiples of `stride` below `size`, in an order in which neighbours in time are far apart."""
+    """Return the multiples of `stride` below `size`, ordered such that consecutive ones are far apart."""
     return sorted(range(0, size, stride), key=lambda shift: f"{shift // stride:032b}"[::-1])
 
 
@@ -177,7 +180,7 @@ def build_layout(
     merged_steps: int = 0,
     overlap_from: int | None = None,
 ) -> Layout:
-    """The views for a canvas of `height` x `width` latent cells.
+    """Return the views for a canvas of `height` x `width` latent cells.
 
     `overlapping`: every `stride` cells, the same at each step (MultiDiffusion). `shifted`: side by side, moved at each
     step (SpotDiffusion): by another multiple of `stride` in the first `merged_steps`, whose attention needs whole
@@ -189,7 +192,7 @@ def build_layout(
     if layout == "whole":
         whole = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
         return Layout(lambda step: whole)
-    across = tuple((loop_starts if loop else view_starts)(width, size, stride))  # refuses what cannot be covered
+    across = tuple((loop_starts if loop else view_starts)(width, size, stride))  # raises for impossible sizes
     down = tuple(view_starts(height, size, stride))
     overlapping = Views(Axis(height, size, down), Axis(width, size, across))
     if layout == "overlapping":

@@ -1,4 +1,4 @@
-"""The LightningDataModule: the work queue as a dataloader."""
+"""LightningDataModule that yields the batches of the work queue."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class PromptDataModule(lightning.LightningDataModule):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Release what was not published; the module can be used again."""
+        """Release unpublished shards; the module can be used again."""
         self.queue.close()
         self.queue.stopping = False
 
     def on_exception(self, exception: BaseException) -> None:
-        """Release what was not published: Lightning does not call `teardown` after an error."""
+        """Release unpublished shards: Lightning does not call `teardown` after an error."""
         self.queue.close()

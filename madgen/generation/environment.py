@@ -1,4 +1,4 @@
-"""What decides the last bits of a panorama besides its job: device, threads, batch size and versions of libraries."""
+"""Describe what the last bits of a panorama depend on besides its job: device, threads, batch size and versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LightningModule: a batch of tasks in, their panoramas out."""
+"""LightningModule that samples the panoramas of batches of tasks."""
 
 from __future__ import annotations
 

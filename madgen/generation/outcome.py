@@ -9,7 +9,7 @@ from typing import Any
 
 from madgen.cluster.launch import joins_a_group
 from madgen.dataset import manifest
-from madgen.dataset.belonging import refuse_foreign_shards
+from madgen.dataset.foreign_shards import refuse_foreign_shards
 from madgen.dataset.format import FormatError
 from madgen.dataset.index import is_tidy, write_index, write_quarantine
 from madgen.dataset.shards.leases import remove_work

@@ -13,7 +13,7 @@ import torch
 from madgen.cluster.launch import device_type, placement, rank, strategy
 from madgen.cluster.signals import exiting_on_signals, request_requeue
 from madgen.config.schema import Job, TrainerConfig
-from madgen.dataset.belonging import refuse_foreign_shards
+from madgen.dataset.foreign_shards import refuse_foreign_shards
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
 from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish

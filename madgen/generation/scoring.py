@@ -1,4 +1,4 @@
-"""Scores of a job: from pixels, computed by the writing thread, and from CLIP, computed on the device."""
+"""Compute the scores of a job: of pixels in the writing thread, of CLIP on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From sampled batches to published shards, in a thread beside the sampling. Knows no Lightning."""
+"""Write sampled batches to shards and publish them, in a thread beside the sampling. Independent of Lightning."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ShardPipeline:
 
     @property
     def written(self) -> int:
-        """Number of panoramas that this process made."""
+        """Number of panoramas that this process generated."""
         return self._rate.total
 
     def start(self, queue: WorkQueue) -> None:
@@ -67,7 +67,7 @@ class ShardPipeline:
         self._thread = ThreadPoolExecutor(1, "shard-writer")
 
     def put(self, batch: Batch, panoramas: Panoramas) -> None:
-        """Hand over a batch when the one before it is written. Raises the error that writing that one has met."""
+        """Hand over a batch once the previous one is written. Raises the error if writing that one failed."""
         assert self._thread is not None
         started = time.perf_counter()
         self._wait()
@@ -75,14 +75,14 @@ class ShardPipeline:
         self._pending = self._thread.submit(self._write, batch, panoramas, waited)
 
     def finish(self, preempted: bool) -> None:
-        """Write what is left, then upload it unless the run is stopped. Raises the error that writing has met."""
+        """Write the last batch, then upload it unless the run is stopped. Raises the error if writing failed."""
         try:
             self._wait()
         finally:
             self._close(preempted, wait_for_uploads=True)
 
     def abort(self, preempted: bool) -> None:
-        """Write what is left after an error in the sampling, and release the shards."""
+        """Write the last batch after an error in sampling, and release the shards."""
         if self._thread is not None:
             self._close(preempted, wait_for_uploads=False)
 
@@ -113,7 +113,7 @@ class ShardPipeline:
         started, made, pixels = time.perf_counter(), 0, 0
         shard = self.queue.open_shards[batch.shard.name]
         for position, attempt in enumerate(panoramas.attempts, batch.start):
-            if position >= len(shard.settled):  # otherwise an earlier worker made it
+            if position >= len(shard.settled):  # otherwise an earlier worker generated it
                 self._settle(shard, position, attempt)
                 if attempt.image_HWC is not None:
                     made, pixels = made + 1, pixels + attempt.image_HWC[..., 0].size
@@ -144,7 +144,7 @@ class ShardPipeline:
         self._notify("sample_written", record)
 
     def _count(self, failed: bool) -> None:
-        """Stop the run when too many samples fail: a broken model must not burn a thousand GPU hours."""
+        """Stop the run if too many samples fail, so that a broken model does not waste GPU hours."""
         before = self._breaker.tripped
         self._breaker.record(failed)
         if self._breaker.tripped and before is None:

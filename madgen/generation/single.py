@@ -1,4 +1,4 @@
-"""The job, the file names and the progress bar of commands that write single images. Imports no torch."""
+"""Job, file names and progress bar of commands that write single images. Imports no torch."""
 
 from __future__ import annotations
 

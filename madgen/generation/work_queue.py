@@ -1,4 +1,4 @@
-"""The work of one process on a dataset: shards that it leases, cut into batches. Knows no Lightning."""
+"""Lease the shards of a dataset that one process generates, and cut them into batches. Independent of Lightning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from madgen.types import Batch, Prompt
 logger = logging.getLogger(__name__)
 
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 5.0
-"""Time between two looks at the disk while other workers hold all leases."""
+"""Interval in seconds at which the disk is checked while other workers hold all leases."""
 EXTENSION = "extension"
 """Lease of the process that adds a generation to `dataset.json`."""
 
@@ -46,11 +46,11 @@ class WorkQueue:
         self.open_shards: dict[str, OpenShard] = {}
         """Leased shards by name, until they are published."""
         self.resumes = run.directory.manifest.exists()
-        """True once the dataset exists: files that are missing then have disappeared."""
+        """True once the dataset exists: files that are missing afterwards were lost."""
         self.stopping = False
         self._device = "cpu"
         self.out_of_time: str | None = None
-        """Why no further batch was started, if the job's time limit is near."""
+        """Reason why no further batch was started, if the job's time limit is near."""
         self._walltime = Walltime(None)
 
     def start(self, rank: int, device: str) -> None:
@@ -60,7 +60,7 @@ class WorkQueue:
         directory, plan = self.run.directory, self.run.plan
         content = self.run.manifest
         if self.resumes:
-            directory.check_there()  # a disk may go while the backbone is loaded
+            directory.check_there()  # a disk may disappear while the backbone is loaded
         manifest.create(directory, content, self.run.job.output.resume)
         self.resumes = True
         self.worker.start()
@@ -169,7 +169,7 @@ class WorkQueue:
         """Lease a shard that a dead worker left, or the first free one of `missing`; None if there is none."""
         claimed, names = self.worker.claimed_by_all(), self.run.shard_names
         free = [index for index in missing if names[index] not in claimed]
-        others = [index for index in missing if names[index] in claimed]  # of live and of dead workers
+        others = [index for index in missing if names[index] in claimed]  # by live and by dead workers
         random.shuffle(others)
         for index in [*others[:LEASES_CHECKED], *free, *others[LEASES_CHECKED:]]:
             if self.stopping:
@@ -190,7 +190,7 @@ class WorkQueue:
         return opened
 
     def _missing_batches(self, opened: OpenShard) -> Iterator[Batch]:
-        """Batches in which a sample is missing; an empty one if the shard only needs to be published."""
+        """Yield the batches in which a sample is missing, or an empty one if the shard only needs to be published."""
         shard, kept = opened.shard, set(opened.kept) | set(range(len(opened.settled)))
         if len(kept) == len(shard.tasks):
             yield Batch(shard, len(shard.tasks), ())
@@ -199,7 +199,7 @@ class WorkQueue:
                 yield batch
 
     def _order(self) -> list[int]:
-        """Indices of the shards, the longest first; in their own order if all panoramas cost the same."""
+        """Return the indices of the shards, the longest first; in order if all panoramas cost the same."""
         if len(set(self._evaluations_by_size.values())) == 1 and not has_regions(self.run.plan):
             return list(range(self.run.plan.shard_count))
         return claim_order(shard_costs(self.run.plan, self._evaluations))

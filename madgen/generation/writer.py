@@ -1,4 +1,4 @@
-"""The Lightning callback: hands sampled batches to the shard pipeline, and stops the run on signals."""
+"""Lightning callback that hands sampled batches to the shard pipeline, and stops the run on signals."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ class ShardWriter(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hand the batch over, once the one before it is written."""
+        """Hand the batch over once the previous one is written."""
         self.pipeline.put(batch, Panoramas(outputs.attempts, outputs.seconds))
         self._previous = outputs
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is left, then raise the error that writing has met, if any."""
+        """Write the last batch. Raises the error if writing failed."""
         self.on_predict_batch_start()
         self.pipeline.finish(self.signals.preempting)
         self.signals.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what was sampled before the error."""
+        """Write what was sampled before an error."""
         self.pipeline.abort(self.signals.preempting)
         self.signals.restore()
 

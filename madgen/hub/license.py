@@ -1,4 +1,4 @@
-"""Licences of weights, and what they say about the pictures made with them. Knows no framework."""
+"""Find the licences of weights, and what they allow for generated pictures. Imports no framework."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Licence:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Return a line that describes the licence."""
         if self.name is None:
             return "licence unknown; check it before you publish pictures or train on them"
         terms = f"training on outputs: {self.training}, commercial use: {self.commercial}"

@@ -1,4 +1,4 @@
-"""What a single weights file says about how its model was trained: v-prediction and zero terminal SNR.
+"""Read from a single weights file how its model was trained: v-prediction and zero terminal SNR.
 
 ComfyUI and Forge read empty tensors named `v_pred` and `ztsnr`; kohya's scripts and the Stability AI model
 specification write metadata.

@@ -1,4 +1,4 @@
-"""Read the headers of safetensors files, and explain what a file is that is none. Imports no framework."""
+"""Read the headers of safetensors files, and describe files that are not safetensors. Imports no framework."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path, name: str) -> Header:
-    """Return the header of a complete safetensors file. Raises UserError that begins with `name` and says what it is.
+    """Return the header of a complete safetensors file. Raises UserError that names the file and describes its content.
 
     `name` is the setting with its value, such as `backbone.pretrained=model.safetensors`.
     """
@@ -51,7 +51,7 @@ def read_header(file: Path, name: str) -> Header:
 
 
 def problem_of(file: Path) -> str | None:
-    """Return what a file is that should be safetensors, such as `truncated ...`; None if it looks complete."""
+    """Describe a file that should be safetensors, such as `truncated ...`; None if it looks complete."""
     try:
         return _parse(file)[1] or None
     except OSError as error:
@@ -59,7 +59,7 @@ def problem_of(file: Path) -> str | None:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """Return the first .safetensors file below a folder that is not complete, with what it is; None if all are.
+    """Return the first incomplete .safetensors file below a folder, with a description; None if all are complete.
 
     Variants and files that are not loaded count too, so ask only where loading failed.
     """
@@ -70,12 +70,12 @@ def damaged_file(folder: Path) -> str | None:
 
 
 def text_problem(data: bytes) -> str | None:
-    """Return what a file is, from its first bytes, that should have been JSON; None if it is not known."""
+    """Describe a file that should be JSON by its first bytes; None if they are unknown."""
     return _kind(data[:512], len(data))
 
 
 def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the content of the header, or None and what the file is."""
+    """Return the content of the header, or None and a description of the file."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         start = stream.read(512)

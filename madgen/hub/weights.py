@@ -14,11 +14,11 @@ from madgen.utils.validation import expand_user
 
 PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
 LOADING_FAILURES = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
-"""What diffusers, transformers and safetensors raise for weights that are damaged, or of another model."""
+"""Errors of diffusers, transformers and safetensors for weights that are damaged, or of another model."""
 
 
 def load_error(key: str, value: str, error: Exception) -> UserError:
-    """Return the error that weights cannot be loaded: what a damaged file is, or else the first lines of `error`.
+    """Return the error for weights that cannot be loaded: the damaged file, or else the first lines of `error`.
 
     Only weights of the Hub can be missing from its cache, so only for them `madgen fetch` is suggested.
     """

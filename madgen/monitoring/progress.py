@@ -1,4 +1,4 @@
-"""Progress of the whole dataset: a bar on a terminal, lines in a log file."""
+"""Show the progress of the whole dataset: a bar on a terminal, lines in a log file."""
 
 from __future__ import annotations
 

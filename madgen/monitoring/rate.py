@@ -1,4 +1,4 @@
-"""Throughput over the last minutes."""
+"""Measure the throughput of one worker over the last minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a dataset, from its files alone: also of runs on other machines."""
+"""Read the state of a dataset from its files alone: samples, rate, ETA and workers, also of runs on other machines."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
 
 MAX_PIXELS = 2**26
-"""Image readers suspect a decompression bomb above this size."""
+"""Largest panorama in pixels; image readers refuse larger ones as decompression bombs."""
 
 
 class Geometry:
-    """The views of a backbone: checks panorama sizes in pixels and builds their layouts."""
+    """Check panorama sizes in pixels, and build the layouts of their views."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From batches of prompts to latents and pixels: one backbone and one method, with settings that are checked."""
+"""Sample batches of prompts: from noise to latents and pixels, with one backbone and one method."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from madgen.diffusion.regions import Regions
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
 from madgen.images.placement import PlacedPicture
-from madgen.sampling.blending import blended
 from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents
 from madgen.sampling.merging import check_merge_scheduler, merger_of
 from madgen.sampling.method import Method
+from madgen.sampling.noise_blending import blended
 from madgen.sampling.pictures import check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, flatten_rows, row_view_ids
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class JointSampler:
-    """Sample batches with one backbone and one method; `PanoramaSampler` adds what people call."""
+    """Sample batches with one backbone and one method; `PanoramaSampler` adds the public methods."""
 
     def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, params: SamplingParams | None = None):
         self.backbone, self.geometry, self.method = backbone, geometry, method
@@ -328,7 +328,7 @@ class JointSampler:
 
     @property
     def has_lower_precision(self) -> bool:
-        """Whether `in_float32` computes more precisely: not in float32 already, nor with quantized weights."""
+        """Return whether `in_float32` is more precise: not in float32 already, nor with quantized weights."""
         return self.dtype != torch.float32 and not getattr(self.backbone, "is_quantized", False)
 
     def in_float32(self) -> AbstractContextManager[None]:

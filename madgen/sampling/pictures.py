@@ -1,4 +1,4 @@
-"""Pictures that a batch starts from: encode them, and keep what is known of them."""
+"""Encode the pictures that a batch starts from, and keep their known parts."""
 
 from __future__ import annotations
 

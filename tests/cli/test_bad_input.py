@@ -52,8 +52,11 @@ def listing(folder):
         (["sampling.num_inference_steps=2000"], "num_inference_steps"),
         (["sampling.num_inference_steps=1000000000"], "sampling.num_inference_steps must be in 1..10000"),
         (["sampling.width=8000000000"], "exceed the largest supported panorama, 67108864 px (2^26)"),
-        (["output.format=webp", "sampling.width=16416"], "webp ends at 16383 px a side; take another output.format"),
-        (["output.format=jpg", "sampling.width=65600"], "jpg ends at 65500 px a side"),
+        (
+            ["output.format=webp", "sampling.width=16416"],
+            "webp supports at most 16383 px a side; use another",
+        ),
+        (["output.format=jpg", "sampling.width=65600"], "jpg supports at most 65500 px a side"),
         (["sampling.batch_size=0"], "sampling.batch_size must be an integer > 0 or auto, got 0"),
         (["sampling.batch_size=many"], "sampling.batch_size must be an integer > 0 or auto, got 'many'"),
         (["output.format=gif"], "output.format must be one of png, jpg, webp, got 'gif'"),

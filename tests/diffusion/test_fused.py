@@ -81,7 +81,7 @@ def test_broken_kernels_fall_back_to_pytorch_with_one_warning(capfd):
     finally:
         fused._works.cache_clear()
     (said,) = capfd.readouterr().err.splitlines()
-    assert said.startswith("madgen: goes on without Triton's kernels for torch.float32, which takes longer: ")
+    assert said.startswith("madgen: Triton kernels are disabled for torch.float32, which is slower: ")
 
 
 def test_out_of_memory_does_not_disable_the_kernels(monkeypatch, capfd):

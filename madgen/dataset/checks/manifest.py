@@ -1,4 +1,4 @@
-"""Check that `dataset.json` agrees with itself."""
+"""Check that `dataset.json` does not contradict itself."""
 
 from __future__ import annotations
 

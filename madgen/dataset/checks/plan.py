@@ -94,7 +94,7 @@ class _PromptsCheck:
         return [] if sample.seed == seed else [f"{key}: its seed is {sample.seed}, the plan's {seed}"]
 
     def _about(self, first: PlannedSample) -> tuple[int | None, bytes | None]:
-        """Return what the first sample of a prompt says about all, or what is known of an earlier generation."""
+        """Return what all samples of a prompt share, from its first one or from an earlier generation."""
         if first.sample_index != 0:
             return self._known.get(first.prompt_id, (None, None))
         return self._given_seed(first), None if first.prompt is None else _mark(first.prompt)
@@ -106,7 +106,7 @@ class _PromptsCheck:
         return None if first.seed == sample_seed(self._job_seed, first.prompt_id, 0) else first.seed
 
     def close(self) -> None:
-        """Append the last prompt to the digest, which is given up if not everything about the prompt is known."""
+        """Append the last prompt to the digest, which is dropped if not everything about the prompt is known."""
         samples, self._prompt = self._prompt, []
         if not samples or (samples[0].sample_index and samples[0].prompt_id in self._known):
             return  # further samples of a prompt of an earlier generation

@@ -1,4 +1,4 @@
-"""Read the tar of a shard such that each of its bytes counts: headers and padding have one canonical form."""
+"""Read the tar of a shard, and check every byte: headers and padding have one canonical form."""
 
 from __future__ import annotations
 

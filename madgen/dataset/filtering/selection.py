@@ -203,7 +203,7 @@ def _value(token: re.Match[str], names: _Names) -> Any:
         return re.sub(r"\\([\\'\"])", r"\1", token[0][1:-1])
     value = int(token[0]) if token[0].lstrip("-").isdecimal() else float(token[0])
     if not abs(value) <= MAX_NUMBER:
-        raise names.error(token.start(), "numbers end at 2^64 here")
+        raise names.error(token.start(), "numbers must be below 2^64")
     return value
 
 

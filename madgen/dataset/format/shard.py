@@ -11,7 +11,7 @@ from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, R
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 """Columns of `index.parquet` besides scores and kept columns."""
 MAX_OFFSET = 2**62
-"""No file is larger."""
+"""Largest offset in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class QuarantineEntry(Record):
 
 @dataclass(frozen=True, slots=True)
 class Environment(Record):
-    """What decides the last bits of a panorama besides its job. It is no part of a tar."""
+    """What the last bits of a panorama depend on besides its job. Not part of a tar."""
 
     device: str
     """Name of the GPU or the processor."""

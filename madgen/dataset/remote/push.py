@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from madgen.dataset.belonging import refuse_foreign_shards
 from madgen.dataset.card import PICTURE_FILES
+from madgen.dataset.foreign_shards import refuse_foreign_shards
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir

@@ -1,4 +1,4 @@
-"""Split and merge in one pass over the memory each, for NVIDIA GPUs: what `merge.py` does, on rows of channels.
+"""Split and merge views in one pass over the memory, on NVIDIA GPUs: `merge.py` on rows of channels.
 
 PyTorch's own operations take six passes for a merge of four views, and two for a split; in a merged step of Stable
 Diffusion 2's shape that is a twelfth of the time (H200). Triton comes with PyTorch's CUDA builds.
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 CELLS, CHANNELS = 32, 64
 """Block size of a kernel program."""
 MAX_DEPTH = 64
-"""Views on a cell at most: the kernel spells out each, and the compiler takes seconds for so many."""
+"""Largest number of views on a cell: the kernel is unrolled over them, which takes seconds to compile."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rows:
     cells: Tensor
     """Canvas cell of every cell of every view [V * h * w]."""
     positions: Tensor
-    """K times for each canvas cell, where in `cells` it occurs, the earlier view first; -1: less often [K, H * W]."""
+    """Positions of each canvas cell in `cells`, the earlier view first, -1 beyond the last one [K, H * W]."""
     covers: Tensor
     """Number of views on each canvas cell, float32 [H * W]."""
 
@@ -44,11 +44,11 @@ def is_possible(device: torch.device) -> bool:
 
 
 def rows_of(views: Views, device: torch.device) -> Rows:
-    """The views' tables."""
+    """Return the tables of the views on a device."""
     down, across = views.rows, views.columns
     first = torch.tensor(down.cells).view(-1, 1, down.size, 1) * across.extent
     cells = (first + torch.tensor(across.cells).view(1, -1, 1, across.size)).flatten()
-    (row, y), (column, x) = _positions(down), _positions(across)  # of views, and in them, [k, extent]
+    (row, y), (column, x) = _positions(down), _positions(across)  # views and positions [k, extent]
     count, y, row = len(across.starts), y[:, None, :, None], row[:, None, :, None]
     positions = ((row * count + column[None, :, None]) * down.size + y) * across.size + x[None, :, None]
     positions = positions.where((row >= 0) & (column >= 0)[None, :, None], -1).flatten(0, 1).flatten(1)
@@ -57,7 +57,7 @@ def rows_of(views: Views, device: torch.device) -> Rows:
 
 
 def _positions(axis: Axis) -> tuple[Tensor, Tensor]:
-    """The views of each cell, -1 where there are fewer than k, and where in them it lies, [k, extent]."""
+    """Return the views on each cell and its position in them, [k, extent]; view -1: fewer than k views."""
     found = torch.tensor([[*positions, *[-axis.size] * (axis.depth - len(positions))] for positions in axis.covers]).T
     return found.div(axis.size, rounding_mode="floor"), found % axis.size
 
@@ -77,17 +77,17 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         if torch.allclose(merge(split(canvas, rows), rows), canvas, rtol=0.01):
             return True
-        why = "they give something else"
-    except Exception as error:  # of Triton, the C compiler, the driver
-        if "out of memory" in str(error):  # which may be otherwise the next time
+        why = "wrong results"
+    except Exception as error:  # from Triton, the C compiler or the driver
+        if "out of memory" in str(error):  # there may be memory the next time
             raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    logger.warning("goes on without Triton's kernels for %s, which takes longer: %s", dtype, why)
+    logger.warning("Triton kernels are disabled for %s, which is slower: %s", dtype, why)
     return False
 
 
 def split(canvas_BLD: Tensor, rows: Rows) -> Tensor:
-    """The views' cells [B, V * h * w, D] of a canvas's [B, H * W, D]."""
+    """Gather the cells of the views [B, V * h * w, D] from a canvas [B, H * W, D]."""
     batch, _, width = canvas_BLD.shape
     output = canvas_BLD.new_empty(batch, len(rows.cells), width)
     _launch(_kernels().split, output, canvas_BLD, rows.cells)
@@ -95,18 +95,18 @@ def split(canvas_BLD: Tensor, rows: Rows) -> Tensor:
 
 
 def merge(views_BKD: Tensor, rows: Rows) -> Tensor:
-    """The mean over each canvas cell [B, H * W, D] of the views' cells [B, V * h * w, D], added up in float32."""
+    """Average the cells of the views [B, V * h * w, D] on each canvas cell [B, H * W, D], accumulated in float32."""
     batch, _, width = views_BKD.shape
     output = views_BKD.new_empty(batch, len(rows.covers), width)
     _launch(_kernels().merge, output, views_BKD, rows.positions, rows.covers, DEPTH=len(rows.positions))
     return output
 
 
-def _launch(kernel: Any, output: Tensor, given: Tensor, *tables: Tensor, **options: int) -> None:
+def _launch(kernel: Any, output: Tensor, source: Tensor, *tables: Tensor, **options: int) -> None:
     batch, count, width = output.shape
     grid = (-(-count // CELLS), -(-width // CHANNELS), batch)
     with torch.cuda.device_of(output):  # Triton launches on the current one
-        kernel[grid](output, given, *tables, count, given.shape[1], width, CELLS=CELLS, CHANNELS=CHANNELS, **options)
+        kernel[grid](output, source, *tables, count, source.shape[1], width, CELLS=CELLS, CHANNELS=CHANNELS, **options)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Float32 products on a CPU by oneDNN, where PyTorch asks MKL and that is slower.
+"""Compute float32 matrix products and attention on CPUs by oneDNN, where PyTorch would use MKL and that is slower.
 
 PyTorch takes oneDNN for convolutions, and MKL for all other products. On one thread of an AMD EPYC with AVX-512 a
 layer's product by MKL ran at 90 to 112 GFLOP/s, by oneDNN at 150 to 250, and attention over 512 to 16384 tokens of 64

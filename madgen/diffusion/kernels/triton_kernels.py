@@ -1,6 +1,6 @@
-"""The Triton kernels of `fused`. A program makes `CELLS` rows of `CHANNELS` channels of the output."""
+"""Triton kernels of `fused`. A program computes `CELLS` rows of `CHANNELS` channels of the output."""
 
-# Triton's compiler reads this file: no annotations as strings, no names but its own.
+# Triton compiles this file: annotations must not be strings, and only Triton's names are known.
 import triton
 import triton.language as tl
 
@@ -14,7 +14,7 @@ def _tile(count, width, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def split(output, canvas, table, count, length, width, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Row `i` of the output is row `table[i]` of the canvas."""
+    """Copy row `table[i]` of the canvas to row `i` of the output."""
     cells, channels, inside = _tile(count, width, CELLS, CHANNELS)
     batch = tl.program_id(2).to(tl.int64)
     found = tl.load(table + cells, mask=cells < count, other=0)
@@ -26,7 +26,7 @@ def split(output, canvas, table, count, length, width, CELLS: tl.constexpr, CHAN
 def merge(
     output, views, table, covers, count, length, width, CELLS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Row `i` of the output is the mean of rows `table[:, i]` of the views that are not -1."""
+    """Average the rows `table[:, i]` of the views, except -1, to row `i` of the output."""
     cells, channels, inside = _tile(count, width, CELLS, CHANNELS)
     batch = tl.program_id(2).to(tl.int64)
     total = tl.zeros((CELLS, CHANNELS), dtype=tl.float32)
@@ -35,7 +35,7 @@ def merge(
         here = inside & (found >= 0)[:, None]
         rows = tl.load(views + (batch * length + found)[:, None] * width + channels[None, :], mask=here, other=0.0)
         total += rows.to(tl.float32)
-    # Rounded as PyTorch does, which `/` of a GPU's floats is not.
+    # Rounds like PyTorch, unlike `/` on a GPU.
     total = tl.div_rn(total, tl.load(covers + cells, mask=cells < count, other=1.0)[:, None])
     total = total.to(output.dtype.element_ty)
     tl.store(output + (batch * count + cells)[:, None] * width + channels[None, :], total, mask=inside)

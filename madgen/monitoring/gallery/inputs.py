@@ -1,4 +1,4 @@
-"""The pictures that samples started from, as far as they are still where the prompts name them."""
+"""Find the pictures that samples started from, if they are still where the prompts name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gallery: one self-contained HTML file, which needs no network."""
+"""Write the gallery: one self-contained HTML file, which needs no network."""
 
 from __future__ import annotations
 
