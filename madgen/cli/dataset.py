@@ -77,27 +77,33 @@ def regenerate(
         ),
     ] = None,
     image: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Picture that the sample started from.", show_default="the one that its prompt names"
+            metavar="FILE|URL",
+            help="Picture that the sample started from.",
+            show_default="the one that its prompt names",
         ),
     ] = None,
     mask: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Mask of the part that it kept.", show_default="the one that its prompt names"
+            metavar="FILE|URL", help="Mask of the part that it kept.", show_default="the one that its prompt names"
         ),
     ] = None,
     control: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Picture that its ControlNet followed.", show_default="the one that its prompt names"
+            metavar="FILE|URL",
+            help="Picture that its ControlNet followed.",
+            show_default="the one that its prompt names",
         ),
     ] = None,
     style: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Picture that its IP-Adapter followed.", show_default="the one that its prompt names"
+            metavar="FILE|URL",
+            help="Picture that its IP-Adapter followed.",
+            show_default="the one that its prompt names",
         ),
     ] = None,
 ) -> None:

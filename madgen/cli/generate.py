@@ -21,6 +21,7 @@ from madgen.cli.arguments import (
 logger = logging.getLogger(__name__)
 RESOURCES = "Resources"
 SLURM = "SLURM options"
+PICTURES = "Pictures"
 
 
 def generate(job: JobArguments) -> None:
@@ -112,6 +113,43 @@ def sample(
             "-n", "--num", metavar="N", min=1, help="Panoramas to generate, with consecutive seeds: FILE-1, FILE-2, ..."
         ),
     ] = 1,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Picture to start from instead of noise.", rich_help_panel=PICTURES),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL", help="Picture that is white where the image is kept.", rich_help_panel=PICTURES
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            help="Share of the denoising steps that redraw the image.",
+            show_default="0.8; 1 with --mask or --place",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(metavar="FACTOR", help="Enlarge the image by this factor first.", rich_help_panel=PICTURES),
+    ] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEFT,TOP|center", help="Place of the image on a larger panorama, in px.", rich_help_panel=PICTURES
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Picture that the ControlNet follows.", rich_help_panel=PICTURES),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Picture that the IP-Adapter follows.", rich_help_panel=PICTURES),
+    ] = None,
 ) -> None:
     """Generate a single panorama, or several with consecutive seeds.
 
@@ -120,15 +158,21 @@ def sample(
         madgen sample "mountains over a meadow at noon" -o noon.png
         madgen sample "a foggy lake" sampling.width=1536 --seed 7 -n 4
         madgen sample "a glacier" --job jobs/alps.yaml -o glacier.webp
+        madgen sample "a foggy lake" --image noon.png --scale 2 --strength 0.35
     """
-    from madgen.generation.single import check_output, load_sample_job, numbered
+    from madgen.generation.single import check_output, numbered
+    from madgen.generation.single_pictures import PictureOptions
 
-    loaded = load_sample_job(job, [as_utf8(override) for override in overrides or []], seed)
+    files = {"image": image, "mask": mask, "control": control, "style": style}
+    options = PictureOptions(files, strength, scale, place)
+    words = [as_utf8(override) for override in overrides or []]
+    loaded = options.load_job(job, words, seed)
     check_output(output)
+    panorama = options.prompt(as_utf8(prompt), loaded, words)
     announce_loading(loaded)
     from madgen.generation.sample import sample_panoramas
 
-    sample_panoramas(as_utf8(prompt), numbered(output, num), loaded)
+    sample_panoramas(panorama, numbered(output, num), loaded)
 
 
 def submit(

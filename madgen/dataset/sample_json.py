@@ -9,7 +9,7 @@ from typing import Any
 from madgen.config.schema import Job
 from madgen.dataset.format import Manifest
 from madgen.images.masks import embed_mask
-from madgen.types import Task
+from madgen.types import Prompt, Task
 
 
 def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
@@ -44,10 +44,15 @@ def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         "width": prompt.width,
         **({"columns": dict(prompt.columns)} if prompt.columns else {}),
         **({"regions": [embed_mask(region).as_dict() for region in prompt.regions]} if prompt.regions else {}),
-        **({"pictures": {name: file.sha256 for name, file in prompt.pictures.items()}} if prompt.pictures else {}),
-        **({"place": list(prompt.place)} if prompt.place is not None else {}),
+        **recorded_pictures(prompt),
         **settings,
     }
+
+
+def recorded_pictures(prompt: Prompt) -> dict[str, Any]:
+    """Return the part of a sample's JSON that identifies its pictures: their checksums, and the place of the image."""
+    pictures = {"pictures": {name: file.sha256 for name, file in prompt.pictures.items()}} if prompt.pictures else {}
+    return {**pictures, **({"place": list(prompt.place)} if prompt.place is not None else {})}
 
 
 def with_changes(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from madgen.hub.adapters import controlnet_id, ip_adapter_files, ip_adapter_id, 
 from madgen.hub.auxiliary_models import checker_id
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import weights_id
-from madgen.prompts.picture_files import parse_picture
+from madgen.prompts.picture_files import ANYWHERE, parse_picture
 from madgen.prompts.recorded_pictures import find_pictures
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.postprocess import to_uint8
@@ -62,7 +62,7 @@ def regenerate(
     key: str,
     output: Path,
     pretrained: str | None = None,
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> int:
     """Write the image to `output` and print how it compares; return `SAME`, `LAST_BITS` or `OTHER_PICTURE`.
 
@@ -189,7 +189,7 @@ def _inputs(metadata: dict[str, Any], pictures: dict[str, PictureFile]) -> Input
     )
 
 
-def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[str, Path]) -> dict[str, PictureFile]:
+def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[str, str]) -> dict[str, PictureFile]:
     """Return the pictures that a sample started from: `files` by column, or those that the job's prompts name.
 
     Raises UserError for a picture that is missing, or has other content.
@@ -198,7 +198,7 @@ def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[
     unused = next((name for name in files if name not in recorded), None)
     if unused is not None:
         raise UserError(f"--{unused}={files[unused]} has no effect: the sample used no such picture; leave it out")
-    pictures = {name: parse_picture(f"--{name}", name, str(file), None, False) for name, file in files.items()}
+    pictures = {name: parse_picture(f"--{name}", name, str(file), ANYWHERE) for name, file in files.items()}
     missing = {name: checksum for name, checksum in recorded.items() if name not in pictures}
     if missing:
         wanted = {metadata["prompt"]: set(missing.values())}
@@ -231,7 +231,7 @@ def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, Panor
     batch = PanoramaBatch.from_tasks([task], params.init)
     sampler = PanoramaSampler.from_configs(backbone, method, params, "cuda" if torch.cuda.is_available() else "cpu")
     with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
-        with step_bar(params.num_inference_steps) as on_step:
+        with step_bar(params.denoising_steps(sampler.backbone.spec.joint_attention)) as on_step:
             latents = sampler.sample_latents(batch, on_step=on_step)
         pixels = sampler.decode_pixels(latents, params.loop, params.decode)
         if batch.pictures:

@@ -12,25 +12,23 @@ import torch
 
 from madgen.config.schema import Job
 from madgen.dataset.encoding import check_side, encode_image
+from madgen.dataset.sample_json import recorded_pictures
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Checked, Safety
 from madgen.generation.single import check_output, step_bar
 from madgen.prompts.parsing import MAX_SEED
-from madgen.prompts.regions import parse_regions
 from madgen.sampling.inputs import PanoramaBatch
+from madgen.sampling.postprocess import to_uint8
 from madgen.sampling.sampler import PanoramaSampler
+from madgen.types import Prompt, Task
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
-from madgen.utils.validation import text
 
 
-def sample_panoramas(prompt: str, outputs: Sequence[Path], job: Job) -> None:
+def sample_panoramas(prompt: Prompt, outputs: Sequence[Path], job: Job) -> None:
     """Write one panorama to each path, with consecutive seeds from `prompts.seed` on."""
-    text("the prompt", prompt)
-    if not prompt.strip():
-        raise UserError("the prompt is empty")
     image_format = check_output(outputs[0])
-    check_side(image_format, job.sampling.height, job.sampling.width)
+    check_side(image_format, prompt.height, prompt.width)
     if (last := job.prompts.seed + len(outputs) - 1) > MAX_SEED:
         raise UserError(f"--num={len(outputs)} needs seeds up to {last}, above 2^64 - 1; lower --seed or --num")
     sample = _Sampler(job, prompt)
@@ -42,18 +40,19 @@ def sample_panoramas(prompt: str, outputs: Sequence[Path], job: Job) -> None:
         print(output)
 
 
-def _metadata(job: Job, prompt: str, seed: int) -> dict[str, Any]:
+def _metadata(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     """Return the metadata to embed: a sample's JSON without the parts that need a dataset."""
     resolved = job.as_dict()
     prompts = {name: resolved["prompts"][name] for name in ("negative_prompt", "seed", "regions", "across")}
     settings = {name: resolved[name] for name in ("backbone", "method", "sampling")}
-    return {"prompt": prompt, **prompts, "seed": seed, **settings}
+    settings["sampling"] |= {"height": prompt.height, "width": prompt.width}
+    return {"prompt": prompt.text, **prompts, "seed": seed, **recorded_pictures(prompt), **settings}
 
 
 class _Sampler:
     """Sample panoramas of one prompt: `sampler(number)` is the one with the seed `prompts.seed + number`."""
 
-    def __init__(self, job: Job, prompt: str):
+    def __init__(self, job: Job, prompt: Prompt):
         quieten()
         self.job, self.prompt = job, prompt
         device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
@@ -66,16 +65,18 @@ class _Sampler:
         return image if self.safety is None else _checked(self.safety(image), self.job.safety.checker)
 
     def _sample(self, number: int) -> np.ndarray:
-        job, params, negative = self.job, self.sampler.params, self.job.prompts.negative_prompt
-        fields = {"regions": job.prompts.regions, "across": job.prompts.across, "negative_prompt": negative}
-        regions = list(parse_regions("prompts", fields, Path()))
-        height, width, seed = job.sampling.height, job.sampling.width, job.prompts.seed + number
+        job, params = self.job, self.sampler.params
         variation = min(number, job.prompts.samples_per_prompt - 1)
         blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
-        batch = PanoramaBatch(height, width, [self.prompt], [negative], [seed], [regions], blends=[blend])
-        with step_bar(params.num_inference_steps) as on_step:
+        task = Task("", self.prompt, number, job.prompts.seed + number, blend)
+        batch = PanoramaBatch.from_tasks([task], params.init)
+        with step_bar(params.denoising_steps(self.sampler.backbone.spec.joint_attention)) as on_step:
             latents = self.sampler.sample_latents(batch, on_step=on_step)
-        return self.sampler.decode(latents, params.loop, params.decode)[0]
+        pixels = self.sampler.decode_pixels(latents, params.loop, params.decode)
+        if batch.pictures:
+            pixels = self.sampler.keep_known(pixels, batch.pictures, params)
+        image: np.ndarray = to_uint8(pixels)[0]
+        return image
 
 
 def _checked(checked: Checked, checker: str | None) -> np.ndarray:

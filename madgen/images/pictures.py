@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageOps
 
+from madgen.images.picture_cache import MAX_BYTES, cache_folder, content_of, is_url
 from madgen.types import MaskFile, PictureFile
 from madgen.utils.errors import UserError
 
@@ -18,20 +19,25 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, s
 
 
 def read_file(path: str, span: tuple[int, int] | None = None) -> bytes:
-    """Return the content of a file, or a part of it: offset and size. Raises OSError."""
+    """Return the content of a file, or a part of it: offset and size. Raises OSError, and UserError if it is large."""
     with open(path, "rb") as stream:
-        if span is None:
-            return stream.read()
-        stream.seek(span[0])
-        return stream.read(span[1])
+        if span is not None:
+            stream.seek(span[0])
+        content = stream.read(MAX_BYTES + 1 if span is None else min(span[1], MAX_BYTES + 1))
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB; save the picture with compression")
+    return content
 
 
 def read_unchanged(file: MaskFile | PictureFile, kind: str) -> bytes:
     """Return the content of a file; UserError if it cannot be read or has changed since the job was planned."""
+    if isinstance(file, PictureFile) and is_url(file.path):
+        return content_of(file.path, file.sha256)
     try:
         content = read_file(file.path, file.span if isinstance(file, PictureFile) else None)
     except OSError as error:
-        raise UserError(f"cannot read the {kind} {file.path}: {error.strerror}") from error
+        hint = "; run `madgen plan` on this machine to cache it" if str(cache_folder()) in file.path else ""
+        raise UserError(f"cannot read the {kind} {file.path}: {error.strerror}{hint}") from error
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise UserError(
             f"the {kind} {file.path} has changed since the job was planned; restore it, or start a new dataset"
@@ -42,14 +48,14 @@ def read_unchanged(file: MaskFile | PictureFile, kind: str) -> bytes:
 def decode_picture(content: bytes, kind: str, name: str) -> Image.Image:
     """Decode a picture completely.
 
-    Raises UserError for content that is damaged, is no picture, or has more pixels than Pillow considers safe, or more
-    than 8 bits per channel. `kind` and `name` are for messages.
+    Raises UserError for content that is damaged, is no picture, or has more pixels than Pillow considers safe, several
+    frames, or more than 8 bits per channel. `kind` and `name` are for messages.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content))
-            _check_size(image, kind, name)
+            check_format(image, kind, name)
             image.load()
     except Image.DecompressionBombError:
         raise UserError(f"the {kind} {name} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} px; shrink it") from None
@@ -57,17 +63,28 @@ def decode_picture(content: bytes, kind: str, name: str) -> Image.Image:
         raise UserError(f"cannot read the {kind} {name}: it is not a picture, or its header is damaged") from None
     except DAMAGED as error:
         raise UserError(f"cannot read the {kind} {name}: {error}") from error
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"the {kind} {name} has more than 8 bits per channel; save it with 8")
     return image
 
 
-def _check_size(image: Image.Image, kind: str, name: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
+def check_format(image: Image.Image, kind: str, name: str) -> None:
+    """Raise UserError for a picture, decoded or not, of more pixels, frames or bits per channel than are read."""
+    limit, frames = Image.MAX_IMAGE_PIXELS, getattr(image, "n_frames", 1)
+    size = f"{image.height}x{image.width} px (height x width)"
+    if min(image.size) == 0:
+        raise UserError(f"the {kind} {name} of {size} has no pixels")
     if limit is not None and image.width * image.height > limit:
-        raise UserError(
-            f"the {kind} {name} of {image.height}x{image.width} px (height x width) has more than {limit} px; shrink it"
-        )
+        raise UserError(f"the {kind} {name} of {size} has more than {limit} px; shrink it")
+    if frames > 1 and image.format != "MPO":  # a photo with its depth or preview
+        raise UserError(f"the {kind} {name} has {frames} frames; save the one to use as a picture")
+    if image.mode.startswith(("I", "F")) or any(";16" in layout for layout in _raw_modes(image)):
+        raise UserError(f"the {kind} {name} has more than 8 bits per channel; save it with 8")
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    """Return how the pixels of a file that is not decoded yet are stored, such as `RGB;16B`."""
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    first = [argument[0] if isinstance(argument, tuple) and argument else argument for argument in arguments]
+    return [layout for layout in first if isinstance(layout, str)]
 
 
 @lru_cache(maxsize=8)  # the samples of a prompt follow each other

@@ -15,9 +15,10 @@ from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.extra_columns import json_columns
+from madgen.prompts.picture_files import named_file
 from madgen.prompts.pictures import PictureColumns, check_known
 from madgen.prompts.readers import ALL, Chunk
-from madgen.prompts.regions import mask_names, parse_regions
+from madgen.prompts.regions import RecordedRegions, mask_names, parse_regions
 from madgen.prompts.rows import Location, default_id
 from madgen.prompts.sources import PromptSource
 from madgen.types import PictureFile, Prompt, Region
@@ -77,7 +78,7 @@ class RowParser:
         if source.remote is not None:
             source.remote.download_masks(where, names)
             return
-        names += [name for column in self.pictures.names if isinstance(name := fields.get(column), str)]
+        names += [name for column in self.pictures.names if (name := named_file(fields.get(column)))]
         folder = None if source.folder is None else str(source.folder)
         self.masks.update((name, folder) for name in names)
 
@@ -105,12 +106,6 @@ class RowParser:
         if not isinstance(negative, str):
             raise UserError(f"{where}: negative_prompt must be a string, got {negative!r}")
         negative = _checked(where, "negative_prompt", negative)
-        regions = shared if fields.keys().isdisjoint(REGION_FIELDS) else None
-        if regions is None:
-            regions = self._regions(where, fields, negative, source)
-        for region in regions:
-            _checked(where, "the prompt of a region", region.text)
-            _checked(where, "the negative_prompt of a region", region.negative)
         identity = _value(fields, "id", None)
         identity = default_id(text) if identity is None else _id(where, identity)
         pictures: dict[str, PictureFile] = {}
@@ -118,6 +113,14 @@ class RowParser:
         height, width = _size(where, fields, self.height, self.width)
         if self.pictures.names:
             pictures, left_top, (height, width) = self._pictures(where, fields, source, (height, width))
+        regions = shared if fields.keys().isdisjoint(REGION_FIELDS) else None
+        if isinstance(recorded := fields.get("regions"), RecordedRegions):
+            regions = recorded.at(where, height, width, left_top is not None)
+        elif regions is None:
+            regions = self._regions(where, fields, negative, source)
+        for region in regions:
+            _checked(where, "the prompt of a region", region.text)
+            _checked(where, "the negative_prompt of a region", region.negative)
         seed = _number(fields, "seed", None)
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
             raise UserError(f"{where}: seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
@@ -127,9 +130,8 @@ class RowParser:
         self, where: Location, fields: dict[str, Any], source: PromptSource, size: tuple[int, int]
     ) -> tuple[dict[str, PictureFile], tuple[int, int] | None, tuple[int, int]]:
         """Return a row's pictures, the place of its image, and the size of its panorama, if it is not `size`."""
-        if source.remote is not None:
-            raise UserError(f"{where}: pictures of a prompt file at a URL are not read; copy file and pictures here")
-        pictures = self.pictures.parse(where, fields, source.folder, not self.config.allow_masks_outside)
+        access = source.access(self.config, confined=not self.config.allow_masks_outside)
+        pictures = self.pictures.parse(where, fields, access)
         place = self.pictures.place(where, fields.get("place"), pictures)
         has_size = any(_number(fields, name, None) is not None for name in ("height", "width"))
         size = self.pictures.size(where, pictures, place, size if has_size else None) or size

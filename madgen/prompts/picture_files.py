@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from madgen.images.picture_cache import download, is_url, store
 from madgen.images.pictures import decode_picture, read_file, upright
 from madgen.types import PictureFile
+from madgen.utils.credentials import mask_urls
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -39,7 +44,7 @@ def find_file(where: object, kind: str, name: str, folder: Path | None, confined
     """
     path = _find(f"{where}: {kind}", name, folder)
     if path is None:
-        raise UserError(f"{where}: {kind} file {name} exists neither in {folder} nor in the current directory")
+        raise UserError(f"{where}: {kind} file {name} {_absence(name, folder)}")
     if confined and (folder is None or not path.is_relative_to(folder.resolve())):
         place = "the folder of the prompt file" if folder is not None else "a dataset of the Hub, which has no folder"
         raise UserError(
@@ -49,30 +54,119 @@ def find_file(where: object, kind: str, name: str, folder: Path | None, confined
     return path
 
 
-def parse_picture(where: object, kind: str, name: Any, folder: Path | None, confined: bool) -> PictureFile:
-    """Return the picture that a row names in the column `kind`, decoded once to check it. Raises UserError."""
-    if isinstance(name, TarMember):
-        path, span = Path(name.tar), (name.offset, name.size)
-    elif isinstance(name, str) and name.strip():
-        path, span = find_file(where, kind, name, folder, confined), None
-    else:
-        raise UserError(f"{where}: {kind} must be the name of a picture file, got {name!r:.80}")
+@dataclass(frozen=True)
+class Access:
+    """Where the files and URLs may be that a source of prompts names."""
+
+    folder: Path | None
+    """Folder that files are relative to; None: the current directory."""
+    confined: bool = True
+    """Files must be inside of it, or there are none if it is None."""
+    urls: Sequence[str] | None = ()
+    """URLs, or their beginnings (`prompts.allow_picture_urls`); None: any."""
+    prompt_file: str | None = None
+    """URL of the prompt file, whose names are relative to it."""
+
+    def check_url(self, where: object, kind: str, url: str) -> None:
+        """Raise UserError for a URL that may not be read."""
+        parts = urlsplit(url)
+        if "::" in url or "\\" in url or ".." in unquote(unquote(parts.path)).split("/") or parts.scheme == "file":
+            raise UserError(f"{where}: {kind} {mask_urls(url)} is not a plain URL; name files by their path")
+        if self.urls is None or any(url == start or url.startswith(start.rstrip("/") + "/") for start in self.urls):
+            return
+        raise UserError(
+            f"{where}: {kind} {mask_urls(url)} is a URL, and none is read unless the job allows it; set "
+            f"prompts.allow_picture_urls=[{parts.scheme}://{parts.hostname or ''}/] if you trust the source"
+        )
+
+
+ANYWHERE = Access(None, confined=False, urls=None)
+"""For names that users pass themselves."""
+
+
+def parse_picture(where: object, kind: str, name: Any, access: Access) -> PictureFile:
+    """Return the picture that a row names in the column `kind`, or contains, decoded once to check it.
+
+    `name`: a path, a URL, the content, a place in a tar file, or a cell of a datasets Image column. Raises UserError.
+    """
+    name = _cell(name)
     try:
+        if isinstance(name, bytes):
+            return _of_content(kind, name)
+        if isinstance(name, str) and (is_url(name) or access.prompt_file is not None):
+            return _of_url(kind, _url(where, kind, name, access))
+        if isinstance(name, TarMember):
+            path, span = Path(name.tar), (name.offset, name.size)
+        elif isinstance(name, str) and name.strip():
+            path, span = find_file(where, kind, name, access.folder, access.confined), None
+        else:
+            raise UserError(f"{kind} must be the name of a picture file, got {name!r:.80}")
         status = path.stat()
         return _examined(kind, str(path), span, (status.st_mtime_ns, status.st_ctime_ns))
     except OSError as error:
         raise UserError(f"{where}: cannot read the {kind} {name}: {error.strerror}") from error
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        message = str(error)
+        raise UserError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
+
+
+def _cell(value: Any) -> Any:
+    """Return the content or the path in a cell of a datasets Image column; other values as they are."""
+    if not isinstance(value, Mapping) or not set(value) <= {"bytes", "path"}:
+        return value
+    content = value.get("bytes")
+    return value.get("path") if content is None else content if isinstance(content, bytes) else value
+
+
+def named_file(name: Any) -> str | None:
+    """Return the name of a file that a field names; None if it contains a picture, or names a URL."""
+    name = _cell(name)
+    return name if isinstance(name, str) and not is_url(name) else None
+
+
+def _url(where: object, kind: str, name: str, access: Access) -> str:
+    if not is_url(name):
+        return url_beside(where, kind, name, access.prompt_file or "")
+    access.check_url(where, kind, name)
+    return name
+
+
+def url_beside(where: object, kind: str, name: str, prompt_file: str) -> str:
+    """Return the URL of a file in the folder of a prompt file at a URL. Raises UserError for other paths."""
+    base, path = prompt_file.rpartition("/")[0], posixpath.normpath(name)
+    if "://" in name or "\\" in name or path.startswith(("/", "..", "~")):
+        raise UserError(f"{where}: {kind} {name!r} must be a path relative to {base}, and inside of it")
+    return f"{base}/{path}"
+
+
+@lru_cache(maxsize=4096)
+def _of_url(kind: str, url: str) -> PictureFile:
+    """Return a picture at a URL, downloaded once per process."""
+    content = download(url)
+    height, width = _size(kind, mask_urls(url), content)
+    store(content)
+    return PictureFile(url, hashlib.sha256(content).hexdigest(), height, width)
+
+
+def _of_content(kind: str, content: bytes) -> PictureFile:
+    """Return a picture whose content is in its row, in the cache."""
+    height, width = _size(kind, "in its row", content)
+    path = store(content)
+    return PictureFile(str(path), path.name, height, width)
 
 
 @lru_cache(maxsize=4096)
 def _examined(kind: str, path: str, span: tuple[int, int] | None, times: tuple[int, int]) -> PictureFile:
     """Return checksum and size of a picture, cached by the times of its file."""
     content = read_file(path, span)
-    name = path if span is None else str(TarMember(path, *span))
+    height, width = _size(kind, path if span is None else str(TarMember(path, *span)), content)
+    return PictureFile(path, hashlib.sha256(content).hexdigest(), height, width, span)
+
+
+def _size(kind: str, name: str, content: bytes) -> tuple[int, int]:
+    """Return the height and width of a picture, upright, after decoding it completely."""
     image = upright(decode_picture(content, kind, name))
-    return PictureFile(path, hashlib.sha256(content).hexdigest(), image.height, image.width, span)
+    return image.height, image.width
 
 
 def file_sha256(kind: str, path: Path) -> str:
@@ -102,6 +196,18 @@ def _find(key: str, name: str, folder: Path | None) -> Path | None:
     path = expand_user(name, key)
     candidates = (path,) if folder is None else (folder / name, path)
     return next((candidate.resolve() for candidate in candidates if _is_regular(candidate)), None)
+
+
+def _absence(name: str, folder: Path | None) -> str:
+    """Say why a name is not that of a file with content."""
+    paths = [path for path in (*(() if folder is None else (folder / name,)), Path(name)) if os.path.lexists(path)]
+    if not paths or str(paths[0]).startswith("/proc/"):
+        return "does not exist" if folder is None else f"exists neither in {folder} nor in the current directory"
+    if not paths[0].exists():
+        return "is a broken link"
+    if paths[0].is_dir():
+        return "is a directory; name a picture in it"
+    return "is empty" if paths[0].is_file() else "is not a regular file"
 
 
 def _is_regular(path: str | Path) -> bool:

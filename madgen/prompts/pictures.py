@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import PICTURE_FIELDS, PROMPT_FIELDS, InitConfig, Job
 from madgen.config.schema.init import check_place
 from madgen.images.pictures import read_mask
 from madgen.images.placement import check_aspect, check_mask, locate, scaled_size
-from madgen.prompts.picture_files import parse_picture
+from madgen.prompts.picture_files import Access, parse_picture
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError
 
@@ -40,9 +39,7 @@ class PictureColumns:
         """Return all fields of a row."""
         return (*PROMPT_FIELDS, *self.names, *(("place",) if "image" in self.names else ()))
 
-    def parse(
-        self, where: object, fields: Mapping[str, Any], folder: Path | None, confined: bool
-    ) -> dict[str, PictureFile]:
+    def parse(self, where: object, fields: Mapping[str, Any], access: Access) -> dict[str, PictureFile]:
         """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without a required one."""
         names = {name: fields.get(name) for name in self.names}
         present = {name: value for name, value in names.items() if not _is_blank(value)}
@@ -57,7 +54,7 @@ class PictureColumns:
                     f"{where}: no {column} picture; {adapter} follows a picture of each row: name it in the column "
                     f"{column}, or set {PICTURE_FIELDS[column]} to null"
                 )
-        return {name: parse_picture(where, name, value, folder, confined) for name, value in present.items()}
+        return {name: parse_picture(where, name, value, access) for name, value in present.items()}
 
     def size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
         """Return the size of a panorama: the row's `own` one, or that of its enlarged image. None: the job's.

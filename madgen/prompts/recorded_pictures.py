@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from madgen.config.schema import PromptsConfig
-from madgen.prompts.picture_files import parse_picture
+from madgen.prompts.picture_files import Access, parse_picture
 from madgen.prompts.pictures import PictureColumns
-from madgen.prompts.sources import PromptSource, find_sources
+from madgen.prompts.sources import find_sources
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError
 
@@ -26,10 +26,10 @@ def find_pictures(
     left = {checksum for checksums in wanted.values() for checksum in checksums}
     pictures: dict[str, PictureFile] = {}
     with suppress(UserError, OSError):  # the prompt file may be gone
-        for source, row in _rows(prompts, columns):
+        for access, row in _rows(prompts, columns):
             for column in columns if row.get("prompt") in wanted else ():
                 with suppress(UserError):
-                    picture = parse_picture("", column, row.get(column), source.folder, confined=False)
+                    picture = parse_picture("", column, row.get(column), access)
                     if picture.sha256 in left:
                         pictures[picture.sha256] = picture
             if len(pictures) == len(left):
@@ -37,8 +37,9 @@ def find_pictures(
     return pictures
 
 
-def _rows(prompts: Mapping[str, Any], columns: Sequence[str]) -> Iterator[tuple[PromptSource, dict[str, Any]]]:
+def _rows(prompts: Mapping[str, Any], columns: Sequence[str]) -> Iterator[tuple[Access, dict[str, Any]]]:
     config = PromptsConfig(**prompts)
     for source in find_sources(config, PictureColumns(tuple(columns)).fields):
+        access = source.access(config, confined=False)
         for chunk in source.read():
-            yield from ((source, row) for row in chunk.rows if isinstance(row, dict))
+            yield from ((access, row) for row in chunk.rows if isinstance(row, dict))

@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from madgen.images.masks import MAX_STRETCH
 from madgen.prompts.picture_files import file_sha256, find_file
-from madgen.types import Box, MaskFile, Ramp, Region
+from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
 
 FIELDS = ("mask", "prompt", "negative_prompt")
+
+
+@dataclass(frozen=True)
+class RecordedRegions:
+    """The regions of a finished panorama, which apply at any size of the same aspect ratio."""
+
+    regions: tuple[Region, ...]
+    height: int
+    """Pixels, as `width`, that boxes refer to."""
+    width: int
+
+    @classmethod
+    def parse(cls, where: object, metadata: dict[str, Any]) -> RecordedRegions | None:
+        """Read `regions` of a sample's JSON; None if it has none. Raises UserError if they are damaged."""
+        if not metadata.get("regions"):
+            return None
+        try:
+            regions = tuple(Region.from_dict(region) for region in metadata["regions"])
+            parsed = cls(regions, int(metadata["height"]), int(metadata["width"]))
+            valid = min(parsed.height, parsed.width) > 0 and all(map(_is_recorded, regions))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            valid = False
+        if not valid:
+            raise UserError(f"{where}: the regions in its JSON are damaged; leave them out with prompts.columns")
+        return parsed
+
+    def at(self, where: object, height: int, width: int, placed: bool) -> tuple[Region, ...]:
+        """Return the regions of a panorama of another size. Raises UserError if they do not match it."""
+        if placed or abs(width * self.height / (height * self.width) - 1) > MAX_STRETCH:
+            raise UserError(
+                f"{where}: its regions are those of {self.height}x{self.width} px, and cannot be carried over to a "
+                f"panorama of {height}x{width} px; leave them out with prompts.columns={{prompt: prompt, seed: seed}}"
+            )
+        return tuple(replace(region, mask=self._scaled(region.mask, height, width)) for region in self.regions)
+
+    def _scaled(self, mask: Any, height: int, width: int) -> Any:
+        if not isinstance(mask, Box):
+            return mask
+        x, y = width / self.width, height / self.height
+        return Box(round(mask.left * x), round(mask.top * y), round(mask.right * x), round(mask.bottom * y))
+
+
+def _is_recorded(region: Region) -> bool:
+    """Return whether a region is complete, and does not name a file."""
+    mask, numbers = region.mask, list[Any]()
+    if isinstance(mask, Box):
+        numbers = [mask.left, mask.top, mask.right, mask.bottom]
+    elif isinstance(mask, Ramp):
+        numbers = [mask.index, mask.count]
+    elif not isinstance(mask, MaskPicture) or not isinstance(mask.png, str):
+        return False
+    texts = isinstance(region.text, str) and isinstance(region.negative, str) and region.text.strip()
+    return bool(texts) and all(type(number) is int for number in numbers)
 
 
 def parse_regions(

@@ -7,18 +7,17 @@ import hashlib
 import json
 import posixpath
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from madgen.prompts.picture_files import url_beside
 from madgen.prompts.readers import PromptFile
 from madgen.utils.errors import UserError
-from madgen.utils.filesystems import check_client_installed, file_system, protocol_of
+from madgen.utils.filesystems import WEB, check_client_installed, errors_of, file_system, protocol_of
 
-WEB = ("http", "https")  # without patterns and reliable checksums
 _downloads: dict[str, tuple[str, RemoteFile]] = {}
 
 
@@ -37,16 +36,13 @@ class RemoteFile:
 
     def download_masks(self, where: object, masks: Sequence[str]) -> None:
         """Download mask files, relative to the prompt file. Raises UserError for other paths and missing files."""
-        base = self.url.rpartition("/")[0]
         for mask in masks:
-            name = posixpath.normpath(mask)
-            if "://" in mask or "\\" in mask or name.startswith(("/", "..", "~")):
-                raise UserError(f"{where}: mask {mask!r} must be a path relative to {base}, and inside of it")
-            target = self.folder / name
+            url = url_beside(where, "mask", mask, self.url)
+            target = self.folder / posixpath.normpath(mask)
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with _errors(f"{where}: mask {base}/{name}"):
-                    fs, root = file_system(f"{base}/{name}")
+                with errors_of(f"{where}: mask {url}"):
+                    fs, root = file_system(url)
                     fs.get_file(root, str(target))
 
 
@@ -55,7 +51,7 @@ def remote_urls(source: str) -> list[str]:
     check_client_installed("prompts.source", source)
     if not glob.has_magic(source) or protocol_of(source) in WEB:
         return [source]
-    with _errors(f"prompts.source={source}"):
+    with errors_of(f"prompts.source={source}"):
         fs, root = file_system(source)
         fs.invalidate_cache()
         urls = sorted(fs.unstrip_protocol(path) for path, info in fs.glob(root, detail=True).items() if _is_file(info))
@@ -66,7 +62,7 @@ def remote_urls(source: str) -> list[str]:
 
 def download(url: str) -> RemoteFile:
     """Download a prompt file, once per process as long as it does not change. Raises UserError."""
-    with _errors(f"prompts.source={url}"):
+    with errors_of(f"prompts.source={url}"):
         fs, root = file_system(url)
         fs.invalidate_cache()
         info = fs.info(root)
@@ -93,19 +89,3 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 def _is_file(info: dict[str, Any]) -> bool:
     return info.get("type") != "directory"
-
-
-@contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Raise the errors of a file system as UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{what} does not exist") from error
-    except ImportError as error:
-        raise UserError(f"{what} needs a package that is not installed: {error}") from error
-    except Exception as error:  # each file system raises its own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} cannot be read: {type(error).__name__}: {reason}") from error

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from madgen.config.schema import PROMPT_FIELDS, PromptsConfig
+from madgen.prompts.picture_files import Access
 from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._dataset import dataset_tars, is_dataset, read_dataset
 from madgen.prompts.readers._hub import dataset_files, is_hub, local_folder, read_hub
@@ -33,6 +34,11 @@ class PromptSource:
     read: Callable[[], Iterator[Chunk]]
     remote: RemoteFile | None = None
     """The file that it was downloaded from."""
+
+    def access(self, config: PromptsConfig, confined: bool) -> Access:
+        """Return where the pictures of its rows may be; `confined`: files inside of its folder only."""
+        url = None if self.remote is None else self.remote.url
+        return Access(self.folder, confined, tuple(config.allow_picture_urls), url)
 
 
 def find_sources(config: PromptsConfig, fields: tuple[str, ...] = PROMPT_FIELDS) -> list[PromptSource]:

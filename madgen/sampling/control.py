@@ -27,12 +27,15 @@ def check_adapters(backbone: Any, batch: PanoramaBatch, method: Method) -> None:
     """Raise UserError for control or style pictures that are missing, have no effect, or do not suit the method."""
     controlled = getattr(backbone, "controlnet", None) is not None
     styled = getattr(backbone, "style_adapter", None) is not None
-    for name, pictures, used, adapter, key in (
-        ("control", batch.control, controlled, "a ControlNet", "backbone.controlnet.weights"),
-        ("style", batch.style, styled, "an IP-Adapter", "backbone.ip_adapter.weights"),
+    for name, argument, pictures, used, adapter, key in (
+        ("control", "control_image", batch.control, controlled, "a ControlNet", "backbone.controlnet.weights"),
+        ("style", "ip_adapter_image", batch.style, styled, "an IP-Adapter", "backbone.ip_adapter.weights"),
     ):
         if used and pictures is None:
-            raise UserError(f"the backbone has {adapter}: pass {name}=[picture, ...], a picture for each panorama")
+            raise UserError(
+                f"the backbone has {adapter}: pass {name}=[picture, ...] to sample, a picture for each panorama, or "
+                f"{argument}=picture to sampler(...)"
+            )
         if pictures is not None and not used:
             raise UserError(f"{name} has no effect: the backbone has no {adapter.split()[1]}; set {key}")
     method.check_adapters(controlled, styled)

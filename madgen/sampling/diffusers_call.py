@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from madgen.config.schema import SamplingParams
+from madgen.config.schema import InitConfig, SamplingParams
+from madgen.config.schema.init import STRENGTH, STRENGTH_AROUND
 from madgen.diffusion.denoise import Generators
+from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.inputs import PanoramaBatch, parse_batch
-from madgen.sampling.pictures import parse_images
+from madgen.sampling.picture_arguments import kept_by, parse_image, parse_pictures, repeated
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -26,10 +29,13 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """`callback(sampler, step, timestep, {"latents": ...})`, as diffusers calls it; may return `{"latents": ...}`."""
 OUTPUTS = ("pil", "np", "pt", "latent")
 UNSUPPORTED = {
-    "image": "use sampler.sample(prompts, images=[image], strength=..., seeds=[...])",
-    "ip_adapter_image": "load the sampler with backbone.ip_adapter and pass style=[picture]",
-    "ip_adapter_image_embeds": "load the sampler with backbone.ip_adapter and pass style=[picture]",
-    "control_image": "pass control=[picture]",
+    "images": "use image=picture, or sampler.sample(prompts, images=[picture], strength=..., seeds=[...])",
+    "masks": "use mask_image=mask, white where the image is redrawn, or sampler.sample(prompts, masks=[mask], ...)",
+    "control": "use control_image=picture, or sampler.sample(prompts, control=[picture], seeds=[...])",
+    "style": "use ip_adapter_image=picture, or sampler.sample(prompts, style=[picture], seeds=[...])",
+    "masked_image_latents": "pass image and mask_image",
+    "padding_mask_crop": "crop image and mask_image, and paste the result",
+    "ip_adapter_image_embeds": "pass ip_adapter_image",
     "controlnet_conditioning_scale": 'set it by overrides=["backbone.controlnet.scale=..."]',
     "control_guidance_start": 'set it by overrides=["backbone.controlnet.start=..."]',
     "control_guidance_end": 'set it by overrides=["backbone.controlnet.end=..."]',
@@ -157,13 +163,16 @@ class DiffusersCall:
         guidance_steps: Sequence[int] | None = None,
         loop: bool | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
-        control: Sequence[Any] | None = None,
-        style: Sequence[Any] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        control_image: Any = None,
+        ip_adapter_image: Any = None,
         decode: str | None = None,
         chunk_views: int | None = None,
         **unsupported: Any,
     ) -> PanoramaOutput:
-        """Sample panoramas, with the arguments of a diffusers text-to-image pipeline.
+        """Sample panoramas, with the arguments of diffusers' text-to-image, image-to-image and inpainting pipelines.
 
         With `layout="whole"` and MAD off, the images are those of the pipeline itself for the same generator.
 
@@ -193,8 +202,13 @@ class DiffusersCall:
             guidance_steps: See `sample`, like all arguments that diffusers does not have.
             loop: See `sample`.
             regions: See `sample`.
-            control: See `sample`; one picture for each prompt.
-            style: See `sample`; one picture for each prompt.
+            image: Picture to start from instead of noise, or a list of one for each prompt: PIL images, uint8 [H, W, 3]
+                or paths of files. The default size is that of the picture, enlarged by `sampling.init.scale`.
+            mask_image: White where the image is redrawn, as in diffusers; black parts are kept, pixel by pixel.
+            strength: Share of the denoising steps that run, 0..1. Default: `sampling.init.strength`, or else as in
+                diffusers 0.8, and 1 if a part of the image is kept.
+            control_image: Picture that a ControlNet follows, or a list of one for each prompt.
+            ip_adapter_image: Picture that an IP-Adapter follows, or a list of one for each prompt.
             decode: See `sample`.
             chunk_views: See `sample`.
 
@@ -216,7 +230,18 @@ class DiffusersCall:
         prompts, negatives = _texts(prompt, negative_prompt, inputs)
         copies = whole("num_images_per_prompt", num_images_per_prompt, 1)
         inputs = inputs.repeated(copies, len(prompts), sampler.dtype)
-        default_height, default_width = sampler.default_size
+        params = sampler.merged_params(
+            num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
+            guidance_scale=guidance_scale,
+            guidance_steps=guidance_steps,
+            loop=loop,
+            decode=decode,
+            strength=_strength(sampler.params.init, strength, image, mask_image),
+        )
+        pictures = _Pictures.parse(
+            image, mask_image, control_image, ip_adapter_image, len(prompts), (height, width), params.init
+        )
+        default_height, default_width = pictures.size or sampler.default_size
         batch = parse_batch(
             default_height if height is None else height,
             default_width if width is None else width,
@@ -225,24 +250,59 @@ class DiffusersCall:
             inputs.seeds(len(prompts) * copies),
             None if regions is None else _repeated(listed("regions", regions), copies),
         )
-        controls, styles = (
-            None if pictures is None else _repeated(parse_images(name, pictures, len(prompts)), copies)
-            for name, pictures in (("control", control), ("style", style))
-        )
-        params = sampler.merged_params(
-            num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
-            guidance_scale=guidance_scale,
-            guidance_steps=guidance_steps,
-            loop=loop,
-            decode=decode,
-        )
+        batch = pictures.added_to(replace(batch, inputs=inputs), copies)
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
-        with sampler.exclusively(), self.progress_bar(total=params.num_inference_steps) as bar:
-            steps = _Steps(sampler, bar, callback_on_step_end, batch.width // sampler.backbone.spec.factor)
-            latents = steps.run(replace(batch, inputs=inputs, control=controls, style=styles), params, chunk_views)
+        steps = params.denoising_steps(sampler.backbone.spec.joint_attention)
+        with sampler.exclusively(), self.progress_bar(total=steps) as bar:
+            running = _Steps(sampler, bar, callback_on_step_end, batch.width // sampler.backbone.spec.factor)
+            latents = running.run(batch, params, chunk_views)
             if output_type == "latent":
                 return PanoramaOutput(latents)
-            return PanoramaOutput(convert(sampler.decode_pixels(latents, params.loop, params.decode), output_type))
+            pixels = sampler.decode_pixels(latents, params.loop, params.decode)
+            if batch.pictures:
+                pixels = sampler.keep_known(pixels, batch.pictures, params)
+            return PanoramaOutput(convert(pixels, output_type))
+
+
+def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> Any:
+    """Return the strength of a call: None is that of the sampler."""
+    if strength is not None or image is None or init.strength is not None:
+        return strength
+    return STRENGTH if mask_image is None and init.place is None else STRENGTH_AROUND
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The pictures of a call, one for each prompt."""
+
+    placed: list[PlacedPicture]
+    control: list[Image.Image] | None
+    style: list[Image.Image] | None
+
+    @classmethod
+    def parse(
+        cls, image: Any, mask: Any, control: Any, style: Any, count: int, size: tuple[Any, Any], init: InitConfig
+    ) -> _Pictures:
+        """Convert pictures of `count` prompts. Raises UserError."""
+        if image is None and mask is not None:
+            raise UserError("mask_image needs an image, whose black parts it keeps; pass image")
+        images = None if image is None else repeated("image", image, count)
+        masks = None if mask is None else [kept_by(one) for one in repeated("mask_image", mask, count)]
+        controls, styles = (
+            None if pictures is None else [parse_image(name, one) for one in repeated(name, pictures, count)]
+            for name, pictures in (("control_image", control), ("ip_adapter_image", style))
+        )
+        return cls(parse_pictures(images, masks, size, init, "image"), controls, styles)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Return the size of the panoramas; None: there is no image."""
+        return self.placed[0].size if self.placed else None
+
+    def added_to(self, batch: PanoramaBatch, copies: int) -> PanoramaBatch:
+        """Return the batch of `copies` panoramas of each prompt with its pictures."""
+        control, style = (None if one is None else _repeated(one, copies) for one in (self.control, self.style))
+        return replace(batch, pictures=_repeated(self.placed, copies), control=control, style=style)
 
 
 class _Steps:

@@ -34,7 +34,7 @@ from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch
 from madgen.sampling.joint_sampler import JointSampler
 from madgen.sampling.method import Method, MethodOptions, method_config
-from madgen.sampling.pictures import parse_images, parse_pictures
+from madgen.sampling.picture_arguments import one_each, parse_images, parse_pictures
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
@@ -287,15 +287,16 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             loop: Close the panorama: views, attention and decoding wrap around its left and right edge.
             regions: A list of regions for each panorama: parts with their own prompts, over the panorama's prompt as
                 the background.
-            images: Pictures to start from instead of noise, one for each panorama: PIL images or uint8 [H, W, 3]. They
-                are resized to the panorama, or lie on it where `sampling.init.place` says.
-            masks: White (255 or True) where an image is kept: PIL images, uint8 or bool [H, W], of the same sizes. The
-                kept part blends into the rest over `sampling.init.feather` pixels; inside of that it is the image.
+            images: Pictures to start from instead of noise, one for each panorama: PIL images, uint8 [H, W, 3] or paths
+                of files. They are resized to the panorama, or lie on it where `sampling.init.place` says.
+            masks: White (255 or True) where an image is kept: PIL images, uint8 or bool [H, W] or paths of files, each
+                of the size of its image. The kept part blends into the rest over `sampling.init.feather` pixels; inside
+                of that it is the image. (The `mask_image` of `sampler(...)` is white where it is redrawn.)
             strength: Share of the denoising steps that run, 0..1: 0 only encodes and decodes the images, 1 starts from
                 noise. Needed with images. Steps are counted from the first one that runs.
-            control: A picture for each panorama, PIL or uint8 [H, W, 3], for a backbone with a ControlNet. It is
+            control: A picture for each panorama, as `images`, for a backbone with a ControlNet. It is
                 resized to the panorama, and each view sees its part of it.
-            style: A picture for each panorama, PIL or uint8 [H, W, 3], for a backbone with an IP-Adapter.
+            style: A picture for each panorama, as `images`, for a backbone with an IP-Adapter.
             decode: See the method `decode`.
             chunk_views: Limit memory, at the cost of time: denoise prompt by prompt, and at most this many views at
                 once (all of a prompt's views where attention merges them). Changes only the last bits of the latents.
@@ -318,7 +319,11 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             decode=decode,
             strength=strength,
         )
-        pictures = parse_pictures(images, masks, len(prompts), (height, width), params.init)
+        given, kept = (
+            None if pictures is None else one_each(name, pictures, len(prompts))
+            for name, pictures in (("images", images), ("masks", masks))
+        )
+        pictures = parse_pictures(given, kept, (height, width), params.init)
         height, width = pictures[0].size if pictures else (height, width)
         batch = parse_batch(height, width, prompts, negative_prompts, seeds, regions)
         batch = replace(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from madgen.utils.errors import UserError
 
 EXTRAS = {"s3": "pip install 'madgen[s3]'", "gs": "pip install 'madgen[gcs]'"}
+WEB = ("http", "https")
+"""Protocols without patterns and reliable checksums."""
 SAME = {"s3a": "s3", "gcs": "gs", "local": "file"}
 
 
@@ -38,3 +42,19 @@ def file_system(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     return url_to_fs(url)
+
+
+@contextmanager
+def errors_of(what: str) -> Iterator[None]:
+    """Raise the errors of a file system as UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{what} does not exist") from error
+    except ImportError as error:
+        raise UserError(f"{what} needs a package that is not installed: {error}") from error
+    except Exception as error:  # each file system raises its own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what} cannot be read: {type(error).__name__}: {reason}") from error

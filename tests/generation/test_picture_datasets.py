@@ -57,7 +57,8 @@ def test_dataset_from_pictures(madgen_here, job, tmp_path):
     assert madgen_here("verify", "out").code == 0
     assert madgen_here("preview", "out").code == 0
     page = (tmp_path / "out/preview.html").read_text(encoding="utf-8")
-    assert len(re.findall(r'"input": ?"data:image/webp;base64,', page)) == 4
+    assert len(re.findall(r'"caption": ?"Started from", ?"picture": ?"data:image/webp;base64,', page)) == 4
+    assert len(re.findall(r'"caption": ?"Kept \(white\)"', page)) == 2
     assert "complete" in madgen_here("generate", *job).err + madgen_here("status", "out").out
     for key in ("p1-0000", "p2-0000"):
         again = madgen_here("regenerate", "out", key, "-o", "again.png")

@@ -291,9 +291,9 @@ def test_loaded_pipelines_sample_as_their_folders_and_stay_as_they_were(pipeline
 def test_sampler_is_called_with_a_picture_for_each_prompt(pipelines):
     sampler = sampler_of(pipelines, "sd", layout="whole")
     call = {**SIZE, **CALL, "negative_prompt": NEGATIVE, "output_type": "latent"}
-    ours = sampler(PROMPT, control=[picture()], generator=torch.Generator().manual_seed(3), **call).images
+    ours = sampler(PROMPT, control_image=picture(), generator=torch.Generator().manual_seed(3), **call).images
     assert relative_error(ours, reference(pipelines["sd"][0], picture())) <= 1e-5
-    twice = sampler([PROMPT, "the sea"], control=[picture(), picture()], num_images_per_prompt=2, **call).images
+    twice = sampler([PROMPT, "the sea"], control_image=[picture(), picture()], num_images_per_prompt=2, **call).images
     assert len(twice) == 4
 
 

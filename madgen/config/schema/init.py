@@ -9,6 +9,8 @@ from madgen.config.schema.checks import changed, check, check_one_of
 
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
 CENTER = "center"
+STRENGTH, STRENGTH_AROUND = 0.8, 1.0
+"""Strength of calls and commands that do not set it, as in diffusers: to redraw a picture, and around a kept part."""
 
 
 @dataclass(frozen=True, kw_only=True)

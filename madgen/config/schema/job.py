@@ -64,6 +64,11 @@ class Job:
         for name, setting in PICTURE_FIELDS.items():
             used = name in self.picture_columns or (name == "place" and "image" in self.picture_columns)
             check(used or name not in self.prompts.columns, f"prompts.columns.{name} has no effect; set {setting}")
+        check(
+            not self.prompts.allow_picture_urls or self.picture_columns != (),
+            f"prompts.allow_picture_urls={self.prompts.allow_picture_urls} has no effect: the job reads no pictures; "
+            f"set {', '.join(dict.fromkeys(PICTURE_FIELDS.values()))}, or remove it",
+        )
         for name, reason in self._inapplicable_scores.items():
             check(
                 name not in (self.scores.enabled or ()),

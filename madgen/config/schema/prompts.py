@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,10 @@ class PromptsConfig:
     """Regions of rows that have none, each `{mask, prompt, negative_prompt}`. `mask` is `[left, top, right, bottom]` in
     pixels, or an image file that is white inside the region, resolved as `source` is. `negative_prompt` defaults to
     that of the row. Cannot be combined with `across`."""
+    allow_picture_urls: list[str] = field(default_factory=list)
+    """URLs, or their beginnings, at which rows may name pictures: `[https://example.com/pictures/, s3://bucket/]`. They
+    are downloaded while the job is planned, and cached. Empty: no picture is read from a URL, except beside a prompt
+    file at a URL."""
     allow_masks_outside: bool = False
     """Let rows name masks and pictures outside the folder of their prompt file, such as by an absolute path. They are
     published in the dataset, or can be seen in it: set it only for prompt files that you trust."""
@@ -99,6 +104,11 @@ class PromptsConfig:
         check_one_of("prompts.on_duplicate", self.on_duplicate, ("error", "skip", "rename"))
         self._check_keep_columns()
         self._check_template()
+        for url in self.allow_picture_urls:
+            check(
+                re.match(r"[a-z][a-z0-9+.-]*://", url) is not None,
+                f"prompts.allow_picture_urls must be beginnings of URLs, such as https://example.com/, got {url!r}",
+            )
         if "://" in self.source and not self.source.startswith(("hf://", "dataset://")):
             check_url("prompts.source", self.source)
 

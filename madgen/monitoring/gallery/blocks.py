@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.inputs import find_inputs, load_input
+from madgen.monitoring.gallery.inputs import CAPTIONS, find_inputs, load_inputs
 from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded, thumbnail_of
 from madgen.monitoring.gallery.samples import Sample, read
 from madgen.utils.html import json_block
@@ -37,8 +37,10 @@ def write_samples(
         sample = read(dataset, shown[number])
         thumbnail, picture = embedded(sample, side, preview)
         details = {"thumbnail": thumbnail, "preview": preview, **_details(dataset, sample)}
-        if (file := inputs.get(sample.metadata.get("pictures", {}).get("image"))) and (image := load_input(file)):
-            details["input"] = thumbnail_of(image, 2 * side)
+        pictures = load_inputs(sample.metadata, inputs) if inputs else {}
+        details["inputs"] = [
+            {"caption": CAPTIONS[name], "picture": thumbnail_of(image, 2 * side)} for name, image in pictures.items()
+        ]
         return json_block(f"s{number}", details), b"" if picture is None else json_block(f"f{number}", picture)
 
     with tempfile.TemporaryFile() as pictures:

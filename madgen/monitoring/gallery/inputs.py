@@ -1,11 +1,13 @@
-"""Find the pictures that samples started from, if they are still where the prompts name them."""
+"""Find the pictures that samples started from or followed, if they are still where the prompts name them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
+from madgen.config.schema import PICTURE_FIELDS
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_metadata
@@ -14,22 +16,45 @@ from madgen.prompts.recorded_pictures import find_pictures
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError
 
+CAPTIONS = {"image": "Started from", "mask": "Kept (white)", "control": "Control picture", "style": "Style picture"}
+"""Captions of pictures by column, in the order in which they are shown."""
+
 
 def find_inputs(dataset: DatasetDir, shown: Sequence[SampleEntry]) -> Mapping[str, PictureFile]:
-    """Return the available pictures that the samples started from, by checksum; none if the job starts from noise."""
+    """Return the available pictures of the samples by checksum; none if the job reads no pictures."""
     job = dataset.read_manifest().job
-    if ((job.get("sampling") or {}).get("init") or {}).get("strength") is None:
+    if not _reads_pictures(job):
         return {}
     wanted: dict[str, set[str]] = {}
+    columns: set[str] = set()
     for entry in shown:
         metadata = read_metadata(dataset, entry)
-        if "image" in metadata.get("pictures", {}):
-            wanted.setdefault(metadata["prompt"], set()).add(metadata["pictures"]["image"])
-    return find_pictures(job["prompts"], ["image"], wanted)
+        recorded = metadata.get("pictures", {})
+        columns.update(recorded)
+        wanted.setdefault(metadata["prompt"], set()).update(recorded.values())
+    return find_pictures(job["prompts"], [name for name in CAPTIONS if name in columns], wanted)
 
 
-def load_input(picture: PictureFile) -> Image.Image | None:
-    """Return a picture to be scaled down; None if it cannot be read any more."""
+def _reads_pictures(job: Mapping[str, Any]) -> bool:
+    """Return whether a job, also one of an earlier version, has a setting that makes rows name pictures."""
+    for key in PICTURE_FIELDS.values():
+        value: Any = job
+        for name in key.split("."):
+            value = (value or {}).get(name)
+        if value is not None:
+            return True
+    return False
+
+
+def load_inputs(metadata: Mapping[str, Any], available: Mapping[str, PictureFile]) -> dict[str, Image.Image]:
+    """Return copies of a sample's pictures by column, without those that cannot be read any more."""
+    recorded = metadata.get("pictures", {})
+    files = {name: available[recorded[name]] for name in CAPTIONS if recorded.get(name) in available}
+    loaded = {name: _load(file) for name, file in files.items()}
+    return {name: image for name, image in loaded.items() if image is not None}
+
+
+def _load(picture: PictureFile) -> Image.Image | None:
     try:
         return read_picture(picture).copy()
     except UserError:

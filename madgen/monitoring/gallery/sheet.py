@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.samples import finished_samples, read, spread
+from madgen.monitoring.gallery.inputs import find_inputs, load_inputs
+from madgen.monitoring.gallery.samples import Sample, finished_samples, read, spread
+from madgen.types import PictureFile
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
@@ -39,12 +41,28 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
         raise UserError(f"a contact sheet holds at most {SHEET_MAX} panoramas, not limit={limit}; write the gallery")
     dataset.read_manifest()
     shown = spread(finished_samples(dataset), limit)
-    sheet = _sheet([(read(dataset, entry).decoded(SHEET_PICTURE), entry.prompt) for entry in shown])
+    inputs = find_inputs(dataset, shown)
+    sheet = _sheet([(_picture(read(dataset, entry), inputs), entry.prompt) for entry in shown])
     output = dataset.root / "preview.png" if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as file:
         sheet.save(file, format="PNG")
     return output
+
+
+def _picture(sample: Sample, inputs: Mapping[str, PictureFile]) -> Image.Image:
+    """Return a panorama to the right of the pictures that it started from or followed, all of one height."""
+    panorama = sample.decoded(SHEET_PICTURE)
+    pictures = load_inputs(sample.metadata, inputs) if inputs else {}
+    left = [image for name, image in pictures.items() if name != "mask"]
+    for image in left:
+        image.thumbnail((SHEET_PICTURE[0], panorama.height), Image.Resampling.LANCZOS)
+    width = sum(image.width + SHEET_GAP for image in left) + panorama.width
+    row, x = Image.new("RGB", (width, panorama.height), SHEET_PAPER), 0
+    for image in (*left, panorama):
+        row.paste(image, (x, panorama.height - image.height))
+        x += image.width + SHEET_GAP
+    return row
 
 
 def _columns(cells: Sequence[tuple[Image.Image, str]]) -> int:

@@ -23,7 +23,7 @@ const viewer = (() => {
     }));
     byId("command").textContent = "";
     byId("rows").replaceChildren();
-    byId("input").hidden = true;
+    byId("inputs").replaceChildren();
     byId("side").scrollTop = 0;
     byId("note").hidden = true;
     loops = false;
@@ -40,14 +40,21 @@ const viewer = (() => {
     loops = known.loop;
     byId("command").textContent = known.command;
     byId("rows").replaceChildren(...known.rows.map(row));
-    byId("input").hidden = !known.input;
-    if (known.input) byId("input-image").src = known.input;
+    byId("inputs").replaceChildren(...known.inputs.map(input));
     source(known.thumbnail);
     show();
     arriving(() => known?.command !== byId("command").textContent || enlarge(at));
     note(sample);
     fromShard();
     return true;
+  }
+
+  function input({ caption, picture }) {
+    const figure = element("figure"), image = element("img");
+    image.src = picture;
+    image.alt = caption;
+    figure.append(element("figcaption", "", caption), image);
+    return figure;
   }
 
   function enlarge(at) {
