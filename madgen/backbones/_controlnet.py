@@ -139,7 +139,9 @@ def check_controlnet(config: Any, unet: Any, factor: int, name: str) -> None:
             f"{name} is a ControlNet for another model: it takes {scaled} pixels per latent cell, the backbone {factor}"
         )
     if config.get("global_pool_conditions"):
-        raise UserError(f"{name} needs guess mode (global_pool_conditions), which is not supported; use another one")
+        raise UserError(
+            f"{name} needs guess mode (global_pool_conditions), which is not supported; use a ControlNet without it"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -107,7 +107,10 @@ def _image_encoder(files: IpAdapterFiles, dtype: torch.dtype) -> Any:
 def _taken_out(pipeline: Any) -> StyleAdapter:
     projection = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
     if "FaceID" in type(projection).__name__:
-        raise UserError(f"{KEY}: FaceID adapters take embeddings of faces, not pictures, and are not supported")
+        raise UserError(
+            f"{KEY}: FaceID adapters take embeddings of faces, not pictures, and are not supported; use a plain or "
+            "plus IP-Adapter, such as ip-adapter-plus-face_sd15.safetensors"
+        )
     layers = torch.nn.ModuleDict()
     for name, processor in pipeline.unet.attn_processors.items():
         if hasattr(processor, "to_k_ip"):

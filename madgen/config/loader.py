@@ -244,6 +244,8 @@ def _explain(error: OmegaConfBaseException) -> str:
         return f"{section} is a section: set its keys, such as {example}{_preset_hint(section)}"
     if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
         return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
+    if "'ListConfig' to" in first:
+        return f"{key} is one value, not a list, got {first.partition(': ')[2]}"
     if key and "not in" in first:
         return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job()))}"
     return f"{key}: {first}" if key else first

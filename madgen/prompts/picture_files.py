@@ -201,7 +201,7 @@ def _find(key: str, name: str, folder: Path | None) -> Path | None:
 def _absence(name: str, folder: Path | None) -> str:
     """Say why a name is not that of a file with content."""
     paths = [path for path in (*(() if folder is None else (folder / name,)), Path(name)) if os.path.lexists(path)]
-    if not paths or str(paths[0]).startswith("/proc/"):
+    if not paths:
         return "does not exist" if folder is None else f"exists neither in {folder} nor in the current directory"
     if not paths[0].exists():
         return "is a broken link"

@@ -39,7 +39,7 @@ UNSUPPORTED = {
     "controlnet_conditioning_scale": 'set it by overrides=["backbone.controlnet.scale=..."]',
     "control_guidance_start": 'set it by overrides=["backbone.controlnet.start=..."]',
     "control_guidance_end": 'set it by overrides=["backbone.controlnet.end=..."]',
-    "guess_mode": "guess mode is not supported",
+    "guess_mode": "guess mode is not supported; lower guidance_scale, or the scale of the ControlNet",
     "cross_attention_kwargs": "scale a LoRA by pipe.set_adapters(...) and use PanoramaSampler.from_pipe(pipe)",
     "clip_skip": "encode the prompt with pipe.encode_prompt(..., clip_skip=...) and pass prompt_embeds",
     "guidance_rescale": "the guidance is not rescaled; lower guidance_scale",

@@ -1,6 +1,7 @@
 """ControlNets in jobs: weights, control pictures of prompt lines, refusals, cost, records and reproduction."""
 
 import json
+import re
 import shutil
 import tarfile
 
@@ -86,6 +87,10 @@ def test_dataset_follows_the_pictures_and_regenerates_its_samples(madgen_here, c
                     records[record["prompt"][-1], record["sample_index"]] = record
                     images[record["key"]] = np.array(Image.open(tar.extractfile(record["key"] + ".png")))
     assert len(records) == 6
+    assert madgen_here("preview", "out").code == 0
+    page = (tmp_path / "out/preview.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'"caption": ?"Control picture", ?"picture": ?"data:image/webp', page)) == 6
+    assert Image.open(tmp_path / "out/preview.png").width >= 2 * 64  # beside their panoramas
     record = records["1", 1]
     assert record["backbone"]["controlnet"] == {
         "id": controlnet_id(str(weights)),
@@ -107,6 +112,14 @@ def test_dataset_follows_the_pictures_and_regenerates_its_samples(madgen_here, c
     again = madgen_here("regenerate", "out", record["key"], "-o", "again.png", "--control", "elsewhere.png")
     assert (again.code, "the same pixels" in again.out) == (0, True), again.err
     assert madgen_here("verify", "out").code == 0
+    single = madgen_here(
+        "sample", record["prompt"], "--job", control_job, "--control", "elsewhere.png", "--seed", record["seed"], "-o",
+        "single.png",
+    )  # fmt: skip
+    assert single.code == 0, single.err
+    assert np.abs(np.array(Image.open(tmp_path / "single.png")).astype(int) - direct[0].astype(int)).max() <= 1
+    missing = madgen_here("sample", "hills", "--job", control_job, "-o", "none.png")
+    assert (missing.code, "backbone.controlnet follows a picture: name it with --control" in missing.err) == (2, True)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """IP-Adapters in jobs: files, style pictures of prompt lines, refusals, records and reproduction."""
 
 import json
+import re
 import shutil
 import tarfile
 
@@ -96,10 +97,19 @@ def test_dataset_follows_the_pictures_and_regenerates_its_samples(madgen_here, s
         num_inference_steps=2, guidance_scale=2.0,
     )  # fmt: skip
     assert np.abs(direct[0].astype(int) - images[record["key"]]).max() <= 1
+    assert madgen_here("preview", "out").code == 0
+    page = (tmp_path / "out/preview.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'"caption": ?"Style picture", ?"picture": ?"data:image/webp', page)) == 6
     (tmp_path / "style2.png").rename(tmp_path / "elsewhere.png")
     again = madgen_here("regenerate", "out", record["key"], "-o", "again.png", "--style", "elsewhere.png")
     assert (again.code, "the same pixels" in again.out) == (0, True), again.err
     assert madgen_here("verify", "out").code == 0
+    single = madgen_here(
+        "sample", record["prompt"], "--job", style_job, "--style", "elsewhere.png", "--seed", record["seed"], "-o",
+        "single.png",
+    )  # fmt: skip
+    assert single.code == 0, single.err
+    assert np.abs(np.array(Image.open(tmp_path / "single.png")).astype(int) - direct[0].astype(int)).max() <= 1
 
 
 REFUSED = [

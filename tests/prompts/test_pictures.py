@@ -155,7 +155,7 @@ CONTENT = {
         ({"image": 7}, "image must be the name of a picture file, got 7"),
         ({"image": {"bytes": "x"}}, "image must be the name of a picture file, got"),
         ({"image": "missing.png"}, "image file missing.png exists neither in"),
-        ({"image": "/proc/self/status"}, "image file /proc/self/status exists neither in"),
+        ({"image": "/proc/self/status"}, "image file /proc/self/status is empty"),
         ({"image": "../private.png"}, "image file ../private.png is outside the folder of the prompt file"),
         ({"image": "a\0.png"}, "NUL"),
         ({"image": "text.png"}, "cannot read the image .*text.png: it is not a picture"),
