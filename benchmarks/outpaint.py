@@ -1,11 +1,11 @@
 """Compare methods at continuing a picture: `python benchmarks/outpaint.py out/demo [--prompt "a landscape panorama"]`.
 
 The middle 128 px of each panorama, a view, are kept; the rest of 128x768 px is generated, with the same seed by each
-method. Coherence is the mean absolute difference, in levels, between the mean colors of the kept part and of 64 px wide
-parts of the generated one, separately for sky (the top quarter) and ground (the bottom quarter). `near` parts are
-within 96 px of the kept one, `far` parts more than a view away, where no view of the kept part reaches them. Methods are
-compared in pairs of equal picture and seed: mean difference and its standard error. `kept elsewhere` compares with the
-kept part of the next panorama in the list, for what is due to chance.
+method. Coherence is the mean absolute difference, in levels, between the mean colors of the kept part and of generated
+parts of 64 px, separately for sky (the top quarter) and ground (the bottom quarter). `near` parts are within 96 px of
+the kept one, `far` parts more than a view away, where no view of the kept part reaches them. Methods are compared in
+pairs of equal picture and seed: mean difference and its standard error. `kept elsewhere` compares with the kept part
+of the next panorama in the list, for what is due to chance.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--prompt", help="prompt of all panoramas; default: that of each picture")
     parser.add_argument("--pictures", type=int, default=24)
-    parser.add_argument(
-        "--output", type=Path, help="folder of the panoramas; those that are there are not sampled again"
-    )
+    parser.add_argument("--output", type=Path, help="folder for the panoramas; existing ones are used")
     arguments = parser.parse_args()
     dataset = DatasetDir(arguments.source)
     entries = list(dataset.entries())[: arguments.pictures]

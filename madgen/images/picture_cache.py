@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from madgen.utils.atomic import write_atomically
 from madgen.utils.credentials import mask_urls
 from madgen.utils.errors import UserError
-from madgen.utils.filesystems import WEB, check_client_installed, errors_of, file_system, protocol_of
+from madgen.utils.filesystems import WEB, MissingError, check_client_installed, errors_of, file_system, protocol_of
 
+logger = logging.getLogger(__name__)
 MAX_BYTES = 1 << 29
 """Size of the largest picture file: more than `Image.MAX_IMAGE_PIXELS` pixels without compression."""
 VERSIONS = ("ETag", "etag", "ETAG", "mtime", "LastModified", "last_modified", "created", "blob_id", "Content-MD5")
@@ -57,25 +60,64 @@ def cached(sha256: str) -> bytes | None:
 
 
 def download(url: str) -> bytes:
-    """Return the content of a URL, from the cache unless it has changed. Raises UserError."""
-    name = mask_urls(url)
+    """Return the content of a URL, from the cache unless it has changed or cannot be reached. Raises UserError."""
+    name, known = mask_urls(url), _Known.of(url)
     check_client_installed("picture", url)
-    with errors_of(name):
-        fs, root = file_system(url)
-        info = fs.info(root)
-        if info.get("type") == "directory":
-            raise UserError(f"{name} is a folder; name a picture in it")
-        if (info.get("size") or 0) > MAX_BYTES:
-            raise _too_large(name)
-        pointer = _pointer(url, info)
-        content = None if pointer is None else _pointed(pointer)
-        if content is None:
-            with fs.open(root, "rb", **({"block_size": 0} if protocol_of(url) in WEB else {})) as stream:
-                content = _limited(stream, name)
-            if pointer is not None:
-                store(content)
-                write_atomically(pointer, hashlib.sha256(content).hexdigest().encode())
-        return content
+    try:
+        with errors_of(name):
+            fs, root = file_system(url)
+            info = fs.info(root)
+    except MissingError:
+        raise
+    except UserError as error:
+        if known is None:
+            raise
+        logger.warning("%s; its copy in the cache is used", error)
+        return known.content
+    version = _version(info)
+    if known is not None and known.version == version is not None:
+        return known.content
+    if info.get("type") == "directory":
+        raise UserError(f"{name} is a folder; name a picture in it")
+    if (info.get("size") or 0) > MAX_BYTES:
+        raise _too_large(name)
+    with errors_of(name), fs.open(root, "rb", **({"block_size": 0} if protocol_of(url) in WEB else {})) as stream:
+        content = _limited(stream, name)
+    _Known(content, version).save(url)
+    return content
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A URL that was downloaded before."""
+
+    content: bytes
+    version: str | None
+
+    @classmethod
+    def of(cls, url: str) -> _Known | None:
+        """Return what is cached of a URL; None if it is missing or damaged."""
+        try:
+            entry = json.loads(_entry(url).read_bytes())
+            content = cached(entry["sha256"])
+            return None if content is None else cls(content, entry["version"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def save(self, url: str) -> None:
+        path = store(self.content)
+        _entry(url).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(_entry(url), json.dumps({"sha256": path.name, "version": self.version}).encode())
+
+
+def _entry(url: str) -> Path:
+    return cache_folder() / "urls" / hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    """Return what changes with the content of a file; None if its file system does not say."""
+    version = {name: info[name] for name in VERSIONS if info.get(name)}
+    return json.dumps([info.get("size"), version], default=str, sort_keys=True) if version else None
 
 
 def _limited(stream: BinaryIO, name: str) -> bytes:
@@ -91,22 +133,6 @@ def _limited(stream: BinaryIO, name: str) -> bytes:
 
 def _too_large(name: str) -> UserError:
     return UserError(f"{name} has more than {MAX_BYTES >> 20} MiB; save the picture with compression")
-
-
-def _pointer(url: str, info: dict[str, Any]) -> Path | None:
-    """Return the file that names the content of this version of a URL; None if its version is not known."""
-    version = {name: info[name] for name in VERSIONS if info.get(name)}
-    if not version:
-        return None
-    state = json.dumps([url, info.get("size"), version], default=str, sort_keys=True)
-    return cache_folder() / "urls" / hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
-
-
-def _pointed(pointer: Path) -> bytes | None:
-    try:
-        return cached(pointer.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def _file_of(sha256: str) -> Path:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,9 @@ from madgen.types import PictureFile
 from madgen.utils.credentials import mask_urls
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
+
+CONNECTIONS = 16
+"""Pictures that are downloaded at once."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,23 @@ def _of_url(kind: str, url: str) -> PictureFile:
     height, width = _size(kind, mask_urls(url), content)
     store(content)
     return PictureFile(url, hashlib.sha256(content).hexdigest(), height, width)
+
+
+def prefetch(names: Iterable[tuple[str, Any]], access: Access) -> None:
+    """Download the pictures at URLs among (column, name) at once; errors are raised again by `parse_picture`."""
+    wanted = set()
+    for kind, name in names:
+        with suppress(UserError):
+            if isinstance(name, str) and (is_url(name) or access.prompt_file is not None):
+                wanted.add((kind, _url("", kind, name, access)))
+    if len(wanted) > 1:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(_prefetch, wanted))
+
+
+def _prefetch(picture: tuple[str, str]) -> None:
+    with suppress(UserError, OSError):
+        _of_url(*picture)
 
 
 def _of_content(kind: str, content: bytes) -> PictureFile:

@@ -55,13 +55,9 @@ def one_each(name: str, values: Any, count: int) -> list[Any]:
 
 def repeated(name: str, values: Any, count: int) -> list[Any]:
     """Return `values` as `one_each`; a single picture, or a list of one, is that of all panoramas, as in diffusers."""
-    array = isinstance(values, np.ndarray) and values.ndim < 4
-    items = [values] if array or isinstance(values, Image.Image | str | PathLike) else values
-    try:
-        single = len(items) == 1
-    except TypeError:
-        single = False
-    return list(items) * count if single else one_each(name, items, count)
+    several = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 4)
+    items = list(values) if several else [values]
+    return items * count if len(items) == 1 else one_each(name, items, count)
 
 
 def parse_image(name: str, image: Any) -> Image.Image:

@@ -44,6 +44,10 @@ def file_system(url: str) -> tuple[Any, str]:
     return url_to_fs(url)
 
 
+class MissingError(UserError):
+    """There is no such file."""
+
+
 @contextmanager
 def errors_of(what: str) -> Iterator[None]:
     """Raise the errors of a file system as UserError."""
@@ -52,7 +56,10 @@ def errors_of(what: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{what} does not exist") from error
+        cause = error.__cause__  # fsspec's for any error of an HTTP request
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise UserError(f"{what} cannot be reached: {' '.join(str(cause).split())[:200]}") from error
+        raise MissingError(f"{what} does not exist") from error
     except ImportError as error:
         raise UserError(f"{what} needs a package that is not installed: {error}") from error
     except Exception as error:  # each file system raises its own kinds

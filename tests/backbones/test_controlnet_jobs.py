@@ -244,7 +244,7 @@ def test_panorama_without_a_picture_is_refused_and_so_is_a_picture_without_contr
         sample(sampler, None)
     with pytest.raises(UserError, match="control must be a list of one picture for each of 1 panoramas, got 2"):
         sample(sampler, [picture(), picture()])
-    with pytest.raises(UserError, match=r"PIL images or uint8 arrays \[H, W, 3\], got an item float64 \[2, 2, 3\]"):
+    with pytest.raises(UserError, match=r"uint8 arrays \[H, W, 3\] or paths of files, got an item float64 \[2, 2, 3\]"):
         sample(sampler, [np.zeros((2, 2, 3))])
     plain = PanoramaSampler.from_pretrained(str(tiny), mad_steps=1, dtype="float32")
     with pytest.raises(UserError, match="control has no effect: the backbone has no ControlNet"):

@@ -116,6 +116,8 @@ def test_picture_at_an_allowed_url_is_downloaded_once_and_cached(tmp_path, web, 
     assert plan(tmp_path, "a.png").prompts_digest == digest  # identified by its content
     web.server.shutdown()
     web.server.server_close()
+    forget()
+    assert plan(tmp_path, url, allow=[f"{web.url}/p"]).prompts_digest == digest  # on a node without a network
     assert np.array_equal(np.asarray(read_picture(picture)), decoded(png()))
 
 
@@ -130,6 +132,15 @@ def test_changed_picture_is_another_job_and_is_not_read_as_the_old_one(tmp_path,
         read_picture(first.prompts[0].pictures["image"])
     web.files["/a.png"] = png()
     assert np.array_equal(np.asarray(read_picture(first.prompts[0].pictures["image"])), decoded(png()))
+
+
+def test_removed_picture_is_missing_though_it_is_cached(tmp_path, web):
+    web.files["/a.png"] = png()
+    plan(tmp_path, f"{web.url}/a.png", allow=[web.url])
+    del web.files["/a.png"]
+    forget()
+    with pytest.raises(UserError, match=r":1: .*a\.png does not exist"):
+        plan(tmp_path, f"{web.url}/a.png", allow=[web.url])
 
 
 def test_servers_without_versions_are_asked_again(tmp_path, web):
@@ -200,15 +211,14 @@ def test_signatures_in_urls_are_not_printed(tmp_path, web):
 def test_pictures_in_buckets_and_beside_a_prompt_file_there(tmp_path, monkeypatch):
     with s3_server(monkeypatch):
         bucket = client()
-        bucket.mkdir("pictures")
-        bucket.pipe("pictures/sub/a.png", png())
-        bucket.pipe("pictures/p.jsonl", b'{"prompt": "hills", "image": "sub/a.png"}\n')
+        bucket.create_bucket(Bucket="pictures")
+        bucket.put_object(Bucket="pictures", Key="sub/a.png", Body=png())
+        bucket.put_object(Bucket="pictures", Key="p.jsonl", Body=b'{"prompt": "hills", "image": "sub/a.png"}\n')
         (prompt,) = plan(tmp_path, "s3://pictures/sub/a.png", allow=["s3://pictures/"]).prompts
         (beside,) = planned("s3://pictures/p.jsonl").prompts
         assert prompt.pictures == beside.pictures
         assert np.array_equal(np.asarray(read_picture(beside.pictures["image"])), decoded(png()))
-        bucket.pipe("pictures/p.jsonl", b'{"prompt": "hills", "image": "../a.png"}\n')
-        bucket.invalidate_cache()
+        bucket.put_object(Bucket="pictures", Key="p.jsonl", Body=b'{"prompt": "hills", "image": "../a.png"}\n')
         with pytest.raises(
             UserError, match=r"p\.jsonl:1: image '\.\./a\.png' must be a path relative to s3://pictures"
         ):

@@ -90,7 +90,7 @@ BAD = [
     (["--image", "."], "image file . is a directory"),
     (["--image", "text.txt"], "text.txt: it is not a picture"),
     (["--image", "empty.png"], "image file empty.png is empty"),
-    (["--image", "https://127.0.0.1:9/a.png"], "https://127.0.0.1:9/a.png cannot be read"),
+    (["--image", "https://127.0.0.1:9/a.png"], "https://127.0.0.1:9/a.png cannot be reached"),
     (["--image", "image.png", "--mask", "small.png"], "the mask of 16x16 px"),
     (["--mask", "mask.png"], "--mask has no effect without --image"),
     (["--strength", "0.5"], "--strength has no effect without --image"),

@@ -172,8 +172,8 @@ def test_regions_are_carried_over_at_the_size_of_the_panorama(web):
     ("regions", "settings", "message"),
     [
         (REGIONS, {"sampling.init.place": "[0,0]", "sampling.height": 32, "sampling.width": 128}, "carried over to"),
-        (REGIONS, {"sampling.init.strength": "null"}, "those of 32x64 px, .* of 512x3072 px; leave"),
-        ([{"mask": {"path": "/etc/hostname"}, "prompt": "x", "negative_prompt": ""}], {}, "regions in its JSON are dam"),
+        (REGIONS, {"sampling.init.strength": "null"}, "those of 32x64 px, .* of 512x3072"),
+        ([{"mask": {"path": "/etc/hostname"}, "prompt": "x", "negative_prompt": ""}], {}, "regions in its JSON are d"),
         ([{"mask": [0, 0, "x", 1], "prompt": "x", "negative_prompt": ""}], {}, "regions in its JSON are damaged"),
         ([{"mask": [0, 0, 8, 8], "prompt": "", "negative_prompt": ""}], {}, "regions in its JSON are damaged"),
         ([{"prompt": "x"}], {}, "regions in its JSON are damaged"),

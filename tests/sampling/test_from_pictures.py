@@ -222,9 +222,9 @@ def test_loops_are_encoded_across_their_edge(sampler):
         ),
         (
             {"images": [picture().astype(float)], "strength": 0.5},
-            r"uint8 arrays \[H, W, 3\], got an item float64 \[48, 96, 3\]",
+            r"uint8 arrays \[H, W, 3\] or paths of files, got an item float64 \[48, 96, 3\]",
         ),
-        ({"images": ["a.png"], "strength": 0.5}, "images must be PIL images or uint8 arrays"),
+        ({"images": ["nowhere.png"], "strength": 0.5}, "images: cannot read nowhere.png: No such file"),
         ({"masks": [masked(slice(0, 9))], "strength": 0.5}, "masks need images"),
         (
             {"images": [picture()], "masks": [masked(slice(0, 9), 48, 48)], "strength": 0.5},
@@ -232,7 +232,10 @@ def test_loops_are_encoded_across_their_edge(sampler):
         ),
         ({"images": [picture()], "masks": [masked(slice(0, 96))], "strength": 0.5}, "the mask keeps everything"),
         ({"images": [picture()], "masks": [masked(slice(0, 0))], "strength": 0.5}, "the mask keeps nothing"),
-        ({"images": [picture()], "masks": [picture()], "strength": 0.5}, "masks must be PIL images, or uint8 or bool"),
+        (
+            {"images": [picture()], "masks": [picture()], "strength": 0.5},
+            "masks must be PIL images, uint8 or bool arrays",
+        ),
         ({"images": [picture(48, 100)], "strength": 0.5}, "width=100 px .* the nearest are 96 and 112 px"),
         (
             {"images": [picture()], "height": 48, "width": 64, "strength": 0.5},
