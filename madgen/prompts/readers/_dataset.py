@@ -43,7 +43,7 @@ def is_dataset(source: str) -> bool:
 def dataset_tars(source: str) -> list[Path]:
     """Return the tar files of a WebDataset, of one made by madgen the finished ones. Raises UserError if none."""
     name = source.removeprefix(SCHEME)
-    if "://" in name or name.startswith("pipe:"):
+    if re.match(r"[a-z][a-z0-9+.-]+:", name) and not Path(name).exists():  # a URL, or a command of webdataset
         raise UserError(f"prompts.source={source}: WebDatasets are read from folders; copy this one to this machine")
     folder = expand_user(name, "prompts.source")
     if folder.is_file():
@@ -62,11 +62,11 @@ def _matching(source: str, pattern: str) -> list[Path]:
     """Return the files of a pattern: of shell wildcards, or of braces as in webdataset, all of which must exist."""
     names = [pattern]
     if "{" in pattern:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import braceexpand
 
         try:
             names = list(islice(braceexpand(pattern), MAX_FILES))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise UserError(f"prompts.source={source} has unbalanced braces; quote {{000..009}} in a shell") from error
     paths = [path for name in names for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
     files = [expand_user(path, "prompts.source") for path in paths]
