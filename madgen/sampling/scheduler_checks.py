@@ -1,4 +1,4 @@
-"""Check that a scheduler supports what a job asks of it; needs its class and config only, no torch."""
+"""Check that a scheduler supports regions and pictures to start from, by its class and config. Imports no torch."""
 
 from __future__ import annotations
 
