@@ -21,7 +21,9 @@ import torch
 
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.adapters import IpAdapterFiles
+from madgen.hub.model_size import Parameters
 from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, path
 
@@ -73,6 +75,25 @@ class BackboneSpec:
             reasons = {"embedded": "the backbone embeds its guidance", "none": "the backbone takes no guidance"}
             reason = reasons.get(self.guidance, f"guidance_scale={guidance_scale} is <= {self.unguided_scale:g}")
             raise UserError(f"a negative prompt has no effect: {reason}; leave negative_prompt empty")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a backbone keeps in GPU memory: parameters of its models, and numbers that are alive in a pass."""
+
+    network: Parameters
+    vae: Parameters
+    text_encoders: tuple[Parameters, ...]
+    per_cell: float
+    """Activations per latent cell of all views of a pass of the network, at its peak."""
+    per_pixel: float
+    """Activations per pixel that is decoded, at the decoder's peak."""
+    per_token: float = 0.0
+    """Activations per token of the prompt, for each view of a pass."""
+    text_tokens: int = 0
+    """Tokens of a prompt."""
+    upcasts_vae: bool = False
+    """The VAE runs in float32 in place of float16."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +337,16 @@ class BackboneModule(Protocol):
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
+
+
+class SizedModule(BackboneModule, Protocol):
+    """A module that states what its models keep in memory; others are planned without their GPU memory."""
+
+    def size(self, files: ModelFiles, variant: str | None, max_sequence_length: int | None) -> ModelSize:
+        """Return what the models keep in memory, from config files and from the headers of weights.
+
+        Models that are not on this machine count as those that the family shares.
+        """
 
 
 def backbone_module(name: str) -> BackboneModule:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
@@ -15,6 +16,7 @@ from madgen.backbones import (
     TEXTS_ONLY,
     BackboneSpec,
     Checkpoint,
+    ModelSize,
     PromptEmbeddings,
     _precision,
     _schedulers,
@@ -30,13 +32,16 @@ from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import check_class, read_configs, read_index
+from madgen.hub.model_size import VAE, count_parts
 from madgen.hub.repository import check_hub_id
 from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import single_file
+from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class PipelineBackbone(ABC):
@@ -73,6 +78,10 @@ class PipelineBackbone(ABC):
     """Decode in float32, with weights that are converted meanwhile."""
     tokenizers: tuple[Any, ...]
     """Tokenizers that limit the prompt."""
+    single_file_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"vae": VAE}
+    """Models in a single file besides the network, with the beginnings of their tensor names."""
+    completes_single_files = False
+    """A single file may lack models, which are loaded from its `config`."""
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         self.spec, self.dtype, self.device = spec, dtype, device
@@ -99,9 +108,17 @@ class PipelineBackbone(ABC):
 
     # Planning and loading
 
-    download = staticmethod(download)
     own_scheduler = staticmethod(_schedulers.own_scheduler)
     scheduler_class = staticmethod(_schedulers.scheduler_class)
+
+    @classmethod
+    def download(cls, pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
+        """Download the files that `load` reads; return their folders in the Hub cache, none for local files."""
+        return download(pretrained, revision, variant, config, cls._parts_to_complete())
+
+    @classmethod
+    def _parts_to_complete(cls) -> Mapping[str, tuple[str, ...]] | None:
+        return cls.single_file_parts if cls.completes_single_files else None
 
     @classmethod
     def evaluated_steps(
@@ -149,6 +166,35 @@ class PipelineBackbone(ABC):
         return cls.assumed_spec(pretrained.lower())
 
     @classmethod
+    def size(cls, files: ModelFiles, variant: str | None, max_sequence_length: int | None) -> ModelSize:
+        """Return what the models keep in memory; see `madgen.backbones.SizedModule`."""
+        assumed = cls.assumed_size(files.pretrained.lower())
+        try:
+            _, network, vae = cls.configs(*files)
+        except UserError:
+            return assumed
+        with suppress(UserError):  # damaged files are refused where they are loaded
+            counts = count_parts(files, variant, cls.part, cls.single_file_parts)
+            encoders = tuple(counts[part] for part in TEXT_ENCODERS if part in counts)
+            assumed = replace(
+                assumed,
+                network=counts.get(cls.part, assumed.network),
+                vae=counts.get("vae", assumed.vae),
+                text_encoders=encoders or assumed.text_encoders,
+            )
+        return replace(assumed, **cls.activations(network, vae), per_pixel=_vae.decoder_activations(vae))
+
+    @staticmethod
+    @abstractmethod
+    def assumed_size(name: str) -> ModelSize:
+        """Return the size that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
+
+    @classmethod
+    @abstractmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of `ModelSize` about a pass, from the configs of the network and of the VAE."""
+
+    @classmethod
     @abstractmethod
     def check_blocks(
         cls, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
@@ -180,7 +226,7 @@ class PipelineBackbone(ABC):
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
-        options = cls.loading_options(pretrained, checkpoint)
+        options = cls.loading_options(pretrained, checkpoint) | {"single_file_parts": cls._parts_to_complete()}
         if (kind := checkpoint.get("quantization")) is not None:
             cls.check_quantization(kind, pretrained)
             dtype = checkpoint.get("dtype", torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ from madgen.backbones import BackboneSpec, Checkpoint, Lora
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones._schedulers import build_scheduler, own_scheduler, scheduler_class
 from madgen.hub.model_configs import FILES, config_source, read_config
+from madgen.hub.model_size import held_parts
 from madgen.hub.weights import load_error, single_file
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
+TEXT_ENCODERS_AND_VAE = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
 def load_backbone(
@@ -53,9 +55,14 @@ def load_pipeline(
     config: str | None,
     loras: Sequence[Lora],
     dtype: torch.dtype,
+    single_file_parts: Mapping[str, tuple[str, ...]] | None = None,
     **options: Any,
 ) -> Any:
-    """Load a folder, a hub id or a single `.safetensors` file; `options` are passed to the pipeline class."""
+    """Load a folder, a hub id or a single `.safetensors` file; `options` are passed to the pipeline class.
+
+    `single_file_parts`: models that a single file may lack, with the beginnings of their tensor names; those that it
+    lacks are loaded from its `config`. None: a single file has all models.
+    """
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
@@ -70,8 +77,11 @@ def load_pipeline(
         else:
             _refuse_variant(variant, pretrained)
             where = config_source(pretrained, revision, config)
-            name = read_config(where, revision, FILES[0], "backbone.config")["_class_name"]
-            pipeline = getattr(diffusers, name).from_single_file(str(file), config=where, **common)
+            if single_file_parts is None:
+                index = read_config(where, revision, FILES[0], "backbone.config")
+                pipeline = getattr(diffusers, index["_class_name"]).from_single_file(str(file), config=where, **common)
+            else:
+                pipeline = _with_parts_of(file, where, single_file_parts, common)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
@@ -81,7 +91,43 @@ def load_pipeline(
     return pipeline
 
 
-def download(pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
+def _with_parts_of(file: Path, where: str, parts: Mapping[str, tuple[str, ...]], options: Mapping[str, Any]) -> Any:
+    """Load the transformer and other models of a single file, and the models that it lacks from `where`."""
+    import diffusers
+
+    index = read_config(where, options["revision"], FILES[0], "backbone.config")
+    held = held_parts(file, parts)
+    present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    absent = {name for name, value in options.items() if name in present and value is None}
+    lacking = [part for part in TEXT_ENCODERS_AND_VAE if part in present - absent - held]
+    try:
+        rest = diffusers.DiffusionPipeline.from_pretrained(
+            where, use_safetensors=True, **{**options, "transformer": None, **dict.fromkeys(held & present)}
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone.pretrained={file} has no {' and no '.join(lacking)}, which backbone.config={where} lacks too; "
+            "set backbone.config to a complete pipeline of the same model family"
+        ) from error
+    if held:
+        cls, given = getattr(diffusers, index["_class_name"]), {part: getattr(rest, part) for part in lacking}
+        pipeline = cls.from_single_file(str(file), config=where, **given, **options)
+        for part in held & set(TEXT_ENCODERS_AND_VAE[:-1]):
+            getattr(pipeline, part).tie_weights()  # T5's embeddings, which diffusers leaves without data
+        return pipeline
+    cls, dtype = getattr(diffusers, index["transformer"][1]), options["dtype"]
+    transformer = cls.from_single_file(str(file), config=where, subfolder="transformer", torch_dtype=dtype)
+    rest.register_modules(transformer=transformer)
+    return rest
+
+
+def download(
+    pretrained: str,
+    revision: str | None,
+    variant: str | None,
+    config: str | None,
+    single_file_parts: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[Path]:
     """Download the files that `load_pipeline` reads; return their folders in the hub cache, none for local files."""
     import diffusers
     from huggingface_hub import snapshot_download
@@ -92,11 +138,13 @@ def download(pretrained: str, revision: str | None, variant: str | None, config:
         return []
     read_config(where, revision, FILES[0], "backbone.pretrained" if where == pretrained else "backbone.config")
     try:
-        if single_file(pretrained) is None:
+        if (file := single_file(pretrained)) is None:
             options = {"revision": revision, "variant": variant, "use_safetensors": True}
             return [Path(diffusers.DiffusionPipeline.download(pretrained, **options))]
         # diffusers reads these files besides the weights.
         parts = [f"{folder}*.{suffix}" for folder in ("", "**/") for suffix in ("json", "txt", "model")]
+        lacking = set(single_file_parts or ()) - held_parts(file, single_file_parts or {})
+        parts += [f"{part}/*.safetensors" for part in sorted(lacking)]
         return [Path(snapshot_download(where, revision=revision, allow_patterns=parts))]
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(f"cannot download {where}: {str(error).strip().splitlines()[0]}") from error

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance, _vae
-from madgen.backbones._backbone import PipelineBackbone
+from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae
+from madgen.backbones._backbone import TEXT_ENCODERS, PipelineBackbone
 from madgen.backbones._blocks import select_layers, transformer_groups
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
@@ -25,12 +26,12 @@ from madgen.diffusion.token_attention import TokenAttention, TokenContext, Token
 from madgen.diffusion.views import Views
 from madgen.hub import tokenizers
 from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 VIEW_SIZE = 128
 """Latent cells of 1024 px, for transformers whose config does not name the size that they were trained at."""
 
@@ -81,8 +82,11 @@ class TransformerBackbone(PipelineBackbone):
     """Tokens of `max_sequence_length` that a template puts before the prompt."""
     text_first = True
     """In layers with one stream the tokens of the prompt precede those of the image."""
+    completes_single_files = True
     runs_canvas_once = True
     """Run steps in which all layers merge as one view."""
+    widths_alive: ClassVar[float]
+    """Activations of a token at the peak of a pass, in units of the transformer's width; measured."""
 
     def __init__(
         self,
@@ -131,6 +135,23 @@ class TransformerBackbone(PipelineBackbone):
         length = cls.arguments(max_sequence_length, "none")["max_sequence_length"]
         tokens = max(0, length - cls.template_tokens)
         return tokenizers.chosen_limit(cls.limiting_part, tokens, pretrained, revision, config)
+
+    @classmethod
+    def size(cls, files: ModelFiles, variant: str | None, max_sequence_length: int | None) -> ModelSize:
+        """Return what the models keep in memory, with as many tokens of the prompt as the text encoder may read."""
+        return replace(
+            super().size(files, variant, max_sequence_length), text_tokens=max_sequence_length or cls.sequence_length
+        )
+
+    @classmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the activations per latent cell and per token of the prompt."""
+        return cls.activations_of_width(network["num_attention_heads"] * network["attention_head_dim"])
+
+    @classmethod
+    def activations_of_width(cls, width: int) -> dict[str, Any]:
+        """Return the activations of a transformer with tokens of 2x2 latent cells."""
+        return {"per_cell": cls.widths_alive * width / 4, "per_token": cls.widths_alive * width}
 
     @classmethod
     def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:

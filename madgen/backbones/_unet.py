@@ -25,12 +25,16 @@ from madgen.diffusion.attention import JointAttention, JointPass, JointStep, Key
 from madgen.diffusion.guidance import guidance_embedding
 from madgen.diffusion.kernels import onednn
 from madgen.hub import tokenizers
+from madgen.hub.model_size import VAE
 from madgen.hub.tokenizers import TextLimit
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ATTENDING, CONVOLVING = 26.0, 17.0
+"""Activations of a latent cell at the peak of a level, with and without attention, in units of its channels;
+measured."""
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
@@ -73,6 +77,11 @@ class UNetBackbone(PipelineBackbone):
 
     part = "unet"
     tokenizer_parts: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    single_file_parts = {
+        "vae": VAE,
+        "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+        "text_encoder_2": ("conditioner.embedders.1.",),
+    }
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         # Such a VAE overflows in float16.
@@ -131,6 +140,16 @@ class UNetBackbone(PipelineBackbone):
             coarsest=2 ** (len(network["block_out_channels"]) - 1),
             guidance="cfg" if network.get("time_cond_proj_dim") is None else "embedded",
         )
+
+    @classmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the activations per latent cell of a view: of the level of the UNet that has the most."""
+        levels = zip(network["block_out_channels"], network["down_block_types"], strict=True)
+        alive = (
+            (ATTENDING if "CrossAttn" in block else CONVOLVING) * channels / 4**level
+            for level, (channels, block) in enumerate(levels)
+        )
+        return {"per_cell": max(alive), "upcasts_vae": vae.get("force_upcast", True)}
 
     @classmethod
     def check_blocks(

@@ -30,6 +30,13 @@ def factor_of(config: Mapping[str, Any]) -> int:
     return 2 ** len(levels)
 
 
+def decoder_activations(config: Mapping[str, Any]) -> float:
+    """Return the numbers that are alive at the decoder's peak, per pixel: measured, in units of its channels there."""
+    if is_video(config):
+        return 11.0 * config["base_dim"] * config["dim_mult"][min(1, len(config["dim_mult"]) - 1)]
+    return 4.8 * config["block_out_channels"][:2][-1]
+
+
 def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int | None = None) -> Tensor:
     """Decode to pixels in 0..1, float32 [B, 3, H * factor, W * factor], one panorama at a time to bound the memory.
 

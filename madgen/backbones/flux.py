@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance
+from madgen.backbones import BackboneSpec, Guidance, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._sizes import CLIP_L, T5_XXL, published
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
 from madgen.diffusion.views import Views
+from madgen.hub.model_size import VAE, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +29,13 @@ class Flux(TransformerBackbone):
     limiting_part = "tokenizer_2"
     sequence_length = 512  # [schnell] was trained with 256
     pools = True
+    single_file_parts = {
+        "vae": VAE,
+        "text_encoder": ("text_encoders.clip_l.",),
+        "text_encoder_2": ("text_encoders.t5xxl.",),
+    }
     flow = FlowSchedule(linear_sigmas=True)
+    widths_alive = 18.0
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -39,6 +47,12 @@ class Flux(TransformerBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that FLUX.1 models share."""
         return transformer_spec(16, VIEW_SIZE, "none" if "schnell" in name else "embedded")
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of FLUX.1."""
+        network = Parameters(11_901_408_320, 11_898_322_944, 3_065_920)
+        return published(network, (CLIP_L, T5_XXL), cls.activations_of_width(3072))
 
     layer_names = staticmethod(stream_layers)
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance
+from madgen.backbones import BackboneSpec, Guidance, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._sizes import FLUX2_VAE, QWEN3_4B, published
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
 from madgen.diffusion.token_attention import TokenAttention
 from madgen.diffusion.views import Views
+from madgen.hub.model_size import Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,7 @@ class Flux2(TransformerBackbone):
     sequence_length = 512
     template_tokens = 3
     flow = FlowSchedule(linear_sigmas=True, mu=empirical_mu)
+    widths_alive = 24.0
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -48,6 +51,12 @@ class Flux2(TransformerBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that FLUX.2 models share."""
         return transformer_spec(32, VIEW_SIZE, "cfg" if "base" in name else "none", noise_patch=2)
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of FLUX.2 [klein] 4B."""
+        network = Parameters(3_875_544_576, 3_875_536_896, 1_016_960)
+        return published(network, (QWEN3_4B,), cls.activations_of_width(3072), FLUX2_VAE)
 
     layer_names = staticmethod(stream_layers)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from madgen.backbones import BackboneSpec
+from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._sizes import QWEN25_VL_7B, QWEN_PIXEL, QWEN_VAE, published
 from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
 from madgen.diffusion.guidance import norm_rescaled
 from madgen.diffusion.views import Views
+from madgen.hub.model_size import Parameters
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class QwenImage(TransformerBackbone):
     max_length = 1024
     pads = True
     flow = FlowSchedule(linear_sigmas=True)
+    widths_alive = 15.0
 
     @classmethod
     def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
@@ -50,6 +53,13 @@ class QwenImage(TransformerBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes of Qwen-Image."""
         return transformer_spec(16, VIEW_SIZE, "cfg", max_side=MAX_SIDE)
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of Qwen-Image."""
+        network = Parameters(20_430_401_088, 20_424_818_688, 5_548_096)
+        activations = cls.activations_of_width(3072)
+        return published(network, (QWEN25_VL_7B,), activations, QWEN_VAE, QWEN_PIXEL)
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:

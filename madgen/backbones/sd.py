@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Embedded
-from madgen.backbones._unet import UNetBackbone, assumed_guidance
+from madgen.backbones._sizes import CLIP_H, KL_VAE, published
+from madgen.backbones._unet import ATTENDING, UNetBackbone, assumed_guidance
+from madgen.hub.model_size import Parameters
 
 
 class StableDiffusion(UNetBackbone):
@@ -20,6 +22,12 @@ class StableDiffusion(UNetBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that Stable Diffusion 1.x and 2.x base models share."""
         return BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance=assumed_guidance(name))
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of Stable Diffusion 2."""
+        activations = {"per_cell": ATTENDING * 320, "upcasts_vae": True}
+        return published(Parameters(865_910_724), (CLIP_H,), activations, KL_VAE)
 
     @classmethod
     def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._sizes import CLIP_G, CLIP_L, T5_XXL, published
 from madgen.backbones._tokens import split_positions
 from madgen.backbones._transformer import TransformerBackbone, has_part, transformer_spec
 from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
+from madgen.hub.model_size import VAE, Parameters
 from madgen.hub.tokenizers import TextLimit
 
 if TYPE_CHECKING:
@@ -28,7 +30,14 @@ class StableDiffusion3(TransformerBackbone):
     text_encoder_parts = ("text_encoder", "text_encoder_2")
     limiting_part = "tokenizer_3"
     sequence_length = 256
+    widths_alive = 13.5
     pools = True
+    single_file_parts = {
+        "vae": VAE,
+        "text_encoder": ("text_encoders.clip_l.",),
+        "text_encoder_2": ("text_encoders.clip_g.",),
+        "text_encoder_3": ("text_encoders.t5xxl.",),
+    }
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -45,6 +54,16 @@ class StableDiffusion3(TransformerBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that Stable Diffusion 3 and 3.5 share."""
         return transformer_spec(16, 128, "cfg", max_side=768 if "3.5-medium" in name else 384)
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of 3.5 large, or of the medium models."""
+        encoders = (CLIP_L, CLIP_G, T5_XXL)
+        if "large" in name:
+            network = Parameters(8_056_627_520, 8_053_694_464, 2_765_248)
+            return published(network, encoders, cls.activations_of_width(2432))
+        network = Parameters(2_243_171_520, 2_241_822_720, 1_241_152)
+        return published(network, encoders, cls.activations_of_width(1536))
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint
+from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
-from madgen.backbones._unet import UNetBackbone, assumed_guidance
+from madgen.backbones._sizes import CLIP_G, CLIP_L, KL_VAE, published
+from madgen.backbones._unet import CONVOLVING, UNetBackbone, assumed_guidance
 from madgen.hub.model_configs import read_index
+from madgen.hub.model_size import Parameters
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ class StableDiffusionXL(UNetBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that Stable Diffusion XL base models share."""
         return BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance=assumed_guidance(name))
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of Stable Diffusion XL."""
+        activations = {"per_cell": CONVOLVING * 320, "upcasts_vae": True}
+        return published(Parameters(2_567_463_684), (CLIP_L, CLIP_G), activations, KL_VAE)
 
     @classmethod
     def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:

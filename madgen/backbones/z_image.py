@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec
+from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._sizes import QWEN3_4B, published
 from madgen.backbones._tokens import canvas_ids, rotations
 from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
 from madgen.diffusion.views import Views
+from madgen.hub.model_size import Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,7 @@ class ZImage(TransformerBackbone):
     pads = True
     text_first = False
     flow = FlowSchedule(linear_sigmas=True)
+    widths_alive = 17.0
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -43,6 +46,17 @@ class ZImage(TransformerBackbone):
     def assumed_spec(name: str) -> BackboneSpec:
         """Return the shapes that Z-Image models share."""
         return transformer_spec(16, VIEW_SIZE, "cfg", max_side=1024, unguided_scale=0.0)
+
+    @classmethod
+    def assumed_size(cls, name: str) -> ModelSize:
+        """Return the size of Z-Image."""
+        network = Parameters(6_154_908_736, 6_153_863_168, 1_853_504)
+        return published(network, (QWEN3_4B,), cls.activations_of_width(3840))
+
+    @classmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the activations per latent cell and per token of the prompt."""
+        return cls.activations_of_width(network["dim"])
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:

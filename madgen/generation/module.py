@@ -12,6 +12,7 @@ from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.robust_sampler import RobustSampler
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
+from madgen.planning.gpu_memory import check_weights
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Batch, Panoramas
 from madgen.utils.errors import UserError
@@ -73,6 +74,9 @@ class PanoramaModule(lightning.LightningModule):
 
 def load(job: Job, device: torch.device) -> RobustSampler:
     """Load a job's models. Raises UserError if they do not fit the job, before anything is written."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        check_weights(job.backbone, properties.name, properties.total_memory)
     sampler = PanoramaSampler.from_job(job, device)
     sampler.new_scheduler(job.sampling.num_inference_steps)  # raises for settings it cannot take
     safety, clip = Safety.load(job.safety, sampler), ClipScore.load(job.scores.clip, sampler)

@@ -30,7 +30,7 @@ def load_error(key: str, value: str, error: Exception) -> UserError:
     return UserError(f"cannot load {key}={value}: {reason}{offline_hint() if on_hub else ''}")
 
 
-def local_folder(where: str) -> Path | None:
+def local_folder(where: str, revision: str | None = None) -> Path | None:
     """Return a folder, or the folder of a Hub id in the local cache; None for files and what is not on this machine."""
     folder = Path(resolve_pretrained(where))
     if folder.is_dir():
@@ -40,7 +40,7 @@ def local_folder(where: str) -> Path | None:
 
     for name in ("model_index.json", "config.json"):
         with suppress(HFValidationError):
-            if isinstance(cached := try_to_load_from_cache(where, name), str):
+            if isinstance(cached := try_to_load_from_cache(where, name, revision=revision), str):
                 return Path(cached).parent
     return None
 

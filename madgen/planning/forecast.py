@@ -22,6 +22,7 @@ from madgen.hub.license import check_licences, licence_notes
 from madgen.hub.repository import without_retries
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
+from madgen.planning.gpu_memory import GpuMemory, check_gpu_memory, gpu_memory
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Truncation, count_truncated
 from madgen.prompts.literal_syntax import literal_syntax
@@ -55,6 +56,8 @@ class Forecast:
     """Prompts that are too long for the text encoder; None if unknown."""
     licences: list[str]
     """Licences of the weights that users should read."""
+    gpu_memory: GpuMemory | None
+    """GPU memory of the models and their activations; None if unknown or if no GPU is used."""
 
 
 def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
@@ -90,6 +93,8 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     spec.check_guidance(job.sampling.guidance_scale, [plan.prompts.header.totals.negative])
     if job.sampling.guidance_steps is not None and spec.guidance != "cfg":
         raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
+    memory = gpu_memory(run, spec, layouts, _canvas_steps(run, spec))
+    check_gpu_memory(run, memory)
     steps = _evaluated_steps(run, own)
     evaluations = _evaluations(run, spec, layouts, steps)
     active = _controlled_steps(run, steps)
@@ -104,6 +109,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         controlled=total_cost(plan, controlled, job.output.format).view_evaluations,
         truncation=count_truncated(run),
         licences=licence_notes(job.backbone),
+        gpu_memory=memory,
     )
 
 
@@ -297,6 +303,7 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
         "megapixels": round(cost.megapixels, 3),
         "bytes": cost.bytes,
         "pictures": cost.pictures,
+        "gpu_memory": None if forecast.gpu_memory is None else forecast.gpu_memory.as_dict(),
         "spec_is_assumed": forecast.spec_is_assumed,
         "licences": forecast.licences,
         "prompts_cut": None if truncation is None else truncation.prompts,
@@ -322,6 +329,8 @@ def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any
     if cost.pictures:
         strength = job.sampling.init.strength
         print(f"  {cost.pictures} pictures encoded; {steps} of {job.sampling.num_inference_steps} steps at {strength=}")
+    for line in () if forecast.gpu_memory is None else forecast.gpu_memory.lines():
+        print(f"  {line}")
     for line in _time_lines(estimate):
         print(f"  {line}")
     for line in forecast.licences:

@@ -30,6 +30,7 @@ def fingerprint(tmp_path, monkeypatch):
         "output.quality=50",  # of PNG files
         "sampling.batch_size=2",
         "backbone.cuda_graphs=false",
+        "backbone.gpu_memory=80",
         "trainer.devices=2",
         "output.dir=elsewhere",
         "monitor.preview_every=3",

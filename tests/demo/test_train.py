@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from demo_backbone.train import main
 from demo_backbone.train_clip import shows
+from demo_backbone.train_transformer import main as train_transformer
 
 from madgen.demo.scenes import Scene, caption, random_scene
 from madgen.models import clip as _clip
@@ -28,6 +29,32 @@ def test_trained_pipeline_is_loaded_by_madgen(tmp_path):
     assert torch.isfinite(latents).all()
     score = _clip.load(str(tmp_path / "clip")).similarity(np.zeros((96, 96, 3), np.uint8), "dunes at noon")
     assert -1 <= score <= 1
+
+
+@pytest.mark.slow
+def test_training_of_the_transformer_is_resumed_and_loaded_as_flux(tmp_path):
+    """Two steps of flow matching, then, in a second run, two that distill guidance."""
+    import torch
+
+    from madgen import PanoramaSampler
+
+    few = [str(tmp_path), "--device", "cpu", "--scenes", "8", "--batch", "2", "--distill", "0.5"]
+    train_transformer([*few, "--steps", "2"])
+    first = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert first["step"] == 2
+    train_transformer([*few, "--steps", "4"])
+    second = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert second["step"] == 4
+    assert all(torch.equal(second["teacher"][key], value) for key, value in first["teacher"].items())
+    assert all(torch.isfinite(value).all() for value in second["model"].values())
+    assert not torch.equal(second["model"]["x_embedder.weight"], first["model"]["x_embedder.weight"])
+    overrides = ["backbone.max_sequence_length=24"]
+    sampler = PanoramaSampler.from_pretrained(
+        str(tmp_path), name="flux", view_size=16, mad_steps=1, overrides=overrides
+    )
+    latents = sampler.sample(["dunes"], height=128, width=256, num_inference_steps=1, seeds=[0], output="latent")
+    assert latents.shape == (1, 4, 16, 32)
+    assert torch.isfinite(latents).all()
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,17 @@ def test_mu_of_flux2_is_that_of_diffusers():
     for tokens in (64, 4096, 4300, 4301, 16384):
         for steps in (4, 50):
             assert empirical_mu(tokens, steps, {}) == pytest.approx(compute_empirical_mu(tokens, steps), rel=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width", "view"), [(20, 28, 16), (18, 30, 12), (16, 24, 16)])
+def test_z_image_pads_to_multiples_of_32_tokens_as_its_pipeline_does(folders, pipelines, height, width, view):
+    """Canvases of 140, 135 and 96 tokens, views of 64 and 36."""
+    folder, run = folders["z_image"], ("z_image", height, width, 3)
+    reference = pipeline_latents(pipelines("z_image"), *run)
+    whole = sampler(folder, length=24, layout="whole")
+    merged = sampler(folder, length=24, size=view, stride=2, steps=3)
+    assert error(sample(whole, *run), reference) <= 1e-5
+    assert error(sample(merged, *run), reference) <= 1e-5
+    if (height * width // 4) % 32 == (view * view // 4) % 32 == 0:  # otherwise the canvas is padded like a view
+        merged.backbone.runs_canvas_once = False
+        assert error(sample(merged, *run), reference) <= 1e-5

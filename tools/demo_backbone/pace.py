@@ -15,8 +15,8 @@ class Pace:
     The learning rate follows `done`, so that it is annealed in both cases.
     """
 
-    def __init__(self, steps: int, seconds: float = math.inf):
-        self.steps, self.seconds, self.step, self.started = steps, seconds, 0, time.monotonic()
+    def __init__(self, steps: int, seconds: float = math.inf, step: int = 0):
+        self.steps, self.seconds, self.step, self.started = steps, seconds, step, time.monotonic()
 
     def __iter__(self) -> Iterator[int]:
         while self.done < 1:

@@ -135,6 +135,9 @@ class BackboneConfig:
     """Models of a transformer that leave the GPU while they are not used: `none`; `text_encoders`, which run once for
     the distinct prompts of a shard and then make room; `model`: only the model that runs is on the GPU (diffusers' CPU
     offload, slower). Pixels do not change."""
+    gpu_memory: float | None = None
+    """Memory of the GPU in GiB, > 0, such as 24 or 80. A job that needs more, with the smallest possible batches,
+    is refused before anything is loaded. null: not checked. Pixels do not change."""
     max_sequence_length: int | None = None
     """Number of tokens that the text encoder of a transformer reads, > 0; longer prompts are truncated. null is
     the default of the diffusers pipeline: 256 for Stable Diffusion 3, 512 for others. Must be null for UNets."""
@@ -146,6 +149,8 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         check_one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_one_of("backbone.offload", self.offload, ("none", "text_encoders", "model"))
+        memory = self.gpu_memory
+        check(memory is None or 0 < memory < float("inf"), f"backbone.gpu_memory must be > 0 GiB or null, got {memory}")
         length = self.max_sequence_length
         check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
         if self.quantization is not None:
