@@ -194,7 +194,9 @@ def job_file_of_module(tmp_path_factory, tiny) -> Path:
 
 
 def write_job(folder: Path, tiny: Path) -> Path:
-    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(5)))
+    (folder / "prompts.txt").write_text(
+        "".join(f"mountains over a meadow at noon {i}\n" for i in range(5)), encoding="utf-8"
+    )
     path = folder / "job.yaml"
     path.write_text(
         f"""
@@ -205,7 +207,8 @@ prompts: {{source: prompts.txt, samples_per_prompt: 2}}
 output: {{dir: out, samples_per_shard: 3}}
 monitor: {{wandb: {{mode: disabled}}}}
 trainer: {{accelerator: cpu, devices: 1}}
-"""
+""",
+        encoding="utf-8",
     )
     return path
 

@@ -43,7 +43,7 @@ DIFFUSION_MAY_IMPORT = {
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -96,7 +96,7 @@ def test_default_tier_covers_every_package(request):
     if option.keyword or option.markexpr or [Path(path).resolve() for path in request.config.args] != [TESTS]:
         pytest.skip("only some of the tests are collected")
     modules = {item.path for item in request.session.items if tier(item) is None}
-    text = "\n".join(path.read_text() for path in modules)
+    text = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert {name for name in packages if not re.search(rf"\bmadgen\.{name}\b", text)} == set()
     assert any(path.parent.name == "parity" for path in modules)

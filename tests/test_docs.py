@@ -25,6 +25,7 @@ ELSEWHERE = {  # commands that cannot run here, and where they run; all of the S
     "squeue": "tests/slurm",
     "scancel": "tests/slurm",
     "sbatch": "tests/slurm",
+    "madgen paper": "tests/evaluation/test_paper_files.py runs --quick of every file",
     "cp slurm/env.example.sh": "tests/slurm",
 }
 SMALLER = {  # in a command: as in the job files of `prepared`
@@ -79,9 +80,11 @@ def jobs(tmp_path_factory):
     for name in ("configs", "slurm", "docs", "jobs/paper"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "jobs/prompts", folder / "jobs/prompts")
-    (folder / "jobs/prompts/alps.txt").write_text("a glacier over a meadow\na hut at dusk\nmountains at noon\n")
+    (folder / "jobs/prompts/alps.txt").write_text(
+        "a glacier over a meadow\na hut at dusk\nmountains at noon\n", encoding="utf-8"
+    )
     for name, text in SMALL_JOBS.items():
-        (folder / f"jobs/{name}.yaml").write_text(text.format(root=ROOT))
+        (folder / f"jobs/{name}.yaml").write_text(text.format(root=ROOT), encoding="utf-8")
     return folder
 
 
@@ -119,7 +122,7 @@ def smaller(text: str) -> str:
 
 def runnable(line: str, folder: Path) -> str:
     """Return the command on small jobs, with a folder as the bucket and without SLURM."""
-    key = json.loads((folder / "out/alps/shards/alps-000000.json").read_text())["samples"][0]["key"]
+    key = json.loads((folder / "out/alps/shards/alps-000000.json").read_text(encoding="utf-8"))["samples"][0]["key"]
     line = smaller(line).replace("s3://bucket", (folder / "bucket").as_uri()).replace(" KEY ", f" {key} ")
     command = re.split(r"\s+# ", line)[0]
     if command.startswith("madgen sample"):
@@ -149,7 +152,7 @@ def test_examples_of_a_page_run(page, workplace):
 )
 def test_yaml_examples_load(block, job_folder):
     path = job_folder / "jobs/example.yaml"
-    path.write_text(block.text)
+    path.write_text(block.text, encoding="utf-8")
     assert load_job(path) != Job(name="example")
 
 
@@ -157,7 +160,7 @@ def test_example_job_plans(job_folder):
     """The job of README and guide is the same, and plans without weights."""
     readme, guide = (next(blocks(ROOT / name, "yaml")).text for name in ("README.md", "docs/jobs.md"))
     assert readme == guide
-    (job_folder / "jobs/alps.yaml").write_text(readme)
+    (job_folder / "jobs/alps.yaml").write_text(readme, encoding="utf-8")
     assert "30 of 512x4096 px" in run("madgen plan jobs/alps.yaml sampling.width=4096 output.dir=out/new", job_folder)
 
 
@@ -165,7 +168,7 @@ def test_example_job_plans(job_folder):
     "block", [block for page in PAGES for block in blocks(page, "json")], ids=lambda block: block.page.stem
 )
 def test_json_examples_are_lines_of_a_prompt_file(block, job_folder):
-    (job_folder / "lines.jsonl").write_text(block.text)
+    (job_folder / "lines.jsonl").write_text(block.text, encoding="utf-8")
     options = "output.dir=out/new prompts.source=lines.jsonl sampling.width=512"
     if '"image"' in block.text:
         options += " sampling.init.strength=0.5 prompts.on_duplicate=rename"
@@ -229,6 +232,6 @@ def test_paths_in_the_docs_exist():
 def test_links_exist_on_pages_outside_the_site():
     """MkDocs checks the others."""
     for page in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")):
-        targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+        targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
         assert targets
         assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -16,7 +16,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.yaml"))  # for jobs/paper see tests/evalua
 
 @pytest.mark.parametrize("path", [*CONFIGS, *JOBS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a hill\na lake\n")
+    (tmp_path / "prompts.txt").write_text("a hill\na lake\n", encoding="utf-8")
     prompts = ROOT / load_job(path).prompts.source if path in JOBS else "prompts.txt"
     overrides = [f"prompts.source={prompts}"]
     if path.stem == "upscale":  # of a panorama of the demo
@@ -34,7 +34,7 @@ def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
 def one_panorama(path):
     """Write a WebDataset with one panorama in the size of the demo."""
     Image.new("RGB", (768, 128)).save(path.with_name("a.png"))
-    path.with_name("a.txt").write_text("a hill")
+    path.with_name("a.txt").write_text("a hill", encoding="utf-8")
     with tarfile.open(path, "w") as tar:
         for name in ("a.png", "a.txt"):
             tar.add(path.with_name(name), name)
@@ -50,7 +50,7 @@ SLOW = ("syncdiffusion",)  # gradients through the network
     [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in METHODS],
 )
 def test_every_method_generates_on_the_demo_backbone(method, madgen, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a hill\n")
+    (tmp_path / "prompts.txt").write_text("a hill\n", encoding="utf-8")
     files = [ROOT / "configs/backbone/demo.yaml", method, ROOT / "configs/trainer/cpu.yaml"]
     small = ["sampling.num_inference_steps=2", "sampling.width=256", "monitor.wandb.mode=disabled"]
     network = "method.sync.network=random"  # trained VGG16 weights may not be available

@@ -29,10 +29,13 @@ except UserError as error:
 @pytest.mark.slow
 def test_a_script_of_the_public_api_is_typed(tmp_path):
     config = tmp_path / "mypy.ini"
-    config.write_text("[mypy]\nstrict = true\n[mypy-diffusers.*,transformers.*,lightning.*]\nfollow_imports = skip\n")
+    config.write_text(
+        "[mypy]\nstrict = true\n[mypy-diffusers.*,transformers.*,lightning.*]\nfollow_imports = skip\n",
+        encoding="utf-8",
+    )
 
     def check(script):
-        (tmp_path / "script.py").write_text(script)
+        (tmp_path / "script.py").write_text(script, encoding="utf-8")
         command = [sys.executable, "-m", "mypy", "--config-file", str(config), "--cache-dir", str(tmp_path / "cache")]
         env = environment() | {"MYPYPATH": str(ROOT)}
         return subprocess.run([*command, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout

@@ -55,13 +55,15 @@ def control_job(job_file, tmp_path, weights):
         picture(index).save(tmp_path / f"edges{index}.png")
         lines.append({"prompt": f"mountains over a meadow at noon {index}", "control": f"edges{index}.png"})
     write(tmp_path, lines)
-    text = job_file.read_text().replace("prompts.txt", "prompts.jsonl")
-    job_file.write_text(text.replace("pretrained:", f"controlnet: {{weights: {weights}}}, pretrained:"))
+    text = job_file.read_text(encoding="utf-8").replace("prompts.txt", "prompts.jsonl")
+    job_file.write_text(
+        text.replace("pretrained:", f"controlnet: {{weights: {weights}}}, pretrained:"), encoding="utf-8"
+    )
     return job_file
 
 
 def write(folder, lines):
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def sampler_of(tiny, weights, *overrides, **options):
@@ -171,7 +173,7 @@ REFUSED = [
 def test_impossible_settings_and_pictures_are_refused_by_name(
     madgen_here, control_job, tmp_path, row, overrides, message
 ):
-    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     lines[1] |= row
     write(tmp_path, lines)
     before = sorted(tmp_path.rglob("*"))
@@ -205,8 +207,8 @@ def test_fingerprint_depends_on_contents_and_strength_only(control_job, tmp_path
     changed = {built("backbone.controlnet.scale=0.5"), built("backbone.controlnet.end=0.5"), first}
     picture(7).save(tmp_path / "edges0.png")
     changed.add(built())
-    config = json.loads((tmp_path / "other/config.json").read_text())
-    (tmp_path / "other/config.json").write_text(json.dumps({**config, "act_fn": "gelu"}))
+    config = json.loads((tmp_path / "other/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other/config.json").write_text(json.dumps({**config, "act_fn": "gelu"}), encoding="utf-8")
     changed.add(built("backbone.controlnet.weights=other"))
     assert len(changed) == 5
 
@@ -300,7 +302,7 @@ def test_licence_of_the_controlnet_counts(control_job, tmp_path, weights, monkey
     monkeypatch.chdir(tmp_path)
     shutil.copytree(weights, tmp_path / "copy")
     (tmp_path / "copy/README.md").write_text(
-        "---\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n---\n"
+        "---\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n---\n", encoding="utf-8"
     )
     job = load_job(control_job, ["backbone.controlnet.weights=copy"])
     with pytest.raises(UserError, match="the licence of copy, flux-1-dev-non-commercial-license, restricts"):

@@ -58,14 +58,14 @@ def style_job(job_file, tmp_path, adapter):
         picture(index).save(tmp_path / f"style{index}.png")
         lines.append({"prompt": f"mountains over a meadow at noon {index}", "style": f"style{index}.png"})
     write(tmp_path, lines)
-    text = job_file.read_text().replace("prompts.txt", "prompts.jsonl")
+    text = job_file.read_text(encoding="utf-8").replace("prompts.txt", "prompts.jsonl")
     settings = f"ip_adapter: {{weights: {adapter}, subfolder: models}}"
-    job_file.write_text(text.replace("pretrained:", f"{settings}, pretrained:"))
+    job_file.write_text(text.replace("pretrained:", f"{settings}, pretrained:"), encoding="utf-8")
     return job_file
 
 
 def write(folder, lines):
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def sampler_of(tiny, adapter, *overrides):
@@ -138,7 +138,7 @@ REFUSED = [
 def test_impossible_settings_and_pictures_are_refused_by_name(
     madgen_here, style_job, tmp_path, row, overrides, message
 ):
-    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     lines[1] |= row
     write(tmp_path, lines)
     before = sorted(tmp_path.rglob("*"))
@@ -166,8 +166,10 @@ def test_fingerprint_depends_on_contents_and_scale_only(style_job, tmp_path, mon
     picture(7).save(tmp_path / "style0.png")
     changed.add(built())
     shutil.copytree(adapter, tmp_path / "other")
-    config = json.loads((tmp_path / "other/models/image_encoder/config.json").read_text())
-    (tmp_path / "other/models/image_encoder/config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    config = json.loads((tmp_path / "other/models/image_encoder/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other/models/image_encoder/config.json").write_text(
+        json.dumps({**config, "hidden_act": "gelu"}), encoding="utf-8"
+    )
     changed.add(built("weights=other"))
     assert len(changed) == 4
 

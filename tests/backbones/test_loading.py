@@ -126,7 +126,7 @@ def hub_cache(root, folder, repository, commit):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     (at / "refs").mkdir(exist_ok=True)
-    (at / "refs" / "main").write_text(commit)
+    (at / "refs" / "main").write_text(commit, encoding="utf-8")
 
 
 def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monkeypatch, folders):
@@ -155,7 +155,9 @@ def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp
     shutil.copytree(folders["sd"], tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
     config = tmp_path / "small/unet/config.json"
     backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"mid_block_type": None}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"mid_block_type": None}), encoding="utf-8"
+    )
     backbone_module("sd").check_blocks(["down", "up"], str(tmp_path / "small"))
     with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; remove it"):
         backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
@@ -218,8 +220,8 @@ def test_dataset_of_a_single_file_is_generated_and_regenerated(madgen, job_file,
     assert madgen("plan", job_file, *overrides).code == 0
     done = madgen("generate", job_file, *overrides)
     assert done.code == 0, done.err
-    written = json.loads((tmp_path / "out/dataset.json").read_text())
+    written = json.loads((tmp_path / "out/dataset.json").read_text(encoding="utf-8"))
     assert written["identity"]["backbone"]["weights"] == weights_id(str(files["sd"]), None, str(folders["sd"]))
-    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"][0]["key"]
+    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text(encoding="utf-8"))["samples"][0]["key"]
     again = madgen("regenerate", "out", key, "-o", "again.png")
     assert "the same pixels" in again.out, again.err

@@ -156,7 +156,7 @@ def test_lora_changes_the_fingerprint_and_is_regenerated(madgen, job_file, tmp_p
     other = madgen("generate", job_file, lora(0.25), "prompts.limit=1")
     assert other.code == 2
     assert "backbone.loras" in other.err
-    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"][0]["key"]
+    key = json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text(encoding="utf-8"))["samples"][0]["key"]
     assert "the same pixels" in madgen("regenerate", "out", key, "-o", "again.png").out
     save_lora(file, LAYERS["sd"], seed=3)
     changed = madgen("regenerate", "out", key, "-o", "again.png")

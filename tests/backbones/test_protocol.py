@@ -32,7 +32,7 @@ def test_the_plugin_implements_exactly_the_protocols():
     assert public_functions(BackboneModule) <= set(vars(module))
     assert public_functions(Backbone) == public_functions(module.Gradient)
     assert public_functions(Conditioning) == public_functions(module.Colors)
-    assert "madgen.backbones._" not in (PLUGINS / "gradient.py").read_text()
+    assert "madgen.backbones._" not in (PLUGINS / "gradient.py").read_text(encoding="utf-8")
 
 
 def test_plugin_samples_with_and_without_mad():
@@ -80,10 +80,11 @@ def test_job_with_the_plugin_plans(tmp_path):
     from madgen.planning.forecast import forecast
     from madgen.planning.resolved_run import ResolvedRun
 
-    (tmp_path / "prompts.txt").write_text("a hill\n")
+    (tmp_path / "prompts.txt").write_text("a hill\n", encoding="utf-8")
     (tmp_path / "job.yaml").write_text(
         f"backbone: {{name: gradient, pretrained: anything}}\nprompts: {{source: {tmp_path}/prompts.txt}}\n"
-        "method: {views: {stride: 4}}\nsampling: {height: 64, width: 128, num_inference_steps: 4}\n"
+        "method: {views: {stride: 4}}\nsampling: {height: 64, width: 128, num_inference_steps: 4}\n",
+        encoding="utf-8",
     )
     job = load_job(str(tmp_path / "job.yaml"))
     assert forecast(ResolvedRun.of(job)).views == {(64, 128): 3 * 7}

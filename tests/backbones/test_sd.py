@@ -227,10 +227,10 @@ def test_sizes_suggested_by_an_error_are_accepted(tiny):
 
 
 def test_a_model_of_another_kind_is_refused(tiny, tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}), encoding="utf-8")
     for name in ("unet", "vae"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is a FluxPipeline"):
         backbone_module("sd").describe(str(tmp_path))
 

@@ -59,8 +59,10 @@ def test_without_forced_zeros_the_empty_prompt_is_encoded(tiny_xl, tmp_path):
 
     folder = tmp_path / "encoded"
     shutil.copytree(tiny_xl, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    (folder / "model_index.json").write_text(
+        json.dumps({**index, "force_zeros_for_empty_prompt": False}), encoding="utf-8"
+    )
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     reference = pipeline("a hill", output_type="latent", generator=torch.Generator().manual_seed(5), **SIZE).images
     run = {"seeds": [5], "output": "latent", **SIZE}
@@ -171,9 +173,9 @@ def test_latents_are_unscaled_with_means_and_deviations_where_the_vae_has_them(t
 
     folder = tmp_path / "shifted"
     shutil.copytree(tiny_xl, folder)
-    config = json.loads((folder / "vae/config.json").read_text())
+    config = json.loads((folder / "vae/config.json").read_text(encoding="utf-8"))
     changed = {"latents_mean": [0.5, -0.5, 0.1, 0.0], "latents_std": [2.0, 1.5, 1.0, 3.0]}
-    (folder / "vae/config.json").write_text(json.dumps({**config, **changed}))
+    (folder / "vae/config.json").write_text(json.dumps({**config, **changed}), encoding="utf-8")
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     latents = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "np"}
@@ -197,8 +199,8 @@ def test_half_precision_decoder_runs_in_float32_if_its_config_requires_it(tiny_x
     assert (half.backbone.vae.dtype, half.backbone.unet.dtype) == (torch.float32, torch.float16)
     folder = tmp_path / "safe"
     shutil.copytree(tiny_xl, folder)
-    config = json.loads((folder / "vae/config.json").read_text())
-    (folder / "vae/config.json").write_text(json.dumps({**config, "force_upcast": False}))
+    config = json.loads((folder / "vae/config.json").read_text(encoding="utf-8"))
+    (folder / "vae/config.json").write_text(json.dumps({**config, "force_upcast": False}), encoding="utf-8")
     safe = PanoramaSampler.from_pretrained(str(folder), name="sdxl", dtype="float16")
     assert safe.backbone.vae.dtype == torch.float16
 
@@ -222,7 +224,7 @@ def test_bfloat16_runs_and_is_close(tiny_xl):
 def test_models_of_another_kind_are_refused(tiny_xl, tmp_path, name, file, change, message):
     folder = tmp_path / "other"
     shutil.copytree(tiny_xl, folder)
-    config = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps({**config, **change}))
+    config = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps({**config, **change}), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         PanoramaSampler.from_pretrained(str(folder), name=name)

@@ -237,7 +237,9 @@ def test_a_canvas_beyond_the_positions_is_refused_or_fitted():
 def without_guidance(folder):
     shutil.copytree(folder_of("flux"), folder)
     config = folder / "transformer/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"guidance_embeds": False}), encoding="utf-8"
+    )
     return folder
 
 
@@ -310,7 +312,7 @@ COMMAND_PRESETS = [
 
 @pytest.mark.parametrize("preset", COMMAND_PRESETS)
 def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_path, preset):
-    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n")
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n", encoding="utf-8")
     name = load_job([CONFIGS / f"{preset}.yaml"]).backbone.name
     overrides = [*tiny_overrides(3, folder_of(name)), "backbone.max_sequence_length=16", "method.mad.blocks=[late]"]
     plan = json.loads(run(madgen_here, "plan", CONFIGS / f"{preset}.yaml", *overrides, "--json"))
@@ -318,7 +320,9 @@ def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_pa
     assert plan["view_evaluations"] == 2 * 5 * 3 * (1 if name == "flux" else 2)
     run(madgen_here, "generate", CONFIGS / f"{preset}.yaml", *overrides)
     run(madgen_here, "verify", "out")
-    key = next(iter(json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text())["samples"]))["key"]
+    key = next(iter(json.loads(next((tmp_path / "out/shards").glob("*.json")).read_text(encoding="utf-8"))["samples"]))[
+        "key"
+    ]
     assert "the same pixels" in run(madgen_here, "regenerate", "out", key, "-o", "again.png")
 
 
@@ -328,7 +332,7 @@ def test_the_command_line_generates_verifies_and_regenerates(madgen_here, tmp_pa
 )
 def test_plan_counts_what_the_transformer_runs(madgen_here, tmp_path, name, blocks, layout):
     """Steps in which all layers merge run the canvas of two views once, others run each view."""
-    (tmp_path / "prompts.txt").write_text("mountains over the sea\n")
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\n", encoding="utf-8")
     overrides = [*tiny_overrides(3, folder_of(name)), "method.mad.steps=2", f"method.mad.blocks={blocks}"]
     overrides += [f"backbone.name={name}", "sampling.guidance_scale=3", f"method.views.layout={layout}"]
     plan = json.loads(run(madgen_here, "plan", CONFIGS / "flux-dev.yaml", *overrides, "--json"))
@@ -347,7 +351,7 @@ def tar(tmp_path, name):
 def test_text_encoders_run_once_per_prompt_of_a_shard_and_may_be_offloaded(madgen_here, tmp_path, monkeypatch):
     from madgen.backbones import sd3
 
-    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n")
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\n", encoding="utf-8")
     encoded, embed = [], sd3.StableDiffusion3.embed
     monkeypatch.setattr(
         sd3.StableDiffusion3, "embed", lambda self, prompt: encoded.append(prompt) or embed(self, prompt)
@@ -386,7 +390,9 @@ PRESET_OF = {"flux": "flux-dev", "sd3": "sd35-medium", "z_image": "z-image-turbo
 @pytest.mark.parametrize("name", list(PRESET_OF))
 def test_processes_and_resume_points_do_not_change_the_bytes(start, tmp_path, name):
     """Two processes share the shards; then one shard is made again, as after a crash."""
-    (tmp_path / "prompts.txt").write_text("mountains over the sea\na city skyline at night\nthe sea\n")
+    (tmp_path / "prompts.txt").write_text(
+        "mountains over the sea\na city skyline at night\nthe sea\n", encoding="utf-8"
+    )
     preset = CONFIGS / f"{PRESET_OF[name]}.yaml"
     job = [preset, *tiny_overrides(2, folder_of(name)), "backbone.max_sequence_length=16"]
     job += ["output.samples_per_shard=1", "method.mad.blocks=[early]", "method.mad.steps=1"]
@@ -458,7 +464,7 @@ PRESETS = [path.stem for path in sorted(CONFIGS.glob("*.yaml")) if load_job([pat
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_plan_on_pipelines_of_their_layout(madgen_here, tmp_path, preset):
-    (tmp_path / "prompts.txt").write_text("mountains over the sea\n")
+    (tmp_path / "prompts.txt").write_text("mountains over the sea\n", encoding="utf-8")
     job = load_job([CONFIGS / f"{preset}.yaml"])
     folder = folder_of(job.backbone.name)
     if job.backbone.name == "flux" and job.sampling.guidance_scale <= 1:
@@ -512,7 +518,7 @@ def test_noise_of_flux2_is_that_of_its_pipeline():
 def test_other_transformers_of_qwen_image_are_refused(tmp_path, key):
     folder = shutil.copytree(folder_of("qwen_image"), tmp_path / "qwen", ignore=shutil.ignore_patterns("*.safetensors"))
     config = folder / "transformer/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {key: True}))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {key: True}), encoding="utf-8")
     with pytest.raises(UserError, match=f"a transformer with {key} is not supported"):
         PanoramaSampler.from_pretrained(str(folder), name="qwen_image")
 

@@ -207,10 +207,24 @@ def graphs():
     torch._dynamo.reset()
 
 
+@pytest.fixture(scope="module")
+def one_level(tiny, tmp_path_factory):
+    """Copy the tiny pipeline, with a UNet of one level, which compiles in less than half the time."""
+    from diffusers import UNet2DConditionModel
+
+    target = tmp_path_factory.mktemp("one-level") / "pipeline"
+    shutil.copytree(tiny, target)
+    config = {**UNet2DConditionModel.load_config(tiny, subfolder="unet"), "block_out_channels": (8,)}
+    config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config).save_pretrained(target / "unet")
+    return target
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(tiny, graphs):
-    mad = sampler(tiny, mad_steps=2)
+def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(one_level, graphs):
+    mad = sampler(one_level, mad_steps=2)
     plain = [mad.sample([prompt], seeds=[seed], **RUN) for prompt, seed in (("a hill", 1), ("the sea at night", 2))]
     mad.backbone.compile("eager")  # graphs are what counts here, not what is made of them
     for seed, (prompt, expected) in enumerate(zip(("a hill", "the sea at night"), plain, strict=True), 1):
@@ -224,25 +238,13 @@ def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(tiny, graphs
     torch.testing.assert_close(mad.sample(["a hill"], seeds=[3], **other), before, atol=1e-4, rtol=1e-4)
 
 
-def with_one_level(folder, target):
-    """Copy a pipeline, with a random UNet that compiles in less than half the time."""
-    from diffusers import UNet2DConditionModel
-
-    shutil.copytree(folder, target)
-    config = {**UNet2DConditionModel.load_config(folder, subfolder="unet"), "block_out_channels": (8,)}
-    config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    torch.manual_seed(0)
-    UNet2DConditionModel.from_config(config).save_pretrained(target / "unet")
-    return target
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++ here")
 @pytest.mark.filterwarnings("ignore")
-def test_inductor_gives_equal_latents(tiny, graphs, tmp_path, monkeypatch):
-    """`backbone.compile: true` as a user has it: real kernels of both graphs, here of a UNet of one level."""
+def test_inductor_gives_equal_latents(one_level, graphs, tmp_path, monkeypatch):
+    """`backbone.compile: true` as a user has it: real kernels of both graphs."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    mad = sampler(with_one_level(tiny, tmp_path / "one-level"), mad_steps=2)
+    mad = sampler(one_level, mad_steps=2)
     expected = mad.sample(["a hill"], seeds=[1], **RUN)
     mad.backbone.compile()
     before = graphs()
@@ -254,9 +256,9 @@ def test_inductor_gives_equal_latents(tiny, graphs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_sampler_has_separate_graphs_for_one_and_two_guidance_paths(tiny, graphs):
+def test_compiled_sampler_has_separate_graphs_for_one_and_two_guidance_paths(one_level, graphs):
     """By the view and path in turn: one graph is of what both have in common, one of what one path does."""
-    mad = sampler(tiny, mad_steps=0)
+    mad = sampler(one_level, mad_steps=0)
     ways = [{}, {"chunk_views": VIEWS}, {}]
     plain = [mad.sample(["a hill"], seeds=[1], **RUN, **way) for way in ways]
     mad.backbone.compile("eager")
@@ -299,8 +301,10 @@ def test_missing_compiler_is_a_one_line_error(madgen, job_file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_syncdiffusion_decodes_uncompiled(tiny, graphs):
-    mad = sampler(tiny, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler")
+def test_syncdiffusion_decodes_uncompiled(one_level, graphs):
+    mad = sampler(
+        one_level, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler"
+    )
     mad.backbone.compile("eager")
     mad.sample(["a hill"], seeds=[1], **RUN)
     assert graphs() == 1  # the UNet's

@@ -84,9 +84,9 @@ def test_each_missing_panorama_is_sampled_once():
 @pytest.mark.parametrize("torn", ["", '{"key": "half'])
 def test_truncated_last_line_of_the_cache_is_dropped(tmp_path, torn):
     cache = tmp_path / "scores.jsonl"
-    cache.write_text('{"key": "a", "sky": 1}\n' + torn)
+    cache.write_text('{"key": "a", "sky": 1}\n' + torn, encoding="utf-8")
     assert coherence.read_cache(cache) == {"a": {"key": "a", "sky": 1}}
-    assert cache.read_text() == '{"key": "a", "sky": 1}\n'
+    assert cache.read_text(encoding="utf-8") == '{"key": "a", "sky": 1}\n'
 
 
 def test_cells_hold_mean_and_standard_error():
@@ -102,7 +102,9 @@ def test_script_resumes_after_a_truncated_cache(tmp_path):
     command = ["coherence.py", str(tmp_path), "--panoramas", "3", "--steps", "2", "--only", "methods: shifted, no"]
     folder = str(ROOT / "benchmarks")
     code = f"""
-import runpy, sys
+import multiprocessing, runpy, sys
+fork = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda method: fork  # a fork has no imports to do
 sys.argv = {[*command, "--workers", "1"]!r}
 sys.path.insert(0, {folder!r})
 runpy.run_path({folder!r} + "/coherence.py", run_name="__main__")
@@ -113,14 +115,14 @@ runpy.run_path({folder!r} + "/coherence.py", run_name="__main__")
         assert process.wait() == 0, process.output()
 
     run()
-    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    lines = (tmp_path / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3
     assert json.loads(lines[0])["views"] > 0
-    report = (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| shifted, no MAD (SpotDiffusion) | 128x512 | 2, 0 | 3 | 10 |" in report
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    (tmp_path / "scores.jsonl").write_text("\n".join(lines)[:-9])  # the last line lost its end
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines)[:-9], encoding="utf-8")  # the last line lost its end
     run()
-    again = (tmp_path / "scores.jsonl").read_text().splitlines()
+    again = (tmp_path / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["key"] for line in again} == {json.loads(line)["key"] for line in lines}
     assert len(again) == len(lines)

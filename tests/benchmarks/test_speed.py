@@ -69,10 +69,12 @@ def test_fast_preset_is_timed_as_whole_panoramas():
 
 def test_rows_that_were_not_run_stay_empty(tmp_path):
     log = tmp_path / "speed.jsonl"
-    log.write_text(json.dumps(row("growth", failed="OutOfTime: stopped after 9 s")) + "\n")
+    log.write_text(json.dumps(row("growth", failed="OutOfTime: stopped after 9 s")) + "\n", encoding="utf-8")
     write_report(log, tmp_path)
-    assert {one["measured"] for one in json.loads((tmp_path / "speed.json").read_text())["targets"]} == {None}
-    text = (tmp_path / "speed.md").read_text()
+    assert {
+        one["measured"] for one in json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["targets"]
+    } == {None}
+    text = (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert text.count("| – | not run |") == 12
     assert "stopped after 9 s" in text
 
@@ -90,7 +92,7 @@ def test_growth_is_linear_where_time_follows_the_width():
 def test_later_row_replaces_an_earlier_one_unless_it_failed(tmp_path):
     log = tmp_path / "speed.jsonl"
     lines = [row("eager", n=1), row("eager", n=2), row("eager", failed="no")]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert read(log)["gpu", "eager"]["n"] == 2
 
 
@@ -139,4 +141,4 @@ def test_failed_row_is_recorded_and_the_next_row_runs(tmp_path, monkeypatch):
     rows = read(tmp_path / "speed.jsonl")
     assert rows["dry", "eager"]["failed"] == "RuntimeError: no such luck"
     assert rows["dry", "parts"]["merged"] == {"attention": 50.0}
-    assert "merged: attention 50" in (tmp_path / "speed.md").read_text()
+    assert "merged: attention 50" in (tmp_path / "speed.md").read_text(encoding="utf-8")

@@ -100,15 +100,15 @@ def listing(folder):
     ],
 )
 def test_generate_refuses_invalid_input_in_one_line(madgen_here, job_file, tmp_path, overrides, message):
-    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/photo.png").write_text("mine")
-    (tmp_path / "hostile.jsonl").write_text('{"prompt": "a", "id": "../../x"}')
-    (tmp_path / "dots.jsonl").write_text('{"prompt": "a", "id": "a.b"}')
+    (tmp_path / "foreign/photo.png").write_text("mine", encoding="utf-8")
+    (tmp_path / "hostile.jsonl").write_text('{"prompt": "a", "id": "../../x"}', encoding="utf-8")
+    (tmp_path / "dots.jsonl").write_text('{"prompt": "a", "id": "a.b"}', encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes(b"a hill\ncaf\xe9\n")
-    (tmp_path / "twice.txt").write_text("a hill\na lake\na hill\n")
+    (tmp_path / "twice.txt").write_text("a hill\na lake\na hill\n", encoding="utf-8")
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"a hill\n" * 999)[:-9])
-    (tmp_path / "text.csv").write_text("text\na hill\n")
+    (tmp_path / "text.csv").write_text("text\na hill\n", encoding="utf-8")
     (tmp_path / "weights.ckpt").write_bytes(b"x")
     if "output.dir=other" in overrides:
         assert madgen_here("generate", job_file, "output.dir=other", "sampling.guidance_scale=9", "prompts.limit=1",
@@ -208,7 +208,7 @@ def test_the_next_number_of_steps_that_a_scheduler_has_is_named(madgen_here, job
 @pytest.mark.parametrize("damage", ["{", "[]", '{"shard": "job-000000"}'])
 def test_damaged_sidecar_error_names_file_and_fix(madgen_here, job_file, tmp_path, damage):
     assert madgen_here("generate", job_file, "prompts.limit=1").code == 0
-    (tmp_path / "out/shards/job-000000.json").write_text(damage)
+    (tmp_path / "out/shards/job-000000.json").write_text(damage, encoding="utf-8")
     again = ("generate", job_file, "prompts.limit=1")
     for command in (("status", "out"), ("index", "out"), ("preview", "out"), again):
         result = madgen_here(*command)
@@ -235,7 +235,7 @@ def test_removed_tar_is_regenerated(madgen_here, job_file, tmp_path):
 
 
 def test_dataset_json_of_something_else_is_refused(madgen_here, tmp_path):
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text("{}", encoding="utf-8")
     for command in ("status", "verify", "index", "preview"):
         result = madgen_here(command, tmp_path)
         broken = command == "verify"

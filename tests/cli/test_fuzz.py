@@ -50,7 +50,7 @@ def is_one_line(error):
 def job(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    (tmp_path / "prompts.txt").write_text("mountains\na meadow\n")
+    (tmp_path / "prompts.txt").write_text("mountains\na meadow\n", encoding="utf-8")
     return {
         "backbone": {"pretrained": str(tiny)},
         "method": {"mad": {"steps": 1}},
@@ -72,7 +72,7 @@ def test_random_jobs_load_or_raise_user_error(job, tmp_path, changes):
                 place[key] = {}
             place = place[key]
         place[path[-1]] = value
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     try:
         plan(tmp_path / "job.yaml")
     except UserError as error:
@@ -100,7 +100,7 @@ def test_damaged_job_files_load_or_raise_user_error(job, tmp_path, seed, cuts):
     value=st.text(max_size=15),
 )
 def test_random_overrides_load_or_raise_user_error(job, tmp_path, key, value):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
     try:
         plan(tmp_path / "job.yaml", [f"{key}={value}"])
     except UserError as error:

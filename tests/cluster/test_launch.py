@@ -3,13 +3,11 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-from processes import environment
+from processes import Forked, environment
 
 from madgen.cluster.launch import placement, rank, strategy, worker_number
 from madgen.config.schema import TrainerConfig
@@ -147,18 +145,15 @@ def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, t
     one, two = (sorted(tmp_path.glob(f"{out}/shards/*.tar")) for out in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    sidecars = [json.loads(path.read_text()) for path in tmp_path.glob("two/shards/*.json")]
+    sidecars = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("two/shards/*.json")]
     assert len({sidecar["worker"] for sidecar in sidecars}) == 2
 
 
 @pytest.mark.slow
 def test_torchrun_generates_all_shards(job_file, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "madgen"]
-    done = subprocess.run(
-        [*command, "generate", job_file, "trainer.devices=auto"], cwd=tmp_path, env=environment(),
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    options = ("--standalone", "--nproc-per-node=2", "-m", "madgen", "generate", job_file, "trainer.devices=auto")
+    torchrun = Forked(options, tmp_path, environment(), "from torch.distributed.run import main; main()")
+    assert torchrun.wait() == 0, torchrun.output()
     assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4
 
 

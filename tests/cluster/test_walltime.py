@@ -82,7 +82,7 @@ def test_sources_of_the_time_limit(monkeypatch):
 
 def test_time_limit_from_squeue(monkeypatch, tmp_path):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho 2030-01-02T03:04:05\n")
+    squeue.write_text("#!/bin/sh\necho 2030-01-02T03:04:05\n", encoding="utf-8")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert job_end({"SLURM_JOB_ID": "7"}) == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
@@ -96,7 +96,7 @@ def test_generate_stops_in_time(job_file, tmp_path):
     process = Forked(("generate", job_file, *long), tmp_path, here, NEARLY_OVER)
     assert process.wait() == 3, process.output()
     assert process.output()[1].count("the job's time ends in 5 s") == 1
-    assert "the job's time ends" in note.read_text()
+    assert "the job's time ends" in note.read_text(encoding="utf-8")
     assert list((tmp_path / "out/shards").glob("*.tar"))
 
 

@@ -11,7 +11,7 @@ def write(tmp_path):
     def put(name, text):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return path
 
     return put

@@ -50,7 +50,7 @@ def test_datasets_loads_the_folder_as_it_is(dataset, tmp_path):
 
 
 def test_card_describes_the_dataset_and_escapes_prompts(dataset):
-    text = (dataset.root / "README.md").read_text()
+    text = (dataset.root / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n")
     header = yaml.safe_load(text.split("\n---\n")[0])
     assert header["license"] == "apache-2.0"

@@ -14,7 +14,7 @@ from madgen.utils.atomic import owner_tag
 @pytest.fixture
 def directory(tmp_path):
     (tmp_path / "shards").mkdir()
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text("{}", encoding="utf-8")
     return DatasetDir(tmp_path)
 
 
@@ -62,8 +62,8 @@ def test_one_of_many_concurrent_claims_wins(worker):
 
 
 def test_a_done_shard_is_not_claimed(worker, directory):
-    directory.sidecar("s").write_text("{}")
-    directory.tar("s").write_text("")
+    directory.sidecar("s").write_text("{}", encoding="utf-8")
+    directory.tar("s").write_text("", encoding="utf-8")
     assert not worker().claim("s")
     assert list(directory.claims.iterdir()) == []
     directory.tar("s").unlink()  # a shard that somebody has removed is work again
@@ -125,7 +125,7 @@ def test_temporary_files_of_a_dead_worker_elsewhere_are_removed_with_its_heartbe
 def test_empty_claim_expires(worker, directory):
     one = worker(lease_s=30)
     claim = directory.claims / "s.json"
-    claim.write_text("")
+    claim.write_text("", encoding="utf-8")
     assert not one.claim("s")
     age(claim, 31)
     assert one.claim("s")
@@ -133,8 +133,8 @@ def test_empty_claim_expires(worker, directory):
 
 def test_claim_in_a_finished_dataset_returns_false(worker, directory):
     one = worker()
-    directory.sidecar("s").write_text("{}")
-    directory.tar("s").write_text("")
+    directory.sidecar("s").write_text("{}", encoding="utf-8")
+    directory.tar("s").write_text("", encoding="utf-8")
     remove_work(directory)
     assert not one.claim("s")
     assert not directory.work.exists()
@@ -189,7 +189,7 @@ def test_own_process_is_alive():
 def test_close_releases_claims_and_removes_the_heartbeat(worker, directory):
     one = worker()
     one.claim("s")
-    assert json.loads(one.heartbeat_file.read_text())["id"] == one.id
+    assert json.loads(one.heartbeat_file.read_text(encoding="utf-8"))["id"] == one.id
     one.close()
     assert list(directory.claims.iterdir()) == []
     assert list(directory.workers.iterdir()) == []

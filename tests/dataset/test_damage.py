@@ -157,10 +157,10 @@ def test_target_with_a_damaged_dataset_json_is_refused(dataset, madgen_here, tmp
 
 
 def test_target_that_is_a_file_is_refused(dataset, madgen_here, tmp_path):
-    (tmp_path / "there").write_text("mine")
+    (tmp_path / "there").write_text("mine", encoding="utf-8")
     result = madgen_here("push", "out", (tmp_path / "there").as_uri())
     assert (result.code, "is a file" in result.err) == (2, True), result.err
-    assert (tmp_path / "there").read_text() == "mine"
+    assert (tmp_path / "there").read_text(encoding="utf-8") == "mine"
 
 
 def test_bad_journal_line_is_dropped_and_the_others_are_kept(dataset):

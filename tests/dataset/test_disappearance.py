@@ -13,7 +13,7 @@ from madgen.utils.errors import UserError
 def directory(tmp_path):
     made = DatasetDir(tmp_path / "out")
     made.root.mkdir()
-    made.manifest.write_text("{}")
+    made.manifest.write_text("{}", encoding="utf-8")
     return made
 
 

@@ -109,7 +109,7 @@ def test_filter_keeps_the_selected_samples(source, tmp_path, where, best, by, ex
     before = samples(source)
     assert samples(new) == {name: data for name, data in before.items() if name.partition(".")[0] in kept(new)}
     assert write_keys(source, choice, tmp_path / "keys.txt")[0] == len(expected)
-    assert (tmp_path / "keys.txt").read_text().split() == kept(new)
+    assert (tmp_path / "keys.txt").read_text(encoding="utf-8").split() == kept(new)
 
 
 def test_filtered_dataset_verifies_and_previews(source, tmp_path):
@@ -143,7 +143,7 @@ def test_filtered_dataset_records_its_source(source, tmp_path):
     assert content.plan.prompts == content.plan.samples == 3
     assert content.job == old.job
     assert content.fingerprint not in (old.fingerprint, "")
-    card = (tmp_path / "new/README.md").read_text()
+    card = (tmp_path / "new/README.md").read_text(encoding="utf-8")
     assert f'    madgen filter --where "{where}" --best 1 --by coherence\n' in card
     assert "3 of 3 synthetic panoramas" in card
     write_filtered(DatasetDir(tmp_path / "new"), Choice(parse("coherence > 0.85")), tmp_path / "newer")
@@ -197,7 +197,7 @@ def test_verify_finds_damage_in_what_was_filtered(source, tmp_path, kind):
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "new")
     new = DatasetDir(tmp_path / "new")
     name = "job-000001"
-    content = json.loads(new.sidecar(name).read_text())
+    content = json.loads(new.sidecar(name).read_text(encoding="utf-8"))
     if kind == "a sample less":
         new.tar(name).unlink()
         new.sidecar(name).unlink()
@@ -210,7 +210,7 @@ def test_verify_finds_damage_in_what_was_filtered(source, tmp_path, kind):
             path.rename(new.shards / path.name)
     elif kind == "other scores":
         content["samples"][0]["scores"]["seam"] = 0.5
-        new.sidecar(name).write_text(json.dumps(content))
+        new.sidecar(name).write_text(json.dumps(content), encoding="utf-8")
     else:
         data = bytearray(new.tar(name).read_bytes())
         data[600] ^= 1
@@ -229,7 +229,7 @@ def test_verify_finds_damage_in_what_was_filtered(source, tmp_path, kind):
 @pytest.mark.parametrize("cut", [False, True])
 def test_damage_of_the_source_is_not_copied(source, tmp_path, cut):
     data = bytearray(source.tar("job-000001").read_bytes())
-    entry = json.loads(source.sidecar("job-000001").read_text())["samples"][1]
+    entry = json.loads(source.sidecar("job-000001").read_text(encoding="utf-8"))["samples"][1]
     data[entry["offset"] + 700] ^= 1
     source.tar("job-000001").write_bytes(data[: entry["offset"] + 700] if cut else data)
     with pytest.raises(UserError, match=f"{KEYS[6]} is damaged; run madgen verify"):
@@ -257,7 +257,7 @@ def test_existing_target_is_refused(source, tmp_path):
     (tmp_path / "link").symlink_to("place")
     write_filtered(source, Choice(parse("seam < 1.4")), tmp_path / "link")
     assert hashes(tmp_path / "place") == hashes(tmp_path / "empty")
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     before = hashes(tmp_path)
     for target, message in (
         ("empty", "is not empty"),
@@ -311,9 +311,9 @@ def test_missing_scores_error_names_the_fix(tmp_path):
 
 @pytest.mark.parametrize("scores", [[1], {"seam": "low"}, {"seam": True}])
 def test_damaged_scores_are_named(source, scores):
-    content = json.loads(source.sidecar("job-000001").read_text())
+    content = json.loads(source.sidecar("job-000001").read_text(encoding="utf-8"))
     content["samples"][0]["scores"] = scores
-    source.sidecar("job-000001").write_text(json.dumps(content))
+    source.sidecar("job-000001").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"job-000001.json is damaged: samples\[0\].scores.* is .*; run madgen verify"):
         choose(source, Choice(parse("seam > 0")))
 

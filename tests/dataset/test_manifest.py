@@ -13,7 +13,7 @@ OPEN = ["sampling.height=128", "sampling.width=768", "sampling.num_inference_ste
 @pytest.fixture
 def fingerprint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("a hill\n")
+    (tmp_path / "p.txt").write_text("a hill\n", encoding="utf-8")
 
     def of(*overrides):
         job = load_job([], ["prompts.source=p.txt", *OPEN, *overrides])

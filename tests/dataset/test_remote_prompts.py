@@ -94,10 +94,12 @@ def test_s3(bucket, tmp_path):
 
 def test_http(web):
     folder, url = web
-    (folder / "p.jsonl").write_text('{"id": "a", "prompt": "hills"}\n{"id": "b", "prompt": "sea\u200b"}')
+    (folder / "p.jsonl").write_text(
+        '{"id": "a", "prompt": "hills"}\n{"id": "b", "prompt": "sea\u200b"}', encoding="utf-8"
+    )
     with pytest.raises(UserError, match=rf"{url}/p\.jsonl:2: the prompt contains U\+200B"):
         plan_of(f"{url}/p.jsonl")
-    (folder / "p.jsonl").write_text('{"id": "a", "prompt": "hills"}\n')
+    (folder / "p.jsonl").write_text('{"id": "a", "prompt": "hills"}\n', encoding="utf-8")
     plan = plan_of(f"{url}/p.jsonl")
     assert ids(plan) == ["a"]
     assert plan_key(load_job([], [f"prompts.source={url}/p.jsonl"])) != plan.key  # of another size

@@ -215,7 +215,7 @@ def test_quarantine_is_recorded_and_verified(quarantined):
     assert (verdict.present, verdict.quarantined, verdict.complete, verdict.problems) == (7, 1, True, [])
     assert json.loads(quarantined.sidecar("job-000000").read_bytes())["quarantined"] == ["p1-0000"]
     write_quarantine(quarantined)
-    (line,) = (quarantined.root / "quarantine.jsonl").read_text().splitlines()
+    (line,) = (quarantined.root / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {
         "shard": "job-000000", "key": "p1-0000", "position": 1, "reason": "not_finite", "detail": "NaN in the latents",
         "seed": SHARD.tasks[1].seed, "prompt": "text 1",
@@ -227,9 +227,9 @@ def test_quarantine_is_recorded_and_verified(quarantined):
 
 def test_verify_reports_unplanned_quarantine(quarantined):
     path = quarantined.sidecar("job-000000")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["quarantine"][0]["key"] = "p9-0000"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     assert verify(quarantined).problems == ["the keys are not the planned ones"]
 
 
@@ -284,12 +284,12 @@ def test_broken_shards_are_regenerated(directory, whole, kind):
     elif kind == "no tar":
         tar.unlink()
     elif kind == "sidecar":
-        sidecar.write_text("{")
+        sidecar.write_text("{", encoding="utf-8")
     elif kind == "foreign tar":
         tar.write_bytes(bytes(10240))
     else:
-        content = json.loads(sidecar.read_text())
-        sidecar.write_text(json.dumps({**content, "samples": content["samples"][:2]}))
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        sidecar.write_text(json.dumps({**content, "samples": content["samples"][:2]}), encoding="utf-8")
     verdict = verify(directory)
     assert verdict.problems
     again = repair(directory, verdict).samples
@@ -443,7 +443,9 @@ def scored(task):
 
 
 def scores_in_sidecar(directory):
-    return [entry["scores"] for entry in json.loads(directory.sidecar("job-000000").read_text())["samples"]]
+    return [
+        entry["scores"] for entry in json.loads(directory.sidecar("job-000000").read_text(encoding="utf-8"))["samples"]
+    ]
 
 
 def test_scores_of_committed_samples_are_kept(directory):

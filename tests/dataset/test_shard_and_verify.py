@@ -98,8 +98,8 @@ def test_damage_is_found(dataset, kind):
         sidecar.rename(dataset.sidecar("job-000009"))
         tar.rename(dataset.tar("job-000009"))
     else:
-        content = json.loads(sidecar.read_text())
-        sidecar.write_text(json.dumps({**content, "samples": []}))
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        sidecar.write_text(json.dumps({**content, "samples": []}), encoding="utf-8")
     verdict = verify(dataset)
     assert verdict.problems, kind
     assert not verdict.complete

@@ -206,10 +206,12 @@ def test_derived_files_are_checked_and_rewritten(dataset, madgen_here, kind):
         content["samples"].reverse()
         dataset.sidecar(NAMES[0]).write_text(json.dumps(content), encoding="utf-8")
     if kind == "quarantine":
-        (dataset.root / "quarantine.jsonl").write_text("{}\n")
+        (dataset.root / "quarantine.jsonl").write_text("{}\n", encoding="utf-8")
     card = dataset.root / "README.md"
     if kind == "card":
-        card.write_text(card.read_text().replace("10 of 10 synthetic", "9 of 10 synthetic"))
+        card.write_text(
+            card.read_text(encoding="utf-8").replace("10 of 10 synthetic", "9 of 10 synthetic"), encoding="utf-8"
+        )
     if kind == "picture":
         (dataset.root / "samples/1.jpg").write_bytes(b"")
     verdict = verify(dataset)
@@ -244,7 +246,7 @@ def test_damaged_manifest_is_found_and_written_again(dataset, madgen_here, made,
         dataset.manifest.write_bytes(dataset.manifest.read_bytes()[:200])
     else:
         EDITS[kind](content)
-        dataset.manifest.write_text(json.dumps(content))
+        dataset.manifest.write_text(json.dumps(content), encoding="utf-8")
     result = madgen_here("verify", "out", "--repair")
     assert (result.code, "rerun the job" in result.out + result.err) == (1, True)
     assert madgen_here("generate", made / "job.yaml", f"output.dir={tmp_path}/out").code == 0
@@ -257,6 +259,6 @@ def test_identity_with_its_hash_is_another_job(dataset, madgen_here, made, tmp_p
     content = json.loads(dataset.manifest.read_bytes())
     content["identity"]["sampling"]["guidance_scale"] = 9.0
     content["fingerprint"] = fingerprint(content["identity"])
-    dataset.manifest.write_text(json.dumps(content))
+    dataset.manifest.write_text(json.dumps(content), encoding="utf-8")
     assert len(verify(dataset).broken) == 4
     assert madgen_here("generate", made / "job.yaml", f"output.dir={tmp_path}/out").code == 2

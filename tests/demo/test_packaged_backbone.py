@@ -17,7 +17,10 @@ def test_weights_are_a_pipeline_folder_of_at_most_20_mb():
     assert {path.name for path in WEIGHTS.iterdir() if path.is_dir()} >= {
         "unet", "vae", "text_encoder", "tokenizer", "scheduler",
     }  # fmt: skip
-    assert json.loads((WEIGHTS / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((WEIGHTS / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        == "StableDiffusionPipeline"
+    )
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}

@@ -20,7 +20,10 @@ def test_trained_pipeline_is_loaded_by_madgen(tmp_path):
     few = {"scenes": 48, "vae-steps": 2, "vae-batch": 4, "unet-steps": 2, "unet-batch": 4, "clip-steps": 2}
     few = [word for name, value in few.items() for word in (f"--{name}", str(value))]
     main([str(tmp_path), *few, "--device", "cpu", "--clip", str(tmp_path / "clip")])
-    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        == "StableDiffusionPipeline"
+    )
     sampler = PanoramaSampler.from_pretrained(str(tmp_path), mad_steps=1, dtype="float32")
     latents = sampler.sample(
         ["dunes"], height=128, width=256, num_inference_steps=1, seeds=[0], guidance_scale=3.0, output="latent"

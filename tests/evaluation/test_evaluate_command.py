@@ -14,7 +14,7 @@ FEW = "clip_score,intra_style,fid,kid,coherence"
 
 
 def report_of(folder):
-    return json.loads((folder / "report" / "report.json").read_text())
+    return json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, 
     reports = [report_of(tmp_path / name) for name in ("md", "mad")]
     references = sorted(tmp_path.glob("reference-*/dataset.json"))
     assert len(references) == 1
-    content = json.loads(references[0].read_text())
+    content = json.loads(references[0].read_text(encoding="utf-8"))
     sampling, method = content["job"]["sampling"], content["job"]["method"]
     assert (sampling["height"], sampling["width"], method["views"]["layout"]) == (32, 32, "whole")
     assert content["plan"]["samples"] == 2 * 3
@@ -59,7 +59,7 @@ def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, 
             mine, theirs = report["metrics"][metric], other["metrics"][metric]["mean"]
             best = mine["mean"] > theirs if mine["higher_is_better"] else mine["mean"] < theirs
             assert cell.startswith("**" if best else "<u>")
-    assert (tmp_path / "table.md").read_text() == compared.out
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == compared.out
     assert (tmp_path / "table.png").stat().st_size > 500
 
     again = madgen_here("evaluate", "mad", "--extractor", extractor, "--metrics", FEW, "--references", 3, "--seed", 1)
@@ -99,10 +99,10 @@ def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_he
     from madgen.monitoring.wandb_report import summary
 
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
-    content = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    content = json.loads((tmp_path / "a" / "dataset.json").read_text(encoding="utf-8"))
     wandb = {"mode": "offline", "project": "p", "entity": None, "group": None, "id": "scores"}
     content["job"] |= {"monitor": {"wandb": wandb}, "backbone": {"pretrained": "demo"}}
-    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content))
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     options = ["--extractor", f"{clip_folder},vgg=random", "--crop", "32", "--metrics", "clip_score", "--wandb"]
     done = madgen_here("evaluate", "a", *options)
     assert done.code == 0, done.err
@@ -129,9 +129,9 @@ def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_he
 )
 def test_invalid_input_exits_2_with_one_line_and_writes_nothing(arguments, message, tmp_path, madgen_here, clip_folder):
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
-    content = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    content = json.loads((tmp_path / "a" / "dataset.json").read_text(encoding="utf-8"))
     content["job"]["backbone"] = {"pretrained": str(clip_folder)}
-    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content))
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     more = ["--crop", "32"] if arguments[0] == "evaluate" else []
     if "--extractor" not in arguments and more:
         more += ["--extractor", f"{clip_folder},vgg=random"]

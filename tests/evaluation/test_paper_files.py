@@ -108,7 +108,7 @@ def test_quick_variant_runs_end_to_end(path, folder, monkeypatch, capsys):
         if file.suffix == ".png":
             assert np.asarray(Image.open(file).convert("L")).std() > 1
     paper = load_paper(path, quick=True)
-    text = "".join(file.read_text() for file in printed if file.suffix == ".md")
+    text = "".join(file.read_text(encoding="utf-8") for file in printed if file.suffix == ".md")
     if paper.draw["kind"] != "pictures":
         assert all(setting.label in text for setting in paper.settings)
     if paper.draw["kind"] == "table":
@@ -151,6 +151,6 @@ def test_coverage_is_the_share_of_squares_near_a_crop():
     ],
 )
 def test_invalid_file_is_refused(text, message, tmp_path):
-    (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         load_paper(tmp_path / "p.yaml")

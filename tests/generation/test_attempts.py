@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from processes import environment
+from processes import Forked, environment
 from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler
@@ -290,13 +290,17 @@ def test_sampling_completes_within_a_real_memory_limit(tiny, tmp_path):
 
     def run(room, decode="whole"):
         output = tmp_path / f"{room}-{decode}.npy"
-        command = [sys.executable, "-c", REAL, str(tiny), str(room), str(output), decode]
-        done = subprocess.run(
-            command, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        said = [line for line in done.stderr.splitlines() if line.startswith("madgen:")]
-        return json.loads(done.stdout), said, np.load(output) if output.exists() else None
+        arguments, env = [str(tiny), str(room), str(output), decode], environment(OMP_NUM_THREADS="1")
+        if room:
+            command = [sys.executable, "-c", REAL, *arguments]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            status, out, err = done.returncode, done.stdout, done.stderr
+        else:
+            process = Forked(tuple(arguments), tmp_path, env, REAL)
+            status, (out, err) = process.wait(), process.output()
+        assert status == 0, err
+        said = [line for line in err.splitlines() if line.startswith("madgen:")]
+        return json.loads(out), said, np.load(output) if output.exists() else None
 
     (reason, changes, *_), said, picture = run(60)
     assert reason is None
@@ -433,7 +437,10 @@ def test_float32_samples_are_recorded_and_regenerated_in_float32(madgen, job_fil
     job = ("prompts.limit=1", "prompts.samples_per_prompt=1", f"backbone.pretrained={overflowing}")
     made = madgen("generate", job_file, *job, "backbone.dtype=float16")
     assert made.code == 0, made.err
-    (key,) = (entry["key"] for entry in json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"])
+    (key,) = (
+        entry["key"]
+        for entry in json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"]
+    )
     with tarfile.open(tmp_path / "out/shards/job-000000.tar") as tar:
         backbone = json.load(tar.extractfile(f"{key}.json"))["backbone"]
     assert (backbone["dtype"], backbone["weights_dtype"], backbone["name"]) == ("float32", "float16", "sd")

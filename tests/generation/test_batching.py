@@ -64,7 +64,10 @@ def test_run_samples_batches_of_the_chosen_size(madgen_here, job_file, tmp_path,
     monkeypatch.setattr(RobustSampler, "__call__", lambda self, tasks: seen.append(len(tasks)) or make(self, tasks))
     assert madgen_here("generate", job_file, "sampling.batch_size=auto").code == 0
     assert seen == [2, 1, 2, 1, 2, 1, 1]
-    assert json.loads((tmp_path / "out/dataset.json").read_text())["job"]["sampling"]["batch_size"] == "auto"
+    assert (
+        json.loads((tmp_path / "out/dataset.json").read_text(encoding="utf-8"))["job"]["sampling"]["batch_size"]
+        == "auto"
+    )
 
 
 def test_split_batches_are_reported_with_a_smaller_setting():

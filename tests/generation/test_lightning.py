@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 
 import lightning
 import numpy as np
 import pytest
+from forks import programs
 from processes import environment
 
 from madgen import PanoramaModule, PanoramaSampler, PromptDataModule, ShardWriter, UserError, load_job
@@ -120,11 +120,11 @@ with open(f"keys-{trainer.global_rank}.json", "w") as file:
 @pytest.mark.slow
 @pytest.mark.parametrize("argument", ["write", "only-predict"])
 def test_two_processes_share_the_batches(job, job_file, tmp_path, argument):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py", argument]
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    command = [programs() / "python", "script.py", argument]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    shares = [json.loads((tmp_path / f"keys-{rank}.json").read_text()) for rank in (0, 1)]
+    shares = [json.loads((tmp_path / f"keys-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == sorted(keys(job))
     assert (tmp_path / "out").exists() == (argument == "write")
     if argument == "write":

@@ -26,7 +26,7 @@ def job(job_file, tmp_path):
         picture(seed=number).save(tmp_path / f"{number}.png")
         lines.append({"id": f"p{number}", "prompt": "hills", "image": f"{number}.png"})
         lines[-1] |= {"mask": "mask.png"} if number > 1 else {}
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     settings = ["prompts.source=p.jsonl", "prompts.samples_per_prompt=1", "sampling.num_inference_steps=4"]
     return [job_file, *settings, "sampling.init={strength: 0.5, feather: 4}", "backbone.dtype=float32"]
 

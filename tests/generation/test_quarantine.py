@@ -44,7 +44,7 @@ def test_retry_quarantined(madgen_here, job_file, tmp_path, overflow, batch_size
     result = madgen_here("generate", job_file, *options)
     assert result.code == 4, result.err
     assert "2 quarantined, see out/quarantine.jsonl" in result.err
-    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["seed"], line["reason"]) for line in lines] == [(seed, "not_finite") for seed in chosen]
     assert madgen_here("verify", "out").code == 4
     state = json.loads(madgen_here("status", "out", "--json").out)
@@ -77,7 +77,10 @@ def test_too_many_failures_stop_the_run(madgen_here, job_file, tmp_path, overflo
     result = madgen_here("generate", job_file, "quarantine.window=3")
     assert result.code == 3, result.err
     assert "3 of the last 3 samples failed, more than quarantine.max_share=0.2 allows" in result.err
-    made = sum(len(json.loads(path.read_text())["quarantined"]) for path in (tmp_path / "out/shards").glob("*.json"))
+    made = sum(
+        len(json.loads(path.read_text(encoding="utf-8"))["quarantined"])
+        for path in (tmp_path / "out/shards").glob("*.json")
+    )
     assert 3 <= made < 10
     overflow.clear()
     result = madgen_here("generate", job_file, "retry=quarantined")

@@ -9,7 +9,7 @@ from PIL import Image
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
 def test_sample_is_regenerated_from_its_json(madgen, job_file, tmp_path, image_format):
     assert madgen("generate", job_file, "prompts.limit=1", f"output.format={image_format}").code == 0
-    key = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"][1]["key"]
+    key = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"][1]["key"]
     result = madgen("regenerate", "out", key, "-o", "again.png")
     assert (result.code, "the same pixels" in result.out) == (0, True), result.err
     if image_format == "png":
@@ -25,12 +25,12 @@ def test_looped_panorama_with_regions_is_regenerated_without_its_mask_file(madge
     regions = [{"mask": "mask.png", "prompt": "the sea"}, {"mask": [0, 0, 10, 12], "prompt": "dunes"}]
     first = {"prompt": "a hill", "regions": regions}
     lines = [first, {"prompt": "a meadow", "across": ["snow"]}, {"prompt": "a forest"}]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     job = (job_file, "prompts.source=prompts.jsonl", "prompts.samples_per_prompt=1", "sampling.loop=true")
     made = madgen("generate", *job, "method.regions.bootstrapping=1", "sampling.batch_size=3")
     assert made.code == 0, made.err
     (tmp_path / "mask.png").unlink()
-    samples = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"]
+    samples = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"]
     assert len(samples) == 3
     across = madgen("regenerate", "out", samples[1]["key"], "-o", "across.png")
     assert "the same pixels" in across.out or "differs by at most 1 of 255" in across.out, across.err
@@ -53,8 +53,8 @@ def test_unknown_key_and_other_weights_are_refused(madgen, job_file, tmp_path, t
     result = madgen("regenerate", "out", "nothing-0000", "-o", "again.png")
     assert (result.code, "no finished sample 'nothing-0000'" in result.err) == (2, True)
     config = folder / "scheduler/scheduler_config.json"
-    config.write_text(config.read_text() + "\n")
-    key = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"][0]["key"]
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    key = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"][0]["key"]
     result = madgen("regenerate", "out", key, "-o", "again.png")
     assert (result.code, "are not those of the sample" in result.err) == (2, True)
     assert not (tmp_path / "again.png").exists()
@@ -67,7 +67,7 @@ def test_environment_is_recorded_beside_the_tar_and_last_bits_have_their_own_sta
     from madgen.generation.regenerate import LAST_BITS, OTHER_PICTURE, SAME, _compare
 
     assert madgen("generate", job_file, "prompts.limit=1", "sampling.batch_size=2").code == 0
-    sidecar = json.loads((tmp_path / "out/shards/job-000000.json").read_text())
+    sidecar = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))
     environment = sidecar["environment"]
     assert (environment["device_type"], environment["batch_size"]) == ("cpu", 2)
     assert environment["threads"] >= 1
@@ -96,7 +96,7 @@ def test_another_picture_is_told_from_last_bits_on_the_command_line(madgen, job_
 
     assert madgen("generate", job_file, "prompts.limit=1", "prompts.samples_per_prompt=1").code == 0
     tar_path, path = tmp_path / "out/shards/job-000000.tar", tmp_path / "out/shards/job-000000.json"
-    original, sidecar = tar_path.read_bytes(), json.loads(path.read_text())
+    original, sidecar = tar_path.read_bytes(), json.loads(path.read_text(encoding="utf-8"))
     (entry,) = sidecar["samples"]
     for change, code, words in ((1, 5, "only the last bits: differs by at most"), (90, 1, "differs by at most")):
         output = io.BytesIO()
@@ -115,13 +115,13 @@ def test_another_picture_is_told_from_last_bits_on_the_command_line(madgen, job_
         data = output.getvalue()
         entry.update(offset=0, size=size, sha256=hashlib.sha256(data[:size]).hexdigest())
         tar_path.write_bytes(data)
-        path.write_text(json.dumps(sidecar))
+        path.write_text(json.dumps(sidecar), encoding="utf-8")
         result = madgen("regenerate", "out", entry["key"], "-o", "again.png")
         assert (result.code, words in result.out) == (code, True), result.out + result.err
         assert "made with " in result.out
         assert "now  with " in result.out
 
     del sidecar["environment"]  # of an earlier version
-    path.write_text(json.dumps(sidecar))
+    path.write_text(json.dumps(sidecar), encoding="utf-8")
     result = madgen("regenerate", "out", entry["key"], "-o", "again.png")
     assert (result.code, "an environment that was not recorded" in result.out) == (1, True), result.err

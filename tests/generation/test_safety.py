@@ -181,7 +181,7 @@ def test_regenerate_applies_the_checker_and_another_checker_is_another_job(madge
     refused = madgen("generate", *checked, "safety.action=keep")
     assert (refused.code, "safety.action: blur there, keep here" in refused.err) == (2, True), refused.err
     config = checker / "feature_extractor/preprocessor_config.json"
-    config.write_text(config.read_text() + "\n")
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     refused = madgen("regenerate", "out", next(iter(made)), "-o", "other.png")
     assert (refused.code, "are not those of the sample" in refused.err) == (2, True), refused.err
 
@@ -202,7 +202,10 @@ def test_dropped_panoramas_do_not_trip_the_circuit_breaker(madgen, job_file, str
     dropped = (f"safety.checker={strict}", "safety.action=drop", "quarantine.max_share=0", "quarantine.window=2")
     result = madgen("generate", job_file, *dropped)
     assert result.code == 4, result.err
-    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    reasons = [
+        json.loads(line)["reason"]
+        for line in (tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert reasons == ["unsafe"] * 10
 
 
@@ -227,7 +230,9 @@ def without(*names):
 
 def of_another_kind(folder):
     config = folder / "safety_checker/config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["CLIPModel"]}))
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "architectures": ["CLIPModel"]}), encoding="utf-8"
+    )
 
 
 def lacking_weights(folder):
@@ -251,7 +256,7 @@ def pickled(folder):
         (of_another_kind, "contains no safety checker: its architectures are ['CLIPModel']"),
         (lacking_weights, "lacks weights: concept_embeds"),
         (pickled, "cannot load safety.checker="),
-        (lambda folder: (folder / "safety_checker/config.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "safety_checker/config.json").write_text("{", encoding="utf-8"), "is not valid JSON"),
     ],
 )
 def test_invalid_checker_is_an_error_before_anything_is_written(

@@ -28,7 +28,10 @@ def read(folder):
     """Return image, JSON and sidecar entry by key."""
     found = {}
     for path in sorted((folder / "shards").glob("*.tar")):
-        entries = {entry["key"]: entry for entry in json.loads(path.with_suffix(".json").read_text())["samples"]}
+        entries = {
+            entry["key"]: entry
+            for entry in json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["samples"]
+        }
         with tarfile.open(path) as tar:
             content = {member.name: tar.extractfile(member).read() for member in tar}
         for key, entry in entries.items():
@@ -155,11 +158,11 @@ def test_invalid_filter_is_an_error_and_writes_nothing(madgen_here, scored, tmp_
 def one_shard(tmp_path_factory, tiny):
     """A dataset of two panoramas."""
     folder = tmp_path_factory.mktemp("scored")
-    (folder / "prompts.txt").write_text("a hill\na lake\n")
+    (folder / "prompts.txt").write_text("a hill\na lake\n", encoding="utf-8")
     options = ["sampling.height=32", "sampling.width=64", "sampling.num_inference_steps=1", "method.mad.steps=0",
                "sampling.guidance_scale=1", "prompts.source=prompts.txt", "trainer.accelerator=cpu",
                "monitor.wandb.mode=disabled", f"backbone.pretrained={tiny}", "output.dir=out"]  # fmt: skip
-    (folder / "job.yaml").write_text("{}")
+    (folder / "job.yaml").write_text("{}", encoding="utf-8")
     process = begin(("generate", "job.yaml", *options), folder, environment())
     assert process.wait() == 0, process.output()
     return folder
@@ -174,7 +177,7 @@ def scored(one_shard, tmp_path):
 def test_filter_writes_keys(madgen_here, scored, tmp_path):
     result = madgen_here("filter", "out", "--best", "1", "--by", "seam", "--keys", "keys.txt")
     assert (result.code, result.out) == (0, "keys.txt: 2 of 2 samples\n"), result.err
-    assert (tmp_path / "keys.txt").read_text().split() == list(read(scored))
+    assert (tmp_path / "keys.txt").read_text(encoding="utf-8").split() == list(read(scored))
 
 
 def test_seam_score_uses_the_views_of_the_last_step(job_file):
@@ -260,9 +263,9 @@ def test_clip_score_of_a_run(madgen, job_file, clip_model, tmp_path):
         assert entry["scores"]["clip"] == pytest.approx(score(image, metadata["prompt"]), abs=2e-4)
     again = madgen("regenerate", "out", next(iter(made)), "-o", "again.png")
     assert (again.code, "the same pixels" in again.out) == (0, True), again.out + again.err
-    identity = json.loads((tmp_path / "out/dataset.json").read_text())["identity"]["scores"]
+    identity = json.loads((tmp_path / "out/dataset.json").read_text(encoding="utf-8"))["identity"]["scores"]
     config = model / "config.json"
-    config.write_text(config.read_text() + "\n")
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     refused = madgen("generate", *job)
     assert (refused.code, f"scores.clip: {identity['clip']} there" in refused.err) == (2, True), refused.err
     shutil.copy(clip_model / "config.json", config)
@@ -288,9 +291,9 @@ def lacking_weights(folder):
 
 
 def of_another_kind(folder):
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(
-        json.dumps({**content, "model_type": "siglip", "architectures": ["SiglipModel"]})
+        json.dumps({**content, "model_type": "siglip", "architectures": ["SiglipModel"]}), encoding="utf-8"
     )
 
 
@@ -301,7 +304,7 @@ def of_another_kind(folder):
         (lacking_weights, "lacks weights: text_projection.weight"),
         (of_another_kind, "contains no CLIP model: config.json says ['SiglipModel']"),
         (lambda folder: (folder / "config.json").unlink(), "is a folder without config.json: not a CLIP model"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "is not valid JSON"),
     ],
 )
 def test_invalid_clip_model_is_an_error(clip_model, tmp_path, change, message):

@@ -49,5 +49,5 @@ def test_a_single_file_of_tokenizers_is_enough(limit, tmp_path):
 def test_damaged_files_count_nothing(limit, tmp_path, content):
     shutil.copytree(f"{DEMO}/tokenizer", tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "vocab.json").unlink()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text(content)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(content, encoding="utf-8")
     assert text_limit(("tokenizer",), str(tmp_path), None, None).load() is None

@@ -79,7 +79,7 @@ def test_mask_images_of_another_shape_are_refused(picture, tmp_path):
     Image.new("L", (64, 32)).save(tmp_path / "black.png")
     with pytest.raises(UserError, match="covers no part of 32x64 px"):
         cell_weights(MaskFile(str(tmp_path / "black.png"), ""), 32, 64, 8)
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(UserError, match="cannot read the mask"):
         cell_weights(MaskFile(str(tmp_path / "broken.png"), ""), 32, 64, 8)
 

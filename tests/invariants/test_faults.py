@@ -56,7 +56,7 @@ def test_judge_reports_wrong_bytes_missing_shards_and_stray_files(lab):
     directory = lab.new()
     assert lab.finish(directory) == 0
     directory.tar("job-000001").unlink()
-    (directory.root / "stray").write_text("x")
+    (directory.root / "stray").write_text("x", encoding="utf-8")
     outcome = faults.Outcome("broken")
     lab.judge(outcome, directory)
     assert {"other bytes", "stray files ['stray']"} <= set(outcome.problems)

@@ -35,15 +35,15 @@ def test_nothing_is_written_outside_the_dataset(madgen, job_file, tmp_path):
 def test_prompt_is_never_interpreted(madgen_here, job_file, tmp_path):
     """Neither HTML, nor YAML, nor a path, nor a format string, wherever it is shown."""
     nasty = '</script><script>alert(1)</script> {0} %s ${oc.env:HOME} ../../x "quoted" \\n --- \u2028'
-    (tmp_path / "nasty.jsonl").write_text(json.dumps({"prompt": nasty}))
+    (tmp_path / "nasty.jsonl").write_text(json.dumps({"prompt": nasty}), encoding="utf-8")
     options = ["prompts.source=nasty.jsonl", "prompts.samples_per_prompt=1"]
     assert madgen_here("generate", job_file, *options).code == 0
     assert madgen_here("verify", "out").code == 0
     assert madgen_here("preview", "out").code == 0
-    page = (tmp_path / "out/preview.html").read_text()
+    page = (tmp_path / "out/preview.html").read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
     assert "alert(1)" in page
-    (entry,) = json.loads((tmp_path / "out/shards/job-000000.json").read_text())["samples"]
+    (entry,) = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"]
     assert entry["prompt"] == nasty
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_unpickled_or_evaluated():
     """No pickle, eval, exec, shell or unsafe YAML loader in the package; `torch.load` only with weights_only."""
     forbidden = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
     for path in sorted((ROOT / "madgen").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name.partition(".")[0] for alias in node.names} | {getattr(node, "module", None)}
                 assert not names & forbidden, path

@@ -237,10 +237,10 @@ def test_errors_name_the_cause(directory, tmp_path, write):
     add_shard(directory, 0, ["one"])
     with pytest.raises(UserError, match="limit must be >= 1, got 0"):
         write(directory, limit=0)
-    (directory / "shards" / "pano-000000.tar").write_text("no tar")
+    (directory / "shards" / "pano-000000.tar").write_text("no tar", encoding="utf-8")
     with pytest.raises(UserError, match=r"pano-000000\.tar"):
         write(directory)
-    (directory / "shards" / "pano-000000.json").write_text('{"samples": [{"key": "a"}]}')
+    (directory / "shards" / "pano-000000.json").write_text('{"samples": [{"key": "a"}]}', encoding="utf-8")
     with pytest.raises(UserError, match=r"pano-000000\.json is damaged: shard is missing"):
         write(directory)
 
@@ -263,12 +263,12 @@ def test_command_of_a_real_dataset_regenerates_the_sample(madgen_here, job_file,
     assert madgen_here("generate", job_file, *options).code == 0
     result = madgen_here("preview", "out")
     assert (result.code, result.out.split()) == (0, ["out/preview.html", "out/preview.png"])
-    data = blocks((tmp_path / "out/preview.html").read_text())
+    data = blocks((tmp_path / "out/preview.html").read_text(encoding="utf-8"))
     assert [score["name"] for score in data["index"]["scores"]] == [*data["index"]["samples"][0]["scores"]]
     assert {"seam", "wrap"} <= data["index"]["samples"][0]["scores"].keys()
     assert data["s0"]["loop"] is True
     assert madgen_here("preview", "out", "--megabytes", 0, "--limit", 1).code == 0
-    assert blocks((tmp_path / "out/preview.html").read_text()).keys() == {"index", "s0"}
+    assert blocks((tmp_path / "out/preview.html").read_text(encoding="utf-8")).keys() == {"index", "s0"}
     program, *arguments = shlex.split(data["s0"]["command"])
     assert program == "madgen"
     assert madgen_here(*arguments).code == 0

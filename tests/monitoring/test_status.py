@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from processes import until
@@ -39,7 +40,11 @@ def test_silent_and_dead_workers_are_reported(running, tmp_path):
     assert 0 < low < high
 
     os.kill(running.pid, signal.SIGSTOP)
-    silent = until(lambda: worker()["state"] == "silent" and worker())
+    until(lambda: "State:\tT" in Path(f"/proc/{running.pid}/status").read_text(encoding="utf-8"), "the worker to stop")
+    for heartbeat in directory.workers.glob("*.json"):
+        os.utime(heartbeat, 2 * [time.time() - SILENT_S - 1])
+    silent = worker()
+    assert silent["state"] == "silent"
     assert SILENT_S <= silent["heartbeat_age_s"] < LEASE_S
     assert reader.read()["rate_per_s"] is None
     assert "silent: " in text(reader.read())

@@ -45,7 +45,9 @@ def test_offline_log_holds_curve_previews_and_job(logged, tmp_path):
     assert all("\ncoherence: 0." in caption and "\nseam: " in caption for caption in captions)
     assert (rows[-1]["shards_done"], rows[-1]["quarantined"], rows[-1]["workers"]) == (4, 0, 1)
     assert rows[-1]["device/memory_gb"] > 0
-    sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "out/shards").glob("*.json"))]
+    sidecars = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((tmp_path / "out/shards").glob("*.json"))
+    ]
     seconds = {name: sum(sidecar["seconds"][name] for sidecar in sidecars) for name in sidecars[0]["seconds"]}
     for name, value in seconds.items():
         assert rows[-1][f"time_share/{name}"] == pytest.approx(value / sum(seconds.values()), abs=1e-3)
@@ -77,7 +79,7 @@ def test_run_at_its_time_limit_is_marked_as_preempting(madgen, job_file, tmp_pat
 
 
 def test_failing_monitor_does_not_stop_a_run(madgen, job_file, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     result = madgen("generate", job_file, "monitor.wandb.mode=offline", WANDB_DIR=str(tmp_path / "file"))
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out/shards").glob("*.json"))) == 4
@@ -233,7 +235,7 @@ def test_dead_worker_and_circuit_breaker_raise_alerts(tmp_path, wandb_here):
     worker, other = Worker(directory), Worker(directory)
     for each in (worker, other):
         each.start()
-    dead = json.loads(other.heartbeat_file.read_text()) | {"process_started": "of another life"}
+    dead = json.loads(other.heartbeat_file.read_text(encoding="utf-8")) | {"process_started": "of another life"}
     other.close()
     other.heartbeat_file.write_bytes(to_json(dead))
     log = Log(WandbConfig(), directory, worker, content)

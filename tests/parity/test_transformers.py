@@ -44,7 +44,10 @@ def folders(tmp_path_factory):
     new.load_state_dict(network.state_dict(), strict=False)
     new.save_pretrained(schnell / "transformer")
     config = schnell / "scheduler/scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dynamic_shifting": False, "shift": 1.0}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"use_dynamic_shifting": False, "shift": 1.0}),
+        encoding="utf-8",
+    )
     built = {name: folder_of(name) for name in FAMILIES if "flux-" not in name}
     return {"flux-dev": GOLDEN / "tiny-flux-dev", "flux-schnell": schnell, **built}
 
@@ -150,9 +153,9 @@ def test_whole_equals_the_pipeline(folders, pipelines, family, options):
 def test_stable_diffusion_3_runs_without_t5(folders, tmp_path):
     folder = tmp_path / "tiny-sd3"
     shutil.copytree(folders["sd3"], folder, ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3"))
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     made = sampler(folder, length=24, layout="whole")
     assert error(sample(made, "sd3", 16, 16, 3), pipeline_latents(pipe, "sd3", 16, 16, 3)) <= 1e-5

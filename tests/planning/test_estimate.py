@@ -92,7 +92,9 @@ def trial(madgen, job_file):
 
 @pytest.mark.slow
 def test_throughput_is_taken_from_a_trial(madgen, trial, tmp_path):
-    sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "trial/shards").glob("*.json"))]
+    sidecars = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((tmp_path / "trial/shards").glob("*.json"))
+    ]
     whole = json.loads(madgen("plan", trial, "prompts.limit=4", "--json").out)
     assert sum(sidecar["view_evaluations"] for sidecar in sidecars) == whole["view_evaluations"]
 

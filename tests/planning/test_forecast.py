@@ -20,7 +20,7 @@ SETTINGS = ["sampling.height=32", "sampling.width=64", "method.mad.steps=1", "pr
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("a hill\n")
+    (tmp_path / "p.txt").write_text("a hill\n", encoding="utf-8")
 
     def of(*overrides, assume=False):
         job = load_job([], [*SETTINGS, *overrides])
@@ -35,12 +35,14 @@ def with_scheduler(tiny, folder, name):
     for part in tiny.iterdir():
         if part.name != "scheduler":
             (folder / part.name).symlink_to(part)
-    config = json.loads((tiny / "scheduler" / "scheduler_config.json").read_text())
+    config = json.loads((tiny / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "_class_name": name}))
-    index = json.loads((tiny / "model_index.json").read_text())
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**config, "_class_name": name}), encoding="utf-8"
+    )
+    index = json.loads((tiny / "model_index.json").read_text(encoding="utf-8"))
     (folder / "model_index.json").unlink()
-    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}))
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}), encoding="utf-8")
     return folder
 
 
@@ -124,7 +126,7 @@ def test_cost_of_regions(planned, tiny, tmp_path, name, guidance_steps, bootstra
         {"mask": [24, 0, 64, 24], "prompt": "a tree", "negative_prompt": "fog"},
     ]
     lines = [{"prompt": "a hill", "regions": parts}, {"prompt": "a hill", "across": ["dunes", "the sea"]}]
-    tmp_path.joinpath("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tmp_path.joinpath("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     options = [f"backbone.pretrained={tiny}", "sampling.num_inference_steps=6", f"sampling.scheduler={name}"]
     options += [f"prompts.source={tmp_path / 'p.jsonl'}", "prompts.on_duplicate=rename"]
     if guidance_steps:

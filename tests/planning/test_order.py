@@ -24,7 +24,9 @@ def test_prompts_without_own_size_cost_what_the_job_says(tmp_path, monkeypatch):
     from madgen.config.loader import load_job
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 64}\n{"prompt": "c"}\n')
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a"}\n{"prompt": "b", "width": 64}\n{"prompt": "c"}\n', encoding="utf-8"
+    )
     job = load_job([], ["prompts.source=p.jsonl", "sampling.width=16", "output.samples_per_shard=2"])
     assert shard_costs(build_plan(job), cost) == [80, 16]
 

@@ -19,7 +19,7 @@ def counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def count(lines, *overrides):
-        (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         job = load_job([], ["prompts.source=p.jsonl", "sampling.height=128", "sampling.width=768", *overrides])
         return count_truncated(ResolvedRun.of(job))
 
@@ -68,7 +68,7 @@ def test_unknown_without_the_tokenizer(counted, pretrained):
 
 
 def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
-    (tmp_path / "prompts.txt").write_text(f"a hill\n{LONG}\n")
+    (tmp_path / "prompts.txt").write_text(f"a hill\n{LONG}\n", encoding="utf-8")
     done = madgen("plan", job_file, "--json")
     assert json.loads(done.out)["prompts_cut"] == 1
     warning = "madgen: 1 of 2 prompts are longer than 32 tokens and will be truncated; the first is prompts.txt:2\n"

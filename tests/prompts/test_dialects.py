@@ -210,7 +210,9 @@ def test_seeds_go_up_to_the_largest_of_torch(tmp_path, name):
         pq.write_table(pa.table({"prompt": ["a"], "seed": pa.array([largest], pa.uint64())}), path)
     else:
         line = f'{{"prompt": "a", "seed": {largest}}}'
-        path.write_text({"p.csv": f"prompt,seed\na,{largest}\n", "p.jsonl": line, "p.json": f"[{line}]"}[name])
+        path.write_text(
+            {"p.csv": f"prompt,seed\na,{largest}\n", "p.jsonl": line, "p.json": f"[{line}]"}[name], encoding="utf-8"
+        )
     job = load_job([], [f"prompts.source={path}", "prompts.samples_per_prompt=2", f"prompts.seed={largest}"])
     plan = build_plan(job)
     plan.save(tmp_path / "cache")

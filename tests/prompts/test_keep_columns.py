@@ -97,7 +97,7 @@ def test_values_of_every_type_become_json(tmp_path):
     pq.write_table(pa.table({"prompt": ["a"], "raw": [b"x"]}), tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"p\.parquet:1: column 'raw' holds a bytes"):
         read(tmp_path / "p.parquet", keep_columns="all")
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "x": Infinity}')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "x": Infinity}', encoding="utf-8")
     with pytest.raises(UserError, match=r"p\.jsonl:1: column 'x' is inf"):
         read(tmp_path / "p.jsonl", keep_columns="all")
 
@@ -140,8 +140,8 @@ def test_invalid_choices_of_columns_are_refused(keep):
 
 
 def test_text_files_have_no_columns_to_keep(tmp_path):
-    (tmp_path / "p.txt").write_text("a")
-    (tmp_path / "p.json").write_text('{"0": "a"}')
+    (tmp_path / "p.txt").write_text("a", encoding="utf-8")
+    (tmp_path / "p.json").write_text('{"0": "a"}', encoding="utf-8")
     for name in ("p.txt", "p.json"):
         with pytest.raises(UserError, match=rf"prompts\.keep_columns does not apply to .*{name}"):
             read(tmp_path / name, keep_columns="all")
@@ -177,7 +177,7 @@ def test_kept_columns_reach_the_dataset(job_file, madgen_here, tmp_path):
     assert largest in index.column("seed").to_pylist()
     assert madgen_here("verify", "out").code == 0
     keys = madgen_here("filter", "out", "--where", f"seed == {largest}", "--keys", "keys.txt")
-    assert (keys.code, (tmp_path / "keys.txt").read_text()) == (0, "a_001-0000\n")
+    assert (keys.code, (tmp_path / "keys.txt").read_text(encoding="utf-8")) == (0, "a_001-0000\n")
     where = "rating > 3 and sample_index == 1 and prompt_id == '001' and category contains 'ALP'"
     assert madgen_here("filter", "out", "--where", where, "-o", "alps").code == 0
     assert madgen_here("verify", "alps").code == 0

@@ -25,7 +25,9 @@ def folder(tmp_path):
 
 def plan(folder, *lines, strength=0.5, **settings):
     source = folder / "prompts.jsonl"
-    source.write_text("".join(json.dumps({"prompt": f"hills {n}", **line}) + "\n" for n, line in enumerate(lines)))
+    source.write_text(
+        "".join(json.dumps({"prompt": f"hills {n}", **line}) + "\n" for n, line in enumerate(lines)), encoding="utf-8"
+    )
     words = [f"prompts.source={source}", f"sampling.init.strength={strength}"]
     words += [f"{name}={value}" for name, value in settings.items()]
     return build_plan(load_job(overrides=words))
@@ -64,7 +66,7 @@ def test_placed_picture_lies_on_a_panorama_of_the_row_or_the_job(folder, place, 
 
 
 def test_csv_rows_name_pictures(folder):
-    (folder / "p.csv").write_text('prompt,image,place,width\nhills,a.png,,\nsea,a.png,"[4, 0]",96\n')
+    (folder / "p.csv").write_text('prompt,image,place,width\nhills,a.png,,\nsea,a.png,"[4, 0]",96\n', encoding="utf-8")
     words = [f"prompts.source={folder}/p.csv", "sampling.init.strength=1", "sampling.height=32"]
     first, second = build_plan(load_job(overrides=words)).prompts
     assert (first.place, second.place) == (None, (4, 0))
@@ -109,7 +111,7 @@ def test_photos_are_turned_upright(folder):
 
 def test_columns_with_these_names_are_kept_by_jobs_without_pictures(folder):
     source = folder / "prompts.jsonl"
-    source.write_text('{"prompt": "hills", "place": "Rome", "image": "https://example.com/a.png"}\n')
+    source.write_text('{"prompt": "hills", "place": "Rome", "image": "https://example.com/a.png"}\n', encoding="utf-8")
     job = load_job(overrides=[f"prompts.source={source}", "prompts.keep_columns=all"])
     (prompt,) = build_plan(job).prompts
     assert prompt.columns == {"place": "Rome", "image": "https://example.com/a.png"}

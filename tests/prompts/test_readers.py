@@ -196,8 +196,8 @@ def test_hub_dataset_from_the_local_cache(hub, tmp_path, monkeypatch):
     cached = tmp_path / "cache/owner___my_data/default/0.0.0" / ("0" * 40)
     shutil.copytree(built.parent, cached)
     (cached / built.name).rename(cached / "my_data-train.arrow")
-    info = json.loads((cached / "dataset_info.json").read_text())
-    (cached / "dataset_info.json").write_text(json.dumps({**info, "dataset_name": "my_data"}))
+    info = json.loads((cached / "dataset_info.json").read_text(encoding="utf-8"))
+    (cached / "dataset_info.json").write_text(json.dumps({**info, "dataset_name": "my_data"}), encoding="utf-8")
     for source in ("hf://owner/my_data", "hf://owner/MyData", "hf://owner/my_data/default"):
         assert texts(read(source, columns={"prompt": "caption"})) == ["a hill", "a lake"]
     job = load_job([], ["prompts.source=hf://owner/my_data", "prompts.columns.prompt=caption"])

@@ -14,7 +14,7 @@ from madgen.types import Box, MaskFile, Ramp, Region
 
 def read(tmp_path, *lines, batch_rows=BATCH_ROWS, **options):
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return read_prompts(PromptsConfig(source=str(path), negative_prompt="fog", **options), 32, 64, batch_rows)
 
 
@@ -81,9 +81,11 @@ def test_empty_negative_prompt_of_a_region_overrides_the_row(tmp_path):
 
 def test_masks_of_a_job_are_resolved_against_the_job_file(tmp_path, monkeypatch):
     (tmp_path / "jobs/masks").mkdir(parents=True)
-    (tmp_path / "prompts.txt").write_text("a valley\n")
+    (tmp_path / "prompts.txt").write_text("a valley\n", encoding="utf-8")
     Image.new("L", (64, 32), 255).save(tmp_path / "jobs/masks/lake.png")
-    (tmp_path / "jobs/job.yaml").write_text("prompts: {regions: [{mask: masks/lake.png, prompt: a lake}]}\n")
+    (tmp_path / "jobs/job.yaml").write_text(
+        "prompts: {regions: [{mask: masks/lake.png, prompt: a lake}]}\n", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     job = load_job("jobs/job.yaml", ["prompts.source=prompts.txt"])
     (prompt,) = build_plan(job).prompts

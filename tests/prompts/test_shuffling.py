@@ -18,7 +18,7 @@ LINES = [f'{{"prompt": "hill {number}"{", " * bool(number % 3)}{EXTRA}}}' for nu
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text("\n".join(LINES))
+    path.write_text("\n".join(LINES), encoding="utf-8")
     return path
 
 
@@ -45,9 +45,9 @@ def test_shuffling_permutes_the_prompts(source):
 def test_the_order_depends_on_the_seed_and_the_ids_alone(tmp_path, batch, order):
     lines = LINES[:20]
     path = tmp_path / "p.jsonl"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     wanted = read(path, shuffle=True)
-    path.write_text("\n".join(lines[row] for row in order))
+    path.write_text("\n".join(lines[row] for row in order), encoding="utf-8")
     table = read(path, batch, shuffle=True)
     assert list(table) == list(wanted)
     assert table.header.prompts_digest == wanted.header.prompts_digest == table_of(wanted).header.prompts_digest
@@ -81,11 +81,11 @@ def test_invalid_prefixes_are_refused(prefix):
 
 def test_comment_lines_are_ignored_by_option(tmp_path):
     path = tmp_path / "p.txt"
-    path.write_text("# list of hills\na hill\n  # indented\na lake # not a comment\n\n#\n")
+    path.write_text("# list of hills\na hill\n  # indented\na lake # not a comment\n\n#\n", encoding="utf-8")
     table = read(path, comments="#")
     assert [prompt.text for prompt in table] == ["a hill", "a lake # not a comment"]
     assert table.location(1) == f"{path}:4"
     assert len(read(path)) == 5
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"prompts\.comments does not apply to .*p\.jsonl, only to \.txt"):
         read(tmp_path / "p.jsonl", comments="#")

@@ -85,7 +85,7 @@ def naive(lines, policy, limit):
 def test_table_equals_a_naive_implementation(tmp_path, lines, policy, limit, batch, only_texts):
     lines = [{"prompt": line["prompt"]} for line in lines] if only_texts else lines
     path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     wanted = naive(lines, policy, limit)
     options = {"limit": limit, "on_duplicate": policy, "batch_rows": batch, "samples_per_prompt": 2}
     if isinstance(wanted, str):
@@ -225,7 +225,7 @@ def test_index_finds_ids_with_equal_hashes(monkeypatch):
 
 def test_errors_are_reported_in_the_order_of_rows_up_to_the_limit(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "a"}\n{')
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "a"}\n{', encoding="utf-8")
     with pytest.raises(UserError, match=r"p.jsonl:3: same id as .*p.jsonl:1"):
         read(path)
     assert len(read(path, limit=2)) == 2

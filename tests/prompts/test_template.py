@@ -85,11 +85,12 @@ def test_equal_combinations_are_renamed_or_skipped():
 
 def test_templates_in_job_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("not read\n")
+    (tmp_path / "prompts.txt").write_text("not read\n", encoding="utf-8")
     job = tmp_path / "job.yaml"
     job.write_text(
         'prompts:\n  template: "a {time} view of {place}"\n  samples: 5\n'
-        "  attributes: {time: [dawn, noon], place: {values: [Rome, Paris], weights: [3, 1]}}\n"
+        "  attributes: {time: [dawn, noon], place: {values: [Rome, Paris], weights: [3, 1]}}\n",
+        encoding="utf-8",
     )
     plan = build_plan(load_job(job))
     assert len(plan.prompts) == 5

@@ -51,34 +51,38 @@ def slurm_local(verb, timeout=120):
 
 @pytest.fixture(scope="module")
 def workplace(tiny, tmp_path_factory):
-    """Write a job of 40 shards with one panorama each."""
+    """Write a job of 24 shards with one panorama each."""
     folder = tmp_path_factory.mktemp("cluster")
-    (folder / "prompts.txt").write_text("".join(f"mountains over a meadow at noon {i}\n" for i in range(8)))
+    (folder / "prompts.txt").write_text(
+        "".join(f"mountains over a meadow at noon {i}\n" for i in range(8)), encoding="utf-8"
+    )
     (folder / "job.yaml").write_text(
         f"""
 backbone: {{pretrained: {json.dumps(str(tiny))}}}
 method: {{mad: {{steps: 1}}}}
 sampling: {{height: 32, width: 64, num_inference_steps: 30, guidance_scale: 2.0}}
-prompts: {{source: prompts.txt, samples_per_prompt: 5}}
+prompts: {{source: prompts.txt, samples_per_prompt: 3}}
 output: {{samples_per_shard: 1}}
 monitor: {{wandb: {{mode: disabled}}}}
 trainer: {{accelerator: cpu}}
-"""
+""",
+        encoding="utf-8",
     )
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(workplace):
-    """Return the hashes of the 40 tars that one process writes."""
+    """Return the hashes of the 24 tars that one process writes."""
     process = begin(("generate", "job.yaml", "output.dir=whole"), workplace, environment())
     assert process.wait(TIMEOUT_S) == 0, process.output()
     return hashes(workplace / "whole")
 
 
 @pytest.fixture
-def cluster(conf, workplace):
-    cluster = Cluster(conf, workplace)
+def cluster(request, conf, workplace):
+    """Run `madgen` in forks, or the installed program where the parameter is its folder."""
+    cluster = Cluster(conf, workplace, getattr(request, "param", None))
     yield cluster
     if cluster.ids:
         cluster.run("scancel", *cluster.ids, check=False)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from processes import ROOT, begin, environment
@@ -30,8 +32,9 @@ def test_two_nodes_with_two_tasks_write_the_bytes_of_one_process(cluster, assert
     assert_complete("ddp")
 
 
+@pytest.mark.parametrize("cluster", [Path(sys.executable).parent], indirect=True, ids=["installed"])
 def test_demo_job_on_two_nodes_writes_the_bytes_of_one_process(cluster, workplace):
-    """Run the job with fewer panoramas and steps."""
+    """Run the installed program, with fewer panoramas and steps."""
     job = str(ROOT / "jobs/demo.yaml")
     options = ["trainer.accelerator=cpu", "prompts.limit=8", "output.samples_per_shard=1", *QUICK]
     process = begin(("generate", job, "output.dir=demo-alone", *options), workplace, environment())
@@ -73,7 +76,9 @@ def test_other_ranks_end_when_rank_0_is_killed_and_a_later_process_completes(clu
 
 def test_kill_on_bad_exit_ends_the_job_and_a_later_process_completes(cluster, assert_complete, workplace):
     script = workplace / "kill.sbatch"
-    script.write_text("#!/bin/bash\nsrun --kill-on-bad-exit=1 madgen generate job.yaml output.dir=bad-exit\n")
+    script.write_text(
+        "#!/bin/bash\nsrun --kill-on-bad-exit=1 madgen generate job.yaml output.dir=bad-exit\n", encoding="utf-8"
+    )
     options = ["--parsable", "--ntasks-per-node=2", "--cpus-per-task=1", "--output=job-%j.log"]
     job = cluster.run("sbatch", *options, script).stdout.strip()
     cluster.ids.append(job)

@@ -20,9 +20,9 @@ def test_commands_of_the_slurm_guide_run(cluster, conf, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/prompts").symlink_to(ROOT / "jobs/prompts")
-    demo = (ROOT / "jobs/demo.yaml").read_text()
-    (tmp_path / "jobs/demo.yaml").write_text(demo)
-    (tmp_path / "jobs/alps.yaml").write_text("base: demo.yaml\noutput: {dir: out/alps}\n")
+    demo = (ROOT / "jobs/demo.yaml").read_text(encoding="utf-8")
+    (tmp_path / "jobs/demo.yaml").write_text(demo, encoding="utf-8")
+    (tmp_path / "jobs/alps.yaml").write_text("base: demo.yaml\noutput: {dir: out/alps}\n", encoding="utf-8")
     here = Cluster(conf, tmp_path)
     here.env = environment(**{**here.env, "SLURM_CONF": conf})
     lines = [line for block in blocks(GUIDE, "bash") if not block.note for line in block.commands]
@@ -33,16 +33,18 @@ def test_commands_of_the_slurm_guide_run(cluster, conf, tmp_path):
             script = line.partition(" > ")[0]
             if line.startswith("madgen"):
                 shown = here.run("bash", "-c", f"{script} --dry-run".replace("--dry-run --dry-run", "--dry-run"))
-                (tmp_path / "rendered.sbatch").write_text(shown.stdout)
+                (tmp_path / "rendered.sbatch").write_text(shown.stdout, encoding="utf-8")
                 script = "sbatch rendered.sbatch"
             here.run("bash", "-c", script.replace("sbatch ", "sbatch --test-only ", 1))
             if "evaluate.sbatch" in line:
                 evaluation = line.replace("--gpus-per-node 1 ", "--parsable ").replace("out/alps", f"out/demo {SCORES}")
                 number = here.run("bash", "-c", evaluation).stdout.strip()
                 here.until_ended(number)
-                said = (tmp_path / f"madgen-evaluate-{number}.log").read_text()
+                said = (tmp_path / f"madgen-evaluate-{number}.log").read_text(encoding="utf-8")
                 assert here.state(number)["JobState"] == "COMPLETED", said
-                assert json.loads((tmp_path / "out/demo/report/report.json").read_text())["metrics"]["clip_score"]
+                assert json.loads((tmp_path / "out/demo/report/report.json").read_text(encoding="utf-8"))["metrics"][
+                    "clip_score"
+                ]
         elif line.startswith("madgen submit"):
             said = here.run(
                 "bash", "-c", line.replace("demo.yaml ", f"demo.yaml {SMALL} trainer.accelerator=cpu ")

@@ -36,7 +36,7 @@ LOST_A_KILL = 2 * BATCH
 JOB = f"""
 backbone: {{pretrained: demo}}
 method: {{mad: {{steps: 1}}}}
-sampling: {{height: 128, width: 192, num_inference_steps: 2, guidance_scale: 1.0, batch_size: {BATCH}}}
+sampling: {{height: 128, width: 192, num_inference_steps: 1, guidance_scale: 1.0, batch_size: {BATCH}}}
 prompts: {{source: prompts.txt}}
 output: {{samples_per_shard: {SHARD}}}
 monitor: {{wandb: {{mode: disabled}}}}
@@ -68,11 +68,11 @@ class Lab:
 
     def __init__(self, folder: Path, panoramas: int = PANORAMAS):
         self.folder, self.panoramas = folder, panoramas
-        (folder / "job.yaml").write_text(JOB)
-        (folder / "prompts.txt").write_text("".join(f"hills at noon {i}\n" for i in range(panoramas)))
+        (folder / "job.yaml").write_text(JOB, encoding="utf-8")
+        (folder / "prompts.txt").write_text("".join(f"hills at noon {i}\n" for i in range(panoramas)), encoding="utf-8")
         self.numbers = itertools.count()
         self.reference = DatasetDir(folder / "reference")
-        assert self.finish(self.reference) == 0, (folder / "reference.log").read_text()
+        assert self.finish(self.reference) == 0, (folder / "reference.log").read_text(encoding="utf-8")
         self.expected = tars(self.reference)
 
     def new(self) -> DatasetDir:
@@ -89,7 +89,7 @@ class Lab:
 
     def made(self, directory: DatasetDir) -> int:
         """Count samples over all workers of a dataset, including lost ones."""
-        return len(sampled(self.folder, directory).read_text().splitlines())
+        return len(sampled(self.folder, directory).read_text(encoding="utf-8").splitlines())
 
     def judge(self, outcome: Outcome, directory: DatasetDir) -> None:
         """Compare a finished dataset with the reference and add the differences to the outcome."""
@@ -212,7 +212,7 @@ def mounted(lab: Lab, disk: str) -> Outcome:
     outcome, directory = Outcome(scenario, faults=stops, allowed=LOST_A_KILL * stops), lab.new()
     status = Fork(faults_disk.run, disk, lab.folder, directory.root).wait()
     if status:
-        errors = directory.root.with_suffix(".err").read_text()
+        errors = directory.root.with_suffix(".err").read_text(encoding="utf-8")
         outcome.problems.append(f"exit {status}: {errors.strip()[-3000:]}")
     else:
         lab.judge(outcome, directory)

@@ -61,7 +61,7 @@ class Bench:
         """Ends with what the worker has said, if it is another status."""
         if status != expected:
             log = self.folder / f"{self.dataset.name}.log"
-            sys.exit(f"{when}: exit {status}, expected {expected}\n{log.read_text()[-3000:]}")
+            sys.exit(f"{when}: exit {status}, expected {expected}\n{log.read_text(encoding='utf-8')[-3000:]}")
 
 
 def mount(*arguments: object) -> None:
@@ -173,7 +173,7 @@ def vanishing(bench: Bench) -> None:
     real = mount_real(bench)
     while True:
         fresh = not (bench.dataset / "dataset.json").exists()
-        met = log.read_text().splitlines() if log.exists() else []
+        met = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         status = bench.end_of(bench.start(Vanishing(bench.disk, set(met), log).install, lease_s=2.0))
         mounted = bench.disk.samefile(real)
         if not mounted and {path.name for path in bench.disk.iterdir()} - DERIVED:
@@ -189,7 +189,9 @@ def vanishing(bench: Bench) -> None:
         else:
             finished = (real / "README.md").exists()  # only tidying up was left
             bench.must_be(
-                0 if finished and status == 0 else 3, status, f"gone before {log.read_text().splitlines()[-1]}"
+                0 if finished and status == 0 else 3,
+                status,
+                f"gone before {log.read_text(encoding='utf-8').splitlines()[-1]}",
             )
             mount("--bind", real, bench.disk)
     if len(results) != 1 or len(met) < 15:

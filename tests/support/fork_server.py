@@ -1,17 +1,22 @@
-"""Fork processes from one interpreter that has already imported everything: `python fork_server.py LISTENING_FD`.
+"""Fork processes from an interpreter that has already imported everything: `python fork_server.py LISTENING_FD PYTHON`.
 
 The imports take about ten seconds, and begin with the first request. The server ends when its standard input does, that
 is, with the process that started it. For each connection it forks once, sends the pid, and later the exit status.
+A request is a pickled call (`forks.py`), or the JSON object and the streams of a process (`fork_client.py`). PYTHON is
+the `sys.executable` of all forks: a program that starts forks in place of interpreters.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
+import json
 import os
 import pickle
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -68,13 +73,22 @@ def main(listening: int) -> None:
             client = Connection(listener.accept()[0].detach())
             with contextlib.suppress(EOFError):
                 request = client.recv_bytes()
+                streams = receive_streams(client) if request.startswith(b"{") else []
                 pid = os.fork()
                 if pid == 0:
                     for end in (listener, client, *running.values()):
                         end.close()
-                    become(request)
+                    become(request, streams)
+                for stream in streams:
+                    os.close(stream)
                 running[pid] = client
                 client.send(pid)
+
+
+def receive_streams(client: Connection) -> list[int]:
+    """Receive the descriptors of a client's standard streams."""
+    with socket.socket(fileno=os.dup(client.fileno())) as connection:
+        return socket.recv_fds(connection, 16, 3)[1]
 
 
 def reap(running: dict[int, Connection]) -> None:
@@ -88,17 +102,44 @@ def reap(running: dict[int, Connection]) -> None:
             client.close()
 
 
-def become(request: bytes) -> None:
+def replace(client: int, arguments: list[str], environment: dict[str, str], folder: str, streams: list[int]) -> None:
+    """Run `python ARGUMENTS` with what the client process has."""
+    for kind in ("uts", "mnt"):  # a node of the local SLURM has other ones
+        path = f"/proc/{client}/ns/{kind}"
+        if os.path.exists(path) and os.readlink(path) != os.readlink(f"/proc/self/ns/{kind}"):
+            namespace = os.open(path, os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+                raise OSError(ctypes.get_errno(), path)
+            os.close(namespace)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def become(request: bytes, streams: list[int]) -> None:
     """Run the requested function as a process of its own, and exit."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin.close()
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.executable = sys.argv[2]
     status = 1
     try:
-        function, arguments = pickle.loads(request)  # noqa: S301 -- from the tests
-        function(*arguments)
+        if streams:
+            replace(**json.loads(request), streams=streams)
+        else:
+            function, arguments = pickle.loads(request)  # noqa: S301 -- from the tests
+            function(*arguments)
         status = 0
     except SystemExit as stopped:
         if stopped.code is None or isinstance(stopped.code, int):

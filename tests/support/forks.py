@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shlex
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ class Fork:
         try:
             self.pid: int = self._server.recv()
         except (EOFError, ConnectionError) as error:
-            log = Path(os.environ[ADDRESS]).with_name("log").read_text()
+            log = Path(os.environ[ADDRESS]).with_name("log").read_text(encoding="utf-8")
             raise RuntimeError(f"the fork server has ended:\n{log[-2000:]}") from error
         self._status: int | None = None
 
@@ -54,6 +55,23 @@ class Fork:
             self.wait()
 
 
+def programs() -> Path:
+    """Return the folder of the programs `python` and `madgen`, which run in a fork (`fork_client.py`)."""
+    serve()
+    return Path(os.environ[ADDRESS]).with_name("bin")
+
+
+def write_programs(folder: Path, address: str) -> Path:
+    """Write `python` and `madgen`; return the path of the former."""
+    folder.mkdir()
+    client = shlex.join([sys.executable, "-I", "-S", str(HERE / "fork_client.py"), address, sys.executable])
+    for name, arguments in (("madgen", "-m madgen "), ("python", "")):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\nexec {client} {arguments}"$@"\n', encoding="utf-8")
+        path.chmod(0o755)
+    return path
+
+
 def serve() -> None:
     """Start the server, unless this process or its parent has; it ends with the process that started it."""
     if ADDRESS in os.environ:
@@ -63,10 +81,11 @@ def serve() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
+    python = write_programs(Path(folder.name, "bin"), address)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(HERE / "fork_server.py"), str(listener.fileno())]
+    command = [sys.executable, str(HERE / "fork_server.py"), str(listener.fileno()), str(python)]
     with open(os.path.join(folder.name, "log"), "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[listener.fileno()]

@@ -61,7 +61,7 @@ class Started(ABC):
 
     def output(self) -> tuple[str, str]:
         """Return stdout and stderr so far."""
-        out, err = (path.read_text() for path in self.streams)
+        out, err = (path.read_text(encoding="utf-8") for path in self.streams)
         return out, err
 
     def send_signal(self, number: int) -> None:

@@ -4,10 +4,9 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 import time
-from pathlib import Path
 
+from forks import programs
 from processes import begin, environment
 
 from madgen.dataset.shards.leases import read_json
@@ -20,11 +19,11 @@ def hashes(folder):
 
 
 class Cluster:
-    """`madgen submit` and SLURM's commands, run in `folder`."""
+    """`madgen submit` and SLURM's commands, run in `folder`; `madgen` is the one in the folder `path`."""
 
-    def __init__(self, conf, folder):
+    def __init__(self, conf, folder, path=None):
         self.folder = folder
-        self.env = environment(SLURM_CONF=conf, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        self.env = environment(SLURM_CONF=conf, PATH=f"{path or programs()}:{os.environ['PATH']}")
         self.ids = []
 
     def run(self, *command, check=True):
@@ -37,7 +36,7 @@ class Cluster:
 
     def submit(self, out, *options, job="job.yaml"):
         """Submit a job and return its id."""
-        command = [sys.executable, "-m", "madgen", "submit", job, f"output.dir={out}", "--cpus-per-task", 1]
+        command = ["madgen", "submit", job, f"output.dir={out}", "--cpus-per-task", 1]
         said = self.run(*command, "--time", 10, *options).stderr
         self.ids += re.findall(r"scancel (.*?)  ", said)[0].split()
         return self.ids[-1]
@@ -85,7 +84,7 @@ class Cluster:
         return {beat["rank"]: beat for beat in found if beat and "rank" in beat}
 
     def log(self, job):
-        return "".join(path.read_text() for path in sorted(self.folder.glob(f"job-{job}*.log")))
+        return "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"job-{job}*.log")))
 
     def logs(self):
         return "\n".join(f"== {job}\n{self.log(job)}" for job in self.ids) + self.run("squeue", check=False).stdout

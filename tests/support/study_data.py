@@ -62,5 +62,5 @@ def write_answers(folder, *answers):
     """Write one file per participant and return the paths."""
     paths = [folder / f"answers-{at}.json" for at, _ in enumerate(answers)]
     for path, content in zip(paths, answers, strict=True):
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     return paths

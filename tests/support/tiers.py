@@ -5,6 +5,7 @@ A marked test also runs where its file or its id is an argument, or where `-m` s
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -79,6 +80,22 @@ def deselect(config, items) -> None:
         config.stash[NOT_RUN] = Counter(map(tier, dropped))
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+
+
+def pytest_collection_finish():
+    freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or nextitem.path != item.path:
+        freeze()
+
+
+def freeze() -> None:
+    """Exempt the objects of imported modules from garbage collection, a pass over which takes most of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session):

@@ -37,7 +37,9 @@ def blocks(page):
 
 def made(folder, datasets, **design):
     make_study(datasets, folder, Design(**design))
-    return (folder / "public" / "index.html").read_text(), json.loads((folder / "key.json").read_text())
+    return (folder / "public" / "index.html").read_text(encoding="utf-8"), json.loads(
+        (folder / "key.json").read_text(encoding="utf-8")
+    )
 
 
 def test_pairs_show_one_sample_and_cycle_through_prompts(datasets):

@@ -38,14 +38,14 @@ def folder(tmp_path_factory, roots):
 
 @pytest.fixture
 def key(folder):
-    return json.loads((folder / "key.json").read_text())
+    return json.loads((folder / "key.json").read_text(encoding="utf-8"))
 
 
 class Session:
     """A participant's session in the browser, driven with the key."""
 
     def __init__(self, driver, folder, name):
-        self.driver, self.key, self.name = driver, json.loads((folder / "key.json").read_text()), name
+        self.driver, self.key, self.name = driver, json.loads((folder / "key.json").read_text(encoding="utf-8")), name
         driver.get(f"{(folder / 'public' / 'index.html').as_uri()}?participant={name}")
 
     def find(self, selector):
@@ -119,12 +119,12 @@ def test_exported_answers_are_scored(open_session, chromium, folder, tmp_path, m
         path = tmp_path / f"answers-{name}.json"
         WebDriverWait(chromium, WAIT_S).until(lambda _, path=path: path.exists())
         pasted = chromium.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-        assert json.loads(pasted) == json.loads(path.read_text()) == session.exported()
+        assert json.loads(pasted) == json.loads(path.read_text(encoding="utf-8")) == session.exported()
         assert json.loads(pasted)["finished"] is True
     result = madgen_here("study", "--score", *sorted(tmp_path.glob("answers*.json")), "-o", folder)
-    assert (result.code, result.out) == (0, (folder / "report.md").read_text())
+    assert (result.code, result.out) == (0, (folder / "report.md").read_text(encoding="utf-8"))
     assert "| **all** | 100.0% |" in result.out
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     (found,) = report["comparisons"]
     assert (found["first"], found["second"], found["overall"]["rate"]) == ("mad", "multi", 1.0)
     assert found["overall"]["answers"] == 10

@@ -31,7 +31,7 @@ def study(tmp_path, roots):
 
 @pytest.fixture
 def key(study):
-    return json.loads((study / "key.json").read_text())
+    return json.loads((study / "key.json").read_text(encoding="utf-8"))
 
 
 def pair_of(item, key):
@@ -180,14 +180,14 @@ def test_other_files_are_refused(tmp_path, key, text):
 def test_changed_key_is_refused(study, key, damage, message):
     assert read_key(study) == key
     damage(key)
-    (study / "key.json").write_text(json.dumps(key))
+    (study / "key.json").write_text(json.dumps(key), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_key(study)
 
 
 def test_ties_are_refused_unless_offered(tmp_path, roots):
     make_study(roots[:2], tmp_path / "study", Design(pairs=2))
-    key = json.loads((tmp_path / "study" / "key.json").read_text())
+    key = json.loads((tmp_path / "study" / "key.json").read_text(encoding="utf-8"))
     with pytest.raises(UserError, match="must be first or second, got 'same'"):
         scored(tmp_path, key, answers_of(key, "one", lambda item: None))
 
@@ -197,14 +197,14 @@ def test_report_escapes_names_and_prompts(tmp_path, study, key, capsys):
                          answers_of(key, "fails <b>", lambda item: None, 0))  # fmt: skip
     score_study(path, study, None, as_json=False)
     printed = capsys.readouterr().out
-    assert printed == (study / "report.md").read_text()
+    assert printed == (study / "report.md").read_text(encoding="utf-8")
     assert r"- dropped: fails \<b\>, 0 of 6 correct" in printed
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert {len(line.replace("\\|", "").split("|")) for line in rows} == {10}
     assert "<script" in printed.replace("\\", "")  # as escaped text
     assert not re.search(r"(?<!\\)<", printed)
     assert "| **all** | 100.0% | 0.0% – 100.0% | 8 | 0 | 0 | 1 | 8.00 |" in rows
-    report = json.loads((study / "report.json").read_text())
+    report = json.loads((study / "report.json").read_text(encoding="utf-8"))
     score_study(path, study, None, as_json=True)
     assert json.loads(capsys.readouterr().out) == report
 

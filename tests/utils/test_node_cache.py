@@ -49,7 +49,7 @@ def test_one_of_several_processes_reads(file, tmp_path, settled):
         pool.close()
         pool.join()  # `with` would send SIGTERM, which other tests may handle
     assert answers == ["bytes: 1000"] * 8
-    assert log.read_text() == "read\n"
+    assert log.read_text(encoding="utf-8") == "read\n"
 
 
 def test_changed_file_is_read_again(file, tmp_path, settled):
@@ -60,7 +60,7 @@ def test_changed_file_is_read_again(file, tmp_path, settled):
         os.utime(file, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))  # as `cp -p` does
     ask(file, log)
     ask(file, log)
-    assert log.read_text() == "read\n" * 2
+    assert log.read_text(encoding="utf-8") == "read\n" * 2
 
 
 def test_recent_or_small_files_are_always_read(file, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_recent_or_small_files_are_always_read(file, tmp_path, monkeypatch):
     monkeypatch.setattr(node, "SETTLED_S", -1.0)
     monkeypatch.setattr(node, "MIN_BYTES", 1001)
     ask(file, log)
-    assert log.read_text() == "read\n" * 3
+    assert log.read_text(encoding="utf-8") == "read\n" * 3
     assert not list(tmp_path.glob("madgen-*/*"))
 
 
@@ -96,7 +96,7 @@ def test_waiting_process_takes_over_from_a_killed_one(file, tmp_path, settled):
     os.kill(killed.pid, signal.SIGKILL)
     waits.join(600)
     assert waits.exitcode == 0
-    assert log.read_text() == "read\n" * 2
+    assert log.read_text(encoding="utf-8") == "read\n" * 2
 
 
 def test_wait_for_a_suspended_process_is_limited(file, tmp_path, settled, monkeypatch):
@@ -124,14 +124,14 @@ def test_folder_that_others_can_write_to_is_not_trusted(file, tmp_path, settled)
     own = tmp_path / f"madgen-{os.getuid()}"
     node.once(file, "what", lambda stream: "true")
     for answer in own.iterdir():
-        answer.write_text("a lie")
+        answer.write_text("a lie", encoding="utf-8")
     assert node.once(file, "what", lambda stream: "true") == "a lie"
     own.chmod(0o777)
     assert node.once(file, "what", lambda stream: "true") == "true"
 
 
 def test_without_a_folder_the_file_is_always_read(file, tmp_path, settled):
-    (tmp_path / f"madgen-{os.getuid()}").write_text("a file")
+    (tmp_path / f"madgen-{os.getuid()}").write_text("a file", encoding="utf-8")
     assert node.once(file, "what", lambda stream: "one") == "one"
     assert node.once(file, "what", lambda stream: "two") == "two"
 
