@@ -17,7 +17,7 @@ from processes import Started, begin, environment
 from madgen.cluster.signals import STOP_SIGNALS
 from madgen.utils.console import log_to_stderr
 
-pytest_plugins = ["metric_fixtures", "tiers"]
+pytest_plugins = ["loaded_pipelines", "metric_fixtures", "tiers"]
 
 # The same examples in each run, and no time limit: machines may be slow.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -60,7 +60,7 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
+def tiny(tmp_path_factory, pipelines_are_read_once) -> Path:
     """Return the folder of the tiny pipeline."""
     return build_tiny_pipeline(tmp_path_factory.mktemp("backbone") / "tiny")
 
@@ -105,7 +105,7 @@ def build_tiny_xl_pipeline(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_xl(tmp_path_factory) -> Path:
+def tiny_xl(tmp_path_factory, pipelines_are_read_once) -> Path:
     """Return the folder of the tiny XL pipeline."""
     return build_tiny_xl_pipeline(tmp_path_factory.mktemp("backbone") / "tiny-xl")
 

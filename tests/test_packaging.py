@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forks import WAIT_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,7 @@ def run(*command, cwd, **environment):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=WAIT_S,
     )
     assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
     return result.stdout
@@ -114,9 +115,9 @@ def test_apptainer_wrapper_passes_arguments_and_signals(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=WAIT_S)
     assert printed == f"{process.pid} run --nv --bind /data /i.sif generate a b.yaml\n"  # the same process: exec
-    missing = subprocess.run([wrapper], env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False)
+    missing = subprocess.run([wrapper], env={"PATH": path}, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert missing.returncode != 0
     assert "MADGEN_SIF: set it to the image" in missing.stderr
 

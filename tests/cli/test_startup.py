@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from forks import WAIT_S
 
 HEAVY = ("transformers", "diffusers", "lightning", "pandas", "datasets", "torchvision", "scipy", "wandb")
 RUN = """
@@ -25,7 +26,7 @@ main()
 def run(*arguments):
     """Run the command line in an interpreter that refuses to import heavy libraries; torch is a deferred import."""
     code = RUN.format(heavy=HEAVY, arguments=list(arguments))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_describing_a_backbone_does_not_load_torch():
             f"print([name for name in {(*HEAVY, 'torch._C')} if name in sys.modules])",
         )
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forks import WAIT_S
 from processes import environment, until
 
 STOPPED = "stopped; rerun the same command to resume"
@@ -30,7 +31,7 @@ class Group:
 
     def wait(self):
         """Return the exit status, and the lines of the log."""
-        status = self.process.wait(120)
+        status = self.process.wait(WAIT_S)
         return status, self.log.read_text(encoding="utf-8").splitlines()
 
     def members(self):

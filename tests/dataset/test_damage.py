@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pyarrow
 import pytest
+from forks import WAIT_S
 from mutations import mutate
 from processes import begin, environment
 from pyarrow import parquet
@@ -234,7 +235,7 @@ def test_closed_pipe_is_no_failure_of_the_dataset(dataset, tmp_path, command):
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     process.stdout.close()
-    assert (process.wait(120), process.stderr.read()) == (0 if command == "verify" else 3, b"")
+    assert (process.wait(WAIT_S), process.stderr.read()) == (0 if command == "verify" else 3, b"")
 
 
 def test_seeds_of_64_bits_are_indexed_and_selected(tmp_path):

@@ -144,7 +144,7 @@ def test_samples_kept_of_a_stopped_worker_are_shown(start, job_file, tmp_path):
     directory = DatasetDir(tmp_path / "out")
     until(lambda: sum(path.read_bytes().count(b"\n") for path in directory.open_shards.glob("*.jsonl")) >= 2)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait()
     state = status(directory)
     (journal,) = directory.open_shards.glob("*.jsonl")
     assert (state["in_flight"], state["kept"]) == (0, journal.read_bytes().count(b"\n"))

@@ -33,7 +33,7 @@ def conf():
         pytest.skip("a local SLURM needs root on Debian")
     with open(Path(tempfile.gettempdir()) / "madgen-slurm-tests", "w", encoding="utf-8") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
-        up = slurm_local("up", timeout=600)
+        up = slurm_local("up")
         if up.returncode != 0:
             (pytest.fail if shutil.which("slurmctld") else pytest.skip)(
                 f"SLURM does not start here: {up.stderr[-300:]}"
@@ -44,9 +44,9 @@ def conf():
             slurm_local("down")
 
 
-def slurm_local(verb, timeout=120):
+def slurm_local(verb):
     command, env = [SCRIPT, verb], {**os.environ, **CLUSTER}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One per core; two more with the slow tests, many of which wait for other processes."""
-    return (os.cpu_count() or 1) + 2 * (config.option.all_tiers or "slow" in config.option.markexpr)
+    """One per core; one more with the slow tests, many of which wait for other processes."""
+    return (os.cpu_count() or 1) + (config.option.all_tiers or "slow" in config.option.markexpr)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -99,6 +99,7 @@ def freeze() -> None:
 
 
 def pytest_sessionfinish(session):
+    gc.unfreeze()  # for the end of the interpreter
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["not_run"] = dict(session.config.stash.get(NOT_RUN, {}))
 
