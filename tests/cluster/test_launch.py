@@ -160,7 +160,7 @@ def test_torchrun_generates_all_shards(job_file, tmp_path):
 @pytest.mark.slow
 def test_idle_rank_ends_while_another_works(start, job_file, tmp_path):
     """With one shard for three processes, rank 0 waits for its worker and the others end."""
-    options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=100"]
+    options = ["trainer.devices=3", "output.samples_per_shard=10", "sampling.num_inference_steps=50"]
     process = start("generate", job_file, *options)
     most, fewest = 0, 3
     while process.poll() is None:
