@@ -18,8 +18,8 @@ LOADED = True
 def run(folder, code, seconds=0.0):
     """Run code in an interpreter in which the package `heavy` is deferred."""
     (folder / "heavy").mkdir()
-    (folder / "heavy" / "__init__.py").write_text(PACKAGE.format(name="heavy", seconds=seconds))
-    (folder / "heavy" / "part.py").write_text("VALUE = 1\n")
+    (folder / "heavy" / "__init__.py").write_text(PACKAGE.format(name="heavy", seconds=seconds), encoding="utf-8")
+    (folder / "heavy" / "part.py").write_text("VALUE = 1\n", encoding="utf-8")
     lines = ["import sys", f"sys.path.insert(0, {str(folder)!r})"]
     lines += ["from madgen.utils.deferred_import import defer_import", "defer_import('heavy')"]
     done = subprocess.run([sys.executable, "-c", "\n".join([*lines, code])], capture_output=True, text=True, timeout=60)
