@@ -42,7 +42,7 @@ def test_silent_and_dead_workers_are_reported(running, tmp_path):
     os.kill(running.pid, signal.SIGSTOP)
     until(lambda: "State:\tT" in Path(f"/proc/{running.pid}/status").read_text(encoding="utf-8"), "the worker to stop")
     for heartbeat in directory.workers.glob("*.json"):
-        os.utime(heartbeat, 2 * [time.time() - SILENT_S - 1])
+        os.utime(heartbeat, 2 * (time.time() - SILENT_S - 1,))
     silent = worker()
     assert silent["state"] == "silent"
     assert SILENT_S <= silent["heartbeat_age_s"] < LEASE_S
