@@ -92,7 +92,9 @@ def web():
 
 def plan(tmp_path, *images, allow=(), **settings):
     source = tmp_path / "prompts.jsonl"
-    source.write_text("".join(json.dumps({"prompt": f"hills {n}", "image": i}) + "\n" for n, i in enumerate(images)))
+    source.write_text(
+        "".join(json.dumps({"prompt": f"hills {n}", "image": i}) + "\n" for n, i in enumerate(images)), encoding="utf-8"
+    )
     return planned(source, allow, **settings)
 
 
@@ -279,7 +281,9 @@ def test_urls_need_a_job_that_reads_pictures(tmp_path):
 
 def test_dataset_from_urls_is_verified_and_regenerated(madgen_here, job_file, tmp_path, web):
     web.files["/a.png"] = png()
-    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "a", "prompt": "hills", "image": f"{web.url}/a.png"}) + "\n")
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"id": "a", "prompt": "hills", "image": f"{web.url}/a.png"}) + "\n", encoding="utf-8"
+    )
     job = [job_file, "prompts.source=p.jsonl", "prompts.samples_per_prompt=1", "sampling.init.strength=0.5"]
     refused = madgen_here("generate", *job)
     assert (refused.code, refused.err.count("\n"), (tmp_path / "out").exists()) == (2, 1, False), refused.err

@@ -109,7 +109,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_wrong_pictures_are_refused_and_nothing_written(sample, tmp_path, arguments, message):
-    (tmp_path / "text.txt").write_text("no picture")
+    (tmp_path / "text.txt").write_text("no picture", encoding="utf-8")
     (tmp_path / "empty.png").touch()
     Image.new("L", (16, 16), 255).save(tmp_path / "small.png")
     refused = sample(*arguments, *SEED)

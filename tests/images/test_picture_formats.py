@@ -87,7 +87,7 @@ BAD = {
 def test_pixels_are_those_of_the_picture(tmp_path, name):
     content, expected = GOOD[name]
     (tmp_path / "a").write_bytes(content)
-    (tmp_path / "p.jsonl").write_text('{"prompt": "hills", "image": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hills", "image": "a"}\n', encoding="utf-8")
     job = load_job(overrides=[f"prompts.source={tmp_path}/p.jsonl", "sampling.init.strength=0.5"])
     (prompt,) = build_plan(job).prompts
     picture = prompt.pictures["image"]
@@ -111,7 +111,7 @@ def refused(tmp_path, column, settings, value):
     needed = "image" if column == "mask" else column
     rows = [{"prompt": "hills", needed: "good.png"}, {"prompt": "sea", needed: "good.png", column: value}]
     source = tmp_path / "p.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(UserError) as error:
         build_plan(load_job(overrides=[f"prompts.source={source}", *settings]))
     message = str(error.value)
@@ -159,7 +159,7 @@ def test_masks_of_every_mode_keep_what_is_white(tmp_path, mode, known):
     form = "TIFF" if mode == "CMYK" else "PNG"
     mask.save(tmp_path / "mask", format=form)
     (tmp_path / "a.png").write_bytes(GOOD["gray"][0])
-    (tmp_path / "p.jsonl").write_text('{"prompt": "hills", "image": "a.png", "mask": "mask"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hills", "image": "a.png", "mask": "mask"}\n', encoding="utf-8")
     job = load_job(overrides=[f"prompts.source={tmp_path}/p.jsonl", "sampling.init.strength=1"])
     (prompt,) = build_plan(job).prompts
     assert np.array_equal(np.asarray(read_mask(prompt.pictures["mask"])) >= 128, np.asarray(gray) >= 128)
