@@ -43,9 +43,9 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
 
 
-def measure(arguments: Iterable[object], folder: Path) -> Measured:
+def measure(arguments: Iterable[object], folder: Path, script: str = SCRIPT) -> Measured:
     """Run `madgen` with these arguments in a folder; exit if it fails."""
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,7 +1,8 @@
 """Measure how fast a finished dataset is recognized as complete: `python benchmarks/resume_scale.py [--shards 10000]`.
 
 Writes the sidecars and empty tars of a dataset, then times `madgen generate` and `madgen status` on it in separate
-processes. Prints a table with wall time and peak resident memory.
+processes. With `--grow`, a tenth more prompts are appended, and `madgen plan`, `madgen generate` up to its first batch
+and `madgen status` are timed with `output.resume=extend`. Prints a table with CPU time and peak resident memory.
 """
 
 from __future__ import annotations
@@ -10,34 +11,71 @@ import argparse
 import hashlib
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from common import measure, new_dataset
+from common import SCRIPT, measure, new_dataset
 
 from madgen.dataset.format import SampleEntry, Sidecar
 from madgen.dataset.index import write_index
 from madgen.types import Shard
 
 PER_SHARD = 100
+STATUS = ["status", "out", "--json"]
+UNTIL_SAMPLING = """
+from madgen.generation.shard_pipeline import ShardPipeline
+def stop(pipeline, queue):
+    queue.worker.close()
+    raise SystemExit
+ShardPipeline.start = stop
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--grow", action="store_true", help="also measure growing by a tenth")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_dataset(root, options.shards)
-        print("| command | samples | shards | seconds | peak MB |\n|---|---|---|---|---|")
-        for command in (["generate", "job.yaml"], ["status", "out", "--json"]):
-            cost = measure(command, root)
-            name, samples = " ".join(["madgen", *command]), options.shards * PER_SHARD
-            print(f"| {name} | {samples:,} | {options.shards:,} | {cost.seconds:.1f} | {cost.peak_mb:.0f} |")
+        print("| command | samples | shards | seconds | CPU, s | peak MB |\n|---|---|---|---|---|---|")
+        for command in (["generate", "job.yaml"], STATUS):
+            report(root, command, options.shards)
+        if options.grow:
+            grow(root, options.shards)
+
+
+def report(root: Path, command: list[str], shards: int, script: str = SCRIPT) -> None:
+    """Print the row of a command."""
+    cost = measure(command, root, script)
+    name = " ".join(["madgen", *command])
+    print(
+        f"| {name} | {shards * PER_SHARD:,} | {shards:,} | {cost.seconds:.1f} | {cost.cpu_seconds:.1f} "
+        f"| {cost.peak_mb:.0f} |",
+        flush=True,
+    )
+
+
+def grow(root: Path, shards: int) -> None:
+    """Append a tenth of the prompts and print the rows of commands that extend the dataset."""
+    more = shards // 10
+    with (root / "prompts.txt").open("a", encoding="utf-8") as stream:
+        stream.writelines(f"{text}\n" for text in prompts(shards * PER_SHARD, (shards + more) * PER_SHARD))
+    words = ["job.yaml", "output.resume=extend"]
+    report(root, ["plan", *words], shards + more)
+    report(root, ["generate", *words], shards + more, UNTIL_SAMPLING + SCRIPT)
+    report(root, STATUS, shards + more)
+
+
+def prompts(start: int, stop: int) -> Iterator[str]:
+    """Yield distinct prompts, the same ones in every run."""
+    return (f"a mountain lake at noon seen from the hills, number {number}" for number in range(start, stop))
 
 
 def write_dataset(root: Path, shards: int) -> None:
     """Write a finished dataset without images."""
-    texts = (f"a mountain lake at noon seen from the hills, number {i}" for i in range(shards * PER_SHARD))
+    texts = prompts(0, shards * PER_SHARD)
     run = new_dataset(root, texts, {"height": 128, "width": 768}, {"samples_per_shard": PER_SHARD})
     for index in range(shards):
         shard = run.plan.shard(index)

@@ -17,7 +17,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.yaml"))  # for jobs/paper see tests/evalua
 @pytest.mark.parametrize("path", [*CONFIGS, *JOBS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     (tmp_path / "prompts.txt").write_text("a hill\na lake\n", encoding="utf-8")
-    prompts = ROOT / load_job(path).prompts.source if path in JOBS else "prompts.txt"
+    prompts = load_job(path).prompts.source if path in JOBS else "prompts.txt"
     overrides = [f"prompts.source={prompts}"]
     if path.stem == "upscale":  # of a panorama of the demo
         overrides = [f"prompts.source=dataset://{one_panorama(tmp_path / 'demo.tar')}"]
@@ -26,7 +26,7 @@ def test_every_shipped_yaml_loads_and_plans(path, madgen, tmp_path):
     result = madgen("plan", path, *overrides, "--json")
     assert result.code == 0, result.err
     plan = json.loads(result.out)
-    assert plan["samples"] == ({"demo": 24, "template": 6, "upscale": 1}[path.stem] if path in JOBS else 2)
+    assert plan["samples"] == ({"alps": 100, "demo": 24, "template": 6, "upscale": 1}[path.stem] if path in JOBS else 2)
     assert plan["view_evaluations"] > 0
     assert not (tmp_path / "out").exists()
 

@@ -70,7 +70,7 @@ def main() -> None:
             sys.exit(_report(f"{error}; choose another path", 2))
         if error.errno not in STORAGE_ERRORS:
             raise
-        sys.exit(_report(f"{error}; fix this and rerun the same command to resume", early_stop_status()))
+        sys.exit(_report(f"{error}; fix this and rerun the same command", early_stop_status()))
 
 
 def _report(message: str, status: int) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import AsJson, Directory, Output, progress_bar
+from madgen.cli.arguments import AsJson, Directory, Output
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ def verify(
     from madgen.dataset import verify as checks
     from madgen.dataset.layout import DatasetDir
     from madgen.utils.console import ignoring_closed_pipe
+    from madgen.utils.progress import showing_progress
 
-    with progress_bar("shards") as progress:
+    with showing_progress(f"verifying {directory}", "shards") as progress:
         found = checks.verify(DatasetDir(directory), progress)
     repairing = repair and bool(found.broken or found.unplanned or found.derived)
     with ignoring_closed_pipe():
@@ -142,8 +143,9 @@ def preview(
         madgen preview /scratch/alps --limit 500 --megabytes 200
     """
     from madgen.monitoring.gallery import write_contact_sheet, write_gallery
+    from madgen.utils.progress import showing_progress
 
-    with progress_bar("panoramas") as progress:
+    with showing_progress(f"reading {directory}", "panoramas") as progress:
         page = write_gallery(directory, limit=limit, budget=megabytes * 1_000_000, progress=progress)
     print(page)
     print(write_contact_sheet(directory))
@@ -158,8 +160,11 @@ def index(directory: Directory) -> None:
     """
     from madgen.dataset.index import write_index, write_quarantine
     from madgen.dataset.layout import DatasetDir
+    from madgen.utils.progress import showing_progress
 
-    print(write_index(DatasetDir(directory)))
+    with showing_progress(f"indexing {directory}", "shards") as progress:
+        index_file = write_index(DatasetDir(directory), progress)
+    print(index_file)
     write_quarantine(DatasetDir(directory))
 
 

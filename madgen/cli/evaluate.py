@@ -1,5 +1,6 @@
 """Commands that score datasets and compare them, by metrics or by people."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -93,8 +94,10 @@ def evaluate(
         madgen evaluate out/demo --metrics clip_score,fid,giqa
         madgen evaluate out/demo --reference out/squares -o out/report
     """
+    from madgen.cluster.signals import RESUMABLE, exit_on_signals
     from madgen.evaluation import command as evaluation
 
+    exit_on_signals(RESUMABLE, signal.SIGINT)
     request = evaluation.Request(
         directory=directory,
         reference=reference,
@@ -181,9 +184,11 @@ def paper(
         madgen paper jobs/paper/table1.yaml --quick
         madgen paper jobs/paper/table1.yaml prompts.limit=3
     """
+    from madgen.cluster.signals import RESUMABLE, exit_on_signals
     from madgen.evaluation.paper.plan import load_paper
     from madgen.evaluation.paper.run import run
 
+    exit_on_signals(RESUMABLE, signal.SIGINT)
     planned = load_paper(file, demo, quick, overrides or [], extractor)
     variant = "-quick" if quick else "-demo" if demo else ""
     with writing_to(output):

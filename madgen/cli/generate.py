@@ -12,7 +12,6 @@ from madgen.cli.arguments import (
     JobArguments,
     Measured,
     Output,
-    Overrides,
     announce_loading,
     as_utf8,
     load_job,
@@ -72,7 +71,7 @@ def plan(
     """Show the prompts, samples, shards, cost, disk space and time of a job.
 
     Writes nothing. Runs the checks of `madgen generate` that need no weights, and
-    fails where that would fail.
+    fails where that would fail; a note says which weights `madgen fetch` downloads.
 
     Examples:
 
@@ -96,7 +95,13 @@ def plan(
 
 def sample(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that describes the panorama.")],
-    overrides: Overrides = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PRESET|KEY=VALUE]",
+            help="Presets such as fast, and overrides such as sampling.width=1536.",
+        ),
+    ] = None,
     output: Output = Path("panorama.png"),
     job: Annotated[
         Path | None,
@@ -157,6 +162,7 @@ def sample(
 
         madgen sample "mountains over a meadow at noon" -o noon.png
         madgen sample "a foggy lake" sampling.width=1536 --seed 7 -n 4
+        madgen sample "a foggy lake" multidiffusion -o without-mad.png
         madgen sample "a glacier" --job jobs/alps.yaml -o glacier.webp
         madgen sample "a foggy lake" --image noon.png --scale 2 --strength 0.35
     """
@@ -165,10 +171,10 @@ def sample(
 
     files = {"image": image, "mask": mask, "control": control, "style": style}
     options = PictureOptions(files, strength, scale, place)
-    words = [as_utf8(override) for override in overrides or []]
-    loaded = options.load_job(job, words, seed)
+    given = [as_utf8(word) for word in words or []]
+    loaded = options.load_job(job, given, seed)
     check_output(output)
-    panorama = options.prompt(as_utf8(prompt), loaded, words)
+    panorama = options.prompt(as_utf8(prompt), loaded, given)
     announce_loading(loaded)
     from madgen.generation.sample import sample_panoramas
 
@@ -190,7 +196,8 @@ def submit(
         int | None, typer.Option(metavar="N", help="Processes per node, on CPU nodes.", rich_help_panel=RESOURCES)
     ] = None,
     cpus_per_task: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU cores per process.", rich_help_panel=RESOURCES)
+        int | None,
+        typer.Option(metavar="N", help="CPU cores per process.", show_default="8", rich_help_panel=RESOURCES),
     ] = None,
     time: Annotated[
         str | None,

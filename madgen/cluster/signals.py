@@ -16,7 +16,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED = "stopped; rerun the same command to resume"
+STOPPED = "stopped; rerun the same command"
+"""Message for commands that start again from the beginning."""
+RESUMABLE = f"{STOPPED} to resume"
+"""Message for commands that continue where they stopped."""
 
 
 class StopSignals:

@@ -96,6 +96,10 @@ def _unset_other_mad_key(layer: DictConfig) -> None:
     method = layer.get("method")
     mad = method.get("mad") if isinstance(method, DictConfig) else None
     if isinstance(mad, DictConfig):
+        if mad.get("steps") is not None and mad.get("share") is not None:
+            raise UserError(
+                f"method.mad.steps={mad.steps} and method.mad.share={mad.share} contradict each other; set one of them"
+            )
         for key, other in (("steps", "share"), ("share", "steps")):
             if mad.get(key) is not None and other not in mad:
                 mad[other] = None
@@ -251,6 +255,21 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {first}" if key else first
 
 
+SIZE = "sampling.height and sampling.width"
+OTHER_NAMES = {
+    **dict.fromkeys(("size", "resolution", "image_size"), SIZE),
+    **dict.fromkeys(("steps", "num_steps"), "sampling.num_inference_steps"),
+    **dict.fromkeys(("cfg", "cfg_scale", "scale"), "sampling.guidance_scale"),
+    **dict.fromkeys(("num_images_per_prompt", "num_samples"), "prompts.samples_per_prompt"),
+    **dict.fromkeys(("model", "checkpoint", "pretrained_model_name_or_path"), "backbone.pretrained"),
+    **dict.fromkeys(("torch_dtype", "precision"), "backbone.dtype"),
+    **dict.fromkeys(("output_dir", "out", "out_dir"), "output.dir"),
+    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
+    "tau": "method.mad.steps",
+}
+"""Keys by the names that other programs have for them."""
+
+
 def _preset_hint(section: str) -> str:
     names = sorted(file.stem for file in (resource("configs") / section).glob("*.yaml"))
     return f"; to use a preset ({', '.join(names)}), pass its name after the job file" if names else ""
@@ -258,11 +277,14 @@ def _preset_hint(section: str) -> str:
 
 def _nearest(key: str, known: Sequence[str]) -> str:
     """Return the end of an error about an unknown key; also finds keys that have been given without their section."""
+    name = key.rpartition(".")[2]
+    if name in OTHER_NAMES:
+        return f"; set {OTHER_NAMES[name]}"
     hint = nearest(key, known)
     if "did you mean" in hint:
         return hint
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1)
-    close = next((name for name in known if leaf and name.rpartition(".")[2] == leaf[0]), None)
+    leaf = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in known], n=1)
+    close = next((key for key in known if leaf and key.rpartition(".")[2] == leaf[0]), None)
     return f"; did you mean {close!r}?" if close else f"; known: {', '.join(k for k in known if '.' not in k)}"
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from madgen.dataset.format import FormatError, Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.licences import recorded_licences
 from madgen.dataset.reader import read_entry
-from madgen.hub.license import TERMS, Licence
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.markdown import escaped
@@ -123,7 +123,7 @@ madgen {manifest.versions.get("madgen") or ""} by joint diffusion over overlappi
 ## Usage
 `datasets.load_dataset("this folder or hub id")`, or `webdataset.WebDataset` over `shards/*.tar`. A sample is an image,
 a JSON file with everything needed to regenerate it, and its prompt as text. `index.parquet` has one row per sample:
-prompt, seed, size, scores, and its position in the shard.
+prompt, seed, size, scores, the licences of the weights, and its position in the shard.
 
 ## Generation
 {_table(manifest, facts)}
@@ -188,21 +188,11 @@ def _licence_header(licences: Sequence[dict[str, Any]]) -> str:
     return f"license: other\nlicense_name: {name}\nlicense_link: {source}"
 
 
-ADAPTERS = {"controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
-
-
 def _licence_text(manifests: Sequence[Manifest]) -> str:
     """Describe what the licences of the weights say about the pictures."""
     lines: dict[str, None] = {}
     for manifest in manifests:
-        licence = manifest.licence or {}
-        name = licence.get("backbone")
-        own = Licence(**licence["terms"]) if "terms" in licence else TERMS.get(name, Licence(name))
-        known = [own, *(Licence(**fields) for fields in licence.get("loras", ()))]
-        known += [Licence()] * (1 + len(manifest.job["backbone"]["loras"]) - len(known))  # of earlier versions
-        named = [(f"LoRA {number}" if number else "backbone", each) for number, each in enumerate(known)]
-        named += [(title, Licence(**licence[key])) for key, title in ADAPTERS.items() if key in licence]
-        for title, each in named:
+        for title, each in recorded_licences(manifest):
             link = f", <{each.source}>" if each.source else ""
             lines[f"- {title}: {each.summary}{link}"] = None
     return "\n".join(["The use of the pictures depends on the licences of the weights:", "", *lines])

@@ -53,3 +53,14 @@ def has_shards_of(directory: DatasetDir, manifest: Manifest) -> bool:
     """Return whether there are finished shards, and all of them were made for this dataset."""
     prints = [shard_fingerprint(directory, name) for name in directory.done()]
     return bool(prints) and set(prints) <= manifest.sample_fingerprints | {None} and any(prints)
+
+
+def refuse_several_generations(directory: DatasetDir) -> None:
+    """Raise FormatError if the shards beside a damaged `dataset.json` show that the dataset has grown."""
+    prints = {shard_fingerprint(directory, name) for name in directory.done()} - {None}
+    if len(prints) > 1:
+        raise FormatError(
+            f"{directory.manifest} cannot be read, and no job alone can write it again, because the dataset has grown "
+            f"(its shards have the fingerprints {', '.join(sorted(filter(None, prints)))}); restore it from a copy, "
+            "such as the one in output.upload or where it was pushed, or choose another output.dir"
+        )

@@ -5,6 +5,7 @@ They can be rebuilt from the sidecars at any time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from madgen.dataset.card import Facts, card, write_pictures
 from madgen.dataset.format import COLUMNS, Manifest, SampleEntry, to_json
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.licences import LICENCE_COLUMNS, licence_values
+from madgen.types import shard_index
 from madgen.utils.atomic import atomic, write_atomically
 
 
-def write_index(directory: DatasetDir) -> Path:
-    """Rebuild `index.parquet` (one row per sample, in order), `README.md` and its images from the sidecars."""
+def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Rebuild `index.parquet` (one row per sample, in order), `README.md` and its images from the sidecars.
+
+    Calls `on_shard(done, total)` after each shard.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -26,18 +32,23 @@ def write_index(directory: DatasetDir) -> Path:
     types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null if a sample lacks the score
     types |= {"seed": pyarrow.uint64(), **kept.types}
-    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in (*COLUMNS, *SCORES, *kept.types)])
+    licences = tuple(name for name in LICENCE_COLUMNS if name not in kept.types)
+    types |= {name: pyarrow.string() for name in licences}
+    names = (*COLUMNS, *SCORES, *licences, *kept.types)
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in names])
     path = directory.root / "index.parquet"
     card(manifest, Facts())  # raises for a damaged manifest before anything is written
-    facts, counts = Facts(), list[tuple[str, int]]()
+    facts, counts, total = Facts(), list[tuple[str, int]](), len(directory.done())
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
-            rows = [{**_row(entry, manifest), **kept.values(entry)} for entry in sidecar.samples]
+            terms = licence_values(manifest, shard_index(sidecar.shard))
+            rows = [{**_row(entry, manifest), **terms, **kept.values(entry)} for entry in sidecar.samples]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
             counts.append((sidecar.shard, len(rows)))
             facts.quarantined += len(sidecar.quarantine)
             for entry in sidecar.samples:
                 facts.add(entry)
+            on_shard(len(counts), total)
     write_pictures(directory, facts, counts)
     write_atomically(directory.root / "README.md", card(manifest, facts).encode())
     return path

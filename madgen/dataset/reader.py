@@ -1,9 +1,10 @@
-"""Read samples of finished shards, by the offsets in the sidecars."""
+"""Read samples, by the offsets in the sidecars and in the journals of open shards."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import tarfile
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file, parse_object
+from madgen.dataset.shards.open_samples import open_samples
 from madgen.utils.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -32,12 +34,12 @@ class Sample:
 
 
 def read_sample(directory: DatasetDir, key: str) -> Sample:
-    """Read a sample of a finished shard by its key. Raises UserError if there is none."""
+    """Read a sample of a finished or open shard by its key. Raises UserError if there is none."""
     directory.read_manifest()
-    for entry in directory.entries():
+    for entry in itertools.chain(directory.entries(), open_samples(directory)):
         if entry.key == key:
             return read_entry(directory, entry)
-    raise UserError(f"{directory.root} has no finished sample {key!r}")
+    raise UserError(f"{directory.root} has no sample {key!r}")
 
 
 def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
@@ -61,7 +63,8 @@ def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:
 
 def read_members(directory: DatasetDir, entry: SampleEntry) -> dict[str, bytes]:
     """Read the files of a sample, by suffix. Raises UserError if its checksum does not match."""
-    with open_file(directory.tar(entry.shard)) as stream:
+    still_open = entry.open_tar is not None and entry.open_tar.exists()  # else published since it was listed
+    with open_file(entry.open_tar if still_open and entry.open_tar else directory.tar(entry.shard)) as stream:
         size = max(0, min(entry.size, os.fstat(stream.fileno()).st_size - entry.offset))
         stream.seek(entry.offset)
         records = stream.read(size)

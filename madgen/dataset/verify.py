@@ -22,6 +22,7 @@ from madgen.dataset.checks.sample import Expected
 from madgen.dataset.checks.shard import ShardResult, check_shard, sidecar_time
 from madgen.dataset.format import FormatError, Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shards.open_samples import open_pieces
 from madgen.types import shard_index
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
@@ -34,6 +35,8 @@ class Verdict:
     planned: int | None
     """None if `dataset.json` is damaged."""
     present: int = 0
+    kept: int = 0
+    """Intact samples in open shards, which the next run keeps."""
     quarantined: int = 0
     problems: list[str] = field(default_factory=list)
     broken: dict[str, Broken] = field(default_factory=dict)
@@ -83,6 +86,7 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
             check.add(name, result)
             on_shard(done, len(names))
     check.finish(directory, names)
+    verdict.kept = sum(shard in expected for shard, _, _ in open_pieces(directory, set(names)))
     complete = verdict.complete and len(names) == manifest.plan.shards
     if complete and not directory.work.exists():  # else `generate` has yet to write them
         verdict.derived = derived_problems(directory, manifest)
@@ -209,7 +213,7 @@ def _fix(verdict: Verdict, directory: DatasetDir, manifest: Manifest, trusted: b
 def print_verdict(verdict: Verdict, as_json: bool, repairing: bool = False) -> None:
     """Print the verdict as text, or as JSON for scripts; without the repair that is being done."""
     if as_json:
-        counts = {name: getattr(verdict, name) for name in ("complete", "planned", "present", "quarantined")}
+        counts = {name: getattr(verdict, name) for name in ("complete", "planned", "present", "kept", "quarantined")}
         print(json.dumps({**counts, "broken": sorted(verdict.broken), "problems": verdict.problems}, indent=1))
         return
     for problem in verdict.problems:
@@ -221,7 +225,8 @@ def print_verdict(verdict: Verdict, as_json: bool, repairing: bool = False) -> N
     if verdict.planned is None:
         print("the shards were not checked: broken")
     else:
-        print(f"{verdict.present} of {verdict.planned} panoramas present{quarantined}: {state}")
+        kept = f", {verdict.kept} more in open shards" if verdict.kept else ""
+        print(f"{verdict.present} of {verdict.planned} panoramas present{kept}{quarantined}: {state}")
 
 
 def exit_code(verdict: Verdict) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,15 +71,16 @@ def pick_device(name: str) -> torch.device:
 def show_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that adds finished images to a progress bar or, without a terminal, to a log line."""
     console, done, due = Console(stderr=True), 0, time.monotonic() + LOG_EVERY_S
+    is_terminal = sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not is_terminal) as bar:
         task = bar.add_task(description, total=total)
 
         def advance(count: int) -> None:
             nonlocal done, due
             done += count
             bar.advance(task, count)
-            if not console.is_terminal and time.monotonic() >= due:
+            if not is_terminal and time.monotonic() >= due:
                 due = time.monotonic() + LOG_EVERY_S
                 logger.info("%s %s: %d/%d", time.strftime("%Y-%m-%d %H:%M:%S"), description, done, total)
 

@@ -81,8 +81,10 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
         return
     state, job, out = outcome.state, run.job, run.directory.root
     rate = outcome.generated / outcome.seconds if outcome.seconds > 0 else 0.0
+    unfinished = state["in_flight"] + state["kept"]
+    more = f", {unfinished} more in open shards" if unfinished else ""
     logger.info(
-        f"{state['done']} of {state['planned']} panoramas in {out}/shards; "
+        f"{state['done']} of {state['planned']} panoramas in {out}/shards{more}; "
         f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate_text(rate)})"
     )
     if state["quarantined"]:

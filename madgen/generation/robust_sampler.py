@@ -59,6 +59,8 @@ class RobustSampler:
         clip: ClipScore | None = None,
     ):
         self.sampler, self.params, self.safety, self.clip = sampler, params or sampler.params, safety, clip
+        self.on_step: Callable[[int, int], None] = lambda step, steps: None
+        """Called after each denoising step with its number, from 1, and the number of steps."""
         self.seconds: dict[str, float] = {}
         """Wall time of each stage of the last tasks."""
         self._splits: dict[tuple[int, int, int, torch.dtype], BatchSplit] = {}
@@ -125,7 +127,7 @@ class RobustSampler:
     def _sample(self, tasks: Sequence[Task], chunk_views: int | None) -> list[Tensor] | None:
         def sample() -> Tensor:
             latents = self.sampler.sample_latents(
-                PanoramaBatch.from_tasks(tasks, self.params.init), self.params, chunk_views
+                PanoramaBatch.from_tasks(tasks, self.params.init), self.params, chunk_views, self._step_done
             )
             if latents.is_cuda:
                 torch.cuda.synchronize(latents.device)
@@ -134,6 +136,10 @@ class RobustSampler:
         with self._timed("sample"):
             latents = self._within_memory(sample)
         return None if latents is None else list(latents.split(1))
+
+    def _step_done(self, step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+        self.on_step(step + 1, self.params.denoising_steps(self.sampler.backbone.spec.joint_attention))
+        return latents_BCHW
 
     def _decode_latents(self, task: Task, latents_1CHW: Tensor | None) -> Attempt:
         if latents_1CHW is None:

@@ -74,6 +74,10 @@ class ShardPipeline:
         waited = time.perf_counter() - started
         self._pending = self._thread.submit(self._write, batch, panoramas, waited)
 
+    def step_done(self, step: int, steps: int) -> None:
+        """Report a denoising step of the batch that is being sampled."""
+        self._notify("step_done", step, steps)
+
     def finish(self, preempted: bool) -> None:
         """Write the last batch, then upload it unless the run is stopped. Raises the error if writing failed."""
         try:

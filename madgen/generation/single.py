@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 from madgen.config.loader import load_job
 from madgen.config.schema import Job
 from madgen.utils.errors import UserError
+from madgen.utils.resources import resource
 
 if TYPE_CHECKING:
     from madgen.diffusion.denoise import OnStep
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-DEFAULTS = [
-    "sampling.height=128",
-    "sampling.width=768",
-    "sampling.num_inference_steps=20",
-    "sampling.guidance_scale=3.0",
-]
+DEMO = "backbone/demo.yaml"
 
 
-def load_sample_job(job_file: Path | None, overrides: Sequence[str], seed: int | None) -> Job:
-    """Load the job of `madgen sample`; without a job file, the demo backbone with MAD. `seed` is `prompts.seed`."""
-    words = [*overrides, *([] if seed is None else [f"prompts.seed={seed}"])]
-    return load_job([job_file], words) if job_file else load_job([], [*DEFAULTS, *words])
+def load_sample_job(job_file: Path | None, words: Sequence[str], seed: int | None) -> Job:
+    """Load the job of `madgen sample`; without a job file, the demo backbone with MAD. `seed` is `prompts.seed`.
+
+    `words` are presets or job files, merged in order, and overrides.
+    """
+    files: list[str | Path] = [job_file or resource("configs") / DEMO, *(word for word in words if "=" not in word)]
+    overrides = [word for word in words if "=" in word]
+    return load_job(files, overrides if seed is None else [*overrides, f"prompts.seed={seed}"])
 
 
 def numbered(output: Path, num: int) -> list[Path]:

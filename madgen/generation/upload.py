@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import Progress
 
 from madgen.cluster.launch import rank
 from madgen.cluster.signals import exit_on_signals
@@ -25,14 +19,16 @@ from madgen.dataset.remote.push import Push, Pushed, is_hopeless, open_remote, p
 from madgen.generation.outcome import COMPLETE, QUARANTINED, STOPPED, Outcome
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.utils.console import plural, size_text
+from madgen.utils.credentials import mask
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
+from madgen.utils.progress import showing_progress
 
 logger = logging.getLogger(__name__)
 
+STOPPED_UPLOAD = "stopped during the upload; rerun the same command to resume"
 CHECK_TIMEOUT_S = 15.0
 """Longest wait for the upload target before a run starts."""
-LOG_EVERY_S = 30.0
 
 
 def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
@@ -40,7 +36,7 @@ def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
     url = run.job.output.upload
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
-    exit_on_signals("stopped during the upload; rerun the same command to resume", signal.SIGINT)
+    exit_on_signals(STOPPED_UPLOAD, signal.SIGINT)
     with run.directory.reporting_disappearance():
         pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
@@ -48,8 +44,8 @@ def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
 
 def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
     """Run `push` with a progress bar, or with a line every 30 s if stderr is not a terminal."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        pushed = push(directory, url, _reporter(progress, url), name)
+    with showing_progress(f"uploading to {mask(url)}", "shards", first_line_s=1) as show:
+        pushed = push(directory, url, lambda done, shards, sent: show(done, shards, f"{size_text(sent)} sent"), name)
     if pushed.sent or pushed.complete:
         checked = ", ".join(f"{count} by {how}" for how, count in sorted(pushed.verified.items()))
         logger.info(
@@ -59,21 +55,9 @@ def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
     return pushed
 
 
-def _reporter(progress: Progress, url: str) -> Callable[[int, int, int], None]:
-    task, due = progress.add_task("shards uploaded", total=None), time.monotonic() + 1
-
-    def report(done: int, shards: int, sent_bytes: int) -> None:
-        nonlocal due
-        progress.update(task, completed=done, total=shards)
-        if progress.disable and time.monotonic() >= due:
-            logger.info(f"uploading to {url}: {done} of {shards} shards uploaded, {size_text(sent_bytes)} sent")
-            due = time.monotonic() + LOG_EVERY_S
-
-    return report
-
-
 def push_now(directory: DatasetDir, url: str) -> int:
     """Run `madgen push`; return the exit status, 3 if the upload is not complete."""
+    exit_on_signals(STOPPED_UPLOAD, signal.SIGINT)
     check_url("URL", url)
     _check_outside(directory, open_remote("URL", url), "URL")
     pushed = push_with_progress(directory, url, "URL")

@@ -42,6 +42,8 @@ class ShardWriter(lightning.Callback):
         if trainer.global_rank != 0:
             self.pipeline.observers = []
         self.pipeline.start(trainer.datamodule.queue)
+        if (sampler := getattr(pl_module, "attempts", None)) is not None and self.pipeline.observers:
+            sampler.on_step = self.pipeline.step_done
 
     def on_predict_batch_start(self, *arguments: Any) -> None:
         """Drop the images of the previous batch, which Lightning may keep with its predictions."""

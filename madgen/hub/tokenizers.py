@@ -154,3 +154,11 @@ def cut_texts(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[str | Non
                 start, before = encoding.token_to_chars(kept)[0], starts[index]
                 starts[index] = start if before is None else min(before, start)
     return [None if start is None else text[start:] for text, start in zip(texts, starts, strict=True)]
+
+
+def count_tokens(tokenizers: Sequence[Any], text: str) -> int:
+    """Return the number of tokens of a text, the largest over all tokenizers, with those of its beginning and end."""
+    return max(
+        len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)) + tokenizer.num_special_tokens_to_add()
+        for tokenizer in tokenizers
+    )

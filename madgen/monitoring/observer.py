@@ -1,4 +1,4 @@
-"""Base class of monitors, with hooks that the writing thread calls."""
+"""Base class of monitors, with hooks that a run calls, most of them in its writing thread."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Observer:
 
     def started(self, directory: DatasetDir, worker: Worker, manifest: Manifest) -> None:
         """Called when the dataset's directory exists, before this worker's first batch."""
+
+    def step_done(self, step: int, steps: int) -> None:
+        """Called in the sampling thread after denoising step `step` of `steps`, counted from 1, of a batch."""
 
     def sample_written(self, record: Record) -> None:
         """Called after a sample is written to an open shard."""

@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any
 
 from madgen.backbones import backbone_module
-from madgen.hub.tokenizers import TextLimit, cut_texts
+from madgen.hub.tokenizers import TextLimit, count_tokens, cut_texts
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.table import PromptTable
 from madgen.types import Prompt
 
 MAX_CHECKED = 100_000  # prompts; takes a second or two
 CHUNK = 1000
+MAX_SHOWN = 40  # characters of the text that a prompt loses
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Truncation:
     prompts: int
     """Number of truncated prompts among those that were checked."""
     first: str | None
-    """File and line of the first one."""
+    """File and line of the first one, its number of tokens, and the text that it loses."""
     checked: int
     candidates: int
     """Number of prompts with at least as many bytes as the limit has tokens."""
@@ -70,8 +71,17 @@ def count_truncated(run: ResolvedRun) -> Truncation | None:
         cut = list(_cut(plan.prompts, piece, tokenizers, set(shared)))
         first = cut[0] if cut and first is None else first
         count, checked = count + len(cut), checked + len(piece)
-    location = None if first is None else plan.prompts.location(first)
-    return Truncation(limit.tokens, count, location, checked, candidates, any(cut_texts(tokenizers, shared)))
+    described = None if first is None else _described(plan.prompts, first, tokenizers, set(shared))
+    return Truncation(limit.tokens, count, described, checked, candidates, any(cut_texts(tokenizers, shared)))
+
+
+def _described(prompts: PromptTable, row: int, tokenizers: Sequence[Any], shared: set[str]) -> str:
+    """Return the location of a truncated prompt, its length, and the beginning of the text that it loses."""
+    texts = [text for text in _texts(prompts[row]) if text not in shared]
+    cut = zip(texts, cut_texts(tokenizers, texts), strict=True)
+    text, lost = next((text, lost) for text, lost in cut if lost is not None)
+    lost = lost if len(lost) <= MAX_SHOWN else f"{lost[:MAX_SHOWN]}..."
+    return f"{prompts.location(row)}, of {count_tokens(tokenizers, text)} tokens, which loses {lost!r}"
 
 
 def _cut(prompts: PromptTable, rows: Sequence[int], tokenizers: Sequence[Any], shared: set[str]) -> Iterator[int]:

@@ -141,8 +141,8 @@ class TableBuilder:
                     origin = self._cell(earlier[position], "place") if first is None else places[first]
                     here, there = (unpack_place(place, identity, self.sources) for place in (places[position], origin))
                     raise UserError(
-                        f"{here}: same id as {there}: {identity!r} ({texts[position][:40]!r}); prompts without an id "
-                        "get one from their text; set prompts.on_duplicate to skip or rename"
+                        f"{here}: same id as {there}: {identity!r} ({texts[position][:40]!r}), which is made of the "
+                        "text if a prompt has no id; set prompts.on_duplicate=skip to keep the first one, or to rename"
                     )
                 ids[position] = identity = self._names.free(identity, positions)
             positions[identity] = position

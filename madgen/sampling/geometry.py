@@ -30,6 +30,7 @@ class Geometry:
         if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
             raise UserError(f"overlap_from must be >= 0 and needs layout=shifted, got {overlap_from} with {layout}")
         self.needs_middles = needs_middles
+        self._requested = view_size, stride
         self.merged_steps = 0 if merging is None else merging.end
         self.view_size = spec.view_size if view_size is None else view_size
         self.stride = max(1, self.view_size // 4) if stride is None else stride
@@ -67,6 +68,10 @@ class Geometry:
         return cls(
             spec, views.layout, views.size, views.stride, merging, views.overlap_from, method.merge.reference_steps > 0
         )
+
+    def with_merging(self, merging: Merging) -> Geometry:
+        """Return the geometry with other merged steps."""
+        return Geometry(self.spec, self.layout, *self._requested, merging, self.overlap_from, self.needs_middles)
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         """Return the layout of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
@@ -109,7 +114,7 @@ class Geometry:
             # A loop is a multiple of the stride; a strip is one view plus a multiple of the stride.
             smallest, step = factor * (-(-size // stride) * stride if loop else size), factor * stride
             views = "a loop of views" if loop else "views"
-            reason = f"cannot be covered by {views} of {size} latent cells with stride {stride} ({factor} px a cell)"
+            reason = f"cannot be covered by {views} of {factor * size} px that are {factor * stride} px apart"
         if pixels < smallest:
             raise UserError(f"{name}={pixels} px {reason}; the smallest is {smallest} px")
         below = pixels - (pixels - smallest) % step

@@ -19,6 +19,7 @@ from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings
 from madgen.backbones._borrowed import Borrowed
 from madgen.backbones._schedulers import scheduler_object
 from madgen.config.schema import ControlNetConfig, SamplingParams
+from madgen.diffusion.attention import Merging
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align, in_patches
 from madgen.diffusion.reference import with_annex, without_annex
@@ -80,11 +81,13 @@ class JointSampler:
         """
         params = params or self.params
         steps = params.denoising_steps(self.backbone.spec.joint_attention)
-        layout = self.geometry.build(batch.height, batch.width, params.loop)
+        method = self.method.for_steps(steps)
+        geometry = self.geometry.with_merging(method.merging) if method.share is not None else self.geometry
+        layout = geometry.build(batch.height, batch.width, params.loop)
         first = self.geometry.overlap_from
         if first is not None and first >= steps:
             raise UserError(f"overlap_from={first} must be < num_inference_steps={steps}")
-        self.method.merge.check_steps(self.method.merging.steps, steps, params.described(steps))
+        method.merge.check_steps(method.merging.steps, steps, params.described(steps))
         self.method.merge.check_init(params.init)
         check_pictures(batch, params.init)
         self.method.check_regions(batch.regions)
@@ -100,7 +103,7 @@ class JointSampler:
             composition = build_composition(
                 batch.regions, self.backbone, noise, size, batch.seeds, params.loop, bootstrapping
             )
-            guided = self._encode(batch, params, chunk_views)
+            guided = self._encode(batch, params, method.merging, chunk_views)
             if batch.control is not None or batch.style is not None:
                 guided = self._with_pictures(guided, batch, steps)
             denoiser = self._scheduled(guided, batch, params, composition)
@@ -108,7 +111,7 @@ class JointSampler:
             width = batch.width // self.backbone.spec.factor
             latents = joint_diffusion(
                 noise, scheduler, layout, denoiser, generator,
-                merger=merger_of(self.method), composition=composition, sync=sync,
+                merger=merger_of(method), composition=composition, sync=sync,
                 on_step=without_annex(on_step, width),
                 start=start_of(batch.pictures, self.backbone, self.geometry, scheduler, params, steps),
             )  # fmt: skip
@@ -171,7 +174,9 @@ class JointSampler:
         noise = align(noise, view, self.method.align)
         return with_annex(noise, view) if self.method.merge.reference_steps else noise
 
-    def _encode(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> ConditionedDenoiser:
+    def _encode(
+        self, batch: PanoramaBatch, params: SamplingParams, merging: Merging, chunk_views: int | None
+    ) -> ConditionedDenoiser:
         options: dict[str, Any] = {}
         if batch.inputs is not None and batch.inputs.embeddings:
             options["embeddings"] = self._checked_embeddings(batch, batch.inputs.embeddings)
@@ -183,7 +188,7 @@ class JointSampler:
             row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
             **options,
         )
-        return ConditionedDenoiser(self.backbone, self.method.merging, conditioning, chunk_views)
+        return ConditionedDenoiser(self.backbone, merging, conditioning, chunk_views)
 
     def _with_pictures(self, denoiser: ConditionedDenoiser, batch: PanoramaBatch, steps: int) -> ConditionedDenoiser:
         """Return the denoiser with the control and style pictures of the batch."""

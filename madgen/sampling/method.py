@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict, Unpack
 
 from madgen.config.schema import (
@@ -12,8 +12,10 @@ from madgen.config.schema import (
     MergeConfig,
     MethodConfig,
     RegionsConfig,
+    SamplingConfig,
     SyncConfig,
     ViewsConfig,
+    share_of_steps,
 )
 from madgen.diffusion.attention import Merging
 from madgen.diffusion.sync_schedule import SyncSchedule
@@ -82,6 +84,8 @@ class Method:
     """Share of one view's noise in the initial noise."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     """Blending of the initial noise with that of a second seed."""
+    share: float | None = None
+    """Share of the steps in which attention is merged; None: `merging.steps` of any number of steps."""
 
     def __post_init__(self) -> None:
         if self.bootstrapping is not None and self.bootstrapping < 0:
@@ -90,11 +94,21 @@ class Method:
     @classmethod
     def from_config(cls, config: MethodConfig) -> Method:
         """Convert the keys of a job; the views are part of `Geometry`."""
+        config = config.with_steps(SamplingConfig.num_inference_steps) if config.mad.share is not None else config
         mad, sync = config.mad, config.sync
         merging = Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
         schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every) if sync.weight else None
         bootstrapping, noise = config.regions.bootstrapping, config.noise
-        return cls(merging, schedule, sync.network, bootstrapping, config.merge, noise.align, noise.blend)
+        return cls(
+            merging, schedule, sync.network, bootstrapping, config.merge, noise.align, noise.blend, mad.requested_share
+        )
+
+    def for_steps(self, num_inference_steps: int) -> Method:
+        """Return the method with attention merged in its share of this number of steps."""
+        if self.share is None:
+            return self
+        merging = replace(self.merging, steps=share_of_steps(self.share, num_inference_steps))
+        return replace(self, merging=merging)
 
     @property
     def draws_view_noise(self) -> bool:

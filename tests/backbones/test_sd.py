@@ -185,7 +185,7 @@ def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
         ({"output": "tensor"}, "output must be"),
         ({"regions": []}, "regions must have a list for each of 1 prompts, got 0"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
-        ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 8 latent cells with stride 2"),
+        ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 32 px that are 8 px apart"),
     ],
 )
 def test_invalid_arguments_are_refused(tiny, change, message):

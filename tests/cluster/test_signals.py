@@ -12,7 +12,7 @@ import pytest
 from forks import WAIT_S
 from processes import environment, until
 
-STOPPED = "stopped; rerun the same command to resume"
+STOPPED = "stopped; rerun the same command"
 
 
 class Group:

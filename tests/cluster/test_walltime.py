@@ -1,5 +1,6 @@
 """Time limits: no batch starts that cannot end before the job; signals before the first batch."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import NEARLY_OVER, Forked, environment
+from processes import NEARLY_OVER, ROOT, Forked, environment
 
 from madgen.cluster.walltime import MARGIN_S, RECENT, SAFETY, Walltime, job_end
 
@@ -88,6 +89,21 @@ def test_time_limit_from_squeue(monkeypatch, tmp_path):
     assert job_end({"SLURM_JOB_ID": "7"}) == time.mktime((2030, 1, 2, 3, 4, 5, 0, 0, -1))
 
 
+@pytest.mark.parametrize("script", ["generate.sbatch", "array.sbatch"])
+@pytest.mark.parametrize(
+    ("squeue", "end"), [("exit 1", ""), (":", ""), ("echo N/A", ""), ("echo 2030-01-02T03:04:05", "1893553445")]
+)
+def test_batch_scripts_set_no_end_time_if_squeue_does_not_answer(tmp_path, script, squeue, end):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    lines = (ROOT / "slurm" / script).read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("MADGEN_END_TIME="))
+    code = f'set -euo pipefail; job=7\n{line}\necho "$MADGEN_END_TIME"'
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TZ": "UTC"}
+    done = subprocess.run(["bash", "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == end
+
+
 @pytest.mark.slow
 def test_generate_stops_in_time(job_file, tmp_path):
     long = ["prompts.samples_per_prompt=200", "output.samples_per_shard=1"]
@@ -114,7 +130,7 @@ def test_signal_during_start_up_stops_early(job_file, tmp_path, number):
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
         time.sleep(0.01)
     process.send_signal(number)
-    assert f"{number.name}: stopped; rerun the same command to resume" in process.communicate(timeout=600)[1]
+    assert f"{number.name}: stopped; rerun the same command" in process.communicate(timeout=600)[1]
     assert process.returncode == 3
     assert note.exists()
     assert not (tmp_path / "out").exists()

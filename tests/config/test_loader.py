@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from madgen.config.loader import load_job
-from madgen.config.schema import Job
+from madgen.config.schema import Job, MadConfig
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 
@@ -225,10 +227,25 @@ def test_share_follows_the_number_of_steps(write):
     assert load_job(["demo", "fast"], ["sampling.num_inference_steps=10"]).method.mad.steps == 8
 
 
-@pytest.mark.parametrize("text", ["{steps: 3, share: 0.5}", "{steps: null}", "{share: 1.5}"])
+@pytest.mark.parametrize("text", ["{steps: 3, share: 0.5}", "{steps: 15, share: 0.5}", "{steps: null}", "{share: 1.5}"])
 def test_contradicting_shares_are_refused(write, text):
     with pytest.raises(UserError, match=r"method\.mad\.(steps|share)"):
         load_job(write("j.yaml", f"method: {{mad: {text}}}"))
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+def test_contradicting_shares_are_refused_in_python(steps):
+    with pytest.raises(UserError, match=rf"method\.mad\.steps={steps} and method\.mad\.share=0\.5"):
+        MadConfig(steps=steps, share=0.5)
+    assert (MadConfig(share=0.5).steps, MadConfig().steps, type(MadConfig().steps)) == (None, 15, int)
+
+
+def test_share_follows_the_steps_of_a_changed_job(write):
+    job = load_job(write("j.yaml", "method: {mad: {share: 0.5}}"))
+    changed = replace(job, sampling=replace(job.sampling, num_inference_steps=10))
+    assert (job.method.mad.steps, changed.method.mad.steps) == (25, 5)
+    fixed = replace(job, method=replace(job.method, mad=replace(job.method.mad, steps=7)))
+    assert replace(fixed, sampling=changed.sampling).method.mad.steps == 7
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "s3:/bucket/x", "gs://b", "hf://datasets/a/b", "file:///tmp/x"])

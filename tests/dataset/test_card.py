@@ -10,6 +10,7 @@ from madgen.dataset.encoding import encode_sample
 from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.licences import LICENCE_COLUMNS
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
 from madgen.prompts.builder import table_of
@@ -78,4 +79,6 @@ def test_index_holds_all_fields_of_the_sidecars(dataset):
         assert row["shard"] == entry.shard
         assert row["coherence"] == entry.scores["coherence"]
         assert all(row[name] == value for name, value in entry.as_dict().items() if name != "scores")
+        assert [row[name] for name in LICENCE_COLUMNS[:3]] == ["apache-2.0", "yes", "yes"]
+        assert row["licence_source"] == "https://www.apache.org/licenses/LICENSE-2.0"
         assert f"{row['prompt_id']}-{row['sample_index']:04d}" == row["key"]

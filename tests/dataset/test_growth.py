@@ -11,7 +11,7 @@ from without_model import prompts_of, write
 
 from madgen import load_job
 from madgen.dataset import manifest
-from madgen.dataset.format import Manifest
+from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.growth import CannotGrowError, join
 from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.layout import DatasetDir
@@ -312,3 +312,14 @@ def test_samples_of_several_generations_have_the_seeds_of_their_prompt(tmp_path,
         assert verdict.complete, verdict.problems
     rewrite(directory, directory.read_manifest().shard_names()[-1], and_embedded(changed(seed=8)))
     assert verify(directory).problems
+
+
+def test_unreadable_manifest_of_a_grown_dataset_is_not_blamed_on_the_job(tmp_path):
+    write(tmp_path / "out", prompts_of(TEXTS[:4]))
+    grown = write(tmp_path / "out", prompts_of(TEXTS[:6]))
+    before = grown.read_manifest()
+    grown.manifest.write_bytes(grown.manifest.read_bytes()[:100])
+    with pytest.raises(FormatError, match=r"no job alone can write it again, because the dataset has grown .* a copy"):
+        manifest.check_directory(grown, replace(before, generations=None), "extend")
+    grown.manifest.write_bytes(before.to_json())
+    assert verify(grown).complete

@@ -7,8 +7,10 @@ import shutil
 import datasets
 import numpy as np
 import pytest
+from pyarrow import parquet
 from without_model import prompts_of, write
 
+from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.filtering.filter import write_filtered
 from madgen.dataset.filtering.selection import Choice, parse
@@ -19,6 +21,7 @@ from madgen.dataset.reader import read_sample
 from madgen.dataset.records import read_file
 from madgen.dataset.remote.push import push
 from madgen.dataset.verify import verify
+from madgen.hub.license import licences
 from madgen.monitoring.status import status
 from madgen.utils.errors import UserError
 
@@ -258,3 +261,15 @@ def test_merge_from_the_command_line(one, two, madgen_here, tmp_path):
     result = madgen_here("merge", "one", "two", "-o", "new")
     assert (result.code, result.out) == (0, "new: 17 samples of 2 datasets\n"), result.err
     assert madgen_here("verify", "new").code == 0
+
+
+def test_rows_of_the_index_have_the_licence_of_their_source(one, tmp_path):
+    other = write(tmp_path / "other", prompts_of(TEXTS[5:]), "name=other")
+    content = json.loads(read_file(other.manifest))
+    content["licence"] = licences(load_job([], ["backbone.pretrained=Qwen/Qwen-Image-2.1"]).backbone)
+    other.manifest.write_text(json.dumps(content), encoding="utf-8")
+    both = merged(tmp_path, one, other, mixed=True)
+    rows = parquet.read_table(both.root / "index.parquet").to_pylist()
+    terms = [(row["weights_licence"], row["commercial_use"]) for row in rows]
+    assert terms == [("apache-2.0", "yes")] * 10 + [("qwen-research", "no")] * 7
+    assert verify(both).complete

@@ -6,13 +6,16 @@ import os
 import shutil
 import tarfile
 
+import pyarrow as pa
 import pytest
 from processes import begin, environment
+from pyarrow import parquet
 from rewriting import and_embedded, changed, rewrite
 
 from madgen.dataset.format import Manifest
 from madgen.dataset.identity import fingerprint
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.licences import LICENCE_COLUMNS
 from madgen.dataset.shards.recovery import repair
 from madgen.dataset.verify import exit_code, verify
 
@@ -219,6 +222,17 @@ def test_derived_files_are_checked_and_rewritten(dataset, madgen_here, kind):
     assert madgen_here("verify", "out", "--repair").code == 1
     assert verify(dataset).complete
     assert index.read_bytes() == before
+
+
+def test_indexes_of_earlier_versions_have_no_licences(dataset, madgen_here):
+    index = dataset.root / "index.parquet"
+    table = parquet.read_table(index)
+    parquet.write_table(table.drop_columns(list(LICENCE_COLUMNS)), index)
+    assert verify(dataset).complete
+    changed = table.column_names.index("training_on_outputs")
+    parquet.write_table(table.set_column(changed, "training_on_outputs", pa.array(["yes"] * len(table))), index)
+    (problem,) = verify(dataset).problems
+    assert "index.parquet: row 0 says training_on_outputs 'yes'" in problem
 
 
 def test_edited_text_of_the_card_is_no_problem(dataset):

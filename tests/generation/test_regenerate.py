@@ -51,7 +51,7 @@ def test_unknown_key_and_other_weights_are_refused(madgen, job_file, tmp_path, t
     shutil.copytree(tiny, folder)
     assert madgen("generate", job_file, "prompts.limit=1", f"backbone.pretrained={folder}").code == 0
     result = madgen("regenerate", "out", "nothing-0000", "-o", "again.png")
-    assert (result.code, "no finished sample 'nothing-0000'" in result.err) == (2, True)
+    assert (result.code, "no sample 'nothing-0000'" in result.err) == (2, True)
     config = folder / "scheduler/scheduler_config.json"
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     key = json.loads((tmp_path / "out/shards/job-000000.json").read_text(encoding="utf-8"))["samples"][0]["key"]

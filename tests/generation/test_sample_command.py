@@ -29,3 +29,17 @@ def test_seeds_beyond_the_range_are_refused(madgen, tmp_path):
     refused = madgen("sample", "a hill", *SMALL, "--seed", str(2**64 - 1), "-n", "2")
     assert (refused.code, "above 2^64 - 1" in refused.err) == (2, True)
     assert not list(tmp_path.glob("panorama*"))
+
+
+def test_presets_and_overrides_apply_in_order(madgen_here, tmp_path):
+    from madgen import load_job
+    from madgen.generation.single import load_sample_job
+
+    plain = load_sample_job(None, [], None)
+    assert (plain.backbone.pretrained, plain.sampling.width, plain.method.mad.steps) == ("demo", 768, 15)
+    job = load_sample_job(None, ["spotdiffusion", "sampling.width=512"], 3)
+    assert (job.method.views.layout, job.method.mad.steps, job.sampling.width) == ("shifted", 0, 512)
+    assert (job.backbone, job.prompts.seed) == (plain.backbone, 3)
+    assert load_sample_job(None, ["sd2", "mad"], None).sampling == load_job(["sd2", "mad"]).sampling
+    refused = madgen_here("sample", "a hill", "spotdifusion")
+    assert (refused.code, "did you mean 'spotdiffusion'?" in refused.err) == (2, True)

@@ -1,11 +1,14 @@
 """Licences of weights, and of the pictures made with them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from madgen import load_job
 from madgen.dataset.card import _licence_header, _licence_text
+from madgen.dataset.format import FormatError, Manifest, PlanTotals
+from madgen.dataset.licences import licence_values
 from madgen.hub.license import MODELS, TERMS, check_licences, licence_notes, licence_of, licences
 from madgen.utils.errors import UserError
 
@@ -87,6 +90,24 @@ def test_card_states_the_terms_of_every_model():
     text = _licence_text([SimpleNamespace(licence=recorded, job=job.as_dict())])
     assert "- backbone: flux-1-dev-non-commercial-license (training on outputs: restricted" in text
     assert "- LoRA 1: licence unknown" in text
+
+
+def test_index_states_the_strictest_terms_of_all_weights():
+    words = ["backbone.pretrained=black-forest-labs/FLUX.1-dev", "backbone.loras=[{weights: a/b}]", "name=job"]
+    job = load_job([], words)
+    manifest = Manifest("f", job.as_dict(), PlanTotals(1, 1, 1, 1, ""), licence=licences(job.backbone))
+    values = licence_values(manifest, 0)
+    assert values == {
+        "weights_licence": "flux-1-dev-non-commercial-license; unknown",
+        "training_on_outputs": "restricted",
+        "commercial_use": "unknown",
+        "licence_source": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    }
+    earlier = replace(manifest, licence=None)
+    assert licence_values(earlier, 0)["weights_licence"] == "unknown"
+    damaged = replace(manifest, licence={"terms": {"nonsense": 1}})
+    with pytest.raises(FormatError, match="its licences cannot be read"):
+        licence_values(damaged, 0)
 
 
 def test_card_of_an_earlier_dataset_states_what_it_recorded():

@@ -229,10 +229,10 @@ def test_errors_name_the_cause(directory, tmp_path, write):
     with pytest.raises(UserError) as none:
         write(tmp_path)
     assert str(none.value).startswith(f"{tmp_path} holds no madgen dataset (no dataset.json)")
-    with pytest.raises(UserError, match="no finished sample yet"):
+    with pytest.raises(UserError, match="no samples yet"):
         write(directory)
     add_shard(directory, 0, ["one"], finished=False)
-    with pytest.raises(UserError, match="no finished sample yet"):
+    with pytest.raises(UserError, match="no samples yet"):
         write(directory)
     add_shard(directory, 0, ["one"])
     with pytest.raises(UserError, match="limit must be >= 1, got 0"):

@@ -11,7 +11,9 @@ from processes import until
 
 from madgen.dataset.format import Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.reader import read_sample
 from madgen.dataset.shards.leases import LEASE_S
+from madgen.dataset.shards.open_samples import open_samples
 from madgen.monitoring.status import SILENT_S, Status, settled, status
 from madgen.monitoring.status_page import page, progress_text
 from madgen.utils.console import eta_text
@@ -138,15 +140,30 @@ def test_durations_as_text(seconds, said):
     assert eta_text(seconds) == said
 
 
-def test_samples_kept_of_a_stopped_worker_are_shown(start, job_file, tmp_path):
+def test_samples_kept_of_a_stopped_worker_are_shown(start, madgen_here, job_file, tmp_path):
     """After Ctrl-C the heartbeat is gone, but the samples in the open shard are not."""
     process = start("generate", job_file, "prompts.samples_per_prompt=1000", "output.samples_per_shard=1000")
     directory = DatasetDir(tmp_path / "out")
     until(lambda: sum(path.read_bytes().count(b"\n") for path in directory.open_shards.glob("*.jsonl")) >= 2)
     process.send_signal(signal.SIGINT)
     process.wait()
+    log = process.output()[1]
     state = status(directory)
     (journal,) = directory.open_shards.glob("*.jsonl")
     assert (state["in_flight"], state["kept"]) == (0, journal.read_bytes().count(b"\n"))
     assert state["kept"] >= 2
     assert f"{state['kept']} kept of stopped workers" in text(state)
+    assert f"0 of 5000 panoramas in out/shards, {state['kept']} more in open shards; {state['kept']} generated" in log
+    checked = madgen_here("verify", "out")
+    assert checked.out.strip() == (
+        f"0 of 5000 panoramas present, {state['kept']} more in open shards: incomplete, nothing broken"
+    )
+    assert checked.code == 3
+    assert json.loads(madgen_here("verify", "out", "--json").out)["kept"] == state["kept"]
+    assert madgen_here("preview", "out").code == 0
+    assert f"{state['kept']:,} in open shards" in (tmp_path / "out/preview.html").read_text(encoding="utf-8")
+    (entry, *_) = open_samples(directory)
+    assert read_sample(directory, entry.key).image_HWC.shape == (32, 64, 3)
+    with journal.open("r+b") as stream:  # damaged samples are not counted
+        stream.write(b"?")
+    assert json.loads(madgen_here("verify", "out", "--json").out)["kept"] == state["kept"] - 1

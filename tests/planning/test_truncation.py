@@ -28,9 +28,17 @@ def counted(tmp_path, monkeypatch):
 
 def test_long_prompts_are_counted_and_the_first_is_located(counted):
     found = counted([{"prompt": "a hill"}, {"prompt": FITS}, {"prompt": LONG}, {"prompt": LONG + " x"}])
-    assert (found.tokens, found.prompts, found.first, found.checked, found.candidates) == (32, 2, "p.jsonl:3", 3, 3)
+    assert (found.tokens, found.prompts, found.checked, found.candidates) == (32, 2, 3, 3)
     (line,) = found.warnings(4)
-    assert line == "2 of 4 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:3"
+    assert line == (
+        "2 of 4 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:3, of 34 tokens, which "
+        "loses 'at dawn'"
+    )
+
+
+def test_a_long_rest_is_shortened(counted):
+    (line,) = counted([{"prompt": f"{FITS} {'at dawn ' * 20}"}]).warnings(1)
+    assert line.endswith("p.jsonl:1, of 72 tokens, which loses 'at dawn at dawn at dawn at dawn at dawn ...'")
 
 
 def test_regions_and_negative_prompts_of_a_line_count(counted):
@@ -51,8 +59,8 @@ def test_number_of_checked_prompts_is_limited(counted, monkeypatch):
     found = counted([{"prompt": f"{LONG} {number}"} for number in range(5)])
     (line,) = found.warnings(5)
     assert line == (
-        "at least 2 of 5 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:1 "
-        "(checked the first 2 of 5 long prompts)"
+        "at least 2 of 5 prompts are longer than 32 tokens and will be truncated; the first is p.jsonl:1, of 35 "
+        "tokens, which loses 'at dawn 0' (checked the first 2 of 5 long prompts)"
     )
 
 
@@ -71,10 +79,13 @@ def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"a hill\n{LONG}\n", encoding="utf-8")
     done = madgen("plan", job_file, "--json")
     assert json.loads(done.out)["prompts_cut"] == 1
-    warning = "madgen: 1 of 2 prompts are longer than 32 tokens and will be truncated; the first is prompts.txt:2\n"
+    warning = (
+        "madgen: 1 of 2 prompts are longer than 32 tokens and will be truncated; the first is prompts.txt:2, of 34 "
+        "tokens, which loses 'at dawn'\n"
+    )
     assert done.err == warning
     done = madgen("generate", job_file)
-    assert (done.code, done.err.count("tokens"), done.err.startswith(warning)) == (0, 1, True)
+    assert (done.code, done.err.count("truncated"), done.err.startswith(warning)) == (0, 1, True)
     cut = {}
     for path in (tmp_path / "out/shards").glob("*.tar"):
         with tarfile.open(path) as tar:

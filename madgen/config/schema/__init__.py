@@ -15,6 +15,7 @@ from madgen.config.schema.method import (
     RegionsConfig,
     SyncConfig,
     ViewsConfig,
+    share_of_steps,
 )
 from madgen.config.schema.output import PIXEL_SCORES, SCORES, OutputConfig, QuarantineConfig, SafetyConfig, ScoresConfig
 from madgen.config.schema.prompts import PICTURE_FIELDS, PROMPT_FIELDS, PromptsConfig
@@ -56,4 +57,5 @@ __all__ = [
     "check_url",
     "nearest",
     "require_job",
+    "share_of_steps",
 ]

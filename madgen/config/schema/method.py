@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from madgen.config.schema.checks import changed, check, check_one_of
 from madgen.config.schema.init import InitConfig
@@ -40,16 +40,25 @@ class ViewsConfig:
             check(value is None or value > 0, f"method.views.{name} must be > 0 latent cells, got {value}")
 
 
+def share_of_steps(share: float, num_inference_steps: int) -> int:
+    """Return a share of the steps, rounded to whole steps."""
+    return int(share * num_inference_steps + 0.5)
+
+
+class DefaultSteps(int):
+    """The default of `method.mad.steps`, which differs from the same number as a setting where `share` is set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MadConfig:
     """Merge-Attend-Diffuse: views are merged into one canvas inside the attention layers."""
 
-    steps: int | None = 15
+    steps: int | None = DefaultSteps(15)
     """Number of steps, from the first one on, in which attention is merged (the paper's tau), >= 0. 0 is plain
     MultiDiffusion, unless `cross_attention` is `always`. null: `share` sets it."""
     share: float | None = None
-    """Instead of `steps`: the share of the denoising steps that run, 0..1, rounded to whole steps. Of `steps` and
-    `share`, the one that is set last applies. null: `steps` sets it."""
+    """Instead of `steps`: the share of the denoising steps that run, 0..1, rounded to whole steps. Job files and
+    overrides that set one of `steps` and `share` replace the other one of earlier files. null: `steps` sets it."""
     blocks: tuple[str, ...] = ("all",)
     """Layers in which attention is merged: `all`; for UNets `down`, `mid` and `up`; for transformers `early`, `middle`
     and `late` (thirds by depth), `double` and `single` (blocks with separate or shared weights for prompt and image);
@@ -62,9 +71,12 @@ class MadConfig:
     canvas), `fit` (the same, scaled into the range of a view) or `local` (the mean of their places in the views). Other
     steps use each view's own positions. Only for transformers."""
 
+    requested_share: ClassVar[float | None] = None
+    """`share` before it was converted to `steps`, for samplers that are called with other numbers of steps."""
+
     def __post_init__(self) -> None:
-        if self.share is not None and self.steps == MadConfig.steps:
-            object.__setattr__(self, "steps", None)
+        if isinstance(self.steps, DefaultSteps):
+            object.__setattr__(self, "steps", int(self.steps) if self.share is None else None)
         check(
             (self.steps is None) != (self.share is None),
             f"method.mad.steps={self.steps} and method.mad.share={self.share}: set one of them, and the other to null",
@@ -287,12 +299,13 @@ class MethodConfig:
         )
 
     def with_steps(self, num_inference_steps: int) -> MethodConfig:
-        """Return the method with `mad.share` converted to `mad.steps`."""
-        share = self.mad.share
+        """Return the method with `mad.share` converted to `mad.steps`, also if it was for another number of steps."""
+        share = self.mad.requested_share if self.mad.share is None else self.mad.share
         if share is None:
             return self
-        steps = int(share * num_inference_steps + 0.5)
-        return replace(self, mad=replace(self.mad, steps=steps, share=None))
+        mad = replace(self.mad, steps=share_of_steps(share, num_inference_steps), share=None)
+        object.__setattr__(mad, "requested_share", share)  # no field: jobs record `steps` alone
+        return replace(self, mad=mad)
 
     @property
     def operators(self) -> str:

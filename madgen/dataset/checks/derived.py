@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,9 @@ from PIL import Image
 from madgen.dataset.format import COLUMNS, FormatError, Manifest, SampleEntry, Sidecar
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.licences import licence_values
 from madgen.dataset.records import open_file, read_file, to_json
+from madgen.types import shard_index
 
 BATCH_ROWS = 1000
 
@@ -58,6 +61,7 @@ def _check_index(directory: DatasetDir, manifest: Manifest) -> Iterator[str]:
 def _compare_rows(
     rows: Iterator[dict[str, Any]], entries: Iterator[SampleEntry], names: set[str], kept: KeptColumns, about: Manifest
 ) -> Iterator[str]:
+    licences = cache(partial(licence_values, about))
     for number, entry in enumerate(entries):
         row = next(rows, None)
         if row is None:
@@ -67,6 +71,7 @@ def _compare_rows(
             **{name: getattr(entry, name) for name in COLUMNS if name in names},
             **dict.fromkeys(names - set(COLUMNS)),
             **(entry.scores or {}),
+            **licences(shard_index(entry.shard)),
             **kept.values(entry),
             "prompt_id": about.prompt_id(entry.key),
         }

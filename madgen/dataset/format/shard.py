@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, Record, check_finite
@@ -36,6 +37,8 @@ class SampleEntry(Record):
     extra: dict[str, Any] = field(default_factory=dict, metadata=NOT_STORED)
     columns: dict[str, Any] | None = None
     """Kept columns of the prompt file, same as in the JSON of the sample."""
+    open_tar: Path | None = field(default=None, metadata=NOT_STORED)
+    """Tar of a sample in a shard that is not finished."""
 
     @classmethod
     def from_dict(cls, value: Any) -> Self:

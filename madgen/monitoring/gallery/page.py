@@ -19,7 +19,7 @@ from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.blocks import write_samples
 from madgen.monitoring.gallery.pictures import choose_preview
-from madgen.monitoring.gallery.samples import finished_samples, spread
+from madgen.monitoring.gallery.samples import present_samples, spread
 from madgen.utils.atomic import atomic
 from madgen.utils.html import json_block
 
@@ -37,22 +37,22 @@ def write_gallery(
     budget: int = BUDGET,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Path:
-    """Write a self-contained page with the finished samples of a dataset; return its path.
+    """Write a self-contained page with the samples of a dataset; return its path.
 
-    directory: holds `dataset.json` and `shards/`; unfinished shards are left out
+    directory: holds `dataset.json` and `shards/`; samples in open shards are shown as well
     output: the page, replaced by rename; default `directory/preview.html`
     limit: maximum number of samples, evenly spaced over the dataset; None: all
     budget: maximum bytes of embedded images besides thumbnails: the originals if they fit, else previews of 512 or
         256 px height, else none
     progress: called after each sample with the number done and the total
 
-    Raises UserError if there is no dataset or no finished sample, if a shard is damaged, or for a limit below 1.
+    Raises UserError if there is no dataset or no sample, if a shard is damaged, or for a limit below 1.
     """
     dataset = DatasetDir(Path(directory))
     manifest = dataset.read_manifest()
-    found = finished_samples(dataset)
+    found = present_samples(dataset)
     shown = spread(found, limit)
-    head, tail = _page(dataset, manifest, len(found), shown)
+    head, tail = _page(dataset, manifest, found, shown)
     output = dataset.root / "preview.html" if output is None else Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as file:
@@ -62,14 +62,17 @@ def write_gallery(
     return output
 
 
-def _page(dataset: DatasetDir, manifest: Manifest, done: int, shown: Sequence[SampleEntry]) -> tuple[bytes, bytes]:
+def _page(
+    dataset: DatasetDir, manifest: Manifest, found: Sequence[SampleEntry], shown: Sequence[SampleEntry]
+) -> tuple[bytes, bytes]:
     """Return the page before and after the samples; the first part holds all that the first paint needs."""
+    done = len(found)
     planned = max(manifest.plan.samples, done)
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     texts = {
         "name": manifest.name,
         "done": f"{done:,} of {planned:,} panoramas done" if done < planned else f"{done:,} panoramas",
-        "facts": " · ".join(_facts(done, shown)),
+        "facts": " · ".join(_facts(found, shown)),
         "value": str(done),
         "max": str(planned),
         "hidden": "hidden" if done == planned else "",
@@ -92,8 +95,10 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def _facts(done: int, shown: Sequence[SampleEntry]) -> Iterator[str]:
-    if len(shown) < done:
+def _facts(found: Sequence[SampleEntry], shown: Sequence[SampleEntry]) -> Iterator[str]:
+    if in_open_shards := sum(entry.open_tar is not None for entry in found):
+        yield f"{in_open_shards:,} in open shards"
+    if len(shown) < len(found):
         yield f"{len(shown):,} of them here, evenly spaced"
     (common, _), *others = Counter(entry.shape for entry in shown).most_common()
     yield f"{common[0]}×{common[1]} px" + (f" and {len(others)} other sizes" if others else "")

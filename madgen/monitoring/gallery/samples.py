@@ -1,4 +1,4 @@
-"""Read the finished samples of a dataset one by one."""
+"""Read the samples of a dataset one by one, those in open shards included."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from PIL import Image
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import IMAGE_FORMATS, read_members
+from madgen.dataset.shards.open_samples import open_samples
+from madgen.types import shard_index
 from madgen.utils.errors import UserError
 
 
@@ -34,11 +36,11 @@ class Sample:
             raise UserError(f"the image of {self.entry.key} in {self.entry.shard} is unreadable: {error}") from None
 
 
-def finished_samples(dataset: DatasetDir) -> list[SampleEntry]:
-    """Return every sample of the finished shards, in order. Raises UserError if there is none."""
-    entries = list(dataset.entries())
+def present_samples(dataset: DatasetDir) -> list[SampleEntry]:
+    """Return every sample, in the order of the shards, finished or open. Raises UserError if there is none."""
+    entries = sorted([*dataset.entries(), *open_samples(dataset)], key=lambda entry: shard_index(entry.shard))
     if not entries:
-        raise UserError(f"{dataset.root} has no finished sample yet; wait for the first shard")
+        raise UserError(f"{dataset.root} has no samples yet; madgen status shows the progress")
     return entries
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.gallery.inputs import find_inputs, load_inputs
-from madgen.monitoring.gallery.samples import Sample, finished_samples, read, spread
+from madgen.monitoring.gallery.samples import Sample, present_samples, read, spread
 from madgen.types import PictureFile
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
@@ -34,13 +34,13 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
     output: the image, replaced by rename; default `directory/preview.png`
     limit: maximum number of samples, evenly spaced over the dataset; 1 to `SHEET_MAX`
 
-    Raises UserError if there is no dataset or no finished sample, if a shard is damaged, or for a limit out of range.
+    Raises UserError if there is no dataset or no sample, if a shard is damaged, or for a limit out of range.
     """
     dataset = DatasetDir(Path(directory))
     if limit > SHEET_MAX:
         raise UserError(f"a contact sheet holds at most {SHEET_MAX} panoramas, not limit={limit}; write the gallery")
     dataset.read_manifest()
-    shown = spread(finished_samples(dataset), limit)
+    shown = spread(present_samples(dataset), limit)
     inputs = find_inputs(dataset, shown)
     sheet = _sheet([(_picture(read(dataset, entry), inputs), entry.prompt) for entry in shown])
     output = dataset.root / "preview.png" if output is None else Path(output)

@@ -1,0 +1,56 @@
+"""Read the samples of shards that are not finished yet, by their journals."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Container, Iterator
+from dataclasses import replace
+
+from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.format import FormatError, InvalidValueError, SampleEntry
+from madgen.dataset.layout import SHARD_NAME, DatasetDir
+from madgen.dataset.records import open_file, parse_object
+from madgen.dataset.shards import journal
+from madgen.dataset.shards.journal import Piece
+
+
+def open_pieces(directory: DatasetDir, done: Container[str]) -> Iterator[tuple[str, str, Piece]]:
+    """Yield shard, key and location of each intact sample in the open shards that are not in `done`, each key once."""
+    for shard in sorted({path.name.partition(".")[0] for path in directory.open_shards.glob("*.jsonl")}):
+        if shard in done or SHARD_NAME.fullmatch(shard) is None:
+            continue
+        keys: set[str] = set()
+        for log in sorted(directory.open_shards.glob(f"{shard}.*.jsonl")):
+            tar = log.with_suffix(".tar")
+            try:
+                pieces = list(journal.read(log, tar if tar.exists() else directory.tar(shard)))
+            except OSError:  # of a user whose files this user may not read
+                continue
+            for key, settled in pieces:
+                if isinstance(settled, Piece) and key not in keys:
+                    keys.add(key)
+                    yield shard, key, settled
+
+
+def open_samples(directory: DatasetDir) -> Iterator[SampleEntry]:
+    """Yield the intact samples of open shards, as the sidecar will list them; unreadable ones are left out."""
+    for shard, key, piece in open_pieces(directory, directory.done()):
+        try:
+            with open_file(piece.path) as stream:
+                records = b"".join(journal.chunks(stream, piece.offset, piece.size))
+            with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
+                content = tar.extractfile(f"{key}.json")
+                metadata = parse_object(content.read() if content is not None else b"", piece.path)
+            fields = {name: metadata.get(name) for name in ("seed", "prompt", "height", "width")}
+            location = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
+            entry = SampleEntry.from_dict({"key": key, **fields, **location, "scores": piece.scores})
+        except (
+            OSError,
+            KeyError,
+            FormatError,
+            InvalidValueError,
+            *READ_ERRORS,
+        ):  # published or removed meanwhile, or damaged
+            continue
+        yield replace(entry, shard=shard, open_tar=piece.path)
