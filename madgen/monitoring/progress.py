@@ -43,7 +43,7 @@ class ProgressReport(Observer):
             self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), console=self.console)
             self.task: TaskID = self.bar.add_task(manifest.name, total=manifest.plan.samples, rate="")
             self.bar.start()
-        self._show()
+        self._show("starting")
 
     def step_done(self, step: int, steps: int) -> None:
         if self.sampling_first_batch and time.monotonic() >= self.step_due:
@@ -61,14 +61,14 @@ class ProgressReport(Observer):
         """Return the shortest time between two reports."""
         return LOG_EVERY_S if self.bar is None else DRAW_EVERY_S
 
-    def _show(self) -> None:
+    def _show(self, activity: str = "sampling") -> None:
         with self.lock:
             began = time.monotonic()
             self.state = self.status.read()
             duration = time.monotonic() - began  # grows with the number of workers; use at most 1 % of the time
             self.due = began + max(self.interval_s, 100 * duration)
             self.step_due = began + self.interval_s
-            self._write(self.state, "starting")
+            self._write(self.state, activity)
 
     def _write(self, state: dict[str, Any], activity: str) -> None:
         """Show the throughput, or what this process does as long as there is none."""
