@@ -207,7 +207,7 @@ class Training:
     def update(self, loss: Tensor, rate: float) -> None:
         """Take a step with learning rates times `rate`, and move the average."""
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, error_if_nonfinite=True)
         for learning_rate, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * rate
