@@ -19,7 +19,9 @@ def run(folder, code, seconds=0.0):
     """Run code in an interpreter in which the package `heavy` is deferred."""
     (folder / "heavy").mkdir()
     (folder / "heavy" / "__init__.py").write_text(PACKAGE.format(name="heavy", seconds=seconds), encoding="utf-8")
-    (folder / "heavy" / "part.py").write_text("VALUE = 1\n", encoding="utf-8")
+    part = "import sys\nassert not hasattr(sys, 'part'), 'loaded twice'\nVALUE = sys.part = 1\n"
+    (folder / "heavy" / "part.py").write_text(part, encoding="utf-8")
+    (folder / "heavy" / "other.py").write_text("OTHER = 2\n", encoding="utf-8")
     lines = ["import sys", f"sys.path.insert(0, {str(folder)!r})"]
     lines += ["from madgen.utils.deferred_import import defer_import", "defer_import('heavy')"]
     done = subprocess.run([sys.executable, "-c", "\n".join([*lines, code])], capture_output=True, text=True, timeout=60)
@@ -28,7 +30,13 @@ def run(folder, code, seconds=0.0):
 
 @pytest.mark.parametrize(
     "use",
-    ["import heavy; heavy.LOADED", "from heavy import LOADED", "import heavy.part", "from heavy.part import VALUE"],
+    [
+        "import heavy; heavy.LOADED",
+        "from heavy import LOADED",
+        "import heavy.part",
+        "from heavy.part import VALUE",
+        "from heavy.other import OTHER; assert OTHER == 2",
+    ],
 )
 def test_import_statements_load_on_use(tmp_path, use):
     unused = "import heavy; import heavy as other; assert heavy is other and 'heavy.part' not in sys.modules"
