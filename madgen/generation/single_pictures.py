@@ -52,6 +52,12 @@ class PictureOptions:
         text("the prompt", prompt)
         if not prompt.strip():
             raise UserError("the prompt is empty")
+        try:
+            return self._prompt(prompt, job, overrides)
+        except UserError as error:
+            raise UserError(str(error).removeprefix(f"{COMMAND}: ")) from error
+
+    def _prompt(self, prompt: str, job: Job, overrides: Sequence[str]) -> Prompt:
         columns = PictureColumns.of(job)
         for name, key in (("control", "backbone.controlnet.weights"), ("style", "backbone.ip_adapter.weights")):
             if self._present(name) and name not in columns.names:

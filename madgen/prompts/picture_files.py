@@ -49,7 +49,7 @@ def find_file(where: object, kind: str, name: str, folder: Path | None, confined
     """
     path = _find(f"{where}: {kind}", name, folder)
     if path is None:
-        raise UserError(f"{where}: {kind} file {name} {_absence(name, folder)}")
+        raise UserError(f"{where}: {kind} file {_printable(name)} {_absence(name, folder)}")
     if confined and (folder is None or not path.is_relative_to(folder.resolve())):
         place = "the folder of the prompt file" if folder is not None else "a dataset of the Hub, which has no folder"
         raise UserError(
@@ -74,14 +74,21 @@ class Access:
 
     def check_url(self, where: object, kind: str, url: str) -> None:
         """Raise UserError for a URL that may not be read."""
-        parts = urlsplit(url)
-        if "::" in url or "\\" in url or ".." in unquote(unquote(parts.path)).split("/") or parts.scheme == "file":
-            raise UserError(f"{where}: {kind} {mask_urls(url)} is not a plain URL; name files by their path")
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+            plain = parts.scheme != "file" and ".." not in unquote(unquote(parts.path)).split("/")
+        except ValueError:  # such as brackets around no IPv6 address
+            plain = False
+        if not plain or "::" in url or "\\" in url or not url.isprintable():
+            raise UserError(
+                f"{where}: {kind} {mask_urls(_printable(url))} is not a plain URL; name files by their path"
+            )
         if self.urls is None or any(url == start or url.startswith(start.rstrip("/") + "/") for start in self.urls):
             return
         raise UserError(
             f"{where}: {kind} {mask_urls(url)} is a URL, and none is read unless the job allows it; set "
-            f"prompts.allow_picture_urls=[{parts.scheme}://{parts.hostname or ''}/] if you trust the source"
+            f"prompts.allow_picture_urls=[{parts.scheme}://{host}/] if you trust the source"
         )
 
 
@@ -218,6 +225,11 @@ def _find(key: str, name: str, folder: Path | None) -> Path | None:
     path = expand_user(name, key)
     candidates = (path,) if folder is None else (folder / name, path)
     return next((candidate.resolve() for candidate in candidates if _is_regular(candidate)), None)
+
+
+def _printable(name: str) -> str:
+    """Return a name for messages of one line."""
+    return name if name.isprintable() else repr(name)
 
 
 def _absence(name: str, folder: Path | None) -> str:

@@ -20,6 +20,7 @@ from madgen.dataset.plan import build_plan
 from madgen.images import picture_cache, pictures
 from madgen.images.pictures import read_picture
 from madgen.prompts import picture_files
+from madgen.prompts.readers import PromptFile, ReadOptions, parquet
 
 
 def png(seed=0, height=32, width=64):
@@ -171,6 +172,8 @@ def test_nothing_is_read_unless_it_is_allowed(tmp_path, web):
         (f"simplecache::{web.url}/p/a.png", "is not a plain URL"),
         (f"file://{tmp_path}/prompts.jsonl", "is not a plain URL"),
         ("s3://bucket/a.png", "unless the job allows it"),
+        (f"{web.url}/p/a\n.png", "is not a plain URL"),
+        ("http://[bad/a.png", "is not a plain URL"),
     ):
         with pytest.raises(UserError, match=message) as error:
             plan(tmp_path, url, allow=allow)
@@ -242,6 +245,15 @@ def test_cells_of_image_columns_are_pictures(tmp_path):
         assert [prompt.text for prompt in prompts] == ["hills", "sea"]
         for number, prompt in enumerate(prompts):
             assert np.array_equal(np.asarray(read_picture(prompt.pictures["image"])), decoded(png(number))), source
+
+
+def test_tables_of_pictures_are_read_in_small_parts(tmp_path):
+    table = pa.table({"prompt": ["hills"] * 200, "image": [png()] * 200})
+    pq.write_table(table, tmp_path / "p.parquet")
+    pictures_too = ReadOptions(fields=("prompt", "image"))
+    for options, most in ((pictures_too, 64), (ReadOptions(columns={"prompt": "prompt"}), 200)):
+        chunks = list(parquet.read(PromptFile(tmp_path / "p.parquet", "p.parquet"), options))
+        assert [max(len(chunk.rows) for chunk in chunks), sum(len(chunk.rows) for chunk in chunks)] == [most, 200]
 
 
 def test_paths_in_cells_follow_the_rules_of_paths(tmp_path):

@@ -86,7 +86,7 @@ def test_mask_and_place_keep_a_part(sample, sampler, tmp_path):
 
 
 BAD = [
-    (["--image", "nowhere.png"], "image file nowhere.png does not exist"),
+    (["--image", "nowhere.png"], "madgen: image file nowhere.png does not exist"),
     (["--image", "."], "image file . is a directory"),
     (["--image", "text.txt"], "text.txt: it is not a picture"),
     (["--image", "empty.png"], "image file empty.png is empty"),

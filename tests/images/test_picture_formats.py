@@ -135,7 +135,8 @@ def test_pictures_that_cannot_be_read_are_refused_by_their_line(tmp_path, column
     for name, expected in (
         ("pipe", "pipe is not a regular file"), ("empty", "empty is empty"), ("link", "link is a broken link"),
         (".", "is a directory; name a picture in it"), ("none.png", "none.png exists neither in"),
-        ("x" * 300, ""), ("a\0b", "NUL"), (7, "must be the name of a picture file, got 7"),
+        ("x" * 300, ""), ("a\nb.png", "'a\\nb.png' exists neither in"), ("\udcff.png", ""), ("a\0b", "NUL"),
+        (7, "must be the name of a picture file, got 7"),
         ("https://example.com/a.png", "prompts.allow_picture_urls=[https://example.com/]"),
     ):  # fmt: skip
         assert expected in refused(tmp_path, column, COLUMNS[column], name)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from madgen.config.schema import PICTURE_FIELDS
 from madgen.prompts.readers import Chunk
 from madgen.prompts.readers._columns import Choice
 from madgen.utils.errors import UserError
 
-ROWS = 16_384
+ROWS, ROWS_WITH_PICTURES = 16_384, 64
+"""Rows in memory at a time; cells may be pictures of megabytes."""
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 """Exceptions of pyarrow for data that it cannot read, or that have no Python equivalent."""
 
@@ -30,6 +32,11 @@ def arrow_chunks(name: str, tables: Iterable[pa.Table | pa.RecordBatch], choice:
             raise UserError(f"{name} cannot be read after row {first - 1}: {error}") from error
         yield Chunk(range(first, first + len(rows)), rows, extras)
         first += len(rows)
+
+
+def rows_at_once(choice: Choice) -> int:
+    """Return the number of rows to read at a time."""
+    return ROWS_WITH_PICTURES if PICTURE_FIELDS.keys() & set(choice.fields.values()) else ROWS
 
 
 def _rows(table: pa.Table | pa.RecordBatch, choice: Choice) -> list[str | dict[str, Any]]:

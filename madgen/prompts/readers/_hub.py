@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, reader_of, suffix_of
-from madgen.prompts.readers._arrow import ROWS, arrow_chunks
+from madgen.prompts.readers._arrow import arrow_chunks, rows_at_once
 from madgen.prompts.readers._columns import choose_columns
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -105,7 +105,7 @@ def read_hub(source: str, split: str, options: ReadOptions) -> Iterator[Chunk]:
         name = f"{source}[{split}]"
         present = dataset.column_names or list(next(iter(dataset), {}))
         choice = choose_columns(name, present, options)
-        tables = dataset.select_columns(choice.columns).with_format("arrow").iter(batch_size=ROWS)
+        tables = dataset.select_columns(choice.columns).with_format("arrow").iter(batch_size=rows_at_once(choice))
         yield from arrow_chunks(name, tables, choice)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from madgen.prompts.readers import Chunk, PromptFile, ReadOptions
-from madgen.prompts.readers._arrow import READ_ERRORS, ROWS, arrow_chunks
+from madgen.prompts.readers._arrow import READ_ERRORS, arrow_chunks, rows_at_once
 from madgen.prompts.readers._columns import choose_columns
 from madgen.utils.errors import UserError
 
@@ -22,7 +22,7 @@ def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
         with open(file.path, "rb") as stream:
             table = pq.ParquetFile(stream, buffer_size=BUFFER)
             choice = choose_columns(str(file), table.schema_arrow.names, options)
-            yield from arrow_chunks(str(file), _batches(table, choice.columns), choice)
+            yield from arrow_chunks(str(file), _batches(table, choice.columns, rows_at_once(choice)), choice)
     except OSError as error:
         if error.errno is None:  # raised by pyarrow for invalid content
             raise UserError(f"{file} is not a complete Parquet file ({error}); copy it again") from error
@@ -31,6 +31,6 @@ def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
         raise UserError(f"{file} is not a complete Parquet file ({error}); copy it again") from error
 
 
-def _batches(table: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(table: pq.ParquetFile, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     for group in range(table.num_row_groups):
-        yield from table.iter_batches(ROWS, [group], columns=columns)
+        yield from table.iter_batches(rows, [group], columns=columns)
