@@ -204,6 +204,10 @@ def _operators() -> Iterator[Setting]:
     yield operators("mean, stride 3/4, DDPM (variance-corrected)", **wide, scheduler="DDPMScheduler")
     yield operators("swap, stride 3/4, stripes of 2 cells", **wide, merge=(*swap["merge"], ("width", 2)))
     yield operators("MAD τ=40, then radial weights, stride 3/4", 0.8, **wide, **radial)
+    yield operators("MAD τ=40, then gaussian weights, stride 3/4", 0.8, **wide, **gaussian)
+    yield operators(
+        "MAD τ=40, then gaussian weights, stride 3/4, UniPC in half the steps", 0.8, **wide, **gaussian, **unipc
+    )
     yield operators("shifted, MAD τ=40 (mad-shifted.yaml)", 0.8, layout="shifted")
     yield operators("MAD in every step, stride 1/4", 1.0)
 
