@@ -12,6 +12,7 @@ from madgen.config.schema.backbone import BackboneConfig
 from madgen.diffusion.views import Layout
 from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.model_size import Parameters, count_file
+from madgen.hub.repository import without_retries
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.sampling.method import Method
@@ -196,7 +197,8 @@ def _size(backbone: BackboneConfig, files: ModelFiles) -> ModelSize | None:
     module = backbone_module(backbone.name)
     if not hasattr(module, "size"):
         return None
-    return cast(SizedModule, module).size(files, backbone.variant, backbone.max_sequence_length)
+    with without_retries():
+        return cast(SizedModule, module).size(files, backbone.variant, backbone.max_sequence_length)
 
 
 def _alternatives(backbone: BackboneConfig, memory: GpuMemory) -> Iterator[tuple[str, GpuMemory]]:

@@ -14,6 +14,7 @@ from madgen.config.schema import BackboneConfig
 from madgen.diffusion.attention import JointStep
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
+from madgen.hub.repository import without_retries
 from madgen.hub.weights import ModelFiles
 from madgen.planning.gpu_memory import GIB, GpuMemory, Work, check_weights
 
@@ -29,7 +30,8 @@ def folders(tiny, tiny_xl):
 
 
 def size_of(name, folder, length=None):
-    return backbone_module(name).size(ModelFiles(str(folder), None, None), None, length)
+    with without_retries():
+        return backbone_module(name).size(ModelFiles(str(folder), None, None), None, length)
 
 
 def load(name, folder, dtype):
