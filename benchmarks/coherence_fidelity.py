@@ -20,6 +20,7 @@ from coherence_settings import GUIDANCE, PROMPTS
 from madgen.demo import CLIP_WEIGHTS
 from madgen.metrics.fid import distance as frechet_distance
 
+BOOTSTRAPS = 40
 FIRST_SEED = 10_000
 """Seeds of the square images, different from the panoramas'."""
 
@@ -60,8 +61,12 @@ def packed(features: np.ndarray) -> str:
     return base64.b64encode(features.astype(np.float16).tobytes()).decode()
 
 
-def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], options: Namespace) -> dict[str, float]:
-    """Return 1000 times the Fréchet distance of each setting; cached in `fidelity.json` where features are missing."""
+Distance = tuple[float, float | None]
+"""1000 times a Fréchet distance, and its standard deviation when panoramas are resampled; None if unknown."""
+
+
+def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], options: Namespace) -> dict[str, Distance]:
+    """Return the Fréchet distance of each setting; cached in `fidelity.json` where features are missing."""
     store, features = folder / "fidelity.json", _read(folder / "features.txt")
     known = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     names = {f"{setting.group}: {setting.name}": list(of_setting) for setting, of_setting in keys.items()}
@@ -73,11 +78,19 @@ def distances(folder: Path, study: Any, keys: Mapping[Any, Sequence[str]], optio
     if fresh:
         reference = _reference(folder, study, options)
         for name, of_setting in fresh.items():
-            known[name] = round(
-                1000 * frechet_distance(np.concatenate([features[key] for key in of_setting]), reference), 3
-            )
+            known[name] = _distance([features[key] for key in of_setting], reference)
         store.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {name: known[name] for name in names if name in known}
+    return {name: tuple(known[name]) for name in names if name in known}
+
+
+def _distance(panoramas: Sequence[np.ndarray], reference: np.ndarray) -> Distance:
+    """Return the distance of the crops' features [crops, D] of all panoramas, with a bootstrap over panoramas."""
+    generator = np.random.default_rng(0)  # the same panoramas in every setting
+    chosen = [range(len(panoramas)), *generator.integers(len(panoramas), size=(BOOTSTRAPS, len(panoramas)))]
+    value, *resampled = (
+        1000 * frechet_distance(np.concatenate([panoramas[n] for n in numbers]), reference) for numbers in chosen
+    )
+    return round(value, 3), round(float(np.std(resampled)), 3)
 
 
 def with_sharpness(folder: Path, study: Any, rows: Mapping[Any, Sequence[Mapping]], options: Namespace) -> dict:

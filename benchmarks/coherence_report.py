@@ -9,6 +9,7 @@ from typing import Any
 
 import coherence_scores as scores
 import numpy as np
+from coherence_fidelity import Distance
 from coherence_settings import GUIDANCE, PROMPTS, Setting
 
 Rows = Mapping[Setting, Sequence[Mapping[str, Any]]]
@@ -39,7 +40,7 @@ panorama (without the second pass of classifier-free guidance; a view of the who
   nearest drawn scene. Prompts without such attributes do not count.
 - **demo CLIP, FD**: 100 times the cosine of crops and prompt by the small CLIP that comes with madgen; 1000 times the
   Fréchet distance of its features between all crops of the setting and square images of one view (for each prompt as
-  many as a setting has panoramas).
+  many as a setting has panoramas). ± is the standard deviation when panoramas are resampled.
 - **sharpness**: energy of the brightness at periods below two latent cells, in percent of that of the square images for
   the same prompt (100 is as sharp; measured in the group of operators only).
 - **variety**: standard deviation between the panoramas of a prompt, of mean colours (0..255) and horizon (percent).
@@ -82,8 +83,8 @@ def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(numbers)), float(error)
 
 
-def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: Mapping[str, float]) -> None:
-    """Write `report.md` and, if matplotlib is installed, `figure.png` and `pareto.png`."""
+def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: Mapping[str, Distance]) -> None:
+    """Write `report.md` and, if matplotlib is installed, `figure.png`, `pareto.png` and `operators.png`."""
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in rows:
         groups[setting.group].append(setting)
@@ -105,9 +106,11 @@ def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: 
     write_figure(folder / "figure.png", groups, rows)
     if "cost" in groups:
         write_pareto(folder / "pareto.png", [*groups["cost"], *groups["operators"]], rows, distances)
+    if "operators" in groups:
+        write_operators(folder / "operators.png", groups["operators"], rows)
 
 
-def table(rows: Rows, steps: int, distances: Mapping[str, float]) -> str:
+def table(rows: Rows, steps: int, distances: Mapping[str, Distance]) -> str:
     """Return a Markdown table with one row per setting."""
     lines = [
         "| setting | canvas px | steps, merged | n | views | UNet passes | FD | " + " | ".join(COLUMNS.values()) + " |",
@@ -119,7 +122,9 @@ def table(rows: Rows, steps: int, distances: Mapping[str, float]) -> str:
         distance = distances.get(f"{setting.group}: {setting.name}")
         of_steps = f"{setting.own_steps(steps)}, {setting.merged_steps(steps)}"
         head = f"| {setting.name} | {setting.height}x{setting.width} | {of_steps} | {len(scored)} "
-        fd = "–" if distance is None else f"{distance:.1f}"
+        fd = (
+            "–" if distance is None else f"{distance[0]:.1f}" + ("" if distance[1] is None else f" ± {distance[1]:.0f}")
+        )
         cells = (cell(values(scored, name), digits=2 if "seam" in name or name == "wrap" else 1) for name in COLUMNS)
         lines.append(
             f"{head}| {scored[0]['views']:.0f} | {scored[0]['passes']:.0f} | {fd} | " + " | ".join(cells) + " |"
@@ -151,25 +156,62 @@ def write_figure(path: Path, groups: Mapping[str, list[Setting]], rows: Rows) ->
     plt.close(figure)
 
 
-def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapping[str, float]) -> None:
-    """Plot coherence and fidelity against UNet passes, one point per setting."""
+def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapping[str, Distance]) -> None:
+    """Plot coherence and fidelity against UNet passes; settings that no other one beats in both are named."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
-    for number, setting in enumerate(members, 1):
-        passes, (mean, error) = rows[setting][0]["passes"], mean_and_error(values(rows[setting], "colour"))
-        distance = distances.get(f"{setting.group}: {setting.name}", float("nan"))
-        marker = "s" if setting.layout == "shifted" else "o"
-        axes[0].errorbar(passes, mean, error, marker=marker, capsize=3, label=f"{number}  {setting.name}")
-        axes[1].plot(passes, distance, marker)
-        for axis, height in zip(axes, (mean, distance), strict=True):
-            axis.annotate(str(number), (passes, height), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes[0].set(ylabel="colour spread between crops (coherence)")
-    axes[1].set(ylabel="Fréchet distance x 1000 of demo CLIP features (fidelity)")
-    for axis in axes:
-        axis.set(xlabel="UNet passes over views per panorama", xlim=(0, None), ylim=(0, None))
+    passes = [rows[setting][0]["passes"] for setting in members]
+    spreads = [mean_and_error(values(rows[setting], "colour")) for setting in members]
+    fidelity = [distances.get(f"{setting.group}: {setting.name}", (float("nan"), None)) for setting in members]
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
+    labels = {"coherence": "colour spread between crops", "fidelity": "Fréchet distance x 1000 of demo CLIP features"}
+    for axis, (name, label), found in zip(axes, labels.items(), (spreads, fidelity), strict=True):
+        means = [mean for mean, _ in found]
+        errors = [error or 0 for _, error in found]
+        axis.errorbar(passes, means, errors, fmt="o", color="lightgray", capsize=2, label="other settings", zorder=1)
+        for n in pareto_front(passes, means):
+            axis.errorbar(passes[n], means[n], errors[n], marker="o", capsize=3, label=members[n].name, zorder=2)
+        axis.set(xlabel="UNet passes over views per panorama", ylabel=label, title=name, xlim=(0, None), ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
+        axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Return the points for which no other point is at most as large in both and smaller in one, by cost."""
+    order = sorted(
+        (cost, value, n) for n, (cost, value) in enumerate(zip(costs, values, strict=True)) if value == value
+    )
+    front: list[int] = []
+    for _, value, n in order:
+        if not front or value < values[front[-1]]:
+            front.append(n)
+    return front
+
+
+def write_operators(path: Path, members: list[Setting], rows: Rows) -> None:
+    """Plot coherence, seams and sharpness of the merge operators, one line per setting."""
+    import matplotlib.pyplot as plt
+
+    names = [f"{setting.name} ({rows[setting][0]['passes']:.0f} passes)" for setting in members]
+    panels = {
+        "colour": "colour spread between crops",
+        "seam": "seams (1: none)",
+        "sharpness": "sharpness (100: as squares)",
+    }
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(13, 0.27 * len(members) + 1), sharey=True, layout="constrained"
+    )
+    for axis, (score, label) in zip(axes, panels.items(), strict=True):
+        means, errors = _series(members, rows, score)
+        axis.errorbar(means, names, xerr=errors, fmt="o", capsize=3, color="#33658a")
+        axis.set(xlabel=label)
+        axis.grid(axis="y", color="#eeeeee")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].axvline(1, color="gray", linewidth=0.8)
+    axes[2].axvline(100, color="gray", linewidth=0.8)
+    axes[0].invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

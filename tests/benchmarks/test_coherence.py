@@ -3,8 +3,10 @@
 import json
 
 import coherence
+import coherence_fidelity
+import numpy as np
 import pytest
-from coherence_report import mean_and_error, values
+from coherence_report import mean_and_error, pareto_front, values
 from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
 from processes import ROOT, Forked, environment
 
@@ -126,3 +128,17 @@ runpy.run_path({folder!r} + "/coherence.py", run_name="__main__")
     again = (tmp_path / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["key"] for line in again} == {json.loads(line)["key"] for line in lines}
     assert len(again) == len(lines)
+
+
+def test_pareto_front_has_the_settings_that_no_other_one_beats():
+    costs, scores = [100, 100, 50, 200, 300, 60], [5.0, 4.0, 9.0, 4.0, 3.0, float("nan")]
+    assert pareto_front(costs, scores) == [2, 1, 4]
+
+
+def test_distance_varies_with_the_panoramas_that_are_drawn():
+    generator = np.random.default_rng(1)
+    same = [generator.normal(size=(4, 3))] * 8
+    value, error = coherence_fidelity._distance(same, generator.normal(size=(40, 3)))
+    assert (value > 0, error) == (True, 0)
+    _, error = coherence_fidelity._distance([part + n for n, part in enumerate(same)], same[0])
+    assert error > 0
