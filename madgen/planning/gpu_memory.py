@@ -132,7 +132,9 @@ class GpuMemory:
         }
 
     def lines(self) -> Iterator[str]:
-        """Describe the memory as text."""
+        """Describe the memory as text; models of less than 1 GiB, such as the demo, fit everywhere."""
+        if self.peak(self.work) < GIB:
+            return
         least = "" if self.peak(self.work) == self.required else f", at least {_gib(self.required)} in smaller batches"
         offloaded = "" if self.offload == "none" else f", with offload={self.offload}"
         yield f"GPU memory: about {_gib(self.peak(self.work))}{least} ({self.dtype}{offloaded})"

@@ -201,9 +201,12 @@ def test_json_has_bytes_that_add_up(madgen_here, tmp_path):
     assert memory["peak_at_least"] <= memory["peak"] < GIB
 
 
-def test_a_job_on_the_cpu_has_no_gpu_memory(madgen_here, job_file):
-    result = madgen_here("plan", job_file, "trainer.accelerator=cpu")
-    assert "GPU memory" not in result.out
+def test_a_job_on_the_cpu_has_no_gpu_memory(madgen_here, tmp_path):
+    assert "GPU memory" not in plan(madgen_here, tmp_path, "trainer.accelerator=cpu").out
+
+
+def test_a_small_model_has_no_line_on_gpu_memory(madgen_here, job_file):
+    assert "GPU memory" not in madgen_here("plan", job_file).out
 
 
 def test_models_that_exceed_the_gpu_are_refused_before_they_are_loaded():
