@@ -126,7 +126,8 @@ def runnable(line: str, folder: Path) -> str:
     line = smaller(line).replace("s3://bucket", (folder / "bucket").as_uri()).replace(" KEY ", f" {key} ")
     command = re.split(r"\s+# ", line)[0]
     if command.startswith("madgen sample"):
-        command += " sampling.width=512" + ("" if "inference_steps" in command else " sampling.num_inference_steps=2")
+        command += "" if re.search("--image|sampling.width", command) else " sampling.width=512"
+        command += "" if "inference_steps" in command else " sampling.num_inference_steps=3"
     elif command.startswith("madgen generate configs"):
         command += " prompts.limit=1 sampling.num_inference_steps=2"
     elif command.startswith("madgen submit"):

@@ -390,7 +390,8 @@ def check_scheduler_object(scheduler: Any) -> None:
     needed = ("from_config", "set_timesteps", "step")
     if not all(hasattr(scheduler, name) for name in needed):
         raise UserError(
-            f"scheduler must be a string, got {scheduler!r}; a diffusers scheduler or its class is possible too"
+            f"scheduler must be a diffusers scheduler or its class, got {scheduler!r}; "
+            "names are possible in from_pretrained and sampling.scheduler"
         )
 
 

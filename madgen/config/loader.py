@@ -24,6 +24,10 @@ from madgen.utils.validation import expand_user, listed, path, texts
 DATASET = "dataset://"
 
 
+class UnknownPresetError(UserError):
+    """A name is neither a file nor that of a preset."""
+
+
 def load_job(paths: str | Path | Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> Job:
     """Load job files (later ones win), each after its `base:` files, then apply `key=value` overrides.
 
@@ -83,6 +87,10 @@ def build_job(
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base or Job), *layers))
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
+    except TypeError as error:  # from OmegaConf, for a mapping in place of a list that is null by default
+        contents = (OmegaConf.to_container(layer) for layer in layers)
+        names = [name for content in contents for name in _mappings_for_null(content, Job().as_dict())]
+        raise UserError(f"{', '.join(names) or 'a key'} must be a list or null, got a mapping") from error
     assert isinstance(job, Job)
     _check_strings(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
     folders = [file.resolve().parent for file in files]
@@ -124,12 +132,23 @@ def _check_interpolations(value: Any, name: str = "") -> None:
 
 
 def _check_lists(value: Any, default: Any, name: str = "") -> None:
-    """Refuse a mapping in place of a list; OmegaConf's error does not name the key."""
+    """Refuse a mapping in place of a list, and the reverse; OmegaConf's errors do not name the key."""
     if isinstance(value, dict) and isinstance(default, dict):
         for key, item in value.items():
             _check_lists(item, default.get(key), f"{name}.{key}" if name else key)
     elif isinstance(value, dict) and isinstance(default, list | tuple):
         raise UserError(f"{name} is a list: write {name}=[...], got a mapping")
+    elif isinstance(value, list) and isinstance(default, dict):
+        raise UserError(f"{name} is a mapping: write {name}={{key: value}}, got a list")
+
+
+def _mappings_for_null(value: Any, default: Any, name: str = "") -> Iterator[str]:
+    """Yield the keys with a mapping whose default is null."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        for key, item in value.items():
+            yield from _mappings_for_null(item, default.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(value, dict) and default is None:
+        yield name
 
 
 def _check_strings(value: Any, converted: Any, name: str = "") -> None:
@@ -223,7 +242,7 @@ def _packaged(name: str, patterns: Sequence[str]) -> Path:
         for file in sorted(resource(folder).glob(pattern)):
             files.setdefault(file.stem, file)
     if name not in files:
-        raise UserError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files))}")
+        raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files))}")
     return files[name]
 
 

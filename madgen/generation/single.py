@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from madgen.config.loader import load_job
+from madgen.config.loader import UnknownPresetError, load_job
 from madgen.config.schema import Job
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
@@ -28,7 +28,10 @@ def load_sample_job(job_file: Path | None, words: Sequence[str], seed: int | Non
     """
     files: list[str | Path] = [job_file or resource("configs") / DEMO, *(word for word in words if "=" not in word)]
     overrides = [word for word in words if "=" in word]
-    return load_job(files, overrides if seed is None else [*overrides, f"prompts.seed={seed}"])
+    try:
+        return load_job(files, overrides if seed is None else [*overrides, f"prompts.seed={seed}"])
+    except UnknownPresetError as error:
+        raise UserError(f"{error}; put a prompt of several words into quotes") from error
 
 
 def numbered(output: Path, num: int) -> list[Path]:

@@ -209,9 +209,8 @@ def _alternatives(backbone: BackboneConfig, memory: GpuMemory) -> Iterator[tuple
     if memory.dtype == "float32":
         dtype, memory = "backbone.dtype=bfloat16 ", replace(memory, dtype="bfloat16")
         yield dtype.strip(), memory
-    if not memory.size.text_tokens:  # a UNet
-        return
-    if not Path(backbone.pretrained).is_file() and not backbone.loras:
+    is_transformer = memory.size.text_tokens > 0
+    if is_transformer and not Path(backbone.pretrained).is_file() and not backbone.loras:
         kinds += ["int8", "nf4"]
     for kind in kinds:
         quantized = "" if kind == memory.quantization else f"backbone.quantization={kind} "

@@ -81,6 +81,8 @@ def parse_batch(
     height: Any, width: Any, prompts: Any, negative_prompts: Any, seeds: Any, regions: Any
 ) -> PanoramaBatch:
     """Validate the arguments of `PanoramaSampler.sample`; None stands for no negative prompts or no regions."""
+    if height is None or width is None:
+        raise UserError("height and width are needed, in pixels; sampler(prompt) has defaults for them")
     height, width = whole("height", height), whole("width", width)
     prompts, seeds = texts("prompts", prompts), [_parse_seed(seed) for seed in listed("seeds", seeds)]
     negatives = [""] * len(prompts) if negative_prompts is None else texts("negative_prompts", negative_prompts)

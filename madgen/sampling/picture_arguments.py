@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops
 
 from madgen.config.schema import InitConfig
@@ -109,7 +110,9 @@ def _refused(name: str, image: Any) -> Image.Image:
 
 
 def _described(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+    return f"{value!r:.80}"
 
 
 def _placed(image: Image.Image, mask: Image.Image | None, size: tuple[Any, Any], init: InitConfig) -> PlacedPicture:

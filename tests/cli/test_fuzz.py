@@ -105,3 +105,41 @@ def test_random_overrides_load_or_raise_user_error(job, tmp_path, key, value):
         plan(tmp_path / "job.yaml", [f"{key}={value}"])
     except UserError as error:
         assert is_one_line(error)
+
+
+def paths_of(values, above=()):
+    for key, value in values.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from paths_of(value, (*above, key))
+
+
+@pytest.mark.slow
+def test_containers_in_every_key_load_or_raise_user_error(job, tmp_path):
+    for path in paths_of(Job().as_dict()):
+        for value in ([], {}, [1], [[]], [{}], {"a": 1}, {1: 2}, [None]):
+            changed = json.loads(json.dumps(job))
+            inner = changed
+            for key in path[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[path[-1]] = value
+            (tmp_path / "job.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+            try:
+                load_job("job.yaml")
+            except UserError as error:
+                assert is_one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.scheduler_options=[]", "sampling.scheduler_options is a mapping: write"),
+        ("sampling.guidance_steps={a: 1}", "sampling.guidance_steps must be a list or null, got a mapping"),
+        ("scores.enabled={}", "scores.enabled must be a list or null, got a mapping"),
+        ("method.mad.blocks={}", "method.mad.blocks is a list: write method.mad.blocks="),
+    ],
+)
+def test_wrong_containers_are_named(job, tmp_path, override, message):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{message}"):
+        load_job("job.yaml", [override])

@@ -257,6 +257,15 @@ def test_wrong_arguments_are_refused(one, two, madgen_here, tmp_path, arguments,
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("size", [9000, 0])
+def test_cut_tar_is_refused_and_nothing_is_written(one, two, tmp_path, size):
+    tar = one.tar(one.read_manifest().shard_names()[0])
+    os.truncate(tar, size)
+    with pytest.raises(UserError, match=f"has {size} bytes, expected .*; run madgen verify {one.root}"):
+        merged(tmp_path, one, two)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_merge_from_the_command_line(one, two, madgen_here, tmp_path):
     result = madgen_here("merge", "one", "two", "-o", "new")
     assert (result.code, result.out) == (0, "new: 17 samples of 2 datasets\n"), result.err

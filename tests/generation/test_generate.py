@@ -308,7 +308,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(job_file, tmp_path):
         (tmp_path / "many.txt").write_text("".join(f"hills {i}\n" for i in range(count)), encoding="utf-8")
         job = ["prompts.source=many.txt", f"output.dir=m{count}", "sampling.width=1024", "sampling.height=128"]
         steps = ["sampling.num_inference_steps=1", "sampling.guidance_scale=1", "method.mad.steps=0"]
-        steps.append("method.views.stride=24")
+        steps.append("method.views.stride=8")
         process = Forked(("generate", job_file, *job, *steps), tmp_path, environment(), PEAK)
         assert process.wait() == 0, process.output()
         peaks.append(int((tmp_path / "peak").read_text(encoding="utf-8")))

@@ -241,7 +241,7 @@ def test_loops_are_encoded_across_their_edge(sampler):
             {"images": [picture()], "height": 48, "width": 64, "strength": 0.5},
             "the image of 48x96 px .* has another aspect ratio than the panorama of 48x64 px",
         ),
-        ({}, "height must be a whole number, got None"),
+        ({}, "height and width are needed, in pixels"),
     ],
 )
 def test_wrong_pictures_are_refused(sampler, arguments, message):

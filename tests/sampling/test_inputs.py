@@ -112,7 +112,7 @@ def test_numpy_and_torch_types_equal_python_types(sampler):
     ("options", "said"),
     [
         ({"height": "32"}, "height must be a whole number, got '32'"),
-        ({"width": None}, "width must be a whole number, got None"),
+        ({"width": None}, "height and width are needed, in pixels"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number >= 1, got 0"),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number >= 1, got 2.5"),
         ({"guidance_scale": "7"}, "guidance_scale must be a finite number >= 0, got '7'"),
@@ -175,7 +175,7 @@ def test_unavailable_device_is_refused_before_loading():
         ({"region_bootstrapping": -1}, "method.regions.bootstrapping must be >= 0 steps or null, got -1"),
         ({"region_bootstrapping": True}, "region_bootstrapping must be a whole number, got True"),
         ({"original_inference_steps": "50"}, "original_inference_steps must be a whole number, got '50'"),
-        ({"scheduler": 5}, "scheduler must be a string, got 5"),
+        ({"scheduler": 5}, "scheduler must be a diffusers scheduler or its class, got 5"),
         ({"dtype": torch.float32}, "backbone.dtype must be one of auto, float32, bfloat16, float16, got torch.float32"),
         ({"compile": "false"}, "compile must be True or False, got 'false'"),
         ({"loras": "style.safetensors"}, "loras must be a list, such as [...], got 'style.safetensors'"),

@@ -124,7 +124,10 @@ def test_progress_counts_the_steps_that_run(tiny, capsys):
         ({"mask_image": redrawn()}, "mask_image needs an image"),
         ({"strength": 0.5}, r"strength=0\.5 \(sampling\.init\.strength\) needs images"),
         ({"image": picture(), "strength": 1.5}, r"strength must be in 0\.\.1 or null, got 1\.5"),
-        ({"image": torch.zeros(1, 3, 48, 64)}, r"image must be PIL images, uint8 arrays \[H, W, 3\] or paths of files"),
+        (
+            {"image": torch.zeros(1, 3, 48, 64)},
+            r"or paths of files, got an item Tensor torch.float32 \[1, 3, 48, 64\]$",
+        ),
         ({"image": np.zeros((48, 64, 3))}, r"got an item float64 \[48, 64, 3\]"),
         ({"image": np.zeros((0, 64, 3), np.uint8)}, r"got an item uint8 \[0, 64, 3\]"),
         ({"image": "nowhere.png"}, "image: cannot read nowhere.png: No such file"),

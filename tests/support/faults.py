@@ -36,7 +36,7 @@ LOST_A_KILL = 2 * BATCH
 JOB = f"""
 backbone: {{pretrained: demo}}
 method: {{mad: {{steps: 1}}}}
-sampling: {{height: 128, width: 192, num_inference_steps: 1, guidance_scale: 1.0, batch_size: {BATCH}}}
+sampling: {{height: 128, width: 192, num_inference_steps: 2, guidance_scale: 1.0, batch_size: {BATCH}}}
 prompts: {{source: prompts.txt}}
 output: {{samples_per_shard: {SHARD}}}
 monitor: {{wandb: {{mode: disabled}}}}

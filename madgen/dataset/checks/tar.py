@@ -79,10 +79,15 @@ def _canonical_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
+def tar_size(end: int) -> int:
+    """Return the bytes of a tar whose samples end at `end`: two blocks of zeros follow, up to a multiple of 20 blocks."""
+    size = end + 2 * tarfile.BLOCKSIZE
+    return size + -size % tarfile.RECORDSIZE
+
+
 def _check_end(stream: BinaryIO, end: int, length: int) -> None:
-    """Raise tarfile.ReadError unless zeros follow: two blocks, and then up to a multiple of 20 blocks."""
-    zeros = 2 * tarfile.BLOCKSIZE
-    zeros += -(end + zeros) % tarfile.RECORDSIZE
+    """Raise tarfile.ReadError unless the zeros follow that end a tar."""
+    zeros = tar_size(end) - end
     if length != end + zeros:
         raise tarfile.ReadError(f"{length - end} bytes follow its last sample, expected {zeros} that end a tar")
     stream.seek(end)

@@ -34,7 +34,7 @@ def parse_shares(text: str) -> Shares:
     shares: Shares = {}
     for item in text.split(","):
         name, _, value = (part.strip() for part in item.partition("="))
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+        if not value or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
             raise UserError(f"--shares: {item.strip()!r} is not NAME=SHARE, such as train=0.9 with letters and digits")
         if name in shares:
             raise UserError(f"--shares names {name!r} twice")

@@ -30,6 +30,7 @@ class SourcePiece:
     """A sample in the open tar of a dataset."""
 
     directory: DatasetDir
+    shard: str
     stream: BinaryIO
     entry: SampleEntry
 
@@ -44,7 +45,7 @@ def selected_pieces(source: DatasetDir, kept: Kept) -> Iterator[SourcePiece]:
     """Yield the selected samples, in order, each with its open tar."""
     for shard, keys in kept.items():
         with open_file(source.tar(shard)) as stream:
-            yield from (SourcePiece(source, stream, entry) for entry in selected_entries(source, {shard: keys}))
+            yield from (SourcePiece(source, shard, stream, entry) for entry in selected_entries(source, {shard: keys}))
 
 
 def write_tar(path: Path, pieces: Iterable[SourcePiece], prefix: str = "") -> tuple[SampleEntry, ...]:
@@ -87,7 +88,7 @@ def _read(piece: SourcePiece) -> bytes:
 
 def _damaged(piece: SourcePiece) -> UserError:
     root = piece.directory.root
-    return UserError(f"{piece.stream.name}: {piece.entry.key} is damaged; run madgen verify {root}")
+    return UserError(f"{piece.directory.tar(piece.shard)}: {piece.entry.key} is damaged; run madgen verify {root}")
 
 
 def with_key(records: bytes, key: str) -> bytes:

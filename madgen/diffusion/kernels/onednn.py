@@ -63,14 +63,14 @@ def attends(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor) -> bool:
 
 def linear(input_ND: Tensor, weight_KD: Tensor, bias_K: Tensor | None = None) -> Tensor:
     """Compute `torch.nn.functional.linear`."""
-    call = torch.ops.madgen.linear if torch.compiler.is_compiling() else _linear
+    call = torch.ops.madgen.linear.default if torch.compiler.is_compiling() else _linear
     product: Tensor = call(input_ND, weight_KD, bias_K)
     return product
 
 
 def attention(query_NHLD: Tensor, key_NHTD: Tensor, value_NHTD: Tensor, scale: float) -> Tensor:
     """Compute `torch.nn.functional.scaled_dot_product_attention`."""
-    call = torch.ops.madgen.attention if torch.compiler.is_compiling() else _attention
+    call = torch.ops.madgen.attention.default if torch.compiler.is_compiling() else _attention
     output_NLHD: Tensor = call(query_NHLD, key_NHTD, value_NHTD, scale)
     return output_NLHD.transpose(1, 2)
 
