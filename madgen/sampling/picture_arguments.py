@@ -111,7 +111,7 @@ def _refused(name: str, image: Any) -> Image.Image:
 
 def _described(value: Any) -> str:
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+        return f"{value.dtype} {list(value.shape)}"
     return f"{value!r:.80}"
 
 

@@ -113,7 +113,7 @@ def test_parts_of_an_unfinished_dataset_have_its_finished_samples(tmp_path, capl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shares", "train"], "--shares: train='' is not a number, such as train=0.1"),
+        (["--shares", "train"], "--shares: 'train' is not NAME=SHARE"),
         (["--shares", "train=0.9,val=x"], "val='x' is not a number"),
         (["--shares", "train=0.9,val=0.2"], "--shares=train=0.9,val=0.2 add up to 1.1, and must add up to 1"),
         (["--shares", "train=1.5,val=-0.5"], "train=1.5 must be > 0 and <= 1"),

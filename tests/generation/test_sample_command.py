@@ -43,3 +43,10 @@ def test_presets_and_overrides_apply_in_order(madgen_here, tmp_path):
     assert load_sample_job(None, ["sd2", "mad"], None).sampling == load_job(["sd2", "mad"]).sampling
     refused = madgen_here("sample", "a hill", "spotdifusion")
     assert (refused.code, "did you mean 'spotdiffusion'?" in refused.err) == (2, True)
+
+
+def test_a_prompt_without_quotes_is_named(madgen_here, tmp_path):
+    result = madgen_here("sample", "a", "red", "desert", "-o", "x.png")
+    assert result.code == 2
+    assert result.err.rstrip().endswith("put a prompt of several words into quotes")
+    assert not (tmp_path / "x.png").exists()

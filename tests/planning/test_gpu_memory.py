@@ -177,6 +177,15 @@ def test_a_job_that_cannot_fit_is_refused_with_a_fix_that_fits(madgen_here, tmp_
         assert plan(madgen_here, tmp_path, f"backbone.gpu_memory={memory}", *settings).code == 0
 
 
+def test_offloading_is_a_fix_for_unets_too(madgen_here, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the sea\n", encoding="utf-8")
+    job = [CONFIGS / "sd2.yaml", "prompts.source=prompts.txt", "output.dir=out"]
+    refused = madgen_here("plan", *job, "backbone.gpu_memory=4.3")
+    assert "set backbone.offload=text_encoders" in refused.err
+    assert "quantization" not in madgen_here("plan", *job, "backbone.gpu_memory=1").err
+    assert madgen_here("plan", *job, "backbone.gpu_memory=4.3", "backbone.offload=text_encoders").code == 0
+
+
 def test_generate_refuses_what_plan_refuses(madgen_here, job_file):
     overrides = ["backbone.gpu_memory=0.00001", "trainer.accelerator=auto"]
     planned, generated = (madgen_here(command, job_file, *overrides) for command in ("plan", "generate"))

@@ -126,7 +126,7 @@ def test_progress_counts_the_steps_that_run(tiny, capsys):
         ({"image": picture(), "strength": 1.5}, r"strength must be in 0\.\.1 or null, got 1\.5"),
         (
             {"image": torch.zeros(1, 3, 48, 64)},
-            r"or paths of files, got an item Tensor torch.float32 \[1, 3, 48, 64\]$",
+            r"or paths of files, got an item torch.float32 \[1, 3, 48, 64\]$",
         ),
         ({"image": np.zeros((48, 64, 3))}, r"got an item float64 \[48, 64, 3\]"),
         ({"image": np.zeros((0, 64, 3), np.uint8)}, r"got an item uint8 \[0, 64, 3\]"),

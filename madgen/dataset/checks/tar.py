@@ -80,7 +80,7 @@ def _canonical_header(name: str, size: int) -> bytes:
 
 
 def tar_size(end: int) -> int:
-    """Return the bytes of a tar whose samples end at `end`: two blocks of zeros follow, up to a multiple of 20 blocks."""
+    """Return the size of a tar whose samples end at `end`: two blocks of zeros, up to a multiple of 20 blocks."""
     size = end + 2 * tarfile.BLOCKSIZE
     return size + -size % tarfile.RECORDSIZE
 
