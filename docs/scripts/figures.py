@@ -41,6 +41,7 @@ METHOD_PICTURES = {  # name: (prompt, method, sampling)
     "shifted-mad": ("mountains", {"layout": "shifted", "mad_steps": 16}, {}),
     "guided-fusion": ("mountains", {**WIDE, "overrides": ["method.merge.weights=radial"]}, {}),
     "mixture-of-diffusers": ("mountains", {**WIDE, "overrides": ["method.merge.weights=gaussian"]}, {}),
+    "variance-corrected": ("mountains", {**WIDE, "overrides": ["sampling.scheduler=DDPMScheduler"]}, {}),
     "safa": ("mountains", {**WIDE, "overrides": ["method.merge.operator=swap"]}, {}),
     "safa-reference": ("mountains", {**WIDE, "overrides": ["method.merge={operator: swap, reference_steps: 10}"]}, {}),
     "aligned": ("mountains", {**WIDE, "overrides": ["method.noise.align=0.5"]}, {}),
