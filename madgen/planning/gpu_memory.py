@@ -153,8 +153,8 @@ class GpuMemory:
         others = (network.total - network.linear) * self.item
         if self.quantization == "nf4":
             return others + network.linear // 2 + network.linear // NF4_BLOCK * 4
-        if self.quantization is not None:
-            return others + network.linear + network.rows * self.item
+        if self.quantization is not None:  # each row has a scale in float32, with int8 also a zero point
+            return others + network.linear + network.rows * (5 if self.quantization == "int8" else 4)
         return network.total * self.item
 
 

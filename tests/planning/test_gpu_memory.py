@@ -128,7 +128,7 @@ def test_int8_weights_take_the_bytes_of_torchao():
     ).backbone.network
 
     def stored(tensor):
-        inner = [getattr(tensor, name, None) for name in ("qdata", "scale")]
+        inner = [getattr(tensor, name, None) for name in ("qdata", "scale", "zero_point")]
         parts = [part for part in inner if part is not None] or [tensor]
         return sum(part.numel() * part.element_size() for part in parts)
 
