@@ -119,14 +119,27 @@ def _log_stop(number: int, message: str) -> None:
 def exit_on_signals(message: str, *more: int) -> None:
     """Exit with a message and the status of an early stop on SIGTERM, SIGUSR1 and the signals `more`.
 
-    By an exception, so that temporary files are removed.
+    By an exception, so that temporary files are removed. Python ignores exceptions in finalizers, so the signal is sent
+    again after one.
     """
+    received: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        _log_stop(number, message)
+        if not received:
+            _log_stop(number, message)
+        received.append(number)
         sys.exit(early_stop_status())
 
+    def ignored(unraisable: Any) -> None:
+        if unraisable.exc_type is not SystemExit or not received:
+            sys.__unraisablehook__(unraisable)
+            return
+        again = threading.Timer(0.02, os.kill, (os.getpid(), received[-1]))
+        again.daemon = True
+        again.start()
+
     if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = ignored
         for number in (signal.SIGTERM, signal.SIGUSR1, *more):
             signal.signal(number, end)
 

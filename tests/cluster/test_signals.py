@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from forks import WAIT_S
-from processes import environment, until
+from processes import ROOT, environment, until
 
 STOPPED = "stopped; rerun the same command"
 
@@ -111,3 +111,22 @@ def test_a_signal_to_rank_0_alone_stops_the_rank_that_it_launched(group, job_fil
     os.kill(run.process.pid, signal.SIGTERM)
     assert run.wait() == (3, [f"SIGTERM: {STOPPED}"])
     until(lambda: not run.members())
+
+
+def test_a_signal_in_a_finalizer_stops_too(tmp_path):
+    """Python ignores the exception of a handler that runs in `__del__`."""
+    script = """
+import os, signal, time
+from madgen.cluster.signals import exit_on_signals
+from madgen.utils.console import log_to_stderr
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+log_to_stderr()
+exit_on_signals("stopped")
+Finalized()
+time.sleep(600)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (3, "SIGTERM: stopped\n")
