@@ -267,8 +267,10 @@ def _explain(error: OmegaConfBaseException) -> str:
         return f"{section} is a section: set its keys, such as {example}{_preset_hint(section)}"
     if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
         return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
-    if "'ListConfig' to" in first:
-        return f"{key} is one value, not a list, got {first.partition(': ')[2]}"
+    for internal, kind in (("'ListConfig'", "list"), ("'DictConfig'", "mapping")):
+        if internal in first:
+            found = re.search(r"(?:Value|string:) '(.*?)'(?: of type|$)", first)
+            return f"{key} is one value, not a {kind}" + (f", got {found[1]}" if found else "")
     if key and "not in" in first:
         return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job()))}"
     return f"{key}: {first}" if key else first
@@ -302,8 +304,8 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     hint = nearest(key, known)
     if "did you mean" in hint:
         return hint
-    leaf = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in known], n=1)
-    close = next((key for key in known if leaf and key.rpartition(".")[2] == leaf[0]), None)
+    leaf = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in known], n=1)
+    close = next((other for other in known if leaf and other.rpartition(".")[2] == leaf[0]), None)
     return f"; did you mean {close!r}?" if close else f"; known: {', '.join(k for k in known if '.' not in k)}"
 
 

@@ -198,7 +198,7 @@ def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[
     unused = next((name for name in files if name not in recorded), None)
     if unused is not None:
         raise UserError(f"--{unused}={files[unused]} has no effect: the sample used no such picture; leave it out")
-    pictures = {name: parse_picture(f"--{name}", name, str(file), ANYWHERE) for name, file in files.items()}
+    pictures = {name: parse_picture(f"--{name}", name, file, ANYWHERE) for name, file in files.items()}
     missing = {name: checksum for name, checksum in recorded.items() if name not in pictures}
     if missing:
         wanted = {metadata["prompt"]: set(missing.values())}

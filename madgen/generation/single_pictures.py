@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
-from madgen.config.schema.init import CENTER, STRENGTH, STRENGTH_AROUND
+from madgen.config.schema.init import CENTER
 from madgen.generation.single import load_sample_job
 from madgen.prompts.picture_files import ANYWHERE
 from madgen.prompts.pictures import PictureColumns
@@ -43,8 +43,7 @@ class PictureOptions:
         job = load_sample_job(job_file, words, seed)
         if not self._present("image") or job.sampling.init.strength is not None:
             return job
-        keeps = self._present("mask") or job.sampling.init.place is not None
-        strength = STRENGTH_AROUND if keeps else STRENGTH
+        strength = job.sampling.init.default_strength(self._present("mask"))
         return load_sample_job(job_file, [*words, f"sampling.init.strength={strength}"], seed)
 
     def prompt(self, prompt: str, job: Job, overrides: Sequence[str]) -> Prompt:

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from madgen.config.schema import InitConfig, SamplingParams
-from madgen.config.schema.init import STRENGTH, STRENGTH_AROUND
 from madgen.diffusion.denoise import Generators
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
@@ -268,7 +267,7 @@ def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> A
     """Return the strength of a call: None is that of the sampler."""
     if strength is not None or image is None or init.strength is not None:
         return strength
-    return STRENGTH if mask_image is None and init.place is None else STRENGTH_AROUND
+    return init.default_strength(mask_image is not None)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,9 @@ def test_containers_in_every_key_load_or_raise_user_error(job, tmp_path):
     [
         ("sampling.scheduler_options=[]", "sampling.scheduler_options is a mapping: write"),
         ("sampling.guidance_steps={a: 1}", "sampling.guidance_steps must be a list or null, got a mapping"),
+        ("sampling.width={a: 1}", "sampling.width is one value, not a mapping, got "),
+        ("sampling.width=[1]", "sampling.width is one value, not a list, got "),
+        ("output.dir={}", "output.dir is one value, not a mapping, got "),
         ("scores.enabled={}", "scores.enabled must be a list or null, got a mapping"),
         ("method.mad.blocks={}", "method.mad.blocks is a list: write method.mad.blocks="),
     ],

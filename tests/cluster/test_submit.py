@@ -83,3 +83,10 @@ def test_more_workers_than_shards_are_noted(madgen_here, job_file):
     result = madgen_here("submit", job_file, "--array", "0-63", "--dry-run")
     assert result.code == 0
     assert "4 shards for 64 workers" in result.err
+
+
+def test_help_states_the_cores_of_the_scripts(madgen_here):
+    scripts = [script.read_text(encoding="utf-8") for script in (ROOT / "slurm").glob("*.sbatch")]
+    (cores,) = {re.search(r"#SBATCH --cpus-per-task=(\d+)", script)[1] for script in scripts}
+    text = " ".join(madgen_here("submit", "--help").out.split())
+    assert re.search(rf"CPU cores per process\W+default: \(?{cores}\b", text), text

@@ -215,7 +215,9 @@ def test_a_job_on_the_cpu_has_no_gpu_memory(madgen_here, tmp_path):
 
 
 def test_a_small_model_has_no_line_on_gpu_memory(madgen_here, job_file):
-    assert "GPU memory" not in madgen_here("plan", job_file).out
+    overrides = ["trainer.accelerator=auto", "output.dir=out"]
+    assert json.loads(madgen_here("plan", job_file, *overrides, "--json").out)["gpu_memory"]["peak"] < GIB
+    assert "GPU memory" not in madgen_here("plan", job_file, *overrides).out
 
 
 def test_models_that_exceed_the_gpu_are_refused_before_they_are_loaded():

@@ -137,7 +137,7 @@ class BackboneConfig:
     offload, slower). Pixels do not change."""
     gpu_memory: float | None = None
     """Memory of the GPU in GiB, > 0, such as 24 or 80. A job that needs more, with the smallest possible batches,
-    is refused before anything is loaded. null: not checked. Pixels do not change."""
+    is refused before anything is loaded. null, and on a CPU: not checked. Pixels do not change."""
     max_sequence_length: int | None = None
     """Number of tokens that the text encoder of a transformer reads, > 0; longer prompts are truncated. null is
     the default of the diffusers pipeline: 256 for Stable Diffusion 3, 512 for others. Must be null for UNets."""

@@ -46,6 +46,10 @@ class InitConfig:
         check(self.feather >= 0, f"sampling.init.feather must be >= 0 pixels, got {self.feather}; 0 is a hard edge")
         check_place("sampling.init.place", self.place)
 
+    def default_strength(self, has_mask: bool) -> float:
+        """Return the strength of a call with an image that does not set one."""
+        return STRENGTH_AROUND if has_mask or self.place is not None else STRENGTH
+
     def check_used(self) -> None:
         """Raise UserError for settings of pictures in a job that starts from noise."""
         unused = next(iter(changed(self)), None)

@@ -14,6 +14,9 @@ from madgen.dataset.records import open_file, parse_object
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece
 
+UNREADABLE = (OSError, KeyError, FormatError, InvalidValueError, *READ_ERRORS)
+"""Errors of samples that are damaged, or published or removed meanwhile."""
+
 
 def open_pieces(directory: DatasetDir, done: Container[str]) -> Iterator[tuple[str, str, Piece]]:
     """Yield shard, key and location of each intact sample in the open shards that are not in `done`, each key once."""
@@ -45,12 +48,6 @@ def open_samples(directory: DatasetDir) -> Iterator[SampleEntry]:
             fields = {name: metadata.get(name) for name in ("seed", "prompt", "height", "width")}
             location = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
             entry = SampleEntry.from_dict({"key": key, **fields, **location, "scores": piece.scores})
-        except (
-            OSError,
-            KeyError,
-            FormatError,
-            InvalidValueError,
-            *READ_ERRORS,
-        ):  # published or removed meanwhile, or damaged
+        except UNREADABLE:
             continue
         yield replace(entry, shard=shard, open_tar=piece.path)
