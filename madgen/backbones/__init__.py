@@ -283,34 +283,25 @@ class ControlledBackbone(Backbone, Protocol):
 class BackboneModule(Protocol):
     """The functions of a module in `madgen/backbones/`, or of its `BACKBONE`.
 
-    `pretrained` is a folder, a hub id or a single file; `config` describes a single file. All but `load` and
-    `download` serve planning: they read config files only and load no weights.
+    All but `load` and `download` serve planning: they read config files only and load no weights.
     """
 
     def load(self, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Backbone:
         """Load the weights; UserError if they cannot be loaded."""
 
-    def download(self, pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
+    def download(self, files: ModelFiles) -> list[Path]:
         """Download the files that `load` reads; return their folders in the hub cache, none for local files."""
 
-    def describe(self, pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
+    def describe(self, files: ModelFiles) -> BackboneSpec:
         """Read the shapes from the config files; UserError for a model that `load` cannot load."""
 
     def family_spec(self, pretrained: str) -> BackboneSpec:
         """Return the shapes that most checkpoints of this family share, for planning without config files."""
 
-    def check_blocks(
-        self, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
-    ) -> None:
+    def check_blocks(self, blocks: Sequence[str], files: ModelFiles) -> None:
         """Raise UserError for an entry of `method.mad.blocks` that selects no attention layer."""
 
-    def text_limit(
-        self,
-        pretrained: str,
-        revision: str | None = None,
-        config: str | None = None,
-        max_sequence_length: int | None = None,
-    ) -> TextLimit | None:
+    def text_limit(self, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
         """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally.
 
         Raises UserError for a `max_sequence_length` that the text encoder does not support.
@@ -319,13 +310,7 @@ class BackboneModule(Protocol):
     def scheduler_class(self, name: str) -> Any:
         """Return a diffusers scheduler class by its name; UserError if it is unknown."""
 
-    def own_scheduler(
-        self,
-        pretrained: str,
-        revision: str | None = None,
-        config: str | None = None,
-        prediction_type: str | None = None,
-    ) -> dict[str, Any] | None:
+    def own_scheduler(self, files: ModelFiles, prediction_type: str | None = None) -> dict[str, Any] | None:
         """Read the config of the checkpoint's own scheduler; None if it is not available."""
 
     def evaluated_steps(
@@ -342,7 +327,7 @@ class BackboneModule(Protocol):
 class SizedModule(BackboneModule, Protocol):
     """A module that states what its models keep in memory; others are planned without their GPU memory."""
 
-    def size(self, files: ModelFiles, variant: str | None, max_sequence_length: int | None) -> ModelSize:
+    def size(self, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
         """Return what the models keep in memory, from config files and from the headers of weights.
 
         Models that are not on this machine count as those that the family shares.

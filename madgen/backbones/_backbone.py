@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import torch
@@ -16,7 +15,6 @@ from madgen.backbones import (
     TEXTS_ONLY,
     BackboneSpec,
     Checkpoint,
-    ModelSize,
     PromptEmbeddings,
     _precision,
     _schedulers,
@@ -24,44 +22,27 @@ from madgen.backbones import (
 )
 from madgen.backbones._borrowed import adopted
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
-from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._loading import download, load_backbone
+from madgen.backbones._family import Family
+from madgen.backbones._loading import load_backbone
 from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
-from madgen.hub.model_configs import check_class, read_configs, read_index
-from madgen.hub.model_size import VAE, count_parts
-from madgen.hub.repository import check_hub_id
-from madgen.hub.tokenizers import TextLimit
-from madgen.hub.weights import ModelFiles, single_file
+from madgen.hub.weights import single_file
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
+class PipelineBackbone(Family):
+    """Network, VAE, text encoders and tokenizers of one checkpoint; see `madgen.backbones.Backbone`."""
 
-class PipelineBackbone(ABC):
-    """Network, VAE, text encoders and tokenizers of one checkpoint; see `madgen.backbones.Backbone`.
-
-    The class methods are the functions of `madgen.backbones.BackboneModule`.
-    """
-
-    name: ClassVar[str]
-    """`backbone.name` of the job."""
-    pipelines: ClassVar[tuple[str, ...]]
-    """Classes of diffusers pipelines that can be loaded."""
     controlled_pipelines: ClassVar[tuple[str, ...]] = ()
     """Classes of diffusers pipelines with a ControlNet, of which a loaded one can be used."""
-    part: ClassVar[str]
-    """Name of the denoising network in the pipeline, and of its folder."""
     text_encoder_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Names of the text encoders that every checkpoint has."""
-    flow: ClassVar[FlowSchedule | None] = None
-    """Timesteps of a flow-matching model; None: the network predicts noise."""
     pools = False
     """The network takes a pooled embedding of the prompt."""
     pads = False
@@ -78,10 +59,6 @@ class PipelineBackbone(ABC):
     """Decode in float32, with weights that are converted meanwhile."""
     tokenizers: tuple[Any, ...]
     """Tokenizers that limit the prompt."""
-    single_file_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"vae": VAE}
-    """Models in a single file besides the network, with the beginnings of their tensor names."""
-    completes_single_files = False
-    """A single file may lack models, which are loaded from its `config`."""
 
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         self.spec, self.dtype, self.device = spec, dtype, device
@@ -106,116 +83,7 @@ class PipelineBackbone(ABC):
             return model.eval()
         return (model if stays else model.to(self.device)).eval().requires_grad_(False)
 
-    # Planning and loading
-
-    own_scheduler = staticmethod(_schedulers.own_scheduler)
-    scheduler_class = staticmethod(_schedulers.scheduler_class)
-
-    @classmethod
-    def download(cls, pretrained: str, revision: str | None, variant: str | None, config: str | None) -> list[Path]:
-        """Download the files that `load` reads; return their folders in the Hub cache, none for local files."""
-        return download(pretrained, revision, variant, config, cls._parts_to_complete())
-
-    @classmethod
-    def _parts_to_complete(cls) -> Mapping[str, tuple[str, ...]] | None:
-        return cls.single_file_parts if cls.completes_single_files else None
-
-    @classmethod
-    def evaluated_steps(
-        cls,
-        own: dict[str, Any] | None,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None,
-        options: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
-        flow = cls.flow is not None
-        return _schedulers.evaluated_steps(own, name, num_inference_steps, original_inference_steps, options, flow)
-
-    @classmethod
-    def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
-        """Read the config files of the pipeline, its network and its VAE; UserError if it is not such a model."""
-        check_class(read_index(pretrained, revision, config), pretrained, cls.name, cls.pipelines)
-        files = ("model_index.json", f"{cls.part}/config.json", "vae/config.json")
-        return read_configs(pretrained, revision, config, files)
-
-    @staticmethod
-    @abstractmethod
-    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs of the pipeline, its network and its VAE."""
-
-    @staticmethod
-    @abstractmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
-
-    @classmethod
-    def describe(cls, pretrained: str, revision: str | None = None, config: str | None = None) -> BackboneSpec:
-        """Read the shapes from the config files of a folder, a Hub id or a single file."""
-        return cls.spec_of(*cls.configs(pretrained, revision, config))
-
-    @classmethod
-    def family_spec(cls, pretrained: str) -> BackboneSpec:
-        """Return the shapes that most checkpoints of the family share, for planning without config files.
-
-        Raises UserError if `pretrained` is neither a Hub id nor a single file.
-        """
-        if single_file(pretrained) is None:
-            check_hub_id(pretrained)
-        return cls.assumed_spec(pretrained.lower())
-
-    @classmethod
-    def size(cls, files: ModelFiles, variant: str | None, max_sequence_length: int | None) -> ModelSize:
-        """Return what the models keep in memory; see `madgen.backbones.SizedModule`."""
-        assumed = cls.assumed_size(files.pretrained.lower())
-        try:
-            _, network, vae = cls.configs(*files)
-        except UserError:
-            return assumed
-        with suppress(UserError):  # damaged files are refused where they are loaded
-            counts = count_parts(files, variant, cls.part, cls.single_file_parts)
-            encoders = tuple(counts[part] for part in TEXT_ENCODERS if part in counts)
-            assumed = replace(
-                assumed,
-                network=counts.get(cls.part, assumed.network),
-                vae=counts.get("vae", assumed.vae),
-                text_encoders=encoders or assumed.text_encoders,
-            )
-        return replace(assumed, **cls.activations(network, vae), per_pixel=_vae.decoder_activations(vae))
-
-    @staticmethod
-    @abstractmethod
-    def assumed_size(name: str) -> ModelSize:
-        """Return the size that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
-
-    @classmethod
-    @abstractmethod
-    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of `ModelSize` about a pass, from the configs of the network and of the VAE."""
-
-    @classmethod
-    @abstractmethod
-    def check_blocks(
-        cls, blocks: Sequence[str], pretrained: str, revision: str | None = None, config: str | None = None
-    ) -> None:
-        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
-
-    @classmethod
-    @abstractmethod
-    def text_limit(
-        cls,
-        pretrained: str,
-        revision: str | None = None,
-        config: str | None = None,
-        max_sequence_length: int | None = None,
-    ) -> TextLimit | None:
-        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
-
-    @classmethod
-    @abstractmethod
-    def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
-        """Return the further arguments of the constructor. Raises UserError for settings that do not apply."""
+    # Loading
 
     @classmethod
     def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -226,7 +94,7 @@ class PipelineBackbone(ABC):
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
-        options = cls.loading_options(pretrained, checkpoint) | {"single_file_parts": cls._parts_to_complete()}
+        options = cls.loading_options(pretrained, checkpoint) | {"single_file_parts": cls.parts_to_complete()}
         if (kind := checkpoint.get("quantization")) is not None:
             cls.check_quantization(kind, pretrained)
             dtype = checkpoint.get("dtype", torch.float32)

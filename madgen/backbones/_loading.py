@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint, Lora
+from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones._schedulers import build_scheduler, own_scheduler, scheduler_class
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.model_size import held_parts
-from madgen.hub.weights import load_error, single_file
+from madgen.hub.weights import ModelFiles, load_error, single_file
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
@@ -22,39 +22,28 @@ TEXT_ENCODERS_AND_VAE = ("text_encoder", "text_encoder_2", "text_encoder_3", "va
 
 def load_backbone(
     build: Callable[[Any, BackboneSpec, torch.dtype, torch.device], B],
-    describe: Callable[[str, str | None, str | None], BackboneSpec],
+    describe: Callable[[ModelFiles], BackboneSpec],
     pretrained: str,
     checkpoint: Checkpoint,
     **options: Any,
 ) -> B:
     """Load a pipeline and call `build` with it and with its spec; `options`: see `load_pipeline`."""
-    revision, config = checkpoint.get("revision"), checkpoint.get("config")
+    files = ModelFiles(pretrained, checkpoint.get("revision"), checkpoint.get("config"), checkpoint.get("variant"))
     dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
-    spec = describe(pretrained, revision, config)
-    own = own_scheduler(pretrained, revision, config, checkpoint.get("prediction_type"))
+    spec = describe(files)
+    own = own_scheduler(files, checkpoint.get("prediction_type"))
     scheduler = None if own is None else build_scheduler(scheduler_class(own.get("_class_name", "")), own, {})
-    pipeline = load_pipeline(
-        pretrained,
-        revision=revision,
-        variant=checkpoint.get("variant"),
-        config=config,
-        loras=checkpoint.get("loras", ()),
-        dtype=dtype,
-        **options,
-    )
+    pipeline = load_pipeline(files, dtype, **options)
+    fuse_loras(pipeline, checkpoint.get("loras", ()))
     if scheduler is not None:  # diffusers' pipelines replace some keys of its config
         pipeline.scheduler = scheduler
     return build(pipeline, spec, dtype, device)
 
 
 def load_pipeline(
-    pretrained: str,
-    *,
-    revision: str | None,
-    variant: str | None,
-    config: str | None,
-    loras: Sequence[Lora],
+    files: ModelFiles,
     dtype: torch.dtype,
+    *,
     single_file_parts: Mapping[str, tuple[str, ...]] | None = None,
     **options: Any,
 ) -> Any:
@@ -67,27 +56,26 @@ def load_pipeline(
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
-    file = single_file(pretrained)
-    common = {"revision": revision, "dtype": dtype, **options}
+    file = single_file(files.pretrained)
+    common = {"revision": files.revision, "dtype": dtype, **options}
     try:
         if file is None:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                pretrained, variant=variant, use_safetensors=True, **common
+                files.pretrained, variant=files.variant, use_safetensors=True, **common
             )
         else:
-            _refuse_variant(variant, pretrained)
-            where = config_source(pretrained, revision, config)
+            _refuse_variant(files)
+            where = config_source(files)
             if single_file_parts is None:
-                index = read_config(where, revision, FILES[0], "backbone.config")
+                index = read_config(where, files.revision, FILES[0], "backbone.config")
                 pipeline = getattr(diffusers, index["_class_name"]).from_single_file(str(file), config=where, **common)
             else:
                 pipeline = _with_parts_of(file, where, single_file_parts, common)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
-        raise load_error("backbone.pretrained", pretrained, error) from error
-    _refuse_missing_weights(pipeline, pretrained)
-    fuse_loras(pipeline, loras)
+        raise load_error("backbone.pretrained", files.pretrained, error) from error
+    _refuse_missing_weights(pipeline, files.pretrained)
     return pipeline
 
 
@@ -121,25 +109,20 @@ def _with_parts_of(file: Path, where: str, parts: Mapping[str, tuple[str, ...]],
     return rest
 
 
-def download(
-    pretrained: str,
-    revision: str | None,
-    variant: str | None,
-    config: str | None,
-    single_file_parts: Mapping[str, tuple[str, ...]] | None = None,
-) -> list[Path]:
+def download(files: ModelFiles, single_file_parts: Mapping[str, tuple[str, ...]] | None = None) -> list[Path]:
     """Download the files that `load_pipeline` reads; return their folders in the hub cache, none for local files."""
     import diffusers
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    where = config_source(pretrained, revision, config)
+    pretrained, revision = files.pretrained, files.revision
+    where = config_source(files)
     if Path(where).is_dir():
         return []
     read_config(where, revision, FILES[0], "backbone.pretrained" if where == pretrained else "backbone.config")
     try:
         if (file := single_file(pretrained)) is None:
-            options = {"revision": revision, "variant": variant, "use_safetensors": True}
+            options = {"revision": revision, "variant": files.variant, "use_safetensors": True}
             return [Path(diffusers.DiffusionPipeline.download(pretrained, **options))]
         # diffusers reads these files besides the weights.
         parts = [f"{folder}*.{suffix}" for folder in ("", "**/") for suffix in ("json", "txt", "model")]
@@ -150,9 +133,11 @@ def download(
         raise UserError(f"cannot download {where}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _refuse_variant(variant: str | None, pretrained: str) -> None:
-    if variant is not None:
-        raise UserError(f"backbone.variant={variant} does not apply to the single file {pretrained}; set it to null")
+def _refuse_variant(files: ModelFiles) -> None:
+    if files.variant is not None:
+        raise UserError(
+            f"backbone.variant={files.variant} does not apply to the single file {files.pretrained}; set it to null"
+        )
 
 
 def _models(pipeline: Any) -> dict[str, torch.nn.Module]:

@@ -16,7 +16,7 @@ from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flo
 from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
-from madgen.hub.weights import single_file
+from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
@@ -81,26 +81,24 @@ def _needed(step: Callable[..., Any]) -> int:
     return sum(each.default is each.empty and each.kind is not each.VAR_KEYWORD for each in parameters)
 
 
-def own_scheduler(
-    pretrained: str, revision: str | None = None, config: str | None = None, prediction_type: str | None = None
-) -> dict[str, Any] | None:
+def own_scheduler(files: ModelFiles, prediction_type: str | None = None) -> dict[str, Any] | None:
     """Read the config of a checkpoint's own scheduler; None if it is not available.
 
     Keys in the file are used as they are. Others have the values that the checkpoint's pipeline has in diffusers.
     `prediction_type` replaces that of the config. Raises UserError for a single file whose marks contradict the config.
     """
     try:
-        where = config_source(pretrained, revision, config)
-        model = read_config(where, revision, FILES[0], "backbone.pretrained")
-        own = read_config(where, revision, "scheduler/scheduler_config.json", "backbone.pretrained")
+        where = config_source(files)
+        model = read_config(where, files.revision, FILES[0], "backbone.pretrained")
+        own = read_config(where, files.revision, "scheduler/scheduler_config.json", "backbone.pretrained")
     except UserError:
         return None
     entry = model.get("scheduler")
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
         own = {**own, "_class_name": entry[1]}
     own = {**PIPELINE_DEFAULTS.get(model.get("_class_name", ""), {}), **own}
-    if (file := single_file(pretrained)) is not None:
-        return scheduler_of_file(file, own, config, prediction_type)
+    if (file := single_file(files.pretrained)) is not None:
+        return scheduler_of_file(file, own, files.config, prediction_type)
     return own if prediction_type is None else {**own, "prediction_type": prediction_type}
 
 

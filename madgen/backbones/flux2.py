@@ -12,7 +12,8 @@ from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import FLUX2_VAE, QWEN3_4B, published
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
-from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, stream_layers, transformer_spec
+from madgen.backbones._transformer import TransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_spec
 from madgen.diffusion.token_attention import TokenAttention
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters

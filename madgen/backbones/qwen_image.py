@@ -10,10 +10,12 @@ from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import QWEN25_VL_7B, QWEN_PIXEL, QWEN_VAE, published
 from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
-from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import TransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, transformer_spec
 from madgen.diffusion.guidance import norm_rescaled
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ class QwenImage(TransformerBackbone):
     widths_alive = 15.0
 
     @classmethod
-    def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
+    def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
         """Read the config files; UserError for a transformer that needs other inputs."""
-        configs = super().configs(pretrained, revision, config)
+        configs = super().configs(files)
         for key in ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"):
             if configs[1].get(key):
-                raise UserError(f"backbone.pretrained={pretrained}: a transformer with {key} is not supported")
+                raise UserError(f"backbone.pretrained={files.pretrained}: a transformer with {key} is not supported")
         return configs
 
     @staticmethod

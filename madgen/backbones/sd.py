@@ -7,7 +7,8 @@ from typing import Any
 from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Embedded
 from madgen.backbones._sizes import CLIP_H, KL_VAE, published
-from madgen.backbones._unet import ATTENDING, UNetBackbone, assumed_guidance
+from madgen.backbones._unet import UNetBackbone
+from madgen.backbones._unet_family import ATTENDING, assumed_guidance
 from madgen.hub.model_size import Parameters
 
 

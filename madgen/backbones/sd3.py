@@ -11,12 +11,14 @@ from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._sizes import CLIP_G, CLIP_L, T5_XXL, published
 from madgen.backbones._tokens import split_positions
-from madgen.backbones._transformer import TransformerBackbone, has_part, transformer_spec
+from madgen.backbones._transformer import TransformerBackbone
+from madgen.backbones._transformer_family import has_part, transformer_spec
 from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
 from madgen.hub.model_size import VAE, Parameters
 from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import ModelFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,16 +79,10 @@ class StableDiffusion3(TransformerBackbone):
         ]
 
     @classmethod
-    def text_limit(
-        cls,
-        pretrained: str,
-        revision: str | None = None,
-        config: str | None = None,
-        max_sequence_length: int | None = None,
-    ) -> TextLimit | None:
+    def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
         """Return how many tokens of a prompt T5 reads, or CLIP if the checkpoint has no T5."""
-        limit = super().text_limit(pretrained, revision, config, max_sequence_length)
-        return limit or tokenizers.text_limit(("tokenizer", "tokenizer_2"), pretrained, revision, config)
+        limit = super().text_limit(files, max_sequence_length)
+        return limit or tokenizers.text_limit(("tokenizer", "tokenizer_2"), files)
 
     @classmethod
     def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import torch
 from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._sizes import CLIP_G, CLIP_L, KL_VAE, published
-from madgen.backbones._unet import CONVOLVING, UNetBackbone, assumed_guidance
+from madgen.backbones._unet import UNetBackbone
+from madgen.backbones._unet_family import CONVOLVING, assumed_guidance
 from madgen.hub.model_configs import read_index
 from madgen.hub.model_size import Parameters
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,14 +35,16 @@ class StableDiffusionXL(UNetBackbone):
         self.zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", True))
 
     @classmethod
-    def configs(cls, pretrained: str, revision: str | None, config: str | None) -> tuple[dict[str, Any], ...]:
+    def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
         """Read the config files; UserError for a refiner, or a UNet without size conditioning."""
-        if read_index(pretrained, revision, config).get("requires_aesthetics_score"):
-            raise UserError(f"backbone.pretrained={pretrained} is a refiner; backbone.name=sdxl loads the base model")
-        configs = super().configs(pretrained, revision, config)
+        if read_index(files).get("requires_aesthetics_score"):
+            raise UserError(
+                f"backbone.pretrained={files.pretrained} is a refiner; backbone.name=sdxl loads the base model"
+            )
+        configs = super().configs(files)
         if configs[1].get("addition_embed_type") != "text_time":
             raise UserError(
-                f"backbone.pretrained={pretrained}: the UNet's addition_embed_type is "
+                f"backbone.pretrained={files.pretrained}: the UNet's addition_embed_type is "
                 f"{configs[1].get('addition_embed_type')}; backbone.name=sdxl supports text_time"
             )
         return configs

@@ -12,7 +12,8 @@ from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import QWEN3_4B, published
 from madgen.backbones._tokens import canvas_ids, rotations
-from madgen.backbones._transformer import VIEW_SIZE, TransformerBackbone, transformer_spec
+from madgen.backbones._transformer import TransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, transformer_spec
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters
 

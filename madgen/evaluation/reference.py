@@ -36,7 +36,7 @@ def view_side(job: dict[str, Any]) -> int:
     backbone = job["backbone"]
     describe = backbone_module(backbone["name"]).describe
     try:
-        spec = describe(*ModelFiles.of(backbone["pretrained"], backbone["revision"], backbone["config"]))
+        spec = describe(ModelFiles.of(backbone["pretrained"], backbone["revision"], backbone["config"]))
     except UserError as error:
         raise UserError(f"cannot determine the view size ({error}); set it with --crop PIXELS") from error
     return (job["method"]["views"]["size"] or spec.view_size) * spec.factor

@@ -46,11 +46,8 @@ def _needed(job: Job) -> Iterator[tuple[str, list[Path]]]:
     from madgen.backbones import backbone_module
 
     backbone = job.backbone
-    files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
-    yield (
-        f"backbone.pretrained={backbone.pretrained}",
-        backbone_module(backbone.name).download(files.pretrained, files.revision, backbone.variant, files.config),
-    )
+    files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config, backbone.variant)
+    yield f"backbone.pretrained={backbone.pretrained}", backbone_module(backbone.name).download(files)
     for lora in backbone.loras:
         local = expand_user(lora.weights, "backbone.loras: weights").exists()
         file = lora_file(lora.weights, download=True)

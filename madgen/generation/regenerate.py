@@ -41,7 +41,7 @@ from madgen.generation.single import check_output, step_bar
 from madgen.hub.adapters import controlnet_id, ip_adapter_files, ip_adapter_id, lora_id
 from madgen.hub.auxiliary_models import checker_id
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import weights_id
+from madgen.hub.weights import ModelFiles, weights_id
 from madgen.prompts.picture_files import ANYWHERE, parse_picture
 from madgen.prompts.recorded_pictures import find_pictures
 from madgen.sampling.inputs import PanoramaBatch
@@ -125,8 +125,8 @@ def _check_weights(metadata: dict[str, Any]) -> None:
     """Raise UserError if the weights on this machine are not those of the sample."""
     backbone, safety = metadata["backbone"], metadata.get("safety")
     pretrained, revision, config = backbone["pretrained"], backbone["revision"], backbone["config"]
-    local = weights_id(pretrained, revision, config or described_by(pretrained, revision))
-    _check_same(backbone["pretrained"], local, backbone["weights"])
+    local = weights_id(pretrained, revision, config or described_by(ModelFiles(pretrained, revision)))
+    _check_same(pretrained, local, backbone["weights"])
     for lora in backbone["loras"]:
         _check_same(lora["weights"], lora_id(lora["weights"]), lora["id"])
     if control := backbone.get("controlnet"):

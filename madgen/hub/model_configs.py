@@ -10,7 +10,7 @@ from typing import Any
 
 from madgen.hub.repository import hub_file
 from madgen.hub.safetensors_file import Header, read_header, text_problem
-from madgen.hub.weights import single_file
+from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 FILES = ("model_index.json", "unet/config.json", "vae/config.json")
@@ -34,18 +34,17 @@ MOVED = {
 }
 
 
-def read_configs(
-    pretrained: str, revision: str | None, config: str | None, files: Sequence[str] = FILES
-) -> tuple[dict[str, Any], ...]:
+def read_configs(files: ModelFiles, names: Sequence[str] = FILES) -> tuple[dict[str, Any], ...]:
     """Return the contents of config files, `model_index.json` first. Raises UserError if there is no such model."""
+    pretrained = files.pretrained
     file = single_file(pretrained)
     header = None if file is None else read_header(file, f"backbone.pretrained={pretrained}")
-    where = config_source(pretrained, revision, config)
+    where = config_source(files)
     key = "backbone.pretrained" if where == pretrained else "backbone.config"
     try:
-        configs = tuple(read_config(where, revision, name, key) for name in files)
+        configs = tuple(read_config(where, files.revision, name, key) for name in names)
     except UserError as error:
-        if key == "backbone.config" and config is None:
+        if key == "backbone.config" and files.config is None:
             raise UserError(
                 f"backbone.pretrained={pretrained} is a single file that seems to need the config files of {where}, "
                 "which are not available; set backbone.config to a folder or Hub id that has them"
@@ -73,28 +72,28 @@ def _check_parts(header: Header, class_name: Any, pretrained: str) -> None:
     raise UserError(f"backbone.pretrained={pretrained} {kind}; use a complete single file or a diffusers folder")
 
 
-def read_index(pretrained: str, revision: str | None, config: str | None) -> dict[str, Any]:
+def read_index(files: ModelFiles) -> dict[str, Any]:
     """Return the content of model_index.json. Raises UserError if there is no such model."""
-    return read_configs(pretrained, revision, config, FILES[:1])[0]
+    return read_configs(files, FILES[:1])[0]
 
 
-def config_source(pretrained: str, revision: str | None, config: str | None) -> str:
+def config_source(files: ModelFiles) -> str:
     """Return the folder or Hub id of the config files. Raises UserError for settings that exclude each other."""
-    file = single_file(pretrained)
-    if file is None and config is not None:
+    file = single_file(files.pretrained)
+    if file is None and files.config is not None:
         raise UserError(
-            f"backbone.config={config} applies to a single .safetensors file only; "
-            f"backbone.pretrained={pretrained} has its own config files; set backbone.config to null"
+            f"backbone.config={files.config} applies to a single .safetensors file only; "
+            f"backbone.pretrained={files.pretrained} has its own config files; set backbone.config to null"
         )
-    where = config or (_inferred(file) if file is not None else pretrained)
-    if revision is not None and Path(where).is_dir():
-        raise UserError(f"backbone.revision={revision} does not apply to the folder {where}; set it to null")
+    where = files.config or (_inferred(file) if file is not None else files.pretrained)
+    if files.revision is not None and Path(where).is_dir():
+        raise UserError(f"backbone.revision={files.revision} does not apply to the folder {where}; set it to null")
     return where
 
 
-def described_by(pretrained: str, revision: str | None = None, config: str | None = None) -> str | None:
+def described_by(files: ModelFiles) -> str | None:
     """Return the folder or Hub id of a single file's config files, inferred if not given; None for other models."""
-    return None if single_file(pretrained) is None else config_source(pretrained, revision, config)
+    return None if single_file(files.pretrained) is None else config_source(files)
 
 
 def _inferred(file: Path) -> str:

@@ -32,7 +32,7 @@ class Parameters:
 
 
 def count_parts(
-    files: ModelFiles, variant: str | None, network: str, single_file_parts: Mapping[str, tuple[str, ...]]
+    files: ModelFiles, network: str, single_file_parts: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Parameters]:
     """Count the parameters of the models of a checkpoint, by folder; none for models that are not on this machine.
 
@@ -43,7 +43,7 @@ def count_parts(
     if file is not None:
         others = {} if files.config is None else _folder_parts(files.config, files.revision, None)
         return others | _single_file_parts(file, network, single_file_parts)
-    return _folder_parts(files.pretrained, files.revision, variant)
+    return _folder_parts(files.pretrained, files.revision, files.variant)
 
 
 def held_parts(file: Path, parts: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.hub.model_configs import config_source
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 
@@ -91,29 +92,25 @@ def _clip_vocabulary(where: str, revision: str | None, subfolder: str) -> tuple[
     return vocabulary, [(first, second) for first, second in pairs]
 
 
-def text_limit(
-    subfolders: tuple[str, ...], pretrained: str, revision: str | None, config: str | None
-) -> TextLimit | None:
+def text_limit(subfolders: tuple[str, ...], files: ModelFiles) -> TextLimit | None:
     """Read the limit from the config files of a checkpoint's tokenizers; None if they are not available locally."""
     try:
-        where = config_source(pretrained, revision, config)
-        limits = [_limit(where, revision, subfolder) for subfolder in subfolders]
+        where = config_source(files)
+        limits = [_limit(where, files.revision, subfolder) for subfolder in subfolders]
     except UserError:
         return None
     known = [limit for limit in limits if limit is not None]
-    return TextLimit(min(known), where, revision, subfolders) if len(known) == len(subfolders) else None
+    return TextLimit(min(known), where, files.revision, subfolders) if len(known) == len(subfolders) else None
 
 
-def chosen_limit(
-    subfolder: str, tokens: int, pretrained: str, revision: str | None, config: str | None
-) -> TextLimit | None:
+def chosen_limit(subfolder: str, tokens: int, files: ModelFiles) -> TextLimit | None:
     """Return a limit of `tokens` for one tokenizer; None if its files are not available locally."""
     try:
-        where = config_source(pretrained, revision, config)
+        where = config_source(files)
     except UserError:
         return None
-    available = _limit(where, revision, subfolder) is not None
-    return TextLimit(tokens, where, revision, (subfolder,), chosen=True) if available else None
+    available = _limit(where, files.revision, subfolder) is not None
+    return TextLimit(tokens, where, files.revision, (subfolder,), chosen=True) if available else None
 
 
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:

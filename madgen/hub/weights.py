@@ -53,18 +53,22 @@ def resolve_pretrained(pretrained: str) -> str:
 
 
 class ModelFiles(NamedTuple):
-    """Location of a backbone, with `demo` and `~` resolved."""
+    """Location of a backbone, by the keys of `backbone` in a job."""
 
     pretrained: str
     """Folder, single file or Hub id."""
-    revision: str | None
-    config: str | None
+    revision: str | None = None
+    config: str | None = None
     """Folder or Hub id of the config files for a single file."""
+    variant: str | None = None
+    """Variant of the weight files, such as `fp16`."""
 
     @classmethod
-    def of(cls, pretrained: str, revision: str | None = None, config: str | None = None) -> ModelFiles:
-        """Resolve the keys of `backbone`."""
-        return cls(resolve_pretrained(pretrained), revision, config and resolve_pretrained(config))
+    def of(
+        cls, pretrained: str, revision: str | None = None, config: str | None = None, variant: str | None = None
+    ) -> ModelFiles:
+        """Return the location with `demo` and `~` resolved."""
+        return cls(resolve_pretrained(pretrained), revision, config and resolve_pretrained(config), variant)
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:

@@ -66,7 +66,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     `assume_spec`: if the backbone's config files are not available, plan with the shapes that its family shares; and
     only note licences that must be accepted before anything is sampled.
     """
-    job, plan, files = run.job, run.plan, run.files
+    job, plan = run.job, run.plan
     if not assume_spec:
         check_licences(job.backbone)
     job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
@@ -83,7 +83,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         check_lora(lora.weights)
     if not assumed:
         with without_retries() if assume_spec else nullcontext():
-            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, *files)
+            backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, run.files)
     own = None if assumed else _own_scheduler(run)
     _check_scheduler(run, own)
     layouts = _layouts(run, spec)
@@ -142,7 +142,7 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
     module = backbone_module(run.job.backbone.name)
     try:
         with without_retries() if assume else nullcontext():
-            return module.describe(*run.files), False
+            return module.describe(run.files), False
     except UserError:
         if not assume:
             raise
@@ -153,7 +153,7 @@ def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:
     """Return the config of the checkpoint's own scheduler; None if it is not on this machine."""
     backbone = run.job.backbone
     with without_retries():
-        return backbone_module(backbone.name).own_scheduler(*run.files, backbone.prediction_type)
+        return backbone_module(backbone.name).own_scheduler(run.files, backbone.prediction_type)
 
 
 def _check_scheduler(run: ResolvedRun, own: dict[str, Any] | None) -> None:

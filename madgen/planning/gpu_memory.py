@@ -185,7 +185,7 @@ def check_gpu_memory(run: ResolvedRun, memory: GpuMemory | None) -> None:
 
 def check_weights(backbone: BackboneConfig, gpu: str, total: int) -> None:
     """Raise UserError if the models alone do not fit into the GPU `gpu`, which has `total` bytes."""
-    size = _size(backbone, ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config))
+    size = _size(backbone, ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config, backbone.variant))
     if size is None:
         return
     dtype = resolve_dtype(backbone.dtype, "cuda")
@@ -200,7 +200,7 @@ def _size(backbone: BackboneConfig, files: ModelFiles) -> ModelSize | None:
     if not hasattr(module, "size"):
         return None
     with without_retries():
-        return cast(SizedModule, module).size(files, backbone.variant, backbone.max_sequence_length)
+        return cast(SizedModule, module).size(files, backbone.max_sequence_length)
 
 
 def _alternatives(backbone: BackboneConfig, memory: GpuMemory) -> Iterator[tuple[str, GpuMemory]]:

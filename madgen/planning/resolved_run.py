@@ -38,7 +38,7 @@ class ResolvedRun:
     def of(cls, job: Job, plan: Plan | None = None) -> ResolvedRun:
         """Resolve a job, reading its prompts unless their `plan` is given. Loads no weights, imports no torch."""
         directory, backbone = DatasetDir(job.output_dir), job.backbone
-        files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config)
+        files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config, backbone.variant)
         plan, cannot_grow = plan or build_plan(job, directory.plans), None
         try:
             plan = growth.join(plan, directory, extend=job.output.resume == "extend")
@@ -90,7 +90,7 @@ class ResolvedRun:
     @property
     def _config(self) -> str | None:
         """Location of a single file's config files, inferred if need be; None for other models."""
-        return described_by(*self.files)
+        return described_by(self.files)
 
     def check_directory(self) -> None:
         """Raise UserError if `output.dir` holds another job's dataset, as far as is known before weights are loaded."""

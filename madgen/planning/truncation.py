@@ -54,7 +54,7 @@ def count_truncated(run: ResolvedRun) -> Truncation | None:
     """Check the first 100,000 prompts that may be too long; None if the tokenizer is not on this machine."""
     plan = run.plan
     backbone = run.job.backbone
-    limit: TextLimit | None = backbone_module(backbone.name).text_limit(*run.files, backbone.max_sequence_length)
+    limit: TextLimit | None = backbone_module(backbone.name).text_limit(run.files, backbone.max_sequence_length)
     if limit is None:
         return None
     max_bytes = limit.tokens - 2  # a token has at least one byte

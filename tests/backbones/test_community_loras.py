@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 from madgen.backbones import Lora
 from madgen.backbones._loading import load_pipeline
+from madgen.backbones._lora import fuse_loras
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 PARTS = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -47,9 +49,9 @@ def _old(part, name):
 
 
 def load(folder, *loras):
-    return load_pipeline(
-        str(folder), revision=None, variant=None, config=None, loras=loras, dtype=torch.float32,
-    )  # fmt: skip
+    pipeline = load_pipeline(ModelFiles(str(folder)), torch.float32)
+    fuse_loras(pipeline, loras)
+    return pipeline
 
 
 def errors(folder, file, scale, expected):

@@ -14,7 +14,7 @@ from madgen.backbones import backbone_module
 from madgen.generation.regenerate import _check_weights
 from madgen.hub import repository
 from madgen.hub.model_configs import described_by
-from madgen.hub.weights import require_local, weights_id
+from madgen.hub.weights import ModelFiles, require_local, weights_id
 from madgen.planning.forecast import forecast
 from madgen.planning.resolved_run import ResolvedRun
 
@@ -59,7 +59,7 @@ def test_single_file_is_described_from_its_config_folder(folders, files):
     describe = backbone_module("sd").describe
     assert describe(str(files["sd"]), None, str(folders["sd"])) == describe(str(folders["sd"]))
     with pytest.raises(UserError, match=r"sdxl loads StableDiffusionXLPipeline"):
-        backbone_module("sdxl").describe(str(files["sd"]), None, str(folders["sd"]))
+        backbone_module("sdxl").describe(ModelFiles(str(files["sd"]), None, str(folders["sd"])))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_missing_config_names_the_hub_repository(tmp_path, monkeypatch, module, 
     file = tmp_path / "model.safetensors"
     save_file({tensor: torch.zeros(1, width)}, file)
     with pytest.raises(UserError, match=rf"config files of {repository}, .*; set backbone.config"):
-        backbone_module(module).describe(str(file))
+        backbone_module(module).describe(ModelFiles(str(file)))
     assert backbone_module(module).family_spec(str(file)).channels == 4
 
 
@@ -154,13 +154,13 @@ def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monk
 def test_a_block_without_attention_is_refused_from_the_config_files(folders, tmp_path):
     shutil.copytree(folders["sd"], tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
     config = tmp_path / "small/unet/config.json"
-    backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
+    backbone_module("sd").check_blocks(["down", "mid", "up"], ModelFiles(str(tmp_path / "small")))
     config.write_text(
         json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"mid_block_type": None}), encoding="utf-8"
     )
-    backbone_module("sd").check_blocks(["down", "up"], str(tmp_path / "small"))
+    backbone_module("sd").check_blocks(["down", "up"], ModelFiles(str(tmp_path / "small")))
     with pytest.raises(UserError, match="'mid' of this backbone has no attention layers; remove it"):
-        backbone_module("sd").check_blocks(["down", "mid", "up"], str(tmp_path / "small"))
+        backbone_module("sd").check_blocks(["down", "mid", "up"], ModelFiles(str(tmp_path / "small")))
 
 
 def test_inferred_config_is_part_of_the_identity(job_file, tmp_path, monkeypatch, folders, files):
@@ -168,7 +168,7 @@ def test_inferred_config_is_part_of_the_identity(job_file, tmp_path, monkeypatch
     inferred, file = "stable-diffusion-v1-5/stable-diffusion-v1-5", str(files["sd"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     job = load_job([str(job_file)], [f"backbone={{pretrained: '{file}'}}"])
-    assert described_by(file) == inferred
+    assert described_by(ModelFiles(file)) == inferred
     assert not ResolvedRun.of(job).weights_are_local
     for commit in ("a" * 40, "b" * 40):
         hub_cache(tmp_path / "cache", folders["sd"], inferred, commit)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler, UserError
 from madgen.backbones._schedulers import own_scheduler, scheduler_class
+from madgen.hub.weights import ModelFiles
 
 SIZE = {"height": 32, "width": 64, "guidance_scale": 3.0, "num_inference_steps": 4}
 V = {"prediction_type": "v_prediction"}
@@ -54,7 +55,7 @@ def by_hand(folder, keys):
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.scheduler = type(pipeline.scheduler).from_config({**own_scheduler(str(folder)), **keys})
+    pipeline.scheduler = type(pipeline.scheduler).from_config({**own_scheduler(ModelFiles(str(folder))), **keys})
     generator = torch.Generator().manual_seed(2)
     return pipeline("a hill", generator=generator, output_type="latent", **SIZE).images
 
@@ -68,10 +69,13 @@ def assert_equal(latents, expected):
 def test_marks_contradict_the_config_until_prediction_type_is_set(name, tensors, metadata, keys, single, tmp_path):
     file, folder = marked(single, name, tmp_path, tensors, metadata), single[name][1]
     with pytest.raises(UserError, match=r"is marked otherwise .*set backbone.prediction_type=v_prediction"):
-        own_scheduler(str(file), None, str(folder))
-    assert own_scheduler(str(file), None, str(folder), "v_prediction") == own_scheduler(str(folder)) | keys
-    own = own_scheduler(str(file), None, str(folder), "epsilon")
-    assert own == own_scheduler(str(folder)) | {"prediction_type": "epsilon"}
+        own_scheduler(ModelFiles(str(file), None, str(folder)))
+    assert (
+        own_scheduler(ModelFiles(str(file), None, str(folder)), "v_prediction")
+        == own_scheduler(ModelFiles(str(folder))) | keys
+    )
+    own = own_scheduler(ModelFiles(str(file), None, str(folder)), "epsilon")
+    assert own == own_scheduler(ModelFiles(str(folder))) | {"prediction_type": "epsilon"}
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
@@ -91,7 +95,7 @@ def test_marks_are_followed_where_the_config_says_nothing_else(single, tmp_path,
     """That is so where the config is inferred from the shapes, or lacks the key."""
     file, folder = marked(single, "sd", tmp_path, MARKS[1][0]), single["sd"][1]
     monkeypatch.setattr("madgen.hub.model_configs._inferred", lambda _: str(folder))
-    assert own_scheduler(str(file)) == own_scheduler(str(folder)) | ZERO_SNR
+    assert own_scheduler(ModelFiles(str(file))) == own_scheduler(ModelFiles(str(folder))) | ZERO_SNR
     from madgen.hub.prediction_marks import scheduler_of_file
 
     own = {"_class_name": "PNDMScheduler", "steps_offset": 1}
@@ -109,7 +113,7 @@ def test_marks_are_followed_where_the_config_says_nothing_else(single, tmp_path,
 def test_marks_that_cannot_be_followed_are_refused(tensors, metadata, message, single, tmp_path):
     file = marked(single, "sd", tmp_path, tensors, metadata)
     with pytest.raises(UserError, match=message):
-        own_scheduler(str(file), None, str(single["sd"][1]))
+        own_scheduler(ModelFiles(str(file), None, str(single["sd"][1])))
 
 
 def test_schedulers_that_ignore_zero_snr_are_refused(single, tmp_path):
@@ -118,7 +122,10 @@ def test_schedulers_that_ignore_zero_snr_are_refused(single, tmp_path):
         PanoramaSampler.from_pretrained(
             str(file), config=str(folder), prediction_type="v_prediction", scheduler="PNDMScheduler"
         ).new_scheduler(4)
-    assert scheduler_class("DDIMScheduler").from_config(own_scheduler(str(folder))).config.prediction_type == "epsilon"
+    assert (
+        scheduler_class("DDIMScheduler").from_config(own_scheduler(ModelFiles(str(folder)))).config.prediction_type
+        == "epsilon"
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from madgen import PanoramaSampler, UserError
 from madgen.backbones._schedulers import evaluated_steps, own_scheduler, scheduler_class
 from madgen.config.schema import SamplingParams
 from madgen.dataset.format import to_json
+from madgen.hub.weights import ModelFiles
 
 SIZE = {"height": 32, "width": 64, "guidance_scale": 3.0}
 BASE = {"beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
@@ -91,7 +92,7 @@ def test_keys_that_the_config_lacks_are_those_of_the_pipeline(tiny, tmp_path):
 def test_scheduler_options_are_the_arguments_of_the_class(scheduler, options, whole, tiny):
     cls = scheduler_class(scheduler or "DDIMScheduler")
     whole.params = SamplingParams(scheduler=scheduler, scheduler_options=options)
-    config = own_scheduler(str(tiny))
+    config = own_scheduler(ModelFiles(str(tiny)))
     expected = reference(tiny, cls.from_config(config, **options))
     assert error_of(whole, expected) <= 1e-4
     assert not torch.equal(expected, reference(tiny, cls.from_config(config)))
@@ -121,7 +122,7 @@ def test_options_that_do_not_fit_are_refused(scheduler, options, message, whole,
     with pytest.raises(UserError, match=message):
         whole.new_scheduler(4)
     with pytest.raises(UserError, match=message):
-        evaluated_steps(own_scheduler(str(tiny)), scheduler, 4, None, options)
+        evaluated_steps(own_scheduler(ModelFiles(str(tiny))), scheduler, 4, None, options)
 
 
 def test_options_are_recorded_only_where_they_are_set():
@@ -133,7 +134,7 @@ def test_options_are_recorded_only_where_they_are_set():
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "DDPM", "EulerDiscrete", "DPMSolverMultistep", "HeunDiscrete"])
 @pytest.mark.parametrize("steps", [1, 2, 999, 1000])
 def test_plans_accept_exactly_the_numbers_of_steps_that_run(name, steps, tiny):
-    config = own_scheduler(str(tiny)) | {"_class_name": f"{name}Scheduler", "timestep_spacing": "leading"}
+    config = own_scheduler(ModelFiles(str(tiny))) | {"_class_name": f"{name}Scheduler", "timestep_spacing": "leading"}
     scheduler = scheduler_class(f"{name}Scheduler").from_config(config)
     try:
         evaluated_steps(config, None, steps, None)

@@ -10,6 +10,7 @@ from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import backbone_module
 from madgen.backbones._unet import crosses
 from madgen.diffusion.attention import Merging
+from madgen.hub.weights import ModelFiles
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}
 
@@ -26,7 +27,7 @@ def pipeline(tiny):
 
 
 def test_describe_reads_shapes_from_config_files(tiny):
-    spec = backbone_module("sd").describe(str(tiny))
+    spec = backbone_module("sd").describe(ModelFiles(str(tiny)))
     assert (spec.channels, spec.factor, spec.view_size, spec.coarsest) == (4, 4, 8, 2)
     assert spec.guidance == "cfg"
 
@@ -232,7 +233,7 @@ def test_a_model_of_another_kind_is_refused(tiny, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is a FluxPipeline"):
-        backbone_module("sd").describe(str(tmp_path))
+        backbone_module("sd").describe(ModelFiles(str(tmp_path)))
 
 
 def test_only_safetensors_weights_are_read(tiny, tmp_path):

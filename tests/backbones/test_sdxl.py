@@ -8,6 +8,7 @@ import torch
 from madgen import PanoramaSampler, UserError
 from madgen.backbones import backbone_module
 from madgen.diffusion.attention import JointStep
+from madgen.hub.weights import ModelFiles
 
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0}
 
@@ -30,7 +31,7 @@ def relative_error(ours, reference):
 
 
 def test_describe_reads_shapes_from_config_files(tiny_xl):
-    spec = backbone_module("sdxl").describe(str(tiny_xl))
+    spec = backbone_module("sdxl").describe(ModelFiles(str(tiny_xl)))
     assert (spec.channels, spec.factor, spec.view_size, spec.coarsest) == (4, 4, 8, 2)
     full = backbone_module("sdxl").family_spec("stabilityai/stable-diffusion-xl-base-1.0")
     assert (full.channels, full.factor, full.view_size, full.coarsest) == (4, 8, 128, 4)

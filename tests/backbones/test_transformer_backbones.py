@@ -14,6 +14,7 @@ from madgen.backbones._tokens import canvas_ids, canvas_of
 from madgen.config.loader import load_job
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
+from madgen.hub.weights import ModelFiles
 from madgen.types import Ramp
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
@@ -246,7 +247,7 @@ def without_guidance(folder):
 def test_guidance_that_has_no_effect_is_refused(tmp_path):
     from madgen.backbones import backbone_module
 
-    spec = backbone_module("flux").describe(str(without_guidance(tmp_path / "schnell")))
+    spec = backbone_module("flux").describe(ModelFiles(str(without_guidance(tmp_path / "schnell"))))
     assert spec.guidance == "none"
     with pytest.raises(UserError, match=r"guidance_scale=3.5 has no effect.*set it to 0"):
         spec.check_guidance(3.5, [])

@@ -117,8 +117,8 @@ def test_its_size_counts_the_models_of_its_config(name, tmp_path):
     file = saved(original(name), tmp_path / "one.safetensors")
     folder = str(folder_of(name))
     module = backbone_module(name)
-    single = module.size(ModelFiles(str(file), None, folder), None, None)
-    whole = module.size(ModelFiles(folder, None, None), None, None)
+    single = module.size(ModelFiles(str(file), None, folder), None)
+    whole = module.size(ModelFiles(folder), None)
     assert single.network.total == whole.network.total
     assert (single.vae, single.text_encoders) == (whole.vae, whole.text_encoders)
 

@@ -14,6 +14,7 @@ from madgen.backbones import backbone_module
 from madgen.demo import WEIGHTS
 from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
 from madgen.diffusion.attention import Merging
+from madgen.hub.weights import ModelFiles
 from madgen.sampling.geometry import Geometry
 
 STUDY = coherence.Study("demo", "some weights", 20)
@@ -23,7 +24,7 @@ def build(setting, steps=20):
     merging = Merging(setting.merged_steps(steps), setting.blocks, setting.cross_attention)
     overlap = overlap_from(setting, steps)
     plain = Geometry(
-        backbone_module("sd").describe(str(WEIGHTS)), setting.layout, None, setting.stride, merging, overlap
+        backbone_module("sd").describe(ModelFiles(str(WEIGHTS))), setting.layout, None, setting.stride, merging, overlap
     )
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from madgen import PanoramaSampler, UserError
 from madgen.hub.model_configs import read_configs
 from madgen.hub.safetensors_file import problem_of, read_header
+from madgen.hub.weights import ModelFiles
 from madgen.models import clip, safety_checker
 
 GOOD = save({"weight": torch.zeros(4, 4)}, {"format": "pt"})
@@ -40,8 +41,8 @@ def test_a_file_that_is_no_safetensors_is_named(content, message, tiny, tmp_path
     file.write_bytes(content)
     for call in (
         lambda: read_header(file, "backbone.pretrained=model.safetensors"),
-        lambda: read_configs(str(file), None, str(tiny)),
-        lambda: read_configs(str(file), None, None),
+        lambda: read_configs(ModelFiles(str(file), None, str(tiny))),
+        lambda: read_configs(ModelFiles(str(file), None, None)),
     ):
         with pytest.raises(UserError, match=message) as caught:
             call()
@@ -109,4 +110,4 @@ def test_parts_that_a_single_file_lacks_are_named(names, message, tiny, tmp_path
     file = tmp_path / "model.safetensors"
     file.write_bytes(save({f"{name}weight": torch.zeros(1) for name in names}))
     with pytest.raises(UserError, match=message):
-        read_configs(str(file), None, str(tiny))
+        read_configs(ModelFiles(str(file), None, str(tiny)))

@@ -20,7 +20,7 @@ TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=12)), max_size=60).map(" ".jo
 
 @pytest.fixture(scope="module")
 def limit() -> TextLimit:
-    found = text_limit(("tokenizer",), DEMO, None, None)
+    found = text_limit(("tokenizer",), ModelFiles(DEMO))
     assert found is not None
     return found
 
@@ -41,7 +41,7 @@ def test_a_single_file_of_tokenizers_is_enough(limit, tmp_path):
     before = limit.load()[0].backend_tokenizer.encode("foggy lakes of Iceland, 4k").ids
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "tokenizer" / name).unlink()
-    again = text_limit(("tokenizer",), str(tmp_path), None, None)
+    again = text_limit(("tokenizer",), ModelFiles(str(tmp_path)))
     assert again.load()[0].backend_tokenizer.encode("foggy lakes of Iceland, 4k").ids == before
 
 
@@ -50,4 +50,4 @@ def test_damaged_files_count_nothing(limit, tmp_path, content):
     shutil.copytree(f"{DEMO}/tokenizer", tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "vocab.json").unlink()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(content, encoding="utf-8")
-    assert text_limit(("tokenizer",), str(tmp_path), None, None).load() is None
+    assert text_limit(("tokenizer",), ModelFiles(str(tmp_path))).load() is None

@@ -31,7 +31,7 @@ def folders(tiny, tiny_xl):
 
 def size_of(name, folder, length=None):
     with without_retries():
-        return backbone_module(name).size(ModelFiles(str(folder), None, None), None, length)
+        return backbone_module(name).size(ModelFiles(str(folder)), length)
 
 
 def load(name, folder, dtype):

@@ -101,11 +101,11 @@ def load(pretrained, **checkpoint):
     return Gradient()
 
 
-def download(pretrained, revision, variant, config):
+def download(files):
     return []
 
 
-def describe(pretrained, revision=None, config=None):
+def describe(files):
     return SPEC
 
 
@@ -113,11 +113,11 @@ def family_spec(pretrained):
     return SPEC
 
 
-def check_blocks(blocks, pretrained, revision=None, config=None):
+def check_blocks(blocks, files):
     select(blocks)
 
 
-def text_limit(pretrained, revision=None, config=None, max_sequence_length=None):
+def text_limit(files, max_sequence_length=None):
     return None
 
 
@@ -127,7 +127,7 @@ def scheduler_class(name):
     return DDIMScheduler
 
 
-def own_scheduler(pretrained, revision=None, config=None, prediction_type=None):
+def own_scheduler(files, prediction_type=None):
     return {"_class_name": "DDIMScheduler"}
 
 

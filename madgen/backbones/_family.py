@@ -1,0 +1,143 @@
+"""Describe a family of diffusers pipelines from config files: for planning, before any weights are loaded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from madgen.backbones import BackboneSpec, ModelSize, _schedulers, _vae
+from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._loading import download
+from madgen.hub.model_configs import check_class, read_configs, read_index
+from madgen.hub.model_size import VAE, count_parts
+from madgen.hub.repository import check_hub_id
+from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import ModelFiles, single_file
+from madgen.utils.errors import UserError
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+class Family(ABC):
+    """Names, shapes and sizes of a family of checkpoints.
+
+    With `load`, the class methods are the functions of `madgen.backbones.BackboneModule`.
+    """
+
+    name: ClassVar[str]
+    """`backbone.name` of the job."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """Classes of diffusers pipelines that can be loaded."""
+    part: ClassVar[str]
+    """Name of the denoising network in the pipeline, and of its folder."""
+    flow: ClassVar[FlowSchedule | None] = None
+    """Timesteps of a flow-matching model; None: the network predicts noise."""
+    single_file_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"vae": VAE}
+    """Models in a single file besides the network, with the beginnings of their tensor names."""
+    completes_single_files = False
+    """A single file may lack models, which are loaded from its `config`."""
+
+    own_scheduler = staticmethod(_schedulers.own_scheduler)
+    scheduler_class = staticmethod(_schedulers.scheduler_class)
+
+    @classmethod
+    def download(cls, files: ModelFiles) -> list[Path]:
+        """Download the files that `load` reads; return their folders in the Hub cache, none for local files."""
+        return download(files, cls.parts_to_complete())
+
+    @classmethod
+    def parts_to_complete(cls) -> Mapping[str, tuple[str, ...]] | None:
+        """Return the models that a single file may lack; None if it must be complete."""
+        return cls.single_file_parts if cls.completes_single_files else None
+
+    @classmethod
+    def evaluated_steps(
+        cls,
+        own: dict[str, Any] | None,
+        name: str | None,
+        num_inference_steps: int,
+        original_inference_steps: int | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
+        flow = cls.flow is not None
+        return _schedulers.evaluated_steps(own, name, num_inference_steps, original_inference_steps, options, flow)
+
+    @classmethod
+    def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
+        """Read the config files of the pipeline, its network and its VAE; UserError if it is not such a model."""
+        check_class(read_index(files), files.pretrained, cls.name, cls.pipelines)
+        return read_configs(files, ("model_index.json", f"{cls.part}/config.json", "vae/config.json"))
+
+    @staticmethod
+    @abstractmethod
+    def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
+        """Read the shapes from the configs of the pipeline, its network and its VAE."""
+
+    @staticmethod
+    @abstractmethod
+    def assumed_spec(name: str) -> BackboneSpec:
+        """Return the shapes that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
+
+    @classmethod
+    def describe(cls, files: ModelFiles) -> BackboneSpec:
+        """Read the shapes from the config files of a folder, a Hub id or a single file."""
+        return cls.spec_of(*cls.configs(files))
+
+    @classmethod
+    def family_spec(cls, pretrained: str) -> BackboneSpec:
+        """Return the shapes that most checkpoints of the family share, for planning without config files.
+
+        Raises UserError if `pretrained` is neither a Hub id nor a single file.
+        """
+        if single_file(pretrained) is None:
+            check_hub_id(pretrained)
+        return cls.assumed_spec(pretrained.lower())
+
+    @classmethod
+    def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
+        """Return what the models keep in memory; see `madgen.backbones.SizedModule`."""
+        assumed = cls.assumed_size(files.pretrained.lower())
+        try:
+            _, network, vae = cls.configs(files)
+        except UserError:
+            return assumed
+        with suppress(UserError):  # damaged files are refused where they are loaded
+            counts = count_parts(files, cls.part, cls.single_file_parts)
+            encoders = tuple(counts[part] for part in TEXT_ENCODERS if part in counts)
+            assumed = replace(
+                assumed,
+                network=counts.get(cls.part, assumed.network),
+                vae=counts.get("vae", assumed.vae),
+                text_encoders=encoders or assumed.text_encoders,
+            )
+        return replace(assumed, **cls.activations(network, vae), per_pixel=_vae.decoder_activations(vae))
+
+    @staticmethod
+    @abstractmethod
+    def assumed_size(name: str) -> ModelSize:
+        """Return the size that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
+
+    @classmethod
+    @abstractmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of `ModelSize` about a pass, from the configs of the network and of the VAE."""
+
+    @classmethod
+    @abstractmethod
+    def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
+        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
+
+    @classmethod
+    @abstractmethod
+    def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+
+    @classmethod
+    @abstractmethod
+    def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
+        """Return the further arguments of the constructor. Raises UserError for settings that do not apply."""

@@ -1,0 +1,116 @@
+"""Describe a family of diffusion transformers: attention layers, limits of prompts, sizes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae
+from madgen.backbones._blocks import select_layers, transformer_groups
+from madgen.backbones._family import Family
+from madgen.backbones._flow import FlowSchedule
+from madgen.hub import tokenizers
+from madgen.hub.tokenizers import TextLimit
+from madgen.hub.weights import ModelFiles
+from madgen.utils.errors import UserError
+
+VIEW_SIZE = 128
+"""Latent cells of 1024 px, for transformers whose config does not name the size that they were trained at."""
+
+
+def has_part(pretrained: str, index: Mapping[str, Any], part: str) -> bool:
+    """Return whether a checkpoint has an optional part, such as a text encoder: in its index and in its folder."""
+    folder = Path(pretrained)
+    return bool((index.get(part) or [None])[0]) and (not folder.is_dir() or (folder / part).is_dir())
+
+
+def transformer_spec(
+    channels: int,
+    view_size: int,
+    guidance: Guidance,
+    vae: Mapping[str, Any] | None = None,
+    max_side: int | None = None,
+    unguided_scale: float = 1.0,
+    noise_patch: int = 1,
+) -> BackboneSpec:
+    """Return the shapes of a transformer with tokens of 2x2 latent cells; `vae` None: cells of 8x8 pixels."""
+    factor = 8 if vae is None else _vae.factor_of(vae)
+    return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale, noise_patch)
+
+
+def stream_layers(config: Mapping[str, Any]) -> list[str]:
+    """Return the attention layers of double stream blocks, then those of single stream ones."""
+    return [
+        *(f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])),
+        *(f"single_transformer_blocks.{i}.attn" for i in range(config["num_single_layers"])),
+    ]
+
+
+class TransformerFamily(Family):
+    """A family of transformers that denoise by flow matching."""
+
+    part = "transformer"
+    flow: ClassVar[FlowSchedule | None] = FlowSchedule()
+    sequence_length: ClassVar[int]
+    """Tokens of the prompt that the text encoder reads by default, as in diffusers' pipeline."""
+    max_length: ClassVar[int] = 512
+    """Largest `backbone.max_sequence_length`."""
+    limiting_part: ClassVar[str] = "tokenizer"
+    """Name of the tokenizer that limits the prompt."""
+    template_tokens: ClassVar[int] = 0
+    """Tokens of `max_sequence_length` that a template puts before the prompt."""
+    completes_single_files = True
+    widths_alive: ClassVar[float]
+    """Activations of a token at the peak of a pass, in units of the transformer's width; measured."""
+
+    @classmethod
+    def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
+        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
+        layers = cls.layer_names(cls.configs(files)[1])
+        select_layers(layers, transformer_groups(layers), blocks)
+
+    @classmethod
+    def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
+        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
+        length = cls.arguments(max_sequence_length, "none")["max_sequence_length"]
+        tokens = max(0, length - cls.template_tokens)
+        return tokenizers.chosen_limit(cls.limiting_part, tokens, files)
+
+    @classmethod
+    def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
+        """Return what the models keep in memory, with as many tokens of the prompt as the text encoder may read."""
+        return replace(super().size(files, max_sequence_length), text_tokens=max_sequence_length or cls.sequence_length)
+
+    @classmethod
+    def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the activations per latent cell and per token of the prompt."""
+        return cls.activations_of_width(network["num_attention_heads"] * network["attention_head_dim"])
+
+    @classmethod
+    def activations_of_width(cls, width: int) -> dict[str, Any]:
+        """Return the activations of a transformer with tokens of 2x2 latent cells."""
+        return {"per_cell": cls.widths_alive * width / 4, "per_token": cls.widths_alive * width}
+
+    @classmethod
+    def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
+        """Return the arguments of the constructor. Raises UserError for a length that the family does not support."""
+        if max_sequence_length is not None and not cls.template_tokens < max_sequence_length <= cls.max_length:
+            raise UserError(
+                f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}.."
+                f"{cls.max_length} tokens for this backbone; null is {cls.sequence_length}"
+            )
+        length = cls.sequence_length if max_sequence_length is None else max_sequence_length
+        return {"max_sequence_length": length, "offload": offload}
+
+    @staticmethod
+    @abstractmethod
+    def layer_names(config: Mapping[str, Any]) -> list[str]:
+        """Return the names of the attention layers that can merge, in the order they run in."""
+
+    @staticmethod
+    def separate_layers(config: Mapping[str, Any]) -> list[str]:
+        """Return the names of attention layers that never merge, such as those of the prompt alone."""
+        return []
