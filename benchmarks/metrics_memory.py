@@ -22,7 +22,7 @@ from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.layout import DatasetDir
 from madgen.demo.scenes import vocabulary
 from madgen.demo.tokenizer import build_tokenizer
-from madgen.evaluation import runner
+from madgen.evaluation import metric_columns
 from madgen.evaluation.evaluate import Evaluation, evaluate
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse
@@ -71,7 +71,7 @@ def main() -> None:
     save_clip(new_clip(tokenizer), tokenizer, clip)
     networks = Extractors(parse(f"{clip},vgg=random"), torch.device("cpu"))
     parts = options.folder / f"parts-{time.time_ns()}"
-    started, show_progress = time.monotonic(), runner.show_progress
+    started, show_progress = time.monotonic(), metric_columns.show_progress
 
     @contextmanager
     def show_memory(description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -87,7 +87,7 @@ def main() -> None:
 
             yield advance_and_print
 
-    runner.show_progress = show_memory
+    metric_columns.show_progress = show_memory
     evaluate(Evaluation(directory, squares, METRICS, networks, Crops(64), parts, parts / "squares"))
     print(f"report: peak {peak_mb():.0f} MB, {time.monotonic() - started:.0f} s")
 

@@ -20,9 +20,9 @@ from madgen.backbones import (
     _schedulers,
     _vae,
 )
-from madgen.backbones._borrowed import adopted
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._family import Family
+from madgen.backbones._loaded_pipeline import adopted
 from madgen.backbones._loading import load_backbone
 from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
@@ -48,7 +48,7 @@ class PipelineBackbone(Family):
     pads = False
     """Embeddings of the prompts of a pass may differ in length."""
     borrowed = False
-    """The models belong to a pipeline of the caller; see `_borrowed`."""
+    """The models belong to a pipeline of the caller; see `_loaded_pipeline`."""
     is_quantized = False
     """Weights of the network are quantized, and cannot be converted to float32."""
     controlnet: Any = None
@@ -122,7 +122,7 @@ class PipelineBackbone(Family):
 
     @classmethod
     def adopt(cls, pipeline: Any, max_sequence_length: int | None = None) -> Self:
-        """Build the backbone of a loaded pipeline; see `madgen.backbones._borrowed`."""
+        """Build the backbone of a loaded pipeline; see `madgen.backbones._loaded_pipeline`."""
         further = cls.arguments(max_sequence_length, "none")
         cls.check_pipeline(pipeline)
         network = getattr(pipeline, cls.part)

@@ -12,10 +12,10 @@ import torch
 
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._backbone import PipelineBackbone
-from madgen.backbones._borrowed import check_unet, is_offloaded
 from madgen.backbones._conditioning import Conditioning, Control, Embedded, Style
 from madgen.backbones._controlnet import ControlBranch, ControlInputs, check_controlnet, load_controlnet
 from madgen.backbones._ip_adapter import load_style_adapter
+from madgen.backbones._loaded_pipeline import check_unet, is_offloaded
 from madgen.backbones._unet_family import UNetFamily, attention_of, select_unet_layers
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs

@@ -166,8 +166,8 @@ def sample(
         madgen sample "a glacier" --job jobs/alps.yaml -o glacier.webp
         madgen sample "a foggy lake" --image noon.png --scale 2 --strength 0.35
     """
-    from madgen.generation.single import check_output, numbered
-    from madgen.generation.single_pictures import PictureOptions
+    from madgen.generation.picture_options import PictureOptions
+    from madgen.generation.single_image import check_output, numbered
 
     files = {"image": image, "mask": mask, "control": control, "style": style}
     options = PictureOptions(files, strength, scale, place)

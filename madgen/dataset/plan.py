@@ -16,7 +16,7 @@ from madgen.config.schema import BlendConfig, Job
 from madgen.dataset.format import Generation
 from madgen.prompts.cache import open_cached, plan_key
 from madgen.prompts.digests import KeysDigest
-from madgen.prompts.pictures import PictureColumns
+from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
 from madgen.prompts.subset import Rows, subset_ids

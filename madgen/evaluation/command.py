@@ -95,8 +95,8 @@ def _evaluation(request: Request, directory: DatasetDir, job: dict[str, Any]) ->
 
     from madgen import backbones
     from madgen.evaluation.evaluate import Evaluation
+    from madgen.evaluation.metric_columns import pick_device
     from madgen.evaluation.reference import view_side
-    from madgen.evaluation.runner import pick_device
     from madgen.metrics.crops import Crops
     from madgen.metrics.extractors import Extractors, parse
 

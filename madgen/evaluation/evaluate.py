@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from madgen.dataset.layout import DatasetDir
+from madgen.evaluation.metric_columns import RankInfo, compute_columns
 from madgen.evaluation.pairs import score_pairs
 from madgen.evaluation.partial_results import Collected, Column, collect, digest
-from madgen.evaluation.runner import RankInfo, compute_columns
 from madgen.metrics import metric, needs_reference
 from madgen.metrics.crops import CroppedImage, Crops
 from madgen.metrics.extractors import Extractors, Network

@@ -17,8 +17,8 @@ import numpy as np
 
 from madgen.dataset.format import prompt_id
 from madgen.dataset.layout import DatasetDir
+from madgen.evaluation.metric_columns import exact_float32, read_image, show_progress
 from madgen.evaluation.partial_results import Column, digest, save_array
-from madgen.evaluation.runner import exact_float32, read_image, show_progress
 from madgen.metrics.crops import Crops
 from madgen.utils.seeding import derived_seed
 

@@ -37,7 +37,7 @@ from madgen.dataset.sample_json import with_locations
 from madgen.generation.environment import describe, environment
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
-from madgen.generation.single import check_output, step_bar
+from madgen.generation.single_image import check_output, step_bar
 from madgen.hub.adapters import controlnet_id, ip_adapter_files, ip_adapter_id, lora_id
 from madgen.hub.auxiliary_models import checker_id
 from madgen.hub.model_configs import described_by

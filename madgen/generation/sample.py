@@ -15,7 +15,7 @@ from madgen.dataset.encoding import check_side, encode_image
 from madgen.dataset.sample_json import recorded_pictures
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Checked, Safety
-from madgen.generation.single import check_output, step_bar
+from madgen.generation.single_image import check_output, step_bar
 from madgen.prompts.parsing import MAX_SEED
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.postprocess import to_uint8

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from madgen.images.pictures import as_mask, decode_picture, read_unchanged
+from madgen.images.decoding import as_mask, decode_picture, read_unchanged
 from madgen.types import Box, Mask, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
+from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.picture_files import file_stamp
-from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.regions import mask_names
 from madgen.prompts.sources import find_sources

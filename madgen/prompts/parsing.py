@@ -15,8 +15,8 @@ from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.extra_columns import json_columns
+from madgen.prompts.picture_columns import PictureColumns, check_known
 from madgen.prompts.picture_files import Access, named_file, prefetch
-from madgen.prompts.pictures import PictureColumns, check_known
 from madgen.prompts.readers import ALL, Chunk
 from madgen.prompts.regions import RecordedRegions, mask_names, parse_regions
 from madgen.prompts.rows import Location, default_id

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from madgen.images.decoding import decode_picture, read_file, upright
 from madgen.images.picture_cache import download, is_url, store
-from madgen.images.pictures import decode_picture, read_file, upright
 from madgen.types import PictureFile
 from madgen.utils.credentials import mask_urls
 from madgen.utils.errors import UserError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.builder import BATCH_ROWS, TableBuilder
 from madgen.prompts.parsing import RowParser
-from madgen.prompts.pictures import PictureColumns
+from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.rows import Defaults
 from madgen.prompts.shuffling import shuffled
 from madgen.prompts.sources import PromptSource, find_sources

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from madgen.config.schema import PromptsConfig
+from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.picture_files import Access, parse_picture
-from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.sources import find_sources
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from madgen.config.schema import InitConfig
-from madgen.images.pictures import read_picture
+from madgen.images.decoding import read_picture
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
-from madgen.sampling.pictures import placed
+from madgen.sampling.image_to_image import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, text, texts, whole

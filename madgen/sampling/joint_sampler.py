@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings
-from madgen.backbones._borrowed import Borrowed
+from madgen.backbones._loaded_pipeline import Borrowed
 from madgen.backbones._schedulers import scheduler_object
 from madgen.config.schema import ControlNetConfig, SamplingParams
 from madgen.diffusion.attention import Merging
@@ -30,11 +30,11 @@ from madgen.images.placement import PlacedPicture
 from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
+from madgen.sampling.image_to_image import check_pictures, keep_known, start_of
 from madgen.sampling.inputs import PanoramaBatch, check_latents
 from madgen.sampling.merging import check_merge_scheduler, merger_of
 from madgen.sampling.method import Method
 from madgen.sampling.noise_blending import blended
-from madgen.sampling.pictures import check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, flatten_rows, row_view_ids
 from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops
 
 from madgen.config.schema import InitConfig
-from madgen.images.pictures import DAMAGED, as_mask, check_format, decode_picture, read_file, upright
+from madgen.images.decoding import DAMAGED, as_mask, check_format, decode_picture, read_file, upright
 from madgen.images.placement import PlacedPicture, check_aspect, check_mask, locate, place_picture, scaled_size
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user, listed

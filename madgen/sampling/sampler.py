@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from madgen.backbones import Lora, as_lora, backbone_module
-from madgen.backbones._borrowed import borrow
+from madgen.backbones._loaded_pipeline import borrow
 from madgen.backbones._schedulers import check_scheduler_object
 from madgen.config.schema import (
     BackboneConfig,

@@ -17,8 +17,8 @@ from s3_server import client, s3_server
 
 from madgen import UserError, load_job
 from madgen.dataset.plan import build_plan
-from madgen.images import picture_cache, pictures
-from madgen.images.pictures import read_picture
+from madgen.images import decoding, picture_cache
+from madgen.images.decoding import read_picture
 from madgen.prompts import picture_files
 from madgen.prompts.readers import PromptFile, ReadOptions, parquet
 
@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def forget():
-    for function in (picture_files._of_url, picture_files._examined, pictures.read_picture):
+    for function in (picture_files._of_url, picture_files._examined, decoding.read_picture):
         function.cache_clear()
 
 

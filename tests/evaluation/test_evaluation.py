@@ -10,9 +10,9 @@ import torch
 from synthetic import PROMPTS, cut, textures
 
 from madgen.evaluation.evaluate import Evaluation, evaluate
+from madgen.evaluation.metric_columns import RankInfo, compute_columns
 from madgen.evaluation.pairs import draw_pairs
 from madgen.evaluation.partial_results import Column, collect
-from madgen.evaluation.runner import RankInfo, compute_columns
 from madgen.metrics import giqa
 from madgen.metrics.crops import Crops
 from madgen.metrics.extractors import Extractors, parse

@@ -33,7 +33,7 @@ def test_seeds_beyond_the_range_are_refused(madgen, tmp_path):
 
 def test_presets_and_overrides_apply_in_order(madgen_here, tmp_path):
     from madgen import load_job
-    from madgen.generation.single import load_sample_job
+    from madgen.generation.single_image import load_sample_job
 
     plain = load_sample_job(None, [], None)
     assert (plain.backbone.pretrained, plain.sampling.width, plain.method.mad.steps) == ("demo", 768, 15)

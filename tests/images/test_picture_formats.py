@@ -10,7 +10,7 @@ from PIL import Image
 
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.dataset.plan import build_plan
-from madgen.images.pictures import decode_picture, read_mask, read_picture
+from madgen.images.decoding import decode_picture, read_mask, read_picture
 from madgen.sampling.picture_arguments import parse_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
@@ -170,7 +170,7 @@ def test_transparent_parts_of_masks_are_not_kept():
     mask = Image.new("RGBA", (64, 32), (255, 255, 255, 0))
     mask.paste((255, 255, 255, 255), (0, 0, 16, 32))
     content = png(mask)
-    from madgen.images.pictures import as_mask
+    from madgen.images.decoding import as_mask
 
     kept = np.asarray(as_mask(decode_picture(content, "mask", "m"))) >= 128
     assert kept[:, :16].all()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from madgen import Box, UserError, load_job
 from madgen.dataset.plan import build_plan
-from madgen.images.pictures import read_mask, read_picture
+from madgen.images.decoding import read_mask, read_picture
 from madgen.types import MaskPicture, Ramp
 
 

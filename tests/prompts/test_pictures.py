@@ -9,7 +9,7 @@ from PIL import Image
 
 from madgen import UserError, load_job
 from madgen.dataset.plan import build_plan
-from madgen.images.pictures import read_picture
+from madgen.images.decoding import read_picture
 
 
 def noise(height=32, width=64, seed=0):

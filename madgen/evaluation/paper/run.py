@@ -14,11 +14,11 @@ from madgen.dataset.format import to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import build_plan
 from madgen.evaluation import command as evaluation
+from madgen.evaluation.metric_columns import pick_device
 from madgen.evaluation.paper import draw
 from madgen.evaluation.paper.plan import RUNTIME, Made, Paper, Setting
 from madgen.evaluation.reference import generate, make_reference, view_side
 from madgen.evaluation.report import read_report
-from madgen.evaluation.runner import pick_device
 from madgen.metrics import needs_reference
 from madgen.metrics.extractors import parse
 from madgen.utils.atomic import write_atomically

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from madgen.dataset.layout import DatasetDir
+from madgen.evaluation.metric_columns import compute_columns, pick_device
 from madgen.evaluation.paper.plan import Made, Paper
 from madgen.evaluation.partial_results import Collected, Column, collect
 from madgen.evaluation.plots import panels, pyplot, save
 from madgen.evaluation.reference import view_side
-from madgen.evaluation.runner import compute_columns, pick_device
 from madgen.metrics.crops import CroppedImage, Crops
 from madgen.metrics.extractors import Extractors, parse
 

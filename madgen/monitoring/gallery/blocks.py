@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.inputs import CAPTIONS, find_inputs, load_inputs
-from madgen.monitoring.gallery.pictures import FEW, SIDES, embedded, thumbnail_of
+from madgen.monitoring.gallery.input_pictures import CAPTIONS, find_inputs, load_inputs
 from madgen.monitoring.gallery.samples import Sample, read
+from madgen.monitoring.gallery.thumbnails import FEW, SIDES, embedded, thumbnail_of
 from madgen.utils.html import json_block
 
 A = TypeVar("A")

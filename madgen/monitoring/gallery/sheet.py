@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.inputs import find_inputs, load_inputs
+from madgen.monitoring.gallery.input_pictures import find_inputs, load_inputs
 from madgen.monitoring.gallery.samples import Sample, present_samples, read, spread
 from madgen.types import PictureFile
 from madgen.utils.atomic import atomic

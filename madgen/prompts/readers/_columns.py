@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.prompts.pictures import check_known
+from madgen.prompts.picture_columns import check_known
 from madgen.prompts.readers import ALL, ReadOptions
 from madgen.utils.errors import UserError
 

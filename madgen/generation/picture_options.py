@@ -10,9 +10,9 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.config.schema.init import CENTER
-from madgen.generation.single import load_sample_job
+from madgen.generation.single_image import load_sample_job
+from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.picture_files import ANYWHERE
-from madgen.prompts.pictures import PictureColumns
 from madgen.prompts.regions import parse_regions
 from madgen.types import Prompt
 from madgen.utils.errors import UserError

@@ -11,7 +11,7 @@ from madgen.config.schema import PICTURE_FIELDS
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_metadata
-from madgen.images.pictures import read_picture
+from madgen.images.decoding import read_picture
 from madgen.prompts.recorded_pictures import find_pictures
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError

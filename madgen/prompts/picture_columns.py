@@ -10,7 +10,7 @@ from typing import Any
 
 from madgen.config.schema import PICTURE_FIELDS, PROMPT_FIELDS, InitConfig, Job
 from madgen.config.schema.init import check_place
-from madgen.images.pictures import read_mask
+from madgen.images.decoding import read_mask
 from madgen.images.placement import check_aspect, check_mask, locate, scaled_size
 from madgen.prompts.picture_files import Access, parse_picture
 from madgen.types import PictureFile

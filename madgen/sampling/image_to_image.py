@@ -12,7 +12,7 @@ from madgen.backbones import Backbone
 from madgen.backbones._vae import encode_canvas
 from madgen.config.schema import InitConfig, SamplingParams
 from madgen.diffusion.start import FromPictures, Start
-from madgen.images.pictures import read_mask, read_picture
+from madgen.images.decoding import read_mask, read_picture
 from madgen.images.placement import PlacedPicture, feather, place_picture
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.postprocess import decodes_tiled
