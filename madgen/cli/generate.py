@@ -48,7 +48,8 @@ def generate(job: JobArguments) -> None:
     if outcome is not None:
         outcome = finish_upload(resolved, outcome)
     else:
-        from madgen.planning.forecast import forecast, warn
+        from madgen.planning.forecast import forecast
+        from madgen.planning.forecast_text import warn
 
         warn(resolved, forecast(resolved))  # refuse impossible jobs before the import of Lightning, which takes seconds
         resolved.check_directory()
@@ -81,7 +82,8 @@ def plan(
     loaded = load_job(job)
     from madgen.generation.upload import check_upload_target
     from madgen.planning.estimate import estimate
-    from madgen.planning.forecast import forecast, print_forecast, warn
+    from madgen.planning.forecast import forecast
+    from madgen.planning.forecast_text import print_forecast, warn
     from madgen.planning.resolved_run import ResolvedRun
 
     resolved = ResolvedRun.of(loaded)

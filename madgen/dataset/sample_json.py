@@ -1,15 +1,33 @@
-"""Build the JSON of a sample: everything needed to reproduce it, without times, hosts or workers."""
+"""Build and read the JSON of a sample: everything needed to reproduce it, without times, hosts or workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from madgen.config.schema import Job
+from madgen.config.schema import (
+    BackboneConfig,
+    BlendConfig,
+    ControlNetConfig,
+    IpAdapterConfig,
+    Job,
+    LoraConfig,
+    MadConfig,
+    MergeConfig,
+    MethodConfig,
+    NoiseConfig,
+    RegionsConfig,
+    SamplingParams,
+    SyncConfig,
+    ViewsConfig,
+)
 from madgen.dataset.format import Manifest
+from madgen.dataset.identity import mad_of_record
 from madgen.images.masks import embed_mask
-from madgen.types import Prompt, Task
+from madgen.types import NoiseBlend, PictureFile, Prompt, Region, Task
+
+Adapter = TypeVar("Adapter", ControlNetConfig, IpAdapterConfig)
 
 
 def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
@@ -90,3 +108,65 @@ def with_locations(metadata: Mapping[str, Any], manifest: Manifest, pretrained: 
     checker = metadata.get("safety")
     checked = None if checker is None else {"checker": safety.get("checker")} | checker
     return {**metadata, "backbone": located, "safety": checked}
+
+
+class SampleInputs(NamedTuple):
+    """Everything that a panorama is sampled from."""
+
+    backbone: BackboneConfig
+    method: MethodConfig
+    params: SamplingParams
+    task: Task
+
+
+def recorded_inputs(metadata: Mapping[str, Any], pictures: dict[str, PictureFile]) -> SampleInputs:
+    """Read the JSON of a sample, after `with_locations`; `pictures`: those that it identifies.
+
+    Raises LookupError, TypeError or ValueError if something is missing or wrong.
+    """
+    method, params = _method(metadata["method"]), SamplingParams.from_metadata(metadata["sampling"])
+    return SampleInputs(_backbone(metadata["backbone"]), method, params, _task(metadata, pictures))
+
+
+def _backbone(recorded: Mapping[str, Any]) -> BackboneConfig:
+    later = ("compile", "max_sequence_length", "prediction_type", "quantization")
+    return BackboneConfig(
+        **{name: recorded[name] for name in ("name", "pretrained", "revision", "variant", "config")},
+        **{name: recorded[name] for name in later if name in recorded},
+        loras=[LoraConfig(weights=lora["weights"], scale=lora["scale"]) for lora in recorded["loras"]],
+        controlnet=adapter_config(ControlNetConfig, recorded.get("controlnet", {})),
+        ip_adapter=adapter_config(IpAdapterConfig, recorded.get("ip_adapter", {})),
+        dtype=recorded.get("weights_dtype", recorded["dtype"]),
+    )
+
+
+def adapter_config(config: type[Adapter], recorded: Mapping[str, Any]) -> Adapter:
+    """Return the settings of a ControlNet or an IP-Adapter as it is recorded."""
+    return config(**{name: value for name, value in recorded.items() if name != "id"})
+
+
+def _method(recorded: Mapping[str, Any]) -> MethodConfig:
+    noise = recorded.get("noise", {})
+    return MethodConfig(
+        views=ViewsConfig(**recorded["views"]),
+        mad=MadConfig(**mad_of_record(recorded["mad"])) if recorded["mad"] else MadConfig(steps=0),
+        merge=MergeConfig(**recorded.get("merge", {})),
+        noise=NoiseConfig(**{**noise, "blend": BlendConfig(**noise.get("blend", {}))}),
+        sync=SyncConfig(**(recorded["sync"] or {})),
+        regions=RegionsConfig(**(recorded["regions"] or {})),
+    )
+
+
+def _task(metadata: Mapping[str, Any], pictures: dict[str, PictureFile]) -> Task:
+    prompt = Prompt(
+        metadata["prompt_id"],
+        metadata["prompt"],
+        metadata["negative_prompt"],
+        metadata["height"],
+        metadata["width"],
+        regions=tuple(Region.from_dict(region) for region in metadata.get("regions", [])),
+        pictures=pictures,
+        place=tuple(metadata["place"]) if "place" in metadata else None,
+    )
+    blend = None if metadata.get("blend") is None else NoiseBlend(**metadata["blend"])
+    return Task(metadata["key"], prompt, metadata["sample_index"], metadata["seed"], blend)

@@ -12,42 +12,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from madgen.config.schema import (
-    BackboneConfig,
-    BlendConfig,
-    ControlNetConfig,
-    IpAdapterConfig,
-    LoraConfig,
-    MadConfig,
-    MergeConfig,
-    MethodConfig,
-    NoiseConfig,
-    RegionsConfig,
-    SafetyConfig,
-    SamplingParams,
-    SyncConfig,
-    ViewsConfig,
-)
+from madgen.config.schema import IpAdapterConfig, SafetyConfig
 from madgen.dataset.encoding import encode_image
 from madgen.dataset.format import Manifest
-from madgen.dataset.identity import mad_of_record
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_sample
-from madgen.dataset.sample_json import with_locations
+from madgen.dataset.sample_json import SampleInputs, adapter_config, recorded_inputs, with_locations
 from madgen.generation.environment import describe, environment
 from madgen.generation.quiet import quieten
 from madgen.generation.safety import Safety
-from madgen.generation.single_image import check_output, step_bar
+from madgen.generation.sample import sample_image
+from madgen.generation.single_image import check_output
 from madgen.hub.adapters import controlnet_id, ip_adapter_files, ip_adapter_id, lora_id
 from madgen.hub.auxiliary_models import checker_id
 from madgen.hub.model_configs import described_by
 from madgen.hub.weights import ModelFiles, weights_id
 from madgen.prompts.picture_files import ANYWHERE, parse_picture
 from madgen.prompts.recorded_pictures import find_pictures
-from madgen.sampling.inputs import PanoramaBatch
-from madgen.sampling.postprocess import to_uint8
 from madgen.sampling.sampler import PanoramaSampler
-from madgen.types import NoiseBlend, PictureFile, Prompt, Region, Task
+from madgen.types import PictureFile
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
@@ -79,7 +62,7 @@ def regenerate(
         metadata = with_locations(stored.metadata, manifest, pretrained)
         _check_weights(metadata)
         pictures = _find_pictures(metadata, manifest, files or {})
-        inputs, loop = _inputs(metadata, pictures), bool(metadata["sampling"]["loop"])
+        inputs, loop = recorded_inputs(metadata, pictures), bool(metadata["sampling"]["loop"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
@@ -132,61 +115,10 @@ def _check_weights(metadata: dict[str, Any]) -> None:
     if control := backbone.get("controlnet"):
         _check_same(control["weights"], controlnet_id(control["weights"]), control["id"])
     if adapter := backbone.get("ip_adapter"):
-        files = ip_adapter_files(_ip_adapter(adapter))
+        files = ip_adapter_files(adapter_config(IpAdapterConfig, adapter))
         _check_same(adapter["weights"], files and ip_adapter_id(files), adapter["id"])
     if safety is not None:
         _check_same(safety["checker"], checker_id(safety["checker"]), safety["weights"])
-
-
-Inputs = tuple[BackboneConfig, MethodConfig, SamplingParams, Task]
-
-
-def _inputs(metadata: dict[str, Any], pictures: dict[str, PictureFile]) -> Inputs:
-    """Parse the JSON of a sample. Raises LookupError, TypeError or ValueError if something is missing or wrong."""
-    backbone, method = metadata["backbone"], metadata["method"]
-    noise, blend = method.get("noise", {}), metadata.get("blend")
-    return (
-        BackboneConfig(
-            name=backbone["name"],
-            pretrained=backbone["pretrained"],
-            revision=backbone["revision"],
-            variant=backbone["variant"],
-            config=backbone["config"],
-            loras=[LoraConfig(weights=lora["weights"], scale=lora["scale"]) for lora in backbone["loras"]],
-            controlnet=_controlnet(backbone.get("controlnet", {})),
-            ip_adapter=_ip_adapter(backbone.get("ip_adapter", {})),
-            dtype=backbone.get("weights_dtype", backbone["dtype"]),
-            compile=backbone.get("compile", False),
-            max_sequence_length=backbone.get("max_sequence_length"),
-            prediction_type=backbone.get("prediction_type"),
-            quantization=backbone.get("quantization"),
-        ),
-        MethodConfig(
-            views=ViewsConfig(**method["views"]),
-            mad=MadConfig(**mad_of_record(method["mad"])) if method["mad"] else MadConfig(steps=0),
-            merge=MergeConfig(**method.get("merge", {})),
-            noise=NoiseConfig(**{**noise, "blend": BlendConfig(**noise.get("blend", {}))}),
-            sync=SyncConfig(**(method["sync"] or {})),
-            regions=RegionsConfig(**(method["regions"] or {})),
-        ),
-        SamplingParams.from_metadata(metadata["sampling"]),
-        Task(
-            metadata["key"],
-            Prompt(
-                metadata["prompt_id"],
-                metadata["prompt"],
-                metadata["negative_prompt"],
-                metadata["height"],
-                metadata["width"],
-                regions=tuple(Region.from_dict(region) for region in metadata.get("regions", [])),
-                pictures=pictures,
-                place=tuple(metadata["place"]) if "place" in metadata else None,
-            ),
-            metadata["sample_index"],
-            metadata["seed"],
-            None if blend is None else NoiseBlend(**blend),
-        ),
-    )
 
 
 def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[str, str]) -> dict[str, PictureFile]:
@@ -218,25 +150,11 @@ def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[
     return pictures
 
 
-def _controlnet(recorded: dict[str, Any]) -> ControlNetConfig:
-    return ControlNetConfig(**{name: value for name, value in recorded.items() if name != "id"})
-
-
-def _ip_adapter(recorded: dict[str, Any]) -> IpAdapterConfig:
-    return IpAdapterConfig(**{name: value for name, value in recorded.items() if name != "id"})
-
-
-def _sample(inputs: Inputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
-    backbone, method, params, task = inputs
-    batch = PanoramaBatch.from_tasks([task], params.init)
-    sampler = PanoramaSampler.from_configs(backbone, method, params, "cuda" if torch.cuda.is_available() else "cpu")
+def _sample(inputs: SampleInputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampler = PanoramaSampler.from_configs(inputs.backbone, inputs.method, inputs.params, device)
     with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
-        with step_bar(params.denoising_steps(sampler.backbone.spec.joint_attention)) as on_step:
-            latents = sampler.sample_latents(batch, on_step=on_step)
-        pixels = sampler.decode_pixels(latents, params.loop, params.decode)
-        if batch.pictures:
-            pixels = sampler.keep_known(pixels, batch.pictures, params)
-        return to_uint8(pixels)[0], sampler
+        return sample_image(sampler, inputs.task), sampler
 
 
 def _checked(image_HWC: np.ndarray, sampler: PanoramaSampler, metadata: dict[str, Any]) -> np.ndarray:

@@ -65,18 +65,21 @@ class _Sampler:
         return image if self.safety is None else _checked(self.safety(image), self.job.safety.checker)
 
     def _sample(self, number: int) -> np.ndarray:
-        job, params = self.job, self.sampler.params
+        job = self.job
         variation = min(number, job.prompts.samples_per_prompt - 1)
         blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
         task = Task("", self.prompt, number, job.prompts.seed + number, blend)
-        batch = PanoramaBatch.from_tasks([task], params.init)
-        with step_bar(params.denoising_steps(self.sampler.backbone.spec.joint_attention)) as on_step:
-            latents = self.sampler.sample_latents(batch, on_step=on_step)
-        pixels = self.sampler.decode_pixels(latents, params.loop, params.decode)
-        if batch.pictures:
-            pixels = self.sampler.keep_known(pixels, batch.pictures, params)
-        image: np.ndarray = to_uint8(pixels)[0]
-        return image
+        return sample_image(self.sampler, task)
+
+
+def sample_image(sampler: PanoramaSampler, task: Task) -> np.ndarray:
+    """Sample one panorama, uint8 [H, W, 3], with a bar of its steps on a terminal."""
+    params = sampler.params
+    batch = PanoramaBatch.from_tasks([task], params.init)
+    with step_bar(params.denoising_steps(sampler.backbone.spec.joint_attention)) as on_step:
+        latents = sampler.sample_latents(batch, on_step=on_step)
+    image: np.ndarray = to_uint8(sampler.decode_batch(latents, batch, params))[0]
+    return image
 
 
 def _checked(checked: Checked, checker: str | None) -> np.ndarray:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
-from madgen.cluster.launch import rank
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
@@ -25,15 +21,11 @@ from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_eval
 from madgen.planning.gpu_memory import GpuMemory, check_gpu_memory, gpu_memory
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.truncation import Truncation, count_truncated
-from madgen.prompts.literal_syntax import literal_syntax
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.method import Method
 from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler
-from madgen.utils.console import eta_text, plural, size_text
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,18 +61,9 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     job, plan = run.job, run.plan
     if not assume_spec:
         check_licences(job.backbone)
-    job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
-    if job.output.upload is not None:
-        check_client_installed("output.upload", job.output.upload)
-    _check_adapters(run)
+    _check_settings(run)
     spec, assumed = _spec(run, assume_spec)
-    if job.backbone.quantization is not None:
-        if not spec.joint_attention:
-            kind = job.backbone.quantization
-            raise UserError(f"backbone.quantization={kind} is not supported for UNets; set it to null")
-        check_quantization(job.backbone.quantization)
-    for lora in job.backbone.loras:
-        check_lora(lora.weights)
+    _check_models(run, spec)
     if not assumed:
         with without_retries() if assume_spec else nullcontext():
             backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, run.files)
@@ -90,9 +73,7 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
     for size in layouts:
         check_side(job.output.format, *size)
     _check_regions(run, spec)
-    spec.check_guidance(job.sampling.guidance_scale, [plan.prompts.header.totals.negative])
-    if job.sampling.guidance_steps is not None and spec.guidance != "cfg":
-        raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
+    _check_guidance(run, spec)
     memory = gpu_memory(run, spec, layouts, _canvas_steps(run, spec))
     check_gpu_memory(run, memory)
     steps = _evaluated_steps(run, own)
@@ -111,6 +92,34 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         licences=licence_notes(job.backbone),
         gpu_memory=memory,
     )
+
+
+def _check_settings(run: ResolvedRun) -> None:
+    """Raise UserError for settings that cannot work with any backbone."""
+    job = run.job
+    job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
+    if job.output.upload is not None:
+        check_client_installed("output.upload", job.output.upload)
+    _check_adapters(run)
+
+
+def _check_models(run: ResolvedRun, spec: BackboneSpec) -> None:
+    """Raise UserError for a quantization that is not supported, or a LoRA that does not exist."""
+    backbone = run.job.backbone
+    if backbone.quantization is not None:
+        if not spec.joint_attention:
+            raise UserError(f"backbone.quantization={backbone.quantization} is not supported for UNets; set it to null")
+        check_quantization(backbone.quantization)
+    for lora in backbone.loras:
+        check_lora(lora.weights)
+
+
+def _check_guidance(run: ResolvedRun, spec: BackboneSpec) -> None:
+    """Raise UserError for a guidance without effect."""
+    sampling = run.job.sampling
+    spec.check_guidance(sampling.guidance_scale, [run.plan.prompts.header.totals.negative])
+    if sampling.guidance_steps is not None and spec.guidance != "cfg":
+        raise UserError("sampling.guidance_steps has no effect: the backbone embeds its guidance scale; leave it null")
 
 
 def _check_adapters(run: ResolvedRun) -> None:
@@ -272,82 +281,3 @@ def _check_regions(run: ResolvedRun, spec: BackboneSpec) -> None:
                     cell_weights(*case, spec.factor, run.job.sampling.loop)
                 except UserError as error:
                     raise UserError(f"prompt {prompt.id}: {error}") from error
-
-
-def warn(run: ResolvedRun, forecast: Forecast) -> None:
-    """Warn about truncated prompts and syntax of other programs; of several processes, only the first one warns."""
-    if rank() != 0:
-        return
-    truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
-    for line in (*literal_syntax(run.plan.prompts), *truncated):
-        logger.warning(line)
-
-
-def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
-    """Print a forecast as text or JSON, with the fields of `Estimate.as_dict`."""
-    job, plan = run.job, run.plan
-    cost, truncation, steps = forecast.cost, forecast.truncation, job.denoising_steps
-    content = {
-        "name": job.name,
-        "prompts": len(plan.prompts),
-        "samples": plan.samples,
-        "shards": plan.shard_count,
-        "samples_per_shard": plan.samples_per_shard,
-        "samples_added": run.added,
-        "sizes": [
-            {"height": height, "width": width, "samples": count, "views": forecast.views[height, width]}
-            for (height, width), count in forecast.sizes.items()
-        ],
-        "view_evaluations": cost.view_evaluations,
-        **({"controlled_view_evaluations": forecast.controlled} if forecast.controlled else {}),
-        "megapixels": round(cost.megapixels, 3),
-        "bytes": cost.bytes,
-        "pictures": cost.pictures,
-        "gpu_memory": None if forecast.gpu_memory is None else forecast.gpu_memory.as_dict(),
-        "spec_is_assumed": forecast.spec_is_assumed,
-        "licences": forecast.licences,
-        "prompts_cut": None if truncation is None else truncation.prompts,
-        "prompts_cut_is_exact": truncation is not None and truncation.checked == truncation.candidates,
-        **estimate,
-    }
-    if as_json:
-        print(json.dumps(content, indent=1))
-        return
-    mad, disk = job.method.mad.merged_steps, f"about {size_text(cost.bytes)} as {job.output.format}"
-    counts = plural(len(plan.prompts), "prompt"), plural(plan.samples, "panorama"), plural(plan.shard_count, "shard")
-    print("{}: {}, {} in {}".format(job.name, *counts))
-    adds = f": adds {plural(run.added, 'panorama')}, as generation {len(plan.stages)}" if run.added else ""
-    print(f"  to {job.output_dir}{adds}")
-    for (height, width), count in forecast.sizes.items():
-        print(f"  {count} of {height}x{width} px, {forecast.views[height, width]} views each")
-    merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
-    print(f"  {job.backbone.pretrained}, {steps} steps, {merged if mad else 'no MAD'}")
-    if summary := job.method.operators:
-        print(f"  {summary}")
-    with_control = f" ({forecast.controlled:,} with the ControlNet)" if forecast.controlled else ""
-    print(f"  {cost.view_evaluations:,} view evaluations{with_control}, {cost.megapixels:,.1f} megapixels, {disk}")
-    if cost.pictures:
-        strength = job.sampling.init.strength
-        print(f"  {cost.pictures} pictures encoded; {steps} of {job.sampling.num_inference_steps} steps at {strength=}")
-    for line in () if forecast.gpu_memory is None else forecast.gpu_memory.lines():
-        print(f"  {line}")
-    for line in _time_lines(estimate):
-        print(f"  {line}")
-    for line in forecast.licences:
-        print(f"  note: {line}")
-    if forecast.spec_is_assumed:
-        missing = f"{job.backbone.pretrained} is not on this machine"
-        print(f"  note: {missing}; assuming the shapes of its model family; madgen fetch downloads it")
-
-
-def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:
-    """Describe the remaining time, if something was measured."""
-    workers, wall_s, hours = estimate["workers"], estimate["wall_s"], estimate["device_hours_left"]
-    if hours is not None:
-        per_evaluation = f"{1000 * estimate['seconds_per_view_evaluation']:.3g} ms per view evaluation"
-        from_ = f"{per_evaluation}, measured on {plural(estimate['measured_shards'], 'shard')}"
-        yield f"{plural(estimate['shards_left'], 'shard')} left: {hours:,.2f} device hours ({from_})"
-    if wall_s is not None:
-        yield f"{plural(workers, 'worker')}: {eta_text(wall_s)}"
-    elif workers is not None:
-        yield f"{plural(workers, 'worker')}: unknown until a shard is finished; or pass --measured DIR"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -47,23 +46,22 @@ class CallInputs:
         cls,
         generator: Any,
         latents: Any,
-        embeddings: Mapping[str, Any],
+        embeddings: PromptEmbeddings,
         timesteps: Any,
         sigmas: Any,
         eta: Any,
     ) -> CallInputs:
-        """Validate the arguments of `sampler(...)`; see there. `embeddings`: the four tensors by name."""
+        """Validate the arguments of `sampler(...)`; see there."""
+        tensors = {
+            name: _parse_tensor(name, value, 2 if "pooled" in name else 3) for name, value in vars(embeddings).items()
+        }
         return cls(
             _parse_generator(generator),
             _parse_tensor("latents", latents, 4),
-            PromptEmbeddings(
-                **{name: _parse_tensor(name, value, 2 if "pooled" in name else 3) for name, value in embeddings.items()}
-            ),
-            timesteps=None
-            if timesteps is None
-            else [whole("each of timesteps", t) for t in listed("timesteps", timesteps)],
-            sigmas=None if sigmas is None else [number("each of sigmas", s, 0) for s in listed("sigmas", sigmas)],
-            eta=number("eta", eta, 0),
+            PromptEmbeddings(**tensors),
+            None if timesteps is None else [whole("each of timesteps", t) for t in listed("timesteps", timesteps)],
+            None if sigmas is None else [number("each of sigmas", s, 0) for s in listed("sigmas", sigmas)],
+            number("eta", eta, 0),
         )
 
     @property

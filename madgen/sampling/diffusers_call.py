@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from madgen.backbones import PromptEmbeddings
 from madgen.config.schema import InitConfig, SamplingParams
 from madgen.diffusion.denoise import Generators
 from madgen.images.placement import PlacedPicture
@@ -219,12 +220,9 @@ class DiffusersCall:
         check_output("output_type", output_type, OUTPUTS)
         switch("return_dict", return_dict)
         sampler: PanoramaSampler = self  # type: ignore[assignment]
-        embeddings = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
+        embeddings = PromptEmbeddings(
+            prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+        )
         inputs = CallInputs.parse(generator, latents, embeddings, timesteps, sigmas, eta)
         prompts, negatives = _texts(prompt, negative_prompt, inputs)
         copies = whole("num_images_per_prompt", num_images_per_prompt, 1)
@@ -257,10 +255,7 @@ class DiffusersCall:
             latents = running.run(batch, params, chunk_views)
             if output_type == "latent":
                 return PanoramaOutput(latents)
-            pixels = sampler.decode_pixels(latents, params.loop, params.decode)
-            if batch.pictures:
-                pixels = sampler.keep_known(pixels, batch.pictures, params)
-            return PanoramaOutput(convert(pixels, output_type))
+            return PanoramaOutput(convert(sampler.decode_batch(latents, batch, params), output_type))
 
 
 def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> Any:

@@ -309,6 +309,11 @@ class JointSampler:
         with self.exclusively():
             return self.backbone.decode(latents_BCHW, wrap, decodes_tiled(height, width, decode))
 
+    def decode_batch(self, latents_BCHW: Tensor, batch: PanoramaBatch, params: SamplingParams) -> Tensor:
+        """Decode the latents of a batch, with the parts of its pictures that are kept: float32 [B, 3, H, W] in 0..1."""
+        pixels = self.decode_pixels(latents_BCHW, params.loop, params.decode)
+        return self.keep_known(pixels, batch.pictures, params) if batch.pictures else pixels
+
     @property
     def scheduler(self) -> Any:
         """The diffusers scheduler whose class and config are used unless `params.scheduler` names another class."""

@@ -343,10 +343,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
 
         with self.exclusively():
             latents = self.sample_latents(batch, params, chunk_views, report)
-            if output == "latent":
-                return latents
-            pixels = self.decode_pixels(latents, params.loop, params.decode)
-            return convert(self.keep_known(pixels, pictures, params) if pictures else pixels, output)
+            return latents if output == "latent" else convert(self.decode_batch(latents, batch, params), output)
 
     def merged_params(
         self,

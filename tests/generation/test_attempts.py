@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingConfig
-from madgen.generation.regenerate import _inputs, _sample
+from madgen.dataset.sample_json import recorded_inputs
+from madgen.generation.regenerate import _sample
 from madgen.generation.robust_sampler import RobustSampler, is_out_of_memory, with_changes, within_memory
 from madgen.types import Prompt, Task
 
@@ -429,7 +430,7 @@ def test_regenerate_uses_float32_on_the_weights_as_loaded(tiny, tmp_path):
     }  # fmt: skip
     for changes, same in ((attempt.changes, True), ({"backbone": {"dtype": "float32"}}, False)):
         metadata = with_changes(lasting, changes)
-        again, _ = _sample(_inputs(metadata, {}), metadata)
+        again, _ = _sample(recorded_inputs(metadata, {}), metadata)
         assert np.array_equal(again, attempt.image_HWC) == same
 
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from demo_backbone.arguments import new_parser
 from demo_backbone.data import Pictures, draw_captions, render
 from demo_backbone.pace import Pace
 from demo_backbone.train_clip import retrieval, save_clip, train_clip
@@ -37,11 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=32_768)
+    parser = new_parser(__doc__)
     for part, steps, batch in (("vae", 12_000, 192), ("unet", 12_000, 1024)):
         parser.add_argument(f"--{part}-steps", type=int, default=steps)
         parser.add_argument(f"--{part}-batch", type=int, default=batch)
@@ -74,9 +71,7 @@ def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=build_tokenizer(
-            vocabulary(), options.folder / "tokenizer"
-        ),  # without the padding state of the one in use
+        tokenizer=build_tokenizer(vocabulary(), options.folder / "tokenizer"),  # the one in use has a padding state
         unet=unet.half(),  # half the file size; it is loaded in float32
         scheduler=new_scheduler(),
         safety_checker=None,

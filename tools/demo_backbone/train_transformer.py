@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from demo_backbone.arguments import new_parser
 from demo_backbone.data import draw_captions, render
 from demo_backbone.pace import Pace
 from demo_backbone.train_unet import tokenize
@@ -51,11 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=32_768)
+    parser = new_parser(__doc__)
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--distill", type=float, default=0.15, help="share of the steps that distill guidance")
