@@ -86,7 +86,7 @@ class PipelineBackbone(Family):
     # Loading
 
     @classmethod
-    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    def loading_options(cls, files: ModelFiles) -> dict[str, Any]:
         """Return the arguments of `from_pretrained` of the pipeline."""
         return {}
 
@@ -94,12 +94,13 @@ class PipelineBackbone(Family):
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
-        options = cls.loading_options(pretrained, checkpoint) | {"single_file_parts": cls.parts_to_complete()}
+        files = ModelFiles(pretrained, checkpoint.get("revision"), checkpoint.get("config"), checkpoint.get("variant"))
+        options = cls.loading_options(files) | {"single_file_parts": cls.parts_to_complete()}
         if (kind := checkpoint.get("quantization")) is not None:
             cls.check_quantization(kind, pretrained)
             dtype = checkpoint.get("dtype", torch.float32)
             options["quantization_config"] = quantization_config(kind, cls.part, dtype)
-        backbone = load_backbone(partial(cls, **further), cls.describe, pretrained, checkpoint, **options)
+        backbone = load_backbone(partial(cls, **further), cls.describe, files, checkpoint, **options)
         backbone.is_quantized = kind is not None
         return backbone
 

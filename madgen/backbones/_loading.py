@@ -23,12 +23,11 @@ TEXT_ENCODERS_AND_VAE = ("text_encoder", "text_encoder_2", "text_encoder_3", "va
 def load_backbone(
     build: Callable[[Any, BackboneSpec, torch.dtype, torch.device], B],
     describe: Callable[[ModelFiles], BackboneSpec],
-    pretrained: str,
+    files: ModelFiles,
     checkpoint: Checkpoint,
     **options: Any,
 ) -> B:
     """Load a pipeline and call `build` with it and with its spec; `options`: see `load_pipeline`."""
-    files = ModelFiles(pretrained, checkpoint.get("revision"), checkpoint.get("config"), checkpoint.get("variant"))
     dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
     spec = describe(files)
     own = own_scheduler(files, checkpoint.get("prediction_type"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
+from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Embedded
 from madgen.backbones._sizes import CLIP_H, KL_VAE, published
 from madgen.backbones._unet import UNetBackbone
 from madgen.backbones._unet_family import ATTENDING, assumed_guidance
 from madgen.hub.model_size import Parameters
+from madgen.hub.weights import ModelFiles
 
 
 class StableDiffusion(UNetBackbone):
@@ -31,7 +32,7 @@ class StableDiffusion(UNetBackbone):
         return published(Parameters(865_910_724), (CLIP_H,), activations, KL_VAE)
 
     @classmethod
-    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    def loading_options(cls, files: ModelFiles) -> dict[str, Any]:
         """Leave out the safety checker, which is made for single images."""
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
+from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._sizes import CLIP_G, CLIP_L, T5_XXL, published
 from madgen.backbones._tokens import split_positions
@@ -85,10 +85,10 @@ class StableDiffusion3(TransformerBackbone):
         return limit or tokenizers.text_limit(("tokenizer", "tokenizer_2"), files)
 
     @classmethod
-    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    def loading_options(cls, files: ModelFiles) -> dict[str, Any]:
         """Leave out T5 if the checkpoint lacks it: it is larger than the transformer."""
-        index = read_index(pretrained, checkpoint.get("revision"), checkpoint.get("config"))
-        return {part: None for part in ("text_encoder_3", "tokenizer_3") if not has_part(pretrained, index, part)}
+        index, parts = read_index(files), ("text_encoder_3", "tokenizer_3")
+        return {part: None for part in parts if not has_part(files.pretrained, index, part)}
 
     def limiting_tokenizers(self) -> tuple[Any, ...]:
         """Return T5's tokenizer, or CLIP's if the checkpoint has no T5."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint, ModelSize
+from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._sizes import CLIP_G, CLIP_L, KL_VAE, published
 from madgen.backbones._unet import UNetBackbone
@@ -61,7 +61,7 @@ class StableDiffusionXL(UNetBackbone):
         return published(Parameters(2_567_463_684), (CLIP_L, CLIP_G), activations, KL_VAE)
 
     @classmethod
-    def loading_options(cls, pretrained: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    def loading_options(cls, files: ModelFiles) -> dict[str, Any]:
         """Leave out the watermark."""
         return {"add_watermarker": False}
 
