@@ -29,7 +29,7 @@ from madgen.backbones.acceleration.compilation import check_compiler, compiled, 
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
-from madgen.hub.weights import single_file
+from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
