@@ -56,10 +56,10 @@ def states(backbone):
 
 
 def test_single_file_is_described_from_its_config_folder(folders, files):
-    describe = backbone_module("sd").describe
-    assert describe(str(files["sd"]), None, str(folders["sd"])) == describe(str(folders["sd"]))
+    describe, single = backbone_module("sd").describe, ModelFiles(str(files["sd"]), None, str(folders["sd"]))
+    assert describe(single) == describe(ModelFiles(str(folders["sd"])))
     with pytest.raises(UserError, match=r"sdxl loads StableDiffusionXLPipeline"):
-        backbone_module("sdxl").describe(ModelFiles(str(files["sd"]), None, str(folders["sd"])))
+        backbone_module("sdxl").describe(single)
 
 
 @pytest.mark.parametrize(
