@@ -71,12 +71,12 @@ def main() -> None:
     save_clip(new_clip(tokenizer), tokenizer, clip)
     networks = Extractors(parse(f"{clip},vgg=random"), torch.device("cpu"))
     parts = options.folder / f"parts-{time.time_ns()}"
-    started, show_progress = time.monotonic(), metric_columns.show_progress
+    started, counting = time.monotonic(), metric_columns.counting
 
     @contextmanager
     def show_memory(description: str, total: int) -> Iterator[Callable[[int], None]]:
         done = 0
-        with show_progress(description, total) as advance:
+        with counting(description, total) as advance:
 
             def advance_and_print(count: int) -> None:
                 nonlocal done
@@ -87,7 +87,7 @@ def main() -> None:
 
             yield advance_and_print
 
-    metric_columns.show_progress = show_memory
+    metric_columns.counting = show_memory
     evaluate(Evaluation(directory, squares, METRICS, networks, Crops(64), parts, parts / "squares"))
     print(f"report: peak {peak_mb():.0f} MB, {time.monotonic() - started:.0f} s")
 

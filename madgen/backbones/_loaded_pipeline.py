@@ -17,6 +17,7 @@ import torch
 
 from madgen import backbones
 from madgen.backbones import Backbone, BackboneSpec
+from madgen.backbones._loading import models_of
 from madgen.utils.errors import UserError
 
 B = TypeVar("B")
@@ -59,7 +60,7 @@ def borrow(pipeline: Any, max_sequence_length: int | None = None) -> Borrowed:
     """Build the backbone of a loaded pipeline. Raises UserError if something in it is not supported."""
     module = _family(pipeline)
     _check_pipeline(pipeline)
-    modules: list[Any] = [each for model in _models(pipeline).values() for each in model.modules()]
+    modules: list[Any] = [each for model in models_of(pipeline).values() for each in model.modules()]
     modules += [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
     before = [dict(vars(each)) for each in modules]
     backbone: Backbone | None = None
@@ -134,10 +135,6 @@ def _apply(changes: list[Change]) -> list[Change]:
     return before
 
 
-def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-
-
 def _family(pipeline: Any) -> Any:
     """Return the backbone module of a pipeline's class, or of one that it is derived from."""
     from diffusers import DiffusionPipeline
@@ -171,7 +168,7 @@ def _check_pipeline(pipeline: Any) -> None:
         )
     if getattr(pipeline, "watermark", None) is not None:
         raise UserError("pipe: watermarks are not applied to panoramas; set pipe.watermark = None")
-    for name, model in _models(pipeline).items():
+    for name, model in models_of(pipeline).items():
         if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
             raise UserError(
                 f"pipe: the compiled {name} is not supported; pass the pipeline as it is before torch.compile, or use "

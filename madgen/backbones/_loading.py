@@ -139,13 +139,14 @@ def _refuse_variant(files: ModelFiles) -> None:
         )
 
 
-def _models(pipeline: Any) -> dict[str, torch.nn.Module]:
+def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Return the networks of a pipeline by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
 
 
 def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
     """Raise UserError for missing weights: diffusers leaves tensors without data that a single file lacks."""
-    for name, model in _models(pipeline).items():
+    for name, model in models_of(pipeline).items():
         missing = [tensor for tensor, value in model.named_parameters() if value.is_meta]
         if missing:
             raise UserError(f"backbone.pretrained={pretrained} lacks weights of its {name}: {missing[0]}")

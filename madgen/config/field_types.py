@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
 
@@ -52,8 +53,6 @@ def _section(value: Any, cls: Any, name: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise UserError(f"{name} must be a {cls.__name__} or a mapping of its keys, got {value!r}")
-    from madgen.config.schema import nearest
-
     hints = _hints(cls)
     for key in value:
         if key not in hints:

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from madgen.config.schema import Job, check_recordable, nearest
+from madgen.config.schema import Job, check_recordable
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
-from madgen.utils.validation import expand_user, listed, path, texts
+from madgen.utils.validation import expand_user, listed, nearest, path, texts
 
 DATASET = "dataset://"
 

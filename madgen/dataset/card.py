@@ -19,7 +19,7 @@ from madgen.dataset.licences import recorded_licences
 from madgen.dataset.reader import read_entry
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
-from madgen.utils.markdown import escaped
+from madgen.utils.escaping import escaped
 
 UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
 """Errors that reading a damaged sample may raise."""

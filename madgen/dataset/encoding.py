@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,3 +87,16 @@ def encode_members(key: str, members: Mapping[str, bytes]) -> bytes:
     size = writer.tarstream.offset
     writer.close()
     return stream.getvalue()[:size]
+
+
+def decode_members(records: bytes, key: str) -> dict[str, bytes]:
+    """Invert `encode_members`. Raises one of `READ_ERRORS`, such as LookupError for files of another sample."""
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
+        for member in tar:
+            name, _, extension = member.name.partition(".")
+            if name != key:
+                raise LookupError(f"{member.name} is not a file of {key}")
+            if (content := tar.extractfile(member)) is not None:
+                members[extension] = content.read()
+    return members

@@ -6,7 +6,6 @@ import hashlib
 import io
 import itertools
 import os
-import tarfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file, parse_object
@@ -33,6 +33,16 @@ class Sample:
     format: str
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample with its image as it is stored."""
+
+    entry: SampleEntry
+    metadata: dict[str, Any]
+    image: bytes
+    format: str
+
+
 def read_sample(directory: DatasetDir, key: str) -> Sample:
     """Read a sample of a finished or open shard by its key. Raises UserError if there is none."""
     directory.read_manifest()
@@ -44,16 +54,23 @@ def read_sample(directory: DatasetDir, key: str) -> Sample:
 
 def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
     """Read a sample and decode its image. Raises UserError if it is damaged."""
+    sample = read_encoded(directory, entry)
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:
+            picture = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, LookupError) as error:
+        raise _damaged(directory, entry, f"undecodable image ({error})") from error
+    return Sample(sample.metadata, picture, sample.format)
+
+
+def read_encoded(directory: DatasetDir, entry: SampleEntry) -> EncodedSample:
+    """Read a sample without decoding its image. Raises UserError if it is damaged."""
     members = read_members(directory, entry)
     image_format = next((name for name in IMAGE_FORMATS if name in members), None)
     if image_format is None or "json" not in members:
         raise _damaged(directory, entry, "no image or no JSON")
-    try:
-        with Image.open(io.BytesIO(members[image_format])) as image:
-            picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, LookupError) as error:
-        raise _damaged(directory, entry, f"undecodable image ({error})") from error
-    return Sample(parse_object(members["json"], f"the JSON of {entry.key}"), picture, image_format)
+    metadata = parse_object(members["json"], f"the JSON of {entry.key}")
+    return EncodedSample(entry, metadata, members[image_format], image_format)
 
 
 def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:
@@ -71,12 +88,7 @@ def read_members(directory: DatasetDir, entry: SampleEntry) -> dict[str, bytes]:
     if size < entry.size or hashlib.sha256(records).hexdigest() != entry.sha256:
         raise _damaged(directory, entry, "checksum mismatch")
     try:
-        with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
-            return {
-                member.name.partition(".")[2]: content.read()
-                for member in tar
-                if (content := tar.extractfile(member)) is not None
-            }
+        return decode_members(records, entry.key)
     except READ_ERRORS as error:
         raise _damaged(directory, entry, str(error)) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
@@ -26,6 +23,7 @@ from madgen.dataset.reader import read_entry
 from madgen.evaluation.partial_results import Column, ShardPart, shard_parts
 from madgen.metrics.crops import CroppedImage, Crops
 from madgen.utils.errors import UserError
+from madgen.utils.progress import showing_progress
 from madgen.utils.validation import environment_number
 
 logger = logging.getLogger(__name__)
@@ -68,21 +66,15 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def show_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that adds finished images to a progress bar or, without a terminal, to a log line."""
-    console, done, due = Console(stderr=True), 0, time.monotonic() + LOG_EVERY_S
-    is_terminal = sys.stderr.isatty()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not is_terminal) as bar:
-        task = bar.add_task(description, total=total)
+def counting(activity: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that adds finished images to the progress that is shown."""
+    done = 0
+    with showing_progress(activity, "images") as show:
 
         def advance(count: int) -> None:
-            nonlocal done, due
+            nonlocal done
             done += count
-            bar.advance(task, count)
-            if not is_terminal and time.monotonic() >= due:
-                due = time.monotonic() + LOG_EVERY_S
-                logger.info("%s %s: %d/%d", time.strftime("%Y-%m-%d %H:%M:%S"), description, done, total)
+            show(done, total)
 
         yield advance
 
@@ -102,7 +94,7 @@ def compute_columns(
     ranks = ranks or RankInfo.from_environment()
     parts = list(shard_parts(directory, folder))
     own = [part for part in parts[ranks.rank :: ranks.world_size] if part.missing(columns)]
-    with show_progress(f"evaluating {directory.root}", sum(len(part.entries) for part in own)) as advance:
+    with counting(f"evaluating {directory.root}", sum(len(part.entries) for part in own)) as advance:
 
         def compute(part: ShardPart) -> None:
             _compute_shard(part, columns, crops, batch, advance)

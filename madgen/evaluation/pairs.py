@@ -17,7 +17,7 @@ import numpy as np
 
 from madgen.dataset.format import prompt_id
 from madgen.dataset.layout import DatasetDir
-from madgen.evaluation.metric_columns import exact_float32, read_image, show_progress
+from madgen.evaluation.metric_columns import counting, exact_float32, read_image
 from madgen.evaluation.partial_results import Column, digest, save_array
 from madgen.metrics.crops import Crops
 from madgen.utils.seeding import derived_seed
@@ -57,7 +57,7 @@ def score_pairs(
         return module.score([ImagePair(tiles)], network)[0]
 
     means = {}
-    with show_progress(f"pairs of {directory.root}", sum(map(len, pairs.values()))) as advance, exact_float32():
+    with counting(f"pairs of {directory.root}", sum(map(len, pairs.values()))) as advance, exact_float32():
         for prompt, drawn in pairs.items():
             content = digest([crops.seed, [[entries[key].sha256 for key in pair] for pair in drawn]])
             path = folder / column.id / f"pairs-{content}.npy"

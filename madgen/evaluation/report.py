@@ -11,7 +11,7 @@ from madgen.dataset.format import to_json
 from madgen.evaluation.evaluate import VERSION
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
-from madgen.utils.markdown import escaped
+from madgen.utils.escaping import escaped
 
 MAX_PROMPT_CHARACTERS = 2000
 

@@ -18,7 +18,7 @@ from madgen.generation.circuit_breaker import CircuitBreaker
 from madgen.generation.robust_sampler import UNSAFE
 from madgen.generation.scoring import PixelScores
 from madgen.generation.work_queue import WorkQueue
-from madgen.monitoring.observer import Observer, ShardDone
+from madgen.monitoring.observer import Observer
 from madgen.monitoring.rate import Rate
 from madgen.types import Attempt, Batch, Panoramas, Record
 
@@ -40,7 +40,6 @@ class ShardPipeline:
         self._breaker = CircuitBreaker(job.quarantine.max_share, job.quarantine.window)
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
-        self._waited = 0.0
         self._uploads: BackgroundUpload | None = None
 
     @property
@@ -126,10 +125,8 @@ class ShardPipeline:
             self._pixels.add(pixels)
         seconds = {**panoramas.seconds, "write": time.perf_counter() - started, "wait": waited}
         shard.commit(seconds, self.queue.cost(batch))
-        if shard.complete and self.queue.publish(shard):
-            if self._uploads is not None:
-                self._uploads.add(shard.shard.name)
-            self._notify("shard_published", ShardDone(shard.shard.name, shard.made, shard.seconds))
+        if shard.complete and self.queue.publish(shard) and self._uploads is not None:
+            self._uploads.add(shard.shard.name)
         progress = {name: len(opened.settled) for name, opened in dict(self.queue.open_shards).items()}
         self.queue.worker.beat(open=progress)
 

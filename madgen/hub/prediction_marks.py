@@ -13,7 +13,6 @@ from typing import Any
 from madgen.hub.safetensors_file import Header, read_header
 from madgen.utils.errors import UserError
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 NAMES = {
     "epsilon": "epsilon", "eps": "epsilon", "noise": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction",
     "v-prediction": "v_prediction", "v_pred": "v_prediction", "velocity": "v_prediction", "sample": "sample",

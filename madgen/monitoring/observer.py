@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from madgen.dataset.format import Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Worker
 from madgen.types import Record
-
-
-@dataclass(frozen=True)
-class ShardDone:
-    """A published shard."""
-
-    name: str
-    samples: int
-    seconds: dict[str, float]
-    """This worker's time by activity: `sample`, `decode`, `write`, `wait`."""
 
 
 class Observer:
@@ -31,9 +19,6 @@ class Observer:
 
     def sample_written(self, record: Record) -> None:
         """Called after a sample is written to an open shard."""
-
-    def shard_published(self, shard: ShardDone) -> None:
-        """Called after a shard is renamed to its final name."""
 
     def tripped(self, why: str) -> None:
         """Called when this worker stops because too many samples fail."""

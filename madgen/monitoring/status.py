@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
-import tempfile
 import time
 from typing import Any
 
@@ -14,6 +12,7 @@ from madgen.dataset.format import Heartbeat
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
 from madgen.monitoring.totals import Totals
+from madgen.utils.atomic import file_system_time
 
 SILENT_S = 2 * HEARTBEAT_S
 """Age of the heartbeat after which a worker is reported as silent; after its lease it counts as dead."""
@@ -120,8 +119,7 @@ def _kept(directory: DatasetDir, others: set[str]) -> int:
 def _now(directory: DatasetDir) -> float:
     """Return the time on the file server's clock, as clocks of machines may differ by more than a lease."""
     try:
-        with tempfile.TemporaryFile(dir=directory.workers) as stream:
-            return os.fstat(stream.fileno()).st_mtime
+        return file_system_time(directory.workers)
     except OSError:  # a read-only dataset
         return time.time()
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from madgen.config.schema import PromptsConfig, nearest
+from madgen.config.schema import PromptsConfig
 from madgen.prompts.readers import Chunk
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 NAME = "prompts.template"
 ROWS = 8192

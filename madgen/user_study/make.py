@@ -17,7 +17,7 @@ from madgen.user_study.design import Design, Item, Source, StudyImage, choose_it
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.rendering import MAX_SIDE, render
 from madgen.utils.atomic import atomic, check_new_directory, publish_directory, write_atomically
-from madgen.utils.html import json_block
+from madgen.utils.escaping import json_block
 from madgen.utils.seeding import derived_seed
 
 VERSION = 1

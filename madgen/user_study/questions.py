@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from madgen.config.schema import nearest
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 
 @dataclass(frozen=True)

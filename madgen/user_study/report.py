@@ -11,7 +11,7 @@ from madgen.user_study.answers import read_answers, read_key
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.score import score
 from madgen.utils.atomic import write_atomically
-from madgen.utils.markdown import escaped
+from madgen.utils.escaping import escaped
 
 MAX_PROMPT_CHARACTERS = 60
 

@@ -7,7 +7,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from numbers import Complex, Real
 from pathlib import Path
@@ -150,3 +150,11 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 def texts(name: str, value: Any) -> list[str]:
     """Convert a sequence of strings."""
     return [text(f"each of {name}", one) for one in listed(name, value)]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error about an unknown name: the most similar known name, or all known names."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from madgen.config.schema.backbone import UNETS, BackboneConfig, ControlNetConfig, IpAdapterConfig, LoraConfig
-from madgen.config.schema.checks import check_recordable, check_url, nearest
+from madgen.config.schema.checks import check_recordable, check_url
 from madgen.config.schema.init import InitConfig
 from madgen.config.schema.job import Job, require_job
 from madgen.config.schema.method import (
@@ -55,7 +55,6 @@ __all__ = [
     "WandbConfig",
     "check_recordable",
     "check_url",
-    "nearest",
     "require_job",
     "share_of_steps",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from madgen.config.schema.checks import changed, check, check_one_of
+from madgen.config.schema.checks import check, check_one_of, check_weights_set
 
 UNETS = ("sd", "sdxl")
 """Backbones that predict noise with a UNet; the others are flow-matching transformers."""
@@ -49,9 +49,7 @@ class ControlNetConfig:
 
     def check_on(self) -> None:
         """Raise UserError for settings without effect."""
-        if self.weights is None:
-            for name, value in changed(self).items():
-                check(False, f"backbone.controlnet.{name}={value} has no effect; set backbone.controlnet.weights")
+        check_weights_set("backbone.controlnet", self)
 
     def active_steps(self, steps: int) -> frozenset[int]:
         """Return those of the denoising steps in which it acts, as in diffusers; UserError if there are none."""
@@ -90,9 +88,7 @@ class IpAdapterConfig:
 
     def check_on(self) -> None:
         """Raise UserError for settings without effect."""
-        if self.weights is None:
-            for name, value in changed(self).items():
-                check(False, f"backbone.ip_adapter.{name}={value} has no effect; set backbone.ip_adapter.weights")
+        check_weights_set("backbone.ip_adapter", self)
 
 
 @dataclass(frozen=True, kw_only=True)

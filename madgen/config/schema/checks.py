@@ -11,14 +11,10 @@ from madgen.utils.credentials import check_no_credentials
 from madgen.utils.errors import UserError
 from madgen.utils.validation import check_path
 
-PATHS = {"output.dir", "prompts.source", "prompts.regions.mask", "backbone.pretrained", "backbone.config"}
-PATHS |= {
-    "backbone.loras.weights",
-    "backbone.controlnet.weights",
-    "backbone.ip_adapter.weights",
-    "safety.checker",
-    "scores.clip",
-}
+PATHS = set(
+    "output.dir prompts.source prompts.regions.mask backbone.pretrained backbone.config backbone.loras.weights "
+    "backbone.controlnet.weights backbone.ip_adapter.weights safety.checker scores.clip".split()
+)
 """Keys whose values may be paths."""
 
 
@@ -31,17 +27,16 @@ def check_one_of(name: str, value: Any, known: Sequence[str]) -> None:
     check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error about an unknown name: the most similar known name, or all known names."""
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
 def changed(config: Any) -> dict[str, Any]:
     """Return the fields of a config that differ from their defaults."""
     return {each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default}
+
+
+def check_weights_set(name: str, config: Any) -> None:
+    """Raise UserError for settings without effect: those of a section whose `weights` are null."""
+    if config.weights is None:
+        for key, value in changed(config).items():
+            check(False, f"{name}.{key}={value} has no effect; set {name}.weights")
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

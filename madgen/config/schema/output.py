@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from madgen.config.schema.checks import check, check_one_of, check_url, nearest
+from madgen.config.schema.checks import check, check_one_of, check_url
+from madgen.utils.validation import nearest
 
 PIXEL_SCORES = ("seam", "wrap", "coherence")
 """Scores computed from pixels, see `madgen.images.scores`."""

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from madgen.config.schema import SCORES, nearest
+from madgen.config.schema import SCORES
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 LOWER_IS_BETTER = ("seam", "wrap")
 NUMBERS = (*SCORES, "sample_index", "height", "width", "seed")

@@ -20,7 +20,7 @@ from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file
 from madgen.dataset.remote.filesystem import Remote, describe_error
-from madgen.dataset.shards.journal import span_sha256
+from madgen.dataset.shards.journal import is_whole
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import check_client_installed
 
@@ -90,11 +90,7 @@ class Push:
         sidecar = self.directory.read_sidecar(name)
         with open_file(self.directory.tar(name)) as stream:
             for entry in sidecar.samples:
-                try:
-                    whole = span_sha256(stream, entry.offset, entry.size) == entry.sha256
-                except OSError:
-                    whole = False
-                if not whole:
+                if not is_whole(stream, entry):
                     again = f"run madgen verify {self.directory.root} --repair, then generate again"
                     raise UserError(f"{self.directory.tar(name)}: sample {entry.key} is damaged; {again}")
 

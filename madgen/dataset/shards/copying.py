@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from madgen.dataset.checks.tar import READ_ERRORS
-from madgen.dataset.encoding import encode_members
+from madgen.dataset.encoding import decode_members, encode_members
 from madgen.dataset.format import SampleEntry, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import IMAGE_FORMATS
@@ -67,7 +65,7 @@ def _copy(piece: SourcePiece, tar: BinaryIO, prefix: str) -> SampleEntry:
     if prefix:
         key = f"{prefix}{entry.key}"
         try:
-            records = with_key(records, key)
+            records = _with_key(records, entry.key, key)
         except (*READ_ERRORS, UserError) as error:
             raise _damaged(piece) from error
         entry = replace(entry, key=key, size=len(records), sha256=hashlib.sha256(records).hexdigest())
@@ -91,14 +89,9 @@ def _damaged(piece: SourcePiece) -> UserError:
     return UserError(f"{piece.directory.tar(piece.shard)}: {piece.entry.key} is damaged; run madgen verify {root}")
 
 
-def with_key(records: bytes, key: str) -> bytes:
+def _with_key(records: bytes, old: str, key: str) -> bytes:
     """Return the tar records of a sample with another key: in the names of its files, its JSON and its image."""
-    with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
-        members = {
-            member.name.partition(".")[2]: content.read()
-            for member in tar
-            if (content := tar.extractfile(member)) is not None
-        }
+    members = decode_members(records, old)
     metadata = {**parse_object(members["json"], "its JSON"), "key": key}
     image_format = next(name for name in IMAGE_FORMATS if name in members)
     image = with_metadata(members[image_format], image_format, metadata)

@@ -68,7 +68,7 @@ def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
             entry = _parse(text, journal)
             if isinstance(entry, QuarantineLine):
                 yield entry.key, Quarantined(entry.reason, entry.detail)
-            elif entry is not None and stream is not None and _is_whole(stream, entry):
+            elif entry is not None and stream is not None and is_whole(stream, entry):
                 yield entry.key, Piece(tar, entry.offset, entry.size, entry.sha256, entry.scores)
     finally:
         if stream is not None:
@@ -91,11 +91,18 @@ def _parse(text: bytes, journal: Path) -> SampleLine | QuarantineLine | None:
         return None
 
 
-def _is_whole(stream: BinaryIO, entry: SampleLine) -> bool:
+def is_whole(stream: BinaryIO, entry: SampleLine | SampleEntry) -> bool:
+    """Return whether the records of a sample are in an open file, by their checksum."""
     try:
         return span_sha256(stream, entry.offset, entry.size) == entry.sha256
     except OSError:
         return False
+
+
+def records_of(piece: Piece) -> bytes:
+    """Read the records of a sample. Raises OSError, or FormatError for another kind of file."""
+    with open_file(piece.path) as stream:
+        return b"".join(chunks(stream, piece.offset, piece.size))
 
 
 def span_sha256(stream: BinaryIO, offset: int, size: int) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import FormatError, InvalidValueError, SampleEntry
 from madgen.dataset.layout import SHARD_NAME, DatasetDir
-from madgen.dataset.records import open_file, parse_object
+from madgen.dataset.records import parse_object
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece
 
@@ -40,11 +39,7 @@ def open_samples(directory: DatasetDir) -> Iterator[SampleEntry]:
     """Yield the intact samples of open shards, as the sidecar will list them; unreadable ones are left out."""
     for shard, key, piece in open_pieces(directory, directory.done()):
         try:
-            with open_file(piece.path) as stream:
-                records = b"".join(journal.chunks(stream, piece.offset, piece.size))
-            with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
-                content = tar.extractfile(f"{key}.json")
-                metadata = parse_object(content.read() if content is not None else b"", piece.path)
+            metadata = parse_object(decode_members(journal.records_of(piece), key)["json"], piece.path)
             fields = {name: metadata.get(name) for name in ("seed", "prompt", "height", "width")}
             location = {"offset": piece.offset, "size": piece.size, "sha256": piece.sha256}
             entry = SampleEntry.from_dict({"key": key, **fields, **location, "scores": piece.scores})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import secrets
@@ -14,10 +13,11 @@ from pathlib import Path
 
 from madgen.dataset.checks.shard import sidecar_time
 from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import FormatError, SampleEntry
 from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import open_file, parse_object
+from madgen.dataset.records import parse_object
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece, Quarantined, Settled
 from madgen.dataset.verify import Verdict
@@ -63,14 +63,8 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
 def _is_planned(piece: Piece, task: Task, fingerprints: frozenset[str]) -> bool:
     """Return whether the records of a sample are those of a task: its members, prompt, size and seed."""
     try:
-        with open_file(piece.path) as stream:
-            records = b"".join(journal.chunks(stream, piece.offset, piece.size))
-        with tarfile.open(fileobj=io.BytesIO(records), mode="r:") as tar:
-            members = tar.getmembers()
-            if {member.name.partition(".")[0] for member in members} != {task.key}:
-                return False
-            (content,) = (tar.extractfile(member) for member in members if member.name.endswith(".json"))
-            metadata = parse_object(content.read(), piece.path) if content is not None else {}
+        members = decode_members(journal.records_of(piece), task.key)
+        metadata = parse_object(members["json"], piece.path)
     except (OSError, FormatError, *READ_ERRORS):
         return False
     prompt = task.prompt

@@ -26,11 +26,12 @@ from typing import Any
 import yaml
 
 from madgen.config.loader import job_of
-from madgen.config.schema import Job, nearest
+from madgen.config.schema import Job
 from madgen.dataset.layout import DatasetDir
 from madgen.evaluation.partial_results import digest
 from madgen.metrics import METRICS
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 QUICK = ", minimal configuration as a smoke test"
 RUNTIME = "runtime"

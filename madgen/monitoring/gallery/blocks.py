@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, TypeVar
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.reader import EncodedSample
 from madgen.monitoring.gallery.input_pictures import CAPTIONS, find_inputs, load_inputs
-from madgen.monitoring.gallery.samples import Sample, read
+from madgen.monitoring.gallery.samples import read
 from madgen.monitoring.gallery.thumbnails import FEW, SIDES, embedded, thumbnail_of
-from madgen.utils.html import json_block
+from madgen.utils.escaping import json_block
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -65,7 +66,7 @@ def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
             yield waiting.popleft().result()
 
 
-def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
+def _details(dataset: DatasetDir, sample: EncodedSample) -> dict[str, Any]:
     entry, sampling = sample.entry, sample.metadata.get("sampling")
     return {
         "rows": list(_rows(sample.metadata)),
@@ -73,7 +74,7 @@ def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
         "shard": dataset.tar(entry.shard).name,
         "offset": entry.offset,
         "size": entry.size,
-        "member": f"{entry.key}.{sample.suffix}",
+        "member": f"{entry.key}.{sample.format}",
         "command": shlex.join(["madgen", "regenerate", str(dataset.root), entry.key, "-o", f"{entry.key}.png"]),
     }
 

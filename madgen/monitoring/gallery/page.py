@@ -21,7 +21,7 @@ from madgen.monitoring.gallery.blocks import write_samples
 from madgen.monitoring.gallery.samples import present_samples, spread
 from madgen.monitoring.gallery.thumbnails import choose_preview
 from madgen.utils.atomic import atomic
-from madgen.utils.html import json_block
+from madgen.utils.escaping import json_block
 
 SCRIPTS = ("data.js", "shard.js", "grid.js", "flat.js", "turn.js", "viewer.js", "page.js")
 """In order of execution."""

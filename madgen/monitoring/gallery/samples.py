@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.reader import IMAGE_FORMATS, read_members
+from madgen.dataset.reader import EncodedSample, read_encoded
 from madgen.dataset.shards.open_samples import open_samples
 from madgen.types import shard_index
 from madgen.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample: its JSON, the bytes of its image and their file suffix."""
-
-    entry: SampleEntry
-    metadata: dict[str, Any]
-    picture: bytes
-    suffix: str
-
-    def decoded(self, box: tuple[int, int]) -> Image.Image:
-        """Decode the image as RGB, downscaled to fit a box of (width, height) pixels."""
-        try:
-            with Image.open(io.BytesIO(self.picture)) as image:
-                image.thumbnail(box, Image.Resampling.LANCZOS)
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"the image of {self.entry.key} in {self.entry.shard} is unreadable: {error}") from None
 
 
 def present_samples(dataset: DatasetDir) -> list[SampleEntry]:
@@ -53,24 +31,20 @@ def spread(entries: list[SampleEntry], limit: int | None) -> list[SampleEntry]:
     return [entries[index * (len(entries) - 1) // max(limit - 1, 1)] for index in range(limit)]
 
 
-def read(dataset: DatasetDir, entry: SampleEntry) -> Sample:
+def read(dataset: DatasetDir, entry: SampleEntry) -> EncodedSample:
     """Read a sample. Raises UserError if its shard is damaged."""
-    shard = dataset.tar(entry.shard)
     try:
-        members = read_members(dataset, entry)
+        return read_encoded(dataset, entry)
     except OSError as error:
-        raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
-    suffix = next((suffix for suffix in IMAGE_FORMATS if suffix in members), None)
-    if suffix is None or "json" not in members:
-        raise UserError(f"{shard} is damaged: sample {entry.key} (byte {entry.offset}) has no image or no JSON")
-    return Sample(entry, _object(members["json"], f"{entry.key}.json in {shard}"), members[suffix], suffix)
+        raise UserError(f"{dataset.tar(entry.shard)} cannot be read: {error.strerror or error}") from None
 
 
-def _object(data: bytes, where: str) -> dict[str, Any]:
+def decoded(sample: EncodedSample, box: tuple[int, int]) -> Image.Image:
+    """Decode an image as RGB, downscaled to fit a box of (width, height) pixels."""
     try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{where} is not readable as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is not a JSON object")
-    return value
+        with Image.open(io.BytesIO(sample.image)) as image:
+            image.thumbnail(box, Image.Resampling.LANCZOS)
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        entry = sample.entry
+        raise UserError(f"the image of {entry.key} in {entry.shard} is unreadable: {error}") from None

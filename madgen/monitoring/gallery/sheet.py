@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.reader import EncodedSample
 from madgen.monitoring.gallery.input_pictures import find_inputs, load_inputs
-from madgen.monitoring.gallery.samples import Sample, present_samples, read, spread
+from madgen.monitoring.gallery.samples import decoded, present_samples, read, spread
 from madgen.types import PictureFile
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
@@ -50,9 +51,9 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
     return output
 
 
-def _picture(sample: Sample, inputs: Mapping[str, PictureFile]) -> Image.Image:
+def _picture(sample: EncodedSample, inputs: Mapping[str, PictureFile]) -> Image.Image:
     """Return a panorama to the right of the pictures that it started from or followed, all of one height."""
-    panorama = sample.decoded(SHEET_PICTURE)
+    panorama = decoded(sample, SHEET_PICTURE)
     pictures = load_inputs(sample.metadata, inputs) if inputs else {}
     left = [image for name, image in pictures.items() if name != "mask"]
     for image in left:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.samples import Sample, read, spread
+from madgen.dataset.reader import EncodedSample
+from madgen.monitoring.gallery.samples import decoded, read, spread
 
 MIME_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media type by file suffix."""
@@ -35,19 +36,19 @@ def choose_preview(dataset: DatasetDir, shown: Sequence[SampleEntry], budget: in
         return 0
     some = [read(dataset, entry) for entry in spread(list(shown), MEASURED)]
     for side in PREVIEWS:
-        images = (sample.decoded(_box(sample.entry, side)) for sample in some)
+        images = (decoded(sample, _box(sample.entry, side)) for sample in some)
         mean = sum(len(_webp(image, PREVIEW_QUALITY)) for image in images) / len(some)
         if mean * len(shown) <= budget:
             return side
     return None
 
 
-def embedded(sample: Sample, side: int, preview: int | None) -> tuple[str, str | None]:
+def embedded(sample: EncodedSample, side: int, preview: int | None) -> tuple[str, str | None]:
     """Return the data URIs of a thumbnail of shorter side `side` and of the image that `choose_preview` chose."""
-    image = sample.decoded(_box(sample.entry, max(side, preview or 0)))
+    image = decoded(sample, _box(sample.entry, max(side, preview or 0)))
     large = None
     if preview == 0:
-        large = _data_uri(MIME_TYPES[sample.suffix], sample.picture)
+        large = _data_uri(MIME_TYPES[sample.format], sample.image)
     elif preview is not None:
         large = _data_uri("image/webp", _webp(image, PREVIEW_QUALITY))
     image.thumbnail(_box(sample.entry, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-from madgen.utils.markdown import escaped
+from madgen.utils.escaping import escaped
 
 
 def test_escaped_text_is_plain():
