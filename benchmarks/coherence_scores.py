@@ -6,12 +6,15 @@ Images are uint8 [H, W, 3]. A crop is a square the size of a view; crops do not 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, SIZE, TIMES, Scene, draw
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from demo_backbone.scenes import FARS, GROUNDS, HORIZONS, SIZE, TIMES, Scene, draw
 
 VERSION = 2
 """Raise it when the meaning of a score changes, to recompute cached scores."""

@@ -20,8 +20,6 @@ from common import ROOT
 
 from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.layout import DatasetDir
-from madgen.demo.scenes import vocabulary
-from madgen.demo.tokenizer import build_tokenizer
 from madgen.evaluation import metric_columns
 from madgen.evaluation.evaluate import Evaluation, evaluate
 from madgen.metrics.crops import Crops
@@ -29,6 +27,8 @@ from madgen.metrics.extractors import Extractors, parse
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 sys.path.insert(0, str(ROOT / "tools"))
+from demo_backbone.scenes import vocabulary
+from demo_backbone.tokenizer import build_tokenizer
 from demo_backbone.train_clip import new_clip, save_clip
 from synthetic import write_shard
 

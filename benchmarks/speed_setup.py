@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +17,10 @@ from speed_contenders import Run, Timing, alternate, madgen_run, plain_attention
 from madgen import PanoramaSampler
 from madgen.backbones.sd import StableDiffusion
 from madgen.backbones.sdxl import StableDiffusionXL
-from madgen.demo.scenes import vocabulary
-from madgen.demo.tokenizer import build_tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from demo_backbone.scenes import vocabulary
+from demo_backbone.tokenizer import build_tokenizer
 
 TOKENS = 77
 PAPER_STEPS, TAU = 50, 15

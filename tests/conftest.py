@@ -29,11 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per 
 def build_tiny_pipeline(folder: Path) -> Path:
     """Save a Stable Diffusion of random weights: 8x8 latents, 4 pixels per cell, attention at 8x8 and 4x4."""
     import torch
+    from demo_backbone.scenes import vocabulary
+    from demo_backbone.tokenizer import build_tokenizer
     from demo_backbone.train_unet import new_text_encoder
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    from madgen.demo.scenes import vocabulary
-    from madgen.demo.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(vocabulary(), folder / "tokenizer")
@@ -68,11 +67,10 @@ def tiny(tmp_path_factory, pipelines_are_read_once) -> Path:
 def build_tiny_xl_pipeline(folder: Path) -> Path:
     """Save a small Stable Diffusion XL: two text encoders, size conditioning, no attention at the highest level."""
     import torch
+    from demo_backbone.scenes import vocabulary
+    from demo_backbone.tokenizer import build_tokenizer
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    from madgen.demo.scenes import vocabulary
-    from madgen.demo.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizers = [build_tokenizer(vocabulary(), folder / name) for name in ("tokenizer", "tokenizer_2")]

@@ -1,4 +1,4 @@
-"""The demo backbone: scenes that it was trained on, its tokenizer and its weights."""
+"""The weights of the demo backbone, which `tools/demo_backbone` trains, and of a small CLIP model."""
 
 from pathlib import Path
 

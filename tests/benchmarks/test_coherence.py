@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from coherence_report import mean_and_error, pareto_front, values
 from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
+from demo_backbone.scenes import GROUNDS, HORIZONS, TIMES
 from processes import ROOT, Forked, environment
 
 from madgen.backbones import backbone_module
 from madgen.demo import WEIGHTS
-from madgen.demo.scenes import GROUNDS, HORIZONS, TIMES
 from madgen.diffusion.attention import Merging
 from madgen.hub.weights import ModelFiles
 from madgen.sampling.geometry import Geometry

@@ -3,8 +3,7 @@
 import coherence_scores as scores
 import numpy as np
 import pytest
-
-from madgen.demo.scenes import HORIZONS, Scene, draw, random_scene
+from demo_backbone.scenes import HORIZONS, Scene, draw, random_scene
 
 
 def drawn(count, seed=0):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from demo_backbone.data import render
+from demo_backbone.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_held_out
 
 from madgen import PanoramaSampler
 from madgen.demo import WEIGHTS
-from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, Scene, draw, is_held_out
 
 
 def test_weights_are_a_pipeline_folder_of_at_most_20_mb():

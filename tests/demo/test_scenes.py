@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-
-from madgen.demo.scenes import FARS, GROUNDS, TIMES, Scene, caption, draw, is_held_out, random_scene, vocabulary
-from madgen.demo.tokenizer import build_tokenizer
+from demo_backbone.scenes import FARS, GROUNDS, TIMES, Scene, caption, draw, is_held_out, random_scene, vocabulary
+from demo_backbone.tokenizer import build_tokenizer
 
 
 def test_scene_depends_on_the_seed_only():

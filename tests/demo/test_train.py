@@ -2,11 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from demo_backbone.scenes import Scene, caption, random_scene
 from demo_backbone.train import main
 from demo_backbone.train_clip import shows
 from demo_backbone.train_transformer import main as train_transformer
 
-from madgen.demo.scenes import Scene, caption, random_scene
 from madgen.models import clip as _clip
 
 

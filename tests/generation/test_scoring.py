@@ -202,10 +202,9 @@ def test_seam_score_of_a_grid_of_views(job_file):
 @pytest.fixture(scope="module")
 def clip_model(tmp_path_factory):
     """Folder of a tiny random CLIP model with its processor."""
+    from demo_backbone.scenes import vocabulary
+    from demo_backbone.tokenizer import build_tokenizer
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    from madgen.demo.scenes import vocabulary
-    from madgen.demo.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip") / "model"

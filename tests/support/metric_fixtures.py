@@ -10,10 +10,9 @@ from synthetic import PROMPTS, cut, textures, write_dataset
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
     """Save an untrained CLIP of the demo's shape in the transformers layout."""
+    from demo_backbone.scenes import vocabulary
+    from demo_backbone.tokenizer import build_tokenizer
     from demo_backbone.train_clip import new_clip, save_clip
-
-    from madgen.demo.scenes import vocabulary
-    from madgen.demo.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("clip") / "openai-random-clip"  # torchmetrics accepts no other names
     folder.mkdir()

@@ -1,1 +1,1 @@
-"""Training of the demo backbone."""
+"""The demo backbone: the scenes that it is trained on, its tokenizer and its training."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import track
 
-from madgen.demo.scenes import Scene, caption, draw, is_held_out, random_scene
+from demo_backbone.scenes import Scene, caption, draw, is_held_out, random_scene
 
 EMPTY_CAPTIONS = 0.1
 """Share of captions to drop, for classifier-free guidance."""

@@ -18,11 +18,11 @@ from transformers import CLIPTokenizer
 from demo_backbone.arguments import new_parser
 from demo_backbone.data import Pictures, draw_captions, render
 from demo_backbone.pace import Pace
+from demo_backbone.scenes import FARS, GROUNDS, HORIZONS, TIMES, vocabulary
+from demo_backbone.tokenizer import build_tokenizer
 from demo_backbone.train_clip import retrieval, save_clip, train_clip
 from demo_backbone.train_unet import new_scheduler, tokenize, train_denoiser
 from demo_backbone.train_vae import encode, psnr, train_autoencoder
-from madgen.demo.scenes import FARS, GROUNDS, HORIZONS, TIMES, vocabulary
-from madgen.demo.tokenizer import build_tokenizer
 
 CAPTIONS = 12  # per scene
 CLIP_SCENES = 16_384

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from demo_backbone.data import Pictures, draw_captions
+from demo_backbone.scenes import WORDS, Scene
 from demo_backbone.train_unet import tokenize
 from demo_backbone.train_vae import to_tensor
-from madgen.demo.scenes import WORDS, Scene
 
 SIDE = 64  # pixels, image input
 WIDTH = 128
