@@ -227,7 +227,11 @@ class PipelineBackbone(Family):
         joint: JointStep | None = None,
         chunk_views: int | None = None,
     ) -> Tensor:
-        """Predict the noise, or the velocity of flow-matching models, with guidance, float32 [B, V, C, h, w]."""
+        """Predict the noise, or the velocity of flow-matching models, with guidance, float32 [B, V, C, h, w].
+
+        `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
+        path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
+        """
 
     @abstractmethod
     def merged_at(self, joint: JointStep) -> frozenset[str]:

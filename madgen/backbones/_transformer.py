@@ -97,7 +97,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
 
     @property
     def text_width(self) -> int:
-        """Width of the embeddings of prompts."""
         return int(self.transformer.config.joint_attention_dim)
 
     def _wrapped_attention(self) -> dict[str, Any]:
@@ -124,9 +123,11 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         tokenizer.model_max_length = self.max_sequence_length - self.template_tokens
         return (tokenizer,)
 
-    @abstractmethod
     def embed(self, prompt: str) -> Embedded:
         """Encode one prompt, or negative prompt, in the transformer's precision."""
+        length = self.max_sequence_length
+        hidden, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
+        return Embedded(hidden.to(self.dtype))
 
     @abstractmethod
     def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
@@ -146,7 +147,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         """Do nothing: transformers use no CUDA graphs."""
 
     def merged_layers(self, merging: Merging) -> frozenset[str]:
-        """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
         layers = list(self.attention)
         return select_layers(layers, transformer_groups(layers), merging.blocks)
 
@@ -158,11 +158,7 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         joint: JointStep | None = None,
         chunk_views: int | None = None,
     ) -> Tensor:
-        """Predict the velocity with guidance, float32 [B, V, C, h, w].
-
-        `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
-        path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
-        """
+        """Predict the velocity with guidance, float32 [B, V, C, h, w]."""
         merged = frozenset() if joint is None else self.merged_at(joint)
         if joint is not None and self._equals_canvas(joint, merged):
             canvas_BCHW = canvas_of(views_BVChw, joint.views)
@@ -174,7 +170,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         )
 
     def merged_at(self, joint: JointStep) -> frozenset[str]:
-        """Return the names of the layers that merge at a step."""
         if joint.views.count == 1 or not joint.merging.applies(joint.step, crosses=False):
             return frozenset()
         return self.merged_layers(joint.merging)

@@ -68,13 +68,11 @@ class TransformerFamily(Family):
 
     @classmethod
     def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
-        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
         layers = cls.layer_names(cls.configs(files)[1])
         select_layers(layers, transformer_groups(layers), blocks)
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
-        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
         length = cls.arguments(max_sequence_length, "none")["max_sequence_length"]
         tokens = max(0, length - cls.template_tokens)
         return tokenizers.chosen_limit(cls.limiting_part, tokens, files)

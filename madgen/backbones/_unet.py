@@ -137,7 +137,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
 
     @property
     def text_width(self) -> int:
-        """Width of the embeddings of prompts."""
         return int(self.unet.config.cross_attention_dim)
 
     def embed_paths(self, texts: Sequence[str], negative: bool) -> list[Embedded]:
@@ -200,7 +199,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         """Do nothing: small text encoders run for each batch."""
 
     def merged_layers(self, merging: Merging) -> frozenset[str]:
-        """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
         return select_unet_layers(list(self.attention), merging.blocks)
 
     def predict_noise(
@@ -211,11 +209,7 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         joint: JointStep | None = None,
         chunk_views: int | None = None,
     ) -> Tensor:
-        """Predict the noise with guidance, float32 [B, V, C, h, w], in one UNet pass over all views of all paths.
-
-        `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
-        path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
-        """
+        """Predict the noise with guidance, float32 [B, V, C, h, w], in one UNet pass over all views of all paths."""
         views = conditioning.views(views_BVChw.to(self.dtype))
         if chunk_views is None:
             halved = joint is not None and conditioning.negatives == len(views_BVChw)
@@ -225,7 +219,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         return conditioning.guided(noise)
 
     def merged_at(self, joint: JointStep) -> frozenset[str]:
-        """Return the names of the layers that merge at this step."""
         if joint.views.count == 1:  # merging one view changes nothing
             return frozenset()
         chosen = self.merged_layers(joint.merging)

@@ -55,7 +55,6 @@ class UNetFamily(Family):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs of a UNet and its VAE."""
         return BackboneSpec(
             channels=network["in_channels"],
             factor=_vae.factor_of(vae),
@@ -76,7 +75,6 @@ class UNetFamily(Family):
 
     @classmethod
     def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
-        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
         _, unet, _ = cls.configs(files)
         attend = {
             "down": any("CrossAttn" in name for name in unet.get("down_block_types", ())),
@@ -93,7 +91,6 @@ class UNetFamily(Family):
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
-        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
         cls.arguments(max_sequence_length, "none")
         return tokenizers.text_limit(cls.tokenizer_parts, files)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from madgen.backbones import BackboneSpec, Guidance, ModelSize
-from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._conditioning import Conditioning
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import FLUX2_VAE, QWEN3_4B, published
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
@@ -33,7 +33,7 @@ def empirical_mu(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
 
 
 class Flux2(TransformerBackbone):
-    """FLUX.2 [klein]: hidden states of Qwen3; guidance is classifier-free (base) or absent (distilled)."""
+    """FLUX.2 [klein]: hidden states of three layers of Qwen3; guidance is classifier-free (base) or absent (distilled)."""
 
     name = "flux2"
     pipelines = ("Flux2KleinPipeline",)
@@ -44,7 +44,6 @@ class Flux2(TransformerBackbone):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs."""
         guidance: Guidance = "none" if index.get("is_distilled") else "cfg"
         return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae, noise_patch=2)
 
@@ -65,12 +64,6 @@ class Flux2(TransformerBackbone):
         """Return the attention processor of a layer; that of single stream blocks leaves the feed-forward layer out."""
         cls = ParallelTokenAttention if name.startswith("single_") else TokenAttention
         return cls(name, original, self.context)
-
-    def embed(self, prompt: str) -> Embedded:
-        """Return hidden states of three layers of Qwen3, one beside the other."""
-        length = self.max_sequence_length
-        hidden, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
-        return Embedded(hidden.to(self.dtype))
 
     def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""

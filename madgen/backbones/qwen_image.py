@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from madgen.backbones import BackboneSpec, ModelSize
-from madgen.backbones._conditioning import Conditioning, Embedded
+from madgen.backbones._conditioning import Conditioning
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import QWEN25_VL_7B, QWEN_PIXEL, QWEN_VAE, published
 from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
@@ -27,7 +27,7 @@ MAX_SIDE = 2 * 2 * (4096 - 1024)
 
 
 class QwenImage(TransformerBackbone):
-    """Qwen-Image: hidden states of Qwen2.5-VL, and classifier-free guidance that keeps the norm of each token."""
+    """Qwen-Image: last hidden states of Qwen2.5-VL, and guidance that keeps the norm of each token."""
 
     name = "qwen_image"
     pipelines = ("QwenImagePipeline",)
@@ -48,7 +48,6 @@ class QwenImage(TransformerBackbone):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs."""
         return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, "cfg", vae, MAX_SIDE)
 
     @staticmethod
@@ -72,12 +71,6 @@ class QwenImage(TransformerBackbone):
         """Rescale each token of the guided prediction to the norm of the conditional one."""
         negative, positive = (pack(each.flatten(0, 1)) for each in (unconditional, conditional))
         return unpack(norm_rescaled(negative, positive, scale), *conditional.shape[-2:]).view_as(conditional)
-
-    def embed(self, prompt: str) -> Embedded:
-        """Return Qwen2.5-VL's last hidden states of the prompt, after the instruction to describe it."""
-        length = self.max_sequence_length
-        hidden, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
-        return Embedded(hidden.to(self.dtype))
 
     def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""

@@ -48,7 +48,6 @@ class StableDiffusion3(TransformerBackbone):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs."""
         max_side = network["pos_embed_max_size"] * network["patch_size"]
         return transformer_spec(network["in_channels"], network["sample_size"], "cfg", vae, max_side)
 

@@ -39,7 +39,6 @@ class ZImage(TransformerBackbone):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs."""
         max_side = 2 * min(network["axes_lens"][1:])
         return transformer_spec(network["in_channels"], VIEW_SIZE, "cfg", vae, max_side, unguided_scale=0.0)
 
@@ -56,7 +55,6 @@ class ZImage(TransformerBackbone):
 
     @classmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the activations per latent cell and per token of the prompt."""
         return cls.activations_of_width(network["dim"])
 
     @staticmethod
@@ -74,7 +72,6 @@ class ZImage(TransformerBackbone):
 
     @property
     def text_width(self) -> int:
-        """Width of the embeddings of prompts."""
         return int(self.transformer.config.cap_feat_dim)
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from madgen.hub.content_hash import file_hash, folder_hash
-from madgen.hub.repository import cached_commit, check_hub_id, hub_file, snapshot
+from madgen.hub.repository import cached_commit, cached_file, check_hub_id, hub_file, snapshot
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import single_file
 from madgen.utils.errors import UserError
@@ -42,10 +42,7 @@ def lora_file(weights: str, download: bool = False) -> Path | None:
     check_hub_id(weights, "backbone.loras: weights")
     if download:
         return hub_file(weights, LORA_FILE, None, "backbone.loras: weights")
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(weights, LORA_FILE)
-    return Path(cached) if isinstance(cached, str) else None
+    return cached_file(weights, LORA_FILE)
 
 
 def lora_id(weights: str) -> str | None:

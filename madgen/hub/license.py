@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from madgen.hub.repository import cached_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -166,8 +166,8 @@ def check_licences(backbone: Any) -> None:
 def _name_on_card(weights: str, revision: str | None, setting: str) -> str | None:
     path = expand_user(weights, setting)
     card = (path.parent if path.is_file() else path) / "README.md"
-    if not card.is_file():
-        card = _cached_card(weights, revision) or card
+    if not card.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", weights, re.ASCII):
+        card = cached_file(weights, "README.md", revision) or card
     try:
         header = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     except OSError:
@@ -177,16 +177,3 @@ def _name_on_card(weights: str, revision: str | None, setting: str) -> str | Non
         if match and NAME.fullmatch(match[1]) and match[1] not in ("other", "unknown"):
             return match[1]
     return None
-
-
-def _cached_card(pretrained: str, revision: str | None) -> Path | None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained, re.ASCII):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(pretrained, "README.md", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None

@@ -92,9 +92,19 @@ def snapshot(repository: str, patterns: list[str], key: str) -> Path:
         raise UserError(f"cannot download {key}={repository}: {str(error).strip().splitlines()[0]}") from error
 
 
+def cached_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """Return the path of a cached file of a repository; None if it is not in the cache, or for another name."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(repository, name, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def cached_commit(repository: str, name: str, revision: str | None = None) -> str | None:
     """Return the commit of a cached file of a repository as `commit-<hash>`; None if it is not in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repository, name, revision=revision)
-    return f"commit-{Path(cached).parent.name}" if isinstance(cached, str) else None
+    cached = cached_file(repository, name, revision)
+    return None if cached is None else f"commit-{cached.parent.name}"

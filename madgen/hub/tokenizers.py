@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.hub.model_configs import config_source
+from madgen.hub.repository import cached_file
 from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
@@ -126,16 +127,9 @@ def _file(where: str, revision: str | None, name: str) -> Path:
     """Return the path of a file in a folder or in the hub's cache. Raises FileNotFoundError if it is not there."""
     if Path(where).is_dir():
         return Path(where) / name
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        file = try_to_load_from_cache(where, name, revision=revision)
-    except HFValidationError as error:
-        raise FileNotFoundError(name) from error
-    if not isinstance(file, str):
+    if (file := cached_file(where, name, revision)) is None:
         raise FileNotFoundError(name)
-    return Path(file)
+    return file
 
 
 def cut_texts(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[str | None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from madgen.hub.content_hash import file_hash, folder_hash
-from madgen.hub.repository import FETCH_HINT, cached_commit, offline_hint
+from madgen.hub.repository import FETCH_HINT, cached_commit, cached_file, offline_hint
 from madgen.hub.safetensors_file import damaged_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -35,14 +34,8 @@ def local_folder(where: str, revision: str | None = None) -> Path | None:
     folder = Path(resolve_pretrained(where))
     if folder.is_dir():
         return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for name in ("model_index.json", "config.json"):
-        with suppress(HFValidationError):
-            if isinstance(cached := try_to_load_from_cache(where, name, revision=revision), str):
-                return Path(cached).parent
-    return None
+    cached = (cached_file(where, name, revision) for name in ("model_index.json", "config.json"))
+    return next((file.parent for file in cached if file is not None), None)
 
 
 def resolve_pretrained(pretrained: str) -> str:

@@ -52,20 +52,16 @@ def find_sources(config: PromptsConfig, fields: tuple[str, ...] = PROMPT_FIELDS)
         return [PromptSource(NAME, Path(), list, Template(config).read)]
     options = ReadOptions(config.columns, config.keep_columns or (), config.comments, fields)
     if is_hub(source):
-        if options.comments is not None:
-            raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")
+        _check_comments(source, options, supported=False)
         files, read = partial(dataset_files, source), partial(read_hub, source, split, options)
         files()  # raises UserError if the name is invalid
         return [PromptSource(source, local_folder(source), files, read)]
-    if is_dataset(source):
-        if options.comments is not None:
-            raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")
-        if split != "train":
-            raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
-        tars = dataset_tars(source)
-        return [PromptSource(source, tars[0].parent, lambda: tars, partial(read_dataset, source, options))]
     if split != "train":
         raise UserError(f"prompts.split={split} needs a Hugging Face dataset (hf://...), not {source}; remove it")
+    if is_dataset(source):
+        _check_comments(source, options, supported=False)
+        tars = dataset_tars(source)
+        return [PromptSource(source, tars[0].parent, lambda: tars, partial(read_dataset, source, options))]
     if "://" in source and protocol_of(source) != "file":
         return [_remote(url, options) for url in remote_urls(source)]
     return [_file(PromptFile(path, str(path)), options) for path in _paths(source.removeprefix("file://"))]
@@ -112,6 +108,10 @@ def _reader(file: PromptFile, options: ReadOptions) -> Reader:
     if (options.columns or options.keep) and not reader.COLUMNS:
         setting = "prompts.columns" if options.columns else "prompts.keep_columns"
         raise UserError(f"{setting} does not apply to {file}, which has no columns; leave it empty")
-    if options.comments is not None and not reader.COMMENTS:
-        raise UserError(f"prompts.comments does not apply to {file}, only to .txt; set it to null")
+    _check_comments(file.name, options, reader.COMMENTS)
     return reader
+
+
+def _check_comments(source: str, options: ReadOptions, supported: bool) -> None:
+    if options.comments is not None and not supported:
+        raise UserError(f"prompts.comments does not apply to {source}, only to .txt; set it to null")

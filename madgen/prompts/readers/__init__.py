@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +57,30 @@ class Chunk:
     """Fields of each row (None: not set), or just the prompt, which is much faster for large files."""
     extras: Sequence[dict[str, Any]] | None = None
     """Kept columns of each row; None if there are none."""
+
+
+Row = tuple[int, str | dict[str, Any], dict[str, Any] | None]
+"""Line, fields and kept columns; see `Chunk`."""
+
+
+def in_chunks(rows: Iterable[Row], size: int, keep: bool) -> Iterator[Chunk]:
+    """Collect rows in chunks of `size`. Those before an invalid row are yielded before its UserError is raised."""
+    numbers: list[int] = []
+    fields: list[str | dict[str, Any]] = []
+    extras: list[dict[str, Any]] | None = [] if keep else None
+    try:
+        for number, row, kept in rows:
+            numbers.append(number)
+            fields.append(row)
+            if extras is not None:
+                extras.append(kept or {})
+            if len(fields) == size:
+                yield Chunk(numbers, fields, extras)
+                numbers, fields, extras = [], [], [] if keep else None
+    except UserError:
+        yield Chunk(numbers, fields, extras)
+        raise
+    yield Chunk(numbers, fields, extras)
 
 
 class Reader(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 
 from madgen.images.picture_cache import MAX_BYTES
 from madgen.prompts.picture_files import TarMember
-from madgen.prompts.readers import ALL, Chunk, ReadOptions
+from madgen.prompts.readers import ALL, Chunk, ReadOptions, Row, in_chunks
 from madgen.prompts.regions import RecordedRegions
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -79,33 +79,20 @@ def _matching(source: str, pattern: str) -> list[Path]:
 
 def read_dataset(source: str, options: ReadOptions) -> Iterator[Chunk]:
     """Read the samples in order. Raises UserError for a damaged tar file, or a sample without a prompt."""
-    numbers: list[int] = []
-    rows: list[str | dict[str, Any]] = []
-    extras: list[dict[str, Any]] = []
+    tars = dataset_tars(source)
+    size = ROWS_COMPRESSED if any(map(_is_compressed, tars)) else ROWS
+    yield from in_chunks(_rows(source, tars, options), size, keep=bool(options.keep))
 
-    def chunk() -> Chunk:
-        return Chunk(list(numbers), list(rows), list(extras) if options.keep else None)
 
+def _rows(source: str, tars: Sequence[Path], options: ReadOptions) -> Iterator[Row]:
     number = 0
-    for tar in dataset_tars(source):
+    for tar in tars:
         try:
             for key, members in _samples(tar):
                 number += 1
-                row, kept = _row(f"{source}:{number}: sample {key} in {tar}", key, members, options)
-                numbers.append(number)
-                rows.append(row)
-                extras.append(kept)
-                if len(rows) >= (ROWS_COMPRESSED if _is_compressed(tar) else ROWS):
-                    yield chunk()
-                    for column in (numbers, rows, extras):
-                        column.clear()
+                yield number, *_row(f"{source}:{number}: sample {key} in {tar}", key, members, options)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            yield chunk()
             raise UserError(f"prompts.source={source}: cannot read {tar}: {error}") from error
-        except UserError:
-            yield chunk()  # rows before the invalid one
-            raise
-    yield chunk()
 
 
 def _is_compressed(tar: Path) -> bool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
 
-from madgen.prompts.readers import Chunk, PromptFile, ReadOptions
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, Row, in_chunks
 from madgen.prompts.readers._columns import Choice, choose_columns
 from madgen.prompts.readers._json import load
 from madgen.prompts.readers._lines import read_blocks
@@ -40,7 +40,7 @@ def read_delimited(file: PromptFile, options: ReadOptions, delimiters: tuple[str
     if header is None:
         return
     choice = choose_columns(str(file), header[1], options)
-    yield from _chunks(cells, header[1], choice, file, delimiter)
+    yield from in_chunks(_rows(cells, header[1], choice, file, delimiter), ROWS, keep=bool(choice.extras))
 
 
 def _dialect(lines: Iterator[str], options: ReadOptions, delimiters: tuple[str, ...]) -> tuple[Iterator[str], int, str]:
@@ -75,36 +75,21 @@ def _cells(lines: Iterator[str], skipped: int, delimiter: str, file: PromptFile)
         raise UserError(f"{file}:{skipped + last + 1} is not valid CSV: {error}") from error
 
 
-def _chunks(
+def _rows(
     cells: Iterator[tuple[int, list[str]]], names: list[str], choice: Choice, file: PromptFile, delimiter: str
-) -> Iterator[Chunk]:
+) -> Iterator[Row]:
     wanted = [(names.index(column), field) for column, field in choice.fields.items()]
     kept = [(names.index(column), column) for column in choice.extras]
     only = wanted[0][0] if len(wanted) == 1 else None  # the prompt
     width, first = len(names), names[0]
-    numbers: list[int] = []
-    rows: list[str | dict[str, Any]] = []
-    extras: list[dict[str, Any]] | None = [] if kept else None
-    try:
-        for number, row in cells:
-            if len(row) != width or (row[0] == first and row == names):
-                _refuse(row, names, f"{file}:{number}", delimiter)
-            if only is not None and row[only]:
-                rows.append(row[only])
-            elif any(row):
-                rows.append({field: _value(field, row[at], file, number) for at, field in wanted if row[at]})
-            else:
-                continue
-            if extras is not None:
-                extras.append({column: row[at] or None for at, column in kept})
-            numbers.append(number)
-            if len(rows) == ROWS:
-                yield Chunk(numbers, rows, extras)
-                numbers, rows, extras = [], [], [] if kept else None
-    except UserError:
-        yield Chunk(numbers, rows, extras)
-        raise
-    yield Chunk(numbers, rows, extras)
+    for number, row in cells:
+        if len(row) != width or (row[0] == first and row == names):
+            _refuse(row, names, f"{file}:{number}", delimiter)
+        extras = {column: row[at] or None for at, column in kept} if kept else None
+        if only is not None and row[only]:
+            yield number, row[only], extras
+        elif any(row):
+            yield number, {field: _value(field, row[at], file, number) for at, field in wanted if row[at]}, extras
 
 
 def _refuse(row: list[str], names: list[str], where: str, delimiter: str) -> NoReturn:
