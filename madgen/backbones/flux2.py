@@ -33,7 +33,7 @@ def empirical_mu(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
 
 
 class Flux2(TransformerBackbone):
-    """FLUX.2 [klein]: hidden states of three layers of Qwen3; guidance is classifier-free (base) or absent (distilled)."""
+    """FLUX.2 [klein]: hidden states of three layers of Qwen3; classifier-free guidance (base) or none (distilled)."""
 
     name = "flux2"
     pipelines = ("Flux2KleinPipeline",)

@@ -249,13 +249,24 @@ class DiffusersCall:
         )
         batch = pictures.added_to(replace(batch, inputs=inputs), copies)
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
-        steps = params.denoising_steps(sampler.backbone.spec.joint_attention)
-        with sampler.exclusively(), self.progress_bar(total=steps) as bar:
-            running = _Steps(sampler, bar, callback_on_step_end, batch.width // sampler.backbone.spec.factor)
-            latents = running.run(batch, params, chunk_views)
-            if output_type == "latent":
-                return PanoramaOutput(latents)
-            return PanoramaOutput(convert(sampler.decode_batch(latents, batch, params), output_type))
+        return _sampled(sampler, batch, params, chunk_views, callback_on_step_end, output_type)
+
+
+def _sampled(
+    sampler: PanoramaSampler,
+    batch: PanoramaBatch,
+    params: SamplingParams,
+    chunk_views: int | None,
+    callback: StepCallback | None,
+    output_type: str,
+) -> PanoramaOutput:
+    """Sample a batch with a progress bar, and decode it unless latents are wanted."""
+    spec = sampler.backbone.spec
+    with sampler.exclusively(), sampler.progress_bar(total=params.denoising_steps(spec.joint_attention)) as bar:
+        latents = _Steps(sampler, bar, callback, batch.width // spec.factor).run(batch, params, chunk_views)
+        if output_type == "latent":
+            return PanoramaOutput(latents)
+        return PanoramaOutput(convert(sampler.decode_batch(latents, batch, params), output_type))
 
 
 def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> Any:
