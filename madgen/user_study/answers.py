@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from madgen.dataset.records import parse_object
 from madgen.user_study.make import KEY, VERSION, study_id
 from madgen.utils.errors import UserError
 
@@ -99,11 +99,6 @@ def _answer(entry: Any, key: dict[str, Any], path: Path) -> Answer:
 
 def _read_object(path: Path, hint: str = "") -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        return parse_object(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}{hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-import secrets
-import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from madgen.dataset.format import prompt_id, to_json
+from madgen.dataset.new_directory import new_directory
 from madgen.user_study.design import Design, Item, Source, StudyImage, choose_items, read_sources
 from madgen.user_study.questions import QUESTIONS
 from madgen.user_study.rendering import MAX_SIDE, render
-from madgen.utils.atomic import atomic, check_new_directory, publish_directory, write_atomically
+from madgen.utils.atomic import atomic, check_new_directory, write_atomically
 from madgen.utils.escaping import json_block
 from madgen.utils.seeding import derived_seed
 
@@ -36,18 +35,12 @@ def make_study(roots: Sequence[Path], target: Path, design: Design) -> None:
     sources = read_sources(roots)
     items = choose_items(sources, design)
     key, images = _key(sources, items, design)
-    target = target.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    try:
-        (temporary / PAGE).parent.mkdir(parents=True)
+    with new_directory(target) as temporary:
+        (temporary / PAGE).parent.mkdir()
         with atomic(temporary / PAGE) as stream:
             _write_page(stream, key, images, sources)
         write_atomically(temporary / KEY, to_json(key, indent=1))
-        publish_directory(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _print_summary(target, sources, items, images)
+    _print_summary(target.resolve(), sources, items, images)
 
 
 def _print_summary(

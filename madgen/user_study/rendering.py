@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,9 +42,7 @@ def _read(source: Source, key: str) -> np.ndarray:
     sample = source.samples[key]
     try:
         return read_entry(source.directory, sample).image_HWC
-    except UserError:
-        raise
-    except (OSError, tarfile.TarError, KeyError, ValueError, StopIteration, AttributeError) as error:
+    except OSError as error:
         tar = source.directory.tar(sample.shard)
         raise UserError(f"{tar}: cannot read {key} ({error}); see madgen verify {source.directory.root}") from None
 
