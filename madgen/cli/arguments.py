@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from madgen.config.schema import Job
 
 logger = logging.getLogger(__name__)
+
+
+def option(
+    metavar: str | None, help: str, *names: str, panel: str | None = None, shown: bool | str = True, **more: Any
+) -> Any:
+    """Declare an option by its value and its help; `panel`: its group in the help, `shown`: the default in the help."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=shown, **more)
+
 
 JobArguments = Annotated[
     list[str],
@@ -28,14 +36,11 @@ Overrides = Annotated[
 ]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset directory (`output.dir` of the job).")]
 Measured = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Dataset to take the measured throughput from.", show_default="the job's own dataset"
-    ),
+    Path | None, option("DIR", "Dataset to take the measured throughput from.", shown="the job's own dataset")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Image file (.png, .jpg or .webp).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device that the metrics run on.")]
+Output = Annotated[Path, option("FILE", "Image file (.png, .jpg or .webp).", "-o", "--output")]
+AsJson = Annotated[bool, option(None, "Print JSON instead of text.", "--json")]
+Device = Annotated[str, option("auto|cpu|cuda", "Device that the metrics run on.")]
 
 
 def load_job(arguments: list[str]) -> "Job":

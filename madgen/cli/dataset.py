@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import AsJson, Directory, Output
+from madgen.cli.arguments import AsJson, Directory, Output, option
 
 logger = logging.getLogger(__name__)
 
@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 def status(
     directory: Directory,
     as_json: AsJson = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh every two seconds until the dataset is complete.")
-    ] = False,
+    watch: Annotated[bool, option(None, "Refresh every two seconds until the dataset is complete.", "--watch")] = False,
 ) -> None:
     """Show progress, throughput, ETA and every worker of a dataset, from its files alone.
 
@@ -35,7 +33,7 @@ def status(
 def verify(
     directory: Directory,
     as_json: AsJson = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mark broken shards for regeneration.")] = False,
+    repair: Annotated[bool, option(None, "Mark broken shards for regeneration.", "--repair")] = False,
 ) -> None:
     """Check that every planned sample exists and is intact: tars, members, checksums, images.
 
@@ -71,41 +69,19 @@ def regenerate(
     output: Output,
     pretrained: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Folder, file or Hub id of the backbone's weights.",
-            show_default="the location in dataset.json",
-        ),
+        option("PATH", "Folder, file or Hub id of the backbone's weights.", shown="the location in dataset.json"),
     ] = None,
     image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|URL",
-            help="Picture that the sample started from.",
-            show_default="the one that its prompt names",
-        ),
+        str | None, option("FILE|URL", "Picture that the sample started from.", shown="the one that its prompt names")
     ] = None,
     mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|URL", help="Mask of the part that it kept.", show_default="the one that its prompt names"
-        ),
+        str | None, option("FILE|URL", "Mask of the part that it kept.", shown="the one that its prompt names")
     ] = None,
     control: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|URL",
-            help="Picture that its ControlNet followed.",
-            show_default="the one that its prompt names",
-        ),
+        str | None, option("FILE|URL", "Picture that its ControlNet followed.", shown="the one that its prompt names")
     ] = None,
     style: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|URL",
-            help="Picture that its IP-Adapter followed.",
-            show_default="the one that its prompt names",
-        ),
+        str | None, option("FILE|URL", "Picture that its IP-Adapter followed.", shown="the one that its prompt names")
     ] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
@@ -128,12 +104,8 @@ def regenerate(
 
 def preview(
     directory: Directory,
-    limit: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Show at most N panoramas, evenly spaced over the dataset.")
-    ] = 10_000,
-    megabytes: Annotated[
-        int, typer.Option(metavar="MB", min=0, help="Size limit of the images in the page, without thumbnails.")
-    ] = 64,
+    limit: Annotated[int, option("N", "Show at most N panoramas, evenly spaced over the dataset.", min=1)] = 10_000,
+    megabytes: Annotated[int, option("MB", "Size limit of the images in the page, without thumbnails.", min=0)] = 64,
 ) -> None:
     """Write a self-contained HTML gallery and a contact sheet.
 
@@ -172,29 +144,18 @@ def filter_(
     directory: Directory,
     where: Annotated[
         str | None,
-        typer.Option(
-            metavar="EXPRESSION",
-            help="Keep samples that match an expression over scores, prompt, size, seed and kept columns.",
-        ),
+        option("EXPRESSION", "Keep samples that match an expression over scores, prompt, size, seed and kept columns."),
     ] = None,
-    best: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep the N best samples of each prompt, ranked by --by.")
-    ] = None,
+    best: Annotated[int | None, option("N", "Keep the N best samples of each prompt, ranked by --by.")] = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            metavar="SCORE",
-            help="Score used to rank for --best: coherence, clip, seam or wrap (lower is better for seam, wrap).",
+        option(
+            "SCORE", "Score used to rank for --best: coherence, clip, seam or wrap (lower is better for seam, wrap)."
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the new dataset.")
-    ] = None,
+    output: Annotated[Path | None, option("NEWDIR", "Directory of the new dataset.", "-o", "--output")] = None,
     keys: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the keys, one per line, instead of a dataset; - is the standard output."
-        ),
+        Path | None, option("FILE", "Write the keys, one per line, instead of a dataset; - is the standard output.")
     ] = None,
 ) -> None:
     """Select samples by their scores, without sampling again; write a new dataset or a list of keys.
@@ -218,14 +179,10 @@ def filter_(
 
 def split(
     directory: Directory,
-    shares: Annotated[
-        str, typer.Option(metavar="NAME=SHARE,...", help="Names and shares of the parts, which add up to 1.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the parts, one folder each.")
-    ],
+    shares: Annotated[str, option("NAME=SHARE,...", "Names and shares of the parts, which add up to 1.")],
+    output: Annotated[Path, option("NEWDIR", "Directory of the parts, one folder each.", "-o", "--output")],
     by: Annotated[
-        str, typer.Option(metavar="prompt|sample", help="Keep all samples of a prompt together, or assign each sample.")
+        str, option("prompt|sample", "Keep all samples of a prompt together, or assign each sample.")
     ] = "prompt",
 ) -> None:
     """Split a dataset into parts, such as training and validation, by a hash of prompt ids.
@@ -247,19 +204,19 @@ def merge_(
     directories: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Directories of two or more datasets.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="NEWDIR", help="Directory of the merged dataset.")],
+    output: Annotated[Path, option("NEWDIR", "Directory of the merged dataset.", "-o", "--output")],
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Merge datasets of different settings, such as of two methods.")
+        bool, option(None, "Merge datasets of different settings, such as of two methods.", "--mixed")
     ] = False,
     prefix: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="Put a prefix before the keys of each dataset, or of all but the first, to keep equal keys apart.",
+        option(
+            "A,B,...",
+            "Put a prefix before the keys of each dataset, or of all but the first, to keep equal keys apart.",
         ),
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy shards, which are hard links otherwise where that is possible.")
+        bool, option(None, "Copy shards, which are hard links otherwise where that is possible.", "--copy")
     ] = False,
 ) -> None:
     """Merge datasets into one. A sample that several of them have is kept once.

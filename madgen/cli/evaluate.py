@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import Device, Directory, Overrides, writing_to
+from madgen.cli.arguments import Device, Directory, Overrides, option, writing_to
 
 PROTOCOL = "Protocol"
 DESIGN = "Study design"
@@ -17,74 +17,40 @@ def evaluate(
     directory: Directory,
     metrics: Annotated[
         str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Metrics to compute, such as fid,kid,clip_score.",
-            show_default="all that the extractor supports",
-        ),
+        option("A,B", "Metrics to compute, such as fid,kid,clip_score.", shown="all that the extractor supports"),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="Folder of the report.", show_default="DIR/report"),
-    ] = None,
+    output: Annotated[Path | None, option("OUT", "Folder of the report.", "-o", "--output", shown="DIR/report")] = None,
     device: Device = "auto",
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Panoramas per batch.")] = 8,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Also log the report to the dataset's W&B run.")] = False,
+    batch: Annotated[int, option("N", "Panoramas per batch.", min=1)] = 8,
+    wandb: Annotated[bool, option(None, "Also log the report to the dataset's W&B run.", "--wandb")] = False,
     reference: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Reference dataset of square images; generated and cached if omitted.",
-            rich_help_panel=PROTOCOL,
-        ),
+        option("DIR", "Reference dataset of square images; generated and cached if omitted.", panel=PROTOCOL),
     ] = None,
     references: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=2, help="Square images per prompt of a generated reference.", rich_help_panel=PROTOCOL
-        ),
+        int, option("N", "Square images per prompt of a generated reference.", panel=PROTOCOL, min=2)
     ] = 500,
     extractor: Annotated[
         str | None,
-        typer.Option(
-            metavar="demo|paper|FOLDER[,ROLE=...]",
-            help="Networks that the metrics use.",
-            show_default="demo for the demo backbone, else paper",
-            rich_help_panel=PROTOCOL,
+        option(
+            "demo|paper|FOLDER[,ROLE=...]",
+            "Networks that the metrics use.",
+            panel=PROTOCOL,
+            shown="demo for the demo backbone, else paper",
         ),
     ] = None,
     pool: Annotated[
-        str,
-        typer.Option(
-            metavar="prompts|dataset",
-            help="Compute scores per prompt, or over the whole dataset.",
-            rich_help_panel=PROTOCOL,
-        ),
+        str, option("prompts|dataset", "Compute scores per prompt, or over the whole dataset.", panel=PROTOCOL)
     ] = "prompts",
     halves: Annotated[
         bool,
-        typer.Option(
-            "--halves",
-            help="Compare one half of the dataset with the other, as for references.",
-            rich_help_panel=PROTOCOL,
-        ),
+        option(None, "Compare one half of the dataset with the other, as for references.", "--halves", panel=PROTOCOL),
     ] = False,
-    pairs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Pairs of images per prompt for --halves.", rich_help_panel=PROTOCOL)
-    ] = 1000,
+    pairs: Annotated[int, option("N", "Pairs of images per prompt for --halves.", panel=PROTOCOL, min=1)] = 1000,
     crop: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PX",
-            min=8,
-            help="Side of the square crops.",
-            show_default="size of a view",
-            rich_help_panel=PROTOCOL,
-        ),
+        int | None, option("PX", "Side of the square crops.", panel=PROTOCOL, shown="size of a view", min=8)
     ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Seed of the random crops.", rich_help_panel=PROTOCOL)
-    ] = 0,
+    seed: Annotated[int, option("N", "Seed of the random crops.", panel=PROTOCOL, min=0)] = 0,
 ) -> None:
     """Compute the paper's metrics of a dataset; write report.json, report.md and plots.
 
@@ -126,13 +92,10 @@ def compare(
         typer.Argument(metavar="[NAME=]DIR", help="Datasets or reports, optionally with a name for the table."),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE.md", help="Also write the table to a file, with plots next to it."
-        ),
+        Path | None, option("FILE.md", "Also write the table to a file, with plots next to it.", "-o", "--output")
     ] = None,
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Allow reports with different protocols; the table notes it.")
+        bool, option(None, "Allow reports with different protocols; the table notes it.", "--mixed")
     ] = False,
 ) -> None:
     """Print reports side by side as in the paper's tables, with the best and second best marked.
@@ -153,28 +116,18 @@ def paper(
         Path, typer.Argument(metavar="FILE.yaml", help="Description of a table or figure, as in jobs/paper.")
     ],
     overrides: Overrides = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Use the demo backbone.")] = False,
+    demo: Annotated[bool, option(None, "Use the demo backbone.", "--demo")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Use the demo backbone and a minimal configuration, as a smoke test.")
+        bool, option(None, "Use the demo backbone and a minimal configuration, as a smoke test.", "--quick")
     ] = False,
     extractor: Annotated[
         str | None,
-        typer.Option(
-            metavar="demo|paper|FOLDER",
-            help="Networks that the metrics use; see `madgen evaluate`.",
-            show_default="from FILE.yaml",
-        ),
+        option("demo|paper|FOLDER", "Networks that the metrics use; see `madgen evaluate`.", shown="from FILE.yaml"),
     ] = None,
     device: Device = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="Output folder.",
-            show_default="out/paper, out/paper-demo or out/paper-quick",
-        ),
+        option("DIR", "Output folder.", "-o", "--output", shown="out/paper, out/paper-demo or out/paper-quick"),
     ] = None,
 ) -> None:
     """Reproduce a table or figure of the paper: generate, evaluate and draw. Resumes where it stopped.
@@ -200,50 +153,35 @@ def study(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH", help="Two or more datasets; with --score: files of answers.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="STUDY", help="Folder of the study.")] = Path(
-        "study"
-    ),
-    pairs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Comparisons per pair of datasets.", show_default="20", rich_help_panel=DESIGN),
-    ] = None,
-    controls: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Control questions in total.", show_default="6", rich_help_panel=DESIGN),
-    ] = None,
+    output: Annotated[Path, option("STUDY", "Folder of the study.", "-o", "--output")] = Path("study"),
+    pairs: Annotated[int | None, option("N", "Comparisons per pair of datasets.", panel=DESIGN, shown="20")] = None,
+    controls: Annotated[int | None, option("N", "Control questions in total.", panel=DESIGN, shown="6")] = None,
     question: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Question to ask: coherence, match, quality, or both for coherence and match (repeatable).",
-            show_default="both",
-            rich_help_panel=DESIGN,
+        option(
+            "NAME",
+            "Question to ask: coherence, match, quality, or both for coherence and match (repeatable).",
+            panel=DESIGN,
+            shown="both",
         ),
     ] = None,
-    ties: Annotated[
-        bool | None, typer.Option("--ties", help='Allow "no difference" as an answer.', rich_help_panel=DESIGN)
-    ] = None,
+    ties: Annotated[bool | None, option(None, 'Allow "no difference" as an answer.', "--ties", panel=DESIGN)] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Seed of the choice of pairs and controls.", show_default="0", rich_help_panel=DESIGN
-        ),
+        int | None, option("N", "Seed of the choice of pairs and controls.", panel=DESIGN, shown="0")
     ] = None,
     score: Annotated[
-        bool, typer.Option("--score", help="Score files of answers and write the report.", rich_help_panel=SCORING)
+        bool, option(None, "Score files of answers and write the report.", "--score", panel=SCORING)
     ] = False,
     right: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Control questions that a participant must answer correctly to be included.",
-            show_default="all but one",
-            rich_help_panel=SCORING,
+        option(
+            "N",
+            "Control questions that a participant must answer correctly to be included.",
+            panel=SCORING,
+            shown="all but one",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.", rich_help_panel=SCORING)
-    ] = False,
+    as_json: Annotated[bool, option(None, "Print JSON instead of text.", "--json", panel=SCORING)] = False,
 ) -> None:
     """Build a web page that asks people which of two panoramas they prefer, or score their answers.
 

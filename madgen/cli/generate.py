@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from madgen.cli.arguments import (
-    AsJson,
-    JobArguments,
-    Measured,
-    Output,
-    announce_loading,
-    as_utf8,
-    load_job,
-)
+from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, announce_loading, as_utf8, load_job, option
 
 logger = logging.getLogger(__name__)
 RESOURCES = "Resources"
@@ -63,9 +55,7 @@ def generate(job: JobArguments) -> None:
 
 def plan(
     job: JobArguments,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Estimate the wall time for N devices.")
-    ] = None,
+    workers: Annotated[int | None, option("N", "Estimate the wall time for N devices.", min=1)] = None,
     measured: Measured = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,63 +90,36 @@ def sample(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PRESET|KEY=VALUE]",
-            help="Presets such as fast, and overrides such as sampling.width=1536.",
+            metavar="[PRESET|KEY=VALUE]", help="Presets such as fast, and overrides such as sampling.width=1536."
         ),
     ] = None,
     output: Output = Path("panorama.png"),
     job: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Job file to take the settings from.", show_default="the demo backbone with MAD"
-        ),
+        Path | None, option("FILE", "Job file to take the settings from.", shown="the demo backbone with MAD")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of the panorama; the same as prompts.seed=N.")
-    ] = None,
+    seed: Annotated[int | None, option("N", "Seed of the panorama; the same as prompts.seed=N.")] = None,
     num: Annotated[
-        int,
-        typer.Option(
-            "-n", "--num", metavar="N", min=1, help="Panoramas to generate, with consecutive seeds: FILE-1, FILE-2, ..."
-        ),
+        int, option("N", "Panoramas to generate, with consecutive seeds: FILE-1, FILE-2, ...", "-n", "--num", min=1)
     ] = 1,
-    image: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|URL", help="Picture to start from instead of noise.", rich_help_panel=PICTURES),
-    ] = None,
+    image: Annotated[str | None, option("FILE|URL", "Picture to start from instead of noise.", panel=PICTURES)] = None,
     mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|URL", help="Picture that is white where the image is kept.", rich_help_panel=PICTURES
-        ),
+        str | None, option("FILE|URL", "Picture that is white where the image is kept.", panel=PICTURES)
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(
-            metavar="0..1",
-            help="Share of the denoising steps that redraw the image.",
-            show_default="0.8; 1 with --mask or --place",
-            rich_help_panel=PICTURES,
+        option(
+            "0..1",
+            "Share of the denoising steps that redraw the image.",
+            panel=PICTURES,
+            shown="0.8; 1 with --mask or --place",
         ),
     ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(metavar="FACTOR", help="Enlarge the image by this factor first.", rich_help_panel=PICTURES),
-    ] = None,
+    scale: Annotated[float | None, option("FACTOR", "Enlarge the image by this factor first.", panel=PICTURES)] = None,
     place: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEFT,TOP|center", help="Place of the image on a larger panorama, in px.", rich_help_panel=PICTURES
-        ),
+        str | None, option("LEFT,TOP|center", "Place of the image on a larger panorama, in px.", panel=PICTURES)
     ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|URL", help="Picture that the ControlNet follows.", rich_help_panel=PICTURES),
-    ] = None,
-    style: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|URL", help="Picture that the IP-Adapter follows.", rich_help_panel=PICTURES),
-    ] = None,
+    control: Annotated[str | None, option("FILE|URL", "Picture that the ControlNet follows.", panel=PICTURES)] = None,
+    style: Annotated[str | None, option("FILE|URL", "Picture that the IP-Adapter follows.", panel=PICTURES)] = None,
 ) -> None:
     """Generate a single panorama, or several with consecutive seeds.
 
@@ -186,56 +149,33 @@ def sample(
 def submit(
     job: JobArguments,
     nodes: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto", help="Number of nodes; auto: the fewest that --time allows.", rich_help_panel=RESOURCES
-        ),
+        str, option("N|auto", "Number of nodes; auto: the fewest that --time allows.", panel=RESOURCES)
     ] = "1",
-    gpus_per_node: Annotated[
-        int | None, typer.Option(metavar="N", help="GPUs per node, with one process each.", rich_help_panel=RESOURCES)
-    ] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes per node, on CPU nodes.", rich_help_panel=RESOURCES)
-    ] = None,
-    cpus_per_task: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="CPU cores per process.", show_default="8", rich_help_panel=RESOURCES),
-    ] = None,
+    gpus_per_node: Annotated[int | None, option("N", "GPUs per node, with one process each.", panel=RESOURCES)] = None,
+    tasks_per_node: Annotated[int | None, option("N", "Processes per node, on CPU nodes.", panel=RESOURCES)] = None,
+    cpus_per_task: Annotated[int | None, option("N", "CPU cores per process.", panel=RESOURCES, shown="8")] = None,
     time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HH:MM:SS|auto", help="Time limit; auto: estimated as by `madgen plan`.", rich_help_panel=RESOURCES
-        ),
+        str | None, option("HH:MM:SS|auto", "Time limit; auto: estimated as by `madgen plan`.", panel=RESOURCES)
     ] = None,
     measured: Measured = None,
     array: Annotated[
         str | None,
-        typer.Option(
-            metavar="0-63[%K]",
-            help="Submit independent array tasks (at most K at once) instead of one multi-node job.",
-            rich_help_panel=RESOURCES,
+        option(
+            "0-63[%K]",
+            "Submit independent array tasks (at most K at once) instead of one multi-node job.",
+            panel=RESOURCES,
         ),
     ] = None,
-    partition: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Partition to submit to.", rich_help_panel=SLURM)
-    ] = None,
-    account: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Account to charge.", rich_help_panel=SLURM)
-    ] = None,
-    qos: Annotated[str | None, typer.Option(metavar="NAME", help="Quality of service.", rich_help_panel=SLURM)] = None,
+    partition: Annotated[str | None, option("NAME", "Partition to submit to.", panel=SLURM)] = None,
+    account: Annotated[str | None, option("NAME", "Account to charge.", panel=SLURM)] = None,
+    qos: Annotated[str | None, option("NAME", "Quality of service.", panel=SLURM)] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="OPTION",
-            help="Any other option of sbatch, such as --sbatch=--exclusive (repeatable).",
-            rich_help_panel=SLURM,
-        ),
+        option("OPTION", "Any other option of sbatch, such as --sbatch=--exclusive (repeatable).", panel=SLURM),
     ] = None,
-    env: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Shell script to source first; see slurm/env.example.sh.")
-    ] = None,
-    chain: Annotated[int, typer.Option(metavar="N", min=1, help="Submit N dependent jobs in sequence.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")] = False,
+    env: Annotated[Path | None, option("FILE", "Shell script to source first; see slurm/env.example.sh.")] = None,
+    chain: Annotated[int, option("N", "Submit N dependent jobs in sequence.", min=1)] = 1,
+    dry_run: Annotated[bool, option(None, "Print the script without submitting it.", "--dry-run")] = False,
 ) -> None:
     """Render the sbatch script of a job, print it and submit it.
 
@@ -285,8 +225,7 @@ def submit(
 def fetch(
     job: JobArguments,
     extractor: Annotated[
-        str | None,
-        typer.Option(metavar="paper|...", help="Also download the networks of `madgen evaluate --extractor`."),
+        str | None, option("paper|...", "Also download the networks of `madgen evaluate --extractor`.")
     ] = None,
 ) -> None:
     """Download the weights that a job needs, for compute nodes without network access.
