@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, environment
+from measured_commands import ROOT, environment
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, environment
+from measured_commands import ROOT, environment
 
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.status import settled, status

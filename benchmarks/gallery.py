@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, measure, new_dataset
+from measured_commands import ROOT, measure, new_dataset
 from PIL import Image
 
 from madgen.dataset.format import SampleEntry, Sidecar, to_json

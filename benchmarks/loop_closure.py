@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from coherence_scores import CELL, closure
 from coherence_settings import GUIDANCE, PROMPTS
-from common import CONFIGS
+from measured_commands import CONFIGS
 
 from madgen import PanoramaSampler, load_job
 

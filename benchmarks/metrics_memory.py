@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT
+from measured_commands import ROOT
 
 from madgen.dataset.format import Manifest, PlanTotals
 from madgen.dataset.layout import DatasetDir

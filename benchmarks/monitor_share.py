@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import ROOT
+from measured_commands import ROOT
 
 SPENT: Counter[str] = Counter()
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import Measured, measure
+from measured_commands import Measured, measure
 
 ROW_GROUP = 1 << 20  # pyarrow's default
 FORMATS = ("txt", "jsonl", "csv", "parquet", "jsonl+id", "jsonl+seed")

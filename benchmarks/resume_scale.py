@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import SCRIPT, measure, new_dataset
+from measured_commands import SCRIPT, measure, new_dataset
 
 from madgen.dataset.format import SampleEntry, Sidecar
 from madgen.dataset.index import write_index

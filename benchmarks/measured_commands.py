@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: paths, commands measured in a process of their own, and datasets without samples."""
+"""Commands measured in processes of their own, with the paths and the empty datasets that benchmarks need."""
 
 from __future__ import annotations
 
