@@ -59,18 +59,13 @@ def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[s
     wanted = [(2 * number + 1) * total // (2 * PICTURES) for number in range(min(PICTURES, total))]
     if total < PICTURES:
         wanted = list(range(total))
-    begin = 0
-    for shard, count in counts:
-        indices = [index - begin for index in wanted if begin <= index < begin + count]
-        entries = directory.read_sidecar(shard).samples if indices else ()
-        for entry in (entries[index] for index in indices):
-            with contextlib.suppress(UserError, *UNREADABLE):
-                picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them
-                folder.mkdir(exist_ok=True)
-                path = folder / f"{len(facts.pictures) + 1}.jpg"
-                write_atomically(path, picture)
-                facts.pictures.append((f"samples/{path.name}", entry.prompt))
-        begin += count
+    for entry in directory.entries_at(counts, wanted):
+        with contextlib.suppress(UserError, *UNREADABLE):
+            picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{len(facts.pictures) + 1}.jpg"
+            write_atomically(path, picture)
+            facts.pictures.append((f"samples/{path.name}", entry.prompt))
     for number in range(len(facts.pictures) + 1, PICTURES + 1):  # left from when there were more samples
         (folder / f"{number}.jpg").unlink(missing_ok=True)
 

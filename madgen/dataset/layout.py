@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -158,6 +158,15 @@ class DatasetDir:
         """Yield the samples of the finished shards, in order."""
         for sidecar in self.sidecars():
             yield from sidecar.samples
+
+    def entries_at(self, counts: Iterable[tuple[str, int]], indices: Collection[int]) -> Iterator[SampleEntry]:
+        """Yield the samples at some positions in the dataset, in order; `counts` are (shard, number of samples)."""
+        begin = 0
+        for shard, count in counts:
+            here = [index - begin for index in sorted(indices) if begin <= index < begin + count]
+            samples = self.read_sidecar(shard).samples if here else ()
+            yield from (samples[index] for index in here)
+            begin += count
 
     def read_sidecar(self, name: str) -> Sidecar:
         """Read the sidecar of a shard. Raises FormatError if it is damaged."""

@@ -6,9 +6,7 @@ import contextlib
 import json
 import os
 import shlex
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +24,7 @@ from madgen.dataset.shards.open_samples import open_pieces
 from madgen.types import shard_index
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
+from madgen.utils.ordered_map import ordered_map
 
 
 @dataclass
@@ -80,12 +79,12 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     trusted = not verdict.problems
     _find_unplanned(directory, expected, verdict)
     names = sorted(directory.committed() & expected)
-    check = _Shards(manifest, verdict)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _any_image_size():
-        for done, (name, result) in enumerate(_checked(pool, directory, names, manifest), 1):
-            check.add(name, result)
+    shards = _Shards(manifest, verdict)
+    with _any_image_size(), contextlib.closing(ordered_map(_check(directory, manifest), names)) as results:
+        for done, (name, result) in enumerate(zip(names, results, strict=True), 1):
+            shards.add(name, result)
             on_shard(done, len(names))
-    check.finish(directory, names)
+    shards.finish(directory, names)
     verdict.kept = sum(shard in expected for shard, _, _ in open_pieces(directory, set(names)))
     complete = verdict.complete and len(names) == manifest.plan.shards
     if complete and not directory.work.exists():  # else `generate` has yet to write them
@@ -175,22 +174,17 @@ def _any_image_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _checked(
-    pool: ThreadPoolExecutor, directory: DatasetDir, names: list[str], manifest: Manifest
-) -> Iterator[tuple[str, ShardResult]]:
-    """Yield the checked shards in order, checking a few of them ahead."""
-    ahead: deque[tuple[str, Future[ShardResult]]] = deque()
+def _check(directory: DatasetDir, manifest: Manifest) -> Callable[[str], ShardResult]:
+    """Return a function that checks a shard by its name."""
     portions = [(portion, Expected.of(portion)) for portion in manifest.portions()]
-    for name in names:
+
+    def check(name: str) -> ShardResult:
         index = shard_index(name)
         pairs = (pair for pair in portions if index < pair[0].first + pair[0].shards)
         portion, expected = next(pairs, portions[-1])
-        ahead.append((name, pool.submit(check_shard, directory, name, portion.planned(index), expected)))
-        if len(ahead) > 2 * (os.cpu_count() or 1):
-            first, future = ahead.popleft()
-            yield first, future.result()
-    for name, future in ahead:
-        yield name, future.result()
+        return check_shard(directory, name, portion.planned(index), expected)
+
+    return check
 
 
 def _mark(key: str) -> bytes:

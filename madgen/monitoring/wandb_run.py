@@ -30,6 +30,7 @@ from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
 from madgen.monitoring.wandb_values import point_of, samples_table, thumbnail
 from madgen.types import Record
+from madgen.utils.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 LOG_EVERY_S = 5.0
@@ -215,10 +216,9 @@ class Log:
         self._write_note()
 
     def _write_note(self) -> None:
-        temporary = self._note.with_name(f".wandb.{os.getpid()}")
+        note = {"samples": max(self._before, self._samples), "complete": self.complete}
         with contextlib.suppress(OSError):
-            temporary.write_bytes(to_json({"samples": max(self._before, self._samples), "complete": self.complete}))
-            os.replace(temporary, self._note)
+            write_atomically(self._note, to_json(note))
 
     def _artifact(self) -> wandb.Artifact:
         manifest = self.manifest

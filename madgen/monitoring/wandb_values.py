@@ -59,13 +59,8 @@ def _spread(directory: DatasetDir) -> Iterator[tuple[str, Sample]]:
     counts = [(sidecar.shard, len(sidecar.samples)) for sidecar in directory.sidecars()]
     total = sum(count for _, count in counts)
     wanted = {index * total // min(total, TABLE_ROWS) for index in range(min(total, TABLE_ROWS))}
-    begin = 0
-    for shard, count in counts:
-        here = [index - begin for index in range(begin, begin + count) if index in wanted]
-        entries = directory.read_sidecar(shard).samples if here else ()
-        for index in here:
-            yield entries[index].key, read_entry(directory, entries[index])
-        begin += count
+    for entry in directory.entries_at(counts, wanted):
+        yield entry.key, read_entry(directory, entry)
 
 
 def thumbnail(image_HWC: np.ndarray) -> Image.Image:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
@@ -19,9 +16,7 @@ from madgen.monitoring.gallery.input_pictures import CAPTIONS, find_inputs, load
 from madgen.monitoring.gallery.samples import read
 from madgen.monitoring.gallery.thumbnails import FEW, SIDES, embedded, thumbnail_of
 from madgen.utils.escaping import json_block
-
-A = TypeVar("A")
-B = TypeVar("B")
+from madgen.utils.ordered_map import ordered_map
 
 
 def write_samples(
@@ -45,25 +40,12 @@ def write_samples(
         return json_block(f"s{number}", details), b"" if picture is None else json_block(f"f{number}", picture)
 
     with tempfile.TemporaryFile() as pictures:
-        for done, (details, picture) in enumerate(_in_order(blocks, range(len(shown))), start=1):
+        for done, (details, picture) in enumerate(ordered_map(blocks, range(len(shown))), start=1):
             file.write(details)
             pictures.write(picture)
             progress(done, len(shown))
         pictures.seek(0)
         shutil.copyfileobj(pictures, file)
-
-
-def _in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Map on all cores in order, with at most two results per core in memory."""
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
-        waiting: deque[Future[B]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= 2 * cores:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _details(dataset: DatasetDir, sample: EncodedSample) -> dict[str, Any]:
