@@ -1,4 +1,4 @@
-"""Measure the coherence of joint diffusion on the demo backbone: `python benchmarks/coherence.py OUT`.
+"""Measure the coherence of joint diffusion on a demo backbone: `python benchmarks/coherence.py OUT`.
 
 Samples the same prompts and seeds in every setting of `coherence_settings.py`, scores the panoramas
 (`coherence_scores.py`), and writes OUT/scores.jsonl (the cache, one line per panorama), OUT/report.md and
@@ -47,6 +47,11 @@ class Study:
     weights: str
     steps: int
 
+    @property
+    def name(self) -> str:
+        """Backbone and weights, for the report."""
+        return f"{Path(self.pretrained).name}, weights `{self.weights}`"
+
     def key(self, setting: Setting, prompt: str, seed: int) -> str:
         """Return the cache key of a panorama: a digest of everything that its scores depend on."""
         content = [setting.pixels(self.steps), self.steps, prompt, seed, self.weights, GUIDANCE, scores.VERSION]
@@ -74,9 +79,9 @@ class SampleBatch:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     study = Study(options.pretrained, require_local(weights_id(options.pretrained), options.pretrained), options.steps)
-    chosen = [setting for setting in settings() if options.only.lower() in f"{setting.group}: {setting.name}".lower()]
+    chosen = [setting for setting in settings(options.pretrained) if options.only.lower() in f"{setting.group}: {setting.name}".lower()]
     if not chosen:
-        groups = ", ".join(dict.fromkeys(setting.group for setting in settings()))
+        groups = ", ".join(dict.fromkeys(setting.group for setting in settings(options.pretrained)))
         sys.exit(f"--only {options.only!r} matches no setting; the groups are {groups}")
     options.out.mkdir(parents=True, exist_ok=True)
     cache = options.out / "scores.jsonl"
@@ -99,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.out, study, {s: of_setting for s, of_setting in keys.items() if rows[s]}, options
     )
     rows = fidelity.with_sharpness(options.out, study, rows, options)
-    write_report(options.out, {s: found for s, found in rows.items() if found}, study.steps, study.weights, distances)
+    write_report(options.out, {s: found for s, found in rows.items() if found}, study.steps, study.name, distances)
     print(f"{options.out}: scores.jsonl, report.md, figure.png")
     return None
 
@@ -115,7 +120,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', such as 'seams:'")
-    parser.add_argument("--pretrained", default="demo", help="another backbone trained on the demo's images")
+    parser.add_argument("--pretrained", default="demo", help="demo, demo-dit or a folder with weights trained on the same images")
     parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default: 4)")
     parser.add_argument("--device", default="cpu", help="cuda samples in this process; use a larger --batch such as 32")
     parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="number of processes")

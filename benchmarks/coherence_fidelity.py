@@ -15,7 +15,7 @@ from typing import Any
 
 import coherence_scores as scores
 import numpy as np
-from coherence_settings import GUIDANCE, PROMPTS
+from coherence_settings import GUIDANCE, PROMPTS, family
 
 from madgen.demo import CLIP_WEIGHTS
 from madgen.metrics.fid import distance as frechet_distance
@@ -133,7 +133,7 @@ def _reference(folder: Path, study: Any, options: Namespace) -> np.ndarray:
         device, parts = options.device, []
         energy: dict[str, list[float]] = {prompt: [] for prompt in PROMPTS}
         sampler = PanoramaSampler.from_pretrained(
-            study.pretrained, layout="whole", mad_steps=0, dtype="float32", device=device
+            study.pretrained, name=family(study.pretrained), layout="whole", mad_steps=0, dtype="float32", device=device
         )
         for number, prompt in enumerate(PROMPTS):
             seeds = range(FIRST_SEED + number * squares, FIRST_SEED + (number + 1) * squares)

@@ -42,7 +42,7 @@ panorama (without the second pass of classifier-free guidance; a view of the who
   Fréchet distance of its features between all crops of the setting and square images of one view (for each prompt as
   many as a setting has panoramas). ± is the standard deviation when panoramas are resampled.
 - **sharpness**: energy of the brightness at periods below two latent cells, in percent of that of the square images for
-  the same prompt (100 is as sharp; measured in the group of operators only).
+  the same prompt (100 is as sharp; not measured in all groups).
 - **variety**: standard deviation between the panoramas of a prompt, of mean colours (0..255) and horizon (percent).
 - **seams, last seams**: step at every 32nd column (the borders of shifted views), and at the borders of the views of a
   shifted last step, over the step at borders of neighbouring latent cells; 1 is no seam. All settings are measured at
@@ -83,15 +83,15 @@ def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(numbers)), float(error)
 
 
-def write_report(folder: Path, rows: Rows, steps: int, weights: str, distances: Mapping[str, Distance]) -> None:
+def write_report(folder: Path, rows: Rows, steps: int, backbone: str, distances: Mapping[str, Distance]) -> None:
     """Write `report.md` and, if matplotlib is installed, `figure.png`, `pareto.png` and `operators.png`."""
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in rows:
         groups[setting.group].append(setting)
     parts = [
-        "# Coherence of the demo backbone\n",
-        f"{steps} steps, guidance {GUIDANCE:g}, {len(PROMPTS)} prompts in turn, the same seeds in every setting; "
-        f"weights `{weights}`. τ of 50 is scaled to {steps} steps.\n",
+        "# Coherence of joint diffusion\n",
+        f"Backbone {backbone}. {steps} steps, guidance {GUIDANCE:g}, {len(PROMPTS)} prompts in turn, the same seeds in "
+        f"every setting. τ of 50 is scaled to {steps} steps.\n",
         NOTES,
     ]
     for group, members in groups.items():
@@ -171,7 +171,7 @@ def write_pareto(path: Path, members: list[Setting], rows: Rows, distances: Mapp
         axis.errorbar(passes, means, errors, fmt="o", color="lightgray", capsize=2, label="other settings", zorder=1)
         for n in pareto_front(passes, means):
             axis.errorbar(passes[n], means[n], errors[n], marker="o", capsize=3, label=members[n].name, zorder=2)
-        axis.set(xlabel="UNet passes over views per panorama", ylabel=label, title=name, xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="passes over views per panorama", ylabel=label, title=name, xlim=(0, None), ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(path, dpi=130)

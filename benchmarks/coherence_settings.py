@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from madgen import PanoramaSampler
@@ -20,6 +22,7 @@ from madgen.config.schema import (
     ViewsConfig,
 )
 from madgen.diffusion.views import Layout, build_layout
+from madgen.hub.weights import resolve_pretrained
 from madgen.sampling.geometry import Geometry
 
 # No prompt determines the whole scene, so that independent views may disagree. The values are checked by `caption`.
@@ -44,6 +47,8 @@ PROMPTS: dict[str, dict[str, str]] = {
 GUIDANCE = 3.0
 PAPER_STEPS = 50
 """Number of steps that the paper's τ refers to."""
+PAPER_SIGMA_SHARE = 0.25
+"""Share of linear flow-matching steps after which sigma is about that of the paper's 15 of 50 steps, 0.77."""
 
 
 SYNC = (("sync_weight", 20.0), ("sync_steps", 10), ("sync_network", "random"))
@@ -83,10 +88,12 @@ class Setting:
     """`method.noise.align`."""
     sharpness: bool = False
     """Score the sharpness too, which earlier studies did not."""
+    positions: str = ""
+    """`method.mad.positions` of a transformer."""
 
     def pixels(self, steps: int) -> dict[str, Any]:
         """Return everything that the scores depend on, without the name and the number of samples."""
-        names, later = ("group", "name", "share", "tau"), ("merge", "align", "sharpness")
+        names, later = ("group", "name", "share", "tau"), ("merge", "align", "sharpness", "positions")
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in names and (v or k not in later)}
         return {**fields, "merged_steps": self.merged_steps(steps)}
 
@@ -109,8 +116,10 @@ def tau(of_50: int) -> float:
     return of_50 / PAPER_STEPS
 
 
-def settings() -> list[Setting]:
-    """Return all settings in the order of the report."""
+def settings(pretrained: str = "demo") -> list[Setting]:
+    """Return all settings of a backbone in the order of the report."""
+    if family(pretrained) == "flux":
+        return list(_transformer())
     shifted = partial(Setting, layout="shifted")
     seams, loop = partial(shifted, "seams"), partial(Setting, "loop")
     return [
@@ -153,6 +162,32 @@ def settings() -> list[Setting]:
         *_cheaper(),
         *_operators(),
     ]
+
+
+def family(pretrained: str) -> str:
+    """Return `backbone.name` of a demo backbone, or of a folder with weights of one."""
+    index = json.loads((Path(resolve_pretrained(pretrained)) / "model_index.json").read_text(encoding="utf-8"))
+    return "flux" if index["_class_name"] == "FluxPipeline" else "sd"
+
+
+def _transformer() -> Iterator[Setting]:
+    """Yield settings of a transformer: merged steps, layers, positions and layouts."""
+    merged = partial(Setting, blocks=("all",), sharpness=True)
+    yield merged("methods", "direct", layout="whole")
+    yield merged("methods", "MultiDiffusion")
+    for share in (0.1, PAPER_SIGMA_SHARE, 0.5, 0.8, 1.0):
+        yield merged("methods", f"MAD in the first {share:.0%} of the steps", share)
+    yield merged("methods", "shifted, no MAD", layout="shifted")
+    yield merged("methods", "shifted, MAD in the first 80% of the steps", 0.8, layout="shifted")
+    yield merged("methods", "shifted, MAD in every step", 1.0, layout="shifted")
+    for blocks in (("early",), ("middle",), ("late",), ("double",), ("single",), ("early", "middle"), ("all",)):
+        yield merged("blocks", " + ".join(blocks), 1.0, blocks=blocks, stride=8)
+    for positions in ("canvas", "fit", "local"):
+        yield merged("positions", positions, 1.0, positions=positions, stride=8)
+    for width in (256, 1024):
+        yield merged("widths", f"128x{width}, MultiDiffusion", width=width)
+        yield merged("widths", f"128x{width}, MAD in every step", 1.0, width=width)
+        yield merged("widths", f"128x{width}, direct", layout="whole", width=width)
 
 
 def _cheaper() -> Iterator[Setting]:
@@ -247,13 +282,16 @@ def new_sampler(setting: Setting, pretrained: str, steps: int, device: str = "cp
     method = MethodConfig(
         views=ViewsConfig(layout=setting.layout, stride=setting.stride, overlap_from=overlap_from(setting, steps)),
         mad=MadConfig(
-            steps=setting.merged_steps(steps), blocks=setting.blocks, cross_attention=setting.cross_attention
+            steps=setting.merged_steps(steps),
+            blocks=setting.blocks,
+            cross_attention=setting.cross_attention,
+            **({"positions": setting.positions} if setting.positions else {}),
         ),
         merge=MergeConfig(**dict(setting.merge)),
         noise=NoiseConfig(align=setting.align),
         sync=SyncConfig(**{name.removeprefix("sync_"): value for name, value in setting.extra}),
     )
-    backbone = BackboneConfig(pretrained=pretrained, dtype="float32")
+    backbone = BackboneConfig(name=family(pretrained), pretrained=pretrained, dtype="float32")
     sampler = PanoramaSampler.from_configs(backbone, method, SamplingParams(scheduler=setting.scheduler), device)
     sampler.geometry = StudyGeometry(sampler.geometry, setting, steps)
     return sampler
@@ -272,12 +310,16 @@ def unet_passes(sampler: PanoramaSampler, setting: Setting, steps: int) -> float
     guided = range(*(setting.guidance_steps(steps) or (0, setting.own_steps(steps))))
     reference = sampler.method.merge.reference_steps
     views = (count + (step < reference) for step, count in enumerate(_views(sampler, setting, steps)))
-    return sum(count * (2 if step in guided else 1) for step, count in enumerate(views))
+    twice = sampler.backbone.spec.guidance == "cfg"
+    return sum(count * (2 if twice and step in guided else 1) for step, count in enumerate(views))
 
 
 def _views(sampler: PanoramaSampler, setting: Setting, steps: int) -> list[float]:
-    """Return the number of views of each step."""
-    layout = sampler.geometry.build(setting.height, setting.width, setting.loop)
+    """Return the number of views of each step; a transformer that merges in all layers runs the canvas once."""
+    layout, spec = sampler.geometry.build(setting.height, setting.width, setting.loop), sampler.backbone.spec
     views = [layout.at(step) for step in range(setting.own_steps(steps))]
-    area = sampler.backbone.spec.view_size**2
-    return [view.count * view.rows.size * view.columns.size / area for view in views]
+    counts = [view.count * view.rows.size * view.columns.size / spec.view_size**2 for view in views]
+    if setting.blocks == ("all",) and setting.positions in ("", "canvas"):
+        canvas = setting.height * setting.width / (spec.view_size * spec.factor) ** 2
+        counts[: setting.merged_steps(steps)] = [canvas] * setting.merged_steps(steps)
+    return counts

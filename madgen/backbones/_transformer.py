@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,10 +47,10 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         spec: BackboneSpec,
         dtype: torch.dtype,
         device: torch.device,
-        max_sequence_length: int,
+        max_sequence_length: int | None = None,
         offload: str = "none",
     ):
-        self.offload, self.max_sequence_length = offload, max_sequence_length
+        self.offload = offload
         super().__init__(pipeline, spec, dtype, device)
         self.transformer = self.network
         encoders = [getattr(pipeline, name, None) for name in TEXT_ENCODERS]
@@ -60,7 +61,7 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         """Embeddings of prompts of coming batches, on the CPU."""
         if offload == "model" and device.type != "cpu":
             pipeline.enable_model_cpu_offload(device=device)
-        self.tokenizers = self.limiting_tokenizers()
+        self.max_sequence_length, self.tokenizers = self.limited(max_sequence_length)
         self.context = TokenContext()
         self.attention = self._wrapped_attention()
 
@@ -117,11 +118,12 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         """Return the attention processor of a layer, around the layer's `original` one."""
         return TokenAttention(name, original, self.context, self.text_first)
 
-    def limiting_tokenizers(self) -> tuple[Any, ...]:
-        """Return the tokenizers that limit the prompt, with the number of tokens that are used as maximum length."""
-        tokenizer = getattr(self.pipeline, self.limiting_part)
-        tokenizer.model_max_length = self.max_sequence_length - self.template_tokens
-        return (tokenizer,)
+    def limited(self, max_sequence_length: int | None) -> tuple[int, tuple[Any, ...]]:
+        """Return the tokens that the text encoder reads, and the tokenizers that limit the prompt, with that maximum."""
+        tokenizer = copy(getattr(self.pipeline, self.limiting_part))  # the pipeline's own stays as it is
+        length = self.used_length(max_sequence_length, tokenizer.model_max_length)
+        tokenizer.model_max_length = length - self.template_tokens
+        return length, (tokenizer,)
 
     def embed(self, prompt: str) -> Embedded:
         """Encode one prompt, or negative prompt, in the transformer's precision."""

@@ -73,9 +73,12 @@ class TransformerFamily(Family):
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
-        length = cls.arguments(max_sequence_length, "none")["max_sequence_length"]
-        tokens = max(0, length - cls.template_tokens)
-        return tokenizers.chosen_limit(cls.limiting_part, tokens, files)
+        cls.arguments(max_sequence_length, "none")
+        own = tokenizers.text_limit((cls.limiting_part,), files)
+        if own is None:
+            return None
+        tokens = cls.used_length(max_sequence_length, own.tokens) - cls.template_tokens
+        return replace(own, tokens=max(0, tokens), chosen=True)
 
     @classmethod
     def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
@@ -100,8 +103,21 @@ class TransformerFamily(Family):
                 f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}.."
                 f"{cls.max_length} tokens for this backbone; null is {cls.sequence_length}"
             )
-        length = cls.sequence_length if max_sequence_length is None else max_sequence_length
-        return {"max_sequence_length": length, "offload": offload}
+        return {"max_sequence_length": max_sequence_length, "offload": offload}
+
+    @classmethod
+    def used_length(cls, max_sequence_length: int | None, limit: int) -> int:
+        """Return the tokens that the text encoder reads: the setting or else the default, at most the tokenizer's `limit`.
+
+        Raises UserError if the setting exceeds `limit`.
+        """
+        default = min(cls.sequence_length, limit)
+        if max_sequence_length is not None and max_sequence_length > limit:
+            raise UserError(
+                f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}..{limit} "
+                f"tokens, the limit of this checkpoint's {cls.limiting_part}; null is {default}"
+            )
+        return default if max_sequence_length is None else max_sequence_length
 
     @staticmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from madgen.backbones._sizes import CLIP_L, T5_XXL, published
 from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
 from madgen.backbones._transformer import TransformerBackbone
 from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_spec
+from madgen.backbones._vae import factor_of
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import VAE, Parameters
 
@@ -42,7 +43,9 @@ class Flux(TransformerBackbone):
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         """Read the shapes from the configs."""
         guidance: Guidance = "embedded" if network.get("guidance_embeds") else "none"
-        return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae)
+        factor = factor_of(vae)
+        size = vae.get("sample_size", VIEW_SIZE * factor) // factor  # the transformer's config has none
+        return transformer_spec(network["in_channels"] // 4, size, guidance, vae)
 
     @staticmethod
     def assumed_spec(name: str) -> BackboneSpec:

@@ -89,11 +89,12 @@ class StableDiffusion3(TransformerBackbone):
         index, parts = read_index(files), ("text_encoder_3", "tokenizer_3")
         return {part: None for part in parts if not has_part(files.pretrained, index, part)}
 
-    def limiting_tokenizers(self) -> tuple[Any, ...]:
+    def limited(self, max_sequence_length: int | None) -> tuple[int, tuple[Any, ...]]:
         """Return T5's tokenizer, or CLIP's if the checkpoint has no T5."""
         if self.pipeline.text_encoder_3 is None or self.pipeline.tokenizer_3 is None:
-            return self.pipeline.tokenizer, self.pipeline.tokenizer_2
-        return super().limiting_tokenizers()
+            clip = self.pipeline.tokenizer, self.pipeline.tokenizer_2
+            return max_sequence_length or self.sequence_length, clip
+        return super().limited(max_sequence_length)
 
     def embed(self, prompt: str) -> Embedded:
         """Return the hidden states of CLIP and T5, one after the other, and CLIP's pooled embeddings."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from madgen.dataset.layout import DatasetDir
+from madgen.demo import BACKBONES as DEMO_BACKBONES
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -90,7 +91,7 @@ def _evaluation(request: Request, directory: DatasetDir, job: dict[str, Any]) ->
         raise UserError("--halves compares a dataset with itself: leave --reference out")
     if request.pool not in ("prompts", "dataset"):
         raise UserError(f"--pool must be prompts or dataset, got {request.pool!r}")
-    extractor = request.extractor or ("demo" if job["backbone"]["pretrained"] == "demo" else "paper")
+    extractor = request.extractor or ("demo" if job["backbone"]["pretrained"] in DEMO_BACKBONES else "paper")
     metrics = _metrics(request, extractor)
 
     from madgen import backbones

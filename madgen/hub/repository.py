@@ -57,7 +57,7 @@ def check_hub_id(name: str, key: str = "backbone.pretrained") -> None:
 
 
 def _or_demo(key: str) -> str:
-    return "nor 'demo', " if key.startswith("backbone.") else ""
+    return "nor 'demo', nor 'demo-dit', " if key.startswith("backbone.") else ""
 
 
 def hub_file(repository: str, name: str, revision: str | None, key: str = "backbone.pretrained") -> Path:

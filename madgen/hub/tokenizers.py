@@ -104,16 +104,6 @@ def text_limit(subfolders: tuple[str, ...], files: ModelFiles) -> TextLimit | No
     return TextLimit(min(known), where, files.revision, subfolders) if len(known) == len(subfolders) else None
 
 
-def chosen_limit(subfolder: str, tokens: int, files: ModelFiles) -> TextLimit | None:
-    """Return a limit of `tokens` for one tokenizer; None if its files are not available locally."""
-    try:
-        where = config_source(files)
-    except UserError:
-        return None
-    available = _limit(where, files.revision, subfolder) is not None
-    return TextLimit(tokens, where, files.revision, (subfolder,), chosen=True) if available else None
-
-
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:
     try:
         content = _file(where, revision, f"{subfolder}/tokenizer_config.json").read_text(encoding="utf-8")

@@ -39,10 +39,10 @@ def local_folder(where: str, revision: str | None = None) -> Path | None:
 
 
 def resolve_pretrained(pretrained: str) -> str:
-    """Replace `demo` by its folder and expand `~`."""
-    from madgen.demo import WEIGHTS
+    """Replace the name of a demo backbone by its folder and expand `~`."""
+    from madgen.demo import BACKBONES
 
-    return str(WEIGHTS) if pretrained == "demo" else str(expand_user(pretrained, "backbone.pretrained"))
+    return str(BACKBONES.get(pretrained) or expand_user(pretrained, "backbone.pretrained"))
 
 
 class ModelFiles(NamedTuple):

@@ -268,14 +268,15 @@ def train(training: Training, data: Data, options: argparse.Namespace) -> None:
 
 
 def save_pipeline(folder: Path, transformer: FluxTransformer2DModel, parts: Parts) -> None:
-    """Write a `FluxPipeline` folder; the transformer takes half precision, half the file size."""
+    """Write a `FluxPipeline` folder in half precision, half the file size."""
     short = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=TEXT_TOKENS)
+    text_encoder = copy.deepcopy(parts.text_encoder).half()
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
+        vae=copy.deepcopy(parts.vae).half(),
+        text_encoder=text_encoder,
         tokenizer=parts.tokenizer,
-        text_encoder_2=parts.text_encoder,
+        text_encoder_2=text_encoder,
         tokenizer_2=short,
         transformer=copy.deepcopy(transformer).half(),
     ).save_pretrained(folder, safe_serialization=True)
