@@ -46,12 +46,15 @@ SLOW = ("syncdiffusion",)  # gradients through the network
 
 
 @pytest.mark.parametrize(
-    "method",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in METHODS],
+    ("backbone", "method"),
+    [
+        *(pytest.param("demo", path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in METHODS),
+        pytest.param("demo-dit", ROOT / "configs/method/mad.yaml", id="demo-dit"),
+    ],
 )
-def test_every_method_generates_on_the_demo_backbone(method, madgen, tmp_path):
+def test_every_method_generates_on_the_demo_backbone(backbone, method, madgen, tmp_path):
     (tmp_path / "prompts.txt").write_text("a hill\n", encoding="utf-8")
-    files = [ROOT / "configs/backbone/demo.yaml", method, ROOT / "configs/trainer/cpu.yaml"]
+    files = [ROOT / f"configs/backbone/{backbone}.yaml", method, ROOT / "configs/trainer/cpu.yaml"]
     small = ["sampling.num_inference_steps=2", "sampling.width=256", "monitor.wandb.mode=disabled"]
     network = "method.sync.network=random"  # trained VGG16 weights may not be available
     result = madgen("generate", *files, "prompts.source=prompts.txt", *small, network, "output.dir=out")

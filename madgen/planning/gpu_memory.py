@@ -53,6 +53,8 @@ class GpuMemory:
     quantization: str | None
     adapters: int = 0
     """Parameters of the ControlNet and the IP-Adapter."""
+    gradients: bool = False
+    """SyncDiffusion computes gradients, which need further memory that is not estimated."""
 
     @property
     def item(self) -> int:
@@ -139,6 +141,8 @@ class GpuMemory:
         offloaded = "" if self.offload == "none" else f", with offload={self.offload}"
         yield f"GPU memory: about {_gib(self.peak(self.work))}{least} ({self.dtype}{offloaded})"
         yield f"  {self.summary(self.work)}"
+        if self.gradients:
+            yield "  not estimated: the gradients of SyncDiffusion"
 
     @property
     def _vae_item(self) -> int:
@@ -172,7 +176,10 @@ def gpu_memory(
     dtype = "bfloat16" if run.dtype == "auto" else run.dtype
     works = [_work(run, spec, layout, *pixels, canvas_steps) for pixels, layout in layouts.items()]
     work, smallest = (_largest([pair[which] for pair in works]) for which in (0, 1))
-    return GpuMemory(size, work, smallest, dtype, backbone.offload, backbone.quantization, _adapters(backbone))
+    gradients = Method.from_config(run.job.method).sync is not None
+    return GpuMemory(
+        size, work, smallest, dtype, backbone.offload, backbone.quantization, _adapters(backbone), gradients
+    )
 
 
 def check_gpu_memory(run: ResolvedRun, memory: GpuMemory | None) -> None:

@@ -29,10 +29,11 @@ def build(setting, steps=20):
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 
 
-def test_settings_have_unique_names_and_views_that_can_merge():
-    names = [(setting.group, setting.name) for setting in settings()]
+@pytest.mark.parametrize("pretrained", ["demo", "demo-dit"])
+def test_settings_have_unique_names_and_views_that_can_merge(pretrained):
+    names = [(setting.group, setting.name) for setting in settings(pretrained)]
     assert len(set(names)) == len(names)
-    for setting in settings():
+    for setting in settings(pretrained):
         layout = build(setting)
         assert all(
             layout.at(step).count == 1 or layout.at(step).divisible(4) for step in range(setting.merged_steps(20))

@@ -200,6 +200,12 @@ def test_bad_values_are_refused(madgen_here, job_file, value):
     assert "backbone.gpu_memory" in result.err
 
 
+def test_plan_says_that_gradients_are_not_estimated(madgen_here, tmp_path):
+    note = "not estimated: the gradients of SyncDiffusion"
+    assert note not in plan(madgen_here, tmp_path).out
+    assert note in plan(madgen_here, tmp_path, "method.sync.weight=20", "method.sync.network=random").out
+
+
 def test_json_has_bytes_that_add_up(madgen_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("the sea\n")
     job = [CONFIGS / "qwen-image.yaml", f"backbone.pretrained={folder_of('qwen_image')}", "prompts.source=prompts.txt"]

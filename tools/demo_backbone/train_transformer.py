@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ ADAM_RATE, MUON_RATE = 2e-3, 3e-3
 EMA_DECAY = 0.999
 GUIDANCE = (1.0, 5.0)
 """Guidance scales to distill."""
+LOCAL_KEYS = ("_name_or_path", "is_local", "local_files_only")
+"""Keys of saved configs that tell where the parts were loaded from."""
 SAVE_SECONDS = 120.0
 
 
@@ -270,16 +273,21 @@ def train(training: Training, data: Data, options: argparse.Namespace) -> None:
 def save_pipeline(folder: Path, transformer: FluxTransformer2DModel, parts: Parts) -> None:
     """Write a `FluxPipeline` folder in half precision, half the file size."""
     short = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=TEXT_TOKENS)
-    text_encoder = copy.deepcopy(parts.text_encoder).half()
+    text_encoder, vae = copy.deepcopy(parts.text_encoder).half(), copy.deepcopy(parts.vae).half()
+    vae.register_to_config(shift_factor=0.0)  # as FluxPipeline expects
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=copy.deepcopy(parts.vae).half(),
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=parts.tokenizer,
         text_encoder_2=text_encoder,
         tokenizer_2=short,
         transformer=copy.deepcopy(transformer).half(),
     ).save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/*config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
