@@ -79,7 +79,11 @@ class SampleBatch:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     study = Study(options.pretrained, require_local(weights_id(options.pretrained), options.pretrained), options.steps)
-    chosen = [setting for setting in settings(options.pretrained) if options.only.lower() in f"{setting.group}: {setting.name}".lower()]
+    chosen = [
+        setting
+        for setting in settings(options.pretrained)
+        if options.only.lower() in f"{setting.group}: {setting.name}".lower()
+    ]
     if not chosen:
         groups = ", ".join(dict.fromkeys(setting.group for setting in settings(options.pretrained)))
         sys.exit(f"--only {options.only!r} matches no setting; the groups are {groups}")
@@ -120,7 +124,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="of 'group: name', such as 'seams:'")
-    parser.add_argument("--pretrained", default="demo", help="demo, demo-dit or a folder with weights trained on the same images")
+    parser.add_argument(
+        "--pretrained", default="demo", help="demo, demo-dit or a folder with weights trained on the same images"
+    )
     parser.add_argument("--batch", type=_positive, default=4, help="panoramas sampled together (default: 4)")
     parser.add_argument("--device", default="cpu", help="cuda samples in this process; use a larger --batch such as 32")
     parser.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="number of processes")

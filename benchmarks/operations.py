@@ -95,7 +95,10 @@ def main() -> None:
         assert found == published, f"{model.name} has {found} parameters, not {published}"
         views = operations(model, network, size, size, count)
         canvas = operations(model, network, rows, columns, 1)
-        print(f"| {model.name} | {views / 1e12:.0f} TFLOP | {canvas / 1e12:.0f} TFLOP | {views / canvas:.2f} |", flush=True)
+        print(
+            f"| {model.name} | {views / 1e12:.0f} TFLOP | {canvas / 1e12:.0f} TFLOP | {views / canvas:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -334,15 +334,26 @@ class SizedModule(BackboneModule, Protocol):
         """
 
 
-def backbone_module(name: str) -> BackboneModule:
-    """Import `madgen.backbones.<name>`; UserError lists the known names."""
-    known = sorted(
+def backbone_names() -> list[str]:
+    """Return the values of `backbone.name`: the public modules of this package."""
+    return sorted(
         module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_" and not module.ispkg
     )
+
+
+def backbone_module(name: str) -> BackboneModule:
+    """Import `madgen.backbones.<name>`; UserError lists the known names."""
+    known = backbone_names()
     if name not in known:
         raise UserError(f"backbone.name must be one of {', '.join(known)}, got {name!r}")
     module = importlib.import_module(f"{__name__}.{name}")
     return cast(BackboneModule, getattr(module, "BACKBONE", module))
+
+
+def backbones_by_pipeline() -> dict[str, Any]:
+    """Return the backbone of each class of diffusers pipelines that is supported, also of those with a ControlNet."""
+    backbones = [backbone for name in backbone_names() if hasattr(backbone := backbone_module(name), "pipelines")]
+    return {name: each for each in backbones for name in (*each.pipelines, *each.controlled_pipelines)}
 
 
 def silence_model_libraries() -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from madgen.backbones import BackboneSpec, ModelSize, _schedulers, _vae
+from madgen.backbones import BackboneSpec, ModelSize, _schedulers, _vae, backbones_by_pipeline
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download
-from madgen.hub.model_configs import check_class, read_configs, read_index
+from madgen.hub.model_configs import read_configs, read_index
 from madgen.hub.model_size import VAE, count_parts
 from madgen.hub.repository import check_hub_id
 from madgen.hub.tokenizers import TextLimit
@@ -70,8 +70,19 @@ class Family(ABC):
     @classmethod
     def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
         """Read the config files of the pipeline, its network and its VAE; UserError if it is not such a model."""
-        check_class(read_index(files), files.pretrained, cls.name, cls.pipelines)
+        cls._check_class(read_index(files).get("_class_name"), files.pretrained)
         return read_configs(files, ("model_index.json", f"{cls.part}/config.json", "vae/config.json"))
+
+    @classmethod
+    def _check_class(cls, actual: str | None, pretrained: str) -> None:
+        """Raise UserError if the pipeline of a checkpoint is not of this family; it names the family that it is of."""
+        if actual in cls.pipelines:
+            return
+        other = backbones_by_pipeline().get(str(actual), cls).name
+        raise UserError(
+            f"backbone.pretrained={pretrained} is a {actual}; backbone.name={cls.name} loads "
+            f"{' and '.join(cls.pipelines)}" + ("" if other == cls.name else f"; set backbone.name={other}")
+        )
 
     @staticmethod
     @abstractmethod

@@ -7,16 +7,13 @@ models stay the pipeline's: what its owner changes later, such as the scale of a
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-from madgen import backbones
-from madgen.backbones import Backbone, BackboneSpec
+from madgen.backbones import Backbone, BackboneSpec, backbones_by_pipeline
 from madgen.backbones._loading import models_of
 from madgen.utils.errors import UserError
 
@@ -144,12 +141,7 @@ def _family(pipeline: Any) -> Any:
             f"pipe must be a loaded diffusers pipeline, got {type(pipeline).__name__}; for a folder or a Hub id use "
             "PanoramaSampler.from_pretrained"
         )
-    families = {}
-    for each in pkgutil.iter_modules(backbones.__path__):
-        if each.name[0] != "_" and not each.ispkg:
-            module = importlib.import_module(f"{backbones.__name__}.{each.name}")
-            if (backbone := getattr(module, "BACKBONE", None)) is not None:
-                families.update(dict.fromkeys((*backbone.pipelines, *backbone.controlled_pipelines), backbone))
+    families = backbones_by_pipeline()
     for cls in type(pipeline).__mro__:
         if cls.__name__ in families:
             return families[cls.__name__]

@@ -119,7 +119,7 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         return TokenAttention(name, original, self.context, self.text_first)
 
     def limited(self, max_sequence_length: int | None) -> tuple[int, tuple[Any, ...]]:
-        """Return the tokens that the text encoder reads, and the tokenizers that limit the prompt, with that maximum."""
+        """Return how many tokens the text encoder reads, and the tokenizers that limit prompts, with that maximum."""
         tokenizer = copy(getattr(self.pipeline, self.limiting_part))  # the pipeline's own stays as it is
         length = self.used_length(max_sequence_length, tokenizer.model_max_length)
         tokenizer.model_max_length = length - self.template_tokens

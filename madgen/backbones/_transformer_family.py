@@ -107,9 +107,9 @@ class TransformerFamily(Family):
 
     @classmethod
     def used_length(cls, max_sequence_length: int | None, limit: int) -> int:
-        """Return the tokens that the text encoder reads: the setting or else the default, at most the tokenizer's `limit`.
+        """Return how many tokens the text encoder reads: the setting, or else the default.
 
-        Raises UserError if the setting exceeds `limit`.
+        At most the tokenizer's `limit`: raises UserError if the setting exceeds it.
         """
         default = min(cls.sequence_length, limit)
         if max_sequence_length is not None and max_sequence_length > limit:

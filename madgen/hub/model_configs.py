@@ -129,12 +129,3 @@ def read_config(
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a JSON object, got {type(content).__name__}; it is not a {kind}")
     return content
-
-
-def check_class(model: dict[str, Any], pretrained: str, name: str, classes: tuple[str, ...]) -> None:
-    """Raise UserError if `model` (model_index.json) is not of a class that `backbone.name` loads."""
-    if model.get("_class_name") not in classes:
-        raise UserError(
-            f"backbone.pretrained={pretrained} is a {model.get('_class_name')}; "
-            f"backbone.name={name} loads {' and '.join(classes)}"
-        )

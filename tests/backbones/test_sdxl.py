@@ -217,7 +217,12 @@ def test_bfloat16_runs_and_is_close(tiny_xl):
     ("name", "file", "change", "message"),
     [
         ("sdxl", "model_index.json", {"requires_aesthetics_score": True}, "is a refiner"),
-        ("sdxl", "model_index.json", {"_class_name": "FluxPipeline"}, "name=sdxl loads StableDiffusionXLPipeline"),
+        (
+            "sdxl",
+            "model_index.json",
+            {"_class_name": "FluxPipeline"},
+            "name=sdxl loads StableDiffusionXLPipeline; set backbone.name=flux",
+        ),
         ("sdxl", "unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None"),
         ("sd", "unet/config.json", {}, "is a StableDiffusionXLPipeline; backbone.name=sd loads"),
     ],

@@ -100,8 +100,8 @@ class BackboneConfig:
     `sdxl` (Stable Diffusion XL), `sd3` (Stable Diffusion 3 and 3.5), `flux` (FLUX.1),
     `flux2` (FLUX.2 [klein]), `z_image` (Z-Image) or `qwen_image` (Qwen-Image)."""
     pretrained: str = "demo"
-    """Weights: a diffusers folder, a Hugging Face Hub id, a single `.safetensors` file in the original layout, or a small
-    model that is part of madgen: `demo` (`name: sd`) or `demo-dit` (`name: flux`)."""
+    """Weights: a diffusers folder, a Hugging Face Hub id, a single `.safetensors` file in the original layout, or a
+    small model that is part of madgen: `demo` (`name: sd`) or `demo-dit` (`name: flux`)."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository; null is its default branch."""
     variant: str | None = None
