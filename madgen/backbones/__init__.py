@@ -352,8 +352,13 @@ def backbone_module(name: str) -> BackboneModule:
 
 def backbones_by_pipeline() -> dict[str, Any]:
     """Return the backbone of each class of diffusers pipelines that is supported, also of those with a ControlNet."""
-    backbones = [backbone for name in backbone_names() if hasattr(backbone := backbone_module(name), "pipelines")]
-    return {name: each for each in backbones for name in (*each.pipelines, *each.controlled_pipelines)}
+    backbones: list[Any] = [backbone_module(name) for name in backbone_names()]
+    return {
+        pipeline: backbone
+        for backbone in backbones
+        if hasattr(backbone, "pipelines")
+        for pipeline in (*backbone.pipelines, *backbone.controlled_pipelines)
+    }
 
 
 def silence_model_libraries() -> None:
