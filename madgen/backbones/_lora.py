@@ -2,21 +2,22 @@
 
 Files of all layouts are converted to one: tensors by part and layer, with alpha / rank multiplied into `up`. diffusers
 assigns alphas by name and ignores names that match no module, so that files of kohya's scripts, in which alpha and
-rank may differ between layers, would be applied at other strengths than they were trained with.
+rank may differ between layers, would be applied at other strengths than they were trained with. The layers of files
+that have more than LoRA's tensors are adapted by `_lycoris`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from madgen.backbones import Lora
+from madgen.backbones import Lora, _lycoris
 from madgen.hub.adapters import lora_file
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES
@@ -27,26 +28,24 @@ if TYPE_CHECKING:
 
 State: TypeAlias = "dict[str, Tensor]"
 UNSUPPORTED = (
-    ("dora_scale", r"\.dora_scale$", "weight decomposition (DoRA) in kohya's layout"),
-    ("hada_*", r"\.hada_", "LoHa factors"),
-    ("lokr_*", r"\.lokr_", "LoKr factors"),
-    ("lora_mid", r"\.lora_mid\.", "CP-decomposed convolutions"),
-    ("diff", r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
     ("bias", r"\.lora_B\.bias$|\.lora_up\.bias$|\.lora\.up\.bias$", "biases"),
     ("embedding", r"lora_embedding_[AB]|^bundle_emb\.|^string_to_param", "embeddings"),
     ("oft_*", r"\.(oft_|oft_blocks|boft_)", "orthogonal factors (OFT)"),
 )
-ROLES = {"A": "down", "B": "up", "down": "down", "up": "up"}
+ROLES = {"A": "down", "B": "up"}
 KEYS = (
     re.compile(r"(?P<layer>.+)\.lora_(?P<role>A|B|down|up)(?:\.default)?\.weight"),
     re.compile(r"(?P<layer>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
     re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>down|up)\.weight"),
     re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>alpha)"),
     re.compile(r"(?P<layer>.+)\.(?P<role>alpha)"),
+    re.compile(r"(?P<layer>.+)\.lora_(?P<role>mid)\.weight"),
+    re.compile(rf"(?P<layer>.+)\.(?P<role>{'|'.join(sorted(_lycoris.ROLES - {'mid'}))})"),
 )
-"""Names of tensors: PEFT's and kohya's, diffusers', and those of diffusers' former attention processors."""
+"""Names of tensors: PEFT's and kohya's, diffusers', those of diffusers' former attention processors, and LyCORIS'."""
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
-KOHYA = re.compile(r"lora_(unet|te|te1|te2)_(.+)")
+KOHYA = re.compile(r"(?:lora_(unet|te|te1|te2)|lycoris)_(.+)")
+KOHYA_KEY = re.compile(r"lora_")
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
@@ -54,11 +53,15 @@ METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a 
 
 @dataclass
 class Layer:
-    """The tensors of one adapted layer."""
+    """The tensors of one adapted layer, by role."""
 
-    down: Tensor | None = None
-    up: Tensor | None = None
+    tensors: State = field(default_factory=dict)
     alpha: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether it is LoRA's: `up` and `down`."""
+        return self.tensors.keys() == {"down", "up"}
 
 
 @dataclass(frozen=True)
@@ -69,59 +72,88 @@ class Strengths:
     """None: the rank."""
     patterns: dict[str, float] = field(default_factory=dict)
     rslora: bool = False
+    rank: float | None = None
+    """Rank of layers whose factors have none: two whole matrices of LoKr."""
+    ranks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Strengths:
         """Read the keys of PEFT's `LoraConfig`."""
         if config.get("use_dora"):
             raise UserError("it has weight decomposition (DoRA) in PEFT's layout, which is not supported")
-        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
-        alpha = config.get("lora_alpha")
-        return cls(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
+        alphas, ranks = (
+            {str(key): float(value) for key, value in (config.get(name) or {}).items()}
+            for name in ("alpha_pattern", "rank_pattern")
+        )
+        alpha, rank = config.get("lora_alpha", config.get("alpha")), config.get("r")
+        return cls(
+            None if alpha is None else float(alpha),
+            alphas,
+            bool(config.get("use_rslora")),
+            None if rank is None else float(rank),
+            ranks,
+        )
 
-    def factor(self, layer: str, rank: int) -> float:
+    def factor(self, layer: str, rank: float | None) -> float:
         """Return alpha / rank of a layer, or alpha / sqrt(rank) for rank-stabilised LoRAs."""
-        patterns = (value for key, value in self.patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer))
-        alpha = next(patterns, self.alpha)
-        return 1.0 if alpha is None else alpha / (rank**0.5 if self.rslora else rank)
+        alpha = _of_pattern(self.patterns, layer, self.alpha)
+        rank = _of_pattern(self.ranks, layer, self.rank) if rank is None else rank
+        return 1.0 if alpha is None or rank is None else alpha / (rank**0.5 if self.rslora else rank)
+
+
+def _of_pattern(patterns: Mapping[str, float], layer: str, default: float | None) -> float | None:
+    """Return the value of the first pattern that matches a layer, as PEFT does."""
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
 
 def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Add each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
-    if not loras:
-        return
-    names = [f"lora{index}" for index in range(len(loras))]
-    for name, lora in zip(names, loras, strict=True):
-        _add_lora(pipeline, name, lora)
-    pipeline.set_adapters(names, adapter_weights=[lora.scale for lora in loras])
-    adapted = [name for name, model in pipeline.components.items() if getattr(model, "peft_config", None)]
-    pipeline.fuse_lora(components=adapted, adapter_names=names)
-    pipeline.unload_lora_weights()
+    for lora in loras:
+        try:
+            _fuse(pipeline, lora)
+        except UserError as error:
+            raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
+        except LOADING_FAILURES as error:
+            reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+            raise UserError(f"cannot apply the LoRA {lora.weights}: {reason}") from error
 
 
-def _add_lora(pipeline: Any, name: str, lora: Lora) -> None:
+def _fuse(pipeline: Any, lora: Lora) -> None:
     file = lora_file(lora.weights, download=True)
     assert file is not None
     metadata = read_header(file, f"the LoRA {lora.weights}").metadata
-    try:
-        state = _read(file)
-        loaded = _loadable(pipeline, file, state, metadata)
-        layers = sum(DOWN.search(key) is not None for key in (state if loaded is None else loaded))
-        if loaded is None:
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
-        else:
-            pipeline.load_lora_weights(loaded, adapter_name=name)
-            _set_unit_strength(pipeline, name)
-    except UserError as error:
-        raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
-    except LOADING_FAILURES as error:
-        reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
-        raise UserError(f"cannot apply the LoRA {lora.weights}: {reason}") from error
+    state = _read(file)
+    if any((match := _match(key)) and match["role"] in _lycoris.ROLES for key in state):
+        if _denoiser(pipeline) == "transformer" and (key := next((key for key in state if KOHYA_KEY.match(key)), None)):
+            raise UserError(f"it has LyCORIS' tensors under kohya's names, which are known for UNets only: {key}")
+        _adapt_layers(pipeline, _resolved(pipeline, file, state, metadata), lora.scale)
+        return
+    loaded = _loadable(pipeline, file, state, metadata)
+    layers = sum(DOWN.search(key) is not None for key in (state if loaded is None else loaded))
+    name = "lora"
+    if loaded is None:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True)
+    else:
+        pipeline.load_lora_weights(loaded, adapter_name=name)
+        _set_unit_strength(pipeline, name)
     adapted = len(list(_adapted_layers(pipeline, name)))
     if adapted == 0 or adapted != layers:
-        raise UserError(
-            f"cannot apply the LoRA {lora.weights}: this backbone has {adapted} of the {layers} adapted layers"
-        )
+        raise UserError(f"this backbone has {adapted} of the {layers} adapted layers")
+    pipeline.set_adapters([name], adapter_weights=[lora.scale])
+    parts = [part for part, model in pipeline.components.items() if getattr(model, "peft_config", None)]
+    pipeline.fuse_lora(components=parts, adapter_names=[name])
+    pipeline.unload_lora_weights()
+
+
+def _adapt_layers(pipeline: Any, layers: Iterable[tuple[str, str, Layer, float]], scale: float) -> None:
+    """Adapt layers of LyCORIS' kinds, one after the other."""
+    for part, module, layer, factor in layers:
+        try:
+            _lycoris.adapt_layer(getattr(pipeline, part).get_submodule(module), layer.tensors, factor, scale)
+        except UserError as error:
+            raise UserError(f"{part}.{module}: {error}") from error
+        except RuntimeError as error:
+            raise UserError(f"the tensors of {part}.{module} do not fit together: {error}") from error
 
 
 def _adapted_layers(pipeline: Any, adapter: str) -> Iterator[Any]:
@@ -153,7 +185,7 @@ def _loadable(pipeline: Any, file: Path, state: State, metadata: Mapping[str, st
         return None
     if getattr(pipeline, "unet", None) is not None:
         return _converted(pipeline, file, state, metadata)
-    if any(key.startswith("lora_") for key in state):
+    if any(KOHYA_KEY.match(key) for key in state):
         return _from_kohya_transformer(state, pipeline)
     known = all(_match(key) and key.partition(".")[0] in ("base_model", *PARTS) for key in state)
     return _converted(pipeline, file, state, metadata) if known else None
@@ -173,22 +205,31 @@ def _from_kohya_transformer(state: State, pipeline: Any) -> State:
 
 def _converted(pipeline: Any, file: Path, state: State, metadata: Mapping[str, str]) -> State:
     """Return the tensors under diffusers' names, alpha / rank multiplied into `up`; UserError if one is left over."""
+    loaded: State = {}
+    for part, module, layer, factor in _resolved(pipeline, file, state, metadata):
+        loaded[f"{part}.{module}.lora_A.weight"] = layer.tensors["down"]
+        loaded[f"{part}.{module}.lora_B.weight"] = _times(layer.tensors["up"], factor)
+    return loaded
+
+
+def _resolved(
+    pipeline: Any, file: Path, state: State, metadata: Mapping[str, str]
+) -> list[tuple[str, str, Layer, float]]:
+    """Return the part, the module, the tensors and alpha / rank of each layer; UserError if a tensor is left over."""
     layers = _by_layer(state)
     strengths = _strengths(file, layers, metadata)
-    loaded: State = {}
-    for layer, (part, module) in _targets(pipeline, layers).items():
-        tensors = layers[layer]
-        assert tensors.down is not None
-        assert tensors.up is not None
-        rank = tensors.down.shape[0]
-        own = strengths.get(part, strengths.get("", Strengths()))
-        factor = own.factor(module, rank) if tensors.alpha is None else tensors.alpha / rank
-        target = f"{part}.{module}"
-        if f"{target}.lora_A.weight" in loaded:
-            raise UserError(f"it has {target} twice, also as {layer}")
-        loaded[f"{target}.lora_A.weight"] = tensors.down
-        loaded[f"{target}.lora_B.weight"] = _times(tensors.up, factor)
-    return loaded
+    resolved: dict[tuple[str, str], tuple[Layer, float]] = {}
+    for name, (part, module) in _targets(pipeline, layers).items():
+        if (part, module) in resolved:
+            raise UserError(f"it has {part}.{module} twice, also as {name}")
+        layer = layers[name]
+        rank = _lycoris.rank_of(layer.tensors)
+        if layer.alpha is None:
+            factor = strengths.get(part, strengths.get("", Strengths())).factor(module, rank)
+        else:
+            factor = 1.0 if rank is None else layer.alpha / rank
+        resolved[part, module] = layer, factor
+    return [(*target, *adapted) for target, adapted in resolved.items()]
 
 
 def _times(weight: Tensor, factor: float) -> Tensor:
@@ -223,18 +264,26 @@ def _by_layer(state: State) -> dict[str, Layer]:
                 raise UserError(f"{key} must be one number, got the shape {list(value.shape)}")
             layer.alpha = float(value)
         else:
-            setattr(layer, ROLES[match["role"]], value)
+            layer.tensors[ROLES.get(match["role"], match["role"])] = value
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(f"it has tensors of an unknown kind: {', '.join(unknown[:3])}{more}")
     for name, layer in layers.items():
-        if layer.down is None or layer.up is None:
-            raise UserError(f"it lacks the {'down' if layer.down is None else 'up'} tensor of {name}")
-        if layer.down.shape[0] != layer.up.shape[1]:
-            raise UserError(f"{name} has ranks {layer.down.shape[0]} and {layer.up.shape[1]} in its two tensors")
+        _check_complete(name, layer)
     if not layers:
         raise UserError("it has no layers")
     return layers
+
+
+def _check_complete(name: str, layer: Layer) -> None:
+    """Raise UserError for a layer that lacks a tensor, or has one that does not belong to its others."""
+    tensors = layer.tensors
+    if tensors.keys() <= {"down", "up"} and not layer.is_plain:
+        raise UserError(f"it lacks the {'up' if 'down' in tensors else 'down'} tensor of {name}")
+    if frozenset(tensors) not in _lycoris.COMPLETE:
+        raise UserError(f"its tensors of {name} are incomplete, or of two kinds: {', '.join(sorted(tensors))}")
+    if layer.is_plain and tensors["down"].shape[0] != tensors["up"].shape[1]:
+        raise UserError(f"{name} has ranks {tensors['down'].shape[0]} and {tensors['up'].shape[1]} in its two tensors")
 
 
 def _strengths(file: Path, layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> dict[str, Strengths]:
@@ -245,7 +294,7 @@ def _strengths(file: Path, layers: Mapping[str, Layer], metadata: Mapping[str, s
     try:
         if is_peft:
             content = json.loads(config.read_text(encoding="utf-8"))
-            if content.get("lora_alpha") is None:
+            if content.get("lora_alpha", content.get("alpha")) is None:
                 raise UserError("it has no lora_alpha")
             return {"": Strengths.of(content)}
         packed: dict[str, dict[str, Any]] = {}
@@ -297,12 +346,10 @@ def _existing(name: str, modules: Mapping[str, Any]) -> str | None:
 
 
 def _fitting_part(bare: Mapping[str, str], layers: Mapping[str, Layer], modules: Mapping[str, Any]) -> str:
-    """Return the part whose modules have the names and the input sizes of all layers."""
+    """Return the part whose modules have the names and the sizes of all layers."""
     for part, known in modules.items():
         found = {layer: _existing(name, known) for layer, name in bare.items()}
-        if all(
-            module is not None and _inputs(known[module]) == _channels(layers[layer]) for layer, module in found.items()
-        ):
+        if all(module is not None and _fits(layers[layer], known[module]) for layer, module in found.items()):
             return part
     raise UserError(
         f"it does not match this backbone: its layers, such as {next(iter(bare.values()))}, are in none of "
@@ -310,13 +357,15 @@ def _fitting_part(bare: Mapping[str, str], layers: Mapping[str, Layer], modules:
     )
 
 
-def _inputs(module: Any) -> int | None:
+def _fits(layer: Layer, module: Any) -> bool:
+    """Return whether the inputs of a module have the size of a LoRA's, or its weight that of another change."""
     weight = getattr(module, "weight", None)
-    return None if weight is None or weight.ndim < 2 else int(weight.shape[1])
-
-
-def _channels(layer: Layer) -> int | None:
-    return None if layer.down is None or layer.down.ndim < 2 else int(layer.down.shape[1])
+    if weight is None:
+        return False
+    if not layer.is_plain:
+        return bool(_lycoris.change_of(layer.tensors).numel() == weight.numel())
+    down = layer.tensors["down"]
+    return bool(weight.ndim >= 2 and down.ndim >= 2 and down.shape[1] == weight.shape[1])
 
 
 def _kohya_targets(
@@ -329,7 +378,7 @@ def _kohya_targets(
     }
     targets: dict[str, tuple[str, str]] = {}
     for layer, match in layers.items():
-        part, name = KOHYA_PARTS[match[1]], match[2]
+        part, name = KOHYA_PARTS[match[1]] if match[1] else _denoiser(pipeline), match[2]
         module = flat.get(part, {}).get(name.removeprefix("text_model_"))
         if module is None and part == "unet":
             module = _original_unet_name(pipeline, layer)
@@ -337,6 +386,10 @@ def _kohya_targets(
             raise UserError(f"it does not match this backbone: its {part} has no layer {name}")
         targets[layer] = part, module
     return targets
+
+
+def _denoiser(pipeline: Any) -> str:
+    return "transformer" if getattr(pipeline, "unet", None) is None else "unet"
 
 
 def _original_unet_name(pipeline: Any, layer: str) -> str | None:
