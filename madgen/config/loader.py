@@ -163,9 +163,9 @@ def _check_strings(value: Any, converted: Any, name: str = "") -> None:
         raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes")
 
 
-def _find(name: str, folders: Sequence[Path]) -> str:
+def _find(name: str, folders: Sequence[Path], key: str = "a mask") -> str:
     """Resolve a path against the current directory, or else against the first of `folders` in which it exists."""
-    path = expand_user(name, "a file")
+    path = expand_user(name, key)
     candidates = [path, *(folder / path for folder in folders)]
     return str(next((candidate for candidate in candidates if os.path.exists(candidate)), path))
 
@@ -173,10 +173,10 @@ def _find(name: str, folders: Sequence[Path]) -> str:
 def _find_source(source: str, folders: Sequence[Path]) -> str:
     """Resolve `prompts.source`: a file, a dataset or else a glob pattern, as `_find`; URLs stay as they are."""
     if source.startswith(DATASET):
-        return DATASET + _find(source.removeprefix(DATASET), folders)
+        return DATASET + _find(source.removeprefix(DATASET), folders, "prompts.source")
     if "://" in source:
         return source
-    file = _find(source, folders)
+    file = _find(source, folders, "prompts.source")
     if os.path.exists(file) or not glob.has_magic(source):
         return file
     patterns = [file, *(os.path.join(glob.escape(str(folder)), source) for folder in folders)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
@@ -16,6 +17,8 @@ from madgen.diffusion.views import Layout
 from madgen.hub.adapters import check_lora, controlnet_id, ip_adapter_files
 from madgen.hub.license import check_licences, licence_notes
 from madgen.hub.repository import without_retries
+from madgen.hub.safetensors_file import read_header
+from madgen.hub.weights import single_file
 from madgen.images.masks import cell_weights
 from madgen.planning.cost import Cost, Evaluations, sizes, total_cost, view_evaluations
 from madgen.planning.gpu_memory import GpuMemory, check_gpu_memory, gpu_memory
@@ -153,9 +156,12 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
         with without_retries() if assume else nullcontext():
             return module.describe(run.files), False
     except UserError:
-        if not assume:
+        pretrained = run.job.backbone.pretrained
+        if not assume or Path(pretrained).is_dir():  # its files are here, and damaged
             raise
-        return module.family_spec(run.job.backbone.pretrained), True
+        if (file := single_file(pretrained)) is not None:
+            read_header(file, f"backbone.pretrained={pretrained}")
+        return module.family_spec(pretrained), True
 
 
 def _own_scheduler(run: ResolvedRun) -> dict[str, Any] | None:

@@ -168,7 +168,7 @@ def test_deep_nesting_is_refused(content, tmp_path):
 
 @pytest.mark.parametrize("key", ["output.dir", "prompts.source", "backbone.pretrained", "scores.clip"])
 def test_unknown_home_directories_are_named(key):
-    with pytest.raises(UserError, match="home directory of '~nosuchuser' is unknown"):
+    with pytest.raises(UserError, match=f"^{key}=~nosuchuser/x: the home directory of '~nosuchuser' is unknown"):
         job = load_job(overrides=[f"{key}=~nosuchuser/x"])
         _touch(key, job)
 

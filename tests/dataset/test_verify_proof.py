@@ -248,6 +248,7 @@ EDITS = {
     "samples_per_shard": lambda content: content["plan"].update(samples_per_shard=4),
     "samples": lambda content: content["plan"].update(samples=11),
     "job": lambda content: content["job"]["output"].update(format="webp"),
+    "section of the job": lambda content: content["job"].pop("sampling"),
     "cut": None,
 }
 

@@ -111,3 +111,26 @@ def test_parts_that_a_single_file_lacks_are_named(names, message, tiny, tmp_path
     file.write_bytes(save({f"{name}weight": torch.zeros(1) for name in names}))
     with pytest.raises(UserError, match=message):
         read_configs(ModelFiles(str(file), None, str(tiny)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", b"[]", "model_index.json must be a JSON object, got list"),
+        ("model_index.json", None, "is a folder without model_index.json: not a diffusers pipeline"),
+        ("unet/config.json", DAMAGED["lfs"][0], "unet/config.json is a Git LFS pointer"),
+        ("vae/config.json", b'{"a": ', "vae/config.json is not valid JSON"),
+    ],
+)
+def test_plan_names_a_damaged_config(file, content, message, madgen_here, job_file, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    result = madgen_here("plan", job_file, "backbone.pretrained=model")
+    assert (result.code, message in result.err) == (2, True), result.err
+
+
+@pytest.mark.parametrize("kind", ["lfs", "html", "empty", "truncated data"])
+def test_plan_names_a_damaged_single_file(kind, madgen_here, job_file, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(DAMAGED[kind][0])
+    result = madgen_here("plan", job_file, "backbone.pretrained=model.safetensors")
+    assert (result.code, "backbone.pretrained=model.safetensors is" in result.err) == (2, True), result.err

@@ -29,6 +29,9 @@ def manifest_problems(manifest: Manifest) -> list[str]:
 
 def _check_job(identity: dict[str, Any], job: dict[str, Any]) -> Iterator[str]:
     """Compare the settings that the identity and the job both have."""
+    for section in ("backbone", "method", "sampling", "prompts", "output"):
+        if section in identity and section not in job:
+            yield f"its job has no {section}"
     for path in SAME:
         expected, value = _value(identity, path), _value(job, path)
         if None not in (expected, value) and expected != value:
