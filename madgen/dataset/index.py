@@ -16,7 +16,7 @@ from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.licences import LICENCE_COLUMNS, licence_values
 from madgen.types import shard_index
-from madgen.utils.atomic import atomic, write_atomically
+from madgen.utils.atomic import atomic, remove, write_atomically
 
 
 def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Path:
@@ -57,7 +57,8 @@ def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = la
 def _row(entry: SampleEntry, manifest: Manifest) -> dict[str, Any]:
     prompt_id, sample_index = manifest.prompt_id(entry.key), entry.sample_index
     derived = {"shard": entry.shard, "prompt_id": prompt_id, "sample_index": sample_index}
-    return {**entry.as_dict(), **(entry.scores or {}), **derived}
+    scores = {name: float(value) for name, value in (entry.scores or {}).items()}
+    return {**entry.as_dict(), **scores, **derived}
 
 
 def write_quarantine(directory: DatasetDir) -> None:
@@ -71,9 +72,9 @@ def write_quarantine(directory: DatasetDir) -> None:
     if lines:
         write_atomically(path, lines)
     else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def is_tidy(directory: DatasetDir) -> bool:
     """Return whether a complete dataset has its index and no `work/` folder left to remove."""
-    return (directory.root / "index.parquet").exists() and not directory.work.exists()
+    return (directory.root / "index.parquet").is_file() and not directory.work.exists()

@@ -107,6 +107,8 @@ class _Shards:
         self.twice: set[str] = set()
         self.contradiction = False
         """Intact samples of a prompt contradict each other."""
+        self.unread = False
+        """A shard could not be read, so that the others cannot be blamed for what is missing."""
 
     def add(self, name: str, result: ShardResult) -> None:
         """Add the result of a shard."""
@@ -118,6 +120,7 @@ class _Shards:
             for key, mark in zip(result.keys, map(_mark, result.keys), strict=True):
                 self.twice.update([key] if mark in self.seen else [])
                 self.seen.add(mark)
+        self.unread |= result.unread
         verdict.problems += [f"{name}: {problem}" for problem in result.problems]
         verdict.present += result.present
         verdict.quarantined += len(result.keys) - result.present if result.sidecar is not None else 0
@@ -138,7 +141,7 @@ class _Shards:
             verdict.problems += [] if prompts else ["prompts, sizes or seeds are not the planned ones"]
         elif settled != verdict.planned and not verdict.problems and len(names) == self.manifest.plan.shards:
             verdict.problems.append(f"{plural(settled, 'sample')} in all shards, {verdict.planned} planned")
-        nobody = verdict.problems and not verdict.broken and not verdict.unplanned
+        nobody = verdict.problems and not verdict.broken and not verdict.unplanned and not self.unread
         if nobody or self.twice or self.contradiction:
             self._blame_all(directory, names)
 

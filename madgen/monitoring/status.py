@@ -8,8 +8,9 @@ import statistics
 import time
 from typing import Any
 
-from madgen.dataset.format import Heartbeat
+from madgen.dataset.format import FormatError, Heartbeat
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.records import read_file
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
 from madgen.monitoring.totals import Totals
 from madgen.utils.atomic import file_system_time
@@ -110,9 +111,9 @@ def _kept(directory: DatasetDir, others: set[str]) -> int:
     counts: dict[str, int] = {}
     for path in directory.open_shards.glob("*.jsonl"):
         shard = path.name.split(".")[0]
-        with contextlib.suppress(OSError):  # removed by the worker that has resumed it
+        with contextlib.suppress(OSError, FormatError):  # removed by the worker that has resumed it, or no file
             if shard not in others:
-                counts[shard] = max(counts.get(shard, 0), path.read_bytes().count(b"\n"))
+                counts[shard] = max(counts.get(shard, 0), read_file(path).count(b"\n"))
     return sum(counts.values())
 
 

@@ -109,6 +109,16 @@ def _rename(temporary: Path, path: Path) -> None:
         if temporary.parent.is_dir() and not temporary.exists():
             raise OSError(errno.ESTALE, "another process has removed its temporary file", str(path)) from None
         raise
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory, expected a file; move it away") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one. Raises UserError for a directory."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory, expected a file; move it away") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Damaged files: every changed byte that a reader would notice is found, and no command ends with a traceback."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.sample_json import sample_metadata, sample_settings
 from madgen.dataset.shards.leases import LEASE_S, Worker
-from madgen.dataset.shards.recovery import reopen
+from madgen.dataset.shards.recovery import reopen, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
 from madgen.monitoring.status import status
@@ -165,8 +166,6 @@ def test_target_that_is_a_file_is_refused(dataset, madgen_here, tmp_path):
 
 
 def test_bad_journal_line_is_dropped_and_the_others_are_kept(dataset):
-    from madgen.dataset.shards.recovery import salvage
-
     reopen(dataset, "job-000000", dataset.read_sidecar("job-000000").samples)
     (journal,) = dataset.open_shards.glob("*.jsonl")
     first, second = journal.read_bytes().splitlines()
@@ -178,8 +177,6 @@ def test_bad_journal_line_is_dropped_and_the_others_are_kept(dataset):
 
 def test_samples_of_another_plan_are_not_recovered(dataset):
     """A journal that vouches for intact records is not enough: they must be those of the task."""
-    from madgen.dataset.shards.recovery import salvage
-
     other = Plan("job", table_of(Prompt(f"p{i}", f"other {i}", "", 8, 16) for i in range(4)), 1, 2, 0)
     reopen(dataset, "job-000000", dataset.read_sidecar("job-000000").samples)
     assert list(salvage(dataset, PLAN.shard(0)).kept) == [0, 1]
@@ -267,3 +264,67 @@ def test_paths_are_not_in_samples_nor_in_the_card(job_file, tiny, tmp_path):
         assert str(tiny).encode() not in data
     for name in ("out", "again"):
         assert str(tmp_path) not in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+
+
+def test_scores_that_are_large_integers_are_indexed(dataset):
+    path = dataset.sidecar("job-000000")
+    content = json.loads(path.read_bytes())
+    content["samples"][0]["scores"]["seam"] = 10**30
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert parquet.read_table(write_index(dataset))["seam"].to_pylist()[0] == 1e30
+    assert not verify(dataset).complete
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "README.md", "quarantine.jsonl"])
+def test_a_directory_in_place_of_a_derived_file_is_named(dataset, madgen_here, tmp_path, name):
+    """`index` and `push` refuse it in one line; `verify --repair` moves it aside."""
+    (dataset.root / name).unlink(missing_ok=True)
+    (dataset.root / name).mkdir()
+    for command in (("index", "out"), ("push", "out", (tmp_path / "there").as_uri())):
+        result = madgen_here(*command)
+        assert (result.code, len(result.err.splitlines()), name in result.err) == (2, 1, True), (command, result.err)
+    assert madgen_here("verify", "out", "--repair").code == 1
+    assert verify(dataset).complete
+
+
+def test_an_unreadable_shard_does_not_put_the_blame_on_others(dataset, madgen_here, monkeypatch):
+    """`--repair` reopens none of them: what the unreadable one holds is unknown, not missing."""
+    read = DatasetDir.read_sidecar
+
+    def denied(self, name):
+        if name == "job-000001":
+            raise PermissionError(13, "Permission denied", str(self.sidecar(name)))
+        return read(self, name)
+
+    monkeypatch.setattr(DatasetDir, "read_sidecar", denied)
+    verdict = verify(dataset)
+    assert (verdict.broken, verdict.present) == ({}, 2)
+    assert verdict.problems == [
+        f"job-000001: it cannot be read: [Errno 13] Permission denied: '{dataset.sidecar('job-000001')}'"
+    ]
+    assert madgen_here("verify", "out", "--repair").code == 1
+    assert dataset.done() == {"job-000000", "job-000001"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["open/job-000001.w.jsonl", "open/job-000001.w.tar", "workers/w.json", "claims/job-000001.json", "plan/x.arrow"],
+)
+def test_no_command_waits_for_a_pipe_in_work(dataset, madgen_here, tmp_path, name):
+    for path in (dataset.tar("job-000001"), dataset.sidecar("job-000001")):
+        path.unlink()
+    path = dataset.work / name
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    if path.suffix == ".tar":
+        line = {"key": PLAN.task(2).key, "offset": 0, "size": 512, "sha256": "0"}
+        path.with_suffix(".jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    for command in (*COMMANDS[:3], ("preview", "out"), ("filter", "out", "--where", "seam > 0", "-o", "chosen")):
+        assert madgen_here(*command).code == (3 if command[0] == "verify" else 0), command
+    worker = Worker(dataset)
+    worker.start()
+    try:
+        worker.claim("job-000001")
+        assert salvage(dataset, PLAN.shard(1)).kept == {}
+    finally:
+        worker.close()

@@ -77,8 +77,8 @@ def check_shard(directory: DatasetDir, name: str, planned: int, expected: Expect
         result.foreign = bool(result.problems)
         _check_tar(directory, name, sidecar, expected, result)
     except (OSError, UserError, tarfile.TarError) as error:
-        reason = "cannot be read" if isinstance(error, OSError) else "is damaged"
-        result.problems.append(str(error) if isinstance(error, FormatError) else f"its tar {reason}: {error}")
+        reason = "it cannot be read" if isinstance(error, OSError) else "its tar is damaged"
+        result.problems.append(str(error) if isinstance(error, FormatError) else f"{reason}: {error}")
         result.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
     if result.sidecar is not None and not result.unread:
         _add_quarantined(result.sidecar, expected, result)

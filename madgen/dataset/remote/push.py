@@ -111,6 +111,7 @@ class Push:
     def file(self, name: str, listing: Listing) -> None:
         """Upload any other file; if it does not exist locally, remove it from the remote."""
         if (self.directory.root / name).exists():
+            open_file(self.directory.root / name).close()  # refuses directories and pipes
             self.tried(name, lambda: self._send(name))
         elif name in listing:
             self.tried(name, lambda: self.remote.remove(name))
