@@ -43,7 +43,7 @@ for panel, functions in COMMANDS.items():
     for function in functions:
         app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(function)
 
-WRONG_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
+WRONG_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 """Errors of paths that no rerun can help."""
 
 

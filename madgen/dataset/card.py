@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class Facts:
 def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[str, int]]) -> None:
     """Write thumbnails of evenly spaced samples as `samples/1.jpg`, ...; `counts` are (shard, number of samples)."""
     total, folder = sum(count for _, count in counts), directory.root / "samples"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a directory; move it away")
     wanted = [(2 * number + 1) * total // (2 * PICTURES) for number in range(min(PICTURES, total))]
     if total < PICTURES:
         wanted = list(range(total))

@@ -85,6 +85,8 @@ class DatasetDir:
             return {stem for name in names if SHARD_NAME.fullmatch(stem := name.removesuffix(suffix))}
         except FileNotFoundError:
             return set()
+        except NotADirectoryError:
+            raise FormatError(f"{self.shards} is not a directory; move it away, then generate again") from None
 
     def check_there(self) -> None:
         """Raise OSError (ESTALE) if the dataset has disappeared, e.g. with its file system."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -178,8 +179,13 @@ def _plain(value: Any) -> Any:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises FormatError for a directory, pipe or device, and OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # would wait for the writer of a pipe
+    """Open a regular file for reading. Raises FormatError for a directory, pipe, device or broken link, and OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # would wait for the writer of a pipe
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
+            raise FormatError(f"{path} is a link that leads to no file") from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FormatError(f"{path} is not a regular file")

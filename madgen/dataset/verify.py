@@ -72,13 +72,13 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
     """
     try:
         manifest = directory.read_manifest()
-        expected = set(manifest.shard_names())
+        expected, committed = set(manifest.shard_names()), directory.committed()
     except FormatError as error:
         return Verdict(None, problems=[str(error)])
     verdict = Verdict(manifest.plan.samples, problems=manifest_problems(manifest))
     trusted = not verdict.problems
     _find_unplanned(directory, expected, verdict)
-    names = sorted(directory.committed() & expected)
+    names = sorted(committed & expected)
     shards = _Shards(manifest, verdict)
     with _any_image_size(), contextlib.closing(ordered_map(_check(directory, manifest), names)) as results:
         for done, (name, result) in enumerate(zip(names, results, strict=True), 1):

@@ -10,16 +10,18 @@ from safetensors.torch import load_file, save_file
 
 from madgen.backbones import Lora
 from madgen.backbones._loading import load_pipeline
+from madgen.backbones._lora import fuse_loras
+from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
 SCALE = -0.7
 ALPHA, RANK = 3.0, 2
 
 
-def load(folder, *loras):
-    return load_pipeline(
-        str(folder), revision=None, variant=None, config=None, loras=loras, dtype=torch.float32,
-    )  # fmt: skip
+def load(folder, *loras, dtype=torch.float32):
+    pipeline = load_pipeline(ModelFiles(str(folder)), dtype)
+    fuse_loras(pipeline, loras)
+    return pipeline
 
 
 def tucker(core, up, down):
@@ -238,15 +240,14 @@ def test_differences_of_norms_and_biases_are_added(tiny, tmp_path):
 
 
 def test_half_precision_rounds_once(tiny, tmp_path):
-    """Weights in bfloat16 are adapted in float32; a stack of files is applied in its order."""
+    """Weights in bfloat16 are adapted in float32."""
     plain = load(tiny).unet
     tensors, changes = random_file(plain)
     save_file(tensors, tmp_path / "a.safetensors")
-    options = {"revision": None, "variant": None, "config": None, "dtype": torch.bfloat16}
-    before = load_pipeline(str(tiny), loras=(), **options).unet
+    file = Lora(str(tmp_path / "a.safetensors"), 0.5)
+    before, adapted = (load(tiny, *loras, dtype=torch.bfloat16).unet for loras in ([], [file]))
     layer = next(name for name, (kind, _) in changes.items() if kind == "loha")
     change = torch.from_numpy(changes[layer][1])
-    adapted = load_pipeline(str(tiny), loras=[Lora(str(tmp_path / "a.safetensors"), 0.5)], **options).unet
     expected = before.get_submodule(layer).weight.double() + 0.5 * change
     assert adapted.get_submodule(layer).weight.dtype == torch.bfloat16
     torch.testing.assert_close(adapted.get_submodule(layer).weight.double(), expected, rtol=2**-8, atol=1e-6)

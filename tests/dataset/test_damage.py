@@ -328,3 +328,39 @@ def test_no_command_waits_for_a_pipe_in_work(dataset, madgen_here, tmp_path, nam
         assert salvage(dataset, PLAN.shard(1)).kept == {}
     finally:
         worker.close()
+
+
+REPAIRED = [
+    ("samples", "file"),
+    ("shards/job-000001.json", "broken link"),
+    ("shards/job-000001.tar", "loop"),
+    ("shards/job-000001.tar", "doubled"),
+    ("shards/job-000001.tar", "pipe"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), REPAIRED)
+def test_other_kinds_of_files_are_named_and_repaired(dataset, madgen_here, tmp_path, name, kind):
+    path = dataset.root / name
+    content = path.read_bytes() if path.is_file() else b""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    {"file": lambda: path.write_bytes(b"x"), "broken link": lambda: path.symlink_to("nowhere"),
+     "loop": lambda: path.symlink_to(path.name), "doubled": lambda: path.write_bytes(2 * content),
+     "pipe": lambda: os.mkfifo(path)}[kind]()  # fmt: skip
+    assert madgen_here("verify", "out").code == 1
+    refused = "index" if name == "samples" else "push"
+    command = (refused, "out") if refused == "index" else (refused, "out", (tmp_path / "there").as_uri())
+    result = madgen_here(*command)
+    assert (result.code, len(result.err.splitlines()), path.name in result.err) == (2, 1, True), result.err
+    assert madgen_here("verify", "out", "--repair").code == 1
+    verdict = verify(dataset)
+    assert (verdict.problems, verdict.present + verdict.kept) == ([], 4 if kind in ("file", "doubled") else 2)
+
+
+def test_shards_that_are_a_file_are_named(dataset, madgen_here, tmp_path):
+    shutil.rmtree(dataset.shards)
+    dataset.shards.write_bytes(b"x")
+    for command in (*COMMANDS[:3], ("push", "out", (tmp_path / "there").as_uri())):
+        result = madgen_here(*command)
+        assert result.code == (1 if command[0] == "verify" else 2), (command, result.err)
+        assert "out/shards is not a directory" in result.out + result.err

@@ -162,6 +162,9 @@ def _write_derived(directory: DatasetDir) -> None:
         path = directory.root / name
         if os.path.lexists(path) and not path.is_file():
             set_aside(directory, path)
+    pictures = directory.root / "samples"
+    if os.path.lexists(pictures) and not pictures.is_dir():
+        set_aside(directory, pictures)
     write_index(directory)
     write_quarantine(directory)
 
