@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,15 @@ def build_job(
         content = OmegaConf.to_container(layer)
         _check_interpolations(content)
         check_recordable(content)
-        _check_lists(content, Job().as_dict())
+        _check_lists(content, _default_values())
         _unset_other_mad_key(layer)
     try:
-        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base or Job), *layers))
+        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base) if base else _default_job(), *layers))
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
     except TypeError as error:  # from OmegaConf, for a mapping in place of a list that is null by default
         contents = (OmegaConf.to_container(layer) for layer in layers)
-        names = [name for content in contents for name in _mappings_for_null(content, Job().as_dict())]
+        names = [name for content in contents for name in _mappings_for_null(content, _default_values())]
         raise UserError(f"{', '.join(names) or 'a key'} must be a list or null, got a mapping") from error
     assert isinstance(job, Job)
     _check_strings(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
@@ -97,6 +98,17 @@ def build_job(
     source = job.prompts.source if job.prompts.template is not None else _find_source(job.prompts.source, folders)
     regions = [_resolve_mask(region, folders) for region in job.prompts.regions]
     return replace(job, prompts=replace(job.prompts, source=source, regions=regions))
+
+
+@cache
+def _default_job() -> DictConfig:
+    """Return the schema with default values; `OmegaConf.merge` copies it, which is faster than building it again."""
+    return OmegaConf.structured(Job)
+
+
+@cache
+def _default_values() -> dict[str, Any]:
+    return Job().as_dict()
 
 
 def _unset_other_mad_key(layer: DictConfig) -> None:

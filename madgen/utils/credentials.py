@@ -28,31 +28,34 @@ def mask_urls(text: str) -> str:
     return QUERY.sub(r"\1=***", LONE_TOKEN.sub(r"\1***@", PASSWORD.sub(r"\1***@", text)))
 
 
-def secret_variables(text: str, variables: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names of the environment variables whose secret values occur in a text."""
-    return [
-        name
-        for name, value in variables.items()
-        if len(value) >= MIN_LENGTH and value in text and value[0] not in "/~." and SECRET_NAME.search(name)
-    ]
+def secret_variables() -> dict[str, str]:
+    """Return the environment variables whose values are secrets."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if len(value) >= MIN_LENGTH and value[0] not in "/~." and SECRET_NAME.search(name)
+    }
 
 
 def mask(text: str) -> str:
     """Replace credentials in URLs, and values of secret environment variables, by `***`."""
-    for name in secret_variables(text):
-        text = text.replace(os.environ[name], "***")
+    for secret in secret_variables().values():
+        text = text.replace(secret, "***")
     return mask_urls(text)
 
 
-def check_no_credentials(key: str, text: str) -> None:
-    """Raise UserError, without printing the text, if a setting that is recorded contains credentials."""
+def check_no_credentials(key: str, text: str, secrets: Mapping[str, str]) -> None:
+    """Raise UserError, without printing the text, if a setting that is recorded contains credentials.
+
+    `secrets` are the values of `secret_variables()`.
+    """
     if mask_urls(text) != text:
         raise UserError(
             f"{key} contains a password, token or signature in a URL, and settings are recorded in the dataset; "
             "remove it and set credentials in the environment"
         )
-    if names := secret_variables(text):
+    if name := next((name for name, value in secrets.items() if value in text), None):
         raise UserError(
-            f"{key} contains the value of the environment variable {names[0]}, and settings are recorded in the "
+            f"{key} contains the value of the environment variable {name}, and settings are recorded in the "
             "dataset; remove it"
         )

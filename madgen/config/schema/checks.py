@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from madgen.utils.credentials import check_no_credentials
+from madgen.utils.credentials import check_no_credentials, secret_variables
 from madgen.utils.errors import UserError
 from madgen.utils.validation import check_path
 
@@ -53,8 +53,9 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def check_recordable(settings: Any) -> None:
     """Raise UserError if a string cannot be recorded in the dataset, or must not be (credentials), or is no path."""
+    secrets = secret_variables()
     for key, text in _strings(settings):
-        check_no_credentials(key, text)
+        check_no_credentials(key, text, secrets)
         try:
             text.encode()
         except UnicodeEncodeError:
