@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -62,6 +63,21 @@ def pytest_configure(config):
 def tiny(tmp_path_factory, pipelines_are_read_once) -> Path:
     """Return the folder of the tiny pipeline."""
     return build_tiny_pipeline(tmp_path_factory.mktemp("backbone") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def one_block(tiny, tmp_path_factory) -> Path:
+    """Return the tiny pipeline with a UNet of one level and one transformer block, which compiles faster."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    target = tmp_path_factory.mktemp("backbone") / "one-block"
+    shutil.copytree(tiny, target)
+    config = {**UNet2DConditionModel.load_config(tiny, subfolder="unet"), "block_out_channels": (8,)}
+    config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config({**config, "mid_block_type": "UNetMidBlock2D"}).save_pretrained(target / "unet")
+    return target
 
 
 def build_tiny_xl_pipeline(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from parameters import combinations
 
 from madgen import Box, PanoramaSampler, Region
 from madgen.diffusion.operators import MergeOperator
@@ -161,13 +162,17 @@ def test_syncdiffusion_moves_views_of_each_prompt_so_none_is_shared(tiny, work):
     assert calls(work.done, "unet")[-2:] == [("unet", 2 * 3 * VIEWS, 2 * 3)] * 2
 
 
-@pytest.mark.parametrize("how", [{"mad_steps": 0}, {"mad_steps": 2}, {"region_bootstrapping": 0, "mad_steps": 3}])
-@pytest.mark.parametrize(("model", "name"), [("tiny", "sd"), ("tiny_xl", "sdxl")])
 @pytest.mark.parametrize(
-    "more", [{}, {"guidance_steps": (0, 2)}, pytest.param({"chunk_views": 2}, marks=pytest.mark.slow)]
+    ("model", "how", "more"),
+    combinations(
+        ["tiny", "tiny_xl"],
+        [{"mad_steps": 0}, {"mad_steps": 2}, {"region_bootstrapping": 0, "mad_steps": 3}],
+        [{}, {"guidance_steps": (0, 2)}, {"chunk_views": 2}],
+        one_in=3,
+    ),
 )
-def test_shared_negative_prompts_change_nothing(model, name, how, more, request, monkeypatch):
-    mad = sampler(request.getfixturevalue(model), name=name, **how)
+def test_shared_negative_prompts_change_nothing(model, how, more, request, monkeypatch):
+    mad = sampler(request.getfixturevalue(model), name="sdxl" if model == "tiny_xl" else "sd", **how)
     given = {**BATCH, "negative_prompts": ["", "rain", ""], **RUN, **more}
     shared = mad.sample(**given)
     monkeypatch.setattr("madgen.sampling.joint_sampler.row_view_ids", lambda regions, bootstrapped: list(range(7)))
@@ -207,24 +212,10 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.fixture(scope="module")
-def one_level(tiny, tmp_path_factory):
-    """Copy the tiny pipeline, with a UNet of one level, which compiles in less than half the time."""
-    from diffusers import UNet2DConditionModel
-
-    target = tmp_path_factory.mktemp("one-level") / "pipeline"
-    shutil.copytree(tiny, target)
-    config = {**UNet2DConditionModel.load_config(tiny, subfolder="unet"), "block_out_channels": (8,)}
-    config |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    torch.manual_seed(0)
-    UNet2DConditionModel.from_config(config).save_pretrained(target / "unet")
-    return target
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(one_level, graphs):
-    mad = sampler(one_level, mad_steps=2)
+def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(one_block, graphs):
+    mad = sampler(one_block, mad_steps=2)
     plain = [mad.sample([prompt], seeds=[seed], **RUN) for prompt, seed in (("a hill", 1), ("the sea at night", 2))]
     mad.backbone.compile("eager")  # graphs are what counts here, not what is made of them
     for seed, (prompt, expected) in enumerate(zip(("a hill", "the sea at night"), plain, strict=True), 1):
@@ -241,10 +232,10 @@ def test_compiled_sampler_has_two_graphs_per_size_and_equal_latents(one_level, g
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++ here")
 @pytest.mark.filterwarnings("ignore")
-def test_inductor_gives_equal_latents(one_level, graphs, tmp_path, monkeypatch):
+def test_inductor_gives_equal_latents(one_block, graphs, tmp_path, monkeypatch):
     """`backbone.compile: true` as a user has it: real kernels of both graphs."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    mad = sampler(one_level, mad_steps=2)
+    mad = sampler(one_block, mad_steps=2)
     expected = mad.sample(["a hill"], seeds=[1], **RUN)
     mad.backbone.compile()
     before = graphs()
@@ -256,9 +247,9 @@ def test_inductor_gives_equal_latents(one_level, graphs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_sampler_has_separate_graphs_for_one_and_two_guidance_paths(one_level, graphs):
+def test_compiled_sampler_has_separate_graphs_for_one_and_two_guidance_paths(one_block, graphs):
     """By the view and path in turn: one graph is of what both have in common, one of what one path does."""
-    mad = sampler(one_level, mad_steps=0)
+    mad = sampler(one_block, mad_steps=0)
     ways = [{}, {"chunk_views": VIEWS}, {}]
     plain = [mad.sample(["a hill"], seeds=[1], **RUN, **way) for way in ways]
     mad.backbone.compile("eager")
@@ -301,9 +292,9 @@ def test_missing_compiler_is_a_one_line_error(madgen, job_file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_syncdiffusion_decodes_uncompiled(one_level, graphs):
+def test_syncdiffusion_decodes_uncompiled(one_block, graphs):
     mad = sampler(
-        one_level, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler"
+        one_block, mad_steps=0, sync_weight=1.0, sync_steps=1, sync_network="random", scheduler="DDIMScheduler"
     )
     mad.backbone.compile("eager")
     mad.sample(["a hill"], seeds=[1], **RUN)

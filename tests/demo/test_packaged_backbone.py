@@ -111,7 +111,7 @@ def test_images_match_held_out_captions(templates, pretrained, name):
     sampler = PanoramaSampler.from_pretrained(pretrained, name=name, dtype="float32")
     images = np.concatenate(
         [
-            sampler.sample(captions[start : start + 16], height=128, width=128, num_inference_steps=20,
+            sampler.sample(captions[start : start + 16], height=128, width=128, num_inference_steps=10,
                            guidance_scale=3.0, seeds=range(start, start + 16))
             for start in range(0, 32, 16)
         ]

@@ -177,12 +177,12 @@ def test_panoramas_are_equal_with_and_without(processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, False])
-def test_gradients_equal_pytorch(processor, joint):
+def test_gradients_equal_pytorch(processor, joint, one_block):
     """Within joint attention, and by the network's own, as SyncDiffusion takes them."""
     gradients = []
     for maker in ("AuthenticAMD", "GenuineIntel"):
         processor(maker)
-        backbone = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=0).backbone
+        backbone = PanoramaSampler.from_pretrained(str(one_block), dtype="float32", mad_steps=0).backbone
         conditioning = backbone.encode_prompts(["a hill"], [""], 3.0)
         views = random(1, 1, 4, 32, 32).requires_grad_()
         single = Views(Axis(32, 32, (0,)), Axis(32, 32, (0,)))
@@ -196,12 +196,13 @@ def test_gradients_equal_pytorch(processor, joint):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_networks_use_it(processor):
+def test_compiled_networks_use_it(processor, one_block):
+    """With views of 24x24 latent cells, that is, 576 keys."""
     import torch._dynamo
 
     processor()
     torch._dynamo.reset()
-    sampler = PanoramaSampler.from_pretrained("demo", dtype="float32", mad_steps=1)
+    sampler = PanoramaSampler.from_pretrained(str(one_block), dtype="float32", mad_steps=1, view_size=24)
     plain = sampler.sample(["a hill"], seeds=[1], **RUN)
     seen = []
 

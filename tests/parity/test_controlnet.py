@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from parameters import combinations
 from PIL import Image
 
 from madgen import Box, PanoramaSampler, Region
@@ -88,22 +89,20 @@ def reference(pipe, control, **options):
     return pipe(PROMPT, image=control, generator=torch.Generator().manual_seed(3), **options).images
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(
-    ("overrides", "call"),
-    [
-        ([], {}),
-        (["backbone.controlnet.scale=0.6"], {"controlnet_conditioning_scale": 0.6}),
-        (
-            ["backbone.controlnet={start: 0.25, end: 0.75, scale: 1.5}"],
-            {"control_guidance_start": 0.25, "control_guidance_end": 0.75, "controlnet_conditioning_scale": 1.5},
-        ),
-        ([], {"guidance_scale": 1.0}),
-    ],
-    ids=["default", "scale", "start and end", "without guidance"],
-)
-def test_whole_layout_equals_diffusers(pipelines, name, overrides, call):
-    pipe = pipelines[name][0]
+SETTINGS = {
+    "default": ([], {}),
+    "scale": (["backbone.controlnet.scale=0.6"], {"controlnet_conditioning_scale": 0.6}),
+    "start and end": (
+        ["backbone.controlnet={start: 0.25, end: 0.75, scale: 1.5}"],
+        {"control_guidance_start": 0.25, "control_guidance_end": 0.75, "controlnet_conditioning_scale": 1.5},
+    ),
+    "without guidance": ([], {"guidance_scale": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), combinations(FAMILIES, list(SETTINGS), one_in=2))
+def test_whole_layout_equals_diffusers(pipelines, name, settings):
+    pipe, (overrides, call) = pipelines[name][0], SETTINGS[settings]
     options = {key: value for key, value in call.items() if key == "guidance_scale"}
     negatives = {"negative_prompt": None} if options else {}
     theirs = reference(pipe, picture(), **call, **negatives)
@@ -175,20 +174,18 @@ def view_by_view(pipe, name, control, layout, height, width, scale=1.0):
     return canvas
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(
-    ("options", "size"),
-    [
-        ({}, (32, 64)),
-        ({"loop": True}, (32, 64)),
-        ({}, (48, 48)),
-        ({"layout": "shifted"}, (32, 64)),
-        ({"layout": "shifted", "loop": True}, (48, 64)),
-    ],
-    ids=["overlapping", "loop", "grid", "shifted", "shifted grid on a loop"],
-)
-def test_each_view_sees_its_part_of_the_control_picture(pipelines, name, options, size):
-    height, width = size
+VIEWS = {
+    "overlapping": ({}, (32, 64)),
+    "loop": ({"loop": True}, (32, 64)),
+    "grid": ({}, (48, 48)),
+    "shifted": ({"layout": "shifted"}, (32, 64)),
+    "shifted grid on a loop": ({"layout": "shifted", "loop": True}, (48, 64)),
+}
+
+
+@pytest.mark.parametrize(("name", "views"), combinations(FAMILIES, list(VIEWS), one_in=2))
+def test_each_view_sees_its_part_of_the_control_picture(pipelines, name, views):
+    options, (height, width) = VIEWS[views]
     layout, loop = options.get("layout", "overlapping"), options.get("loop", False)
     stride = 4 if layout == "overlapping" else None
     control = picture(height, width)

@@ -11,6 +11,7 @@ import flow_reference
 import numpy as np
 import pytest
 import torch
+from parameters import combinations
 from tiny_transformers import folder_of
 
 from madgen import PanoramaSampler
@@ -163,8 +164,7 @@ def test_stable_diffusion_3_runs_without_t5(folders, tmp_path):
     assert made.cut_text("mountains " * 100) is not None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("merged", [0, 2, 4])
+@pytest.mark.parametrize(("family", "merged"), combinations(FAMILIES, [0, 2, 4], one_in=3))
 def test_mad_equals_a_plain_loop(folders, pipelines, family, merged):
     """MAD in all layers is the transformer on the canvas; without merged steps it is MultiDiffusion."""
     settings = {**SETTINGS[family], "steps": 4, "view": 16, "direct_steps": merged}

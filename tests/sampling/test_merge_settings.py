@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from parameters import combinations
 
 from madgen import Box, PanoramaSampler, Region, load_job
 from madgen.config.schema import (
@@ -62,19 +63,17 @@ def assert_close(one, other):
     assert float((one - other).norm() / other.norm()) <= 1e-4
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"mad": 2},
-        {"layout": "shifted"},
-        {"layout": "shifted", "mad": 2, "overlap_from": 3},
-        {"align": 0.5, "scheduler": "UniPCMultistepScheduler"},
-        {"scheduler": "HeunDiscreteScheduler"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("options", [{}, {"loop": True, "width": 96}, {"regions": [[REGION]]}, {"height": 48}], ids=str)
-@pytest.mark.parametrize("merge", [SWAP, RADIAL], ids=["swap", "radial"])
+CHANGES = [
+    {"mad": 2},
+    {"layout": "shifted"},
+    {"layout": "shifted", "mad": 2, "overlap_from": 3},
+    {"align": 0.5, "scheduler": "UniPCMultistepScheduler"},
+    {"scheduler": "HeunDiscreteScheduler"},
+]
+SIZES = [{}, {"loop": True, "width": 96}, {"regions": [[REGION]]}, {"height": 48}]
+
+
+@pytest.mark.parametrize(("change", "options", "merge"), combinations(CHANGES, SIZES, [SWAP, RADIAL], one_in=4))
 def test_operators_combine_with_other_methods(tiny, merge, change, options):
     size = {"width": 80, **options}
     ours, mean = (sample(sampler_of(tiny, each, **change), **size) for each in (merge, MergeConfig()))

@@ -26,7 +26,7 @@ CLUSTER = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def conf():
     """Return the path of slurm.conf. All workers use one cluster: the first starts it, the last takes it down."""
     if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
@@ -49,7 +49,7 @@ def slurm_local(verb):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workplace(tiny, tmp_path_factory):
     """Write a job of 24 shards with one panorama each."""
     folder = tmp_path_factory.mktemp("cluster")
@@ -60,7 +60,7 @@ def workplace(tiny, tmp_path_factory):
         f"""
 backbone: {{pretrained: {json.dumps(str(tiny))}}}
 method: {{mad: {{steps: 1}}}}
-sampling: {{height: 32, width: 64, num_inference_steps: 30, guidance_scale: 2.0}}
+sampling: {{height: 32, width: 64, num_inference_steps: 20, guidance_scale: 2.0}}
 prompts: {{source: prompts.txt, samples_per_prompt: 3}}
 output: {{samples_per_shard: 1}}
 monitor: {{wandb: {{mode: disabled}}}}
@@ -71,7 +71,7 @@ trainer: {{accelerator: cpu}}
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(workplace):
     """Return the hashes of the 24 tars that one process writes."""
     process = begin(("generate", "job.yaml", "output.dir=whole"), workplace, environment())

@@ -1,6 +1,7 @@
-"""Jobs on a local SLURM: DDP over two nodes, killed ranks, arrays, task counts."""
+"""Jobs on a local SLURM: DDP over two nodes, killed ranks, arrays, the time limit, task counts."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -96,6 +97,38 @@ def test_array_completes_after_a_cancelled_task(cluster, assert_complete):
     more = cluster.submit("array", "--array", "0-1")
     cluster.until_ended(array, more)
     assert_complete("array")
+
+
+def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, assert_complete):
+    """The rank is stopped until the signal arrives, up to 40 s after the limit was set, so it cannot finish first."""
+    job = cluster.submit("limit", "--sbatch=--signal=B:USR1@80")
+    cluster.until_made("limit", 1)
+    rank = cluster.workers("limit")[0]["pid"]
+    os.kill(rank, signal.SIGSTOP)
+    hours, minutes, _ = map(int, cluster.state(job)["RunTime"].split(":"))
+    cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * hours + minutes + 2}")
+    try:
+        cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
+        assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the rank to drain")
+    log = cluster.log(job)
+    assert "stopped early" in log, log
+    cluster.until_state(job, Restarts="1")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal on a slow machine
+    cluster.until_ended(job)
+    state = cluster.state(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+    assert_complete("limit")
+
+
+def is_pending(process, number):
+    """Return whether a signal is pending for a stopped process."""
+    masks = re.findall(
+        r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def test_task_count_mismatch_names_the_srun_option(cluster):

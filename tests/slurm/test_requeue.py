@@ -1,9 +1,4 @@
-"""Requeue, preemption, lost nodes and the time limit on a local SLURM."""
-
-import os
-import re
-import signal
-from pathlib import Path
+"""Requeue, preemption and lost nodes on a local SLURM."""
 
 import pytest
 from processes import begin, environment
@@ -50,30 +45,6 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
     assert hashes(workplace / "events") == hashes(workplace / "events-alone")
 
 
-def test_signal_before_the_time_limit_drains_and_requeues_once(cluster, assert_complete):
-    """The rank is stopped until the signal arrives, up to 40 s after the limit was set, so it cannot finish first."""
-    job = cluster.submit("limit", "--sbatch=--signal=B:USR1@80")
-    cluster.until_made("limit", 1)
-    rank = cluster.workers("limit")[0]["pid"]
-    os.kill(rank, signal.SIGSTOP)
-    hours, minutes, _ = map(int, cluster.state(job)["RunTime"].split(":"))
-    cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * hours + minutes + 2}")
-    try:
-        cluster.until(lambda: is_pending(rank, signal.SIGUSR1), "the signal")
-        assert cluster.state(job)["JobState"] == "RUNNING", cluster.log(job)
-    finally:
-        os.kill(rank, signal.SIGCONT)
-    cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the rank to drain")
-    log = cluster.log(job)
-    assert "stopped early" in log, log
-    cluster.until_state(job, Restarts="1")
-    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")  # no second signal on a slow machine
-    cluster.until_ended(job)
-    state = cluster.state(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
-    assert_complete("limit")
-
-
 def test_job_is_not_requeued_beyond_max_restarts(cluster):
     cluster.env["MADGEN_MAX_RESTARTS"] = "0"
     job = cluster.submit("restarts", "sampling.num_inference_steps=75")
@@ -83,11 +54,3 @@ def test_job_is_not_requeued_beyond_max_restarts(cluster):
     state = cluster.state(job)
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "3:0"), cluster.log(job)
     assert "not requeued: already restarted 0 times (MADGEN_MAX_RESTARTS)" in cluster.log(job)
-
-
-def is_pending(process, number):
-    """Return whether a signal is pending for a stopped process."""
-    masks = re.findall(
-        r"^(?:Sig|Shd)Pnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)

@@ -15,15 +15,34 @@ import pytest
 TIERS = ("slow", "slurm", "browser", "gpu")
 SPREAD = (
     "backbones/test_work.py",
+    "cli/test_locale.py",
     "cluster/test_launch.py",
+    "cluster/test_signals.py",
     "dataset/test_upload_run.py",
+    "demo/test_train.py",
     "generation/test_attempts.py",
     "generation/test_generate.py",
     "invariants/test_loop_closure.py",
 )
 """Modules with long tests that share no fixtures: their tests may run in several workers."""
-LONGEST = ("slurm/", "test_readme", "backbones/test_work", "test_docs", "cluster/test_launch", "invariants/")
-"""Parts of the paths of modules that are started first, so that no worker is left with a long one at the end."""
+LONGEST = (
+    "slurm/test_requeue",
+    "slurm/test_cluster",
+    "backbones/test_work",
+    "invariants/",
+    "test_readme",
+    "demo/",
+    "test_docs",
+    "generation/test_attempts",
+    "generation/test_generate",
+    "cluster/test_signals",
+    "cluster/test_launch",
+    "slurm/test_guide",
+)
+"""Parts of the paths of modules that are started first, so that no worker is left with a long one at the end.
+
+Two workers are busy with SLURM, which waits most of the time; the others start with tests that compute.
+"""
 NOT_RUN = pytest.StashKey[Counter]()
 
 
@@ -33,8 +52,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One per core; one more with the slow tests, many of which wait for other processes."""
-    return (os.cpu_count() or 1) + (config.option.all_tiers or "slow" in config.option.markexpr)
+    """Return one per core, and with slow tests two more, which wait for SLURM and other processes."""
+    return (os.cpu_count() or 1) + 2 * (config.option.all_tiers or "slow" in config.option.markexpr)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,7 +67,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def start_order(item) -> tuple[int, bool]:
-    """Sort the longest tests to the front; SLURM waits most of the time, and other tests can run meanwhile."""
+    """Sort the longest modules to the front, in the order of `LONGEST`, and their marked tests first."""
     path = item.path.as_posix()
     position = next((index for index, part in enumerate(LONGEST) if part in path), len(LONGEST))
     return position, tier(item) is None
