@@ -185,6 +185,24 @@ def madgen_here(tmp_path, monkeypatch, capfd):
 
 
 @pytest.fixture
+def refused(madgen_here, tmp_path):
+    """Run the command line in this process; it must exit with 2, one line on stderr and no change of any file.
+
+    Returns the line.
+    """
+
+    def run(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        result = madgen_here(*arguments)
+        assert (result.code, result.out) == (2, ""), result.err
+        assert len(result.err.strip().splitlines()) == 1, result.err
+        assert sorted(tmp_path.rglob("*")) == before
+        return result.err
+
+    return run
+
+
+@pytest.fixture
 def wandb_here(tmp_path, monkeypatch):
     """Let W&B in this process log to `tmp_path` instead of the folder of an earlier test."""
     import wandb

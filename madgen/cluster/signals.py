@@ -140,7 +140,7 @@ def exit_on_signals(message: str, *more: int) -> None:
 
     if threading.current_thread() is threading.main_thread():
         sys.unraisablehook = ignored
-        for number in (signal.SIGTERM, signal.SIGUSR1, *more):
+        for number in (*more, signal.SIGUSR1, signal.SIGTERM):  # who sees a handler of SIGTERM may send any of them
             signal.signal(number, end)
 
 

@@ -146,12 +146,8 @@ def test_changed_scores_are_another_job(madgen_here, job_file, tmp_path):
         ["--by", "beauty", "--best", "1", "-o", "new"],
     ],
 )
-def test_invalid_filter_is_an_error_and_writes_nothing(madgen_here, scored, tmp_path, arguments):
-    before = sorted(tmp_path.rglob("*"))
-    result = madgen_here("filter", "out", *arguments)
-    assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, ""), result.err
-    assert "Traceback" not in result.err
-    assert sorted(tmp_path.rglob("*")) == before
+def test_invalid_filter_is_an_error_and_writes_nothing(refused, scored, arguments):
+    assert "Traceback" not in refused("filter", "out", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -84,16 +84,13 @@ def test_a_file_of_a_dead_process_of_this_machine_is_abandoned_at_once(tmp_path)
 @pytest.mark.parametrize(
     "number", [errno.EPERM, errno.EACCES, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EMLINK]
 )
-def test_missing_hard_links_are_named_and_nothing_is_left(madgen_here, job_file, tmp_path, monkeypatch, number):
+def test_missing_hard_links_are_named_and_nothing_is_left(refused, job_file, monkeypatch, number):
     def refuse(*names, **options):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
-    before = sorted(tmp_path.rglob("*"))
-    result = madgen_here("generate", job_file, "output.dir=deep/below/out")
-    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
-    assert f"this file system makes no hard links ({os.strerror(number)})" in result.err
-    assert sorted(tmp_path.rglob("*")) == before
+    error = refused("generate", job_file, "output.dir=deep/below/out")
+    assert f"this file system makes no hard links ({os.strerror(number)})" in error
 
 
 def test_a_full_disk_is_no_lack_of_hard_links(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from forks import WAIT_S
 
 PACKAGE = """
 import time
@@ -24,7 +25,8 @@ def run(folder, code, seconds=0.0):
     (folder / "heavy" / "other.py").write_text("OTHER = 2\n", encoding="utf-8")
     lines = ["import sys", f"sys.path.insert(0, {str(folder)!r})"]
     lines += ["from madgen.utils.deferred_import import defer_import", "defer_import('heavy')"]
-    done = subprocess.run([sys.executable, "-c", "\n".join([*lines, code])], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", "\n".join([*lines, code])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
 
 
