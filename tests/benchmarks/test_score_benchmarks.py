@@ -39,6 +39,7 @@ def test_spread_is_small_within_one_scene_and_large_across_scenes():
     assert mixed["time"] == pytest.approx(100 * 4 / 6)  # pairs of six that differ
 
 
+@pytest.mark.slow
 def test_spread_of_stitched_pictures_of_one_scene_is_small():
     scene = Scene("sunset", "mountains", "sea", "middle")
     same = scores.spread(stitched(*4 * [scene]))
@@ -47,6 +48,7 @@ def test_spread_of_stitched_pictures_of_one_scene_is_small():
     assert same["time"] == 0
 
 
+@pytest.mark.slow
 def test_vertical_pictures_are_cut_from_top_to_bottom():
     scene = Scene("noon", "dunes", "desert", "low")
     tall = np.concatenate([draw(scene, np.random.default_rng(0))] * 3)
@@ -54,6 +56,7 @@ def test_vertical_pictures_are_cut_from_top_to_bottom():
     assert scores.spread(tall) == {"sky": 0, "ground": 0, "horizon": 0, "time": 0}
 
 
+@pytest.mark.slow
 def test_caption_match_counts_named_attributes():
     image = stitched(Scene("noon", "hills", "meadow", "low"), Scene("night", "hills", "meadow", "low"))
     assert scores.caption_match(image, {"ground": "meadow"}) == 100
