@@ -17,7 +17,8 @@ def test_trained_pipeline_is_loaded_by_madgen(tmp_path):
 
     from madgen import PanoramaSampler
 
-    few = {"scenes": 48, "vae-steps": 2, "vae-batch": 4, "unet-steps": 2, "unet-batch": 4, "clip-steps": 2}
+    few = {"scenes": 16, "held-out": 8, "vae-batch": 4, "unet-batch": 4, "vae-steps": 2, "unet-steps": 2}
+    few |= {"clip-steps": 2}
     few = [word for name, value in few.items() for word in (f"--{name}", str(value))]
     main([str(tmp_path), *few, "--device", "cpu", "--clip", str(tmp_path / "clip")])
     assert (

@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
+    parser.add_argument("--held-out", type=int, default=256, help="scenes to evaluate the models on")
     for part, steps, batch in (("vae", 12_000, 192), ("unet", 12_000, 1024)):
         parser.add_argument(f"--{part}-steps", type=int, default=steps)
         parser.add_argument(f"--{part}-batch", type=int, default=batch)
@@ -60,8 +61,9 @@ def _train_backbone(options: argparse.Namespace, pictures: Pictures) -> None:
         start = train_autoencoder(pictures.images, pace, options.vae_batch, device, options.seed, start)
         start.save_pretrained(options.folder / "vae")
     vae = start.eval()
-    held_out = render(256, options.seed, held_out=True)
-    print(f"autoencoder: PSNR {psnr(vae, held_out.images, device):.2f} dB on 256 held-out scenes", flush=True)
+    held_out = render(options.held_out, options.seed, held_out=True)
+    quality = psnr(vae, held_out.images, device)
+    print(f"autoencoder: PSNR {quality:.2f} dB on {options.held_out} held-out scenes", flush=True)
 
     tokenizer = build_tokenizer(vocabulary(), options.folder / "tokenizer")
     latents = encode(vae, pictures.images, device)
@@ -100,7 +102,7 @@ def _train_extractor(options: argparse.Namespace, pictures: Pictures) -> None:
         device,
         options.seed,
     )
-    held_out = render(256, options.seed, held_out=True)
+    held_out = render(options.held_out, options.seed, held_out=True)
     tables: dict[str, dict] = {"time": TIMES, "far": FARS, "ground": GROUNDS, "horizon": HORIZONS}
     for name, table in tables.items():
         print(f"CLIP: {100 * retrieval(clip, tokenizer, held_out, table, name):.0f} % of held-out scenes: {name}")
