@@ -225,6 +225,21 @@ def job_file_of_module(tmp_path_factory, tiny) -> Path:
     return write_job(tmp_path_factory.mktemp("job"), tiny)
 
 
+@pytest.fixture(scope="session")
+def complete_dataset(tmp_path_factory, tiny) -> Path:
+    """Return the dataset of the job that `job_file` writes."""
+    job = write_job(tmp_path_factory.mktemp("complete"), tiny)
+    process = begin(("generate", job), job.parent, environment())
+    assert process.wait() == 0, process.output()
+    return job.parent / "out"
+
+
+@pytest.fixture
+def finished(complete_dataset, job_file) -> Path:
+    """Return the complete dataset of `job_file`, a copy."""
+    return Path(shutil.copytree(complete_dataset, job_file.with_name("out")))
+
+
 def write_job(folder: Path, tiny: Path) -> Path:
     (folder / "prompts.txt").write_text(
         "".join(f"mountains over a meadow at noon {i}\n" for i in range(5)), encoding="utf-8"

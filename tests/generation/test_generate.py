@@ -25,13 +25,6 @@ def hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shards/*.tar"))}
 
 
-@pytest.fixture
-def finished(madgen, job_file, tmp_path):
-    result = madgen("generate", job_file)
-    assert result.code == 0, result.err
-    return tmp_path / "out"
-
-
 def test_dataset_layout(finished, madgen):
     names = ["README.md", "dataset.json", "index.parquet", "samples", "shards"]
     assert sorted(path.name for path in finished.iterdir()) == names

@@ -63,9 +63,8 @@ def load(folder, cache):
     return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
 
 
-def test_new_prompts_need_resume_extend(madgen_here, job_file, tmp_path):
-    assert madgen_here("generate", job_file).code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+def test_new_prompts_need_resume_extend(madgen_here, job_file, finished, tmp_path):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     add_prompts(tmp_path, "a lake")
     for more in ((), ("prompts.samples_per_prompt=3",)):
         result = madgen_here("generate", job_file, *more)
@@ -154,9 +153,8 @@ def test_workers_of_both_generations_share_a_dataset(job_file, tmp_path, madgen_
         assert tars(out)[name] == digest, "a shard of the first generation depends on who made it"
 
 
-def test_grown_dataset_is_verified_in_all_generations(job_file, tmp_path, madgen_here):
+def test_grown_dataset_is_verified_in_all_generations(job_file, finished, tmp_path, madgen_here):
     """A sample of a later generation is compared with the prompt and seed of its first generation."""
-    assert madgen_here("generate", job_file).code == 0
     assert madgen_here("generate", job_file, EXTEND, "prompts.samples_per_prompt=3").code == 0
     directory = DatasetDir(tmp_path / "out")
     content = json.loads(read_file(directory.manifest))
