@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from demo_backbone.scenes import Scene, draw
 
 import madgen.sampling.postprocess
 from madgen import PanoramaSampler, UserError
 from madgen.backbones._vae import _faded, tile_starts
-from madgen.demo.scenes import Scene, draw
 
 
 @pytest.fixture(scope="module")
