@@ -136,7 +136,7 @@ def test_regenerated_shard_replaces_the_old_one(make, tmp_path):
     assert files(DatasetDir(there)) == files(directory)
     sidecar = json.loads(directory.sidecar("job-000002").read_text(encoding="utf-8"))
     directory.sidecar("job-000002").write_text(json.dumps({**sidecar, "samples": []}), encoding="utf-8")
-    directory.tar("job-000002").write_bytes(b"another tar")
+    directory.tar("job-000002").write_bytes(bytes(10240))  # an empty tar
     (there / "quarantine.jsonl").write_text("of before\n", encoding="utf-8")
     (there / "shards/.job-000001.tar.0123.part").write_text("of a process that was killed", encoding="utf-8")
     sender, seen = Push(directory, Remote(there.as_uri())), []
