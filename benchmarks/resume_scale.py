@@ -1,6 +1,6 @@
 """Measure how fast a finished dataset is recognized as complete: `python benchmarks/resume_scale.py [--shards 10000]`.
 
-Writes the sidecars and empty tars of a dataset, then times `madgen generate` and `madgen status` on it in separate
+Writes the sidecars and sparse tars of a dataset, then times `madgen generate` and `madgen status` on it in separate
 processes. With `--grow`, a tenth more prompts are appended, and `madgen plan`, `madgen generate` up to its first batch
 and `madgen status` are timed with `output.resume=extend`. Prints a table with CPU time and peak resident memory.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from measured_commands import SCRIPT, measure, new_dataset
 
+from madgen.dataset.checks.tar import tar_size
 from madgen.dataset.format import SampleEntry, Sidecar
 from madgen.dataset.index import write_index
 from madgen.types import Shard
@@ -74,13 +76,15 @@ def prompts(start: int, stop: int) -> Iterator[str]:
 
 
 def write_dataset(root: Path, shards: int) -> None:
-    """Write a finished dataset without images."""
+    """Write a finished dataset whose tars are holes."""
     texts = prompts(0, shards * PER_SHARD)
     run = new_dataset(root, texts, {"height": 128, "width": 768}, {"samples_per_shard": PER_SHARD})
     for index in range(shards):
         shard = run.plan.shard(index)
-        run.directory.tar(shard.name).touch()
-        run.directory.sidecar(shard.name).write_bytes(sidecar(shard).to_json())
+        record, tar = sidecar(shard), run.directory.tar(shard.name)
+        tar.touch()
+        os.truncate(tar, tar_size(record.samples[-1].offset + record.samples[-1].size))
+        run.directory.sidecar(shard.name).write_bytes(record.to_json())
     write_index(run.directory)
 
 

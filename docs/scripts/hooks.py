@@ -6,7 +6,6 @@ commands themselves, so that they cannot go stale.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import logging
@@ -23,6 +22,7 @@ from mkdocs.structure.pages import Page
 
 from madgen.cli.app import app
 from madgen.config import schema
+from madgen.config.documentation import field_docstrings
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "benchmarks-results"
@@ -82,20 +82,6 @@ def _items(cls: type) -> Iterator[str]:
         default = "required" if required else f"default `{_yaml(field.default)}`"
         lines.append(f"- `{field.name}`: `{field.type}`, {default}. {documented.get(field.name, '')}".rstrip())
     yield "Each item has\n\n" + "\n".join(lines)
-
-
-def field_docstrings(cls: type) -> dict[str, str]:
-    """Return the strings that follow the fields of a dataclass and of its bases, by name."""
-    inherited = [field_docstrings(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
-    (definition,) = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(definition, ast.ClassDef)
-    found = {name: text for fields in inherited for name, text in fields.items()}
-    for field, following in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            match following:
-                case ast.Expr(value=ast.Constant(value=str(text))):
-                    found[field.target.id] = inspect.cleandoc(text)
-    return found
 
 
 def _is_described(cls: type) -> bool:

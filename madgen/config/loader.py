@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from madgen.config.documentation import summary
+from madgen.config.explanations import check_shapes, explain
 from madgen.config.schema import Job, check_recordable
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 from madgen.utils.validation import expand_user, listed, nearest, path, texts
 
 DATASET = "dataset://"
+JOBS = ("jobs/*.yaml", "configs/*/*.yaml")
+"""Packaged jobs, then presets."""
 
 
 class UnknownPresetError(UserError):
@@ -82,12 +86,12 @@ def build_job(
         content = OmegaConf.to_container(layer)
         _check_interpolations(content)
         check_recordable(content)
-        _check_lists(content, _default_values())
+        check_shapes(content, _default_values())
         _unset_other_mad_key(layer)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base) if base else _default_job(), *layers))
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error)) from error
     except TypeError as error:  # from OmegaConf, for a mapping in place of a list that is null by default
         contents = (OmegaConf.to_container(layer) for layer in layers)
         names = [name for content in contents for name in _mappings_for_null(content, _default_values())]
@@ -143,17 +147,6 @@ def _check_interpolations(value: Any, name: str = "") -> None:
         )
 
 
-def _check_lists(value: Any, default: Any, name: str = "") -> None:
-    """Refuse a mapping in place of a list, and the reverse; OmegaConf's errors do not name the key."""
-    if isinstance(value, dict) and isinstance(default, dict):
-        for key, item in value.items():
-            _check_lists(item, default.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(value, dict) and isinstance(default, list | tuple):
-        raise UserError(f"{name} is a list: write {name}=[...], got a mapping")
-    elif isinstance(value, list) and isinstance(default, dict):
-        raise UserError(f"{name} is a mapping: write {name}={{key: value}}, got a list")
-
-
 def _mappings_for_null(value: Any, default: Any, name: str = "") -> Iterator[str]:
     """Yield the keys with a mapping whose default is null."""
     if isinstance(value, dict) and isinstance(default, dict):
@@ -172,7 +165,9 @@ def _check_strings(value: Any, converted: Any, name: str = "") -> None:
         for item, final in zip(value, converted, strict=False):
             _check_strings(item, final, name)
     elif isinstance(converted, str) and not isinstance(value, str):
-        raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes")
+        about = summary(Job(), name)
+        about = f" ({about})" if about else ""
+        raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes{about}")
 
 
 def _find(name: str, folders: Sequence[Path], key: str = "a mask") -> str:
@@ -210,23 +205,23 @@ def _override(text: str) -> DictConfig:
 
 def _sources(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
     """Load the bases of a file, depth first, then the file itself, each with its path."""
-    path = path.resolve()
+    shown, path = path, path.resolve()
     if path.suffix.lower() in (".txt", ".jsonl", ".csv", ".parquet", ".gz"):
-        raise UserError(f"{path} is a prompt file, not a job file; pass a job file, and prompts.source={path}")
+        raise UserError(f"{shown} is a prompt file, not a job file; pass a job file, and prompts.source={shown}")
     if path in seen:
-        raise UserError(f"{path} is a base of itself; remove it from base")
+        raise UserError(f"{shown} is a base of itself; remove it from base")
     try:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
-        raise UserError(f"job file {path} does not exist") from None
+        raise UserError(f"job file {shown} does not exist{_similar_file(shown)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the job file {path}: {error}") from error
+        raise UserError(f"cannot read the job file {shown}: {error}") from error
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply; a job file has at most a few levels") from None
+        raise UserError(f"{shown} is nested too deeply; a job file has at most a few levels") from None
     except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{shown} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path} must contain a mapping (key: value) at the top level")
+        raise UserError(f"{shown} must contain a mapping (key: value) at the top level")
     content: Any = OmegaConf.to_container(loaded)
     return _with_bases(content, path, seen)
 
@@ -234,27 +229,39 @@ def _sources(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]
 def _job_file(name: str) -> Path:
     """Resolve a job file: a path, or else the name of a packaged job or preset, such as `demo` or `fast`."""
     file = Path(name)
-    return file if file.is_file() or not _is_name(name) else _packaged(name, ("jobs/*.yaml", "configs/*/*.yaml"))
+    return file if file.is_file() or not _is_name(name) else _packaged(name, JOBS)
 
 
 def _base_file(folder: Path, name: str) -> Path:
     """Resolve an entry of `base`: a path relative to `folder`, or else the name of a packaged preset, such as `sd2`."""
     file = folder / expand_user(name, "base")
-    return file if file.is_file() or not _is_name(name) else _packaged(name, ("configs/*/*.yaml",))
+    return file if file.is_file() or not _is_name(name) else _packaged(name, JOBS[1:])
+
+
+def _similar_file(path: Path) -> str:
+    """Return the end of an error about a missing job file: the packaged file or the one beside it that is meant."""
+    if any(file.stem == path.stem for folder in JOBS for file in _matches(folder)):
+        return f"; the packaged one is called {path.stem!r}"
+    close = difflib.get_close_matches(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")), n=1)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
 def _is_name(name: str) -> bool:
     return re.fullmatch(r"[\w-]+", name) is not None
 
 
+def _matches(pattern: str) -> list[Path]:
+    folder, _, names = pattern.partition("/")
+    return sorted(resource(folder).glob(names))
+
+
 def _packaged(name: str, patterns: Sequence[str]) -> Path:
     """Return the packaged YAML file called `name`; of equal names, that of the first pattern."""
     files: dict[str, Path] = {}
-    for folder, _, pattern in (each.partition("/") for each in patterns):
-        for file in sorted(resource(folder).glob(pattern)):
-            files.setdefault(file.stem, file)
+    for file in (file for pattern in patterns for file in _matches(pattern)):
+        files.setdefault(file.stem, file)
     if name not in files:
-        raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files))}")
+        raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files), 0.6)}")
     return files[name]
 
 
@@ -265,67 +272,3 @@ def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> 
         raise UserError(f"{path}: base must be a path or a list of paths, got {base!r}")
     sources = [source for name in bases for source in _sources(_base_file(path.parent, name), (*seen, path))]
     return [*sources, (path, OmegaConf.create(content))]
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    first = str(error).strip().splitlines()[0]
-    key = getattr(error, "full_key", None)
-    if " is not a subclass of " in first:
-        section = first.split(" is not a subclass of ")[1].split(".")[0].removesuffix("Config").lower()
-        example = next((name for name in _known_keys(Job()) if f"{section}." in name), None)
-        if example is None:
-            value = first.partition("value: ")[2]
-            return f"an item of backbone.loras is a mapping, such as {{weights: a.safetensors, scale: 1}}, got {value}"
-        return f"{section} is a section: set its keys, such as {example}{_preset_hint(section)}"
-    if "is not a TupleConfig, ListConfig" in first or "is not a ListConfig" in first:
-        return f"{key} is a list: write {key}=[...], such as method.mad.blocks=[up]"
-    for internal, kind in (("'ListConfig'", "list"), ("'DictConfig'", "mapping")):
-        if internal in first:
-            found = re.search(r"(?:Value|string:) '(.*?)'(?: of type|$)", first)
-            return f"{key} is one value, not a {kind}" + (f", got {found[1]}" if found else "")
-    if key and "not in" in first:
-        return f"unknown key {key!r}{_nearest(str(key), _known_keys(Job()))}"
-    return f"{key}: {first}" if key else first
-
-
-SIZE = "sampling.height and sampling.width"
-OTHER_NAMES = {
-    **dict.fromkeys(("size", "resolution", "image_size"), SIZE),
-    **dict.fromkeys(("steps", "num_steps"), "sampling.num_inference_steps"),
-    **dict.fromkeys(("cfg", "cfg_scale", "scale"), "sampling.guidance_scale"),
-    **dict.fromkeys(("num_images_per_prompt", "num_samples"), "prompts.samples_per_prompt"),
-    **dict.fromkeys(("model", "checkpoint", "pretrained_model_name_or_path"), "backbone.pretrained"),
-    **dict.fromkeys(("torch_dtype", "precision"), "backbone.dtype"),
-    **dict.fromkeys(("output_dir", "out", "out_dir"), "output.dir"),
-    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
-    "tau": "method.mad.steps",
-}
-"""Keys by the names that other programs have for them."""
-
-
-def _preset_hint(section: str) -> str:
-    names = sorted(file.stem for file in (resource("configs") / section).glob("*.yaml"))
-    return f"; to use a preset ({', '.join(names)}), pass its name after the job file" if names else ""
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    """Return the end of an error about an unknown key; also finds keys that have been given without their section."""
-    name = key.rpartition(".")[2]
-    if name in OTHER_NAMES:
-        return f"; set {OTHER_NAMES[name]}"
-    hint = nearest(key, known)
-    if "did you mean" in hint:
-        return hint
-    leaf = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in known], n=1)
-    close = next((other for other in known if leaf and other.rpartition(".")[2] == leaf[0]), None)
-    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(k for k in known if '.' not in k)}"
-
-
-def _known_keys(config: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for item in fields(config):
-        keys.append(prefix + item.name)
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            keys.extend(_known_keys(value, f"{prefix}{item.name}."))
-    return keys

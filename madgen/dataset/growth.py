@@ -10,17 +10,21 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
 
-from madgen.dataset.format import FormatError, Generation, prompt_id
+from madgen.dataset.format import FormatError, Generation, QuarantineEntry, SampleEntry, prompt_id
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Part, Plan, Stage
+from madgen.prompts.rows import default_id
 from madgen.prompts.subset import Rows, rows_with_ids, subset_digest, subset_ids
 from madgen.prompts.table import PromptTable
+from madgen.utils.arrow import string_array
 from madgen.utils.errors import UserError
 
 
@@ -93,10 +97,7 @@ def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) ->
     each, before = plan.samples_per_prompt, known[-1].samples_per_prompt
     if each < before:
         raise CannotGrowError(f"prompts.samples_per_prompt is {each}, and it has {before} of each prompt already")
-    rows = _earlier_rows(plan.prompts, directory, known)
-    added = _split(plan.prompts, rows, known)
-    if added is None:
-        raise CannotGrowError(f"{_NOT_UNCHANGED}: one has another text, size, seed or place now")
+    rows, added = _earlier_rows(plan.prompts, directory, known)
     is_earlier = np.zeros(len(plan.prompts), bool)
     is_earlier[np.asarray(rows, np.int64)] = True
     new = _compact(np.flatnonzero(~is_earlier))
@@ -116,43 +117,79 @@ def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) ->
 _NOT_UNCHANGED = "its prompts are not among those of the job, unchanged and in the same order"
 
 
-def _earlier_rows(table: PromptTable, directory: DatasetDir, known: Sequence[Generation]) -> Rows:
-    """Return the rows whose prompts the dataset has. Raises CannotGrowError if one is missing, or they are unknown."""
+def _earlier_rows(table: PromptTable, directory: DatasetDir, known: Sequence[Generation]) -> tuple[Rows, list[Rows]]:
+    """Return the rows whose prompts the dataset has, and those that each generation added. Raises CannotGrowError."""
     count = sum(generation.prompts for generation in known)
     first = range(min(count, len(table)))
-    if len(first) == count and _split(table, first, known) is not None:
-        return first
-    missing = f"{_NOT_UNCHANGED}: it has {count} prompts, the job {len(table)}" if len(table) < count else ""
-    for ids in _recorded_ids(directory, count):
-        rows = rows_with_ids(table, ids)
-        if len(rows) == count:
-            return _compact(rows)
-        present = {identity for chunk in subset_ids(table, rows) for identity in chunk}
-        lost = next(identity for identity in ids.to_pylist() if identity not in present)
-        missing = f"its prompt {lost!r} is not among the prompts of the job, or has another text"
+    added = _split(table, first, known) if len(first) == count else None
+    if added is not None:
+        return first, added
+    reason = f"{_NOT_UNCHANGED}: it has {count} prompts, the job {len(table)}" if len(table) < count else ""
+    for recorded in _recorded(directory, count):
+        rows = _compact(rows_with_ids(table, recorded.ids))
+        added = _split(table, rows, known) if len(rows) == count else None
+        if added is not None:
+            return rows, added
+        reason = _difference(table, rows, recorded)
     raise CannotGrowError(
-        missing or f"{_NOT_UNCHANGED}; append new prompts to the old ones, or finish the dataset first"
+        reason or f"{_NOT_UNCHANGED}; append new prompts to the old ones, or finish the dataset first"
     )
 
 
-def _recorded_ids(directory: DatasetDir, count: int) -> Iterator[pa.Array]:
-    """Yield the ids of the dataset's prompts, as far as they are known: from saved plans, and from the sidecars."""
+@dataclass(frozen=True)
+class _Recorded:
+    """The prompts of a dataset."""
+
+    ids: pa.Array
+    read_texts: Callable[[], Iterable[tuple[str, str]]]
+    """Return the id and the text of each prompt, in order; prompts may be repeated."""
+
+
+def _recorded(directory: DatasetDir, count: int) -> Iterator[_Recorded]:
+    """Yield the dataset's prompts, as far as they are known: from saved plans, and from the sidecars."""
     for path in sorted(directory.plans.glob("*.arrow")):
         try:
             table = PromptTable.open(path)
         except UserError:
             continue
         if len(table) == count:
-            yield pa.array([identity for chunk in subset_ids(table, range(count)) for identity in chunk], pa.string())
+            ids = [identity for chunk in subset_ids(table, range(count)) for identity in chunk]
+            yield _Recorded(string_array(ids, pa.string()), partial(map, attrgetter("id", "text"), table))
     try:
-        manifest, ids = directory.read_manifest(), dict[str, None]()
-        for sidecar in directory.sidecars():
-            keys = [*(entry.key for entry in sidecar.samples), *(entry.key for entry in sidecar.quarantine)]
-            ids.update(dict.fromkeys(prompt_id(key).removeprefix(manifest.key_prefix) for key in keys))
+        ids = list(dict.fromkeys(identity for identity, _ in _sampled(directory)))
     except (OSError, FormatError):
         return
     if len(ids) == count:
-        yield pa.array(list(ids), pa.string())
+        yield _Recorded(string_array(ids, pa.string()), partial(_sampled, directory))
+
+
+def _sampled(directory: DatasetDir) -> Iterator[tuple[str, str]]:
+    """Yield the prompt's id and text of each sample in the finished shards."""
+    prefix = directory.read_manifest().key_prefix
+    for sidecar in directory.sidecars():
+        entries: list[SampleEntry | QuarantineEntry] = [*sidecar.samples, *sidecar.quarantine]
+        for entry in entries:
+            yield prompt_id(entry.key).removeprefix(prefix), entry.prompt
+
+
+def _difference(table: PromptTable, rows: Rows, recorded: _Recorded) -> str:
+    """Describe the first prompt of a dataset that is missing in a table, or changed; `rows`: those with its ids."""
+    present = {identity for chunk in subset_ids(table, rows) for identity in chunk}
+    prompts = (table[int(row)] for row in rows)
+    for identity, text in dict(recorded.read_texts()).items():
+        name = f"its prompt {_shortened(text)}" + ("" if identity == default_id(text) else f" (id {identity})")
+        if identity not in present:
+            return f"{name} is not among the prompts of the job"
+        prompt = next(prompts)
+        if prompt.id != identity:
+            return f"{name} is not in the same order as before"
+        if prompt.text != text:
+            return f"{name} is {_shortened(prompt.text)} in the job"
+    return f"{_NOT_UNCHANGED}: one has another size, seed, region or place now"
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _compact(rows: Rows) -> Rows:

@@ -5,6 +5,7 @@ They can be rebuilt from the sidecars at any time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.licences import LICENCE_COLUMNS, licence_values
 from madgen.types import shard_index
 from madgen.utils.atomic import atomic, remove, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Path:
@@ -38,7 +41,7 @@ def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = la
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in names])
     path = directory.root / "index.parquet"
     card(manifest, Facts())  # raises for a damaged manifest before anything is written
-    facts, counts, total = Facts(), list[tuple[str, int]](), len(directory.done())
+    facts, counts, total = Facts(), list[tuple[str, int]](), len(directory.finished())
     with atomic(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         for sidecar in directory.sidecars():
             terms = licence_values(manifest, shard_index(sidecar.shard))
@@ -49,6 +52,9 @@ def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = la
             for entry in sidecar.samples:
                 facts.add(entry)
             on_shard(len(counts), total)
+    if others := sorted(directory.done() - set(directory.finished())):
+        fix = f"madgen verify {directory.root} --repair moves them away"
+        logger.warning(f"left out {len(others)} of the shards, which are not planned, such as {others[0]}; {fix}")
     write_pictures(directory, facts, counts)
     write_atomically(directory.root / "README.md", card(manifest, facts).encode())
     return path

@@ -150,9 +150,16 @@ class DatasetDir:
                     if is_abandoned(path, now) if owner is None else owner_of(path) == owner:
                         path.unlink()
 
+    def finished(self) -> list[str]:
+        """Return the names of the finished shards of the dataset, in order, without files that are not planned."""
+        done = self.done()
+        with contextlib.suppress(UserError):  # of an unreadable `dataset.json`: all may belong to it
+            done &= set(self.read_manifest().shard_names())
+        return sorted(done)
+
     def sidecars(self) -> Iterator[Sidecar]:
         """Yield the sidecars of the finished shards, in order."""
-        for name in sorted(self.done()):
+        for name in self.finished():
             with contextlib.suppress(FileNotFoundError):  # reopened in the meantime
                 yield self.read_sidecar(name)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
+from madgen.config.schema.checks import as_yaml
 from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.foreign_shards import has_shards_of, refuse_several_generations
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
@@ -80,11 +81,12 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
         if resume == "never":
             raise UserError(f"output.dir={root} holds a dataset already and output.resume=never; choose another")
         changed = [] if content is None else _changed(existing, content, resume)
-        if changed or why is not None:
+        if changed or (why is not None and resume == "extend"):
             listed = f" ({'; '.join(changed)})" if changed else ""
-            only_prompts = all(line.startswith("prompts.") for line in changed)
-            fix = "set output.resume=extend to add prompts or samples to it, or " if only_prompts else ""
-            fix = f"output.resume=extend only adds to it, and {why}; " if why is not None else fix
+            fix = ""
+            if all(line.startswith("prompts.") for line in changed):
+                fix = "set output.resume=extend to add prompts or samples to it, or "
+                fix = f"output.resume=extend only adds to it, and {why}; " if why is not None else fix
             raise UserError(
                 f"output.dir={root} holds a dataset of another job{listed}; "
                 f"{fix}choose another output.dir, or remove this one"
@@ -146,11 +148,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return changes
 
 
-def _as_yaml(value: Any, key: str) -> Any:
+def _as_yaml(value: Any, key: str) -> str:
     """Format a value as in a job file."""
-    if value is None and key == "compile":  # omitted from the identity if off
-        return "false"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
+    return "false" if value is None and key == "compile" else as_yaml(value)  # omitted from the identity if off
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +191,9 @@ def _link_new(temporary: Path, directory: DatasetDir, content: Manifest, resume:
     except OSError as error:
         if directory.manifest.exists() and error.errno in STORAGE_ERRORS:
             raise  # resuming: a full disk, for example, stops the run
-        raise UserError(f"output.dir={directory.root} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"output.dir={directory.root} cannot be written ({error.strerror}); choose another output.dir"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from madgen.dataset.checks.sample import SETTINGS
-from madgen.dataset.checks.tar import tar_size
+from madgen.dataset.checks.tar import check_size
 from madgen.dataset.filtering.filter import selected_manifest
 from madgen.dataset.filtering.selection import Seen
 from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, prompt_id
@@ -261,21 +261,12 @@ def _keep(source: Source, out: DatasetDir, names: Iterator[str], copy: bool) -> 
             samples = write_tar(out.tar(new), pieces, source.prefix)
         else:
             samples = sidecar.samples
-            _check_size(source.directory, old, sidecar)
+            check_size(source.directory, old, max((entry.offset + entry.size for entry in samples), default=0))
             _link(source.directory.tar(old), out.tar(new), copy)
         lost = tuple(replace(entry, key=f"{source.prefix}{entry.key}") for entry in sidecar.quarantine)
         sidecars.append(replace(sidecar, shard=new, index=shard_index(new), samples=samples, quarantine=lost))
         write_atomically(out.sidecar(new), sidecars[-1].to_json())
     return source.manifest, sidecars
-
-
-def _check_size(directory: DatasetDir, shard: str, sidecar: Sidecar) -> None:
-    """Raise UserError if a tar is cut or missing, without reading it."""
-    tar, last = directory.tar(shard), max(sidecar.samples, key=lambda entry: entry.offset, default=None)
-    expected = tar_size(0 if last is None else last.offset + last.size)
-    size = tar.stat().st_size if tar.is_file() else 0
-    if size != expected:
-        raise UserError(f"{tar} has {size} bytes, expected {expected}; run madgen verify {directory.root}")
 
 
 def _link(source: Path, target: Path, copy: bool) -> None:

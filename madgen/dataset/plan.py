@@ -94,6 +94,12 @@ class Plan:
         return None if before is None else before.fingerprint
 
     @property
+    def is_extension(self) -> bool:
+        """Return whether the last generation is new, so that the dataset has none of its samples."""
+        last = self.stages[-1].generation
+        return last is not None and not last.fingerprint
+
+    @property
     def samples(self) -> int:
         """Return the total number of panoramas."""
         return len(self.prompts) * self.samples_per_prompt

@@ -80,12 +80,12 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
     if not outcome.state:
         return
     state, job, out = outcome.state, run.job, run.directory.root
-    rate = outcome.generated / outcome.seconds if outcome.seconds > 0 else 0.0
+    rate = rate_text(outcome.generated / max(outcome.seconds, 1e-3))
+    pace = f" in {outcome.seconds:.0f} s ({rate})" if outcome.generated else ""
     unfinished = state["in_flight"] + state["kept"]
     more = f", {unfinished} more in open shards" if unfinished else ""
     logger.info(
-        f"{state['done']} of {state['planned']} panoramas in {out}/shards{more}; "
-        f"{outcome.generated} generated in {outcome.seconds:.0f} s ({rate_text(rate)})"
+        f"{state['done']} of {state['planned']} panoramas in {out}/shards{more}; {outcome.generated} generated{pace}"
     )
     if state["quarantined"]:
         again = "" if outcome.tripped else "; to retry them, rerun the same command with retry=quarantined"

@@ -58,7 +58,7 @@ class _Sampler:
         device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
         self.sampler = PanoramaSampler.from_job(job, device)
         self.safety = Safety.load(job.safety, self.sampler)
-        self.sampler.warn_if_truncated = True  # this prompt was not planned
+        self.sampler.warns = True  # this prompt was not planned
 
     def __call__(self, number: int) -> np.ndarray:
         image = self._sample(number)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
 from typing import Any
 
-from madgen.dataset.format import FormatError, Heartbeat
+from madgen.dataset.format import Heartbeat
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import read_file
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
+from madgen.dataset.shards.open_samples import count_open_samples
 from madgen.monitoring.totals import Totals
 from madgen.utils.atomic import file_system_time
 
@@ -62,7 +61,7 @@ class Status:
         _mark_stragglers(live)
         in_flight = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
         open_here = {shard for beat, _ in beats for shard in beat.open}
-        kept = _kept(self.directory, done | open_here if in_flight else done)
+        kept = count_open_samples(self.directory, done | open_here if in_flight else done)
         quarantined = self.totals.quarantined.total()
         rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
         left = plan.samples - self.totals.samples - quarantined - in_flight - kept
@@ -104,17 +103,6 @@ def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
         if beat is not None:
             heartbeats.append((beat, written))
     return heartbeats
-
-
-def _kept(directory: DatasetDir, others: set[str]) -> int:
-    """Count the samples that stopped workers have left in open shards, except those of `others`."""
-    counts: dict[str, int] = {}
-    for path in directory.open_shards.glob("*.jsonl"):
-        shard = path.name.split(".")[0]
-        with contextlib.suppress(OSError, FormatError):  # removed by the worker that has resumed it, or no file
-            if shard not in others:
-                counts[shard] = max(counts.get(shard, 0), read_file(path).count(b"\n"))
-    return sum(counts.values())
 
 
 def _now(directory: DatasetDir) -> float:

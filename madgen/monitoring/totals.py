@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 
+from madgen.dataset.checks.tar import check_size
 from madgen.dataset.format import FormatError, ShardSummary
 from madgen.dataset.layout import DatasetDir
 
@@ -29,7 +31,7 @@ class Totals:
         self.seconds: Counter[str] = Counter()
         """Worker seconds by activity."""
         self.damaged: FormatError | None = None
-        """The error of the first damaged sidecar at the last update; its shard is not counted."""
+        """The error of the first damaged sidecar or tar at the last update; its shard is not counted."""
 
     def update(self, planned: Container[str]) -> set[str]:
         """Count the planned shards that are finished, except damaged ones; return their names."""
@@ -39,7 +41,9 @@ class Totals:
         self.damaged = None
         for name in sorted(done - self.shards.keys()):
             try:
-                self.shards[name] = _read(self.directory.read_summary(name))
+                summary = self.directory.read_summary(name)
+                _check_tar(self.directory, name, summary)
+                self.shards[name] = _read(summary)
             except FileNotFoundError:  # just marked for regeneration
                 continue
             except FormatError as error:
@@ -57,6 +61,12 @@ class Totals:
     def settled(self) -> int:
         """Return the number of samples that are done or in quarantine."""
         return self.samples + self.quarantined.total()
+
+
+def _check_tar(directory: DatasetDir, name: str, sidecar: ShardSummary) -> None:
+    """Raise FormatError if a tar is longer or shorter than its samples; `verify` reads them."""
+    with suppress(KeyError, TypeError):  # damaged entries, which `verify` reports
+        check_size(directory, name, max((entry["offset"] + entry["size"] for entry in sidecar.samples), default=0))
 
 
 def _read(sidecar: ShardSummary) -> _Shard:

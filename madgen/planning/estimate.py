@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shards.open_samples import count_open_samples
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.order import makespan, shard_costs
 from madgen.planning.resolved_run import ResolvedRun
@@ -42,6 +43,8 @@ class Estimate:
     measured: Measured | None
     missing: list[float]
     """View evaluations of each unfinished shard."""
+    kept: int = 0
+    """Panoramas that unfinished shards have already."""
 
     @property
     def rate(self) -> float:
@@ -84,6 +87,7 @@ class Estimate:
         known = self.measured is not None
         return {
             "shards_left": len(self.missing),
+            "samples_kept": self.kept,
             "view_evaluations_left": int(sum(self.missing)),
             "seconds_per_view_evaluation": self.rate if known else None,
             "measured_shards": self.measured_shards,
@@ -97,7 +101,8 @@ def estimate(run: ResolvedRun, evaluations: Mapping[tuple[int, int], Evaluations
     """Estimate the remaining work; the throughput is that of `measured`, or else of the run's own dataset."""
     costs, done = shard_costs(run.plan, partial(prompt_evaluations, evaluations)), run.directory.done()
     missing = [cost for name, cost in zip(run.shard_names, costs, strict=True) if name not in done]
-    return Estimate(measure(measured or run.directory.root, required=measured is not None), missing)
+    throughput = measure(measured or run.directory.root, required=measured is not None)
+    return Estimate(throughput, missing, count_open_samples(run.directory, done))
 
 
 def measure(folder: Path, required: bool = False) -> Measured | None:

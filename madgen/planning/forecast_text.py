@@ -11,17 +11,24 @@ from madgen.cluster.launch import rank
 from madgen.planning.forecast import Forecast
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.literal_syntax import literal_syntax
+from madgen.sampling.method import Method
 from madgen.utils.console import eta_text, plural, size_text
 
 logger = logging.getLogger(__name__)
 
 
 def warn(run: ResolvedRun, forecast: Forecast) -> None:
-    """Warn about truncated prompts and syntax of other programs; of several processes, only the first one warns."""
+    """Warn about settings for more steps than run, truncated prompts and syntax of other programs.
+
+    Of several processes, only the first one warns.
+    """
     if rank() != 0:
         return
+    job, steps = run.job, run.job.denoising_steps
+    method = Method.from_config(job.method)
+    excess = method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
     truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
-    for line in (*literal_syntax(run.plan.prompts), *truncated):
+    for line in (*excess, *literal_syntax(run.plan.prompts), *truncated):
         logger.warning(line)
 
 
@@ -92,8 +99,13 @@ def _cost_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
 
 
 def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:
-    """Describe the remaining time, if something was measured."""
+    """Describe what is left, and the time that it takes if something was measured."""
     workers, wall_s, hours = estimate["workers"], estimate["wall_s"], estimate["device_hours_left"]
+    if kept := estimate["samples_kept"]:
+        yield f"{plural(kept, 'panorama')} of open shards will be kept"
+    if not estimate["shards_left"]:
+        yield "0 shards left: nothing to generate"
+        return
     if hours is not None:
         per_evaluation = f"{1000 * estimate['seconds_per_view_evaluation']:.3g} ms per view evaluation"
         from_ = f"{per_evaluation}, measured on {plural(estimate['measured_shards'], 'shard')}"

@@ -32,7 +32,7 @@ class ResolvedRun:
     device: str | None = None
     """Device type that samples, such as `cuda`; None: not known yet."""
     cannot_grow: str | None = None
-    """Why the prompts cannot extend those of the dataset in `directory`, with `output.resume: extend`."""
+    """Why the prompts cannot extend those of the dataset in `directory`; None if they can, or are the same."""
 
     @classmethod
     def of(cls, job: Job, plan: Plan | None = None) -> ResolvedRun:
@@ -41,7 +41,8 @@ class ResolvedRun:
         files = ModelFiles.of(backbone.pretrained, backbone.revision, backbone.config, backbone.variant)
         plan, cannot_grow = plan or build_plan(job, directory.plans), None
         try:
-            plan = growth.join(plan, directory, extend=job.output.resume == "extend")
+            joined = growth.join(plan, directory, extend=job.output.resume != "never")
+            plan = plan if job.output.resume != "extend" and joined.is_extension else joined
         except growth.CannotGrowError as error:
             cannot_grow = str(error)
         return cls(job, plan, directory, files, backbone.dtype, cannot_grow=cannot_grow)
@@ -84,8 +85,7 @@ class ResolvedRun:
     @property
     def added(self) -> int:
         """Number of samples that the dataset in `directory` lacks in its plan, and that this run adds to it."""
-        last = self.plan.stages[-1]
-        return len(last) if last.generation is not None and not last.generation.fingerprint else 0
+        return len(self.plan.stages[-1]) if self.plan.is_extension else 0
 
     @property
     def _config(self) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 
 from madgen.prompts.digests import offsets_of
 from madgen.prompts.readers import suffix_of
 from madgen.prompts.rows import LINE_BITS
 from madgen.prompts.table import PromptTable
-from madgen.utils.arrow import integers
+from madgen.utils.arrow import booleans, integers
 
 COMMENT = "#"
 HEADERS = {"prompt", "prompts", "text", "caption", "captions"}
@@ -33,12 +35,12 @@ def literal_syntax(table: PromptTable) -> list[str]:
 
 
 def _first_lines(table: PromptTable) -> Iterator[str]:
-    """Yield a warning if the first prompt of a text file is a comment or a header."""
-    for row in _first_rows(table):
+    """Yield a warning if a prompt of a text file looks like a comment, or the first one like a header."""
+    for row in heapq.merge(sorted(_first_rows(table)), _comments(table)):
         text, location = table[row].text, table.location(row)
         if suffix_of(location.rpartition(":")[0]) != ".txt":
             continue
-        if text.startswith(COMMENT):
+        if text.startswith(COMMENT):  # elsewhere than in the first line it may be a tag, unless a blank follows
             yield (
                 f"{location} starts with # and is sampled as a prompt ({text[:40]!r}); to ignore such lines, set "
                 'prompts.comments="#"'
@@ -50,6 +52,16 @@ def _first_lines(table: PromptTable) -> Iterator[str]:
                 "per line and no header: remove the line, or rename the file to .csv"
             )
             return
+
+
+def _comments(table: PromptTable) -> Iterator[int]:
+    """Yield the rows whose text starts with `# `, in order."""
+    start = 0
+    batches = table.batches if any(suffix_of(source) == ".txt" for source in table.header.sources) else []
+    for batch in batches:
+        found = compute.starts_with(batch.column("text"), f"{COMMENT} ")
+        yield from (start + np.flatnonzero(booleans(found))).tolist()
+        start += len(batch)
 
 
 def _first_rows(table: PromptTable) -> list[int]:

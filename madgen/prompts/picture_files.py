@@ -236,7 +236,8 @@ def _absence(name: str, folder: Path | None) -> str:
     """Say why a name is not that of a file with content."""
     paths = [path for path in (*(() if folder is None else (folder / name,)), Path(name)) if os.path.lexists(path)]
     if not paths:
-        return "does not exist" if folder is None else f"exists neither in {folder} nor in the current directory"
+        is_here = folder is None or folder.resolve() == Path.cwd()
+        return "does not exist" if is_here else f"exists neither in {folder} nor in the current directory"
     if not paths[0].exists():
         return "is a broken link"
     if paths[0].is_dir():

@@ -10,6 +10,7 @@ import pyarrow as pa
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.table import PromptTable
+from madgen.utils.arrow import integer_array
 
 
 def shuffled(table: PromptTable, config: PromptsConfig, batch_rows: int) -> PromptTable:
@@ -24,7 +25,7 @@ def shuffled(table: PromptTable, config: PromptsConfig, batch_rows: int) -> Prom
     rows = pa.Table.from_batches(table.batches)
     builder = TableBuilder(config, header.defaults, header.sources, batch_rows, key_prefix=header.key_prefix)
     for start in range(0, len(order), batch_rows):
-        for batch in rows.take(pa.array(order[start : start + batch_rows])).combine_chunks().to_batches():
+        for batch in rows.take(integer_array(order[start : start + batch_rows])).combine_chunks().to_batches():
             builder.add_batch(batch)
     return builder.finish(((mask, folder) for mask, folder, *_ in header.masks))
 

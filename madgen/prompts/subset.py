@@ -12,6 +12,7 @@ import pyarrow.compute as compute
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import decode, rest_identity
 from madgen.prompts.table import STORED, PromptTable
+from madgen.utils.arrow import booleans, integer_array
 
 Rows = range | np.ndarray
 """Rows of a table, in ascending order."""
@@ -43,7 +44,7 @@ def rows_with_ids(table: PromptTable, ids: pa.Array) -> np.ndarray:
     """Return the rows whose id is one of `ids`."""
     starts = np.cumsum([0, *map(len, table.batches)])
     places = (
-        start + np.flatnonzero(compute.is_in(batch.column("id"), value_set=ids).to_numpy(zero_copy_only=False))
+        start + np.flatnonzero(booleans(compute.is_in(batch.column("id"), value_set=ids)))
         for start, batch in zip(starts, table.batches, strict=False)
     )
     return np.concatenate([np.empty(0, np.int64), *places])
@@ -57,5 +58,5 @@ def _batches(table: PromptTable, rows: Rows) -> Iterator[pa.RecordBatch]:
         if last - first == len(batch):
             yield batch
         elif last > first:
-            yield batch.take(pa.array(chosen[first:last] - start))
+            yield batch.take(integer_array(chosen[first:last] - start))
         start += len(batch)

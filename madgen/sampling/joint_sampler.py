@@ -56,8 +56,9 @@ class JointSampler:
         self.size: tuple[int | None, int | None] = (None, None)
         """Default height and width in pixels; None: see `default_size`."""
         self.distance = _perceptual_distance(method, backbone)
-        self.warn_if_truncated = True
-        """Log a warning for the first prompt that is too long for the text encoder."""
+        self.warns = True
+        """Log warnings, once each, of a prompt that is too long and of settings for more steps than run."""
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._borrowed: Borrowed | None = None
         """The caller's pipeline that the backbone is part of."""
@@ -94,7 +95,8 @@ class JointSampler:
         self._check_guidance(batch, params)
         check_adapters(self.backbone, batch, self.method)
         with self.exclusively():
-            self._warn_if_truncated(batch.all_texts)
+            notes = method.excess_steps(steps, params.described(steps), geometry.layout)
+            self._warn(batch.all_texts, notes)
             scheduler = self._new_scheduler(params, layout.at(0))
             noise, generator = self._noise(batch, scheduler)
             bootstrapping = self.method.bootstrapped_steps(steps)
@@ -250,10 +252,16 @@ class JointSampler:
         with self._attached():
             return self.backbone.cut_text(prompt)
 
-    def _warn_if_truncated(self, texts: Sequence[str]) -> None:
-        cut = next(filter(None, map(self.cut_text, texts)), None) if self.warn_if_truncated else None
+    def _warn(self, texts: Sequence[str], notes: Sequence[str]) -> None:
+        """Log the first text that the text encoder truncates, and notes, unless they have been logged."""
+        if not self.warns:
+            return
+        for note in (note for note in notes if note not in self._warned):
+            self._warned.add(note)
+            logger.warning(note)
+        cut = None if "cut" in self._warned else next(filter(None, map(self.cut_text, texts)), None)
         if cut is not None:
-            self.warn_if_truncated = False
+            self._warned.add("cut")
             logger.warning("a prompt is too long for the text encoder, which ignores %r", cut[:60])
 
     def new_scheduler(self, num_inference_steps: int) -> Any:

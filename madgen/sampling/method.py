@@ -134,6 +134,23 @@ class Method:
             adapter = "a ControlNet" if controlled else "an IP-Adapter"
             raise UserError(f"method.sync is not supported with {adapter}; set method.sync.weight to 0")
 
+    def excess_steps(self, steps: int, described: str, layout: str) -> list[str]:
+        """Describe settings for more steps than run; `described`: their number for messages, `layout`: of the views."""
+        sync, notes = self.sync, list[str]()
+        if self.share is None and self.merging.steps > steps and layout != "whole":
+            setting = f"method.mad.steps={self.merging.steps}"
+            fix = "set method.mad.share for a share of the steps"
+            notes.append(f"{setting} is more than {described}: MAD is in all of them; {fix}")
+        if sync is not None and sync.every > min(sync.steps, steps):
+            limit = f"method.sync.steps={sync.steps}" if sync.steps < steps else described
+            notes.append(f"method.sync.every={sync.every} is more than {limit}: SyncDiffusion is in no step; lower it")
+        elif sync is not None and sync.steps > steps:
+            notes.append(f"method.sync.steps={sync.steps} is more than {described}: SyncDiffusion is in all of them")
+        if self.bootstrapping is not None and self.bootstrapping > steps:
+            name = f"method.regions.bootstrapping={self.bootstrapping}"
+            notes.append(f"{name} is more than {described}: regions are bootstrapped in all of them")
+        return notes
+
     def bootstrapped_steps(self, num_inference_steps: int) -> int:
         """Return the number of bootstrapped steps; default: two fifths, like the released code (20 of 50)."""
         steps = round(0.4 * num_inference_steps) if self.bootstrapping is None else self.bootstrapping

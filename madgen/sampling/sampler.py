@@ -239,10 +239,10 @@ class PanoramaSampler(DiffusersCall, JointSampler):
 
     @classmethod
     def from_job(cls, job: Job, device: str | torch.device = "cpu") -> PanoramaSampler:
-        """Load the sampler of a job. It does not warn of truncated prompts, which planning counts."""
+        """Load the sampler of a job. It logs no warnings, which planning does."""
         require_job(job)
         sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
-        sampler.warn_if_truncated = False
+        sampler.warns = False
         sampler.size = job.sampling.height, job.sampling.width
         return sampler
 

@@ -20,7 +20,7 @@ def string_array(values: Sequence[str | None], kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, len(data), [valid, pa.py_buffer(offsets), pa.py_buffer(b"".join(data))])
 
 
-def integer_array(values: Sequence[int]) -> pa.Array:
+def integer_array(values: Sequence[int] | np.ndarray) -> pa.Array:
     """Return an array of `pyarrow.int64()`."""
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.array(values, np.int64))])
 
@@ -29,6 +29,12 @@ def integers(array: pa.Array) -> np.ndarray:
     """Return the values of an int64 array without nulls, not copied; `to_numpy` imports pandas too."""
     values = np.frombuffer(array.buffers()[1], np.int64)
     return values[array.offset : array.offset + len(array)]
+
+
+def booleans(array: pa.Array) -> np.ndarray:
+    """Return the values of an array of booleans without nulls."""
+    bits = np.frombuffer(array.buffers()[1], np.uint8)
+    return np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].astype(bool)
 
 
 def validity(array: pa.Array) -> np.ndarray:

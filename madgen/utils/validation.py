@@ -152,9 +152,12 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(f"each of {name}", one) for one in listed(name, value)]
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error about an unknown name: the most similar known name, or all known names."""
+def nearest(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
+    """Return the end of an error about an unknown name: the most similar known name, or all known names.
+
+    `cutoff`: smallest similarity, 0..1, of a name that is proposed.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -115,7 +115,7 @@ def test_workers_and_resumed_runs_write_the_same_bytes(madgen, control_job, tmp_
 
 REFUSED = [
     ({"control": None}, [], "prompts.jsonl:2: no control picture; a ControlNet follows a picture of each row"),
-    ({"control": "none.png"}, [], "prompts.jsonl:2: control file none.png exists neither in"),
+    ({"control": "none.png"}, [], "prompts.jsonl:2: control file none.png does not exist"),
     (
         {"control": "/etc/hostname"},
         [],

@@ -90,7 +90,7 @@ def test_dataset_follows_the_pictures_and_regenerates_its_samples(madgen_here, s
 
 REFUSED = [
     ({"style": None}, [], "prompts.jsonl:2: no style picture; an IP-Adapter follows a picture of each row"),
-    ({"style": "none.png"}, [], "prompts.jsonl:2: style file none.png exists neither in"),
+    ({"style": "none.png"}, [], "prompts.jsonl:2: style file none.png does not exist"),
     ({"style": "prompts.jsonl"}, [], "prompts.jsonl:2: cannot read the style"),
     (
         {},

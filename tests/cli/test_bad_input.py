@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import pytest
@@ -48,8 +49,8 @@ def listing(folder):
         (["method.sync.weight=-1"], "method.sync.weight must be >= 0, got -1"),
         (["method.sync.weight=20", "method.sync.steps=0"], "method.sync.steps=0 leaves method.sync.weight=20 without"),
         (["prompts.regions=[{mask: [0, 0, 80, 8], prompt: a hut}]"], "need 0 <= 0 < 80 <= 64 px"),
-        (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "mask file none.png exists neither in"),
-        (["output.dir=other"], "(sampling.guidance_scale: 9.0 there, 2.0 here; prompts.limit: 1 there, None here"),
+        (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "mask file none.png does not exist"),
+        (["output.dir=other"], "(sampling.guidance_scale: 9.0 there, 2.0 here; prompts.limit: 1 there, null here"),
         (["sampling.num_inference_steps=2000"], "num_inference_steps"),
         (["sampling.num_inference_steps=1000000000"], "sampling.num_inference_steps must be in 1..10000"),
         (["sampling.width=8000000000"], "exceed the largest supported panorama, 67108864 px (2^26)"),
@@ -97,6 +98,12 @@ def listing(folder):
         (["sampling.decode=slow"], "sampling.decode must be one of auto, whole, tiled, got 'slow'"),
         (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be >= 0, got inf"),
         (["trainer.devices=0"], "trainer.devices must be an integer > 0 or auto, got 0"),
+        (
+            ["backbone.gpu_memory=4GB"],
+            "backbone.gpu_memory must be a number, got '4GB'; write 4 without a unit (Memory of the GPU in GiB, > 0",
+        ),
+        (["sampling.width="], "sampling.width must have a value, got null; remove it to use the default"),
+        (["output.dir=/proc/x"], "output.dir=/proc/x cannot be written (No such file or directory); choose another"),
         (["monitor.wandb.mode=maybe"], "monitor.wandb.mode must be one of online, offline, disabled, or null"),
     ],
 )
@@ -220,6 +227,22 @@ def test_damaged_sidecar_error_names_file_and_fix(madgen_here, job_file, tmp_pat
     assert madgen_here("verify", "out", "--repair").code == 1
     assert madgen_here(*again).code == 0
     assert madgen_here("verify", "out").code == 0
+
+
+@pytest.mark.parametrize("change", [-512, 512])
+def test_finished_tar_of_another_size_is_noticed_without_reading_it(madgen_here, job_file, tmp_path, change):
+    again = ("generate", job_file, "prompts.limit=1")
+    assert madgen_here(*again).code == 0
+    tar = tmp_path / "out/shards/job-000000.tar"
+    content = tar.read_bytes()
+    os.truncate(tar, len(content) + change)
+    for command in (("status", "out"), again):
+        result = madgen_here(*command)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert f"has {len(content) + change} bytes, expected {len(content)}; run madgen verify out" in result.err
+    assert madgen_here("verify", "out", "--repair").code == 1
+    assert madgen_here(*again).code == 0
+    assert tar.read_bytes() == content
 
 
 def test_removed_tar_is_regenerated(madgen_here, job_file, tmp_path):

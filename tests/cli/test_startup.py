@@ -1,11 +1,14 @@
 """Commands that load no weights import none of the libraries that take seconds to import."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from forks import WAIT_S
+
+from madgen.utils.resources import resource
 
 HEAVY = ("transformers", "diffusers", "lightning", "pandas", "datasets", "torchvision", "scipy", "wandb")
 RUN = """
@@ -39,6 +42,8 @@ def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp("startup") / "demo"
     run = ResolvedRun.of(load_job(["jobs/demo.yaml"], [f"output.dir={directory}"])).on("cpu")
     manifest.create(run.directory, run.manifest)
+    run.directory.make_in_work(run.directory.plans)
+    run.plan.save(run.directory.plans)
     return directory
 
 
@@ -49,6 +54,7 @@ def dataset(tmp_path_factory):
         (["generate", "--help"], "Examples"),
         (["plan", "jobs/demo.yaml"], "24 prompts"),
         (["plan", "jobs/demo.yaml", "sampling.scheduler=null", "method.mad.blocks=[mid]"], "24 prompts"),
+        (["plan", "jobs/demo.yaml", "prompts.shuffle=true"], "24 prompts"),
         (["config", "jobs/demo.yaml"], "backbone:"),
         (["submit", "jobs/demo.yaml", "--dry-run"], "#SBATCH"),
     ],
@@ -66,6 +72,19 @@ def test_init_and_status_start_without_heavy_libraries(tmp_path, dataset):
     done = run("status", str(dataset))
     assert done.returncode == 0, done.stderr
     assert "0 of 24" in done.stdout
+
+
+@pytest.mark.parametrize("place", [0, 24])
+def test_plan_of_a_growing_dataset_starts_without_heavy_libraries(tmp_path, dataset, place):
+    """With new prompts before and behind the old ones."""
+    directory = shutil.copytree(dataset, tmp_path / "demo")
+    lines = resource("jobs").joinpath("prompts/demo.txt").read_text(encoding="utf-8").splitlines()
+    lines.insert(place, "a new prompt")
+    (tmp_path / "p.txt").write_text("\n".join(lines), encoding="utf-8")
+    words = [f"output.dir={directory}", f"prompts.source={tmp_path}/p.txt", "output.resume=extend"]
+    done = run("plan", "jobs/demo.yaml", *words)
+    assert done.returncode == 0, done.stderr
+    assert "adds 1 panorama, as generation 2" in done.stdout
 
 
 def test_describing_a_backbone_does_not_load_torch():

@@ -175,11 +175,11 @@ def test_datasets_that_did_not_grow_have_no_generations(dataset):
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        (plan_of(TEXTS[:4]), "its prompt 'fjord_4' is not among the prompts of the job"),
-        (plan_of([*TEXTS[:4], *TEXTS[5:8]]), "its prompt 'fjord_4' is not among the prompts of the job"),
+        (plan_of(TEXTS[:4]), r"its prompt 'fjord 4' \(id fjord_4\) is not among the prompts of the job"),
+        (plan_of([*TEXTS[:4], *TEXTS[5:8]]), r"its prompt 'fjord 4' \(id fjord_4\) is not among the prompts"),
         (plan_of(TEXTS[:6], 1), "prompts.samples_per_prompt is 1, and it has 2 of each prompt already"),
-        (plan_of([*reversed(TEXTS[:5]), "new"]), "unchanged and in the same order"),
-        (plan_of(TEXTS[:6], seed=7), "has another text, size, seed or place now"),
+        (plan_of([*reversed(TEXTS[:5]), "new"]), r"its prompt 'fjord 0' \(id fjord_0\) is not in the same order"),
+        (plan_of(TEXTS[:6], seed=7), "one has another size, seed, region or place now"),
     ],
 )
 def test_removed_and_changed_prompts_are_refused(dataset, plan, reason):

@@ -15,6 +15,7 @@ from madgen.dataset import manifest
 from madgen.dataset.filtering.filter import write_filtered
 from madgen.dataset.filtering.selection import Choice, parse
 from madgen.dataset.filtering.split import split_dataset
+from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.merge import Options, merge
 from madgen.dataset.reader import read_sample
@@ -75,6 +76,19 @@ def test_merged_dataset_is_whole(one, two, tmp_path):
     card = read_file(both.root / "README.md").decode()
     assert "17 of 17 synthetic panoramas" in card
     assert f"| two | 7 | `{two.read_manifest().fingerprint}` |" in card
+
+
+def test_copied_shards_are_not_part_of_a_dataset(one, two, tmp_path, caplog):
+    """Only `merge` joins datasets: all readers leave out what `verify` calls unplanned."""
+    expected = keys(one)
+    for path in two.shards.iterdir():
+        shutil.copy(path, one.shards)
+    assert keys(one) == expected
+    index = write_index(one)
+    assert "left out 2 of the shards, which are not planned, such as two-000000; madgen verify" in caplog.text
+    assert parquet.read_table(index).column("key").to_pylist() == expected
+    assert "10 of 10 synthetic panoramas" in read_file(one.root / "README.md").decode()
+    assert "two-000001: a shard that was not planned" in verify(one).problems
 
 
 def test_copies_are_files_of_their_own(one, two, tmp_path):

@@ -11,8 +11,11 @@ import datasets
 import pytest
 from processes import MADGEN, Forked, environment, until
 
+from madgen import load_job
+from madgen.dataset import manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import read_file
+from madgen.planning.resolved_run import ResolvedRun
 
 STOP_AFTER_TWO = f"""
 import os, signal
@@ -80,6 +83,36 @@ def test_new_prompts_need_resume_extend(madgen_here, job_file, finished, tmp_pat
     assert "6 prompts, 12 panoramas in 5 shards" in planned.out
     assert "to out: adds 2 panoramas, as generation 2" in planned.out
     assert json.loads(madgen_here("plan", job_file, EXTEND, "--json").out)["samples_added"] == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_prompts_are_named_by_their_text(madgen_here, job_file, tmp_path, finished):
+    """Ids of prompts of a text file are hashes. `extend` is not proposed where it would be refused as well."""
+    if finished:
+        assert madgen_here("generate", job_file).code == 0
+    else:
+        run = ResolvedRun.of(load_job(job_file, [f"output.dir={tmp_path}/out"])).on("cpu")
+        manifest.create(run.directory, run.manifest)
+        run.directory.make_in_work(run.directory.plans)
+        run.plan.save(run.directory.plans)
+    lines = (tmp_path / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    lines[2] = "a red hut"
+    (tmp_path / "prompts.txt").write_text("\n".join([*lines, "a lake"]), encoding="utf-8")
+    named = "its prompt 'mountains over a meadow at noon 2' is not among the prompts of the job"
+    for words in ((job_file,), (job_file, EXTEND)):
+        for command in ("plan", "generate"):
+            refused = madgen_here(command, *words)
+            assert (refused.code, refused.err.count("\n")) == (2, 1)
+            assert f"output.resume=extend only adds to it, and {named}; choose another output.dir" in refused.err
+
+
+def test_changed_text_of_an_id_is_named(madgen_here, job_file, tmp_path):
+    source = "prompts.source=p.csv"
+    (tmp_path / "p.csv").write_text("id,prompt\na,a hill\nb,a lake\n", encoding="utf-8")
+    assert madgen_here("generate", job_file, source, "prompts.samples_per_prompt=1").code == 0
+    (tmp_path / "p.csv").write_text("id,prompt\na,a hill\nb,a pond\nc,a tree\n", encoding="utf-8")
+    refused = madgen_here("plan", job_file, source, "prompts.samples_per_prompt=1")
+    assert "its prompt 'a lake' (id b) is 'a pond' in the job; choose another output.dir" in refused.err
 
 
 @pytest.mark.slow

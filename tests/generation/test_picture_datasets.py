@@ -117,7 +117,7 @@ def test_plan_counts_the_steps_that_run(madgen_here, job, tmp_path):
 @pytest.mark.parametrize(
     ("line", "settings", "message"),
     [
-        ({"image": "x.png"}, [], "p.jsonl:5: image file x.png exists neither"),
+        ({"image": "x.png"}, [], "p.jsonl:5: image file x.png does not exist"),
         ({"image": "odd.png"}, [], "p.jsonl:5: width=70 px cannot be covered by views"),
         ({"image": "odd.png"}, ["sampling.init.scale=2"], "p.jsonl:5: width=140 px cannot be covered by views"),
         ({"image": "0.png"}, ["sampling.scheduler=LMSDiscreteScheduler"], "scheduler=LMSDiscreteScheduler needs the"),

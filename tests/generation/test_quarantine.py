@@ -50,7 +50,7 @@ def test_retry_quarantined(madgen_here, job_file, tmp_path, overflow, batch_size
     state = json.loads(madgen_here("status", "out", "--json").out)
     assert (state["done"], state["quarantined"], state["complete"]) == (8, 2, True)
     again = madgen_here("generate", job_file, *options)
-    assert (again.code, "; 0 generated in" in again.err) == (4, True)
+    assert (again.code, "; 0 generated\n" in again.err) == (4, True)
 
     overflow.clear()
     result = madgen_here("generate", job_file, *options, "retry=quarantined")

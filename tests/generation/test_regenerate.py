@@ -41,7 +41,7 @@ def test_looped_panorama_with_regions_is_regenerated_without_its_mask_file(madge
     assert [region["prompt"] for region in recorded] == ["the sea", "dunes"]
     assert abs(stored - np.asarray(Image.open(tmp_path / "again.png"))).max() <= 1, result.out  # another batch size
     changed = madgen("generate", *job, "method.regions.bootstrapping=1")
-    assert (changed.code, "mask file mask.png exists neither" in changed.err) == (2, True)
+    assert (changed.code, "mask file mask.png does not exist" in changed.err) == (2, True)
 
 
 def test_unknown_key_and_other_weights_are_refused(madgen, job_file, tmp_path, tiny):

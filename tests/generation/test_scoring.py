@@ -114,7 +114,7 @@ def test_changed_scores_are_another_job(madgen_here, job_file, tmp_path):
         "scores" not in metadata and "scores" not in entry for _, metadata, entry in read(tmp_path / "out").values()
     )
     refused = madgen_here("generate", job_file, "prompts.limit=1")
-    assert (refused.code, "scores: None there, {'pixels': ['seam', 'coherence']" in refused.err) == (2, True), (
+    assert (refused.code, "scores: null there, {'pixels': ['seam', 'coherence']" in refused.err) == (2, True), (
         refused.err
     )
     assert madgen_here("generate", *plain).code == 0

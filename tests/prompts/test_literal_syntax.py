@@ -51,7 +51,7 @@ def test_ordinary_punctuation_is_not_reported(tmp_path, line):
 
 
 def test_comments_at_the_start_of_a_file_are_reported(tmp_path):
-    (tmp_path / "a.txt").write_text("a hill\n# not at the start\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("a hill\n#sunset\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("\n# my list\na lake\n", encoding="utf-8")
     (warning,) = warnings(tmp_path / "*.txt")
     assert warning.startswith(f"{tmp_path}/b.txt:2 starts with # and is sampled as a prompt ('# my list')")
@@ -60,6 +60,14 @@ def test_comments_at_the_start_of_a_file_are_reported(tmp_path):
     assert warnings(tmp_path / "*.txt", comments="#") == []
     (tmp_path / "p.jsonl").write_text('{"prompt": "#sunset"}', encoding="utf-8")
     assert warnings(tmp_path / "p.jsonl") == []
+
+
+def test_lines_with_a_hash_and_a_blank_are_reported_anywhere(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a hill\n#sunset\n# my lakes\n# more\na lake\n", encoding="utf-8")
+    (warning,) = warnings(path)
+    assert warning.startswith(f"{path}:3 starts with # and is sampled as a prompt ('# my lakes')")
+    assert warnings(path, comments="#") == []
 
 
 def test_headers_of_text_files_are_reported(tmp_path):

@@ -43,3 +43,33 @@ def test_shifted_views_that_are_never_merged_move_by_any_cell(tiny):
     by_share = PanoramaSampler.from_pretrained(str(tiny), layout="shifted", overrides=["method.mad.share=0.1"])
     plain = PanoramaSampler.from_pretrained(str(tiny), layout="shifted", mad_steps=0)
     assert torch.equal(latents(by_share, 4), latents(plain, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        ({"mad_steps": 5}, ["method.mad.steps=5 is more than sampling.num_inference_steps=4: MAD is in all of them"]),
+        ({"mad_steps": 4}, []),
+        ({"overrides": ["method.mad.share=1"]}, []),
+        ({"layout": "whole", "mad_steps": 5}, []),
+        (
+            {"mad_steps": 0, "sync_weight": 1, "sync_steps": 5, "sync_network": "random"},
+            ["method.sync.steps=5 is more than sampling.num_inference_steps=4: SyncDiffusion is in all of them"],
+        ),
+        (
+            {"mad_steps": 0, "sync_weight": 1, "sync_steps": 50, "sync_every": 5, "sync_network": "random"},
+            ["method.sync.every=5 is more than sampling.num_inference_steps=4: SyncDiffusion is in no step"],
+        ),
+        (
+            {"mad_steps": 0, "region_bootstrapping": 5},
+            ["method.regions.bootstrapping=5 is more than sampling.num_inference_steps=4: regions are bootstrapped"],
+        ),
+    ],
+)
+def test_steps_beyond_the_schedule_are_logged_once(tiny, caplog, options, notes):
+    sampler = PanoramaSampler.from_pretrained(str(tiny), **options)
+    for _ in range(2):
+        sampler.sample(["a hill"], num_inference_steps=4, height=32, width=32, seeds=[3], output="latent")
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == len(notes)
+    assert all(line.startswith(note) for line, note in zip(logged, notes, strict=True))

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from madgen.utils.arrow import integer_array, integers, string_array, validity
+from madgen.utils.arrow import booleans, integer_array, integers, string_array, validity
 
 COLUMNS = [[], ["a"], ["", None, "é🏔️", None, "x" * 300, *"abcdefgh"], [None] * 9]
 
@@ -32,3 +32,9 @@ def test_nulls_are_found_in_slices(values):
 
 def test_integers_of_a_slice():
     assert integers(pa.array([5, 6, 7])[1:]).tolist() == [6, 7]
+
+
+def test_booleans_equal_those_of_pyarrow():
+    values = [True, False, False, True, True, False, True, True, False, True]
+    assert booleans(pa.array(values)).tolist() == values
+    assert booleans(pa.array(values)[3:]).tolist() == values[3:]

@@ -27,6 +27,16 @@ def check_one_of(name: str, value: Any, known: Sequence[str]) -> None:
     check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+def as_yaml(value: Any) -> str:
+    """Format a value as in a job file."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def quoted(value: Any) -> str:
+    """Format a value for an error: strings with quotes, None as in a job file."""
+    return "null" if value is None else repr(value)
+
+
 def changed(config: Any) -> dict[str, Any]:
     """Return the fields of a config that differ from their defaults."""
     return {each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from madgen.config.schema.checks import changed, check, check_one_of
+from madgen.config.schema.checks import as_yaml, changed, check, check_one_of, quoted
 from madgen.config.schema.init import InitConfig
 from madgen.types import NoiseBlend
 
@@ -77,9 +77,10 @@ class MadConfig:
     def __post_init__(self) -> None:
         if isinstance(self.steps, DefaultSteps):
             object.__setattr__(self, "steps", int(self.steps) if self.share is None else None)
+        both = f"method.mad.steps={as_yaml(self.steps)} and method.mad.share={as_yaml(self.share)}"
         check(
             (self.steps is None) != (self.share is None),
-            f"method.mad.steps={self.steps} and method.mad.share={self.share}: set one of them, and the other to null",
+            f"{both}: set one of them, and the other to null",
         )
         check(
             self.steps is None or self.steps >= 0,
@@ -182,7 +183,7 @@ class BlendConfig:
         name, shares = "method.noise.blend.share", self.share if isinstance(self.share, list | tuple) else [self.share]
         for share in shares:
             valid = type(share) in (int, float) and 0 <= share <= 1
-            check(valid, f"{name} must be in 0..1, or a list of such numbers, got {share!r}; 0 disables it")
+            check(valid, f"{name} must be in 0..1, or a list of such numbers, got {quoted(share)}; 0 disables it")
         check(len(shares) > 0, f"{name} is an empty list; give one share for each sample, or 0")
         floats = [float(share) for share in shares]
         object.__setattr__(self, "share", floats if isinstance(self.share, list | tuple) else floats[0])

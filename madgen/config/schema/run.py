@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from madgen.config.schema.checks import check, check_one_of
+from madgen.config.schema.checks import check, check_one_of, quoted
 
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -79,5 +79,5 @@ class TrainerConfig:
             value = getattr(self, name)
             check(
                 value == "auto" or (type(value) is int and value > 0),
-                f"trainer.{name} must be an integer > 0 or auto, got {value!r}",
+                f"trainer.{name} must be an integer > 0 or auto, got {quoted(value)}",
             )

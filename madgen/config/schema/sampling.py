@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from madgen.config.schema.checks import check, check_one_of
+from madgen.config.schema.checks import check, check_one_of, quoted
 from madgen.config.schema.init import InitConfig
 
 AUTO_BATCH = "auto"
@@ -144,6 +144,6 @@ class SamplingConfig(SamplingParams):
         size = self.batch_size
         check(
             size == AUTO_BATCH or (type(size) is int and size > 0),
-            f"sampling.batch_size must be an integer > 0 or auto, got {size!r}",
+            f"sampling.batch_size must be an integer > 0 or auto, got {quoted(size)}",
         )
         super().__post_init__()

@@ -15,6 +15,7 @@ from madgen.dataset.records import to_json
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import rest_identity
 from madgen.types import Prompt
+from madgen.utils.arrow import string_array
 from madgen.utils.seeding import sample_seed
 
 Known = dict[str, tuple[int | None, bytes | None]]
@@ -129,7 +130,7 @@ class _PromptsCheck:
             seed,
             columns=known["columns"] or {},
         )
-        self._digest.update(pa.array([prompt.id]), pa.array([prompt.text], pa.large_string()))
+        self._digest.update(string_array([prompt.id], pa.string()), string_array([prompt.text], pa.large_string()))
         self._digest.update_rests([(rest_identity(prompt), 1)])
 
     def finish(self) -> bool:

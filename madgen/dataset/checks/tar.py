@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from madgen.dataset.format import FormatError
+from madgen.dataset.layout import DatasetDir
+
 READ_ERRORS = (tarfile.TarError, EOFError, ValueError, TypeError, ArithmeticError, LookupError)
 """Errors that `tarfile` raises for damaged headers."""
 
@@ -83,6 +86,20 @@ def tar_size(end: int) -> int:
     """Return the size of a tar whose samples end at `end`: two blocks of zeros, up to a multiple of 20 blocks."""
     size = end + 2 * tarfile.BLOCKSIZE
     return size + -size % tarfile.RECORDSIZE
+
+
+def check_size(directory: DatasetDir, shard: str, end: int) -> None:
+    """Raise FormatError if the tar of a shard whose samples end at `end` has another size; it is not read.
+
+    Raises FileNotFoundError if it is missing.
+    """
+    tar = directory.tar(shard)
+    size, expected = tar.stat().st_size, tar_size(end)
+    if size != expected:
+        raise FormatError(
+            f"{tar} has {size} bytes, expected {expected}; run madgen verify {directory.root} --repair, then generate "
+            "again to remake its shard"
+        )
 
 
 def _check_end(stream: BinaryIO, end: int, length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
@@ -9,12 +10,23 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import FormatError, InvalidValueError, SampleEntry
 from madgen.dataset.layout import SHARD_NAME, DatasetDir
-from madgen.dataset.records import parse_object
+from madgen.dataset.records import parse_object, read_file
 from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import Piece
 
 UNREADABLE = (OSError, KeyError, FormatError, InvalidValueError, *READ_ERRORS)
 """Errors of samples that are damaged, or published or removed meanwhile."""
+
+
+def count_open_samples(directory: DatasetDir, others: Container[str]) -> int:
+    """Count the samples in the journals of open shards, except those of `others`; none of them is read."""
+    counts: dict[str, int] = {}
+    for path in directory.open_shards.glob("*.jsonl"):
+        shard = path.name.split(".")[0]
+        with contextlib.suppress(OSError, FormatError):  # removed by the worker that has resumed it, or no file
+            if shard not in others:
+                counts[shard] = max(counts.get(shard, 0), read_file(path).count(b"\n"))
+    return sum(counts.values())
 
 
 def open_pieces(directory: DatasetDir, done: Container[str]) -> Iterator[tuple[str, str, Piece]]:
