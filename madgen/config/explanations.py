@@ -47,7 +47,7 @@ def explain(error: Exception) -> str:
         return f"{key} is missing; an item of backbone.loras is a mapping, {_LORA}"
     if " is not a subclass of LoraConfig" in text:
         return f"an item of backbone.loras is a mapping, {_LORA}, got {text.partition('value: ')[2]}"
-    if key and str(key).isdigit() and text.startswith("Cannot assign"):
+    if str(key).isdigit() and text.startswith("Cannot assign"):
         return "an item of prompts.regions is a mapping, such as {mask: [0, 0, 64, 64], prompt: a hut}"
     if "is not a ListConfig" in text or "is not a TupleConfig" in text:
         return f"{key} is a list: write {key}=[...]"

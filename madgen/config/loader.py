@@ -242,7 +242,7 @@ def _similar_file(path: Path) -> str:
     """Return the end of an error about a missing job file: the packaged file or the one beside it that is meant."""
     if any(file.stem == path.stem for folder in JOBS for file in _matches(folder)):
         return f"; the packaged one is called {path.stem!r}"
-    close = difflib.get_close_matches(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")), n=1)
+    close = difflib.get_close_matches(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")), 1, 0.75)
     return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
