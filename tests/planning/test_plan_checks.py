@@ -43,7 +43,7 @@ def test_plan_counts_the_panoramas_that_will_be_kept(madgen_here, job_file, tmp_
     (open_shards / "job-000001.a.jsonl").write_text("{}\n{}\n", encoding="utf-8")
     assert "  2 panoramas of open shards will be kept\n" in madgen_here("plan", job_file).out
     assert json.loads(madgen_here("plan", job_file, "--json").out)["samples_kept"] == 2
-    assert "2 more in open shards" in madgen_here("status", "out").out
+    assert "2 kept of stopped workers" in madgen_here("status", "out").out
 
 
 def test_plan_says_that_generate_needs_a_licence_accepted(madgen_here, job_file):
