@@ -113,7 +113,7 @@ def write_report(folder: Path, rows: Rows, steps: int, backbone: str, distances:
 def table(rows: Rows, steps: int, distances: Mapping[str, Distance]) -> str:
     """Return a Markdown table with one row per setting."""
     lines = [
-        "| setting | canvas px | steps, merged | n | views | UNet passes | FD | " + " | ".join(COLUMNS.values()) + " |",
+        "| setting | canvas px | steps, merged | n | views | passes | FD | " + " | ".join(COLUMNS.values()) + " |",
         "|---|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
     first = next(iter(rows.values()))

@@ -27,6 +27,12 @@ SHOWN = [
 ]
 OPEN_PROMPTS = ["mountains", "the sea", "a landscape panorama", "hills", "a forest", "a meadow with trees"]
 PAIRS = [("mountains", 0), ("a landscape panorama", 0), ("a meadow with trees", 1)]
+TRANSFORMER = {
+    "MultiDiffusion": {"mad_steps": 0},
+    "MAD in 5 of 20 steps": {"mad_steps": 5},
+    "MAD in every step, single stream blocks": {"mad_steps": 20, "mad_blocks": ["single"]},
+    "MAD in every step, all blocks: the canvas at once": {"mad_steps": 20},
+}
 METHODS = {"MultiDiffusion": 0, "MAD, 10 of 20 steps": 10, "MAD, all 20 steps": 20}
 CITY = Region(Box(288, 40, 480, 128), "a city skyline over the water")
 FOUR = ["mountains at dawn", "mountains at noon", "mountains at sunset", "mountains at night"]
@@ -108,11 +114,22 @@ def pairs() -> None:
         print(f"| {name} | {sky:.1f} | {ground:.1f} |")
 
 
+def transformer() -> None:
+    """Sample one prompt with the demo transformer, with the same seed in every setting."""
+    rows = []
+    for name, settings in TRANSFORMER.items():
+        sampler = PanoramaSampler.from_pretrained("demo-dit", name="flux", **settings)
+        rows.append((name, panorama(sampler, "mountains at sunset", 2)))
+    sheet(rows, IMAGES / "transformer.jpg")
+
+
 def main(names: list[str]) -> None:
     if not names or "panoramas" in names:
         panoramas()
     if not names or "pairs" in names:
         pairs()
+    if not names or "transformer" in names:
+        transformer()
     methods([name for name in METHOD_PICTURES if not names or name in names])
 
 
