@@ -40,7 +40,7 @@ COMPLETE = {
 """Sets of tensors that define the change of a layer."""
 RANKS = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 """Tensors whose first dimension is the rank, in this order."""
-EPSILON = torch.finfo(torch.float32).eps
+EPSILON = 2.0**-23  # of float32
 """Added to the norms of DoRA, as LyCORIS does."""
 
 

@@ -33,7 +33,7 @@ def listing(folder):
         (["method.views.stride=9"], "need 0 < stride <= size, got stride 9 and size 8 latent cells"),
         (["method.views.stride=1"], "multiples of 2 latent cells"),
         (["method.views.layout=whole", "method.views.size=8"], "have no effect with layout=whole"),
-        (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor a Hub id"),
+        (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor 'demo-dit', nor a Hub id"),
         (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
         (["backbone.pretrained=."], "not a diffusers pipeline"),
         (["backbone.name=dalle"], "backbone.name must be one of flux, "),

@@ -26,7 +26,7 @@ def extractor(madgen, madgen_here, job_file, tmp_path, clip_folder):
     entries = list(DatasetDir(tmp_path / "md").entries())
     images = [image for _, _, image in textures(PROMPTS, 2, 32, 64)]
     others = [(entry.key, entry.prompt, image) for entry, image in zip(entries, images, strict=True)]
-    write_dataset(tmp_path / "mad", others)
+    write_dataset(tmp_path / "mad", others, name=DatasetDir(tmp_path / "md").read_manifest().name)
     shutil.copy(tmp_path / "md" / "dataset.json", tmp_path / "mad" / "dataset.json")
     for name in ("md", "mad"):
         done = madgen_here("evaluate", name, "--metrics", FEW, "--extractor", networks, "--references", 3)

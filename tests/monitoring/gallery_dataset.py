@@ -8,6 +8,7 @@ from PIL import Image
 from synthetic import with_checksums
 
 from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar
+from madgen.dataset.layout import DatasetDir
 
 HOSTILE = (
     "a <script>document.title='hacked'</script> & \"quoted\" 'single' <!--\n</script\u2028> "
@@ -43,7 +44,8 @@ def add_shard(
     pictures=None, scores=None, loop=False, width=640, height=160,
 ):  # fmt: skip
     """A shard of one sample per prompt, keys `NNNN_II`; its sidecar only when it is finished."""
-    path = directory / "shards" / f"pano-{number:06d}.tar"
+    name = DatasetDir(directory).read_manifest().name
+    path = directory / "shards" / f"{'pano' if '/' in name else name}-{number:06d}.tar"
     listed = []
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for index, prompt in enumerate(prompts):

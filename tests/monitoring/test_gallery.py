@@ -21,7 +21,7 @@ from madgen.utils.errors import UserError
 @pytest.fixture
 def directory(tmp_path):
     """A dataset of 1234 planned samples under the name of a hostile job; no shard yet."""
-    return new_dataset(tmp_path / "my data", name="a<b>&{{max}}")
+    return new_dataset(tmp_path / "my data", name="a<b>&{{max}}/")
 
 
 def blocks(page):
@@ -59,7 +59,7 @@ def test_hostile_prompt_is_escaped_and_round_trips(directory):
 def test_title_is_escaped_and_counts_are_shown(directory):
     add_shard(directory, 0, ["one", "two"])
     page = page_of(directory, limit=1)
-    assert "<title>a&lt;b&gt;&amp;{{max}} · madgen</title>" in page
+    assert "<title>a&lt;b&gt;&amp;{{max}}/ · madgen</title>" in page
     assert "2 of 1,234 panoramas done" in page
     assert "1 of them here, evenly spaced · 160×640 px" in page
     assert 'value="2" max="1234"' in page

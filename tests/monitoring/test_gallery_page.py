@@ -378,15 +378,15 @@ def test_original_is_read_from_an_opened_shard(visit, loop):
 
     until(driver, lambda: natural() == 128 * WIDE // HIGH or natural() == WIDE)
     assert "only the thumbnail" in text(driver, "note-text")
-    assert f"{'k' * 96}-0000.png in shards/pano-000000.tar" in text(driver, "note-text")
+    assert f"{'k' * 96}-0000.png in shards/job-000000.tar" in text(driver, "note-text")
     source = driver.execute_script("return document.getElementById('picture').src")
-    by_id(driver, "shards").send_keys(str(loop.parent / "shards/pano-000000.tar"))
+    by_id(driver, "shards").send_keys(str(loop.parent / "shards/job-000000.tar"))
     until(driver, lambda: not by_id(driver, "note").is_displayed())
     until(driver, lambda: natural() == WIDE)
     assert driver.execute_script("return document.getElementById('picture').src") != source
     press(driver, Keys.ARROW_RIGHT)
     assert "only the thumbnail" in text(driver, "note-text")
-    wrong = loop.parent / "elsewhere" / "pano-000001.tar"
+    wrong = loop.parent / "elsewhere" / "job-000001.tar"
     wrong.parent.mkdir()
     wrong.write_bytes(b"x" * 9000)
     by_id(driver, "shards").send_keys(str(wrong))

@@ -31,7 +31,7 @@ def test_plan_accepts_a_finished_dataset_of_the_same_job(madgen_here, job_file, 
     result = madgen_here("plan", job_file)
     assert result.code == 0, result.err
     assert "  0 shards left: nothing to generate\n" in result.out
-    again = madgen_here("generate", finished)
+    again = madgen_here("generate", job_file)
     assert (again.code, again.err) == (0, "10 of 10 panoramas in out/shards; 0 generated\n")
 
 

@@ -163,7 +163,7 @@ REFUSED = [
     ("{seed: 5, share: .nan}", "method.noise.blend.share must be in 0..1, or a list of such numbers, got nan"),
     ("{seed: 5, share: true}", "method.noise.blend.share must be in 0..1, or a list of such numbers, got True"),
     ("{seed: 5, share: half}", "method.noise.blend.share must be in 0..1, or a list of such numbers, got 'half'"),
-    ("{seed: 5, share: [0.1, null]}", "method.noise.blend.share must be in 0..1, or a list of such numbers, got None"),
+    ("{seed: 5, share: [0.1, null]}", "method.noise.blend.share must be in 0..1, or a list of such numbers, got null"),
     ("{seed: 5, share: []}", "method.noise.blend.share is an empty list; give one share for each sample, or 0"),
     ("{seed: -1, share: 0.5}", "method.noise.blend.seed must be in 0..2^64-1 or null, got -1"),
     (
