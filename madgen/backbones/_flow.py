@@ -129,6 +129,8 @@ def flow_scheduler(
         mu = schedule.mu(tokens, steps, own)
         # With an exponential time shift, mu and a static shift of exp(mu) give the same sigmas.
         shift = mu if own.get("time_shift_type") == "linear" else math.exp(mu)
+    if not 0 < shift < math.inf:
+        raise UserError(f"the shift of the timesteps must be > 0, got {shift:g}: see sampling.scheduler_options")
     own = {key: value for key, value in own.items() if key in known or key[0] == "_"}  # diffusers warns of others
     if not is_flow_class(cls):
         flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}

@@ -50,6 +50,9 @@ PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_
 KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
 
+LONGEST_REASON = 300
+"""Characters of a library's message."""
+
 
 @dataclass
 class Layer:
@@ -114,8 +117,9 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
         except UserError as error:
             raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
         except LOADING_FAILURES as error:
-            reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
-            raise UserError(f"cannot apply the LoRA {lora.weights}: {reason}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+            raise UserError(f"cannot apply the LoRA {lora.weights}; is it for another model? {reason}") from error
 
 
 def _fuse(pipeline: Any, lora: Lora) -> None:

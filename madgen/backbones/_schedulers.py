@@ -97,6 +97,10 @@ def own_scheduler(files: ModelFiles, prediction_type: str | None = None) -> dict
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
         own = {**own, "_class_name": entry[1]}
     own = {**PIPELINE_DEFAULTS.get(model.get("_class_name", ""), {}), **own}
+    if prediction_type is not None and is_flow_config(own, own.get("_class_name", "")):
+        raise UserError(
+            f"backbone.prediction_type={prediction_type} does not apply: flow-matching models predict a velocity"
+        )
     if (file := single_file(files.pretrained)) is not None:
         return scheduler_of_file(file, own, files.config, prediction_type)
     return own if prediction_type is None else {**own, "prediction_type": prediction_type}

@@ -73,11 +73,11 @@ class TransformerFamily(Family):
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
-        cls.arguments(max_sequence_length, "none")
         own = tokenizers.text_limit((cls.limiting_part,), files)
         if own is None:
+            cls.arguments(max_sequence_length, "none")
             return None
-        tokens = cls.used_length(max_sequence_length, own.tokens) - cls.template_tokens
+        tokens = cls.used_length(max_sequence_length, min(own.tokens, cls.max_length)) - cls.template_tokens
         return replace(own, tokens=max(0, tokens), chosen=True)
 
     @classmethod
@@ -112,10 +112,10 @@ class TransformerFamily(Family):
         At most the tokenizer's `limit`: raises UserError if the setting exceeds it.
         """
         default = min(cls.sequence_length, limit)
-        if max_sequence_length is not None and max_sequence_length > limit:
+        if max_sequence_length is not None and not cls.template_tokens < max_sequence_length <= limit:
             raise UserError(
                 f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}..{limit} "
-                f"tokens, the limit of this checkpoint's {cls.limiting_part}; null is {default}"
+                f"tokens for this checkpoint; null is {default}"
             )
         return default if max_sequence_length is None else max_sequence_length
 

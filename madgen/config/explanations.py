@@ -35,7 +35,7 @@ def check_shapes(value: Any, default: Any, name: str = "") -> None:
                         f"{_preset_hint(name)}")  # fmt: skip
     elif isinstance(default, list | tuple) and not isinstance(value, list):
         got = "a mapping" if isinstance(value, dict) else as_yaml(value)
-        example = ", such as method.mad.blocks=[up]" if name == "method.mad.blocks" else ""
+        example = ", such as method.mad.blocks=[all]" if name == "method.mad.blocks" else ""
         raise UserError(f"{name} is a list: write {name}=[...]{example}, got {got}")
 
 

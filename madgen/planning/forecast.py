@@ -157,7 +157,7 @@ def _spec(run: ResolvedRun, assume: bool) -> tuple[BackboneSpec, bool]:
             return module.describe(run.files), False
     except UserError:
         pretrained = run.job.backbone.pretrained
-        if not assume or Path(pretrained).is_dir():  # its files are here, and damaged
+        if not assume or Path(run.files.pretrained).is_dir():  # its files are here: damaged, or of another family
             raise
         if (file := single_file(pretrained)) is not None:
             read_header(file, f"backbone.pretrained={pretrained}")

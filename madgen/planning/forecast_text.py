@@ -79,7 +79,7 @@ def _dataset_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     adds = f": adds {plural(run.added, 'panorama')}, as generation {len(run.plan.stages)}" if run.added else ""
     yield f"to {job.output_dir}{adds}"
     for (height, width), count in forecast.sizes.items():
-        yield f"{count} of {height}x{width} px, {forecast.views[height, width]} views each"
+        yield f"{count} of {height}x{width} px, {plural(forecast.views[height, width], 'view')} each"
     merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
     yield f"{job.backbone.pretrained}, {steps} steps, {merged if mad else 'no MAD'}"
     if summary := job.method.operators:

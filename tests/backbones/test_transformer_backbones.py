@@ -542,3 +542,22 @@ def test_steps_that_the_schedule_of_qwen_image_cannot_take_are_refused():
     """Its sigmas are stretched to end at a value of their own, which one step cannot reach."""
     with pytest.raises(UserError, match=r"num_inference_steps=1 is not possible.*next possible number is 2"):
         latents(sampler("qwen_image"), num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.scheduler_options={shift: 0}", "the shift of the timesteps must be > 0, got 0"),
+        ("sampling.scheduler_options={shift: -3}", "the shift of the timesteps must be > 0, got -3"),
+        ("backbone.prediction_type=epsilon", "backbone.prediction_type=epsilon does not apply: flow-matching models"),
+        ("backbone.max_sequence_length=600", "backbone.max_sequence_length=600 must be in 1..24 tokens"),
+        ("backbone.name=sd", "is a FluxPipeline; backbone.name=sd loads"),
+        ("backbone.name=sd3", "set backbone.name=flux"),
+        ("trainer.accelerator=tpu", "trainer.accelerator must be one of auto, cpu, gpu, cuda, got 'tpu'"),
+    ],
+)
+def test_plan_and_generate_refuse_what_does_not_apply(refused, madgen_here, tmp_path, override, message):
+    (tmp_path / "prompts.txt").write_text("the sea\n", encoding="utf-8")
+    job = [CONFIGS / "demo-dit.yaml", "prompts.source=prompts.txt", "output.dir=out", override]
+    assert message in refused("plan", *job)
+    assert message in refused("generate", *job)

@@ -65,7 +65,7 @@ class TrainerConfig:
     """Arguments of `lightning.Trainer`."""
 
     accelerator: str = "auto"
-    """`cpu`, `gpu`, or another accelerator of Lightning; `auto` is the GPU if there is one."""
+    """`cpu`, or `gpu` (also `cuda`) for NVIDIA GPUs; `auto` is the GPU if there is one."""
     devices: Any = "auto"
     """Number of processes on each node, one per device, > 0. `auto` follows `srun` or `torchrun`, or else uses all GPUs
     of this machine."""
@@ -75,6 +75,7 @@ class TrainerConfig:
     """Strategy of Lightning; `auto` is DDP if there is more than one process."""
 
     def __post_init__(self) -> None:
+        check_one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda"))
         for name in ("devices", "num_nodes"):
             value = getattr(self, name)
             check(
