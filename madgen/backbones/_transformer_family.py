@@ -74,16 +74,15 @@ class TransformerFamily(Family):
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
         own = tokenizers.text_limit((cls.limiting_part,), files)
-        if own is None:
-            cls.arguments(max_sequence_length, "none")
-            return None
-        tokens = cls.used_length(max_sequence_length, min(own.tokens, cls.max_length)) - cls.template_tokens
-        return replace(own, tokens=max(0, tokens), chosen=True)
+        length = cls.used_length(max_sequence_length, cls.max_length if own is None else own.tokens)
+        return None if own is None else replace(own, tokens=max(0, length - cls.template_tokens), chosen=True)
 
     @classmethod
     def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
         """Return what the models keep in memory, with as many tokens of the prompt as the text encoder may read."""
-        return replace(super().size(files, max_sequence_length), text_tokens=max_sequence_length or cls.sequence_length)
+        own = tokenizers.text_limit((cls.limiting_part,), files)
+        default = cls.sequence_length if own is None else cls.used_length(None, own.tokens)
+        return replace(super().size(files, max_sequence_length), text_tokens=max_sequence_length or default)
 
     @classmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,24 +97,21 @@ class TransformerFamily(Family):
     @classmethod
     def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:
         """Return the arguments of the constructor. Raises UserError for a length that the family does not support."""
-        if max_sequence_length is not None and not cls.template_tokens < max_sequence_length <= cls.max_length:
-            raise UserError(
-                f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}.."
-                f"{cls.max_length} tokens for this backbone; null is {cls.sequence_length}"
-            )
+        cls.used_length(max_sequence_length, cls.max_length)
         return {"max_sequence_length": max_sequence_length, "offload": offload}
 
     @classmethod
     def used_length(cls, max_sequence_length: int | None, limit: int) -> int:
         """Return how many tokens the text encoder reads: the setting, or else the default.
 
-        At most the tokenizer's `limit`: raises UserError if the setting exceeds it.
+        Raises UserError for a setting beyond the family's maximum or the tokenizer's `limit`.
         """
+        limit = min(limit, cls.max_length)
         default = min(cls.sequence_length, limit)
         if max_sequence_length is not None and not cls.template_tokens < max_sequence_length <= limit:
             raise UserError(
                 f"backbone.max_sequence_length={max_sequence_length} must be in {cls.template_tokens + 1}..{limit} "
-                f"tokens for this checkpoint; null is {default}"
+                f"tokens; null is {default}"
             )
         return default if max_sequence_length is None else max_sequence_length
 

@@ -7,7 +7,16 @@ import coherence_fidelity
 import numpy as np
 import pytest
 from coherence_report import mean_and_error, pareto_front, values
-from coherence_settings import PROMPTS, Setting, StudyGeometry, overlap_from, settings
+from coherence_settings import (
+    PROMPTS,
+    Setting,
+    StudyGeometry,
+    new_sampler,
+    overlap_from,
+    settings,
+    unet_passes,
+    view_evaluations,
+)
 from demo_backbone.scenes import GROUNDS, HORIZONS, TIMES
 from processes import ROOT, Forked, environment
 
@@ -38,6 +47,13 @@ def test_settings_have_unique_names_and_views_that_can_merge(pretrained):
         assert all(
             layout.at(step).count == 1 or layout.at(step).divisible(4) for step in range(setting.merged_steps(20))
         ), setting
+
+
+def test_a_transformer_that_merges_in_all_layers_counts_as_the_canvas():
+    chosen = {setting.name: setting for setting in settings("demo-dit") if setting.group == "methods"}
+    for name in ("direct", "MAD in the first 100% of the steps"):
+        sampler = new_sampler(chosen[name], "demo-dit", 20)
+        assert view_evaluations(sampler, chosen[name], 20) == unet_passes(sampler, chosen[name], 20) == 4 * 20
 
 
 def test_prompts_name_attributes_that_are_measurable():

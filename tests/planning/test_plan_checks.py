@@ -36,7 +36,7 @@ def test_plan_accepts_a_finished_dataset_of_the_same_job(madgen_here, job_file, 
 
 
 def test_plan_counts_the_panoramas_that_will_be_kept(madgen_here, job_file, tmp_path):
-    open_shards = tmp_path / "out/work/open"
+    open_shards = tmp_path / "out" / "work" / "open"
     run = ResolvedRun.of(load_job(job_file, [f"output.dir={tmp_path}/out"])).on("cpu")
     manifest.create(run.directory, run.manifest)
     open_shards.mkdir(parents=True)
