@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
-import tarfile
 from collections.abc import Iterable
 
-from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.checks.tar import READ_ERRORS, read_samples
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file, parse_object
 from madgen.types import shard_index
 from madgen.utils.errors import UserError
 
-MEMBERS = 3
-"""Members of the first sample of a tar, one of which is its JSON."""
-
 
 def shard_fingerprint(directory: DatasetDir, name: str) -> str | None:
     """Return the fingerprint that a shard was made for; None if it is unknown, as for damaged or empty shards."""
     try:
         return directory.read_summary(name).fingerprint or _first_fingerprint(directory, name)
-    except (OSError, FormatError, *READ_ERRORS):
+    except (OSError, FormatError, StopIteration, *READ_ERRORS):
         return None
 
 
 def _first_fingerprint(directory: DatasetDir, name: str) -> str | None:
     """Read the fingerprint from the JSON of the first sample of a tar, as earlier versions have it there only."""
     path = directory.tar(name)
-    with open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in itertools.islice(tar, MEMBERS):
-            if member.name.endswith(".json") and (content := tar.extractfile(member)) is not None:
-                value = parse_object(content.read(), path).get("fingerprint")
-                return value if isinstance(value, str) else None
-    return None
+    with open_file(path) as stream:
+        value = parse_object(next(read_samples(stream)).members["json"], path).get("fingerprint")
+    return value if isinstance(value, str) else None
 
 
 def refuse_foreign_shards(directory: DatasetDir, manifest: Manifest, names: Iterable[str] | None = None) -> None:

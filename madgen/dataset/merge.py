@@ -21,8 +21,7 @@ import numpy as np
 
 from madgen.dataset.checks.sample import SETTINGS
 from madgen.dataset.checks.tar import check_size
-from madgen.dataset.filtering.filter import selected_manifest
-from madgen.dataset.filtering.selection import Seen
+from madgen.dataset.filtering.filter import assign, reading_shards, selected_manifest, warn_if_unfinished
 from madgen.dataset.format import Manifest, PlanTotals, SampleEntry, Sidecar, prompt_id
 from madgen.dataset.identity import fingerprint
 from madgen.dataset.index import write_index, write_quarantine
@@ -30,7 +29,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.manifest import differences
 from madgen.dataset.new_directory import new_directory
 from madgen.dataset.reader import read_entry
-from madgen.dataset.shards.copying import Kept, selected_pieces, write_tar
+from madgen.dataset.shards.copying import selected_entries, write_shard, write_tar
 from madgen.types import shard_index, shard_name
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
 from madgen.utils.errors import UserError
@@ -88,24 +87,17 @@ def merge(roots: Sequence[Path], target: Path, options: Options) -> None:
     sources = _open(roots, _prefixes(len(roots), options.prefixes))
     check_new_directory(target)
     _check_settings(sources, options.mixed)
-    try:
+    with reading_shards():
         _leave_out_duplicates(sources)
         with new_directory(target) as temporary:
             content = _write(sources, DatasetDir(temporary), options.copy)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} has disappeared; retry when generate has finished") from error
     for source in sources:
-        _warn(source)
+        root, left_out = source.directory.root, len(source.left_out)
+        if not source.is_finished:
+            warn_if_unfinished(source.directory, sum(1 for _ in source.entries()), source.manifest)
+        if left_out:
+            logger.warning(f"{left_out} samples of {root} were left out: an earlier dataset has them")
     print(f"{target}: {content.plan.samples} samples of {len(roots)} datasets")
-
-
-def _warn(source: Source) -> None:
-    root = source.directory.root
-    if not source.is_finished:
-        done, planned = sum(1 for _ in source.entries()), source.manifest.plan.samples
-        logger.warning(f"{root} has {done} of {planned} samples now; the others were left out")
-    if source.left_out:
-        logger.warning(f"{len(source.left_out)} samples of {root} were left out: an earlier dataset has them")
 
 
 def _prefixes(datasets: int, prefixes: Sequence[str]) -> list[str]:
@@ -257,11 +249,10 @@ def _keep(source: Source, out: DatasetDir, names: Iterator[str], copy: bool) -> 
     for old, new in zip(source.names, names, strict=False):
         sidecar = source.directory.read_sidecar(old)
         if source.prefix:
-            pieces = selected_pieces(source.directory, {old: {entry.key for entry in sidecar.samples}})
-            samples = write_tar(out.tar(new), pieces, source.prefix)
+            samples = write_tar(source.directory, sidecar.samples, out, new, source.prefix)
         else:
             samples = sidecar.samples
-            check_size(source.directory, old, max((entry.offset + entry.size for entry in samples), default=0))
+            check_size(source.directory, old, sidecar.end)
             _link(source.directory.tar(old), out.tar(new), copy)
         lost = tuple(replace(entry, key=f"{source.prefix}{entry.key}") for entry in sidecar.quarantine)
         sidecars.append(replace(sidecar, shard=new, index=shard_index(new), samples=samples, quarantine=lost))
@@ -283,22 +274,14 @@ def _link(source: Path, target: Path, copy: bool) -> None:
 
 def _repack(source: Source, out: DatasetDir, names: Iterator[str]) -> tuple[Manifest, list[Sidecar]]:
     """Write the samples of a source that are not left out to new shards; quarantined samples are left out."""
-    kept: Kept = {}
-    digest, samples = sha256(), 0
-    for entry in source.entries():
-        digest.update(f"{entry.key}\n".encode())
-        samples += 1
-        if entry.key not in source.left_out:
-            kept.setdefault(entry.shard, set()).add(entry.key)
-    seen = Seen(samples, digest.hexdigest(), {})
-    selection = {"where": None, "best": None, "by": None}
+    parts, seen = assign(source.entries(), lambda entry: entry.key in source.left_out)
+    kept, selection = parts.get(False, {}), {"where": None, "best": None, "by": None}
     content = selected_manifest(source.directory, source.manifest, selection, kept, seen)
-    pieces, sidecars = selected_pieces(source.directory, kept), list[Sidecar]()
-    for name in islice(names, content.plan.shards):
-        entries = write_tar(out.tar(name), islice(pieces, content.plan.samples_per_shard), source.prefix)
-        sidecars.append(Sidecar(name, shard_index(name), entries, worker="merge"))
-        write_atomically(out.sidecar(name), sidecars[-1].to_json())
-    return content, sidecars
+    entries, per_shard = selected_entries(source.directory, kept), content.plan.samples_per_shard
+    return content, [
+        write_shard(source.directory, islice(entries, per_shard), out, name, "merge", source.prefix)
+        for name in islice(names, content.plan.shards)
+    ]
 
 
 def _with_prefix(manifest: Manifest, prefix: str) -> Manifest:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +14,8 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import open_file, parse_object
-from madgen.dataset.shards.open_samples import open_samples
+from madgen.dataset.records import open_file, parse_object, read_span
+from madgen.dataset.shards.journal import open_samples
 from madgen.utils.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -59,7 +57,7 @@ def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
         with Image.open(io.BytesIO(sample.image)) as image:
             picture = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, LookupError) as error:
-        raise _damaged(directory, entry, f"undecodable image ({error})") from error
+        raise damaged_sample(directory, entry, f"undecodable image ({error})") from error
     return Sample(sample.metadata, picture, sample.format)
 
 
@@ -68,7 +66,7 @@ def read_encoded(directory: DatasetDir, entry: SampleEntry) -> EncodedSample:
     members = read_members(directory, entry)
     image_format = next((name for name in IMAGE_FORMATS if name in members), None)
     if image_format is None or "json" not in members:
-        raise _damaged(directory, entry, "no image or no JSON")
+        raise damaged_sample(directory, entry, "no image or no JSON")
     metadata = parse_object(members["json"], f"the JSON of {entry.key}")
     return EncodedSample(entry, metadata, members[image_format], image_format)
 
@@ -79,21 +77,26 @@ def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:
 
 
 def read_members(directory: DatasetDir, entry: SampleEntry) -> dict[str, bytes]:
-    """Read the files of a sample, by suffix. Raises UserError if its checksum does not match."""
-    still_open = entry.open_tar is not None and entry.open_tar.exists()  # else published since it was listed
-    with open_file(entry.open_tar if still_open and entry.open_tar else directory.tar(entry.shard)) as stream:
-        size = max(0, min(entry.size, os.fstat(stream.fileno()).st_size - entry.offset))
-        stream.seek(entry.offset)
-        records = stream.read(size)
-    if size < entry.size or hashlib.sha256(records).hexdigest() != entry.sha256:
-        raise _damaged(directory, entry, "checksum mismatch")
+    """Read the files of a sample, by suffix. Raises UserError if it is damaged."""
+    records = read_records(directory, entry)
     try:
         return decode_members(records, entry.key)
     except READ_ERRORS as error:
-        raise _damaged(directory, entry, str(error)) from error
+        raise damaged_sample(directory, entry, str(error)) from error
 
 
-def _damaged(directory: DatasetDir, entry: SampleEntry, problem: str) -> UserError:
+def read_records(directory: DatasetDir, entry: SampleEntry) -> bytes:
+    """Read the tar records of a sample. Raises UserError if its checksum does not match."""
+    still_open = entry.open_tar is not None and entry.open_tar.exists()  # else published since it was listed
+    with open_file(entry.open_tar if still_open and entry.open_tar else directory.tar(entry.shard)) as stream:
+        records = read_span(stream, entry)
+    if records is None:
+        raise damaged_sample(directory, entry, "checksum mismatch")
+    return records
+
+
+def damaged_sample(directory: DatasetDir, entry: SampleEntry, problem: str) -> UserError:
+    """Return the error of a sample whose tar is damaged."""
     return UserError(
         f"{directory.tar(entry.shard)} is damaged: {problem} of sample {entry.key} (byte {entry.offset}); "
         f"run madgen verify {directory.root} --repair, then generate again"

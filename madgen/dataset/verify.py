@@ -20,7 +20,7 @@ from madgen.dataset.checks.sample import Expected
 from madgen.dataset.checks.shard import ShardResult, check_shard, sidecar_time
 from madgen.dataset.format import FormatError, Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.open_samples import open_pieces
+from madgen.dataset.shards.journal import open_pieces
 from madgen.types import shard_index
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
@@ -85,7 +85,7 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
             shards.add(name, result)
             on_shard(done, len(names))
     shards.finish(directory, names)
-    verdict.kept = sum(shard in expected for shard, _, _ in open_pieces(directory, set(names)))
+    verdict.kept = sum(shard in expected for shard, _ in open_pieces(directory, set(names)))
     complete = verdict.complete and len(names) == manifest.plan.shards
     if complete and not directory.work.exists():  # else `generate` has yet to write them
         verdict.derived = derived_problems(directory, manifest)

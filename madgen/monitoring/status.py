@@ -9,8 +9,8 @@ from typing import Any
 
 from madgen.dataset.format import Heartbeat
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.shards.journal import count_open_samples
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
-from madgen.dataset.shards.open_samples import count_open_samples
 from madgen.monitoring.totals import Totals
 from madgen.utils.atomic import file_system_time
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.open_samples import count_open_samples
+from madgen.dataset.shards.journal import count_open_samples
 from madgen.planning.cost import Evaluations, prompt_evaluations
 from madgen.planning.order import makespan, shard_costs
 from madgen.planning.resolved_run import ResolvedRun

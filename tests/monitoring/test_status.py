@@ -12,8 +12,8 @@ from processes import until
 from madgen.dataset.format import Manifest, PlanTotals, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import read_sample
+from madgen.dataset.shards.journal import open_samples
 from madgen.dataset.shards.leases import LEASE_S
-from madgen.dataset.shards.open_samples import open_samples
 from madgen.monitoring.status import SILENT_S, Status, settled, status
 from madgen.monitoring.status_page import page, progress_text
 from madgen.utils.console import eta_text

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from madgen.dataset.filtering.selection import Choice, Seen, choose
-from madgen.dataset.format import Manifest, PlanTotals, Sidecar
+from madgen.dataset.format import Manifest, PlanTotals, SampleEntry
 from madgen.dataset.identity import fingerprint
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.new_directory import new_directory
-from madgen.dataset.shards.copying import Kept, selected_entries, selected_pieces, write_tar
+from madgen.dataset.shards.copying import Kept, selected_entries, write_shard
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 STDOUT = "-"
+Part = TypeVar("Part")
 
 
 def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys: Path | None) -> None:
     """Run `madgen filter`: write a dataset or a list of keys, and print the number of samples."""
     if (target is None) == (keys is None):
         raise UserError("choose one output: -o NEWDIR for a dataset, or --keys FILE for a list of keys")
-    try:
+    with reading_shards():
         if target is not None:
             count, seen = write_filtered(source, choice, target)
         elif keys is not None:
             count, seen = write_keys(source, choice, keys)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} has disappeared; retry when generate has finished") from error
-    planned = source.read_manifest().plan.samples
-    if seen.samples < planned:
-        logger.warning("%s has %d of %d samples now; the others were left out", source.root, seen.samples, planned)
+    warn_if_unfinished(source, seen.samples, source.read_manifest())
     to_stdout = str(keys) == STDOUT
     print(f"{target or keys}: {count} of {seen.samples} samples", file=sys.stderr if to_stdout else sys.stdout)
+
+
+@contextlib.contextmanager
+def reading_shards() -> Iterator[None]:
+    """Raise UserError if a shard disappears, as `generate` may reopen it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} has disappeared; retry when generate has finished") from error
+
+
+def warn_if_unfinished(source: DatasetDir, samples: int, manifest: Manifest) -> None:
+    """Log a warning if a dataset has fewer samples now than planned."""
+    planned = manifest.plan.samples
+    if samples < planned:
+        logger.warning("%s has %d of %d samples now; the others were left out", source.root, samples, planned)
 
 
 def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, Seen]:
@@ -49,19 +64,29 @@ def write_keys(source: DatasetDir, choice: Choice, path: Path) -> tuple[int, See
     The path `-` is the standard output.
     """
     source.read_manifest()
-    if str(path) == STDOUT:
-        kept, seen = choose(source, choice)
-        keys = [entry.key for entry in selected_entries(source, kept)]
-        print(*keys, sep="\n")
-        return len(keys), seen
-    if path.exists():
+    to_stdout = str(path) == STDOUT
+    if path.exists() and not to_stdout:
         raise UserError(f"--keys {path} exists already; choose another file")
     if not path.parent.is_dir():
         raise UserError(f"--keys {path}: the folder {path.parent} does not exist")
     kept, seen = choose(source, choice)
-    keys = [entry.key for entry in selected_entries(source, kept)]
-    write_atomically(path, "".join(f"{key}\n" for key in keys).encode())
+    keys = [f"{entry.key}\n" for entry in selected_entries(source, kept)]
+    if to_stdout:
+        print(*keys, sep="", end="")
+    else:
+        write_atomically(path, "".join(keys).encode())
     return len(keys), seen
+
+
+def assign(entries: Iterable[SampleEntry], part_of: Callable[[SampleEntry], Part]) -> tuple[dict[Part, Kept], Seen]:
+    """Return the keys of each part of some samples by shard, and the statistics of the samples."""
+    parts: dict[Part, Kept] = {}
+    digest, samples = hashlib.sha256(), 0
+    for entry in entries:
+        digest.update(f"{entry.key}\n".encode())
+        samples += 1
+        parts.setdefault(part_of(entry), {}).setdefault(entry.shard, set()).add(entry.key)
+    return parts, Seen(samples, digest.hexdigest(), {})
 
 
 def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[int, Seen]:
@@ -82,7 +107,9 @@ def write_filtered(source: DatasetDir, choice: Choice, target: Path) -> tuple[in
 def write_selection(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
     """Write a dataset of the selected samples. Raises UserError if the source is damaged."""
     out.shards.mkdir(parents=True)
-    _write_shards(source, kept, out, content)
+    entries = selected_entries(source, kept)
+    for name in content.shard_names():
+        write_shard(source, islice(entries, content.plan.samples_per_shard), out, name, "filter")
     write_atomically(out.manifest, content.to_json())
     write_index(out)
     sync_directory(out.shards)
@@ -110,11 +137,3 @@ def selected_manifest(
     plan = PlanTotals(prompts, len(keys), -(-len(keys) // per_shard), per_shard, digest)
     own = fingerprint(identity)
     return replace(manifest, fingerprint=own, identity=identity, plan=plan, filtered=filtered, generations=None)
-
-
-def _write_shards(source: DatasetDir, kept: Kept, out: DatasetDir, content: Manifest) -> None:
-    pieces = selected_pieces(source, kept)
-    for index, name in enumerate(content.shard_names()):
-        samples = write_tar(out.tar(name), islice(pieces, content.plan.samples_per_shard))
-        # without times and worker, so that the same selection gives the same bytes
-        write_atomically(out.sidecar(name), Sidecar(name, index, samples, worker="filter").to_json())

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import re
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-from madgen.dataset.filtering.filter import selected_manifest, write_selection
-from madgen.dataset.filtering.selection import Seen
+from madgen.dataset.filtering.filter import (
+    assign,
+    reading_shards,
+    selected_manifest,
+    warn_if_unfinished,
+    write_selection,
+)
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.new_directory import new_directory
-from madgen.dataset.shards.copying import Kept
 from madgen.utils.atomic import check_new_directory
 from madgen.utils.errors import UserError
 
@@ -56,41 +59,23 @@ def split_dataset(source: DatasetDir, shares: Shares, by: str, target: Path) -> 
         raise UserError(f"--by must be one of {', '.join(UNITS)}, got {by!r}")
     manifest = source.read_manifest()
     check_new_directory(target)
-    try:
-        parts, seen = _assign(source, manifest, shares, by)
+    with reading_shards():
+        assigned, seen = assign(source.entries(), lambda entry: part_of(_unit(manifest, entry, by), shares))
+        if not seen.samples:
+            raise UserError(f"{source.root} has no finished sample yet")
+        parts = {name: assigned.get(name, {}) for name in shares}
         with new_directory(target) as temporary:
             for name, kept in parts.items():
-                selection = {"where": None, "best": None, "by": None, "split": _description(shares, by, name)}
+                split = {"shares": [list(item) for item in shares.items()], "by": by, "part": name}
+                selection = {"where": None, "best": None, "by": None, "split": split}
                 content = selected_manifest(source, manifest, selection, kept, seen)
                 write_selection(source, kept, DatasetDir(temporary / name), content)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} has disappeared; retry when generate has finished") from error
-    if seen.samples < manifest.plan.samples:
-        logger.warning(
-            "%s has %d of %d samples now; the others were left out", source.root, seen.samples, manifest.plan.samples
-        )
+    warn_if_unfinished(source, seen.samples, manifest)
     for name, kept in parts.items():
         count = sum(map(len, kept.values()))
         if not count:
             logger.warning("%s is empty: no %s has a hash in its share of %g", target / name, by, shares[name])
         print(f"{target / name}: {count} of {seen.samples} samples")
-
-
-def _description(shares: Shares, by: str, name: str) -> dict[str, Any]:
-    return {"shares": [list(item) for item in shares.items()], "by": by, "part": name}
-
-
-def _assign(source: DatasetDir, manifest: Manifest, shares: Shares, by: str) -> tuple[dict[str, Kept], Seen]:
-    """Return the keys of each part by shard. Raises UserError if there are no samples."""
-    parts: dict[str, Kept] = {name: {} for name in shares}
-    digest, samples = sha256(), 0
-    for entry in source.entries():
-        digest.update(f"{entry.key}\n".encode())
-        samples += 1
-        parts[part_of(_unit(manifest, entry, by), shares)].setdefault(entry.shard, set()).add(entry.key)
-    if not samples:
-        raise UserError(f"{source.root} has no finished sample yet")
-    return parts, Seen(samples, digest.hexdigest(), {})
 
 
 def _unit(manifest: Manifest, entry: SampleEntry, by: str) -> str:

@@ -15,7 +15,7 @@ from madgen.dataset.format.shard import (
     Sidecar,
     prompt_id,
 )
-from madgen.dataset.format.work import Claim, Heartbeat, QuarantineLine, SampleLine
+from madgen.dataset.format.work import Claim, Heartbeat, Piece, Quarantined
 from madgen.dataset.records import FormatError, InvalidValueError, Record, to_json
 
 __all__ = [
@@ -27,13 +27,13 @@ __all__ = [
     "Heartbeat",
     "InvalidValueError",
     "Manifest",
+    "Piece",
     "PlanTotals",
     "Portion",
     "QuarantineEntry",
-    "QuarantineLine",
+    "Quarantined",
     "Record",
     "SampleEntry",
-    "SampleLine",
     "ShardSummary",
     "Sidecar",
     "prompt_id",

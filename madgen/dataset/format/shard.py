@@ -129,6 +129,11 @@ class Sidecar(Record):
             object.__setattr__(entry, "shard", record.shard)
         return record
 
+    @property
+    def end(self) -> int:
+        """Return the size of all samples in bytes."""
+        return max((entry.offset + entry.size for entry in self.samples), default=0)
+
     def as_dict(self) -> dict[str, Any]:
         return {**super(Sidecar, self).as_dict(), "quarantined": [entry.key for entry in self.quarantine]}
 

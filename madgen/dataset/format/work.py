@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
-from madgen.dataset.records import Record, check_finite
+from madgen.dataset.records import NOT_STORED, Record, check_finite
 
 
 @dataclass(frozen=True, slots=True)
-class SampleLine(Record):
-    """A line of a journal: a sample that is complete in its open tar, with the fields of its sidecar entry."""
+class Piece(Record):
+    """A line of a journal: a sample that is complete in a tar, with the fields of its sidecar entry."""
 
     key: str
     offset: int
     size: int
     sha256: str
     scores: dict[str, float] | None = None
+    tar: Path = field(default=Path(), metadata=NOT_STORED)
 
 
 @dataclass(frozen=True, slots=True)
-class QuarantineLine(Record):
-    """A line of a journal: a sample that is quarantined."""
+class Quarantined(Record):
+    """A line of a journal: a sample that could not be generated."""
 
     key: str
     reason: str

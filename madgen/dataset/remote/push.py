@@ -6,7 +6,6 @@ uploaded, the other files follow: `dataset.json`, the index, the card with its i
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections import Counter
@@ -15,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from madgen.dataset.card import PICTURE_FILES
-from madgen.dataset.checks.tar import tar_size
+from madgen.dataset.checks.tar import check_size
 from madgen.dataset.foreign_shards import refuse_foreign_shards
 from madgen.dataset.format import FormatError, Manifest
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
+from madgen.dataset.reader import damaged_sample
 from madgen.dataset.records import open_file
 from madgen.dataset.remote.filesystem import Remote, describe_error
 from madgen.dataset.shards.journal import is_whole
@@ -90,14 +90,11 @@ class Push:
         """Raise UserError if a shard is of another dataset, or one of its samples does not match its checksum."""
         refuse_foreign_shards(self.directory, self.directory.read_manifest(), [name])
         sidecar = self.directory.read_sidecar(name)
-        again = f"run madgen verify {self.directory.root} --repair, then generate again"
         with open_file(self.directory.tar(name)) as stream:
             for entry in sidecar.samples:
                 if not is_whole(stream, entry):
-                    raise UserError(f"{self.directory.tar(name)}: sample {entry.key} is damaged; {again}")
-            end = max((entry.offset + entry.size for entry in sidecar.samples), default=0)
-            if (size := os.fstat(stream.fileno()).st_size) != tar_size(end):
-                raise UserError(f"{self.directory.tar(name)} has {size} bytes, expected {tar_size(end)}; {again}")
+                    raise damaged_sample(self.directory, entry, "checksum mismatch")
+        check_size(self.directory, name, sidecar.end)
 
     def _is_committed(self, tar: str, sidecar: str, listing: Listing | None) -> bool:
         """Return whether the sidecar and the tar's size match. The tar was verified before its sidecar was uploaded."""

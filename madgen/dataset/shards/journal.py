@@ -1,4 +1,4 @@
-"""Read and write the journal of an open shard: one line per sample, written after the sample's bytes.
+"""Journals of open shards: one line per sample, written after the sample's bytes.
 
 A kill only loses the samples that were not committed. Every sample is verified by its checksum when the journal is
 read, so neither the journal nor its tar has to survive completely.
@@ -6,122 +6,102 @@ read, so neither the journal nor its tar has to survive completely.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from madgen.dataset.format import FormatError, QuarantineLine, SampleEntry, SampleLine
-from madgen.dataset.records import open_file, parse_object, read_file
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The location of an intact sample in a file: its tar records, headers and padding included."""
-
-    path: Path
-    offset: int
-    """Bytes."""
-    size: int
-    """Bytes."""
-    sha256: str
-    scores: dict[str, float] | None = None
-    """Same as in the JSON of the sample."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """The reason why a sample could not be generated."""
-
-    reason: str
-    detail: str
-
+from madgen.dataset.checks.tar import READ_ERRORS
+from madgen.dataset.encoding import decode_members
+from madgen.dataset.format import FormatError, InvalidValueError, Piece, Quarantined, SampleEntry
+from madgen.dataset.layout import SHARD_NAME, DatasetDir
+from madgen.dataset.records import Span, open_file, parse_object, read_file, read_span
 
 Settled = Piece | Quarantined
 """The outcome of a task."""
+UNREADABLE = (OSError, FormatError, InvalidValueError, *READ_ERRORS)
+"""Errors of samples that are damaged, or published or removed meanwhile."""
 
 
-def line(key: str, settled: Settled) -> bytes:
-    """Return the journal line of a sample."""
-    if isinstance(settled, Quarantined):
-        return QuarantineLine(key, settled.reason, settled.detail).to_json()
-    return SampleLine(key, settled.offset, settled.size, settled.sha256, settled.scores).to_json()
+def read(journal: Path, published: Path) -> Iterator[Settled]:
+    """Yield the samples that are quarantined, or intact in the open tar; damaged lines are left out.
 
-
-def piece(path: Path, entry: SampleEntry) -> Piece:
-    """Convert a sidecar entry of the tar at `path` to a piece."""
-    return Piece(path, entry.offset, entry.size, entry.sha256, entry.scores)
-
-
-def read(journal: Path, tar: Path) -> Iterator[tuple[str, Settled]]:
-    """Yield key and outcome of each sample that is intact in `tar` or quarantined; damaged lines are left out."""
-    try:
-        lines = read_file(journal).splitlines()
-    except (FileNotFoundError, FormatError):  # removed by another worker
-        return
-    stream = _open(tar)
-    try:
+    If a crash has moved the open tar to its final name, the samples are in `published`.
+    """
+    tar = journal.with_suffix(".tar")
+    tar = tar if tar.exists() else published
+    with contextlib.ExitStack() as stack:
+        lines, stream = list[bytes](), None
+        with contextlib.suppress(FileNotFoundError, FormatError):  # removed by another worker
+            lines = read_file(journal).splitlines()
+            stream = stack.enter_context(open_file(tar))
         for text in lines:
-            entry = _parse(text, journal)
-            if isinstance(entry, QuarantineLine):
-                yield entry.key, Quarantined(entry.reason, entry.detail)
-            elif entry is not None and stream is not None and is_whole(stream, entry):
-                yield entry.key, Piece(tar, entry.offset, entry.size, entry.sha256, entry.scores)
-    finally:
-        if stream is not None:
-            stream.close()
+            settled = _parse(text, journal)
+            if isinstance(settled, Quarantined):
+                yield settled
+            elif settled is not None and stream is not None and is_whole(stream, settled):
+                yield replace(settled, tar=tar)
 
 
-def _open(path: Path) -> BinaryIO | None:
-    try:
-        return open_file(path)
-    except (FileNotFoundError, FormatError):
-        return None
-
-
-def _parse(text: bytes, journal: Path) -> SampleLine | QuarantineLine | None:
+def _parse(text: bytes, journal: Path) -> Settled | None:
     """Parse a line; None if it is damaged, such as the last one before a kill."""
     try:
-        kind = QuarantineLine if "reason" in parse_object(text, journal) else SampleLine
+        kind = Quarantined if "reason" in parse_object(text, journal) else Piece
         return kind.from_json(text, journal)
     except FormatError:
         return None
 
 
-def is_whole(stream: BinaryIO, entry: SampleLine | SampleEntry) -> bool:
+def is_whole(stream: BinaryIO, span: Span) -> bool:
     """Return whether the records of a sample are in an open file, by their checksum."""
     try:
-        return span_sha256(stream, entry.offset, entry.size) == entry.sha256
+        return read_span(stream, span) is not None
     except OSError:
         return False
 
 
-def records_of(piece: Piece) -> bytes:
-    """Read the records of a sample. Raises OSError, or FormatError for another kind of file."""
-    with open_file(piece.path) as stream:
-        return b"".join(chunks(stream, piece.offset, piece.size))
+def read_metadata(piece: Piece) -> dict[str, Any]:
+    """Read the JSON of a sample. Raises one of `UNREADABLE`."""
+    with open_file(piece.tar) as stream:
+        records = read_span(stream, piece)
+    if records is None:
+        raise FormatError(f"{piece.tar}: {piece.key} has changed")
+    return parse_object(decode_members(records, piece.key)["json"], piece.tar)
 
 
-def span_sha256(stream: BinaryIO, offset: int, size: int) -> str:
-    """Return the sha256 of `size` bytes of an open file at `offset`. Raises OSError if the file ends early."""
-    digest = hashlib.sha256()
-    for chunk in chunks(stream, offset, size):
-        digest.update(chunk)
-    return digest.hexdigest()
+def count_open_samples(directory: DatasetDir, others: Container[str]) -> int:
+    """Count the samples in the journals of open shards, except those of `others`; none of them is read."""
+    counts: dict[str, int] = {}
+    for path in directory.open_shards.glob("*.jsonl"):
+        shard = path.name.split(".")[0]
+        with contextlib.suppress(OSError, FormatError):  # removed by the worker that has resumed it, or no file
+            if shard not in others:
+                counts[shard] = max(counts.get(shard, 0), read_file(path).count(b"\n"))
+    return sum(counts.values())
 
 
-def chunks(stream: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
-    """Yield `size` bytes of an open file at `offset` in chunks of 1 MiB. Raises OSError if the file ends early."""
-    length = os.fstat(stream.fileno()).st_size
-    if offset + size > length:  # before anything is copied, or an offset is no offset of any file
-        raise OSError(errno.EIO, f"the file ends {offset + size - length} bytes early")
-    stream.seek(offset)
-    while size > 0:
-        chunk = stream.read(min(size, 1 << 20))
-        if not chunk:
-            raise OSError(errno.EIO, f"the file ends {size} bytes early")
-        yield chunk
-        size -= len(chunk)
+def open_pieces(directory: DatasetDir, done: Container[str]) -> Iterator[tuple[str, Piece]]:
+    """Yield the shard and the location of each intact sample in the open shards not in `done`, each key once."""
+    for shard in sorted({path.name.partition(".")[0] for path in directory.open_shards.glob("*.jsonl")}):
+        if shard in done or SHARD_NAME.fullmatch(shard) is None:
+            continue
+        pieces: dict[str, Piece] = {}
+        for log in sorted(directory.open_shards.glob(f"{shard}.*.jsonl")):
+            with contextlib.suppress(OSError):  # of a user whose files this user may not read
+                for settled in list(read(log, directory.tar(shard))):
+                    if isinstance(settled, Piece):
+                        pieces.setdefault(settled.key, settled)
+        yield from ((shard, piece) for piece in pieces.values())
+
+
+def open_samples(directory: DatasetDir) -> Iterator[SampleEntry]:
+    """Yield the intact samples of open shards, as the sidecar will list them; unreadable ones are left out."""
+    for shard, piece in open_pieces(directory, directory.done()):
+        try:
+            metadata = read_metadata(piece)
+            fields = {name: metadata.get(name) for name in ("seed", "prompt", "height", "width")}
+            entry = SampleEntry.from_dict({**piece.as_dict(), **fields})
+        except UNREADABLE:
+            continue
+        yield replace(entry, shard=shard, open_tar=piece.tar)

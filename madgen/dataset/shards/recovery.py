@@ -6,20 +6,16 @@ import contextlib
 import logging
 import os
 import secrets
-import tarfile
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from madgen.dataset.checks.shard import sidecar_time
-from madgen.dataset.checks.tar import READ_ERRORS
-from madgen.dataset.encoding import decode_members
-from madgen.dataset.format import FormatError, SampleEntry
+from madgen.dataset.format import Piece, Quarantined, SampleEntry
 from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import parse_object
 from madgen.dataset.shards import journal
-from madgen.dataset.shards.journal import Piece, Quarantined, Settled
+from madgen.dataset.shards.journal import Settled
 from madgen.dataset.verify import Verdict
 from madgen.types import Shard, Task
 from madgen.utils.atomic import write_atomically
@@ -46,15 +42,14 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
     positions = {task.key: position for position, task in enumerate(shard.tasks)}
     kept: dict[int, Settled] = {}
     sources: list[Path] = []
-    published = directory.tar(shard.name)
     for log in sorted(directory.open_shards.glob(f"{shard.name}.*.jsonl")):
-        tar = log.with_suffix(".tar")
-        sources += [log, tar]
-        for key, settled in journal.read(log, tar if tar.exists() else published):
-            if key not in positions or positions[key] in kept or (retry and isinstance(settled, Quarantined)):
+        sources += [log, log.with_suffix(".tar")]
+        for settled in journal.read(log, directory.tar(shard.name)):
+            position = positions.get(settled.key)
+            if position is None or position in kept or (retry and isinstance(settled, Quarantined)):
                 continue
-            if isinstance(settled, Quarantined) or _is_planned(settled, shard.tasks[positions[key]], fingerprints):
-                kept[positions[key]] = settled
+            if isinstance(settled, Quarantined) or _is_planned(settled, shard.tasks[position], fingerprints):
+                kept[position] = settled
     for path in directory.open_shards.glob(f"{shard.name}.*.tar"):
         sources += [path] if path not in sources else []  # without a journal it cannot be recovered
     return Salvage(kept, sources)
@@ -63,9 +58,8 @@ def salvage(directory: DatasetDir, shard: Shard, retry: bool = False) -> Salvage
 def _is_planned(piece: Piece, task: Task, fingerprints: frozenset[str]) -> bool:
     """Return whether the records of a sample are those of a task: its members, prompt, size and seed."""
     try:
-        members = decode_members(journal.records_of(piece), task.key)
-        metadata = parse_object(members["json"], piece.path)
-    except (OSError, FormatError, *READ_ERRORS):
+        metadata = journal.read_metadata(piece)
+    except journal.UNREADABLE:
         return False
     prompt = task.prompt
     expected = {"key": task.key, "seed": task.seed, "prompt": prompt.text, "negative_prompt": prompt.negative}
@@ -74,26 +68,13 @@ def _is_planned(piece: Piece, task: Task, fingerprints: frozenset[str]) -> bool:
     return same and ("fingerprint" not in metadata or metadata["fingerprint"] in fingerprints)
 
 
-def sample_spans(path: Path) -> list[tuple[str, int, int]]:
-    """Return (key, offset, size) of the tar records of each sample in bytes, headers and padding included."""
-    spans: list[tuple[str, int, int]] = []
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key = member.name.partition(".")[0]
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if spans and spans[-1][0] == key:
-                spans[-1] = (key, spans[-1][1], end - spans[-1][1])
-            else:
-                spans.append((key, member.offset, end - member.offset))
-    return spans
-
-
 def reopen(directory: DatasetDir, name: str, entries: Iterable[SampleEntry]) -> None:
     """Reopen a finished shard to regenerate all samples except those of the given sidecar entries.
 
     The journal is written before the sidecar is removed, so a crash in between leaves the shard unchanged.
     """
-    lines = b"".join(journal.line(entry.key, journal.piece(Path(), entry)) for entry in entries)
+    pieces = (Piece(entry.key, entry.offset, entry.size, entry.sha256, entry.scores) for entry in entries)
+    lines = b"".join(piece.to_json() for piece in pieces)
     directory.make_in_work(directory.open_shards)
     write_atomically(directory.open_shards / f"{name}.{secrets.token_hex(6)}.jsonl", lines)
     for path in (directory.tar(name), directory.sidecar(name)):

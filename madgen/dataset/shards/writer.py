@@ -13,19 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from madgen.dataset.format import Environment, QuarantineEntry, SampleEntry, Sidecar
+from madgen.dataset.checks.tar import read_samples, tar_size
+from madgen.dataset.format import Environment, Piece, Quarantined, QuarantineEntry, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards import journal
-from madgen.dataset.shards.journal import Piece, Quarantined, Settled
-from madgen.dataset.shards.recovery import Salvage, sample_spans
+from madgen.dataset.records import read_span
+from madgen.dataset.shards.journal import Settled
+from madgen.dataset.shards.recovery import Salvage
 from madgen.types import Shard
 from madgen.utils.atomic import sync_directory, write_atomically
-
-
-def end_of_tar(size: int) -> bytes:
-    """Return the end of a tar with `size` bytes of samples: two empty blocks, padded to records of 20 blocks."""
-    end = 2 * tarfile.BLOCKSIZE
-    return bytes(-(size + end) % tarfile.RECORDSIZE + end)
 
 
 class OpenShard:
@@ -65,17 +60,14 @@ class OpenShard:
 
     def add(self, position: int, sample: bytes, scores: dict[str, float] | None = None) -> None:
         """Append the bytes of `encode_sample` for the task at `position`, with the `scores` of its JSON."""
-        self._expect(position)
-        self._tar.write(sample)
-        self._settle(Piece(self.path, self._size, len(sample), hashlib.sha256(sample).hexdigest(), scores))
-        self._size += len(sample)
+        key = self._expect(position)
+        self._append(Piece(key, 0, len(sample), hashlib.sha256(sample).hexdigest(), scores), sample)
         self.made += 1
         self._copy_kept()
 
     def quarantine(self, position: int, reason: str, detail: str) -> None:
         """Quarantine the sample of the task at `position`."""
-        self._expect(position)
-        self._settle(Quarantined(reason, detail))
+        self._settle(Quarantined(self._expect(position), reason, detail))
         self._copy_kept()
 
     def commit(self, seconds: dict[str, float] | None = None, view_evaluations: int = 0) -> None:
@@ -96,34 +88,35 @@ class OpenShard:
             sync_directory(self.directory.open_shards)
             self._remove_sources()
 
-    def _expect(self, position: int) -> None:
+    def _expect(self, position: int) -> str:
+        """Return the key of the task at `position`. Raises ValueError unless it comes next."""
         if position != len(self.settled):
             raise ValueError(f"{self.shard.name}: sample {len(self.settled)} comes next, got {position}")
+        return self.shard.tasks[position].key
 
     def _copy_kept(self) -> None:
         while (settled := self.kept.pop(len(self.settled), None)) is not None:
             if isinstance(settled, Quarantined):
                 self._settle(settled)
-                continue
-            self._copy(settled)
+            else:
+                self._append(settled, self._read_kept(settled))
 
-    def _copy(self, piece: Piece) -> None:
-        """Copy a recovered sample. Raises OSError (ESTALE) if it has changed because its worker has resumed."""
-        digest, lost = hashlib.sha256(), OSError(errno.ESTALE, "salvaged samples have changed", str(piece.path))
-        try:
-            with open(piece.path, "rb") as source:
-                for part in journal.chunks(source, piece.offset, piece.size):
-                    digest.update(part)
-                    self._tar.write(part)
-        except FileNotFoundError:
-            raise lost from None
-        if digest.hexdigest() != piece.sha256:
-            raise lost
-        self._settle(replace(piece, path=self.path, offset=self._size))
+    def _read_kept(self, piece: Piece) -> bytes:
+        """Read a recovered sample. Raises OSError (ESTALE) if it has changed because its worker has resumed."""
+        records = None
+        with contextlib.suppress(FileNotFoundError), open(piece.tar, "rb") as source:
+            records = read_span(source, piece)
+        if records is None:
+            raise OSError(errno.ESTALE, "salvaged samples have changed", str(piece.tar))
+        return records
+
+    def _append(self, piece: Piece, records: bytes) -> None:
+        self._tar.write(records)
+        self._settle(replace(piece, tar=self.path, offset=self._size))
         self._size += piece.size
 
     def _settle(self, settled: Settled) -> None:
-        self._lines += journal.line(self.shard.tasks[len(self.settled)].key, settled)
+        self._lines += settled.to_json()
         self.settled.append(settled)
 
     def publish(self, owned: Callable[[], bool] = lambda: True) -> bool:
@@ -135,7 +128,7 @@ class OpenShard:
         if not self.complete:
             raise ValueError(f"{self.shard.name}: {len(self.settled)} of {len(self.shard.tasks)} samples settled")
         self.commit()
-        self._tar.write(end_of_tar(self._size))
+        self._tar.write(bytes(tar_size(self._size) - self._size))
         self._tar.flush()
         os.fsync(self._tar.fileno())
         inode = os.fstat(self._tar.fileno()).st_ino
@@ -166,16 +159,13 @@ class OpenShard:
         return True
 
     def _check_what_was_written(self) -> None:
-        """Read the tar back, and check the keys in its headers and the checksums of its samples. Raises OSError."""
-        pairs = zip(self.shard.tasks, self.settled, strict=True)
-        expected = [(task.key, settled) for task, settled in pairs if isinstance(settled, Piece)]
-        spans = sample_spans(self.path)
-        if spans != [(key, piece.offset, piece.size) for key, piece in expected]:
+        """Read the tar back, and check the keys, the places and the checksums of its samples. Raises OSError."""
+        pieces = [settled for settled in self.settled if isinstance(settled, Piece)]
+        samples: list[tuple[str, int, int, str]] | None = None
+        with contextlib.suppress(tarfile.TarError), open(self.path, "rb") as stream:
+            samples = [(each.key, each.offset, each.size, each.digest.hexdigest()) for each in read_samples(stream)]
+        if samples != [(piece.key, piece.offset, piece.size, piece.sha256) for piece in pieces]:
             raise OSError(errno.EIO, f"{self.path} does not read back as it was written")
-        with open(self.path, "rb") as stream:
-            for key, piece in expected:
-                if journal.span_sha256(stream, piece.offset, piece.size) != piece.sha256:
-                    raise OSError(errno.EIO, f"{self.path}: {key} does not read back as it was written")
 
     def _sidecar(self) -> Sidecar:
         samples, quarantine = list[SampleEntry](), list[QuarantineEntry]()
@@ -185,19 +175,9 @@ class OpenShard:
                 entry = QuarantineEntry(task.key, task.seed, prompt.text, position, settled.reason, settled.detail)
                 quarantine.append(entry)
                 continue
-            span = settled.offset, settled.size, settled.sha256
-            samples.append(
-                SampleEntry(
-                    task.key,
-                    task.seed,
-                    prompt.text,
-                    *span,
-                    prompt.height,
-                    prompt.width,
-                    settled.scores,
-                    columns=dict(prompt.columns) or None,
-                )
-            )
+            span, size = (settled.offset, settled.size, settled.sha256), (prompt.height, prompt.width)
+            kept = dict(prompt.columns) or None
+            samples.append(SampleEntry(task.key, task.seed, prompt.text, *span, *size, settled.scores, columns=kept))
         return Sidecar(
             self.shard.name,
             self.shard.index,

@@ -9,7 +9,7 @@ from PIL import Image
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import EncodedSample, read_encoded
-from madgen.dataset.shards.open_samples import open_samples
+from madgen.dataset.shards.journal import open_samples
 from madgen.types import shard_index
 from madgen.utils.errors import UserError
 
