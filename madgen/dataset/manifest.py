@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
@@ -19,7 +18,7 @@ from madgen.dataset.identity import WeightIds, fingerprint, job_identity
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.hub.license import licences
-from madgen.utils.atomic import hard_link, sync_directory, temporary_path, write_atomically
+from madgen.utils.atomic import atomic, sync_directory, write_atomically
 from madgen.utils.errors import STORAGE_ERRORS, UserError
 
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
@@ -162,10 +161,9 @@ def create(directory: DatasetDir, content: Manifest, resume: str = "if_same") ->
 
     A damaged one is written again if it, or the finished shards, are of the same job.
     """
-    temporary = temporary_path(directory.manifest)
     created = [path for path in (directory.root, *directory.root.parents) if not path.exists()]
     try:
-        _link_new(temporary, directory, content, resume)
+        _create(directory, content, resume)
     except UserError:
         for path in created:
             with contextlib.suppress(OSError):  # not created, or in use by another process
@@ -175,15 +173,12 @@ def create(directory: DatasetDir, content: Manifest, resume: str = "if_same") ->
     directory.shards.mkdir(exist_ok=True)
 
 
-def _link_new(temporary: Path, directory: DatasetDir, content: Manifest, resume: str) -> None:
-    """Write `dataset.json` by a hard link, which unlike a rename fails if the file exists, or else compare it."""
+def _create(directory: DatasetDir, content: Manifest, resume: str) -> None:
+    """Write `dataset.json`, or compare it if it exists."""
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as stream:
+        with atomic(directory.manifest, overwrite=False) as stream:
             stream.write(content.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        hard_link(temporary, directory.manifest)
     except FileExistsError:
         check_directory(directory, content, "if_same" if resume == "never" else resume)
         if _is_damaged(directory, content):
@@ -194,9 +189,6 @@ def _link_new(temporary: Path, directory: DatasetDir, content: Manifest, resume:
         raise UserError(
             f"output.dir={directory.root} cannot be written ({error.strerror}); choose another output.dir"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _is_damaged(directory: DatasetDir, content: Manifest) -> bool:

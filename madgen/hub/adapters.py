@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from madgen.hub.content_hash import file_hash, folder_hash
-from madgen.hub.repository import cached_commit, cached_file, check_hub_id, hub_file, snapshot
+from madgen.hub.repository import cached_commit, cached_file, check_hub_id, download, hub_file, identify
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import single_file
 from madgen.utils.errors import UserError
@@ -15,7 +15,7 @@ from madgen.utils.validation import expand_user
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name of the file in a folder that diffusers wrote."""
 CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-0*.safetensors")
-IP_ADAPTER = "backbone.ip_adapter.weights"
+CONTROLNET, IP_ADAPTER = "backbone.controlnet.weights", "backbone.ip_adapter.weights"
 
 
 def check_lora(weights: str) -> None:
@@ -56,25 +56,18 @@ def controlnet_id(weights: str) -> str | None:
 
     Raises UserError for an invalid path, or a file that is not complete.
     """
-    key = "backbone.controlnet.weights"
-    file = single_file(weights, key)
-    if file is not None:
-        read_header(file, f"{key}={weights}")
-        return file_hash(file)
-    folder = expand_user(weights, key)
-    if folder.is_dir():
-        return folder_hash(folder)
-    check_hub_id(weights, key)
-    return cached_commit(weights, "config.json")
+    file = single_file(weights, CONTROLNET)
+    if file is None:
+        return identify(weights, CONTROLNET)
+    read_header(file, f"{CONTROLNET}={weights}")
+    return file_hash(file)
 
 
 def download_controlnet(weights: str) -> list[Path]:
     """Download a ControlNet; return its folder in the Hub cache, nothing for local files."""
-    key = "backbone.controlnet.weights"
-    if expand_user(weights, key).exists():
+    if single_file(weights, CONTROLNET) is not None:
         return []
-    check_hub_id(weights, key)
-    return [snapshot(weights, [*CONTROLNET_FILES, "diffusion_pytorch_model.safetensors.index.json"], key)]
+    return download(weights, [*CONTROLNET_FILES, "diffusion_pytorch_model.safetensors.index.json"], CONTROLNET)
 
 
 class IpAdapterFiles(NamedTuple):
@@ -89,6 +82,11 @@ class IpAdapterFiles(NamedTuple):
     """Name of the `.safetensors` file in `subfolder`."""
     image_encoder: str
     """Path of the image encoder's folder in `source`."""
+
+    @property
+    def adapter(self) -> str:
+        """Return the path of the adapter's file in `source`."""
+        return "/".join(filter(None, (self.subfolder, self.weight_name)))
 
 
 def ip_adapter_files(config: Any) -> IpAdapterFiles | None:
@@ -137,15 +135,11 @@ def ip_adapter_id(files: IpAdapterFiles) -> str | None:
     """Identify an IP-Adapter and its image encoder by content hashes, or a Hub commit; None if not in the cache."""
     folder = Path(files.source)
     if folder.is_dir():
-        file = folder / files.subfolder / files.weight_name
-        return f"{file_hash(file)}-{folder_hash(folder / files.image_encoder)}"
-    return cached_commit(files.source, "/".join(filter(None, (files.subfolder, files.weight_name))), None)
+        return f"{file_hash(folder / files.adapter)}-{folder_hash(folder / files.image_encoder)}"
+    return cached_commit(files.source, files.adapter)
 
 
 def download_ip_adapter(files: IpAdapterFiles) -> list[Path]:
     """Download an IP-Adapter; return its folder in the Hub cache, nothing for a local folder."""
-    if Path(files.source).is_dir():
-        return []
     encoder = [f"{files.image_encoder}/{name}" for name in ("config.json", "model.safetensors")]
-    adapter = "/".join(filter(None, (files.subfolder, files.weight_name)))
-    return [snapshot(files.source, [adapter, *encoder], IP_ADAPTER)]
+    return download(files.source, [files.adapter, *encoder], IP_ADAPTER)

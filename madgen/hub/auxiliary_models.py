@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from madgen.hub.content_hash import folder_hash
-from madgen.hub.repository import cached_commit, check_hub_id, hub_file, snapshot
+from madgen.hub.repository import cached_commit, download, hub_file, identify
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -29,34 +29,23 @@ def in_pipeline_layout(checker: str) -> bool:
 def checker_id(checker: str) -> str | None:
     """Identify a safety checker by a content hash, or the commit of a Hub id; None if it is not in the cache."""
     folder = expand_user(checker, "safety.checker")
-    if folder.is_dir():
-        parts = [folder / part for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [folder]
-        return "-".join(folder_hash(part) for part in parts)
-    check_hub_id(checker, "safety.checker")
-    return cached_commit(checker, f"{CHECKER_PARTS[0]}/config.json", None) or cached_commit(checker, "config.json")
+    if folder.is_dir() and in_pipeline_layout(checker):
+        return "-".join(folder_hash(folder / part) for part in CHECKER_PARTS)
+    return identify(checker, "safety.checker") or cached_commit(checker, f"{CHECKER_PARTS[0]}/config.json")
 
 
 def download_checker(checker: str) -> list[Path]:
     """Download a safety checker; return its folder in the Hub cache, nothing for a local folder."""
-    if expand_user(checker, "safety.checker").is_dir():
-        return []
     folders = [f"{part}/" for part in CHECKER_PARTS] if in_pipeline_layout(checker) else [""]
     parts = [f"{folder}*.{suffix}" for folder in folders for suffix in ("json", "safetensors")]
-    return [snapshot(checker, parts, "safety.checker")]
+    return download(checker, parts, "safety.checker")
 
 
 def clip_id(model: str) -> str | None:
     """Identify a CLIP model by a content hash, or the commit of a Hub id; None if it is not in the cache."""
-    folder = expand_user(model, "scores.clip")
-    if folder.is_dir():
-        return folder_hash(folder)
-    check_hub_id(model, "scores.clip")
-    return cached_commit(model, "config.json")
+    return identify(model, "scores.clip")
 
 
 def download_clip(model: str) -> list[Path]:
     """Download a CLIP model; return its folder in the Hub cache, nothing for a local folder."""
-    if expand_user(model, "scores.clip").is_dir():
-        return []
-    check_hub_id(model, "scores.clip")
-    return [snapshot(model, ["*.json", "merges.txt", "*.safetensors"], "scores.clip")]
+    return download(model, ["*.json", "merges.txt", "*.safetensors"], "scores.clip")

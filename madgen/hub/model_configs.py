@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madgen.hub.repository import hub_file
-from madgen.hub.safetensors_file import Header, read_header, text_problem
+from madgen.hub.safetensors_file import Header, file_kind, read_header
 from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
@@ -124,8 +124,8 @@ def read_config(
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        problem = text_problem(data)
-        raise UserError(f"{path} is {problem or f'not valid JSON: {error}'}") from error
+        problem = file_kind(data[:512], len(data)) or f"not valid JSON: {error}"
+        raise UserError(f"{path} is {problem}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a JSON object, got {type(content).__name__}; it is not a {kind}")
     return content

@@ -12,7 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from madgen.hub.content_hash import folder_hash
 from madgen.utils.errors import UserError
+from madgen.utils.validation import expand_user
 
 FETCH_HINT = "; run `madgen fetch JOB.yaml` on a machine with a network, such as a login node, to download it"
 
@@ -78,18 +80,30 @@ def hub_file(repository: str, name: str, revision: str | None, key: str = "backb
         raise UserError(f"{missing} on the Hub: {str(error).strip().splitlines()[0]}") from error
 
 
-def snapshot(repository: str, patterns: list[str], key: str) -> Path:
-    """Download the files of a repository that match `patterns`; return their folder in the cache.
+def download(model: str, patterns: list[str], key: str) -> list[Path]:
+    """Download the files of a Hub id that match `patterns`; return their folder in the cache, nothing for a folder.
 
     Raises UserError, which names the setting `key`, if they are not available.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    if expand_user(model, key).is_dir():
+        return []
+    check_hub_id(model, key)
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return [Path(snapshot_download(model, allow_patterns=patterns))]
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(f"cannot download {key}={repository}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"cannot download {key}={model}: {str(error).strip().splitlines()[0]}") from error
+
+
+def identify(model: str, key: str) -> str | None:
+    """Identify a model by the content hash of its folder, or the commit of a Hub id; None if it is not in the cache."""
+    folder = expand_user(model, key)
+    if folder.is_dir():
+        return folder_hash(folder)
+    check_hub_id(model, key)
+    return cached_commit(model, "config.json")
 
 
 def cached_file(repository: str, name: str, revision: str | None = None) -> Path | None:

@@ -69,11 +69,6 @@ def damaged_file(folder: Path) -> str | None:
     return None
 
 
-def text_problem(data: bytes) -> str | None:
-    """Describe a file that should be JSON by its first bytes; None if they are unknown."""
-    return _kind(data[:512], len(data))
-
-
 def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the content of the header, or None and a description of the file."""
     size = file.stat().st_size
@@ -85,7 +80,7 @@ def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError):
-        return None, _kind(start, size) or _bad_header(start, length, size)
+        return None, file_kind(start, size) or _bad_header(start, length, size)
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         return None, f"not a safetensors file: its header is not a JSON object of objects; {AGAIN}"
     ends = [entry.get("data_offsets") for name, entry in content.items() if name != "__metadata__"]
@@ -99,7 +94,8 @@ def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
     return content, ""
 
 
-def _kind(start: bytes, size: int) -> str | None:
+def file_kind(start: bytes, size: int) -> str | None:
+    """Describe a file that is neither safetensors nor JSON by its first 512 bytes; None if they are unknown."""
     if size == 0:
         return f"empty; {AGAIN}"
     for first, kind in KINDS:

@@ -17,7 +17,6 @@ from typing import BinaryIO
 import psutil
 
 from madgen.utils.errors import STORAGE_ERRORS, UserError
-from madgen.utils.processes import boot_id
 
 ABANDONED_AFTER_S = 24 * 3600.0
 """Age of the last write after which a temporary file of another machine counts as abandoned."""
@@ -28,6 +27,15 @@ def temporary_path(path: Path) -> Path:
     """Return the path to write a file to before its rename, unique among all processes of all machines."""
     owner = owner_tag(socket.gethostname(), boot_id(), os.getpid())
     return path.with_name(f".{path.name}.{owner}{secrets.token_hex(4)}")
+
+
+def boot_id() -> str:
+    """Return an id of the boot and PID namespace within which a PID is unambiguous; '' if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return boot + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def owner_tag(host: str, boot: str, pid: int) -> str:
@@ -81,15 +89,22 @@ def hard_link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content appears at `path` when the block ends; if the block fails, nothing changes."""
+def atomic(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Yield a stream whose content appears at `path` when the block ends; if the block fails, nothing changes.
+
+    Without `overwrite`, raises FileExistsError if `path` exists, also if several processes create it at once.
+    """
     temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        _rename(temporary, path)
+        if overwrite:
+            _rename(temporary, path)
+        else:
+            hard_link(temporary, path)
+            temporary.unlink()
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import pytest
 from madgen import UserError
 from madgen.utils.atomic import (
     atomic,
+    boot_id,
     file_system_time,
     hard_link,
     is_abandoned,
@@ -16,7 +17,6 @@ from madgen.utils.atomic import (
     write_atomically,
 )
 from madgen.utils.errors import STORAGE_ERRORS
-from madgen.utils.processes import boot_id
 
 
 def test_file_appears_when_it_is_complete(tmp_path):

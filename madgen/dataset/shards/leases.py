@@ -23,8 +23,7 @@ from typing import Any, TypeVar
 from madgen.dataset.format import Claim, FormatError, Heartbeat, Record, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import parse_object, read_file
-from madgen.utils.atomic import hard_link, owner_tag
-from madgen.utils.processes import boot_id
+from madgen.utils.atomic import boot_id, hard_link, owner_tag
 
 HEARTBEAT_S = 3.0
 LEASE_S = 60.0
