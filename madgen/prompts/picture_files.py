@@ -113,8 +113,7 @@ def parse_picture(where: object, kind: str, name: Any, access: Access) -> Pictur
             path, span = find_file(where, kind, name, access.folder, access.confined), None
         else:
             raise UserError(f"{kind} must be the name of a picture file, got {name!r:.80}")
-        status = path.stat()
-        return _examined(kind, str(path), span, (status.st_mtime_ns, status.st_ctime_ns))
+        return _examined(kind, str(path), span, _times(path))
     except OSError as error:
         raise UserError(f"{where}: cannot read the {kind} {name}: {error.strerror}") from error
     except UserError as error:
@@ -200,12 +199,17 @@ def _size(kind: str, name: str, content: bytes) -> tuple[int, int]:
 
 def file_sha256(kind: str, path: Path) -> str:
     """Return the checksum of a file, cached by its times. Raises UserError."""
+    return _sha256(kind, path, _times(path))
+
+
+def _times(path: Path) -> tuple[int, int]:
+    """Return the times in ns of the last modification and of the last change, which cannot be set back."""
     status = path.stat()
-    return _sha256(kind, path, status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 @lru_cache(maxsize=4096)
-def _sha256(kind: str, path: Path, mtime_ns: int, ctime_ns: int) -> str:
+def _sha256(kind: str, path: Path, times: tuple[int, int]) -> str:
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -216,8 +220,7 @@ def _sha256(kind: str, path: Path, mtime_ns: int, ctime_ns: int) -> str:
 def file_stamp(name: str, folder: str | None) -> list[Any]:
     """Return [name, folder, path, size, mtime, ctime], which changes with the file that the name resolves to."""
     path = _find("a file", name, None if folder is None else Path(folder))
-    status = path.stat() if path is not None else None
-    times = (None, None, None) if status is None else (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    times = (None, None, None) if path is None else (path.stat().st_size, *_times(path))
     return [name, folder, str(path), *times]
 
 

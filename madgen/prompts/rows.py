@@ -48,26 +48,15 @@ class Defaults:
 
     def match(self, prompt: Prompt) -> bool:
         """Return whether a prompt has these values, apart from its id and text."""
-        return (
-            prompt.seed is None
-            and prompt.height == self.height
-            and prompt.width == self.width
-            and prompt.negative == self.negative
-            and prompt.regions == self.regions
-            and not prompt.columns
-            and not prompt.pictures
-        )
+        own = prompt.negative, prompt.height, prompt.width, prompt.seed, prompt.regions
+        defaults = self.negative, self.height, self.width, None, self.regions
+        return own == defaults and not prompt.columns and not prompt.pictures
 
 
 def encode(prompt: Prompt, defaults: Defaults) -> tuple[str | None, str | None, str | None]:
     """Return the columns `own`, `regions` and `columns` of a prompt."""
-    own: dict[str, Any] = {}
-    if prompt.negative != defaults.negative:
-        own["negative"] = prompt.negative
-    if prompt.height != defaults.height:
-        own["height"] = prompt.height
-    if prompt.width != defaults.width:
-        own["width"] = prompt.width
+    pairs = ((name, getattr(prompt, name), getattr(defaults, name)) for name in ("negative", "height", "width"))
+    own: dict[str, Any] = {name: value for name, value, default in pairs if value != default}
     if prompt.seed is not None:
         own["seed"] = prompt.seed
     if prompt.pictures:
@@ -84,31 +73,22 @@ def decode(
     """Invert `encode`."""
     if own is None and regions is None and columns is None:
         return defaults.prompt(identity, text)
-    fields: dict[str, Any] = {
-        "negative": defaults.negative,
-        "height": defaults.height,
-        "width": defaults.width,
-        "seed": None,
-    }
+    fields: dict[str, Any] = {**vars(defaults), "id": identity, "text": text}
     fields |= json.loads(own) if own else {}
     if "pictures" in fields:
         pictures = fields["pictures"].items()
         fields["pictures"] = {column: PictureFile.from_dict(picture) for column, picture in pictures}
     if "place" in fields:
         fields["place"] = tuple(fields["place"])
-    parts = defaults.regions if regions is None else tuple(map(Region.from_dict, json.loads(regions)))
-    return Prompt(identity, text, **fields, regions=parts, columns=json.loads(columns) if columns else {})
+    if regions is not None:
+        fields["regions"] = tuple(map(Region.from_dict, json.loads(regions)))
+    return Prompt(**fields, columns=json.loads(columns) if columns else {})
 
 
 def rest_identity(prompt: Prompt) -> str:
     """Return everything besides id and text that affects the bytes of a sample, as one line."""
-    rest: tuple[Any, ...] = (
-        prompt.negative,
-        prompt.height,
-        prompt.width,
-        prompt.seed,
-        *map(region_identity, prompt.regions),
-    )
+    size = prompt.height, prompt.width
+    rest: tuple[Any, ...] = (prompt.negative, *size, prompt.seed, *map(region_identity, prompt.regions))
     if prompt.pictures:
         contents = {column: picture.sha256 for column, picture in prompt.pictures.items()}
         rest = (*rest, sorted(contents.items()), prompt.place)

@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice, product
+from itertools import product
 from string import Formatter
 from typing import Any
 
 import numpy as np
 
 from madgen.config.schema import PromptsConfig
-from madgen.prompts.readers import Chunk
+from madgen.prompts.readers import ROWS, Chunk, in_chunks
 from madgen.utils.errors import UserError
 from madgen.utils.validation import nearest
 
 NAME = "prompts.template"
-ROWS = 8192
 MAX_COMBINATIONS = 2**32 - 1
 
 
@@ -60,15 +59,10 @@ class Template:
     def read(self) -> Iterator[Chunk]:
         """Yield the prompts, with their attributes as kept columns."""
         names = [attribute.name for attribute in self.attributes]
-        rows = self._all() if self.samples is None else self._random(self.samples)
-        first = 1
-        while values := list(islice(rows, ROWS)):
-            extras = [dict(zip(names, row, strict=True)) for row in values]
-            yield Chunk(range(first, first + len(values)), [self.text.format(**row) for row in extras], extras)
-            first += len(values)
-
-    def _all(self) -> Iterator[tuple[Any, ...]]:
-        return product(*(attribute.values for attribute in self.attributes))
+        every = product(*(attribute.values for attribute in self.attributes))
+        values = every if self.samples is None else self._random(self.samples)
+        rows = enumerate((dict(zip(names, row, strict=True)) for row in values), 1)
+        yield from in_chunks(((number, self.text.format(**row), row) for number, row in rows), keep=True)
 
     def _random(self, count: int) -> Iterator[tuple[Any, ...]]:
         draws = [_Draws(self.seed, attribute) for attribute in self.attributes]

@@ -59,12 +59,14 @@ class Chunk:
     """Kept columns of each row; None if there are none."""
 
 
+ROWS = 8192
+"""Rows in a chunk."""
 Row = tuple[int, str | dict[str, Any], dict[str, Any] | None]
 """Line, fields and kept columns; see `Chunk`."""
 
 
-def in_chunks(rows: Iterable[Row], size: int, keep: bool) -> Iterator[Chunk]:
-    """Collect rows in chunks of `size`. Those before an invalid row are yielded before its UserError is raised."""
+def in_chunks(rows: Iterable[Row], keep: bool, size: int = ROWS) -> Iterator[Chunk]:
+    """Collect rows in chunks, with their kept columns if `keep`. Those before an invalid row precede its UserError."""
     numbers: list[int] = []
     fields: list[str | dict[str, Any]] = []
     extras: list[dict[str, Any]] | None = [] if keep else None

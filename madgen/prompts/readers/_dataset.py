@@ -81,7 +81,7 @@ def read_dataset(source: str, options: ReadOptions) -> Iterator[Chunk]:
     """Read the samples in order. Raises UserError for a damaged tar file, or a sample without a prompt."""
     tars = dataset_tars(source)
     size = ROWS_COMPRESSED if any(map(_is_compressed, tars)) else ROWS
-    yield from in_chunks(_rows(source, tars, options), size, keep=bool(options.keep))
+    yield from in_chunks(_rows(source, tars, options), bool(options.keep), size)
 
 
 def _rows(source: str, tars: Sequence[Path], options: ReadOptions) -> Iterator[Row]:

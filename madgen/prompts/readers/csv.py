@@ -16,7 +16,6 @@ from madgen.prompts.readers._lines import read_blocks
 from madgen.utils.errors import UserError
 
 COLUMNS, COMMENTS, GZIP = True, False, True
-ROWS = 8192
 DELIMITERS = (",", ";", "\t", "|")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 EXCEL = re.compile(r'"?sep=([,;|:^~\t])"?', re.IGNORECASE)  # line that Excel writes before the header
@@ -40,7 +39,7 @@ def read_delimited(file: PromptFile, options: ReadOptions, delimiters: tuple[str
     if header is None:
         return
     choice = choose_columns(str(file), header[1], options)
-    yield from in_chunks(_rows(cells, header[1], choice, file, delimiter), ROWS, keep=bool(choice.extras))
+    yield from in_chunks(_rows(cells, header[1], choice, file, delimiter), bool(choice.extras))
 
 
 def _dialect(lines: Iterator[str], options: ReadOptions, delimiters: tuple[str, ...]) -> tuple[Iterator[str], int, str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
-from madgen.prompts.readers import Chunk, PromptFile, ReadOptions
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, in_chunks
 from madgen.prompts.readers import jsonl as json_lines
 from madgen.prompts.readers._columns import split_keys
 from madgen.prompts.readers._json import load
@@ -14,7 +13,6 @@ from madgen.prompts.readers._lines import read_text
 from madgen.utils.errors import UserError
 
 COLUMNS, COMMENTS, GZIP = True, False, True
-ROWS = 8192
 
 
 def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
@@ -34,11 +32,7 @@ def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
             f'{file} must be a JSON object such as {{"0": "a prompt"}} or an array such as [{{"prompt": "a prompt"}}], '
             f"got {text.strip()[:40]!r}"
         )
-    first, left = 1, iter(items)
-    while batch := list(islice(left, ROWS)):
-        extras = [kept or {} for _, kept in batch] if options.keep else None
-        yield Chunk(range(first, first + len(batch)), [fields for fields, _ in batch], extras)
-        first += len(batch)
+    yield from in_chunks(((number, *item) for number, item in enumerate(items, 1)), bool(options.keep))
 
 
 def _is_json_lines(text: str) -> bool:

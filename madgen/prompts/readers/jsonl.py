@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from madgen.prompts.readers import Chunk, PromptFile, ReadOptions
+from madgen.prompts.readers import Chunk, PromptFile, ReadOptions, Row, in_chunks
 from madgen.prompts.readers._columns import split_keys
 from madgen.prompts.readers._json import flat_pairs, load
 from madgen.prompts.readers._lines import read_blocks
@@ -16,26 +16,16 @@ COLUMNS, COMMENTS, GZIP = True, False, True
 
 def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
     """Read the objects of a `.jsonl`; with `columns`, other keys are ignored."""
+    yield from in_chunks(_rows(file, options), bool(options.keep))
+
+
+def _rows(file: PromptFile, options: ReadOptions) -> Iterator[Row]:
     plain = not options.columns and not options.keep
     for first, lines in read_blocks(file):
-        numbers: list[int] = []
-        rows: list[str | dict[str, Any]] = []
-        extras: list[dict[str, Any]] | None = [] if options.keep else None
-        try:
-            for number, line in enumerate(map(str.strip, lines), first):
-                if not line:
-                    continue
+        for number, line in enumerate(map(str.strip, lines), first):
+            if line:
                 row = _row(line, file, number, plain)
-                if not plain and isinstance(row, dict):
-                    row, kept = split_keys(row, options)
-                    if extras is not None:
-                        extras.append(kept or {})
-                rows.append(row)
-                numbers.append(number)
-        except UserError:
-            yield Chunk(numbers, rows, extras)  # rows before the invalid line
-            raise
-        yield Chunk(numbers, rows, extras)
+                yield (number, row, None) if plain or isinstance(row, str) else (number, *split_keys(row, options))
 
 
 def _row(line: str, file: PromptFile, number: int, plain: bool) -> str | dict[str, Any]:
