@@ -94,7 +94,8 @@ def check(job: Job, resources: Resources) -> None:
         value = getattr(trainer, name)
         if value not in ("auto", count):
             raise UserError(f"trainer.{name}={value}, but {count} {unit} are requested; set trainer.{name}=auto")
-    if trainer.accelerator in ("gpu", "cuda") and not _has_gpus(resources):
+    has_gpus = resources.gpus_per_node is not None or any("--g" in option for option in resources.options)
+    if trainer.accelerator in ("gpu", "cuda") and not has_gpus:
         raise UserError(f"trainer.accelerator={trainer.accelerator}, but no GPU is requested; add --gpus-per-node 8")
     if trainer.accelerator == "cpu" and resources.gpus_per_node is not None:
         raise UserError("trainer.accelerator=cpu would leave the GPUs idle; set trainer.accelerator=gpu")
@@ -103,10 +104,6 @@ def check(job: Job, resources: Resources) -> None:
             f"one process drives one GPU: --tasks-per-node {resources.tasks} does not match "
             f"--gpus-per-node {resources.gpus_per_node}; remove --tasks-per-node"
         )
-
-
-def _has_gpus(resources: Resources) -> bool:
-    return resources.gpus_per_node is not None or any("--g" in option for option in resources.options)
 
 
 def render(job: Job, arguments: Sequence[str], resources: Resources, env: Path | None = None) -> str:
@@ -118,7 +115,8 @@ def render(job: Job, arguments: Sequence[str], resources: Resources, env: Path |
     kept = [line for line in script if not line.startswith("#SBATCH") or _option(line) not in replaced]
     begin = next(i for i, line in enumerate(kept) if line.startswith("set -"))
     header = [line for line in kept[:begin] if line.startswith(("#!", "#SBATCH"))]
-    settings = [f"set -- {shlex.join(arguments)}", f"export PATH={shlex.quote(_bin_folder())}:$PATH"]
+    programs = Path(sys.executable).absolute().parent  # so that nodes run the same madgen
+    settings = [f"set -- {shlex.join(arguments)}", f"export PATH={shlex.quote(str(programs))}:$PATH"]
     if env is not None:
         if not env.is_file():
             raise UserError(f"--env={env} is not a file; start from slurm/env.example.sh")
@@ -128,11 +126,6 @@ def render(job: Job, arguments: Sequence[str], resources: Resources, env: Path |
 
 def _option(line: str) -> str:
     return line.removeprefix("#SBATCH").strip().partition("=")[0].split()[0]
-
-
-def _bin_folder() -> str:
-    """Return the folder of the running `madgen`, so that nodes run the same one."""
-    return str(Path(sys.executable).absolute().parent)
 
 
 def template(name: str) -> str:

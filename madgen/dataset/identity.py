@@ -18,6 +18,8 @@ from madgen.images.embedded_metadata import VERSION as EMBEDDED
 
 LATER_SETTINGS = {"merge": MergeConfig, "noise": NoiseConfig}
 """Parts of `method` that datasets of earlier versions do not have."""
+LATER_BACKBONE = ("max_sequence_length", "prediction_type", "quantization")
+"""Settings of `backbone` that datasets of earlier versions do not have; they are recorded unless they are null."""
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -68,7 +70,7 @@ def job_identity(job: Job, plan: Plan, dtype: str, weights: WeightIds) -> dict[s
             "variant": job.backbone.variant,
             "dtype": dtype,
             **({"compile": True} if job.backbone.compile else {}),
-            **_chosen(job, "max_sequence_length", "prediction_type", "quantization"),
+            **{name: value for name in LATER_BACKBONE if (value := getattr(job.backbone, name)) is not None},
             "loras": [
                 {"id": digest, "scale": lora.scale}
                 for digest, lora in zip(weights.loras, job.backbone.loras, strict=True)
@@ -95,12 +97,6 @@ def job_identity(job: Job, plan: Plan, dtype: str, weights: WeightIds) -> dict[s
         },
         **({} if plan.extends is None else {"extends": plan.extends}),
     }
-
-
-def _chosen(job: Job, *names: str) -> dict[str, Any]:
-    """Return settings of the backbone that are not null: earlier versions recorded none of them."""
-    values = {name: getattr(job.backbone, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _adapter(name: str, digest: str | None, settings: dict[str, Any], recorded: tuple[str, ...]) -> dict[str, Any]:

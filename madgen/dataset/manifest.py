@@ -199,12 +199,9 @@ def _is_damaged(directory: DatasetDir, content: Manifest) -> bool:
         return True
     if is_earlier(existing, content) or extends(existing, content):
         return False
-    same = (existing.fingerprint, existing.identity, existing.plan) == _identified(content)
+    identity = json.loads(to_json(content.identity))  # with lists in place of tuples
+    same = (existing.fingerprint, existing.identity, existing.plan) == (content.fingerprint, identity, content.plan)
     return not same or bool(manifest_problems(existing))
-
-
-def _identified(content: Manifest) -> tuple[str | None, dict[str, Any], PlanTotals]:
-    return content.fingerprint, json.loads(to_json(content.identity)), content.plan
 
 
 def build(job: Job, plan: Plan, dtype: str, config: str | None = None) -> Manifest:

@@ -31,9 +31,17 @@ def sample_panoramas(prompt: Prompt, outputs: Sequence[Path], job: Job) -> None:
     check_side(image_format, prompt.height, prompt.width)
     if (last := job.prompts.seed + len(outputs) - 1) > MAX_SEED:
         raise UserError(f"--num={len(outputs)} needs seeds up to {last}, above 2^64 - 1; lower --seed or --num")
-    sample = _Sampler(job, prompt)
+    quieten()
+    device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
+    sampler = PanoramaSampler.from_job(job, device)
+    safety = Safety.load(job.safety, sampler)
+    sampler.warns = True  # this prompt was not planned
     for number, output in enumerate(outputs):
-        image, seed = sample(number), job.prompts.seed + number
+        seed, variation = job.prompts.seed + number, min(number, job.prompts.samples_per_prompt - 1)
+        blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
+        image = sample_image(sampler, Task("", prompt, number, seed, blend))
+        if safety is not None:
+            image = _checked(safety(image), job.safety.checker)
         metadata = _metadata(job, prompt, seed)
         data = encode_image(image, image_format, job.output.quality, job.sampling.loop, metadata)
         write_atomically(output, data)
@@ -47,29 +55,6 @@ def _metadata(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     settings = {name: resolved[name] for name in ("backbone", "method", "sampling")}
     settings["sampling"] |= {"height": prompt.height, "width": prompt.width}
     return {"prompt": prompt.text, **prompts, "seed": seed, **recorded_pictures(prompt), **settings}
-
-
-class _Sampler:
-    """Sample panoramas of one prompt: `sampler(number)` is the one with the seed `prompts.seed + number`."""
-
-    def __init__(self, job: Job, prompt: Prompt):
-        quieten()
-        self.job, self.prompt = job, prompt
-        device = "cuda" if torch.cuda.is_available() and job.trainer.accelerator != "cpu" else "cpu"
-        self.sampler = PanoramaSampler.from_job(job, device)
-        self.safety = Safety.load(job.safety, self.sampler)
-        self.sampler.warns = True  # this prompt was not planned
-
-    def __call__(self, number: int) -> np.ndarray:
-        image = self._sample(number)
-        return image if self.safety is None else _checked(self.safety(image), self.job.safety.checker)
-
-    def _sample(self, number: int) -> np.ndarray:
-        job = self.job
-        variation = min(number, job.prompts.samples_per_prompt - 1)
-        blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
-        task = Task("", self.prompt, number, job.prompts.seed + number, blend)
-        return sample_image(self.sampler, task)
 
 
 def sample_image(sampler: PanoramaSampler, task: Task) -> np.ndarray:

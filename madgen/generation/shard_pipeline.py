@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from madgen.cluster.memory import peak_memory
+import torch
+
 from madgen.config.schema import Job
 from madgen.dataset.encoding import encode_sample
 from madgen.dataset.remote.background import BackgroundUpload
@@ -160,7 +163,7 @@ class ShardPipeline:
             "rate_per_s": self._rate.per_second(),
             "rate_error": self._rate.error(),
             "megapixels_per_s": None if pixels is None else pixels / 1e6,
-            "memory_bytes": peak_memory(),
+            "memory_bytes": _peak_memory(),
         }
 
     def _notify(self, event: str, *arguments: Any) -> None:
@@ -171,3 +174,11 @@ class ShardPipeline:
             except Exception as error:
                 logger.warning(f"{type(observer).__name__} is off: {error!r}")
                 self.observers.remove(observer)
+
+
+def _peak_memory() -> int:
+    """Return the peak in bytes: of GPU memory if a GPU is in use, else of resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

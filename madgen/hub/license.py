@@ -147,16 +147,12 @@ def licences(backbone: Any) -> dict[str, Any]:
 
 def licence_notes(backbone: Any) -> list[str]:
     """Return a line for each licence of a `BackboneConfig` that is unknown, or that restricts the use of pictures."""
+    condition = "" if backbone.accept_licence else "; madgen generate needs backbone.accept_licence=true"
     return [
-        f"{weights}: {licence.summary}{_condition(licence, backbone.accept_licence)}"
+        f"{weights}: {licence.summary}{'' if licence.training != 'restricted' else condition}"
         for weights, licence in _used(backbone)
         if licence.training != "yes" or licence.commercial != "yes"
     ]
-
-
-def _condition(licence: Licence, accepted: bool) -> str:
-    needed = licence.training == "restricted" and not accepted
-    return "; madgen generate needs backbone.accept_licence=true" if needed else ""
 
 
 def check_licences(backbone: Any) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageOps
 
-from madgen.images.picture_cache import MAX_BYTES, cache_folder, content_of, is_url
+from madgen.images.picture_cache import MAX_BYTES, cache_folder, content_of, is_url, too_large
 from madgen.types import MaskFile, PictureFile
 from madgen.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def read_file(path: str, span: tuple[int, int] | None = None) -> bytes:
             stream.seek(span[0])
         content = stream.read(MAX_BYTES + 1 if span is None else min(span[1], MAX_BYTES + 1))
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB; save the picture with compression")
+        raise too_large(path)
     return content
 
 

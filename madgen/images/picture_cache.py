@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +60,7 @@ def cached(sha256: str) -> bytes | None:
 
 def download(url: str) -> bytes:
     """Return the content of a URL, from the cache unless it has changed or cannot be reached. Raises UserError."""
-    name, known = mask_urls(url), _Known.of(url)
+    name, (known, known_version) = mask_urls(url), _known(url)
     check_client_installed("picture", url)
     try:
         with errors_of(name):
@@ -73,41 +72,29 @@ def download(url: str) -> bytes:
         if known is None:
             raise
         logger.warning("%s; its copy in the cache is used", error)
-        return known.content
+        return known
     version = _version(info)
-    if known is not None and known.version == version is not None:
-        return known.content
+    if known is not None and known_version == version is not None:
+        return known
     if info.get("type") == "directory":
         raise UserError(f"{name} is a folder; name a picture in it")
     if (info.get("size") or 0) > MAX_BYTES:
-        raise _too_large(name)
+        raise too_large(name)
     with errors_of(name), fs.open(root, "rb", **({"block_size": 0} if protocol_of(url) in WEB else {})) as stream:
         content = _limited(stream, name)
-    _Known(content, version).save(url)
+    entry = {"sha256": store(content).name, "version": version}
+    _entry(url).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(_entry(url), json.dumps(entry).encode())
     return content
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A URL that was downloaded before."""
-
-    content: bytes
-    version: str | None
-
-    @classmethod
-    def of(cls, url: str) -> _Known | None:
-        """Return what is cached of a URL; None if it is missing or damaged."""
-        try:
-            entry = json.loads(_entry(url).read_bytes())
-            content = cached(entry["sha256"])
-            return None if content is None else cls(content, entry["version"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-
-    def save(self, url: str) -> None:
-        path = store(self.content)
-        _entry(url).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_entry(url), json.dumps({"sha256": path.name, "version": self.version}).encode())
+def _known(url: str) -> tuple[bytes | None, str | None]:
+    """Return the content and the version of a URL that are cached; None if they are missing or damaged."""
+    try:
+        entry = json.loads(_entry(url).read_bytes())
+        return cached(entry["sha256"]), entry["version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, None
 
 
 def _entry(url: str) -> Path:
@@ -127,11 +114,12 @@ def _limited(stream: BinaryIO, name: str) -> bytes:
         parts.append(part)
         size += len(part)
         if size > MAX_BYTES:
-            raise _too_large(name)
+            raise too_large(name)
     return b"".join(parts)
 
 
-def _too_large(name: str) -> UserError:
+def too_large(name: str) -> UserError:
+    """Return the error of a picture file of more than `MAX_BYTES`."""
     return UserError(f"{name} has more than {MAX_BYTES >> 20} MiB; save the picture with compression")
 
 

@@ -25,7 +25,9 @@ def _json_value(where: object, name: str, value: Any) -> Any:
     if isinstance(value, str):
         return _text(where, name, value)
     if isinstance(value, float | Decimal):
-        return _number(where, name, float(value))
+        if math.isinf(value):
+            raise UserError(f"{where}: column {name!r} is {value}, which JSON cannot represent; remove the value")
+        return None if math.isnan(value) else float(value)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, list | tuple):
@@ -36,14 +38,6 @@ def _json_value(where: object, name: str, value: Any) -> Any:
         f"{where}: column {name!r} holds a {type(value).__name__}, which JSON cannot represent; leave it out of "
         "prompts.keep_columns"
     )
-
-
-def _number(where: object, name: str, value: float) -> float | None:
-    if math.isnan(value):
-        return None
-    if math.isinf(value):
-        raise UserError(f"{where}: column {name!r} is {value}, which JSON cannot represent; remove the value")
-    return value
 
 
 def _text(where: object, name: str, value: str) -> str:

@@ -16,7 +16,7 @@ from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
 from madgen.prompts.extra_columns import json_columns
 from madgen.prompts.picture_columns import PictureColumns, check_known
-from madgen.prompts.picture_files import Access, named_file, prefetch
+from madgen.prompts.picture_files import named_file, prefetch
 from madgen.prompts.readers import ALL, Chunk
 from madgen.prompts.regions import RecordedRegions, mask_names, parse_regions
 from madgen.prompts.rows import Location, default_id
@@ -67,7 +67,8 @@ class RowParser:
         access = source.access(self.config, confined=not self.config.allow_masks_outside)
         for position, (line, row, kept) in enumerate(zip(chunk.lines, chunk.rows, extras, strict=True)):
             if self.pictures.names and position % PREFETCHED == 0 and not builder.full:
-                self._prefetch(chunk.rows[position : position + PREFETCHED], access)
+                ahead = [row for row in chunk.rows[position : position + PREFETCHED] if isinstance(row, dict)]
+                prefetch(((name, row.get(name)) for row in ahead for name in self.pictures.names), access)
             fields = {"prompt": row} if isinstance(row, str) else row
             location = Location(source.name, line, fields.get("id"))
             self._note_files(location, fields, source)
@@ -86,11 +87,6 @@ class RowParser:
         names += [name for column in self.pictures.names if (name := named_file(fields.get(column)))]
         folder = None if source.folder is None else str(source.folder)
         self.masks.update((name, folder) for name in names)
-
-    def _prefetch(self, rows: Sequence[str | dict[str, Any]], access: Access) -> None:
-        """Download the pictures of rows at once."""
-        fields = [row for row in rows if isinstance(row, dict)]
-        prefetch(((name, row.get(name)) for row in fields for name in self.pictures.names), access)
 
     def check_kept(self) -> None:
         """Raise UserError if no row has a column of `prompts.keep_columns`."""

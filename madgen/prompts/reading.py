@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
 
 from madgen.config.schema import PromptsConfig
 from madgen.prompts.builder import BATCH_ROWS, TableBuilder
 from madgen.prompts.parsing import RowParser
 from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.rows import Defaults
-from madgen.prompts.shuffling import shuffled
 from madgen.prompts.sources import PromptSource, find_sources
 from madgen.prompts.table import PromptTable
+from madgen.utils.arrow import integer_array
 from madgen.utils.errors import UserError
 
 
@@ -40,7 +44,7 @@ def read_prompts(
     table = builder.finish(parser.masks)
     if not len(table):
         raise UserError(f"prompts.source={config.source} contains no prompts; write one per line")
-    return shuffled(table, config, batch_rows) if config.shuffle else table
+    return _shuffled(table, config, batch_rows) if config.shuffle else table
 
 
 def _add_rows(builder: TableBuilder, parser: RowParser, sources: Sequence[PromptSource]) -> None:
@@ -60,3 +64,20 @@ def _add_rows(builder: TableBuilder, parser: RowParser, sources: Sequence[Prompt
     builder.flush()
     if not builder.full:
         parser.check_kept()
+
+
+def _shuffled(table: PromptTable, config: PromptsConfig, batch_rows: int) -> PromptTable:
+    """Return a table with the same prompts, sorted by a hash of `prompts.seed` and their id.
+
+    So the order in the source does not matter, and a prompt that is added leaves the order of the others as it is.
+    """
+    header, prefix = table.header, f"{config.seed}/".encode()
+    ids = (name for batch in table.batches for name in batch.column("id").to_pylist())
+    digests = b"".join(blake2b(prefix + name.encode(), digest_size=8).digest() for name in ids)
+    order = np.argsort(np.frombuffer(digests, ">u8"), kind="stable")
+    rows = pa.Table.from_batches(table.batches)
+    builder = TableBuilder(config, header.defaults, header.sources, batch_rows, key_prefix=header.key_prefix)
+    for start in range(0, len(order), batch_rows):
+        for batch in rows.take(integer_array(order[start : start + batch_rows])).combine_chunks().to_batches():
+            builder.add_batch(batch)
+    return builder.finish(((mask, folder) for mask, folder, *_ in header.masks))

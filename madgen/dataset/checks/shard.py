@@ -19,21 +19,9 @@ from madgen.utils.errors import UserError
 
 PROMPT_KEYS = {"prompt_id", "prompt", "negative_prompt", "height", "width"}
 """Fields of a sample's JSON that identify its prompt, beside the seed."""
-OTHER_KEYS = {
-    "key",
-    "sample_index",
-    "seed",
-    "blend",
-    "backbone",
-    "method",
-    "sampling",
-    "safety",
-    "job_seed",
-    "fingerprint",
-    "scores",
-    "cut_text",
-    "columns",
-}
+OTHER_KEYS = set(
+    "key sample_index seed blend backbone method sampling safety job_seed fingerprint scores cut_text columns".split()
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,19 +26,13 @@ class BackgroundUpload:
 
     def __init__(self, directory: DatasetDir, url: str):
         self.directory, self.url = directory, url
-        self._thread: threading.Thread | None = None
-        self._begin()
-
-    def _begin(self) -> None:
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._stopping, self._finishing = threading.Event(), threading.Event()
         self._fails = False
 
     def start(self, sweep: Callable[[], bool] = lambda: False) -> None:
         """Start uploading; if `sweep` returns True, include finished shards that earlier processes did not upload."""
-        self._begin()
-        state = self._queue, self._stopping, self._finishing  # not shared with the thread of an interrupted run
-        self._thread = threading.Thread(target=self._work, args=(sweep, *state), name="upload", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(sweep,), name="upload", daemon=True)
         self._thread.start()
 
     def add(self, shard: str) -> None:
@@ -50,28 +44,17 @@ class BackgroundUpload:
         self._finishing.set()
         self._queue.put(None)
         due = time.monotonic() + 1
-        while self._thread is not None and self._thread.is_alive() and not stopped():
+        while self._thread.is_alive() and not stopped():
             self._thread.join(0.2)
             if time.monotonic() >= due and (left := self._queue.qsize()):
                 logger.info(f"uploading to {self.url}: {left} {'shards' if left > 1 else 'shard'} to go")
                 due = time.monotonic() + TELL_EVERY_S
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop uploading, without waiting for the current upload."""
-        self._stopping.set()
+        self._stopping.set()  # without waiting for the current upload
         self._queue.put(None)
-        self._thread = None
 
-    def _work(
-        self,
-        sweep: Callable[[], bool],
-        todo: queue.Queue[str | None],
-        stopping: threading.Event,
-        finishing: threading.Event,
-    ) -> None:
+    def _work(self, sweep: Callable[[], bool]) -> None:
         try:
-            sender = Push(self.directory, open_remote("output.upload", self.url), stopping)
+            sender = Push(self.directory, open_remote("output.upload", self.url), self._stopping)
         except UserError as error:
             logger.warning(str(error))
             return
@@ -80,11 +63,10 @@ class BackgroundUpload:
                 listing = sender.listing()
                 for name in sorted(self.directory.done()):
                     if not {f"shards/{name}.tar", f"shards/{name}.json"} <= listing.keys():
-                        todo.put(name)
-        while (shard := todo.get()) is not None and not stopping.is_set():
-            if not self._send(sender, shard) and not finishing.wait(PAUSE_S):
-                todo.put(shard)
-        return
+                        self._queue.put(name)
+        while (shard := self._queue.get()) is not None and not self._stopping.is_set():
+            if not self._send(sender, shard) and not self._finishing.wait(PAUSE_S):
+                self._queue.put(shard)
 
     def _send(self, sender: Push, shard: str) -> bool:
         """Upload a shard; return False if it must be retried."""

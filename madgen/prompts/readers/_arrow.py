@@ -27,7 +27,8 @@ def arrow_chunks(name: str, tables: Iterable[pa.Table | pa.RecordBatch], choice:
             table = next(iterator, None)
             if table is None:
                 return
-            rows, extras = _rows(table, choice), _extras(table, choice)
+            rows = _rows(table, choice)
+            extras = table.select(list(choice.extras)).to_pylist() if choice.extras else None
         except READ_ERRORS as error:
             raise UserError(f"{name} cannot be read after row {first - 1}: {error}") from error
         yield Chunk(range(first, first + len(rows)), rows, extras)
@@ -45,7 +46,3 @@ def _rows(table: pa.Table | pa.RecordBatch, choice: Choice) -> list[str | dict[s
     if names == ["prompt"]:
         return [value if type(value) is str else {"prompt": value} for value in values[0]]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _extras(table: pa.Table | pa.RecordBatch, choice: Choice) -> list[dict[str, Any]] | None:
-    return table.select(list(choice.extras)).to_pylist() if choice.extras else None
