@@ -4,6 +4,7 @@ import runpy
 
 import numpy as np
 import pytest
+from plans import table_of
 from processes import ROOT
 
 from madgen.config.loader import load_job
@@ -14,7 +15,6 @@ from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))

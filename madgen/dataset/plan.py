@@ -109,14 +109,6 @@ class Plan:
         """Return the total number of shards; the last one of a generation may be shorter."""
         return sum(-(-len(stage) // self.samples_per_shard) for stage in self.stages)
 
-    def task(self, position: int) -> Task:
-        """Return the task at a position in 0..samples-1."""
-        for stage in self.stages:
-            if position < len(stage):
-                return self._tasks(stage, position, position + 1)[0]
-            position -= len(stage)
-        raise IndexError("the plan has fewer samples")
-
     def _tasks(self, stage: Stage, first: int, last: int) -> list[Task]:
         """Return the tasks at positions first..last-1 of a generation."""
         tasks: list[Task] = []

@@ -30,15 +30,6 @@ SHAPE = attrgetter("height", "width", "negative", "regions")
 MAX_PROMPTS = 2**32 - 1
 
 
-def table_of(prompts: Iterable[Prompt], samples_per_prompt: int = 1) -> PromptTable:
-    """Build a table from prompts that do not come from a file."""
-    config = PromptsConfig(samples_per_prompt=samples_per_prompt)
-    builder = TableBuilder(config, Defaults("", 0, 0), ["prompts"])
-    for line, prompt in enumerate(prompts, 1):
-        builder.add(prompt, 0, line)
-    return builder.finish()
-
-
 class TableBuilder:
     """Collects rows until it is `full`. Errors are raised in the order of rows, whatever the batch size.
 

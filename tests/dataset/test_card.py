@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import yaml
+from plans import table_of
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
@@ -13,7 +14,6 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.licences import LICENCE_COLUMNS
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 TEXTS = ["a fjord", "**bold** <script>alert(1)</script> ](x) | `\n---\n# not a heading"] + ["hills"] * 6

@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from forks import WAIT_S
 from mutations import mutate
+from plans import table_of, tasks_of
 from processes import begin, environment
 from pyarrow import parquet
 
@@ -31,7 +32,6 @@ from madgen.dataset.shards.recovery import reopen, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
 from madgen.monitoring.status import status
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.atomic import temporary_path
 from madgen.utils.errors import UserError
@@ -237,12 +237,12 @@ def test_closed_pipe_is_no_failure_of_the_dataset(dataset, tmp_path, command):
 
 def test_seeds_of_64_bits_are_indexed_and_selected(tmp_path):
     plan = Plan("job", table_of([Prompt("p", "text", "", 8, 16, seed=2**64 - 1)]), 1, 2, 0)
-    assert plan.task(0).seed == 2**64 - 1
+    assert tasks_of(plan)[0].seed == 2**64 - 1
     directory, job = DatasetDir(tmp_path / "out"), load_job([], ["name=job", "output.samples_per_shard=2"])
     content = manifest.manifest(job, plan, job_identity(job, plan, "float32", WeightIds("w")))
     manifest.create(directory, content)
     shard = OpenShard(directory, plan.shard(0), "w")
-    record = Record(plan.task(0), np.zeros((8, 16, 3), np.uint8), sample_metadata(plan.task(0), {}))
+    record = Record(tasks_of(plan)[0], np.zeros((8, 16, 3), np.uint8), sample_metadata(tasks_of(plan)[0], {}))
     shard.add(0, encode_sample(record, "png", 95))
     shard.publish()
     index = parquet.read_table(write_index(directory))
@@ -317,7 +317,7 @@ def test_no_command_waits_for_a_pipe_in_work(dataset, madgen_here, tmp_path, nam
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
     if path.suffix == ".tar":
-        line = {"key": PLAN.task(2).key, "offset": 0, "size": 512, "sha256": "0"}
+        line = {"key": tasks_of(PLAN)[2].key, "offset": 0, "size": 512, "sha256": "0"}
         path.with_suffix(".jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     for command in (*COMMANDS[:3], ("preview", "out"), ("filter", "out", "--where", "seam > 0", "-o", "chosen")):
         assert madgen_here(*command).code == (3 if command[0] == "verify" else 0), command

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import table_of, tasks_of
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
@@ -22,7 +23,6 @@ from madgen.dataset.shards.recovery import repair
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import exit_code, verify
 from madgen.monitoring.status import status
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.errors import UserError
 
@@ -93,7 +93,7 @@ def hashes(root):
         (None, 9, "seam", list(range(12))),
         ("prompt contains 'fog'", 1, "coherence", [3, 10]),
         ("coherence < 0.8", 1, "coherence", [2, 5, 8, 10]),
-        (f"seed == {PLAN.task(7).seed}", None, None, [7]),
+        (f"seed == {tasks_of(PLAN)[7].seed}", None, None, [7]),
         ("height == 16 and width == 32", None, None, list(range(12))),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from plans import table_of
 from rewriting import and_embedded, changed, rewrite
 from without_model import prompts_of, write
 
@@ -18,7 +19,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan, build_plan
 from madgen.dataset.verify import verify
 from madgen.planning.order import shard_costs
-from madgen.prompts.builder import TableBuilder, table_of
+from madgen.prompts.builder import TableBuilder
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import Defaults
 from madgen.prompts.subset import rows_with_ids, subset_digest, subset_ids

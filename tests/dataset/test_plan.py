@@ -2,9 +2,9 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import table_of, tasks_of
 
 from madgen.dataset.plan import Plan, batches
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt
 from madgen.utils.seeding import sample_seed
 
@@ -44,16 +44,16 @@ def test_batches_hold_prompts_of_equal_batch_size():
 
 def test_a_seed_depends_on_identity_alone():
     one, other = plan(shard=3), plan(shard=5)
-    assert [one.task(i).seed for i in range(10)] == [other.task(i).seed for i in range(10)]
-    assert one.task(3).seed == sample_seed(0, "p1", 1)
-    assert plan(seed=1).task(3).seed != one.task(3).seed
+    assert [task.seed for task in tasks_of(one)][:10] == [task.seed for task in tasks_of(other)][:10]
+    assert tasks_of(one)[3].seed == sample_seed(0, "p1", 1)
+    assert tasks_of(plan(seed=1))[3].seed != tasks_of(one)[3].seed
 
 
 def test_seed_of_a_row_is_the_seed_of_its_first_sample():
     made = plan()
     made = replace(made, prompts=table_of([replace(made.prompts[0], seed=7), *made.prompts[1:]], 2))
-    assert made.task(0).seed == 7
-    assert made.task(1).seed == sample_seed(7, "p0", 1)
+    assert tasks_of(made)[0].seed == 7
+    assert tasks_of(made)[1].seed == sample_seed(7, "p0", 1)
 
 
 def test_seeds_are_48_bits_and_differ():

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from plans import table_of
 from s3_server import KEYS, objects, s3_server
 
 from madgen.config.loader import load_job
@@ -24,7 +25,6 @@ from madgen.dataset.remote.background import BackgroundUpload
 from madgen.dataset.remote.filesystem import Remote
 from madgen.dataset.remote.push import Push, push
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.errors import UserError
 

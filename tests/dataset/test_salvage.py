@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from plans import table_of
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
@@ -21,7 +22,6 @@ from madgen.dataset.shards.recovery import reopen_quarantined, repair, salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
 from madgen.monitoring.status import status
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 PLAN = Plan("job", table_of(Prompt(f"p{i}", f"text {i}", "", 8, 16) for i in range(8)), 1, 4, 0)

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from plans import table_of, tasks_of
 from processes import environment
 
 from madgen.config.loader import load_job
@@ -15,7 +16,6 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
 from madgen.dataset.verify import verify
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 from madgen.utils.atomic import temporary_path, write_atomically
 
@@ -108,8 +108,8 @@ def test_damage_is_found(dataset, kind):
 def test_samples_come_in_order_and_a_shard_is_published_whole(directory):
     shard = OpenShard(directory, PLAN.shard(0), "w")
     with pytest.raises(ValueError, match="sample 0 comes next, got 1"):
-        shard.add(1, sample(PLAN.task(1)))
-    shard.add(0, sample(PLAN.task(0)))
+        shard.add(1, sample(tasks_of(PLAN)[1]))
+    shard.add(0, sample(tasks_of(PLAN)[0]))
     with pytest.raises(ValueError, match="1 of 3 samples"):
         shard.publish()
     shard.discard()

@@ -1,8 +1,8 @@
 import pytest
+from plans import table_of
 
 from madgen.dataset.plan import Plan, build_plan
 from madgen.planning.order import claim_order, rotated, shard_costs
-from madgen.prompts.builder import table_of
 from madgen.types import Box, Prompt, Region
 
 

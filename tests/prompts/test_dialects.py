@@ -6,6 +6,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from plans import tasks_of
 
 from madgen import load_job
 from madgen.config.schema import PromptsConfig
@@ -217,6 +218,6 @@ def test_seeds_go_up_to_the_largest_of_torch(tmp_path, name):
     plan = build_plan(job)
     plan.save(tmp_path / "cache")
     again = build_plan(job, tmp_path / "cache")
-    assert again.prompts[0].seed == plan.task(0).seed == largest
-    assert 0 <= plan.task(1).seed < 2**48
-    generators([plan.task(0).seed])  # torch accepts it
+    assert again.prompts[0].seed == tasks_of(plan)[0].seed == largest
+    assert 0 <= tasks_of(plan)[1].seed < 2**48
+    generators([tasks_of(plan)[0].seed])  # torch accepts it

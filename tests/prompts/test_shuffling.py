@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plans import table_of, tasks_of
 
 from madgen import load_job
 from madgen.config.schema import PromptsConfig
 from madgen.dataset.plan import build_plan
-from madgen.prompts.builder import table_of
 from madgen.prompts.reading import read_prompts
 from madgen.utils.errors import UserError
 
@@ -60,7 +60,7 @@ def test_shuffled_samples_keep_keys_and_seeds(source):
         return build_plan(load_job([], [f"prompts.source={source}", "prompts.samples_per_prompt=2", *overrides]))
 
     def tasks(plan):
-        return [plan.task(position) for position in range(plan.samples)]
+        return tasks_of(plan)
 
     usual, shuffled = plan(), plan("prompts.shuffle=true")
     assert {(task.key, task.seed) for task in tasks(usual)} == {(task.key, task.seed) for task in tasks(shuffled)}

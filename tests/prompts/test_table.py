@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from plans import table_of
 
 from madgen.config.loader import load_job
 from madgen.config.schema import PromptsConfig
 from madgen.dataset.plan import build_plan
-from madgen.prompts.builder import BATCH_ROWS, TableBuilder, table_of
+from madgen.prompts.builder import BATCH_ROWS, TableBuilder
 from madgen.prompts.cache import plan_key
 from madgen.prompts.characters import is_blank
 from madgen.prompts.duplicates import IdIndex

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from plans import table_of
 
 from madgen.config.loader import load_job
 from madgen.dataset import manifest
@@ -11,7 +12,6 @@ from madgen.dataset.identity import WeightIds, job_identity
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.dataset.shards.writer import OpenShard
-from madgen.prompts.builder import table_of
 from madgen.types import Prompt, Record
 
 HOSTILE = "a <script>alert('1')</script> & \"quoted\" <!--\n</script\u2028> <img src=https://x.invalid onerror=x>"

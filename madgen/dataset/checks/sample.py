@@ -34,7 +34,8 @@ class Expected:
     image_format: str | None
     embedded: bool
     """Whether images carry the JSON of their sample."""
-    key_prefixes: frozenset[str] = frozenset({""})
+    manifest: Manifest
+    """Of the dataset that generated the samples."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sections of the identity that each fingerprint stands for."""
 
@@ -43,15 +44,11 @@ class Expected:
         """Read them from a manifest. If its identity does not have its fingerprint, either may be the right one."""
         known, manifest = portion.fingerprints, portion.source
         if fingerprint(manifest.identity) != manifest.fingerprint:
-            return cls(known | {fingerprint(manifest.identity)}, None, False, manifest.key_prefixes)
+            return cls(known | {fingerprint(manifest.identity)}, None, False, manifest)
         output = manifest.identity.get("output")
         output = output if isinstance(output, dict) else {}
         embedded = output.get("embedded") == 1
-        return cls(known, output.get("format"), embedded, manifest.key_prefixes, _settings(manifest))
-
-    def without_prefix(self, key: str) -> str:
-        """Return a key without the prefix of its dataset."""
-        return key.removeprefix(max((item for item in self.key_prefixes if key.startswith(item)), key=len, default=""))
+        return cls(known, output.get("format"), embedded, manifest, _settings(manifest))
 
 
 def _settings(manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -74,7 +71,7 @@ def check_sample(sample: TarSample, entry: SampleEntry, expected: Expected) -> t
         metadata = parse_object(sample.members["json"], "its JSON")
     except FormatError as error:
         return [*problems, str(error)], {}
-    problems += _check_json(sample, metadata, entry, expected.key_prefixes)
+    problems += _check_json(sample, metadata, entry, expected.manifest.key_prefixes)
     problems += _check_identity(metadata, expected)
     problems += _check_image(sample.members[images[0]], images[0], metadata, entry, expected.embedded)
     return problems, metadata

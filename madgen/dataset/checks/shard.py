@@ -11,7 +11,7 @@ from typing import Any
 
 from madgen.dataset.checks.sample import Expected, check_sample
 from madgen.dataset.checks.tar import read_samples
-from madgen.dataset.format import FormatError, SampleEntry, Sidecar, prompt_id
+from madgen.dataset.format import FormatError, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file
 from madgen.types import shard_index
@@ -97,13 +97,13 @@ def _check_tar(directory: DatasetDir, name: str, sidecar: Sidecar, expected: Exp
             result.present += 1
             entry = entries.get(sample.key)
             if entry is None:
-                result.samples.append(_planned(expected.without_prefix(sample.key), None, {}))
+                result.samples.append(_planned(sample.key, expected, None, {}))
                 continue
             problems, metadata = check_sample(sample, entry, expected)
             result.problems += [f"{sample.key}: {problem}" for problem in problems]
             result.whole += [] if problems else [entry]
             seed, about = (None, {}) if problems else (entry.seed, metadata)
-            result.samples.append(_planned(expected.without_prefix(sample.key), seed, about))
+            result.samples.append(_planned(sample.key, expected, seed, about))
     if [entry.key for entry in sidecar.samples] != result.keys:
         result.problems.append("its sidecar and its tar do not hold the same keys in the same order")
 
@@ -114,15 +114,15 @@ def _add_quarantined(sidecar: Sidecar, expected: Expected, result: ShardResult) 
         if entry.position > len(result.keys) or entry.key in result.keys:
             result.problems.append(f"{entry.key}: quarantined at position {entry.position}, which is not free")
         result.keys.insert(entry.position, entry.key)
-        result.samples.insert(entry.position, _planned(expected.without_prefix(entry.key), entry.seed, {}))
+        result.samples.insert(entry.position, _planned(entry.key, expected, entry.seed, {}))
 
 
-def _planned(key: str, seed: int | None, metadata: dict[str, Any]) -> PlannedSample:
+def _planned(key: str, expected: Expected, seed: int | None, metadata: dict[str, Any]) -> PlannedSample:
     number = key.rpartition("-")[2]
     index = int(number) if number.isdecimal() and len(number) < 19 else -1
     complete = metadata.keys() >= PROMPT_KEYS and metadata.keys() <= PROMPT_KEYS | OTHER_KEYS
     prompt = {name: metadata.get(name) for name in (*PROMPT_KEYS, "columns")} if complete else None
-    return PlannedSample(prompt_id(key), index, seed, prompt)
+    return PlannedSample(expected.manifest.prompt_id(key), index, seed, prompt)
 
 
 def sidecar_time(directory: DatasetDir, name: str) -> int | None:
