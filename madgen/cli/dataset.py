@@ -229,10 +229,10 @@ def merge_(
         madgen merge out/alps out/coast -o out/landscapes
         madgen merge out/mad out/plain --mixed --prefix mad-,plain- -o both
     """
-    from madgen.dataset.merge import Options, merge
+    from madgen.dataset.merge import merge
 
     prefixes = () if prefix is None else tuple(prefix.split(","))
-    merge(directories, output, Options(mixed, prefixes, copy))
+    merge(directories, output, mixed, prefixes, copy)
 
 
 def push(

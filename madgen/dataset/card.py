@@ -183,7 +183,6 @@ def _licence_header(licences: Sequence[dict[str, Any]]) -> str:
 
 
 def _licence_text(manifests: Sequence[Manifest]) -> str:
-    """Describe what the licences of the weights say about the pictures."""
     lines: dict[str, None] = {}
     for manifest in manifests:
         for title, each in recorded_licences(manifest):

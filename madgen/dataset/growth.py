@@ -81,7 +81,6 @@ def _split(table: PromptTable, rows: Rows, known: Sequence[Generation]) -> list[
 
 
 def _stages(added: list[Rows], known: Sequence[Generation]) -> tuple[Stage, ...]:
-    """Return the stages of generations that added these rows."""
     stages: list[Stage] = []
     before, earlier = 0, np.empty(0, np.int64)
     for rows, generation in zip(added, known, strict=True):
@@ -93,7 +92,6 @@ def _stages(added: list[Rows], known: Sequence[Generation]) -> tuple[Stage, ...]
 
 
 def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) -> Plan:
-    """Plan the next generation. Raises CannotGrowError."""
     each, before = plan.samples_per_prompt, known[-1].samples_per_prompt
     if each < before:
         raise CannotGrowError(f"prompts.samples_per_prompt is {each}, and it has {before} of each prompt already")

@@ -148,7 +148,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _as_yaml(value: Any, key: str) -> str:
-    """Format a value as in a job file."""
     return "false" if value is None and key == "compile" else as_yaml(value)  # omitted from the identity if off
 
 

@@ -67,30 +67,22 @@ class Source:
         return (entry for sidecar in self.sidecars() for entry in sidecar.samples)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a merge."""
-
-    mixed: bool = False
-    """Merge datasets of different settings."""
-    prefixes: tuple[str, ...] = ()
-    """Prefixes of the keys of each dataset, or of all but the first; none: keys stay as they are."""
-    copy: bool = False
-    """Copy shards rather than link them."""
-
-
-def merge(roots: Sequence[Path], target: Path, options: Options) -> None:
+def merge(
+    roots: Sequence[Path], target: Path, mixed: bool = False, prefixes: Sequence[str] = (), copy: bool = False
+) -> None:
     """Write a dataset of all samples of some datasets, published by rename, and print their number.
 
+    `mixed`: merge datasets of different settings. `prefixes`: of the keys of each dataset, or of all but the first;
+    none: keys stay as they are. `copy`: copy shards rather than link them.
     Raises UserError, before anything is written, if datasets have different settings or different pictures of a key.
     """
-    sources = _open(roots, _prefixes(len(roots), options.prefixes))
+    sources = _open(roots, _prefixes(len(roots), prefixes))
     check_new_directory(target)
-    _check_settings(sources, options.mixed)
+    _check_settings(sources, mixed)
     with reading_shards():
         _leave_out_duplicates(sources)
         with new_directory(target) as temporary:
-            content = _write(sources, DatasetDir(temporary), options.copy)
+            content = _write(sources, DatasetDir(temporary), copy)
     for source in sources:
         root, left_out = source.directory.root, len(source.left_out)
         if not source.is_finished:
@@ -101,7 +93,6 @@ def merge(roots: Sequence[Path], target: Path, options: Options) -> None:
 
 
 def _prefixes(datasets: int, prefixes: Sequence[str]) -> list[str]:
-    """Return a prefix for each dataset. Raises UserError."""
     if datasets < 2:
         raise UserError("name at least two datasets to merge")
     if prefixes and len(prefixes) not in (datasets - 1, datasets):
@@ -219,7 +210,6 @@ def keys_of(sidecar: Sidecar) -> list[str]:
 
 
 def _write(sources: Sequence[Source], out: DatasetDir, copy: bool) -> Manifest:
-    """Write the merged dataset; return its manifest."""
     out.shards.mkdir()
     name, manifests, shards = sources[0].manifest.name, list[Manifest](), 0
     digest, samples, prompts = sha256(), 0, set[str]()

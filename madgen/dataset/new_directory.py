@@ -36,7 +36,6 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished copies of killed processes in a folder."""
     with contextlib.suppress(OSError):
         now = file_system_time(folder)
         for path in folder.glob(".*"):

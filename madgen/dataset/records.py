@@ -126,24 +126,16 @@ def _check(value: Any, valid: bool, expected: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     try:
-        return type(value) in (int, float) and float(value) is not None
+        return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:  # an integer above the range of floats
         return False
-
-
-def check_finite(**values: float | dict[str, float] | None) -> None:
-    """Raise InvalidValueError for NaN or infinity in one of the fields."""
-    for name, value in values.items():
-        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-            if number is not None and not math.isfinite(number):
-                raise InvalidValueError(f"is {number}, expected a finite number", f".{name}{key and '.'}{key}")
 
 
 PLAIN: dict[Any, Callable[[Any], Any]] = {
     str: lambda value: _check(value, type(value) is str, "a string"),
     bool: lambda value: _check(value, type(value) is bool, "true or false"),
     int: lambda value: _check(value, type(value) is int and 0 <= value <= MAX_INT, "an integer >= 0"),
-    float: lambda value: _check(value, _is_number(value), "a number"),
+    float: lambda value: _check(value, _is_number(value), "a finite number"),
     dict[str, Any]: lambda value: _check(value, type(value) is dict, "an object"),
     list[Any]: lambda value: _check(value, type(value) is list, "a list"),
 }

@@ -98,8 +98,6 @@ def verify(directory: DatasetDir, on_shard: Callable[[int, int], None] = lambda 
 
 
 class _Shards:
-    """Collect the results of the shards, in order."""
-
     def __init__(self, manifest: Manifest, verdict: Verdict):
         self.manifest, self.verdict = manifest, verdict
         self.plan = PlanCheck(manifest)

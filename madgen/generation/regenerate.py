@@ -82,7 +82,6 @@ def regenerate(
 
 
 def _compare(difference_HWC: np.ndarray) -> int:
-    """Classify the absolute differences between two images."""
     if not difference_HWC.any():
         return SAME
     small = difference_HWC.max() <= MAX_DIFFERENCE and difference_HWC.mean() <= MEAN_DIFFERENCE

@@ -90,7 +90,6 @@ class RobustSampler:
         return attempt if cut is None else replace(attempt, changes=with_changes(attempt.changes, {"cut_text": cut}))
 
     def _attempts(self, tasks: Sequence[Task]) -> list[Attempt]:
-        """Sample and decode each task, without retries in float32."""
         latents = self._sample_with_splits(tasks)
         return [self._decode_latents(task, latents_1CHW) for task, latents_1CHW in zip(tasks, latents, strict=True)]
 
@@ -197,7 +196,6 @@ class RobustSampler:
         return Attempt(None, {}, reason, f"in {dtype}: {attempt.detail}; in float32: {retried.detail}")
 
     def _checked(self, attempt: Attempt) -> Attempt:
-        """Apply the safety checker and record its result."""
         image = attempt.image_HWC
         if self.safety is None or image is None:
             return attempt

@@ -134,7 +134,6 @@ class ShardPipeline:
         self.queue.worker.beat(open=progress)
 
     def _settle(self, shard: OpenShard, position: int, attempt: Attempt) -> None:
-        """Add a panorama to its shard, or quarantine the sample."""
         task, output = shard.shard.tasks[position], self.job.output
         self._count(failed=attempt.image_HWC is None and attempt.reason != UNSAFE)
         if attempt.image_HWC is None:

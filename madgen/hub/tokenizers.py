@@ -60,7 +60,6 @@ class ClipCounter:
 
 
 def _clip_backend(where: str, revision: str | None, subfolder: str) -> Any:
-    """Build the tokenizer of CLIPTokenizer from a checkpoint's vocabulary."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary, merges = _clip_vocabulary(where, revision, subfolder)

@@ -56,7 +56,6 @@ class TableBuilder:
         self._clear()
 
     def _clear(self) -> None:
-        """Start a new batch."""
         self._ids: list[str] = []
         self._texts: list[str] = []
         self._prompts: list[Prompt | None] = []  # None: the defaults

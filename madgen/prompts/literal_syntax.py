@@ -65,7 +65,6 @@ def _comments(table: PromptTable) -> Iterator[int]:
 
 
 def _first_rows(table: PromptTable) -> list[int]:
-    """Return the row of the first line of each source."""
     first: dict[int, tuple[int, int]] = {}
     start = 0
     for batch in table.batches:

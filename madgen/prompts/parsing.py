@@ -192,7 +192,6 @@ def _number(fields: dict[str, Any], name: str, default: int | None) -> Any:
 
 
 def _size(where: Location, fields: dict[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Return the height and width of a row, or those of the job."""
     size = _number(fields, "height", height), _number(fields, "width", width)
     for name, pixels in zip(("height", "width"), size, strict=True):
         if type(pixels) is not int or pixels <= 0:

@@ -94,7 +94,6 @@ class _Draws:
 
 
 def _names(template: str) -> list[str]:
-    """Return the attributes of a template, in order."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:

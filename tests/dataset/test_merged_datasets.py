@@ -17,7 +17,7 @@ from madgen.dataset.filtering.selection import Choice, parse
 from madgen.dataset.filtering.split import split_dataset
 from madgen.dataset.index import write_index
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.merge import Options, merge
+from madgen.dataset.merge import merge
 from madgen.dataset.reader import read_sample
 from madgen.dataset.records import read_file
 from madgen.dataset.remote.push import push
@@ -41,7 +41,7 @@ def two(tmp_path):
 
 
 def merged(tmp_path, *directories, **options):
-    merge([directory.root for directory in directories], tmp_path / "merged", Options(**options))
+    merge([directory.root for directory in directories], tmp_path / "merged", **options)
     return DatasetDir(tmp_path / "merged")
 
 
@@ -173,7 +173,7 @@ def test_grown_filtered_split_and_merged_datasets_are_merged(one, two, tmp_path)
     nested = merged(tmp_path, one, DatasetDir(parts / "a"))
     assert verify(nested).complete
     write_filtered(DatasetDir(parts / "b"), Choice(parse("sample_index == 0")), tmp_path / "filtered")
-    merge([nested.root, tmp_path / "filtered"], tmp_path / "all", Options())
+    merge([nested.root, tmp_path / "filtered"], tmp_path / "all")
     last = DatasetDir(tmp_path / "all")
     assert sorted(checked(last, tmp_path / "cache")) == sorted({*keys(one), *keys(two)})
     assert len(last.read_manifest().sources) == 3

@@ -90,7 +90,6 @@ def _check_span(sample: TarSample, entry: SampleEntry) -> Iterator[str]:
 def _check_json(
     sample: TarSample, metadata: Mapping[str, Any], entry: SampleEntry, key_prefixes: frozenset[str]
 ) -> Iterator[str]:
-    """Compare the JSON with the sidecar and the text."""
     recorded = {name: getattr(entry, name) for name in ("key", "seed", "prompt", "height", "width")}
     for name, value in recorded.items():
         if not _same(metadata.get(name), value):
@@ -113,7 +112,6 @@ def _check_json(
 
 
 def _check_identity(metadata: Mapping[str, Any], expected: Expected) -> Iterator[str]:
-    """Compare the JSON with the identity of the dataset."""
     if "fingerprint" in metadata and metadata["fingerprint"] not in expected.fingerprints:
         yield (
             f"it is a sample of another dataset: fingerprint {metadata['fingerprint']!r:.40}, "

@@ -126,8 +126,6 @@ def parse(expression: str, kept: KeptColumns | None = None) -> Where:
 
 
 class _Names:
-    """The names that an expression may use."""
-
     def __init__(self, kept: KeptColumns):
         self.kept = kept
         self.numbers = (*NUMBERS, *(name for name in kept.types if name not in kept.texts))

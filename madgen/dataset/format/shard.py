@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, Record, check_finite
+from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, Record
 
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 """Columns of `index.parquet` besides scores and kept columns."""
@@ -124,7 +124,6 @@ class Sidecar(Record):
     @classmethod
     def from_dict(cls, value: Any) -> Self:
         record = super(Sidecar, cls).from_dict(value)
-        check_finite(seconds=record.seconds, started=record.started, finished=record.finished)
         for entry in record.samples:
             object.__setattr__(entry, "shard", record.shard)
         return record
@@ -146,12 +145,6 @@ class ShardSummary(Record):
     quarantine: tuple[QuarantineEntry, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     fingerprint: str | None = None
-
-    @classmethod
-    def from_dict(cls, value: Any) -> Self:
-        record = super(ShardSummary, cls).from_dict(value)
-        check_finite(seconds=record.seconds)
-        return record
 
 
 def prompt_id(key: str) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
-from madgen.dataset.records import NOT_STORED, Record, check_finite
+from madgen.dataset.records import NOT_STORED, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +62,3 @@ class Heartbeat(Record):
     rank: int | None = None
     shard: str | None = None
     """Shard of the current batch."""
-
-    @classmethod
-    def from_dict(cls, value: Any) -> Self:
-        record = super(Heartbeat, cls).from_dict(value)
-        check_finite(
-            rate_per_s=record.rate_per_s, rate_error=record.rate_error, megapixels_per_s=record.megapixels_per_s
-        )
-        return record

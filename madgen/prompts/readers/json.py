@@ -43,7 +43,6 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _item(key: str, value: Any, file: PromptFile, options: ReadOptions) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the fields and kept keys of one member of an object."""
     if isinstance(value, dict):
         fields, kept = split_keys(value, options)
         return {**fields, "id": key}, kept
