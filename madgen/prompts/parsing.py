@@ -19,6 +19,7 @@ from madgen.prompts.picture_columns import PictureColumns, check_known
 from madgen.prompts.picture_files import named_file, prefetch
 from madgen.prompts.readers import ALL, Chunk
 from madgen.prompts.regions import RecordedRegions, mask_names, parse_regions
+from madgen.prompts.remote import download_masks
 from madgen.prompts.rows import Location, default_id
 from madgen.prompts.sources import PromptSource
 from madgen.types import PictureFile, Prompt, Region
@@ -82,7 +83,7 @@ class RowParser:
         """Download the masks that a row of a remote file names; note the files that another one names."""
         names = mask_names(fields) if "regions" in fields else []
         if source.remote is not None:
-            source.remote.download_masks(where, names)
+            download_masks(source.remote, where, names)
             return
         names += [name for column in self.pictures.names if (name := named_file(fields.get(column)))]
         folder = None if source.folder is None else str(source.folder)

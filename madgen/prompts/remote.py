@@ -8,7 +8,6 @@ import json
 import posixpath
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,19 @@ from madgen.prompts.readers import PromptFile
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import WEB, check_client_installed, errors_of, file_system, protocol_of
 
-_downloads: dict[str, tuple[str, RemoteFile]] = {}
+_downloads: dict[str, tuple[str, PromptFile]] = {}
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A downloaded prompt file. Its folder is removed when the process ends."""
-
-    url: str
-    file: PromptFile
-    sha256: str
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder that masks are downloaded to, under the same relative paths."""
-        return self.file.path.parent
-
-    def download_masks(self, where: object, masks: Sequence[str]) -> None:
-        """Download mask files, relative to the prompt file. Raises UserError for other paths and missing files."""
-        for mask in masks:
-            url = url_beside(where, "mask", mask, self.url)
-            target = self.folder / posixpath.normpath(mask)
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with errors_of(f"{where}: mask {url}"):
-                    fs, root = file_system(url)
-                    fs.get_file(root, str(target))
+def download_masks(file: PromptFile, where: object, masks: Sequence[str]) -> None:
+    """Download mask files beside a downloaded prompt file. Raises UserError for other paths and missing files."""
+    for mask in masks:
+        url = url_beside(where, "mask", mask, file.name)
+        target = file.path.parent / posixpath.normpath(mask)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with errors_of(f"{where}: mask {url}"):
+                fs, root = file_system(url)
+                fs.get_file(root, str(target))
 
 
 def remote_urls(source: str) -> list[str]:
@@ -60,8 +46,11 @@ def remote_urls(source: str) -> list[str]:
     return urls
 
 
-def download(url: str) -> RemoteFile:
-    """Download a prompt file, once per process as long as it does not change. Raises UserError."""
+def download(url: str) -> PromptFile:
+    """Download a prompt file, once per process as long as it does not change. Raises UserError.
+
+    Its folder, to which its masks are downloaded as well, is removed when the process ends.
+    """
     with errors_of(f"prompts.source={url}"):
         fs, root = file_system(url)
         fs.invalidate_cache()
@@ -77,9 +66,9 @@ def download(url: str) -> RemoteFile:
         fs.get_file(root, str(path))
     with open(path, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    remote = RemoteFile(url, PromptFile(path, url), sha256)
-    _downloads[url] = state, remote
-    return remote
+    file = PromptFile(path, url, sha256)
+    _downloads[url] = state, file
+    return file
 
 
 @cache

@@ -15,7 +15,7 @@ from madgen.prompts.picture_files import Access
 from madgen.prompts.readers import Chunk, PromptFile, Reader, ReadOptions, known_suffixes, reader_of
 from madgen.prompts.readers._dataset import dataset_tars, is_dataset, read_dataset
 from madgen.prompts.readers._hub import dataset_files, is_hub, local_folder, read_hub
-from madgen.prompts.remote import RemoteFile, download, remote_urls
+from madgen.prompts.remote import download, remote_urls
 from madgen.prompts.template import NAME, Template
 from madgen.utils.errors import UserError
 from madgen.utils.filesystems import protocol_of
@@ -32,12 +32,12 @@ class PromptSource:
     files: Callable[[], list[Path]]
     """Return its files, as far as they are on this machine."""
     read: Callable[[], Iterator[Chunk]]
-    remote: RemoteFile | None = None
+    remote: PromptFile | None = None
     """The file that it was downloaded from."""
 
     def access(self, config: PromptsConfig, confined: bool) -> Access:
         """Return where the pictures of its rows may be; `confined`: files inside of its folder only."""
-        url = None if self.remote is None else self.remote.url
+        url = None if self.remote is None else self.remote.name
         return Access(self.folder, confined, tuple(config.allow_picture_urls), url)
 
 
@@ -98,8 +98,8 @@ def _file(file: PromptFile, options: ReadOptions) -> PromptSource:
 def _remote(url: str, options: ReadOptions) -> PromptSource:
     reader_of(url)  # raises UserError before anything is downloaded
     remote = download(url)
-    reader = _reader(remote.file, options)
-    return PromptSource(url, remote.folder, list, partial(reader.read, remote.file, options), remote)
+    read = partial(_reader(remote, options).read, remote, options)
+    return PromptSource(url, remote.path.parent, list, read, remote)
 
 
 def _reader(file: PromptFile, options: ReadOptions) -> Reader:

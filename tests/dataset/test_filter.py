@@ -28,7 +28,7 @@ from madgen.utils.errors import UserError
 
 TEXTS = ["Snow on hills", "fog over a lake", "dunes | `at` night", "snow and fog"]
 PLAN = Plan("job", table_of((Prompt(f"p{i}", text, "", 16, 32) for i, text in enumerate(TEXTS)), 3), 3, 5, 0)
-KEYS = [PLAN.task(position).key for position in range(12)]
+KEYS = [task.key for task in tasks_of(PLAN)[:12]]
 COHERENCE = [0.5, 0.9, 0.7, 0.8, 0.8, 0.6, 0.95, 0.2, 0.3, None, 0.4, 0.4]
 SEAM = [1.0, 1.5, 1.1, 1.3, 1.2, 1.4, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
 

@@ -209,10 +209,10 @@ def test_each_task_names_the_seed_and_share_of_its_blend(job_file, tmp_path, mon
     for overrides in ([shares], [shares, "method.noise.blend.seed=9"]):
         plan = build_plan(load_job(job_file, overrides))
         for prompt in range(2):
-            first, second = tasks_of(plan)[2 * prompt], plan.task(2 * prompt + 1)
+            first, second = tasks_of(plan)[2 * prompt : 2 * prompt + 2]
             seed = 9 if len(overrides) == 2 else first.seed
             assert (first.blend, second.blend) == (NoiseBlend(seed, 0.25), NoiseBlend(seed, 0.75))
-    assert build_plan(load_job(job_file)).task(0).blend is None
+    assert tasks_of(build_plan(load_job(job_file)))[0].blend is None
 
 
 def test_dataset_records_the_blend_and_regenerates_its_samples(madgen_here, job_file, tmp_path):

@@ -20,8 +20,8 @@ SPREAD = (
     "cluster/test_signals.py",
     "dataset/test_upload_run.py",
     "demo/test_train.py",
-    "generation/test_attempts.py",
     "generation/test_generate.py",
+    "generation/test_out_of_memory.py",
     "invariants/test_loop_closure.py",
 )
 """Modules with long tests that share no fixtures: their tests may run in several workers."""
@@ -33,7 +33,7 @@ LONGEST = (
     "test_readme",
     "demo/",
     "test_docs",
-    "generation/test_attempts",
+    "generation/test_out_of_memory",
     "generation/test_generate",
     "cluster/test_signals",
     "cluster/test_launch",

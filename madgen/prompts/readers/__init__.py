@@ -28,6 +28,8 @@ class PromptFile:
 
     path: Path
     name: str
+    sha256: str | None = None
+    """Checksum of a file that was downloaded."""
 
     def __str__(self) -> str:
         return self.name
