@@ -18,7 +18,7 @@ from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.checks.plan import PlanCheck
 from madgen.dataset.checks.sample import Expected
 from madgen.dataset.checks.shard import ShardResult, check_shard, sidecar_time
-from madgen.dataset.format import FormatError, Manifest, SampleEntry
+from madgen.dataset.format import FormatError, Manifest, SampleEntry, portion_at
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.journal import open_pieces
 from madgen.types import shard_index
@@ -177,13 +177,12 @@ def _any_image_size() -> Iterator[None]:
 
 def _check(directory: DatasetDir, manifest: Manifest) -> Callable[[str], ShardResult]:
     """Return a function that checks a shard by its name."""
-    portions = [(portion, Expected.of(portion)) for portion in manifest.portions()]
+    portions = manifest.portions()
+    expected = list(map(Expected.of, portions))
 
     def check(name: str) -> ShardResult:
-        index = shard_index(name)
-        pairs = (pair for pair in portions if index < pair[0].first + pair[0].shards)
-        portion, expected = next(pairs, portions[-1])
-        return check_shard(directory, name, portion.planned(index), expected)
+        at = portion_at(portions, index := shard_index(name))
+        return check_shard(directory, name, portions[at].planned(index), expected[at])
 
     return check
 

@@ -64,17 +64,13 @@ class PictureOptions:
         for name in columns.names:
             if name != "mask" and not self._present(name):
                 raise UserError(f"{_REASONS[name]}: name it with --{name}")
-        pictures = columns.parse(COMMAND, self.files, ANYWHERE)
-        place = columns.place(COMMAND, None, pictures)
         size = job.sampling.height, job.sampling.width
-        own = size if any(word.startswith(("sampling.height=", "sampling.width=")) for word in overrides) else None
-        height, width = columns.size(COMMAND, pictures, place, own) or size
+        has_size = any(word.startswith(("sampling.height=", "sampling.width=")) for word in overrides)
+        pictures, left_top, size = columns.read(COMMAND, self.files, ANYWHERE, size, has_size)
         fields = {name: getattr(job.prompts, name) for name in ("regions", "across", "negative_prompt")}
         return Prompt(
-            "sample", prompt, job.prompts.negative_prompt, height, width,
-            regions=parse_regions("prompts", fields, Path()),
-            pictures=pictures,
-            place=columns.left_top(COMMAND, pictures, place, (height, width)),
+            "sample", prompt, job.prompts.negative_prompt, *size,
+            regions=parse_regions("prompts", fields, Path()), pictures=pictures, place=left_top,
         )  # fmt: skip
 
     def _present(self, name: str) -> bool:

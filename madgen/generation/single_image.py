@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,15 +53,13 @@ def check_output(output: Path) -> str:
 
 @contextmanager
 def step_bar(steps: int) -> Iterator[OnStep]:
-    """Show the denoising steps on a terminal; yield the callback `on_step`."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Show the denoising steps on stderr; yield the callback `on_step`."""
+    from madgen.utils.progress import showing_progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("steps", total=steps)
+    with showing_progress("sampling", "steps") as show:
 
         def advance(step, timestep, latents_BCHW):  # type: ignore[no-untyped-def]
-            progress.update(task, completed=step + 1)
+            show(step + 1, steps)
             return latents_BCHW
 
         yield advance

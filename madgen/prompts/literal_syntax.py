@@ -56,12 +56,9 @@ def _first_lines(table: PromptTable) -> Iterator[str]:
 
 def _comments(table: PromptTable) -> Iterator[int]:
     """Yield the rows whose text starts with `# `, in order."""
-    start = 0
-    batches = table.batches if any(suffix_of(source) == ".txt" for source in table.header.sources) else []
-    for batch in batches:
-        found = compute.starts_with(batch.column("text"), f"{COMMENT} ")
-        yield from (start + np.flatnonzero(booleans(found))).tolist()
-        start += len(batch)
+    if any(suffix_of(source) == ".txt" for source in table.header.sources):
+        start = f"{COMMENT} "
+        yield from table.rows_where(lambda batch: booleans(compute.starts_with(batch.column("text"), start)))
 
 
 def _first_rows(table: PromptTable) -> list[int]:

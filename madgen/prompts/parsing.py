@@ -37,9 +37,8 @@ REGION_FIELDS = frozenset(("negative_prompt", "regions", "across"))  # fields th
 class RowParser:
     """Parses rows of all sources; fields that a row does not set have the job's values."""
 
-    def __init__(self, config: PromptsConfig, height: int, width: int, pictures: PictureColumns | None = None):
-        self.config, self.height, self.width = config, height, width
-        self.pictures = pictures or PictureColumns()
+    def __init__(self, config: PromptsConfig, height: int, width: int, pictures: PictureColumns):
+        self.config, self.height, self.width, self.pictures = config, height, width, pictures
         self.masks: set[tuple[str, str | None]] = set()
         """(name, folder) of the masks and pictures in rows."""
         self._known = frozenset(self.pictures.fields)
@@ -119,7 +118,9 @@ class RowParser:
         left_top = None
         height, width = _size(where, fields, self.height, self.width)
         if self.pictures.names:
-            pictures, left_top, (height, width) = self._pictures(where, fields, source, (height, width))
+            has_size = any(_number(fields, name, None) is not None for name in ("height", "width"))
+            access = source.access(self.config, confined=not self.config.allow_masks_outside)
+            pictures, left_top, (height, width) = self.pictures.read(where, fields, access, (height, width), has_size)
         regions = shared if fields.keys().isdisjoint(REGION_FIELDS) else None
         if isinstance(recorded := fields.get("regions"), RecordedRegions):
             regions = recorded.at(where, height, width, left_top is not None)
@@ -132,17 +133,6 @@ class RowParser:
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
             raise UserError(f"{where}: seed must be an integer in 0..{MAX_SEED}, got {seed!r}")
         return Prompt(identity, text, negative, height, width, seed, regions, columns, pictures, left_top)
-
-    def _pictures(
-        self, where: Location, fields: dict[str, Any], source: PromptSource, size: tuple[int, int]
-    ) -> tuple[dict[str, PictureFile], tuple[int, int] | None, tuple[int, int]]:
-        """Return a row's pictures, the place of its image, and the size of its panorama, if it is not `size`."""
-        access = source.access(self.config, confined=not self.config.allow_masks_outside)
-        pictures = self.pictures.parse(where, fields, access)
-        place = self.pictures.place(where, fields.get("place"), pictures)
-        has_size = any(_number(fields, name, None) is not None for name in ("height", "width"))
-        size = self.pictures.size(where, pictures, place, size if has_size else None) or size
-        return pictures, self.pictures.left_top(where, pictures, place, size), size
 
     def _regions(
         self, where: Location, fields: dict[str, Any], negative: str, source: PromptSource

@@ -39,7 +39,19 @@ class PictureColumns:
         """Return all fields of a row."""
         return (*PROMPT_FIELDS, *self.names, *(("place",) if "image" in self.names else ()))
 
-    def parse(self, where: object, fields: Mapping[str, Any], access: Access) -> dict[str, PictureFile]:
+    def read(
+        self, where: object, fields: Mapping[str, Any], access: Access, size: Size, has_size: bool
+    ) -> tuple[dict[str, PictureFile], Size | None, Size]:
+        """Return a row's pictures, the left and top pixel of its image on the panorama, and the panorama's size.
+
+        `size` is the row's own one, or else the job's, which an image replaces if it has no place. Raises UserError.
+        """
+        pictures = self._parse(where, fields, access)
+        place = self._place(where, fields.get("place"), pictures)
+        size = self._size(where, pictures, place, size if has_size else None) or size
+        return pictures, self._left_top(where, pictures, place, size), size
+
+    def _parse(self, where: object, fields: Mapping[str, Any], access: Access) -> dict[str, PictureFile]:
         """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without a required one."""
         names = {name: fields.get(name) for name in self.names}
         present = {name: value for name, value in names.items() if not _is_blank(value)}
@@ -56,7 +68,7 @@ class PictureColumns:
                 )
         return {name: parse_picture(where, name, value, access) for name, value in present.items()}
 
-    def size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
+    def _size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
         """Return the size of a panorama: the row's `own` one, or that of its enlarged image. None: the job's.
 
         `place`: the row's or the job's. Raises UserError if a row's own size does not match its image.
@@ -74,7 +86,7 @@ class PictureColumns:
         _located(where, check_aspect, (height, width), own)
         return own
 
-    def place(self, where: object, value: Any, pictures: Mapping[str, PictureFile]) -> Any:
+    def _place(self, where: object, value: Any, pictures: Mapping[str, PictureFile]) -> Any:
         """Parse the field `place`: `center`, [left, top], or None."""
         value = self.init.place if _is_blank(value) else value
         if "image" not in pictures:
@@ -85,7 +97,7 @@ class PictureColumns:
         check_place(f"{where}: place", value)
         return value
 
-    def left_top(self, where: object, pictures: Mapping[str, PictureFile], place: Any, size: Size) -> Size | None:
+    def _left_top(self, where: object, pictures: Mapping[str, PictureFile], place: Any, size: Size) -> Size | None:
         """Return the left and top pixel of the image on a panorama of `size`; None: it is the whole panorama.
 
         Raises UserError if it does not lie inside, if nothing is left to generate, or if the mask does not match.

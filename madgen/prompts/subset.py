@@ -42,12 +42,8 @@ def subset_ids(table: PromptTable, rows: Rows) -> Iterator[list[str]]:
 
 def rows_with_ids(table: PromptTable, ids: pa.Array) -> np.ndarray:
     """Return the rows whose id is one of `ids`."""
-    starts = np.cumsum([0, *map(len, table.batches)])
-    places = (
-        start + np.flatnonzero(booleans(compute.is_in(batch.column("id"), value_set=ids)))
-        for start, batch in zip(starts, table.batches, strict=False)
-    )
-    return np.concatenate([np.empty(0, np.int64), *places])
+    rows = table.rows_where(lambda batch: booleans(compute.is_in(batch.column("id"), value_set=ids)))
+    return np.fromiter(rows, np.int64)
 
 
 def _batches(table: PromptTable, rows: Rows) -> Iterator[pa.RecordBatch]:

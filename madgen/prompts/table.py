@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -102,16 +102,18 @@ class PromptTable(Sequence[Prompt]):
             here = {row for row in shared if start <= row < start + len(batch)}
             yield from (row for row in sorted({start + at for at in own} | here) if row in here or self[row].regions)
 
+    def rows_where(self, condition: Callable[[pa.RecordBatch], np.ndarray]) -> Iterator[int]:
+        """Yield the rows for which a condition holds, in order; it is computed for all rows of a batch."""
+        for start, batch in zip(self._starts, self.batches, strict=False):
+            yield from (start + np.flatnonzero(condition(batch))).tolist()
+
     def rows_with_overrides(self) -> Iterator[int]:
         """Yield rows that set more than a prompt and an id, in order."""
-        for start, batch in zip(self._starts, self.batches, strict=False):
-            own, regions = (validity(batch.column(name)) for name in ("own", "regions"))
-            yield from (start + np.flatnonzero(own | regions)).tolist()
+        return self.rows_where(lambda batch: validity(batch.column("own")) | validity(batch.column("regions")))
 
     def rows_longer_than(self, size: int) -> Iterator[int]:
         """Yield rows in order whose prompt or other fields are longer than `size` bytes, see `text_sizes`."""
-        for start, batch in zip(self._starts, self.batches, strict=False):
-            yield from (start + np.flatnonzero(text_sizes(batch) > size)).tolist()
+        return self.rows_where(lambda batch: text_sizes(batch) > size)
 
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file followed by its checksum, atomically. Raises OSError."""

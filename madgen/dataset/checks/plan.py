@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from madgen.dataset.checks.shard import PlannedSample
-from madgen.dataset.format import Manifest, Portion
+from madgen.dataset.format import Manifest, Portion, portion_at
 from madgen.dataset.records import to_json
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import rest_identity
@@ -35,8 +35,7 @@ class PlanCheck:
     def add(self, index: int, samples: Iterable[PlannedSample], keys: Iterable[str]) -> list[str]:
         """Append the samples of the shard at `index`; return a problem for each that contradicts its prompt's first."""
         self._keys.update("".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape"))
-        ends = (portion.first + portion.shards for portion in self._portions)
-        place = next((place for place, end in enumerate(ends) if index < end), -1)
+        place = portion_at(self._portions, index)
         if place != self._place:  # shards are added in order
             self._checks[self._place].close()
             self._place = place

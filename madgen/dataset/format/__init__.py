@@ -5,7 +5,7 @@ earlier versions lack have defaults. Keys that later versions add are ignored, o
 copies a record into another dataset.
 """
 
-from madgen.dataset.format.manifest import Generation, Manifest, PlanTotals, Portion
+from madgen.dataset.format.manifest import Generation, Manifest, PlanTotals, Portion, portion_at
 from madgen.dataset.format.shard import (
     COLUMNS,
     Environment,
@@ -36,6 +36,7 @@ __all__ = [
     "SampleEntry",
     "ShardSummary",
     "Sidecar",
+    "portion_at",
     "prompt_id",
     "to_json",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -69,6 +70,12 @@ class Portion:
     def planned(self, index: int) -> int:
         """Return the planned number of samples of the shard at `index` in the dataset."""
         return max(0, min(self.samples_per_shard, self.samples - (index - self.first) * self.samples_per_shard))
+
+
+def portion_at(portions: Sequence[Portion], index: int) -> int:
+    """Return which portion has the shard at `index`; the last one if there is no such shard."""
+    ends = (portion.first + portion.shards for portion in portions)
+    return next((at for at, end in enumerate(ends) if index < end), len(portions) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ class Manifest(Record):
     def portion(self, index: int) -> Portion:
         """Return the portion of the shard at `index`; the last one if there is no such shard."""
         portions = self.portions()
-        return next((portion for portion in portions if index < portion.first + portion.shards), portions[-1])
+        return portions[portion_at(portions, index)]
 
     def shard_fingerprint(self, index: int) -> str | None:
         """Return the fingerprint of the generation that the shard at `index` belongs to."""
