@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 from madgen.utils.escaping import escaped
 
-UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, StopIteration, tarfile.TarError)
-"""Errors that reading a damaged sample may raise."""
 PICTURES = 4
 PICTURE_FILES = tuple(f"samples/{number}.jpg" for number in range(1, PICTURES + 1))
 """Names of the card's images; no other names are used."""
@@ -63,7 +60,7 @@ def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[s
     if total < PICTURES:
         wanted = list(range(total))
     for entry in directory.entries_at(counts, wanted):
-        with contextlib.suppress(UserError, *UNREADABLE):
+        with contextlib.suppress(UserError, OSError):
             picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them
             folder.mkdir(exist_ok=True)
             path = folder / f"{len(facts.pictures) + 1}.jpg"
@@ -251,11 +248,6 @@ Merged from these datasets; settings and job below are those of the first one.
 
 
 def _size_category(samples: int) -> str:
-    bounds = (
-        (1_000, "n<1K"),
-        (10_000, "1K<n<10K"),
-        (100_000, "10K<n<100K"),
-        (1_000_000, "100K<n<1M"),
-        (10_000_000, "1M<n<10M"),
-    )
-    return next((name for bound, name in bounds if samples < bound), "10M<n<100M")
+    """Return the Hub's name for the size of a dataset, which depends on the number of digits."""
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+    return names[min(max(len(str(samples)) - 3, 0), len(names) - 1)]

@@ -98,13 +98,11 @@ def _number(text: str) -> int | float | None:
 def _type(kinds: set[str]) -> pa.DataType:
     if kinds == {"bool"}:
         return pa.bool_()
-    if kinds and kinds <= {"int", "uint"}:
-        return pa.int64() if kinds == {"int"} else pa.uint64()
-    if kinds and kinds <= {"int", "uint", "float"}:
-        return pa.float64()
-    if kinds == {"text int"}:
+    if kinds in ({"int"}, {"text int"}):
         return pa.int64()
-    if kinds and kinds <= {"text int", "text float"}:
+    if kinds and kinds <= {"int", "uint"}:
+        return pa.uint64()
+    if kinds and (kinds <= {"int", "uint", "float"} or kinds <= {"text int", "text float"}):
         return pa.float64()
     return pa.string()
 

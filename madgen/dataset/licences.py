@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from madgen.dataset.format import FormatError, Manifest
-from madgen.hub.license import TERMS, Licence
+from madgen.hub.license import ADAPTERS, TERMS, Licence
 
 LICENCE_COLUMNS = ("weights_licence", "training_on_outputs", "commercial_use", "licence_source")
 """Columns of `index.parquet`; a kept column of the same name replaces one of them."""
-ADAPTERS = {"controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 STRICTEST_FIRST = ("no", "restricted", "unknown", "yes")
 
 

@@ -16,6 +16,7 @@ from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.records import open_file, parse_object, read_span
 from madgen.dataset.shards.journal import open_samples
+from madgen.images.decoding import DAMAGED
 from madgen.utils.errors import UserError
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -56,7 +57,7 @@ def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
     try:
         with Image.open(io.BytesIO(sample.image)) as image:
             picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, LookupError) as error:
+    except DAMAGED as error:
         raise damaged_sample(directory, entry, f"undecodable image ({error})") from error
     return Sample(sample.metadata, picture, sample.format)
 

@@ -32,13 +32,8 @@ def lora_file(weights: str, download: bool = False) -> Path | None:
         return file
     folder = expand_user(weights, "backbone.loras: weights")
     if folder.is_dir():
-        files = sorted(folder.glob("*.safetensors"))
-        candidates = [path for path in files if path.name == LORA_FILE] or files
-        if len(candidates) != 1:
-            raise UserError(
-                f"backbone.loras: folder {weights} contains {len(candidates)} .safetensors files; give the path of one"
-            )
-        return candidates[0]
+        own = folder / LORA_FILE
+        return own if own.is_file() else _only_file(folder, "backbone.loras", "give the path of one")
     check_hub_id(weights, "backbone.loras: weights")
     if download:
         return hub_file(weights, LORA_FILE, None, "backbone.loras: weights")
@@ -106,7 +101,8 @@ def ip_adapter_files(config: Any) -> IpAdapterFiles | None:
     named = config.image_encoder
     encoder = named if "/" in named else "/".join(filter(None, (subfolder, named)))
     if folder.is_dir():
-        name = weight_name or _only_weights(folder / subfolder)
+        fix = "name one by backbone.ip_adapter.subfolder and weight_name"
+        name = weight_name or _only_file(folder / subfolder, IP_ADAPTER, fix).name
         for path in (folder / subfolder / name, folder / encoder / "config.json"):
             if not path.is_file():
                 raise UserError(f"{key}: {path} does not exist; see backbone.ip_adapter for where it is looked up")
@@ -121,14 +117,11 @@ def ip_adapter_files(config: Any) -> IpAdapterFiles | None:
     return IpAdapterFiles(weights, weights, subfolder, weight_name, encoder)
 
 
-def _only_weights(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if len(names) != 1:
-        raise UserError(
-            f"{IP_ADAPTER}: folder {folder} contains {len(names)} .safetensors files; name one by "
-            "backbone.ip_adapter.subfolder and weight_name"
-        )
-    return names[0]
+def _only_file(folder: Path, key: str, fix: str) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"{key}: folder {folder} contains {len(files)} .safetensors files; {fix}")
+    return files[0]
 
 
 def ip_adapter_id(files: IpAdapterFiles) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from madgen.hub.content_hash import folder_hash
@@ -19,10 +20,8 @@ def in_pipeline_layout(checker: str) -> bool:
     if folder.is_dir():
         return (folder / CHECKER_PARTS[0]).is_dir()
     if cached_commit(checker, config) is None and cached_commit(checker, "config.json") is None:
-        try:
+        with suppress(UserError):
             hub_file(checker, config, None, "safety.checker")
-        except UserError:
-            return False
     return cached_commit(checker, config) is not None
 
 

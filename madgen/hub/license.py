@@ -34,10 +34,6 @@ class Licence:
         terms = f"training on outputs: {self.training}, commercial use: {self.commercial}"
         return f"{self.name} ({terms}{f'; {self.note}' if self.note else ''})"
 
-    def as_dict(self) -> dict[str, str | None]:
-        """Return the fields as they are recorded in `dataset.json`."""
-        return asdict(self)
-
 
 _RAIL = "uses that attachment A of the licence lists are prohibited, also for models trained on outputs"
 _FLUX = "no training of models that compete with it; the model itself is for non-commercial use"
@@ -113,8 +109,8 @@ def licence_of(weights: str, revision: str | None = None, setting: str = "backbo
     return TERMS.get(name, Licence(name))
 
 
-ADAPTERS = ("controlnet", "ip_adapter")
-"""Sections of `backbone` with weights of their own."""
+ADAPTERS = {"controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
+"""Sections of `backbone` with weights of their own, and their titles."""
 
 
 def _adapters(backbone: Any) -> dict[str, tuple[str, Licence]]:
@@ -139,9 +135,9 @@ def licences(backbone: Any) -> dict[str, Any]:
     own, *others = (licence for _, licence in _used(backbone))
     return {
         "backbone": own.name,
-        "terms": own.as_dict(),
-        "loras": [licence.as_dict() for licence in others[: len(backbone.loras)]],
-        **{name: licence.as_dict() for name, (_, licence) in _adapters(backbone).items()},
+        "terms": asdict(own),
+        "loras": [asdict(licence) for licence in others[: len(backbone.loras)]],
+        **{name: asdict(licence) for name, (_, licence) in _adapters(backbone).items()},
     }
 
 

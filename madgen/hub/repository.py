@@ -19,13 +19,6 @@ from madgen.utils.validation import expand_user
 FETCH_HINT = "; run `madgen fetch JOB.yaml` on a machine with a network, such as a login node, to download it"
 
 
-def offline_hint() -> str:
-    """Return the hint to run `madgen fetch` if the Hub is offline."""
-    from huggingface_hub import constants
-
-    return FETCH_HINT if constants.HF_HUB_OFFLINE else ""
-
-
 _no_retries = ContextVar("no_retries", default=False)
 
 

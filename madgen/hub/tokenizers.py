@@ -63,7 +63,7 @@ def _clip_backend(where: str, revision: str | None, subfolder: str) -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary, merges = _clip_vocabulary(where, revision, subfolder)
-    config = json.loads(_file(where, revision, f"{subfolder}/tokenizer_config.json").read_text(encoding="utf-8"))
+    config = json.loads(_read(where, revision, f"{subfolder}/tokenizer_config.json"))
     start, end, unknown = (
         token["content"] if isinstance(token := config.get(f"{name}_token", default), dict) else token
         for name, default in (("bos", "<|startoftext|>"), ("eos", "<|endoftext|>"), ("unk", "<|endoftext|>"))
@@ -82,11 +82,11 @@ def _clip_backend(where: str, revision: str | None, subfolder: str) -> Any:
 def _clip_vocabulary(where: str, revision: str | None, subfolder: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Read the vocabulary and the merges of byte-pair encoding, from either form of the files."""
     try:
-        vocabulary = json.loads(_file(where, revision, f"{subfolder}/vocab.json").read_text(encoding="utf-8"))
-        lines = _file(where, revision, f"{subfolder}/merges.txt").read_text(encoding="utf-8").split("\n")
+        vocabulary = json.loads(_read(where, revision, f"{subfolder}/vocab.json"))
+        lines = _read(where, revision, f"{subfolder}/merges.txt").split("\n")
         pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     except OSError:
-        model = json.loads(_file(where, revision, f"{subfolder}/tokenizer.json").read_text(encoding="utf-8"))["model"]
+        model = json.loads(_read(where, revision, f"{subfolder}/tokenizer.json"))["model"]
         vocabulary = model["vocab"]
         pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
     return vocabulary, [(first, second) for first, second in pairs]
@@ -105,20 +105,18 @@ def text_limit(subfolders: tuple[str, ...], files: ModelFiles) -> TextLimit | No
 
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:
     try:
-        content = _file(where, revision, f"{subfolder}/tokenizer_config.json").read_text(encoding="utf-8")
-        limit = json.loads(content)["model_max_length"]
+        limit = json.loads(_read(where, revision, f"{subfolder}/tokenizer_config.json"))["model_max_length"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return limit if type(limit) is int else None
 
 
-def _file(where: str, revision: str | None, name: str) -> Path:
-    """Return the path of a file in a folder or in the hub's cache. Raises FileNotFoundError if it is not there."""
-    if Path(where).is_dir():
-        return Path(where) / name
-    if (file := cached_file(where, name, revision)) is None:
+def _read(where: str, revision: str | None, name: str) -> str:
+    """Read a file in a folder or in the Hub's cache. Raises FileNotFoundError if it is not there."""
+    file = Path(where) / name if Path(where).is_dir() else cached_file(where, name, revision)
+    if file is None:
         raise FileNotFoundError(name)
-    return file
+    return file.read_text(encoding="utf-8")
 
 
 def cut_texts(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[str | None]:

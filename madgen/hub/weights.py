@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from madgen.hub.content_hash import file_hash, folder_hash
-from madgen.hub.repository import FETCH_HINT, cached_commit, cached_file, offline_hint
+from madgen.hub.repository import FETCH_HINT, cached_commit, cached_file
 from madgen.hub.safetensors_file import damaged_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -21,12 +21,15 @@ def load_error(key: str, value: str, error: Exception) -> UserError:
 
     Only weights of the Hub can be missing from its cache, so only for them `madgen fetch` is suggested.
     """
+    from huggingface_hub import constants
+
     folder = local_folder(value)
     problem = None if folder is None else damaged_file(folder)
     lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
     reason = problem or (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
     on_hub = not Path(resolve_pretrained(value)).exists() and problem is None
-    return UserError(f"cannot load {key}={value}: {reason}{offline_hint() if on_hub else ''}")
+    hint = FETCH_HINT if on_hub and constants.HF_HUB_OFFLINE else ""
+    return UserError(f"cannot load {key}={value}: {reason}{hint}")
 
 
 def local_folder(where: str, revision: str | None = None) -> Path | None:

@@ -11,13 +11,10 @@ from typing import Any
 from madgen.config.schema import PICTURE_FIELDS, PROMPT_FIELDS, InitConfig, Job
 from madgen.config.schema.init import check_place
 from madgen.images.decoding import read_mask
-from madgen.images.placement import check_aspect, check_mask, locate, scaled_size
+from madgen.images.placement import Size, check_aspect, check_mask, locate, scaled_size
 from madgen.prompts.picture_files import Access, parse_picture
 from madgen.types import PictureFile
 from madgen.utils.errors import UserError
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)

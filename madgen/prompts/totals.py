@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from madgen.images.placement import Size
 from madgen.types import Region
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 
 @dataclass

@@ -13,8 +13,7 @@ SEED_BITS = 48
 
 def sample_seed(job_seed: int, prompt_id: str, sample_index: int) -> int:
     """Return the torch seed of a sample: 48 bits of blake2b over `job_seed/prompt_id/sample_index`."""
-    identity = f"{job_seed}/{prompt_id}/{sample_index}".encode()
-    return int.from_bytes(hashlib.blake2b(identity, digest_size=SEED_BITS // 8).digest(), "big")
+    return derived_seed(job_seed, f"{prompt_id}/{sample_index}")
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -38,8 +38,9 @@ def whole_or_none(name: str, value: Any, minimum: int | None = None) -> int | No
 def number(name: str, value: Any, minimum: float | None = None) -> float:
     """Convert a finite real number."""
     try:
-        is_one = hasattr(value, "__float__") and not isinstance(value, str) and not _is_bool(value)
-        found = float(value) if is_one and not _is_complex(value) else math.nan
+        is_complex = isinstance(value, Complex) and not isinstance(value, Real)
+        is_real = hasattr(value, "__float__") and not isinstance(value, str) and not _is_bool(value) and not is_complex
+        found = float(value) if is_real else math.nan
     except (OverflowError, TypeError, ValueError):  # too large, or an array
         found = math.nan
     if not math.isfinite(found) or (minimum is not None and found < minimum):
@@ -54,10 +55,6 @@ def _from(minimum: float | None) -> str:
 def _is_bool(value: Any) -> bool:
     """Return whether a value is a boolean, also of NumPy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
-
-
-def _is_complex(value: Any) -> bool:
-    return isinstance(value, Complex) and not isinstance(value, Real)
 
 
 def switch(name: str, value: Any) -> bool:

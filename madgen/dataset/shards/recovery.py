@@ -139,13 +139,10 @@ def repair(directory: DatasetDir, verdict: Verdict) -> Repaired:
 
 
 def _write_derived(directory: DatasetDir) -> None:
-    for name in ("index.parquet", "README.md", "quarantine.jsonl"):
+    for name in ("index.parquet", "README.md", "quarantine.jsonl", "samples"):
         path = directory.root / name
-        if os.path.lexists(path) and not path.is_file():
+        if os.path.lexists(path) and not (path.is_dir() if name == "samples" else path.is_file()):
             set_aside(directory, path)
-    pictures = directory.root / "samples"
-    if os.path.lexists(pictures) and not pictures.is_dir():
-        set_aside(directory, pictures)
     write_index(directory)
     write_quarantine(directory)
 
