@@ -100,15 +100,9 @@ def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) ->
     is_earlier[np.asarray(rows, np.int64)] = True
     new = _compact(np.flatnonzero(~is_earlier))
     samples = len(new) * each + len(rows) * (each - before)
-    generation = Generation(
-        "",
-        len(new),
-        each,
-        subset_digest(plan.prompts, new),
-        samples,
-        -(-samples // plan.samples_per_shard),
-        None if isinstance(rows, range) and rows.start == 0 else _pack(is_earlier),
-    )
+    digest, shards = subset_digest(plan.prompts, new), -(-samples // plan.samples_per_shard)
+    earlier = None if isinstance(rows, range) and rows.start == 0 else _pack(is_earlier)
+    generation = Generation("", len(new), each, digest, samples, shards, earlier)
     return replace(plan, grown=_stages([*added, new], [*known, generation]))
 
 

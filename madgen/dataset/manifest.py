@@ -31,15 +31,8 @@ def manifest(job: Job, plan: Plan, identity: dict[str, Any]) -> Manifest:
     if generations:
         newest = generations[-1]
         generations[-1] = replace(newest, fingerprint=own, versions=newest.versions or versions)
-    return Manifest(
-        own,
-        job.as_dict(),
-        plan_totals(plan),
-        identity,
-        licence=licences(job.backbone),
-        versions=versions,
-        generations=tuple(generations) or None,
-    )
+    grown, terms = tuple(generations) or None, licences(job.backbone)
+    return Manifest(own, job.as_dict(), plan_totals(plan), identity, terms, versions=versions, generations=grown)
 
 
 def plan_totals(plan: Plan) -> PlanTotals:

@@ -128,13 +128,9 @@ class Plan:
         return [self.prompts[int(row)] for row in rows]
 
     def _task(self, prompt: Prompt, sample_index: int) -> Task:
-        return Task(
-            key=sample_key(self.prompts.header.key_prefix, prompt.id, sample_index),
-            prompt=prompt,
-            sample_index=sample_index,
-            seed=self._seed(prompt, sample_index),
-            blend=self.blend.of_sample(sample_index, self._seed(prompt, 0)) if self.blend.is_on else None,
-        )
+        key = sample_key(self.prompts.header.key_prefix, prompt.id, sample_index)
+        blend = self.blend.of_sample(sample_index, self._seed(prompt, 0)) if self.blend.is_on else None
+        return Task(key, prompt, sample_index, self._seed(prompt, sample_index), blend)
 
     def _seed(self, prompt: Prompt, sample_index: int) -> int:
         """Return the seed of a sample.
@@ -195,13 +191,8 @@ def build_plan(job: Job, cache: Path | None = None) -> Plan:
     key = plan_key(job)
     table = open_cached(cache, key) if cache is not None else None
     if table is None:
-        table = read_prompts(
-            job.prompts,
-            job.sampling.height,
-            job.sampling.width,
-            key_prefix=job.output.key_prefix,
-            pictures=PictureColumns.of(job),
-        )
+        size, prefix = (job.sampling.height, job.sampling.width), job.output.key_prefix
+        table = read_prompts(job.prompts, *size, key_prefix=prefix, pictures=PictureColumns.of(job))
         if is_hub(job.prompts.source):
             key = plan_key(job)  # reading it may have filled the hub library's cache
     samples, shards = job.prompts.samples_per_prompt, job.output.samples_per_shard

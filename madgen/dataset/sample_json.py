@@ -158,15 +158,9 @@ def _method(recorded: Mapping[str, Any]) -> MethodConfig:
 
 
 def _task(metadata: Mapping[str, Any], pictures: dict[str, PictureFile]) -> Task:
-    prompt = Prompt(
-        metadata["prompt_id"],
-        metadata["prompt"],
-        metadata["negative_prompt"],
-        metadata["height"],
-        metadata["width"],
-        regions=tuple(Region.from_dict(region) for region in metadata.get("regions", [])),
-        pictures=pictures,
-        place=tuple(metadata["place"]) if "place" in metadata else None,
-    )
+    text, negative, size = metadata["prompt"], metadata["negative_prompt"], (metadata["height"], metadata["width"])
+    regions = tuple(Region.from_dict(region) for region in metadata.get("regions", []))
+    place = tuple(metadata["place"]) if "place" in metadata else None
+    prompt = Prompt(metadata["prompt_id"], text, negative, *size, regions=regions, pictures=pictures, place=place)
     blend = None if metadata.get("blend") is None else NoiseBlend(**metadata["blend"])
     return Task(metadata["key"], prompt, metadata["sample_index"], metadata["seed"], blend)

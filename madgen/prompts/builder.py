@@ -181,14 +181,7 @@ class TableBuilder:
         """Return the table; the builder must not be used afterwards. `masks`: (name, folder) of rows' mask files."""
         if not self.full:
             self.flush()
-        header = Header(
-            self.defaults,
-            self.config.samples_per_prompt,
-            self.key_prefix,
-            self.sources,
-            self._totals,
-            self._prompts_digest.hexdigest(),
-            self._keys_digest.hexdigest(),
-            [file_stamp(*mask) for mask in sorted(masks, key=str)],
-        )
+        digests = self._prompts_digest.hexdigest(), self._keys_digest.hexdigest()
+        stamps, each = [file_stamp(*mask) for mask in sorted(masks, key=str)], self.config.samples_per_prompt
+        header = Header(self.defaults, each, self.key_prefix, self.sources, self._totals, *digests, stamps)
         return PromptTable(self._buffer.batches, header)

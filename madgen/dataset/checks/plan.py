@@ -120,15 +120,8 @@ class _PromptsCheck:
         if known is None or not readable or first.sample_index or first.seed is None or type(self._job_seed) is not int:
             self._digest = None
             return
-        prompt = Prompt(
-            known["prompt_id"],
-            known["prompt"],
-            known["negative_prompt"],
-            known["height"],
-            known["width"],
-            seed,
-            columns=known["columns"] or {},
-        )
+        size, negative = (known["height"], known["width"]), known["negative_prompt"]
+        prompt = Prompt(known["prompt_id"], known["prompt"], negative, *size, seed, columns=known["columns"] or {})
         self._digest.update(string_array([prompt.id], pa.string()), string_array([prompt.text], pa.large_string()))
         self._digest.update_rests([(rest_identity(prompt), 1)])
 

@@ -135,11 +135,8 @@ class Manifest(Record):
             return self.generations
         each = self.setting("identity.prompts.samples_per_prompt", int)
         digest, plan = self.setting("identity.prompts.digest", str), self.plan
-        return (
-            Generation(
-                self.fingerprint or "", plan.prompts, each, digest, plan.samples, plan.shards, versions=self.versions
-            ),
-        )
+        totals = plan.prompts, each, digest, plan.samples, plan.shards
+        return (Generation(self.fingerprint or "", *totals, versions=self.versions),)
 
     @property
     def sample_fingerprints(self) -> frozenset[str]:
@@ -163,13 +160,14 @@ class Manifest(Record):
                 portions += source.portions(first + sum(portion.shards for portion in portions))
             return portions
         per_shard, plan = self.plan.samples_per_shard, self.plan
+        whole = Portion(first, plan.shards, plan.samples, per_shard, self.sample_fingerprints, self, None)
         if self.filtered is not None and not self.generations:
-            return [Portion(first, plan.shards, plan.samples, per_shard, self.sample_fingerprints, self, None)]
-        portions = []
+            return [whole]
         try:
             generations = self.all_generations
         except FormatError:  # of an early version, or damaged
-            return [Portion(first, plan.shards, plan.samples, per_shard, self.sample_fingerprints, self, None)]
+            return [whole]
+        portions = []
         for generation in generations:
             known = self.sample_fingerprints if self.filtered else frozenset({generation.fingerprint})
             portions.append(Portion(first, generation.shards, generation.samples, per_shard, known, self, generation))
