@@ -14,7 +14,8 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import open_file, parse_object, read_span
+from madgen.dataset.records import open_file, parse_object
+from madgen.dataset.shards import journal
 from madgen.dataset.shards.journal import open_samples
 from madgen.images.decoding import DAMAGED
 from madgen.utils.errors import UserError
@@ -90,7 +91,7 @@ def read_records(directory: DatasetDir, entry: SampleEntry) -> bytes:
     """Read the tar records of a sample. Raises UserError if its checksum does not match."""
     still_open = entry.open_tar is not None and entry.open_tar.exists()  # else published since it was listed
     with open_file(entry.open_tar if still_open and entry.open_tar else directory.tar(entry.shard)) as stream:
-        records = read_span(stream, entry)
+        records = journal.read_records(stream, entry)
     if records is None:
         raise damaged_sample(directory, entry, "checksum mismatch")
     return records

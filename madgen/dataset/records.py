@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, Protocol, Self, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Self, get_args, get_origin, get_type_hints
 
 from madgen.utils.errors import UserError
 
@@ -189,23 +188,3 @@ def read_file(path: Path) -> bytes:
     """Read a regular file. Raises FormatError for a directory, pipe or device, and OSError."""
     with open_file(path) as stream:
         return stream.read()
-
-
-class Span(Protocol):
-    """Location of a sample in a tar: its records, headers and padding included."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-
-
-def read_span(stream: BinaryIO, span: Span) -> bytes | None:
-    """Read the records of a sample; None if the file ends early, or they have another checksum. Raises OSError."""
-    if span.offset + span.size > os.fstat(stream.fileno()).st_size:
-        return None
-    stream.seek(span.offset)
-    records = stream.read(span.size)
-    return records if hashlib.sha256(records).hexdigest() == span.sha256 else None

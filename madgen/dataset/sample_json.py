@@ -36,15 +36,8 @@ def sample_settings(job: Job, manifest: Manifest) -> dict[str, Any]:
     Models are identified by their content. Their locations are in `dataset.json` alone: the same weights in another
     folder give the same bytes, and no local path is published with a sample.
     """
-    identity = manifest.identity
-    return {
-        "backbone": identity["backbone"],
-        "method": identity["method"],
-        "sampling": identity["sampling"],
-        "safety": identity["safety"],
-        "job_seed": job.prompts.seed,
-        "fingerprint": manifest.fingerprint,
-    }
+    settings = {name: manifest.identity[name] for name in ("backbone", "method", "sampling", "safety")}
+    return {**settings, "job_seed": job.prompts.seed, "fingerprint": manifest.fingerprint}
 
 
 def sample_metadata(task: Task, settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,7 @@ from PIL import Image
 from madgen.images.masks import MAX_STRETCH
 from madgen.utils.errors import UserError
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 Size = tuple[int, int]
 """(height, width) in pixels."""
 

@@ -7,6 +7,8 @@ read, so neither the journal nor its tar has to survive completely.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.encoding import decode_members
 from madgen.dataset.format import FormatError, InvalidValueError, Piece, Quarantined, SampleEntry
 from madgen.dataset.layout import SHARD_NAME, DatasetDir
-from madgen.dataset.records import Span, open_file, parse_object, read_file, read_span
+from madgen.dataset.records import open_file, parse_object, read_file
 
 Settled = Piece | Quarantined
 """The outcome of a task."""
@@ -53,18 +55,27 @@ def _parse(text: bytes, journal: Path) -> Settled | None:
         return None
 
 
-def is_whole(stream: BinaryIO, span: Span) -> bool:
+def is_whole(stream: BinaryIO, sample: Piece | SampleEntry) -> bool:
     """Return whether the records of a sample are in an open file, by their checksum."""
     try:
-        return read_span(stream, span) is not None
+        return read_records(stream, sample) is not None
     except OSError:
         return False
+
+
+def read_records(stream: BinaryIO, sample: Piece | SampleEntry) -> bytes | None:
+    """Read the tar records of a sample; None if the file ends early, or their checksum differs. Raises OSError."""
+    if sample.offset + sample.size > os.fstat(stream.fileno()).st_size:
+        return None
+    stream.seek(sample.offset)
+    records = stream.read(sample.size)
+    return records if hashlib.sha256(records).hexdigest() == sample.sha256 else None
 
 
 def read_metadata(piece: Piece) -> dict[str, Any]:
     """Read the JSON of a sample. Raises one of `UNREADABLE`."""
     with open_file(piece.tar) as stream:
-        records = read_span(stream, piece)
+        records = read_records(stream, piece)
     if records is None:
         raise FormatError(f"{piece.tar}: {piece.key} has changed")
     return parse_object(decode_members(records, piece.key)["json"], piece.tar)

@@ -16,8 +16,7 @@ from pathlib import Path
 from madgen.dataset.checks.tar import read_samples, tar_size
 from madgen.dataset.format import Environment, Piece, Quarantined, QuarantineEntry, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import read_span
-from madgen.dataset.shards.journal import Settled
+from madgen.dataset.shards.journal import Settled, read_records
 from madgen.dataset.shards.recovery import Salvage
 from madgen.types import Shard
 from madgen.utils.atomic import sync_directory, write_atomically
@@ -105,7 +104,7 @@ class OpenShard:
         """Read a recovered sample. Raises OSError (ESTALE) if it has changed because its worker has resumed."""
         records = None
         with contextlib.suppress(FileNotFoundError), open(piece.tar, "rb") as source:
-            records = read_span(source, piece)
+            records = read_records(source, piece)
         if records is None:
             raise OSError(errno.ESTALE, "salvaged samples have changed", str(piece.tar))
         return records

@@ -8,8 +8,8 @@ import pytest
 from open_shards import PLAN, SHARD, begin, is_clean, resume, salvaged, sample
 
 from madgen.dataset.format import Piece
-from madgen.dataset.records import read_span
 from madgen.dataset.shards import writer
+from madgen.dataset.shards.journal import read_records
 from madgen.dataset.shards.writer import OpenShard
 
 
@@ -131,7 +131,7 @@ def test_full_disk_is_not_filled_further(directory, monkeypatch):
 
     before, kept = sorted(directory.open_shards.iterdir()), salvaged(directory)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(writer, "read_span", full)
+        patch.setattr(writer, "read_records", full)
         OpenShard(directory, SHARD, "w", kept)
     assert sorted(directory.open_shards.iterdir()) == before
     assert resume(directory) == 1
@@ -140,8 +140,8 @@ def test_full_disk_is_not_filled_further(directory, monkeypatch):
 def test_spans_end_at_the_end_of_the_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     with open(tmp_path / "f", "rb") as stream:
-        assert read_span(stream, Piece("k", 1, 2, hashlib.sha256(b"bc").hexdigest())) == b"bc"
-        assert read_span(stream, Piece("k", 1, 4, hashlib.sha256(b"bc").hexdigest())) is None
+        assert read_records(stream, Piece("k", 1, 2, hashlib.sha256(b"bc").hexdigest())) == b"bc"
+        assert read_records(stream, Piece("k", 1, 4, hashlib.sha256(b"bc").hexdigest())) is None
 
 
 def test_journal_is_cut_at_invalid_scores(directory):
