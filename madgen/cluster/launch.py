@@ -36,15 +36,13 @@ class Placement:
 
     def environment(self) -> Any:
         """Return the Lightning ClusterEnvironment, which knows ranks and addresses."""
-        from lightning.pytorch.plugins.environments import (
-            LightningEnvironment,
-            SLURMEnvironment,
-            TorchElasticEnvironment,
-        )
+        from lightning.pytorch.plugins import environments
 
         if self.kind == "srun":
-            return SLURMEnvironment(auto_requeue=False)
-        return TorchElasticEnvironment() if self.kind == "torchrun" else LightningEnvironment()
+            return environments.SLURMEnvironment(auto_requeue=False)
+        if self.kind == "torchrun":
+            return environments.TorchElasticEnvironment()
+        return environments.LightningEnvironment()
 
     @property
     def joins_a_group(self) -> bool:

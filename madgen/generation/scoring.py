@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from madgen.diffusion.views import Views
 from madgen.images.crops import covering_squares
 from madgen.images.scores import DIGITS, pixel_scores
 from madgen.models import clip as _clip
@@ -17,23 +18,16 @@ class PixelScores:
     """Compute the scores of a job's panoramas that depend on pixels and views alone: `scores(image_HWC)`."""
 
     def __init__(self, run: ResolvedRun):
-        self.names, self._loop = run.job.pixel_scores, run.job.sampling.loop
-        self._geometry = view_geometry(run)
-        self.cell, self._last = self._geometry.spec.factor, max(evaluated_steps(run), default=0)
-        self._views: dict[tuple[int, int], Views] = {}
+        geometry, loop, last = view_geometry(run), run.job.sampling.loop, max(evaluated_steps(run), default=0)
+        self.names, self.cell = run.job.pixel_scores, geometry.spec.factor
+        # the last step smooths the borders of earlier ones
+        self._last_views = cache(lambda height, width: geometry.build(height, width, loop).at(last))
 
     def __call__(self, image_HWC: np.ndarray) -> dict[str, float]:
         """Return rounded scores, without those that are undefined for this image."""
         views = self._last_views(*image_HWC.shape[:2])
         rows, columns = ([self.cell * border for border in axis.borders] for axis in (views.rows, views.columns))
         return pixel_scores(self.names, image_HWC, rows, columns, self.cell)
-
-    def _last_views(self, height: int, width: int) -> Views:
-        """Return the views of the last step, which smooths the borders of earlier ones."""
-        size = height, width
-        if size not in self._views:
-            self._views[size] = self._geometry.build(*size, self._loop).at(self._last)
-        return self._views[size]
 
 
 class ClipScore:

@@ -11,7 +11,6 @@ from PIL import Image
 from madgen.images.masks import MAX_STRETCH
 from madgen.utils.errors import UserError
 
-RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -86,8 +85,8 @@ def place_picture(
 ) -> PlacedPicture:
     """Put an image (RGB), and its mask, on a canvas of `size`; without `left_top` it is resized to the whole canvas."""
     target = size if left_top is None else scaled_size((image.height, image.width), scale)
-    pixels = np.asarray(_resized(image, target, RESAMPLING[resample]))
-    known = None if mask is None else keeps(_resized(mask, target, RESAMPLING["bilinear"]))
+    pixels = np.asarray(_resized(image, target, Image.Resampling[resample.upper()]))
+    known = None if mask is None else keeps(_resized(mask, target, Image.Resampling.BILINEAR))
     if left_top is None:
         return PlacedPicture(pixels, known)
     (left, top), (height, width) = left_top, target

@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,9 @@ def url_beside(where: object, kind: str, name: str, prompt_file: str) -> str:
 def _of_url(kind: str, url: str) -> PictureFile:
     """Return a picture at a URL, downloaded once per process."""
     content = download(url)
-    height, width = _size(kind, mask_urls(url), content)
+    picture = _decoded(kind, mask_urls(url), url, content)
     store(content)
-    return PictureFile(url, hashlib.sha256(content).hexdigest(), height, width)
+    return picture
 
 
 def prefetch(names: Iterable[tuple[str, Any]], access: Access) -> None:
@@ -178,23 +178,20 @@ def _prefetch(picture: tuple[str, str]) -> None:
 
 def _of_content(kind: str, content: bytes) -> PictureFile:
     """Return a picture whose content is in its row, in the cache."""
-    height, width = _size(kind, "in its row", content)
-    path = store(content)
-    return PictureFile(str(path), path.name, height, width)
+    return replace(_decoded(kind, "in its row", "", content), path=str(store(content)))
 
 
 @lru_cache(maxsize=4096)
 def _examined(kind: str, path: str, span: tuple[int, int] | None, times: tuple[int, int]) -> PictureFile:
     """Return checksum and size of a picture, cached by the times of its file."""
-    content = read_file(path, span)
-    height, width = _size(kind, path if span is None else str(TarMember(path, *span)), content)
-    return PictureFile(path, hashlib.sha256(content).hexdigest(), height, width, span)
+    name = path if span is None else str(TarMember(path, *span))
+    return replace(_decoded(kind, name, path, read_file(path, span)), span=span)
 
 
-def _size(kind: str, name: str, content: bytes) -> tuple[int, int]:
-    """Return the height and width of a picture, upright, after decoding it completely."""
+def _decoded(kind: str, name: str, path: str, content: bytes) -> PictureFile:
+    """Return checksum and size, upright, of a picture that can be decoded completely; `name` is for messages."""
     image = upright(decode_picture(content, kind, name))
-    return image.height, image.width
+    return PictureFile(path, hashlib.sha256(content).hexdigest(), image.height, image.width)
 
 
 def file_sha256(kind: str, path: Path) -> str:

@@ -148,11 +148,11 @@ class Worker:
 
     def owns(self, shard: str) -> bool:
         """Return whether this worker still holds the claim."""
-        return self._owner(self._claim_file(shard)) == self.id
+        return self._owner(shard) == self.id
 
-    def _owner(self, claim_file: Path) -> str | None:
-        """Return the worker that a claim names; None if the file is missing or damaged."""
-        claim = read_record(Claim, claim_file)
+    def _owner(self, shard: str) -> str | None:
+        """Return the worker that a claim names; None if its file is missing or damaged."""
+        claim = read_record(Claim, self._claim_file(shard))
         return None if claim is None else claim.worker
 
     def _link(self, shard: str) -> bool:
@@ -180,7 +180,7 @@ class Worker:
     def release(self, shard: str) -> None:
         """Release a claim if this worker still holds it."""
         self.claimed.discard(shard)
-        if self._owner(self._claim_file(shard)) == self.id:
+        if self.owns(shard):
             self._claim_file(shard).unlink(missing_ok=True)
 
     def _claim_file(self, shard: str) -> Path:
@@ -240,7 +240,7 @@ class Worker:
     def _holds_a_claim(self, heartbeat: Path) -> bool:
         beat = read_heartbeat(heartbeat)
         claims = beat.claims if beat is not None else self.claimed_by_all()
-        return any(self._owner(self._claim_file(shard)) == heartbeat.stem for shard in claims if is_file_name(shard))
+        return any(self._owner(shard) == heartbeat.stem for shard in claims if is_file_name(shard))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
