@@ -113,32 +113,20 @@ ADAPTERS = {"controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 """Sections of `backbone` with weights of their own, and their titles."""
 
 
-def _adapters(backbone: Any) -> dict[str, tuple[str, Licence]]:
-    """Return the weights of a ControlNet and an IP-Adapter, where there are any, and their licences."""
-    weights = {name: getattr(backbone, name).weights for name in ADAPTERS}
-    return {
-        name: (value, licence_of(value, setting=f"backbone.{name}.weights"))
-        for name, value in weights.items()
-        if value is not None
-    }
-
-
-def _used(backbone: Any) -> list[tuple[str, Licence]]:
-    """Return the weights of a `BackboneConfig` and their licences: the backbone, its LoRAs, and its adapters."""
-    loras = [(lora.weights, licence_of(lora.weights, setting="backbone.loras")) for lora in backbone.loras]
-    own = licence_of(backbone.pretrained, backbone.revision)
-    return [(backbone.pretrained, own), *loras, *_adapters(backbone).values()]
+def _used(backbone: Any) -> list[tuple[str, str, Licence]]:
+    """Return section, weights and licence of each model of a `BackboneConfig`; the first is the backbone."""
+    adapters = [(name, getattr(backbone, name).weights, f"backbone.{name}.weights") for name in ADAPTERS]
+    named = [*(("loras", lora.weights, "backbone.loras") for lora in backbone.loras), *adapters]
+    others = [(name, weights, licence_of(weights, setting=key)) for name, weights, key in named if weights is not None]
+    return [("backbone", backbone.pretrained, licence_of(backbone.pretrained, backbone.revision)), *others]
 
 
 def licences(backbone: Any) -> dict[str, Any]:
     """Return the licences of a `BackboneConfig` as they are recorded in `dataset.json`."""
-    own, *others = (licence for _, licence in _used(backbone))
-    return {
-        "backbone": own.name,
-        "terms": asdict(own),
-        "loras": [asdict(licence) for licence in others[: len(backbone.loras)]],
-        **{name: asdict(licence) for name, (_, licence) in _adapters(backbone).items()},
-    }
+    (_, _, own), *others = _used(backbone)
+    loras = [asdict(licence) for name, _, licence in others if name == "loras"]
+    adapters = {name: asdict(licence) for name, _, licence in others if name in ADAPTERS}
+    return {"backbone": own.name, "terms": asdict(own), "loras": loras, **adapters}
 
 
 def licence_notes(backbone: Any) -> list[str]:
@@ -146,14 +134,14 @@ def licence_notes(backbone: Any) -> list[str]:
     condition = "" if backbone.accept_licence else "; madgen generate needs backbone.accept_licence=true"
     return [
         f"{weights}: {licence.summary}{'' if licence.training != 'restricted' else condition}"
-        for weights, licence in _used(backbone)
+        for _, weights, licence in _used(backbone)
         if licence.training != "yes" or licence.commercial != "yes"
     ]
 
 
 def check_licences(backbone: Any) -> None:
     """Raise UserError if a licence restricts training on outputs and `backbone.accept_licence` is off."""
-    for weights, licence in _used(backbone):
+    for _, weights, licence in _used(backbone):
         if licence.training == "restricted" and not backbone.accept_licence:
             raise UserError(
                 f"the licence of {weights}, {licence.name}, restricts the use of its pictures ({licence.note}; see "
