@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 import secrets
@@ -52,10 +53,8 @@ class Remote:
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            return
 
     def put(self, path: Path, name: str) -> None:
         """Upload a file, overwriting an existing one."""
