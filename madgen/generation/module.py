@@ -47,7 +47,8 @@ class PanoramaModule(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Panoramas:
         """Sample the panoramas of a batch; they depend on its tasks and the job alone."""
-        shard = self._shard_path(batch)
+        data = self.trainer.datamodule
+        shard = str(data.run.directory.tar(batch.shard.name)) if data.writes else None
         if not batch.tasks:
             return Panoramas((), {}, (), shard)
         assert self.attempts is not None
@@ -66,10 +67,6 @@ class PanoramaModule(lightning.LightningModule):
             raise UserError(
                 f"Trainer(precision={precision!r}) would change the computation of the job; set backbone.dtype instead"
             )
-
-    def _shard_path(self, batch: Batch) -> str | None:
-        data = self.trainer.datamodule
-        return str(data.run.directory.tar(batch.shard.name)) if data.writes else None
 
 
 def load(job: Job, device: torch.device) -> RobustSampler:

@@ -223,8 +223,11 @@ def file_stamp(name: str, folder: str | None) -> list[Any]:
 
 def _find(key: str, name: str, folder: Path | None) -> Path | None:
     path = expand_user(name, key)
-    candidates = (path,) if folder is None else (folder / name, path)
-    return next((candidate.resolve() for candidate in candidates if _is_regular(candidate)), None)
+    for candidate in (path,) if folder is None else (folder / name, path):
+        # files of /proc are regular, but have a size of 0 and may never end
+        if os.path.isfile(candidate) and os.path.getsize(candidate) > 0:
+            return candidate.resolve()
+    return None
 
 
 def _printable(name: str) -> str:
@@ -243,8 +246,3 @@ def _absence(name: str, folder: Path | None) -> str:
     if paths[0].is_dir():
         return "is a directory; name a picture in it"
     return "is empty" if paths[0].is_file() else "is not a regular file"
-
-
-def _is_regular(path: str | Path) -> bool:
-    """Return whether a path names a regular file with content; files of /proc have a size of 0, and may never end."""
-    return os.path.isfile(path) and os.path.getsize(path) > 0
