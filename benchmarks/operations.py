@@ -90,7 +90,7 @@ def main() -> None:
     for model in models():
         with torch.device("meta"):
             network = model.build()
-        published = backbone_module(model.family).assumed_size("medium").network.total
+        published = backbone_module(model.family).assumed_sizes[""].network.total
         found = sum(parameter.numel() for parameter in network.parameters())
         assert found == published, f"{model.name} has {found} parameters, not {published}"
         views = operations(model, network, size, size, count)

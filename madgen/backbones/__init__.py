@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cas
 
 import torch
 
+from madgen.config.schema import LoraConfig as Lora
+from madgen.config.schema import SamplingParams
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.adapters import IpAdapterFiles
 from madgen.hub.model_size import Parameters
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
-from madgen.utils.validation import number, path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,23 +95,6 @@ class ModelSize:
     """Tokens of a prompt."""
     upcasts_vae: bool = False
     """The VAE runs in float32 in place of float16."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A low-rank adaptation that is fused into a backbone's weights when it is loaded."""
-
-    weights: str
-    """A `.safetensors` file, a folder that holds one, or a hub id."""
-    scale: float = 1.0
-
-
-def as_lora(value: Lora | Mapping[str, Any]) -> Lora:
-    """Convert `{"weights": ..., "scale": ...}` to a Lora; UserError for other keys or values."""
-    fields = vars(value) if isinstance(value, Lora) else value
-    if not isinstance(fields, Mapping) or not {"weights"} <= set(fields) <= {"weights", "scale"}:
-        raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
-    return Lora(path("a LoRA's weights", fields["weights"]), number("a LoRA's scale", fields.get("scale", 1.0)))
 
 
 @dataclass(frozen=True)
@@ -200,19 +184,11 @@ class Backbone(Protocol):
         decoding tile by tile. Gradients flow unless the caller disables them.
         """
 
-    def new_scheduler(
-        self,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None = None,
-        view_cells: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Return a new diffusers scheduler with its timesteps set; `name` None: the checkpoint's own class.
+    def new_scheduler(self, params: SamplingParams, view_cells: int | None = None) -> Any:
+        """Return a new diffusers scheduler as `params` say, with its timesteps set.
 
         `view_cells`: latent cells of a view, for timesteps that depend on the image size; None: of a view of
-        `spec.view_size`. `options` replace keys of the scheduler's config. Raises UserError for settings with which it
-        cannot sample.
+        `spec.view_size`. Raises UserError for settings with which it cannot sample.
         """
 
     def compile(self) -> None:
@@ -313,14 +289,7 @@ class BackboneModule(Protocol):
     def own_scheduler(self, files: ModelFiles, prediction_type: str | None = None) -> dict[str, Any] | None:
         """Read the config of the checkpoint's own scheduler; None if it is not available."""
 
-    def evaluated_steps(
-        self,
-        own: dict[str, Any] | None,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None,
-        options: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def evaluated_steps(self, own: dict[str, Any] | None, params: SamplingParams) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
 
 

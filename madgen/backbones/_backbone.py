@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 
 from madgen.backbones import (
     TEXTS_ONLY,
+    Backbone,
     BackboneSpec,
     Checkpoint,
     PromptEmbeddings,
@@ -22,11 +23,12 @@ from madgen.backbones import (
 )
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._family import Family
-from madgen.backbones._loaded_pipeline import adopted
-from madgen.backbones._loading import load_backbone
+from madgen.backbones._loading import load_pipeline
+from madgen.backbones._lora import fuse_loras
 from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
-from madgen.diffusion.attention import JointStep, Merging
+from madgen.config.schema import SamplingParams
+from madgen.diffusion.attention import JointStep
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
 from madgen.hub.weights import ModelFiles, single_file
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PipelineBackbone(Family):
+class PipelineBackbone(Family, Backbone):
     """Network, VAE, text encoders and tokenizers of one checkpoint; see `madgen.backbones.Backbone`."""
 
     controlled_pipelines: ClassVar[tuple[str, ...]] = ()
@@ -95,12 +97,19 @@ class PipelineBackbone(Family):
         """Load a diffusers folder, a Hub id or a single file; safetensors only, nothing is unpickled."""
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
         files = ModelFiles(pretrained, checkpoint.get("revision"), checkpoint.get("config"), checkpoint.get("variant"))
+        dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
         options = cls.loading_options(files) | {"single_file_parts": cls.parts_to_complete()}
         if (kind := checkpoint.get("quantization")) is not None:
             cls.check_quantization(kind, pretrained)
-            dtype = checkpoint.get("dtype", torch.float32)
             options["quantization_config"] = quantization_config(kind, cls.part, dtype)
-        backbone = load_backbone(partial(cls, **further), cls.describe, files, checkpoint, **options)
+        spec, own = cls.describe(files), cls.own_scheduler(files, checkpoint.get("prediction_type"))
+        scheduler = None
+        if own is not None:  # diffusers' pipelines replace some keys of its config
+            scheduler = _schedulers.build_scheduler(cls.scheduler_class(own.get("_class_name", "")), own, {})
+        pipeline = load_pipeline(files, dtype, **options)
+        fuse_loras(pipeline, checkpoint.get("loras", ()))
+        pipeline.scheduler = scheduler or pipeline.scheduler
+        backbone = cls(pipeline, spec, dtype, device, **further)
         backbone.is_quantized = kind is not None
         return backbone
 
@@ -128,7 +137,12 @@ class PipelineBackbone(Family):
         cls.check_pipeline(pipeline)
         network = getattr(pipeline, cls.part)
         spec = cls.spec_of(pipeline.config, network.config, pipeline.vae.config)
-        return adopted(cls, pipeline, network, spec, **further)
+        device = torch.device(pipeline._execution_device)
+        device = torch.device("cpu") if device.type == "cpu" else device  # CPUs have no index
+        backbone = cls.__new__(cls)
+        backbone.borrowed = True
+        backbone.__init__(pipeline, spec, network.dtype, device, **further)  # type: ignore[misc]
+        return backbone
 
     # Prompts
 
@@ -215,25 +229,6 @@ class PipelineBackbone(Family):
     # Denoising
 
     @abstractmethod
-    def merged_layers(self, merging: Merging) -> frozenset[str]:
-        """Return the attention layers that `merging.blocks` selects; UserError if an entry selects none."""
-
-    @abstractmethod
-    def predict_noise(
-        self,
-        views_BVChw: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        joint: JointStep | None = None,
-        chunk_views: int | None = None,
-    ) -> Tensor:
-        """Predict the noise, or the velocity of flow-matching models, with guidance, float32 [B, V, C, h, w].
-
-        `chunk_views` takes more passes and less memory: path after path, `chunk_views` views at a time, or all of a
-        path's views where attention merges them. The graph of a gradient then holds one pass, the others run again.
-        """
-
-    @abstractmethod
     def merged_at(self, joint: JointStep) -> frozenset[str]:
         """Return the names of the layers that merge at a step."""
 
@@ -293,9 +288,15 @@ class PipelineBackbone(Family):
             finally:
                 self.dtype = before
 
+    def keep_prompts(self, prompts: Sequence[str]) -> None:
+        """Do nothing: small text encoders run for each batch."""
+
     def release_memory(self) -> bool:
-        """Free performance caches; return False if there are none."""
+        """Return False: there are no performance caches."""
         return False
+
+    def disable_cuda_graphs(self) -> None:
+        """Do nothing: no CUDA graphs are used."""
 
     # Pixels and schedulers
 
@@ -311,22 +312,7 @@ class PipelineBackbone(Family):
         with _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext():
             return _vae.encode(self.vae, pixels_B3HW)
 
-    def new_scheduler(
-        self,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None = None,
-        view_cells: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Create the checkpoint's own scheduler, or the diffusers class `name` from its config."""
-        return _schedulers.new_scheduler(
-            self.scheduler,
-            name,
-            num_inference_steps,
-            original_inference_steps,
-            self.device,
-            options,
-            tokens=(view_cells or self.spec.view_size**2) // self.spec.patch**2,
-            schedule=self.flow,
-        )
+    def new_scheduler(self, params: SamplingParams, view_cells: int | None = None) -> Any:
+        """Create the checkpoint's own scheduler, or the diffusers class that `params` name from its config."""
+        tokens = (view_cells or self.spec.view_size**2) // self.spec.patch**2
+        return _schedulers.new_scheduler(self.scheduler, params, self.device, tokens, self.flow)

@@ -25,7 +25,8 @@ def select_layers(
         elif block in groups:
             matches = list(groups[block])
         else:  # diffusers appends `.processor` to the names of layers
-            matches = [name for name in layers if any(map(fnmatch.fnmatchcase, _names(name), [block] * 2))]
+            names = {name: name.removesuffix(".processor") for name in layers}
+            matches = [name for name in layers if fnmatch.filter((names[name], f"{names[name]}.processor"), block)]
         if not matches and block in groups:
             raise UserError(f"method.mad.blocks: {block!r} of this backbone has no attention layers; remove it")
         if not matches:
@@ -37,11 +38,6 @@ def select_layers(
     return frozenset(chosen)
 
 
-def _names(layer: str) -> tuple[str, str]:
-    base = layer.removesuffix(".processor")
-    return base, f"{base}.processor"
-
-
 def transformer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
     """Return the groups of a transformer's layers, given in the order in which they run.
 
@@ -49,11 +45,9 @@ def transformer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
     weights, `single` those in which they share them.
     """
     blocks = list(dict.fromkeys(layer.rpartition(".")[0] for layer in layers))
-    third = {layer: 3 * blocks.index(layer.rpartition(".")[0]) // len(blocks) for layer in layers}
-    return {
-        **{
-            name: [layer for layer in layers if third[layer] == i] for i, name in enumerate(("early", "middle", "late"))
-        },
-        "double": [layer for layer in layers if layer.startswith("transformer_blocks.")],
-        "single": [layer for layer in layers if not layer.startswith("transformer_blocks.")],
-    }
+    groups: dict[str, list[str]] = {name: [] for name in ("early", "middle", "late", "double", "single")}
+    for layer in layers:
+        third = 3 * blocks.index(layer.rpartition(".")[0]) // len(blocks)
+        groups[("early", "middle", "late")[third]].append(layer)
+        groups["double" if layer.startswith("transformer_blocks.") else "single"].append(layer)
+    return groups

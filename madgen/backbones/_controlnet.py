@@ -15,7 +15,7 @@ import torch
 
 from madgen.backbones.acceleration import cpu
 from madgen.diffusion.attention import JointAttention, JointPass, KeysValues
-from madgen.hub.weights import LOADING_FAILURES, load_error, single_file
+from madgen.hub.weights import loading, single_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -82,17 +82,13 @@ def load_controlnet(weights: str, unet: Any, factor: int, dtype: torch.dtype) ->
     from diffusers import ControlNetModel
 
     file = single_file(weights, KEY)
-    try:
+    with loading(KEY, weights):
         if file is None:
             folder = expand_user(weights, KEY)
             source = str(folder) if folder.is_dir() else weights
             network = ControlNetModel.from_pretrained(source, use_safetensors=True, torch_dtype=dtype)
         else:
             network = _from_file(file, unet).to(dtype)
-    except UserError:
-        raise
-    except LOADING_FAILURES as error:
-        raise load_error(KEY, weights, error) from error
     check_controlnet(network.config, unet.config, factor, f"{KEY}={weights}")
     missing = [name for name, value in network.named_parameters() if value.is_meta]
     if missing:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from madgen.backbones import BackboneSpec, ModelSize, _schedulers, _vae, backbones_by_pipeline
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download
+from madgen.config.schema import SamplingParams
 from madgen.hub.model_configs import read_configs, read_index
 from madgen.hub.model_size import VAE, count_parts
 from madgen.hub.repository import check_hub_id
@@ -20,6 +21,11 @@ from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+T = TypeVar("T")
+
+
+def _of_name(values: Mapping[str, T], pretrained: str) -> T:
+    return next(value for part, value in values.items() if part in pretrained.lower())
 
 
 class Family(ABC):
@@ -38,6 +44,10 @@ class Family(ABC):
     """Timesteps of a flow-matching model; None: the network predicts noise."""
     single_file_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"vae": VAE}
     """Models in a single file besides the network, with the beginnings of their tensor names."""
+    assumed_specs: ClassVar[Mapping[str, BackboneSpec]]
+    """Shapes of published checkpoints, by a part of their names in lower case; the first part that occurs counts."""
+    assumed_sizes: ClassVar[Mapping[str, ModelSize]]
+    """Their sizes, likewise."""
     completes_single_files = False
     """A single file may lack models, which are loaded from its `config`."""
 
@@ -55,17 +65,9 @@ class Family(ABC):
         return cls.single_file_parts if cls.completes_single_files else None
 
     @classmethod
-    def evaluated_steps(
-        cls,
-        own: dict[str, Any] | None,
-        name: str | None,
-        num_inference_steps: int,
-        original_inference_steps: int | None,
-        options: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def evaluated_steps(cls, own: dict[str, Any] | None, params: SamplingParams) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
-        flow = cls.flow is not None
-        return _schedulers.evaluated_steps(own, name, num_inference_steps, original_inference_steps, options, flow)
+        return _schedulers.evaluated_steps(own, params, cls.flow is not None)
 
     @classmethod
     def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
@@ -89,11 +91,6 @@ class Family(ABC):
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         """Read the shapes from the configs of the pipeline, its network and its VAE."""
 
-    @staticmethod
-    @abstractmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
-
     @classmethod
     def describe(cls, files: ModelFiles) -> BackboneSpec:
         """Read the shapes from the config files of a folder, a Hub id or a single file."""
@@ -107,12 +104,12 @@ class Family(ABC):
         """
         if single_file(pretrained) is None:
             check_hub_id(pretrained)
-        return cls.assumed_spec(pretrained.lower())
+        return _of_name(cls.assumed_specs, pretrained)
 
     @classmethod
     def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
         """Return what the models keep in memory; see `madgen.backbones.SizedModule`."""
-        assumed = cls.assumed_size(files.pretrained.lower())
+        assumed = _of_name(cls.assumed_sizes, files.pretrained)
         try:
             _, network, vae = cls.configs(files)
         except UserError:
@@ -127,11 +124,6 @@ class Family(ABC):
                 text_encoders=encoders or assumed.text_encoders,
             )
         return replace(assumed, **cls.activations(network, vae), per_pixel=_vae.decoder_activations(vae))
-
-    @staticmethod
-    @abstractmethod
-    def assumed_size(name: str) -> ModelSize:
-        """Return the size that most checkpoints of the family share; `name`: `backbone.pretrained` in lower case."""
 
     @classmethod
     @abstractmethod

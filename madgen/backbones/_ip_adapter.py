@@ -10,7 +10,7 @@ import torch
 
 from madgen.diffusion.attention import KeysValues, by_head
 from madgen.hub.adapters import IpAdapterFiles
-from madgen.hub.weights import LOADING_FAILURES, load_error
+from madgen.hub.weights import loading
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,34 +74,24 @@ def load_style_adapter(
     Raises UserError if it cannot be loaded, or does not fit the UNet.
     """
     unet, processors = pipeline.unet, {name: layer.processor for name, layer in attention.items()}
+    from diffusers.models.attention_processor import AttnProcessor2_0
+    from transformers import CLIPVisionModelWithProjection
+
     try:
-        _set_plain_attention(unet)
-        pipeline.register_modules(image_encoder=_image_encoder(files, dtype))
-        pipeline.load_ip_adapter(
-            files.source, subfolder=files.subfolder, weight_name=files.weight_name, image_encoder_folder=None
-        )
-        return _taken_out(pipeline)
-    except UserError:
-        raise
-    except LOADING_FAILURES as error:
-        raise load_error(KEY, files.weights, error) from error
+        with loading(KEY, files.weights):
+            unet.set_attn_processor(AttnProcessor2_0())
+            image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+                files.source, subfolder=files.image_encoder, use_safetensors=True, dtype=dtype
+            )
+            pipeline.register_modules(image_encoder=image_encoder)
+            pipeline.load_ip_adapter(
+                files.source, subfolder=files.subfolder, weight_name=files.weight_name, image_encoder_folder=None
+            )
+            return _taken_out(pipeline)
     finally:
         pipeline.unload_ip_adapter()
         for name, layer in attention.items():
             layer.processor = processors[name]
-
-
-def _set_plain_attention(unet: Any) -> None:
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    unet.set_attn_processor(AttnProcessor2_0())
-
-
-def _image_encoder(files: IpAdapterFiles, dtype: torch.dtype) -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
-    options = {"subfolder": files.image_encoder, "use_safetensors": True, "dtype": dtype}
-    return CLIPVisionModelWithProjection.from_pretrained(files.source, **options)
 
 
 def _taken_out(pipeline: Any) -> StyleAdapter:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from madgen.backbones import Backbone, BackboneSpec, backbones_by_pipeline
+from madgen.backbones import Backbone, backbones_by_pipeline
 from madgen.backbones._loading import models_of
 from madgen.utils.errors import UserError
 
-B = TypeVar("B")
 Change = tuple[Any, str, Any]
 """A module or a tokenizer, the name of one of its attributes, and its value; `MISSING` if it has none."""
 MISSING = object()
@@ -60,30 +59,17 @@ def borrow(pipeline: Any, max_sequence_length: int | None = None) -> Borrowed:
     modules: list[Any] = [each for model in models_of(pipeline).values() for each in model.modules()]
     modules += [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
     before = [dict(vars(each)) for each in modules]
-    backbone: Backbone | None = None
     try:
-        backbone = module.adopt(pipeline, max_sequence_length)
+        backbone: Backbone = module.adopt(pipeline, max_sequence_length)
     finally:
-        changed = [
-            (each, name)
+        restoring = [
+            (each, name, old.get(name, MISSING))
             for each, old in zip(modules, before, strict=True)
             for name in {**old, **vars(each)}
             if old.get(name, MISSING) is not vars(each).get(name, MISSING)
         ]
-        values = {id(each): old for each, old in zip(modules, before, strict=True)}
-        changes = _apply([(each, name, values[id(each)].get(name, MISSING)) for each, name in changed])
-    assert backbone is not None
+        changes = _apply(restoring)
     return Borrowed(pipeline, backbone, changes)
-
-
-def adopted(cls: type[B], pipeline: Any, network: Any, spec: BackboneSpec, **further: Any) -> B:
-    """Build a backbone whose models stay where they are."""
-    device = torch.device(pipeline._execution_device)
-    backbone = cls.__new__(cls)
-    backbone.borrowed = True  # type: ignore[attr-defined]
-    device = torch.device("cpu") if device.type == "cpu" else device  # CPUs have no index
-    backbone.__init__(pipeline, spec, network.dtype, device, **further)  # type: ignore[misc]
-    return backbone
 
 
 def is_offloaded(model: torch.nn.Module) -> bool:

@@ -1,42 +1,19 @@
-"""Load diffusers pipelines and fuse LoRAs into them; safetensors only, nothing is unpickled."""
+"""Load diffusers pipelines; safetensors only, nothing is unpickled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Checkpoint
-from madgen.backbones._lora import fuse_loras
-from madgen.backbones._schedulers import build_scheduler, own_scheduler, scheduler_class
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.model_size import held_parts
-from madgen.hub.weights import ModelFiles, load_error, single_file
+from madgen.hub.weights import ModelFiles, loading, single_file
 from madgen.utils.errors import UserError
 
-B = TypeVar("B")
 TEXT_ENCODERS_AND_VAE = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
-
-
-def load_backbone(
-    build: Callable[[Any, BackboneSpec, torch.dtype, torch.device], B],
-    describe: Callable[[ModelFiles], BackboneSpec],
-    files: ModelFiles,
-    checkpoint: Checkpoint,
-    **options: Any,
-) -> B:
-    """Load a pipeline and call `build` with it and with its spec; `options`: see `load_pipeline`."""
-    dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
-    spec = describe(files)
-    own = own_scheduler(files, checkpoint.get("prediction_type"))
-    scheduler = None if own is None else build_scheduler(scheduler_class(own.get("_class_name", "")), own, {})
-    pipeline = load_pipeline(files, dtype, **options)
-    fuse_loras(pipeline, checkpoint.get("loras", ()))
-    if scheduler is not None:  # diffusers' pipelines replace some keys of its config
-        pipeline.scheduler = scheduler
-    return build(pipeline, spec, dtype, device)
 
 
 def load_pipeline(
@@ -53,11 +30,10 @@ def load_pipeline(
     """
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
-    from safetensors import SafetensorError
 
     file = single_file(files.pretrained)
     common = {"revision": files.revision, "dtype": dtype, **options}
-    try:
+    with loading("backbone.pretrained", files.pretrained, SingleFileComponentError):
         if file is None:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 files.pretrained, variant=files.variant, use_safetensors=True, **common
@@ -70,10 +46,6 @@ def load_pipeline(
                 pipeline = getattr(diffusers, index["_class_name"]).from_single_file(str(file), config=where, **common)
             else:
                 pipeline = _with_parts_of(file, where, single_file_parts, common)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError, SafetensorError) as error:
-        raise load_error("backbone.pretrained", files.pretrained, error) from error
     _refuse_missing_weights(pipeline, files.pretrained)
     return pipeline
 

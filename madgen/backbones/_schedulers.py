@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flow_config, supports_flow
+from madgen.config.schema import SamplingParams
 from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
@@ -106,34 +107,24 @@ def own_scheduler(files: ModelFiles, prediction_type: str | None = None) -> dict
     return own if prediction_type is None else {**own, "prediction_type": prediction_type}
 
 
-def evaluated_steps(
-    own: dict[str, Any] | None,
-    name: str | None,
-    num_inference_steps: int,
-    original_inference_steps: int | None,
-    options: Options | None = None,
-    flow: bool | None = None,
-) -> list[int]:
+def evaluated_steps(own: dict[str, Any] | None, params: SamplingParams, flow: bool) -> list[int]:
     """Return the denoising step of each evaluation of the network, without loading a model.
 
-    `own` is the result of `own_scheduler`, `name` is `sampling.scheduler`. If `own` is None, only the order of `name`
-    is known. `flow`: the backbone is a flow-matching model; None: as `own` says. Raises UserError like `new_scheduler`.
+    `own` is the result of `own_scheduler`; if it is None, only the order of `params.scheduler` is known. `flow`: the
+    backbone is a flow-matching model. Raises UserError like `new_scheduler`.
     """
-    own_name = None if own is None else own.get("_class_name")
+    own_name, name, steps = (own or {}).get("_class_name"), params.scheduler, params.num_inference_steps
     if own is None or own_name is None:
         cls = None if name is None else scheduler_class(name)
         if cls is not None:
-            check_options(cls, options or {})
-        return [step for step in range(num_inference_steps) for _ in range(1 if cls is None else cls.order)]
-    flow = is_flow_config(own, own_name) if flow is None else flow
+            check_options(cls, params.scheduler_options)
+        return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
     plain = _is_plain_flow if flow else _is_plain
-    if original_inference_steps is None and not options and plain(own, own_name, name, num_inference_steps):
-        return list(range(num_inference_steps))
+    usual = params.original_inference_steps is None and not params.scheduler_options
+    if usual and plain(own, own_name, name, steps):
+        return list(range(steps))
     scheduler = build_scheduler(scheduler_class(own_name), own, {})
-    schedule = FlowSchedule() if flow else None
-    return steps_of(
-        new_scheduler(scheduler, name, num_inference_steps, original_inference_steps, "cpu", options, schedule=schedule)
-    )
+    return steps_of(new_scheduler(scheduler, params, "cpu", schedule=FlowSchedule() if flow else None))
 
 
 def _is_plain_flow(own: dict[str, Any], own_name: str, name: str | None, steps: int) -> bool:
@@ -280,48 +271,37 @@ def _flow_scheduler(
 
 
 def new_scheduler(
-    own: Any,
-    name: str | None,
-    num_inference_steps: int,
-    original_inference_steps: int | None,
-    device: Any,
-    options: Options | None = None,
-    *,
-    tokens: int = 4096,
-    schedule: FlowSchedule | None = None,
+    own: Any, params: SamplingParams, device: Any, tokens: int = 4096, schedule: FlowSchedule | None = None
 ) -> Any:
-    """Create a scheduler like `own`, or of the class `name` with the config of `own`; timesteps set on `device`.
+    """Create a scheduler like `own`, or of the class that `params` name with the config of `own`.
 
-    `options` replace keys of the config. `schedule`: the backbone is a flow-matching model, with `tokens` in a view;
-    None: it predicts noise. Raises UserError for settings that the scheduler does not support, for schedulers that the
+    Its timesteps are set on `device`. `schedule`: the backbone is a flow-matching model, with `tokens` in a view; None:
+    it predicts noise. Raises UserError for settings that the scheduler does not support, for schedulers that the
     checkpoint was not trained for, and for numbers of steps with which it fails in the course of sampling.
     """
-    cls = adapted(type(own)) if name is None else scheduler_class(name)
+    steps, options, original = params.num_inference_steps, params.scheduler_options, params.original_inference_steps
+    cls = adapted(type(own)) if params.scheduler is None else scheduler_class(params.scheduler)
     arguments: dict[str, Any] = {}
     if schedule is None:
         check_prediction(type(own), own.config, flow=False)
-        scheduler = build_scheduler(cls, _config_of(own), options or {})
+        scheduler = build_scheduler(cls, _config_of(own), options)
         check_prediction(cls, scheduler.config, flow=False)
     else:
-        scheduler, arguments = _flow_scheduler(cls, own, num_inference_steps, tokens, schedule, options or {})
+        scheduler, arguments = _flow_scheduler(cls, own, steps, tokens, schedule, options)
     check_scheduler(scheduler)
-    trained = scheduler.config.get("num_train_timesteps", num_inference_steps)
-    if num_inference_steps > trained:
-        raise UserError(f"sampling.num_inference_steps={num_inference_steps} is more than the {trained} of training")
-    if original_inference_steps is not None:
-        arguments["original_inference_steps"] = original_inference_steps
+    if steps > (trained := scheduler.config.get("num_train_timesteps", steps)):
+        raise UserError(f"sampling.num_inference_steps={steps} is more than the {trained} of training")
+    if original is not None:
+        arguments["original_inference_steps"] = original
         if "original_inference_steps" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise UserError(
-                f"sampling.original_inference_steps={original_inference_steps} is not supported by "
-                f"{cls.__name__}; set it to null"
+                f"sampling.original_inference_steps={original} is not supported by {cls.__name__}; set it to null"
             )
     is_plain = _is_plain if schedule is None else _is_plain_flow
-    plain = original_inference_steps is None and is_plain(
-        dict(scheduler.config), cls.__name__, None, num_inference_steps
-    )
-    if not plain and (reason := _failure(scheduler, num_inference_steps, arguments)) is not None:
-        raise UserError(_no_such_steps(scheduler, num_inference_steps, arguments, reason))
-    scheduler.set_timesteps(num_inference_steps, device=device, **arguments)
+    plain = original is None and is_plain(dict(scheduler.config), cls.__name__, None, steps)
+    if not plain and (reason := _failure(scheduler, steps, arguments)) is not None:
+        raise UserError(_no_such_steps(scheduler, steps, arguments, reason))
+    scheduler.set_timesteps(steps, device=device, **arguments)
     return scheduler
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from madgen.backbones import ModelSize
 from madgen.hub.model_size import Parameters
 
 CLIP_L = Parameters(123_060_480)
@@ -17,14 +16,3 @@ FLUX2_VAE = Parameters(84_046_115)
 QWEN_VAE = Parameters(126_892_531)
 KL_PIXEL, QWEN_PIXEL = 4.8 * 256, 11.0 * 192
 """Activations per pixel of the decoders; see `_vae.decoder_activations`."""
-
-
-def published(
-    network: Parameters,
-    encoders: tuple[Parameters, ...],
-    activations: dict[str, float],
-    vae: Parameters = KL_VAE_16,
-    per_pixel: float = KL_PIXEL,
-) -> ModelSize:
-    """Return the size of a published model; `activations`: fields of `ModelSize`."""
-    return ModelSize(network, vae, encoders, per_pixel=per_pixel, **activations)  # type: ignore[arg-type]

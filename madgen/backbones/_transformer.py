@@ -18,7 +18,7 @@ from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._blocks import select_layers, transformer_groups
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._family import TEXT_ENCODERS
-from madgen.backbones._tokens import canvas_of
+from madgen.backbones._tokens import canvas_of, pack, unpack
 from madgen.backbones._transformer_family import TransformerFamily
 from madgen.diffusion.attention import JointStep, Merging, grids_of
 from madgen.diffusion.merge import split
@@ -145,9 +145,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         `tokens`: the views in tokens. `positions`: see `method.mad.positions`.
         """
 
-    def disable_cuda_graphs(self) -> None:
-        """Do nothing: transformers use no CUDA graphs."""
-
     def merged_layers(self, merging: Merging) -> frozenset[str]:
         layers = list(self.attention)
         return select_layers(layers, transformer_groups(layers), merging.blocks)
@@ -211,3 +208,22 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         grid = grids_of(joint.views, self.device)[size]
         placed = self.place(tokens, joint.merging.positions, conditioning)
         return TokenPass(conditioning.paths, self.merged_layers(joint.merging), grid, **placed)
+
+
+class PackedTransformerBackbone(TransformerBackbone):
+    """A transformer whose tokens are 2x2 latent cells with their channels side by side, as in FLUX."""
+
+    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
+        velocity: Tensor = network(
+            hidden_states=pack(cells_MChw),
+            timestep=timestep / 1000,
+            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
+            return_dict=False,
+            **self.inputs(conditioning, count, height // 2, width // 2),
+        )[0]
+        return unpack(velocity, height, width)
+
+    @abstractmethod
+    def inputs(self, conditioning: Conditioning, views: int, height: int, width: int) -> dict[str, Any]:
+        """Return further inputs of the transformer: `views` of each path, with `height` x `width` tokens."""

@@ -12,7 +12,9 @@ from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae
 from madgen.backbones._blocks import select_layers, transformer_groups
 from madgen.backbones._family import Family
 from madgen.backbones._flow import FlowSchedule
+from madgen.backbones._sizes import KL_PIXEL, KL_VAE_16
 from madgen.hub import tokenizers
+from madgen.hub.model_size import Parameters
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
@@ -39,6 +41,23 @@ def transformer_spec(
     """Return the shapes of a transformer with tokens of 2x2 latent cells; `vae` None: cells of 8x8 pixels."""
     factor = 8 if vae is None else _vae.factor_of(vae)
     return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale, noise_patch)
+
+
+def activations_of(width: int, widths_alive: float) -> dict[str, float]:
+    """Return the fields of `ModelSize` about a pass of a transformer of some width, with tokens of 2x2 latent cells."""
+    return {"per_cell": widths_alive * width / 4, "per_token": widths_alive * width}
+
+
+def transformer_size(
+    network: Parameters,
+    encoders: tuple[Parameters, ...],
+    width: int,
+    widths_alive: float,
+    vae: Parameters = KL_VAE_16,
+    per_pixel: float = KL_PIXEL,
+) -> ModelSize:
+    """Return the size of a published transformer; see `widths_alive` of `TransformerFamily`."""
+    return ModelSize(network, vae, encoders, per_pixel=per_pixel, **activations_of(width, widths_alive))
 
 
 def stream_layers(config: Mapping[str, Any]) -> list[str]:
@@ -87,12 +106,7 @@ class TransformerFamily(Family):
     @classmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
         """Return the activations per latent cell and per token of the prompt."""
-        return cls.activations_of_width(network["num_attention_heads"] * network["attention_head_dim"])
-
-    @classmethod
-    def activations_of_width(cls, width: int) -> dict[str, Any]:
-        """Return the activations of a transformer with tokens of 2x2 latent cells."""
-        return {"per_cell": cls.widths_alive * width / 4, "per_token": cls.widths_alive * width}
+        return activations_of(network["num_attention_heads"] * network["attention_head_dim"], cls.widths_alive)
 
     @classmethod
     def arguments(cls, max_sequence_length: int | None, offload: str) -> dict[str, Any]:

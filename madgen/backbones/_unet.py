@@ -195,9 +195,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         length, prompts = tokenizer.model_max_length, self._convert(prompts, tokenizer)
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
-    def keep_prompts(self, prompts: Sequence[str]) -> None:
-        """Do nothing: small text encoders run for each batch."""
-
     def merged_layers(self, merging: Merging) -> frozenset[str]:
         return select_unet_layers(list(self.attention), merging.blocks)
 
@@ -250,7 +247,8 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             None if joint is None else self._joint_pass(joint, conditioning, halved),
             None if joint is None else self._control_inputs(joint, conditioning.control, count),
         )
-        network = self.unet if joint is None else self._network()
+        # Gradients and a temporary float32 need the network as it is, and so do passes without a step.
+        network = self.compiled if joint is not None and self.runs_compiled() else self.unet
         captures = capture and joint is not None and self.graphs is not None and not torch.is_grad_enabled()
         if captures and paths * count * height * width <= MAX_CELLS:
             assert self.graphs is not None
@@ -282,7 +280,13 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
 
     def _run(self, network: Any, inputs: _Inputs) -> Tensor:
         """Run `network`, after the ControlNet, on all views, float32 [N * V, C, h, w]."""
-        joint, residuals = inputs.joint, self._residuals(inputs)
+        joint, residuals = inputs.joint, {}
+        if inputs.control is not None:
+            assert self.controlnet is not None
+            assert joint is not None
+            residuals = self.controlnet.residuals(
+                inputs.views, inputs.timestep, inputs.hidden, inputs.conditions, joint, inputs.control
+            )
         with self.shared_prefix.halved(joint is not None and joint.halved is not None):
             noise: Tensor = network(
                 inputs.views,
@@ -295,19 +299,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
                 **residuals,
             )[0]
         return noise.float()
-
-    def _residuals(self, inputs: _Inputs) -> dict[str, Any]:
-        if inputs.control is None:
-            return {}
-        assert self.controlnet is not None
-        assert inputs.joint is not None
-        return self.controlnet.residuals(
-            inputs.views, inputs.timestep, inputs.hidden, inputs.conditions, inputs.joint, inputs.control
-        )
-
-    def _network(self) -> Any:
-        """Return the network of joint passes: compiled, unless gradients or a temporary float32 need it as it is."""
-        return self.compiled if self.runs_compiled() else self.unet
 
 
 def crosses(layer: str) -> bool:

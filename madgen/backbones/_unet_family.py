@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance, _vae, silence_model_libraries
+from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae, silence_model_libraries
 from madgen.backbones._blocks import ALL, select_layers
 from madgen.backbones._family import Family
+from madgen.backbones._sizes import KL_PIXEL, KL_VAE
 from madgen.hub import tokenizers
-from madgen.hub.model_size import VAE
+from madgen.hub.model_size import VAE, Parameters
 from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
@@ -23,9 +24,15 @@ measured."""
 BLOCK_PATTERNS = {"down": "down_blocks.*", "mid": "mid_block.*", "up": "up_blocks.*"}
 
 
-def assumed_guidance(pretrained: str) -> Guidance:
-    """Guess the guidance of a checkpoint from its name, for planning without config files."""
-    return "embedded" if "lcm" in pretrained.lower() else "cfg"
+def unet_specs(view_size: int, coarsest: int) -> dict[str, BackboneSpec]:
+    """Return the shapes of published checkpoints, of which consistency models embed their guidance."""
+    guidance: dict[str, Guidance] = {"lcm": "embedded", "": "cfg"}
+    return {part: BackboneSpec(4, 8, view_size, coarsest, kind) for part, kind in guidance.items()}
+
+
+def unet_size(network: Parameters, encoders: tuple[Parameters, ...], per_cell: float) -> ModelSize:
+    """Return the size of a published model."""
+    return ModelSize(network, KL_VAE, encoders, per_cell, KL_PIXEL, upcasts_vae=True)
 
 
 def attention_of(unet: torch.nn.Module) -> dict[str, Any]:

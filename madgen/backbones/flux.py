@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance, ModelSize
+from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._sizes import CLIP_L, T5_XXL, published
-from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
-from madgen.backbones._transformer import TransformerBackbone
-from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_spec
+from madgen.backbones._sizes import CLIP_L, T5_XXL
+from madgen.backbones._tokens import canvas_ids, token_ids
+from madgen.backbones._transformer import PackedTransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_size, transformer_spec
 from madgen.backbones._vae import factor_of
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import VAE, Parameters
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Flux(TransformerBackbone):
+class Flux(PackedTransformerBackbone):
     """FLUX.1: CLIP's pooled embedding, T5, and a guidance scale that is embedded ([dev]) or absent ([schnell])."""
 
     name = "flux"
@@ -38,6 +38,15 @@ class Flux(TransformerBackbone):
     }
     flow = FlowSchedule(linear_sigmas=True)
     widths_alive = 18.0
+    assumed_specs = {
+        "schnell": transformer_spec(16, VIEW_SIZE, "none"),
+        "": transformer_spec(16, VIEW_SIZE, "embedded"),
+    }
+    assumed_sizes = {
+        "": transformer_size(
+            Parameters(11_901_408_320, 11_898_322_944, 3_065_920), (CLIP_L, T5_XXL), 3072, widths_alive
+        )
+    }
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -46,17 +55,6 @@ class Flux(TransformerBackbone):
         factor = factor_of(vae)
         size = vae.get("sample_size", VIEW_SIZE * factor) // factor  # the transformer's config has none
         return transformer_spec(network["in_channels"] // 4, size, guidance, vae)
-
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that FLUX.1 models share."""
-        return transformer_spec(16, VIEW_SIZE, "none" if "schnell" in name else "embedded")
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of FLUX.1."""
-        network = Parameters(11_901_408_320, 11_898_322_944, 3_065_920)
-        return published(network, (CLIP_L, T5_XXL), cls.activations_of_width(3072))
 
     layer_names = staticmethod(stream_layers)
 
@@ -67,22 +65,16 @@ class Flux(TransformerBackbone):
         )
         return Embedded(hidden.to(self.dtype), pooled.to(self.dtype))
 
-    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""
+    def inputs(self, conditioning: Conditioning, views: int, height: int, width: int) -> dict[str, Any]:
+        """Return the guidance, the pooled prompts and the positions."""
         assert conditioning.pooled_ND is not None
-        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
         guidance = conditioning.embedded_guidance_BD
-        velocity: Tensor = network(
-            hidden_states=pack(cells_MChw),
-            timestep=timestep / 1000,
-            guidance=None if guidance is None else guidance.repeat_interleave(count, 0),
-            pooled_projections=conditioning.pooled_ND.repeat_interleave(count, 0),
-            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
-            txt_ids=self._text_ids(conditioning),
-            img_ids=token_ids(height // 2, width // 2, self.device),
-            return_dict=False,
-        )[0]
-        return unpack(velocity, height, width)
+        return {
+            "guidance": None if guidance is None else guidance.repeat_interleave(views, 0),
+            "pooled_projections": conditioning.pooled_ND.repeat_interleave(views, 0),
+            "txt_ids": self._text_ids(conditioning),
+            "img_ids": token_ids(height, width, self.device),
+        }
 
     def place(self, tokens: Views, positions: str, conditioning: Conditioning) -> dict[str, Any]:
         """Return the rotations of prompt and canvas; see `canvas_ids`."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, Guidance, ModelSize
+from madgen.backbones import BackboneSpec, Guidance
 from madgen.backbones._conditioning import Conditioning
 from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._sizes import FLUX2_VAE, QWEN3_4B, published
-from madgen.backbones._tokens import canvas_ids, pack, token_ids, unpack
-from madgen.backbones._transformer import TransformerBackbone
-from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_spec
+from madgen.backbones._sizes import FLUX2_VAE, QWEN3_4B
+from madgen.backbones._tokens import canvas_ids, token_ids
+from madgen.backbones._transformer import PackedTransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, transformer_size, transformer_spec
 from madgen.diffusion.token_attention import TokenAttention
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters
@@ -32,7 +32,7 @@ def empirical_mu(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
     return slope * steps + many - 200.0 * slope
 
 
-class Flux2(TransformerBackbone):
+class Flux2(PackedTransformerBackbone):
     """FLUX.2 [klein]: hidden states of three layers of Qwen3; classifier-free guidance (base) or none (distilled)."""
 
     name = "flux2"
@@ -41,22 +41,20 @@ class Flux2(TransformerBackbone):
     template_tokens = 3
     flow = FlowSchedule(linear_sigmas=True, mu=empirical_mu)
     widths_alive = 24.0
+    assumed_specs = {
+        "base": transformer_spec(32, VIEW_SIZE, "cfg", noise_patch=2),
+        "": transformer_spec(32, VIEW_SIZE, "none", noise_patch=2),
+    }
+    assumed_sizes = {
+        "": transformer_size(
+            Parameters(3_875_544_576, 3_875_536_896, 1_016_960), (QWEN3_4B,), 3072, widths_alive, FLUX2_VAE
+        )
+    }
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         guidance: Guidance = "none" if index.get("is_distilled") else "cfg"
         return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, guidance, vae, noise_patch=2)
-
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that FLUX.2 models share."""
-        return transformer_spec(32, VIEW_SIZE, "cfg" if "base" in name else "none", noise_patch=2)
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of FLUX.2 [klein] 4B."""
-        network = Parameters(3_875_544_576, 3_875_536_896, 1_016_960)
-        return published(network, (QWEN3_4B,), cls.activations_of_width(3072), FLUX2_VAE)
 
     layer_names = staticmethod(stream_layers)
 
@@ -65,18 +63,10 @@ class Flux2(TransformerBackbone):
         cls = ParallelTokenAttention if name.startswith("single_") else TokenAttention
         return cls(name, original, self.context)
 
-    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""
-        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
-        velocity: Tensor = network(
-            hidden_states=pack(cells_MChw),
-            timestep=timestep / 1000,
-            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
-            txt_ids=self._text_ids(conditioning),
-            img_ids=_with_fourth_axis(token_ids(height // 2, width // 2, self.device)),
-            return_dict=False,
-        )[0]
-        return unpack(velocity, height, width)
+    def inputs(self, conditioning: Conditioning, views: int, height: int, width: int) -> dict[str, Any]:
+        """Return the positions."""
+        ids = token_ids(height, width, self.device)
+        return {"txt_ids": self._text_ids(conditioning), "img_ids": _with_fourth_axis(ids)}
 
     def place(self, tokens: Views, positions: str, conditioning: Conditioning) -> dict[str, Any]:
         """Return the rotations of prompt and canvas; see `canvas_ids`."""

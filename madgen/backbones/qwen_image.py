@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from madgen.backbones import BackboneSpec, ModelSize
+from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning
 from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._sizes import QWEN25_VL_7B, QWEN_PIXEL, QWEN_VAE, published
+from madgen.backbones._sizes import QWEN25_VL_7B, QWEN_PIXEL, QWEN_VAE
 from madgen.backbones._tokens import canvas_ids, pack, rotations, unpack
-from madgen.backbones._transformer import TransformerBackbone
-from madgen.backbones._transformer_family import VIEW_SIZE, transformer_spec
+from madgen.backbones._transformer import PackedTransformerBackbone
+from madgen.backbones._transformer_family import VIEW_SIZE, transformer_size, transformer_spec
 from madgen.diffusion.guidance import norm_rescaled
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters
@@ -26,7 +26,7 @@ MAX_SIDE = 2 * 2 * (4096 - 1024)
 """Latent cells: tables of positions end at 4096 tokens from the middle, with room for 1024 tokens of the prompt."""
 
 
-class QwenImage(TransformerBackbone):
+class QwenImage(PackedTransformerBackbone):
     """Qwen-Image: last hidden states of Qwen2.5-VL, and guidance that keeps the norm of each token."""
 
     name = "qwen_image"
@@ -36,6 +36,17 @@ class QwenImage(TransformerBackbone):
     pads = True
     flow = FlowSchedule(linear_sigmas=True)
     widths_alive = 15.0
+    assumed_specs = {"": transformer_spec(16, VIEW_SIZE, "cfg", max_side=MAX_SIDE)}
+    assumed_sizes = {
+        "": transformer_size(
+            Parameters(20_430_401_088, 20_424_818_688, 5_548_096),
+            (QWEN25_VL_7B,),
+            3072,
+            widths_alive,
+            QWEN_VAE,
+            QWEN_PIXEL,
+        )
+    }
 
     @classmethod
     def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:
@@ -51,18 +62,6 @@ class QwenImage(TransformerBackbone):
         return transformer_spec(network["in_channels"] // 4, VIEW_SIZE, "cfg", vae, MAX_SIDE)
 
     @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes of Qwen-Image."""
-        return transformer_spec(16, VIEW_SIZE, "cfg", max_side=MAX_SIDE)
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of Qwen-Image."""
-        network = Parameters(20_430_401_088, 20_424_818_688, 5_548_096)
-        activations = cls.activations_of_width(3072)
-        return published(network, (QWEN25_VL_7B,), activations, QWEN_VAE, QWEN_PIXEL)
-
-    @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:
         """Return the attention layers."""
         return [f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])]
@@ -72,19 +71,13 @@ class QwenImage(TransformerBackbone):
         negative, positive = (pack(each.flatten(0, 1)) for each in (unconditional, conditional))
         return unpack(norm_rescaled(negative, positive, scale), *conditional.shape[-2:]).view_as(conditional)
 
-    def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run the transformer on the packed views of all paths: the velocity [M, C, h, w]."""
-        count, (height, width) = len(cells_MChw) // conditioning.paths, cells_MChw.shape[-2:]
+    def inputs(self, conditioning: Conditioning, views: int, height: int, width: int) -> dict[str, Any]:
+        """Return the mask of the prompts' tokens and the shapes of the images."""
         mask = conditioning.text_mask_NT
-        velocity: Tensor = network(
-            hidden_states=pack(cells_MChw),
-            timestep=timestep / 1000,
-            encoder_hidden_states=conditioning.embeddings_NTD.repeat_interleave(count, 0),
-            encoder_hidden_states_mask=None if mask is None else mask.repeat_interleave(count, 0),
-            img_shapes=[[(1, height // 2, width // 2)]] * len(cells_MChw),
-            return_dict=False,
-        )[0]
-        return unpack(velocity, height, width)
+        return {
+            "encoder_hidden_states_mask": None if mask is None else mask.repeat_interleave(views, 0),
+            "img_shapes": [[(1, height, width)]] * (conditioning.paths * views),
+        }
 
     def place(self, tokens: Views, positions: str, conditioning: Conditioning) -> dict[str, Any]:
         """Return the rotations of canvas and prompt, which begins beyond the image: the canvas, or else a view."""

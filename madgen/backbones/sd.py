@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Embedded
-from madgen.backbones._sizes import CLIP_H, KL_VAE, published
+from madgen.backbones._sizes import CLIP_H
 from madgen.backbones._unet import UNetBackbone
-from madgen.backbones._unet_family import ATTENDING, assumed_guidance
+from madgen.backbones._unet_family import ATTENDING, unet_size, unet_specs
 from madgen.hub.model_size import Parameters
 from madgen.hub.weights import ModelFiles
 
@@ -19,17 +18,8 @@ class StableDiffusion(UNetBackbone):
     name = "sd"
     pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     controlled_pipelines = ("StableDiffusionControlNetPipeline",)
-
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that Stable Diffusion 1.x and 2.x base models share."""
-        return BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance=assumed_guidance(name))
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of Stable Diffusion 2."""
-        activations = {"per_cell": ATTENDING * 320, "upcasts_vae": True}
-        return published(Parameters(865_910_724), (CLIP_H,), activations, KL_VAE)
+    assumed_specs = unet_specs(view_size=64, coarsest=8)
+    assumed_sizes = {"": unet_size(Parameters(865_910_724), (CLIP_H,), ATTENDING * 320)}  # of Stable Diffusion 2
 
     @classmethod
     def loading_options(cls, files: ModelFiles) -> dict[str, Any]:

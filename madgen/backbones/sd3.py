@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, ModelSize
+from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
-from madgen.backbones._sizes import CLIP_G, CLIP_L, T5_XXL, published
+from madgen.backbones._sizes import CLIP_G, CLIP_L, T5_XXL
 from madgen.backbones._tokens import split_positions
 from madgen.backbones._transformer import TransformerBackbone
-from madgen.backbones._transformer_family import has_part, transformer_spec
+from madgen.backbones._transformer_family import has_part, transformer_size, transformer_spec
 from madgen.diffusion.views import Axis, Views
 from madgen.hub import tokenizers
 from madgen.hub.model_configs import read_index
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ENCODERS = (CLIP_L, CLIP_G, T5_XXL)
+
+
 class StableDiffusion3(TransformerBackbone):
     """Stable Diffusion 3 and 3.5: two CLIP encoders, T5 if the checkpoint has it, and classifier-free guidance."""
 
@@ -33,6 +36,14 @@ class StableDiffusion3(TransformerBackbone):
     limiting_part = "tokenizer_3"
     sequence_length = 256
     widths_alive = 13.5
+    assumed_specs = {
+        "3.5-medium": transformer_spec(16, 128, "cfg", max_side=768),
+        "": transformer_spec(16, 128, "cfg", max_side=384),
+    }
+    assumed_sizes = {
+        "large": transformer_size(Parameters(8_056_627_520, 8_053_694_464, 2_765_248), ENCODERS, 2432, widths_alive),
+        "": transformer_size(Parameters(2_243_171_520, 2_241_822_720, 1_241_152), ENCODERS, 1536, widths_alive),
+    }
     pools = True
     single_file_parts = {
         "vae": VAE,
@@ -50,21 +61,6 @@ class StableDiffusion3(TransformerBackbone):
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         max_side = network["pos_embed_max_size"] * network["patch_size"]
         return transformer_spec(network["in_channels"], network["sample_size"], "cfg", vae, max_side)
-
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that Stable Diffusion 3 and 3.5 share."""
-        return transformer_spec(16, 128, "cfg", max_side=768 if "3.5-medium" in name else 384)
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of 3.5 large, or of the medium models."""
-        encoders = (CLIP_L, CLIP_G, T5_XXL)
-        if "large" in name:
-            network = Parameters(8_056_627_520, 8_053_694_464, 2_765_248)
-            return published(network, encoders, cls.activations_of_width(2432))
-        network = Parameters(2_243_171_520, 2_241_822_720, 1_241_152)
-        return published(network, encoders, cls.activations_of_width(1536))
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:

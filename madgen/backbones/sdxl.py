@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, ModelSize
 from madgen.backbones._conditioning import Conditioning, Embedded
-from madgen.backbones._sizes import CLIP_G, CLIP_L, KL_VAE, published
+from madgen.backbones._sizes import CLIP_G, CLIP_L
 from madgen.backbones._unet import UNetBackbone
-from madgen.backbones._unet_family import CONVOLVING, assumed_guidance
+from madgen.backbones._unet_family import CONVOLVING, unet_size, unet_specs
 from madgen.hub.model_configs import read_index
 from madgen.hub.model_size import Parameters
 from madgen.hub.weights import ModelFiles
@@ -28,6 +27,8 @@ class StableDiffusionXL(UNetBackbone):
     controlled_pipelines = ("StableDiffusionXLControlNetPipeline",)
     text_encoder_parts = ("text_encoder", "text_encoder_2")
     tokenizer_parts = ("tokenizer", "tokenizer_2")
+    assumed_specs = unet_specs(view_size=128, coarsest=4)
+    assumed_sizes = {"": unet_size(Parameters(2_567_463_684), (CLIP_L, CLIP_G), CONVOLVING * 320)}
     pools = True
 
     def __init__(self, pipeline: Any, *arguments: Any):
@@ -48,17 +49,6 @@ class StableDiffusionXL(UNetBackbone):
                 f"{configs[1].get('addition_embed_type')}; backbone.name=sdxl supports text_time"
             )
         return configs
-
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that Stable Diffusion XL base models share."""
-        return BackboneSpec(channels=4, factor=8, view_size=128, coarsest=4, guidance=assumed_guidance(name))
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of Stable Diffusion XL."""
-        activations = {"per_cell": CONVOLVING * 320, "upcasts_vae": True}
-        return published(Parameters(2_567_463_684), (CLIP_L, CLIP_G), activations, KL_VAE)
 
     @classmethod
     def loading_options(cls, files: ModelFiles) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones import BackboneSpec, ModelSize
+from madgen.backbones import BackboneSpec
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._flow import FlowSchedule
-from madgen.backbones._sizes import QWEN3_4B, published
+from madgen.backbones._sizes import QWEN3_4B
 from madgen.backbones._tokens import canvas_ids, rotations
 from madgen.backbones._transformer import TransformerBackbone
-from madgen.backbones._transformer_family import VIEW_SIZE, transformer_spec
+from madgen.backbones._transformer_family import VIEW_SIZE, activations_of, transformer_size, transformer_spec
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import Parameters
 
@@ -36,26 +36,19 @@ class ZImage(TransformerBackbone):
     text_first = False
     flow = FlowSchedule(linear_sigmas=True)
     widths_alive = 17.0
+    assumed_specs = {"": transformer_spec(16, VIEW_SIZE, "cfg", max_side=1024, unguided_scale=0.0)}
+    assumed_sizes = {
+        "": transformer_size(Parameters(6_154_908_736, 6_153_863_168, 1_853_504), (QWEN3_4B,), 3840, widths_alive)
+    }
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
         max_side = 2 * min(network["axes_lens"][1:])
         return transformer_spec(network["in_channels"], VIEW_SIZE, "cfg", vae, max_side, unguided_scale=0.0)
 
-    @staticmethod
-    def assumed_spec(name: str) -> BackboneSpec:
-        """Return the shapes that Z-Image models share."""
-        return transformer_spec(16, VIEW_SIZE, "cfg", max_side=1024, unguided_scale=0.0)
-
-    @classmethod
-    def assumed_size(cls, name: str) -> ModelSize:
-        """Return the size of Z-Image."""
-        network = Parameters(6_154_908_736, 6_153_863_168, 1_853_504)
-        return published(network, (QWEN3_4B,), cls.activations_of_width(3840))
-
     @classmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        return cls.activations_of_width(network["dim"])
+        return activations_of(network["dim"], cls.widths_alive)
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:

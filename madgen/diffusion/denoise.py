@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.regions import Composition, OnePrompt
@@ -19,9 +20,6 @@ from madgen.diffusion.start import FromNoise, Start
 from madgen.diffusion.steps import steps_of
 from madgen.diffusion.syncdiffusion import NoSync
 from madgen.diffusion.views import Layout, Views
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 """Random numbers of a scheduler: of the whole batch, of each panorama, or PyTorch's default generator."""

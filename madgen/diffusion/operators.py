@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from madgen.diffusion.merge import merge, split, total
 from madgen.diffusion.views import Axis, Views
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 GAUSSIAN_VARIANCE = 0.01
 """Variance of Gaussian weights, in units of the squared size of a view (Mixture of Diffusers)."""

@@ -10,16 +10,14 @@ import copy
 import inspect
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from madgen.diffusion.denoise import OnStep
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.views import Axis, Views
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PROBED_STEPS = 6
 """Denoising steps with which schedulers are probed."""

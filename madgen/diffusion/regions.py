@@ -6,12 +6,10 @@ Letters: B canvases, R >= B rows, a row for each prompt of each canvas, the canv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 class Composition(Protocol):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class NoSync:

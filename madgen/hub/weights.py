@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,19 @@ def load_error(key: str, value: str, error: Exception) -> UserError:
     on_hub = not Path(resolve_pretrained(value)).exists() and problem is None
     hint = FETCH_HINT if on_hub and constants.HF_HUB_OFFLINE else ""
     return UserError(f"cannot load {key}={value}: {reason}{hint}")
+
+
+@contextmanager
+def loading(key: str, value: str, *further: type[Exception]) -> Iterator[None]:
+    """Convert `LOADING_FAILURES` and `further` errors of weights that are loaded in this context; see `load_error`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (*LOADING_FAILURES, SafetensorError, *further) as error:
+        raise load_error(key, value, error) from error
 
 
 def local_folder(where: str, revision: str | None = None) -> Path | None:

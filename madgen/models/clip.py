@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from madgen.hub.model_configs import read_config
-from madgen.hub.weights import load_error
+from madgen.hub.weights import loading
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -52,7 +52,6 @@ class Clip:
 
 def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip:
     """Load a folder or Hub id, the value of `key`; UserError if it contains no CLIP model in safetensors."""
-    from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPProcessor
 
     where = str(expand_user(model, "scores.clip"))
@@ -60,13 +59,11 @@ def load(model: str, device: str | torch.device = "cpu", key: str = KEY) -> Clip
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ["CLIPModel"]):
         kind = config.get("architectures") or config.get("model_type")
         raise UserError(f"{key}={model} contains no CLIP model: config.json says {kind}")
-    try:
+    with loading(key, model):
         loaded, found = CLIPModel.from_pretrained(
             where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         processor = CLIPProcessor.from_pretrained(where)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise load_error(key, model, error) from error
     if found["missing_keys"]:
         raise UserError(f"{key}={model} lacks weights: {sorted(found['missing_keys'])[0]}")
     return Clip(loaded, processor, torch.device(device))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from madgen.hub.model_configs import read_config
-from madgen.hub.weights import load_error
+from madgen.hub.weights import loading
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -35,15 +35,12 @@ class DinoV2:
 
 def load(model: str, device: str | torch.device, key: str) -> DinoV2:
     """Load a folder or Hub id, the value of `key`; UserError if it contains no DINOv2 in safetensors."""
-    from safetensors import SafetensorError
     from transformers import Dinov2Model
 
     where = str(expand_user(model, "--extractor"))
     config = read_config(where, None, "config.json", key, "DINOv2 model")
     if config.get("model_type") != "dinov2":
         raise UserError(f"{key}={model} contains no DINOv2 model: config.json says {config.get('model_type')}")
-    try:
+    with loading(key, model):
         loaded = Dinov2Model.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise load_error(key, model, error) from error
     return DinoV2(loaded, torch.device(device))

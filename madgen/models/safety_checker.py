@@ -9,7 +9,7 @@ import torch
 
 from madgen.hub.auxiliary_models import CHECKER_PARTS, in_pipeline_layout
 from madgen.hub.model_configs import read_config
-from madgen.hub.weights import load_error
+from madgen.hub.weights import loading
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
 
@@ -35,7 +35,6 @@ class SafetyChecker:
 def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
     """Load a folder or Hub id of a checker, or of a pipeline that has one; UserError if there is none."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from safetensors import SafetensorError
     from transformers import CLIPImageProcessor
 
     where = str(expand_user(checker, "safety.checker"))
@@ -46,13 +45,11 @@ def load(checker: str, device: str | torch.device = "cpu") -> SafetyChecker:
             f"{KEY}={checker} contains no safety checker: its architectures are {config.get('architectures')}"
         )
     read_config(where, None, f"{of_extractor}/preprocessor_config.json".lstrip("/"), KEY, "safety checker")
-    try:
+    with loading(KEY, checker):
         model, found = StableDiffusionSafetyChecker.from_pretrained(
             where, subfolder=of_checker, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         extractor = CLIPImageProcessor.from_pretrained(where, subfolder=of_extractor)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise load_error(KEY, checker, error) from error
     if found["missing_keys"]:
         raise UserError(f"{KEY}={checker} lacks weights: {sorted(found['missing_keys'])[0]}")
     return SafetyChecker(model, extractor, torch.device(device))

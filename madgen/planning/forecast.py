@@ -197,15 +197,9 @@ def evaluated_steps(run: ResolvedRun) -> list[int]:
 
 
 def _evaluated_steps(run: ResolvedRun, own: dict[str, Any] | None) -> list[int]:
-    sampling = run.job.sampling
-    steps = backbone_module(run.job.backbone.name).evaluated_steps(
-        own,
-        sampling.scheduler,
-        sampling.num_inference_steps,
-        sampling.original_inference_steps,
-        sampling.scheduler_options,
-    )
-    return _last_steps(steps, sampling.num_inference_steps - run.job.denoising_steps, run.job.denoising_steps)
+    steps = backbone_module(run.job.backbone.name).evaluated_steps(own, run.job.sampling)
+    left = run.job.denoising_steps
+    return _last_steps(steps, run.job.sampling.num_inference_steps - left, left)
 
 
 def _last_steps(steps: list[int], skipped: int, left: int) -> list[int]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from madgen.backbones import TEXTS_ONLY, PromptEmbeddings
 from madgen.diffusion.denoise import Generators
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, number, whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

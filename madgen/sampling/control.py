@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def canvases(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:

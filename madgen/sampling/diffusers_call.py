@@ -15,7 +15,7 @@ from madgen.config.schema import InitConfig, SamplingParams
 from madgen.diffusion.denoise import Generators
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
-from madgen.sampling.inputs import PanoramaBatch, parse_batch
+from madgen.sampling.inputs import PanoramaBatch, parse_batch, parse_params
 from madgen.sampling.picture_arguments import kept_by, parse_image, parse_pictures, repeated
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
@@ -227,7 +227,8 @@ class DiffusersCall:
         prompts, negatives = _texts(prompt, negative_prompt, inputs)
         copies = whole("num_images_per_prompt", num_images_per_prompt, 1)
         inputs = inputs.repeated(copies, len(prompts), sampler.dtype)
-        params = sampler.merged_params(
+        params = parse_params(
+            sampler.params,
             num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
             guidance_scale=guidance_scale,
             guidance_steps=guidance_steps,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from madgen.backbones import Backbone
 from madgen.backbones._vae import encode_canvas
@@ -20,8 +21,6 @@ from madgen.types import Prompt
 from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from madgen.sampling.inputs import PanoramaBatch
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 from PIL import Image
 
-from madgen.config.schema import InitConfig
+from madgen.config.schema import InitConfig, SamplingParams
 from madgen.images.decoding import read_picture
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.image_to_image import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
 from madgen.utils.errors import UserError
-from madgen.utils.validation import listed, text, texts, whole
+from madgen.utils.validation import listed, number, switch, text, texts, whole
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,25 @@ def _read(prompts: Sequence[Prompt], column: str) -> list[Image.Image] | None:
     """Read the pictures that prompts name in a column; None if they name none."""
     files = [prompt.pictures[column] for prompt in prompts if column in prompt.pictures]
     return [read_picture(file, f"{column} picture") for file in files] or None
+
+
+PARAMS: dict[str, Callable[[str, Any], Any]] = {
+    "num_inference_steps": partial(whole, minimum=1),
+    "guidance_scale": partial(number, minimum=0),
+    "guidance_steps": lambda name, steps: tuple(whole(f"each of {name}", step) for step in listed(name, steps)),
+    "loop": switch,
+    "decode": text,
+    "strength": partial(number, minimum=0),
+}
+"""Validation of each argument that replaces one of the sampler's `params`."""
+
+
+def parse_params(params: SamplingParams, **arguments: Any) -> SamplingParams:
+    """Return `params` with the `arguments` that are not None. Raises UserError."""
+    given = {name: PARAMS[name](name, value) for name, value in arguments.items() if value is not None}
+    if "strength" in given:
+        given["init"] = replace(params.init, strength=given.pop("strength"))
+    return replace(params, **given)
 
 
 def parse_batch(

@@ -271,13 +271,7 @@ class JointSampler:
     def _new_scheduler(self, params: SamplingParams, views: Views | None = None) -> Any:
         """Create a scheduler for steps of `views`; None: of views of the geometry's size."""
         cells = self.geometry.view_size**2 if views is None else views.rows.size * views.columns.size
-        scheduler = self.backbone.new_scheduler(
-            params.scheduler,
-            params.num_inference_steps,
-            params.original_inference_steps,
-            cells,
-            params.scheduler_options,
-        )
+        scheduler = self.backbone.new_scheduler(params, cells)
         check_merge_scheduler(self.method, scheduler)
         if params.init.strength is not None:
             check_start_scheduler(type(scheduler), scheduler.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from madgen.config.schema import (
     BlendConfig,
@@ -23,51 +23,55 @@ from madgen.utils.errors import UserError
 from madgen.utils.validation import number, texts, whole, whole_or_none
 
 
+def _unchanged(name: str, value: Any) -> Any:
+    """Return a value that its config validates."""
+    return value
+
+
+def _tuple_of_texts(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(texts(name, value))
+
+
 class MethodOptions(TypedDict, total=False):
-    """Arguments for the keys of `method` in a job; absent ones have their defaults."""
+    """Arguments for keys of `method` in a job, with the key and the validation of each."""
 
-    layout: str
-    view_size: int | None
-    stride: int | None
-    overlap_from: int | None
-    mad_steps: int
-    mad_blocks: Sequence[str]
-    cross_attention: str
-    positions: str
-    sync_weight: float
-    sync_decay: float
-    sync_steps: int
-    sync_every: int
-    sync_network: str
-    region_bootstrapping: int | None
+    layout: Annotated[str, "views.layout", _unchanged]
+    view_size: Annotated[int | None, "views.size", whole_or_none]
+    stride: Annotated[int | None, "views.stride", whole_or_none]
+    overlap_from: Annotated[int | None, "views.overlap_from", whole_or_none]
+    mad_steps: Annotated[int, "mad.steps", whole]
+    mad_blocks: Annotated[Sequence[str], "mad.blocks", _tuple_of_texts]
+    cross_attention: Annotated[str, "mad.cross_attention", _unchanged]
+    positions: Annotated[str, "mad.positions", _unchanged]
+    sync_weight: Annotated[float, "sync.weight", number]
+    sync_decay: Annotated[float, "sync.decay", number]
+    sync_steps: Annotated[int, "sync.steps", whole]
+    sync_every: Annotated[int, "sync.every", whole]
+    sync_network: Annotated[str, "sync.network", _unchanged]
+    region_bootstrapping: Annotated[int | None, "regions.bootstrapping", whole_or_none]
 
 
-def method_config(**options: Unpack[MethodOptions]) -> MethodConfig:
-    """Build the config of a method. Raises UserError for invalid values, and TypeError for unknown arguments."""
-    if unknown := sorted(options.keys() - MethodOptions.__annotations__.keys()):
+METHOD_OPTIONS = {name: hint.__metadata__ for name, hint in get_type_hints(MethodOptions, include_extras=True).items()}
+"""Key and validation of each argument."""
+
+
+def method_config(**options: Any) -> MethodConfig:
+    """Build the config of a method from `MethodOptions`; absent ones have their defaults.
+
+    Raises UserError for invalid values, and TypeError for unknown arguments.
+    """
+    if unknown := sorted(options.keys() - METHOD_OPTIONS):
         raise TypeError(f"unexpected argument {unknown[0]!r}")
-    mad, sync = MadConfig(), SyncConfig()
+    sections: dict[str, dict[str, Any]] = {"views": {}, "mad": {}, "sync": {}, "regions": {}}
+    for name, value in options.items():
+        path, validated = METHOD_OPTIONS[name]
+        section, _, key = path.partition(".")
+        sections[section][key] = validated(name, value)
     return MethodConfig(
-        views=ViewsConfig(
-            layout=options.get("layout", ViewsConfig.layout),
-            size=whole_or_none("view_size", options.get("view_size")),
-            stride=whole_or_none("stride", options.get("stride")),
-            overlap_from=whole_or_none("overlap_from", options.get("overlap_from")),
-        ),
-        mad=MadConfig(
-            steps=whole("mad_steps", options.get("mad_steps", mad.steps)),
-            blocks=tuple(texts("mad_blocks", options.get("mad_blocks", mad.blocks))),
-            cross_attention=options.get("cross_attention", mad.cross_attention),
-            positions=options.get("positions", mad.positions),
-        ),
-        sync=SyncConfig(
-            weight=number("sync_weight", options.get("sync_weight", sync.weight)),
-            decay=number("sync_decay", options.get("sync_decay", sync.decay)),
-            steps=whole("sync_steps", options.get("sync_steps", sync.steps)),
-            every=whole("sync_every", options.get("sync_every", sync.every)),
-            network=options.get("sync_network", sync.network),
-        ),
-        regions=RegionsConfig(bootstrapping=whole_or_none("region_bootstrapping", options.get("region_bootstrapping"))),
+        views=ViewsConfig(**sections["views"]),
+        mad=MadConfig(**sections["mad"]),
+        sync=SyncConfig(**sections["sync"]),
+        regions=RegionsConfig(**sections["regions"]),
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from madgen.backbones import Backbone
 from madgen.diffusion.regions import Bootstrap, Regions, with_background
@@ -13,9 +13,6 @@ from madgen.images.masks import cell_weights
 from madgen.sampling.scheduler_checks import any_cut_out
 from madgen.types import Region
 from madgen.utils.seeding import derived_seed
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PanoramaRegions = Sequence[Sequence[Region]]
 """The regions of each panorama of a batch."""

@@ -11,14 +11,13 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from madgen.backbones import Lora, as_lora, backbone_module
+from madgen.backbones import Lora, backbone_module
 from madgen.backbones._loaded_pipeline import borrow
 from madgen.backbones._schedulers import check_scheduler_object
 from madgen.config.schema import (
     BackboneConfig,
     ControlNetConfig,
     Job,
-    LoraConfig,
     MadConfig,
     MethodConfig,
     SamplingConfig,
@@ -31,14 +30,14 @@ from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
 from madgen.sampling.geometry import Geometry
-from madgen.sampling.inputs import check_device, parse_batch
+from madgen.sampling.inputs import check_device, parse_batch, parse_params
 from madgen.sampling.joint_sampler import JointSampler
-from madgen.sampling.method import Method, MethodOptions, method_config
+from madgen.sampling.method import METHOD_OPTIONS, Method, MethodOptions, method_config
 from madgen.sampling.picture_arguments import one_each, parse_images, parse_pictures
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
-from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole, whole_or_none
+from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole_or_none
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ARGUMENTS_OF_PIPES = frozenset({"backbone.max_sequence_length", "backbone.controlnet"}) | {
@@ -112,6 +111,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
 
         Raises UserError, a ValueError with the message of the command line, for invalid values.
         """
+        method_arguments = {option: value for option, value in locals().items() if option in METHOD_OPTIONS}
         refuse(unsupported, "from_pretrained", LOADING_ARGUMENTS)
         config_of_backbone = BackboneConfig(
             name=text("name", name),
@@ -119,27 +119,12 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             revision=text_or_none("revision", revision),
             variant=text_or_none("variant", variant),
             config=None if config is None else path("config", config),
-            loras=[_lora_config(lora) for lora in listed("loras", loras)],
+            loras=[_lora(lora) for lora in listed("loras", loras)],
             prediction_type=text_or_none("prediction_type", prediction_type),
             dtype=dtype,
             compile=switch("compile", compile),
         )
-        method = method_config(
-            layout=layout,
-            view_size=view_size,
-            stride=stride,
-            overlap_from=overlap_from,
-            mad_steps=mad_steps,
-            mad_blocks=mad_blocks,
-            cross_attention=cross_attention,
-            positions=positions,
-            sync_weight=sync_weight,
-            sync_decay=sync_decay,
-            sync_steps=sync_steps,
-            sync_every=sync_every,
-            sync_network=sync_network,
-            region_bootstrapping=region_bootstrapping,
-        )
+        method = method_config(**method_arguments)
         job, keys = _settings(
             config_of_backbone, method, scheduler, scheduler_options, original_inference_steps, overrides
         )
@@ -217,7 +202,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 revision=files.revision,
                 variant=backbone.variant,
                 config=files.config,
-                loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
+                loras=backbone.loras,
                 prediction_type=backbone.prediction_type,
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
@@ -311,7 +296,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             UserError: for impossible sizes and settings.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        params = self.merged_params(
+        params = parse_params(
+            self.params,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_steps=guidance_steps,
@@ -344,33 +330,6 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         with self.exclusively():
             latents = self.sample_latents(batch, params, chunk_views, report)
             return latents if output == "latent" else convert(self.decode_batch(latents, batch, params), output)
-
-    def merged_params(
-        self,
-        *,
-        num_inference_steps: Any,
-        guidance_scale: Any,
-        guidance_steps: Any,
-        loop: Any,
-        decode: Any,
-        strength: Any = None,
-    ) -> SamplingParams:
-        """Return the sampler's `params` with other values where they are not None. Raises UserError."""
-        given: dict[str, Any] = {}
-        if num_inference_steps is not None:
-            given["num_inference_steps"] = whole("num_inference_steps", num_inference_steps, 1)
-        if guidance_scale is not None:
-            given["guidance_scale"] = number("guidance_scale", guidance_scale, 0)
-        if guidance_steps is not None:
-            steps = [whole("each of guidance_steps", step) for step in listed("guidance_steps", guidance_steps)]
-            given["guidance_steps"] = tuple(steps)
-        if loop is not None:
-            given["loop"] = switch("loop", loop)
-        if decode is not None:
-            given["decode"] = text("decode", decode)
-        if strength is not None:
-            given["init"] = replace(self.params.init, strength=number("strength", strength, 0))
-        return replace(self.params, **given)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -406,6 +365,10 @@ def _settings(
     return overridden(job, overrides)
 
 
-def _lora_config(value: Lora | Mapping[str, Any]) -> LoraConfig:
-    lora = as_lora(value)
-    return LoraConfig(weights=lora.weights, scale=lora.scale)
+def _lora(value: Lora | Mapping[str, Any]) -> Lora:
+    """Convert `{"weights": ..., "scale": ...}` to a Lora; UserError for other keys or values."""
+    fields = vars(value) if isinstance(value, Lora) else value
+    if not isinstance(fields, Mapping) or not {"weights"} <= set(fields) <= {"weights", "scale"}:
+        raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
+    weights, scale = path("a LoRA's weights", fields["weights"]), number("a LoRA's scale", fields.get("scale", 1.0))
+    return Lora(weights=weights, scale=scale)

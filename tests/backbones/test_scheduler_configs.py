@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_options_that_do_not_fit_are_refused(scheduler, options, message, whole,
     with pytest.raises(UserError, match=message):
         whole.new_scheduler(4)
     with pytest.raises(UserError, match=message):
-        evaluated_steps(own_scheduler(ModelFiles(str(tiny))), scheduler, 4, None, options)
+        evaluated_steps(own_scheduler(ModelFiles(str(tiny))), replace(whole.params, num_inference_steps=4), flow=False)
 
 
 def test_options_are_recorded_only_where_they_are_set():
@@ -137,7 +138,7 @@ def test_plans_accept_exactly_the_numbers_of_steps_that_run(name, steps, tiny):
     config = own_scheduler(ModelFiles(str(tiny))) | {"_class_name": f"{name}Scheduler", "timestep_spacing": "leading"}
     scheduler = scheduler_class(f"{name}Scheduler").from_config(config)
     try:
-        evaluated_steps(config, None, steps, None)
+        evaluated_steps(config, SamplingParams(num_inference_steps=steps), flow=False)
         accepted = True
     except UserError as error:
         accepted = False

@@ -74,7 +74,7 @@ def test_every_scheduler_of_diffusers_is_used_or_refused_in_one_line(whole):
 def test_schedulers_with_unseeded_noise_are_refused(whole, monkeypatch):
     from madgen.backbones import _schedulers
 
-    scheduler = whole.backbone.new_scheduler("DDIMScheduler", 4)
+    scheduler = whole.backbone.new_scheduler(SamplingParams(scheduler="DDIMScheduler", num_inference_steps=4))
     scheduler.noise_sampler = None
     with pytest.raises(UserError, match="draws noise independently of the sample's seed"):
         _schedulers.check_scheduler(scheduler)

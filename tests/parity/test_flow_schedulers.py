@@ -72,7 +72,8 @@ def test_flow_matching_schedulers_step_as_in_a_plain_loop(family, name):
     )
     assert error(ours(made, name), expected) <= 1e-5
     own = dict(config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    assert len(evaluated_steps(own, f"{name}Scheduler", steps, None)) == len(scheduler.timesteps)
+    params = SamplingParams(scheduler=f"{name}Scheduler", num_inference_steps=steps)
+    assert len(evaluated_steps(own, params, flow=True)) == len(scheduler.timesteps)
 
 
 def test_every_scheduler_of_diffusers_steps_a_flow_or_is_refused_in_one_line(family):
@@ -96,8 +97,8 @@ def test_a_part_of_the_schedule_is_never_ignored():
     own = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.02)
     for name in ("FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler"):
         with pytest.raises(UserError, match=rf"{name} does not support the checkpoint's shift_terminal=0.02"):
-            new_scheduler(own, name, 4, None, "cpu", schedule=FlowSchedule())
-    unipc = new_scheduler(own, "UniPCMultistepScheduler", 4, None, "cpu", schedule=FlowSchedule())
+            new_scheduler(own, SamplingParams(scheduler=name), "cpu", schedule=FlowSchedule())
+    unipc = new_scheduler(own, SamplingParams(scheduler="UniPCMultistepScheduler"), "cpu", schedule=FlowSchedule())
     assert unipc.config.shift_terminal == 0.02
 
 

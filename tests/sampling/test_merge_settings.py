@@ -136,7 +136,7 @@ def test_first_steps_are_those_of_mad(tiny):
     after = {}
     for name, merge in (("mean", MergeConfig()), ("swap", SWAP)):
         sampler = sampler_of(tiny, merge, mad=2)
-        step = sampler.backbone.new_scheduler(None, 4).step.__func__
+        step = sampler.new_scheduler(4).step.__func__
         steps = after[name] = []
 
         def recorded(self, *arguments, step=step, steps=steps, **options):
