@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cas
 
 import torch
 
-from madgen.config.schema import LoraConfig as Lora
-from madgen.config.schema import SamplingParams
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.hub.adapters import IpAdapterFiles
 from madgen.hub.model_size import Parameters
@@ -95,6 +93,33 @@ class ModelSize:
     """Tokens of a prompt."""
     upcasts_vae: bool = False
     """The VAE runs in float32 in place of float16."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adaptation that is fused into a backbone's weights when it is loaded."""
+
+    weights: str
+    """A `.safetensors` file, a folder that holds one, or a hub id."""
+    scale: float = 1.0
+
+
+class SchedulerSettings(Protocol):
+    """The keys of `sampling` of the job that a scheduler is created with; `SamplingParams` has them."""
+
+    @property
+    def scheduler(self) -> str | None:
+        """Name of a diffusers class; None: the checkpoint's own."""
+
+    @property
+    def scheduler_options(self) -> Mapping[str, Any]:
+        """Keys of the scheduler's config to replace."""
+
+    @property
+    def num_inference_steps(self) -> int: ...
+
+    @property
+    def original_inference_steps(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -184,8 +209,8 @@ class Backbone(Protocol):
         decoding tile by tile. Gradients flow unless the caller disables them.
         """
 
-    def new_scheduler(self, params: SamplingParams, view_cells: int | None = None) -> Any:
-        """Return a new diffusers scheduler as `params` say, with its timesteps set.
+    def new_scheduler(self, settings: SchedulerSettings, view_cells: int | None = None) -> Any:
+        """Return a new diffusers scheduler with its timesteps set.
 
         `view_cells`: latent cells of a view, for timesteps that depend on the image size; None: of a view of
         `spec.view_size`. Raises UserError for settings with which it cannot sample.
@@ -289,7 +314,7 @@ class BackboneModule(Protocol):
     def own_scheduler(self, files: ModelFiles, prediction_type: str | None = None) -> dict[str, Any] | None:
         """Read the config of the checkpoint's own scheduler; None if it is not available."""
 
-    def evaluated_steps(self, own: dict[str, Any] | None, params: SamplingParams) -> list[int]:
+    def evaluated_steps(self, own: dict[str, Any] | None, settings: SchedulerSettings) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
 
 

@@ -17,6 +17,7 @@ from madgen.backbones import (
     BackboneSpec,
     Checkpoint,
     PromptEmbeddings,
+    SchedulerSettings,
     _precision,
     _schedulers,
     _vae,
@@ -27,7 +28,6 @@ from madgen.backbones._loading import load_pipeline
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
-from madgen.config.schema import SamplingParams
 from madgen.diffusion.attention import JointStep
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
@@ -108,7 +108,8 @@ class PipelineBackbone(Family, Backbone):
             scheduler = _schedulers.build_scheduler(cls.scheduler_class(own.get("_class_name", "")), own, {})
         pipeline = load_pipeline(files, dtype, **options)
         fuse_loras(pipeline, checkpoint.get("loras", ()))
-        pipeline.scheduler = scheduler or pipeline.scheduler
+        if scheduler is not None:
+            pipeline.scheduler = scheduler
         backbone = cls(pipeline, spec, dtype, device, **further)
         backbone.is_quantized = kind is not None
         return backbone
@@ -312,7 +313,7 @@ class PipelineBackbone(Family, Backbone):
         with _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext():
             return _vae.encode(self.vae, pixels_B3HW)
 
-    def new_scheduler(self, params: SamplingParams, view_cells: int | None = None) -> Any:
-        """Create the checkpoint's own scheduler, or the diffusers class that `params` name from its config."""
+    def new_scheduler(self, settings: SchedulerSettings, view_cells: int | None = None) -> Any:
+        """Create the checkpoint's own scheduler, or the diffusers class that `settings` name from its config."""
         tokens = (view_cells or self.spec.view_size**2) // self.spec.patch**2
-        return _schedulers.new_scheduler(self.scheduler, params, self.device, tokens, self.flow)
+        return _schedulers.new_scheduler(self.scheduler, settings, self.device, tokens, self.flow)

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from madgen.backbones import BackboneSpec, ModelSize, _schedulers, _vae, backbones_by_pipeline
+from madgen.backbones import BackboneSpec, ModelSize, SchedulerSettings, _schedulers, _vae, backbones_by_pipeline
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download
-from madgen.config.schema import SamplingParams
 from madgen.hub.model_configs import read_configs, read_index
 from madgen.hub.model_size import VAE, count_parts
 from madgen.hub.repository import check_hub_id
@@ -65,9 +64,9 @@ class Family(ABC):
         return cls.single_file_parts if cls.completes_single_files else None
 
     @classmethod
-    def evaluated_steps(cls, own: dict[str, Any] | None, params: SamplingParams) -> list[int]:
+    def evaluated_steps(cls, own: dict[str, Any] | None, settings: SchedulerSettings) -> list[int]:
         """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
-        return _schedulers.evaluated_steps(own, params, cls.flow is not None)
+        return _schedulers.evaluated_steps(own, settings, cls.flow is not None)
 
     @classmethod
     def configs(cls, files: ModelFiles) -> tuple[dict[str, Any], ...]:

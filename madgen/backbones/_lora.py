@@ -315,32 +315,30 @@ def _targets(pipeline: Any, layers: Mapping[str, Layer]) -> dict[str, tuple[str,
     modules = {
         part: dict(model.named_modules()) for part in PARTS if (model := getattr(pipeline, part, None)) is not None
     }
-    bare = {layer: name for layer in layers if (name := _without_part(layer)) is not None}
-    targets = {layer: _named(layer) for layer in layers if layer not in bare and not KOHYA.fullmatch(layer)}
-    if bare:
-        part = _fitting_part(bare, layers, modules)
-        targets |= {layer: (part, name) for layer, name in bare.items()}
-    kohya = {layer: match for layer in layers if (match := KOHYA.fullmatch(layer))}
-    targets |= _kohya_targets(pipeline, kohya, modules)
+    bare = {  # without their part, as PEFT does
+        layer: layer.removeprefix("base_model.model.")
+        for layer in layers
+        if not KOHYA.fullmatch(layer) and layer.partition(".")[0] not in PARTS
+    }
+    kohya = {  # whose names have underscores for dots
+        part: {name.removeprefix("text_model.").replace(".", "_"): name for name in known}
+        for part, known in modules.items()
+    }
+    of_bare = _fitting_part(bare, layers, modules) if bare else ""
     resolved: dict[str, tuple[str, str]] = {}
-    for layer, (part, name) in targets.items():
-        module = _existing(name, modules.get(part, {}))
+    for layer in layers:
+        if match := KOHYA.fullmatch(layer):
+            part, name = KOHYA_PARTS[match[1]] if match[1] else _denoiser(pipeline), match[2]
+            module = kohya.get(part, {}).get(name.removeprefix("text_model_"))
+            if module is None and part == "unet":
+                module = _original_unet_name(pipeline, layer)
+        else:
+            part, _, name = (of_bare, "", bare[layer]) if layer in bare else layer.partition(".")
+            module = _existing(name, modules.get(part, {}))
         if module is None:
             raise UserError(f"it does not match this backbone: its {part} has no layer {name}")
         resolved[layer] = part, module
     return resolved
-
-
-def _without_part(layer: str) -> str | None:
-    """Return the module of a layer that is named without its part, as PEFT does; None for other names."""
-    if layer.startswith("base_model.model."):
-        return layer.removeprefix("base_model.model.")
-    return None if KOHYA.fullmatch(layer) or layer.partition(".")[0] in PARTS else layer
-
-
-def _named(layer: str) -> tuple[str, str]:
-    part, _, name = layer.partition(".")
-    return part, name
 
 
 def _existing(name: str, modules: Mapping[str, Any]) -> str | None:
@@ -370,26 +368,6 @@ def _fits(layer: Layer, module: Any) -> bool:
         return bool(_lycoris.change_of(layer.tensors).numel() == weight.numel())
     down = layer.tensors["down"]
     return bool(weight.ndim >= 2 and down.ndim >= 2 and down.shape[1] == weight.shape[1])
-
-
-def _kohya_targets(
-    pipeline: Any, layers: Mapping[str, re.Match[str]], modules: Mapping[str, Any]
-) -> dict[str, tuple[str, str]]:
-    """Resolve kohya's names, which have underscores for dots."""
-    flat = {
-        part: {name.removeprefix("text_model.").replace(".", "_"): name for name in known}
-        for part, known in modules.items()
-    }
-    targets: dict[str, tuple[str, str]] = {}
-    for layer, match in layers.items():
-        part, name = KOHYA_PARTS[match[1]] if match[1] else _denoiser(pipeline), match[2]
-        module = flat.get(part, {}).get(name.removeprefix("text_model_"))
-        if module is None and part == "unet":
-            module = _original_unet_name(pipeline, layer)
-        if module is None:
-            raise UserError(f"it does not match this backbone: its {part} has no layer {name}")
-        targets[layer] = part, module
-    return targets
 
 
 def _denoiser(pipeline: Any) -> str:

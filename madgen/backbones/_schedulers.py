@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from madgen.backbones import SchedulerSettings
 from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flow_config, supports_flow
-from madgen.config.schema import SamplingParams
 from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
@@ -107,24 +107,24 @@ def own_scheduler(files: ModelFiles, prediction_type: str | None = None) -> dict
     return own if prediction_type is None else {**own, "prediction_type": prediction_type}
 
 
-def evaluated_steps(own: dict[str, Any] | None, params: SamplingParams, flow: bool) -> list[int]:
+def evaluated_steps(own: dict[str, Any] | None, settings: SchedulerSettings, flow: bool) -> list[int]:
     """Return the denoising step of each evaluation of the network, without loading a model.
 
-    `own` is the result of `own_scheduler`; if it is None, only the order of `params.scheduler` is known. `flow`: the
+    `own` is the result of `own_scheduler`; if it is None, only the order of `settings.scheduler` is known. `flow`: the
     backbone is a flow-matching model. Raises UserError like `new_scheduler`.
     """
-    own_name, name, steps = (own or {}).get("_class_name"), params.scheduler, params.num_inference_steps
+    own_name, name, steps = (own or {}).get("_class_name"), settings.scheduler, settings.num_inference_steps
     if own is None or own_name is None:
         cls = None if name is None else scheduler_class(name)
         if cls is not None:
-            check_options(cls, params.scheduler_options)
+            check_options(cls, settings.scheduler_options)
         return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
     plain = _is_plain_flow if flow else _is_plain
-    usual = params.original_inference_steps is None and not params.scheduler_options
+    usual = settings.original_inference_steps is None and not settings.scheduler_options
     if usual and plain(own, own_name, name, steps):
         return list(range(steps))
     scheduler = build_scheduler(scheduler_class(own_name), own, {})
-    return steps_of(new_scheduler(scheduler, params, "cpu", schedule=FlowSchedule() if flow else None))
+    return steps_of(new_scheduler(scheduler, settings, "cpu", schedule=FlowSchedule() if flow else None))
 
 
 def _is_plain_flow(own: dict[str, Any], own_name: str, name: str | None, steps: int) -> bool:
@@ -271,16 +271,17 @@ def _flow_scheduler(
 
 
 def new_scheduler(
-    own: Any, params: SamplingParams, device: Any, tokens: int = 4096, schedule: FlowSchedule | None = None
+    own: Any, settings: SchedulerSettings, device: Any, tokens: int = 4096, schedule: FlowSchedule | None = None
 ) -> Any:
-    """Create a scheduler like `own`, or of the class that `params` name with the config of `own`.
+    """Create a scheduler like `own`, or of the class that `settings` name with the config of `own`.
 
     Its timesteps are set on `device`. `schedule`: the backbone is a flow-matching model, with `tokens` in a view; None:
     it predicts noise. Raises UserError for settings that the scheduler does not support, for schedulers that the
     checkpoint was not trained for, and for numbers of steps with which it fails in the course of sampling.
     """
-    steps, options, original = params.num_inference_steps, params.scheduler_options, params.original_inference_steps
-    cls = adapted(type(own)) if params.scheduler is None else scheduler_class(params.scheduler)
+    steps, options = settings.num_inference_steps, settings.scheduler_options
+    original = settings.original_inference_steps
+    cls = adapted(type(own)) if settings.scheduler is None else scheduler_class(settings.scheduler)
     arguments: dict[str, Any] = {}
     if schedule is None:
         check_prediction(type(own), own.config, flow=False)

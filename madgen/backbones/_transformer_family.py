@@ -43,7 +43,7 @@ def transformer_spec(
     return BackboneSpec(channels, factor, view_size, 2, guidance, 2, True, max_side, unguided_scale, noise_patch)
 
 
-def activations_of(width: int, widths_alive: float) -> dict[str, float]:
+def activations_of(width: int, widths_alive: float) -> dict[str, Any]:
     """Return the fields of `ModelSize` about a pass of a transformer of some width, with tokens of 2x2 latent cells."""
     return {"per_cell": widths_alive * width / 4, "per_token": widths_alive * width}
 

@@ -7,7 +7,7 @@ as a band (up to 0.4 of the value range on the demo backbone, where these tiles 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,14 @@ def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int
     `wrap` > 0 is for a loop: number of latent cells of the other end that the decoder sees beyond each edge. `tile`:
     largest side of a tile in latent cells; None decodes the whole canvas in one pass.
     """
-    latents = unscaled(vae, latents_BCHW).to(vae.dtype)
-    if wrap:
-        wrap = min(wrap, latents.shape[-1])
-        latents = torch.cat([latents[..., -wrap:], latents, latents[..., :wrap]], dim=-1)
-    pixels = torch.cat([_decode_one(vae, factor, latent[None], tile) for latent in latents])
-    edge = wrap * factor
+    wrap = min(wrap, latents_BCHW.shape[-1])
+    latents = _wrapped(unscaled(vae, latents_BCHW).to(vae.dtype), wrap)
+
+    def decoded(latent_1CHW: Tensor) -> Tensor:
+        size = latent_1CHW.shape[-2:]
+        return _in_tiles(*size, tile, factor, lambda rows, columns: _pixels(vae, latent_1CHW[..., rows, columns]))
+
+    pixels, edge = torch.cat([decoded(latent) for latent in latents.split(1)]), wrap * factor
     return (pixels[..., edge : pixels.shape[-1] - edge] / 2 + 0.5).clamp(0, 1)
 
 
@@ -95,20 +97,30 @@ def _pixels(vae: Any, cells_1Chw: Tensor) -> Tensor:
     return vae.decode(cells_1Chw, return_dict=False)[0].float()
 
 
-def _decode_one(vae: Any, factor: int, latent_1CHW: Tensor, tile: int | None) -> Tensor:
-    """Decode to pixels in -1..1 [1, 3, H * factor, W * factor]; overlapping tiles are blended."""
-    height, width = latent_1CHW.shape[-2:]
+def _wrapped(values: Tensor, edge: int) -> Tensor:
+    """Return `edge` columns of the other end beyond each edge."""
+    return torch.cat([values[..., -edge:], values, values[..., :edge]], dim=-1) if edge else values
+
+
+def _in_tiles(
+    height: int, width: int, tile: int | None, scale: int, compute: Callable[[slice, slice], Tensor]
+) -> Tensor:
+    """Compute [1, C, height * scale, width * scale] in overlapping tiles, which are blended.
+
+    `compute` gets the rows and columns of a tile. `tile`: their largest number; None: one tile.
+    """
     if tile is None or max(height, width) <= tile:
-        return _pixels(vae, latent_1CHW)
+        return compute(slice(height), slice(width))
     down, across = min(tile, height), min(tile, width)
-    total = latent_1CHW.new_zeros((1, 3, height * factor, width * factor), dtype=torch.float32)
-    for top, fade_down in _faded(height, down, factor):
-        for left, fade_across in _faded(width, across, factor):
-            cells = latent_1CHW[..., top : top + down, left : left + across]
-            pixels = _pixels(vae, cells)
-            weight = fade_down.to(pixels.device)[:, None] * fade_across.to(pixels.device)
-            rows, columns = slice(top * factor, (top + down) * factor), slice(left * factor, (left + across) * factor)
-            total[..., rows, columns] += pixels * weight
+    total: Tensor | None = None
+    for top, fade_down in _faded(height, down, scale):
+        for left, fade_across in _faded(width, across, scale):
+            part = compute(slice(top, top + down), slice(left, left + across))
+            if total is None:
+                total = part.new_zeros((*part.shape[:2], height * scale, width * scale))
+            rows, columns = slice(top * scale, (top + down) * scale), slice(left * scale, (left + across) * scale)
+            total[..., rows, columns] += part * (fade_down.to(part.device)[:, None] * fade_across.to(part.device))
+    assert total is not None
     return total
 
 
@@ -136,25 +148,15 @@ def encode_canvas(backbone: Backbone, pixels_13HW: Tensor, wrap: int = 0, tile: 
 
     Returns float32 [1, C, H / factor, W / factor].
     """
-    factor = backbone.spec.factor
+    factor, patch = backbone.spec.factor, backbone.spec.patch
     wrap = min(wrap, pixels_13HW.shape[-1] // factor)
-    if wrap:
-        edge = wrap * factor
-        pixels_13HW = torch.cat([pixels_13HW[..., -edge:], pixels_13HW, pixels_13HW[..., :edge]], dim=-1)
-    height, width = (extent // factor for extent in pixels_13HW.shape[-2:])
-    if tile is None or max(height, width) <= tile:
-        return backbone.encode(pixels_13HW)[..., wrap : width - wrap]
-    patch = backbone.spec.patch  # tiles are of whole tokens: some VAEs normalize cells by their place in a token
-    down, across = (min(tile, extent) // patch for extent in (height, width))
-    total = pixels_13HW.new_zeros((1, backbone.spec.channels, height, width))
-    for top, fade_down in _faded(height // patch, down, patch):
-        for left, fade_across in _faded(width // patch, across, patch):
-            rows, columns = (
-                slice(start * patch, (start + size) * patch) for start, size in ((top, down), (left, across))
-            )
-            part = pixels_13HW[
-                ..., rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor
-            ]
-            weight = fade_down.to(total.device)[:, None] * fade_across.to(total.device)
-            total[..., rows, columns] += backbone.encode(part) * weight
-    return total[..., wrap : width - wrap]
+    pixels_13HW = _wrapped(pixels_13HW, wrap * factor)
+    side = factor * patch  # tiles are of whole tokens: some VAEs normalize cells by their place in a token
+
+    def encoded(rows: slice, columns: slice) -> Tensor:
+        rows, columns = (slice(side * (part.start or 0), side * part.stop) for part in (rows, columns))
+        return backbone.encode(pixels_13HW[..., rows, columns])
+
+    height, width = (extent // side for extent in pixels_13HW.shape[-2:])
+    latents = _in_tiles(height, width, None if tile is None else tile // patch, patch, encoded)
+    return latents[..., wrap : latents.shape[-1] - wrap]

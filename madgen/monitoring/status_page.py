@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, Group
@@ -76,24 +77,23 @@ def _trouble(workers: list[dict[str, Any]]) -> list[str]:
 
 def print_status(directory: DatasetDir, as_json: bool, watch: bool) -> None:
     """Print the state once, or with `watch` every two seconds until the dataset is complete."""
-    reader = Status(directory)
-    state = reader.read_whole()
-    if not watch:
-        print(json.dumps(state, indent=1)) if as_json else Console(highlight=False).print(page(state))
-        return
+    states = _states(Status(directory))
+    state, console = next(states), Console(highlight=False)
     if as_json:
-        _watch_as_json(reader, state)
-        return
-    with Live(page(state), console=Console(highlight=False), auto_refresh=False) as live:
-        while not state["complete"]:
-            time.sleep(REFRESH_S)
-            state = reader.read_whole()
-            live.update(page(state), refresh=True)
+        print(json.dumps(state, indent=None if watch else 1), flush=True)
+        for state in states if watch else ():
+            print(json.dumps(state), flush=True)
+    elif watch:
+        with Live(page(state), console=console, auto_refresh=False) as live:
+            for state in states:
+                live.update(page(state), refresh=True)
+    else:
+        console.print(page(state))
 
 
-def _watch_as_json(reader: Status, state: dict[str, Any]) -> None:
-    print(json.dumps(state), flush=True)
+def _states(reader: Status) -> Iterator[dict[str, Any]]:
+    """Yield the state every two seconds until the dataset is complete."""
+    yield (state := reader.read_whole())
     while not state["complete"]:
         time.sleep(REFRESH_S)
-        state = reader.read_whole()
-        print(json.dumps(state), flush=True)
+        yield (state := reader.read_whole())

@@ -90,7 +90,7 @@ class WandbRun(Observer):
                 try:
                     task = self._tasks.get(timeout=LOG_EVERY_S)
                 except queue.Empty:
-                    task = self.log.look
+                    task = self.log.point
                 if task is None:
                     going = False
                 else:
@@ -123,15 +123,10 @@ class Log:
     def folder(self) -> str:
         return "wandb/latest-run" if self.run is None else str(Path(self.run.dir).parent)
 
-    def look(self) -> None:
-        """Log the current state of the dataset."""
+    def point(self, state: dict[str, Any] | None = None) -> None:
+        """Log a state; None: the current one of the dataset."""
         if self._is_ours():
-            self._log(self.status.read())
-
-    def point(self, state: dict[str, Any]) -> None:
-        """Log a state."""
-        if self._is_ours():
-            self._log(state)
+            self._log(self.status.read() if state is None else state)
 
     def last(self, state: dict[str, Any], preempted: bool) -> None:
         """Log the state at the end of this process; `preempted`: the run will be resumed.
@@ -156,7 +151,7 @@ class Log:
             caption = f"{record.task.key}: {record.task.prompt.text}{lines}"
             self._previews.append(wandb.Image(thumbnail(record.image_HWC), caption=caption))
             if time.monotonic() - self._logged >= LOG_EVERY_S:
-                self.look()
+                self.point()
 
     def alert(self, title: str, text: str) -> None:
         if self._is_ours():

@@ -262,9 +262,9 @@ def _sampled(
     output_type: str,
 ) -> PanoramaOutput:
     """Sample a batch with a progress bar, and decode it unless latents are wanted."""
-    spec = sampler.backbone.spec
-    with sampler.exclusively(), sampler.progress_bar(total=params.denoising_steps(spec.joint_attention)) as bar:
-        latents = _Steps(sampler, bar, callback, batch.width // spec.factor).run(batch, params, chunk_views)
+    steps = params.denoising_steps(sampler.backbone.spec.joint_attention)
+    with sampler.exclusively(), sampler.progress_bar(total=steps) as bar:
+        latents = _Steps(sampler, bar, callback).run(batch, params, chunk_views)
         if output_type == "latent":
             return PanoramaOutput(latents)
         return PanoramaOutput(convert(sampler.decode_batch(latents, batch, params), output_type))
@@ -314,11 +314,8 @@ class _Pictures:
 class _Steps:
     """Moves the progress bar and calls the callback after each step."""
 
-    def __init__(self, sampler: PanoramaSampler, bar: Any, callback: StepCallback | None, width: int):
-        self.sampler, self.bar, self.callback = sampler, bar, callback
-        self.width = width
-        """Cells of the canvas; latents may have an annex behind them, which the callback does not see."""
-        self.evaluation = 0
+    def __init__(self, sampler: PanoramaSampler, bar: Any, callback: StepCallback | None):
+        self.sampler, self.bar, self.callback, self.evaluation = sampler, bar, callback, 0
 
     def run(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> Tensor:
         """Sample latents; if the callback interrupts the call, those of the last step."""
@@ -326,14 +323,12 @@ class _Steps:
         try:
             return self.sampler.sample_latents(batch, params, chunk_views, self)
         except _InterruptError as interruption:
-            return interruption.latents_BCHW[..., : self.width]
+            return interruption.latents_BCHW
 
     def __call__(self, step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
         self.bar.update(step + 1 - self.bar.n)
         if self.callback is not None:
-            canvas, annex = latents_BCHW[..., : self.width], latents_BCHW[..., self.width :]
-            canvas = self._called_back(self.callback, timestep, canvas)
-            latents_BCHW = torch.cat([canvas, annex], dim=-1) if annex.shape[-1] else canvas
+            latents_BCHW = self._called_back(self.callback, timestep, latents_BCHW)
         self.evaluation += 1
         if self.sampler.interrupt:
             raise _InterruptError(latents_BCHW)

@@ -18,6 +18,7 @@ from madgen.config.schema import (
     BackboneConfig,
     ControlNetConfig,
     Job,
+    LoraConfig,
     MadConfig,
     MethodConfig,
     SamplingConfig,
@@ -202,7 +203,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 revision=files.revision,
                 variant=backbone.variant,
                 config=files.config,
-                loras=backbone.loras,
+                loras=[Lora(lora.weights, lora.scale) for lora in backbone.loras],
                 prediction_type=backbone.prediction_type,
                 dtype=DTYPES[resolve_dtype(backbone.dtype, device.type)],
                 device=device,
@@ -365,10 +366,10 @@ def _settings(
     return overridden(job, overrides)
 
 
-def _lora(value: Lora | Mapping[str, Any]) -> Lora:
-    """Convert `{"weights": ..., "scale": ...}` to a Lora; UserError for other keys or values."""
+def _lora(value: Lora | Mapping[str, Any]) -> LoraConfig:
+    """Convert a Lora, or `{"weights": ..., "scale": ...}`; UserError for other keys or values."""
     fields = vars(value) if isinstance(value, Lora) else value
     if not isinstance(fields, Mapping) or not {"weights"} <= set(fields) <= {"weights", "scale"}:
         raise UserError(f"a LoRA is {{weights: ..., scale: ...}}, got {value!r}")
     weights, scale = path("a LoRA's weights", fields["weights"]), number("a LoRA's scale", fields.get("scale", 1.0))
-    return Lora(weights=weights, scale=scale)
+    return LoraConfig(weights=weights, scale=scale)

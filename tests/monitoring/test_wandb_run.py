@@ -240,7 +240,7 @@ def test_dead_worker_and_circuit_breaker_raise_alerts(tmp_path, wandb_here):
     other.heartbeat_file.write_bytes(to_json(dead))
     log = Log(WandbConfig(), directory, worker, content)
     for _ in range(2):
-        log.look()
+        log.point()
     log.alert("stopped: too many samples fail", "9 of 10")
     log.close()
     worker.close()

@@ -10,7 +10,7 @@ UNETS = ("sd", "sdxl")
 """Backbones that predict noise with a UNet; the others are flow-matching transformers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """A LoRA adapter to fuse into the weights."""
 

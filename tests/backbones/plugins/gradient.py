@@ -68,9 +68,9 @@ class Gradient:
     def decode(self, latents_BCHW, wrap=0, tiled=False):
         return (torch.nn.functional.interpolate(latents_BCHW, scale_factor=SPEC.factor) / 2 + 0.5).clamp(0, 1)
 
-    def new_scheduler(self, params, view_cells=None):
-        scheduler = scheduler_class(params.scheduler or "DDIMScheduler")(clip_sample=False)
-        scheduler.set_timesteps(params.num_inference_steps)
+    def new_scheduler(self, settings, view_cells=None):
+        scheduler = scheduler_class(settings.scheduler or "DDIMScheduler")(clip_sample=False)
+        scheduler.set_timesteps(settings.num_inference_steps)
         return scheduler
 
     def compile(self):
@@ -131,5 +131,5 @@ def own_scheduler(files, prediction_type=None):
     return {"_class_name": "DDIMScheduler"}
 
 
-def evaluated_steps(own, params):
-    return list(range(params.num_inference_steps))
+def evaluated_steps(own, settings):
+    return list(range(settings.num_inference_steps))
