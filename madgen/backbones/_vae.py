@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,10 @@ def decode(vae: Any, factor: int, latents_BCHW: Tensor, wrap: int = 0, tile: int
     largest side of a tile in latent cells; None decodes the whole canvas in one pass.
     """
     wrap = min(wrap, latents_BCHW.shape[-1])
-    latents = _wrapped(unscaled(vae, latents_BCHW).to(vae.dtype), wrap)
-
-    def decoded(latent_1CHW: Tensor) -> Tensor:
-        size = latent_1CHW.shape[-2:]
-        return _in_tiles(*size, tile, factor, lambda rows, columns: _pixels(vae, latent_1CHW[..., rows, columns]))
-
-    pixels, edge = torch.cat([decoded(latent) for latent in latents.split(1)]), wrap * factor
+    latents, edge = _wrapped(unscaled(vae, latents_BCHW).to(vae.dtype), wrap), wrap * factor
+    height, width = latents.shape[-2:]
+    parts = (_in_tiles(height, width, tile, factor, partial(_pixels, vae, latent)) for latent in latents.split(1))
+    pixels = torch.cat(list(parts))
     return (pixels[..., edge : pixels.shape[-1] - edge] / 2 + 0.5).clamp(0, 1)
 
 
@@ -90,8 +88,9 @@ def encode(vae: Any, pixels_B3HW: Tensor) -> Tensor:
     return (latents - offset) / slope
 
 
-def _pixels(vae: Any, cells_1Chw: Tensor) -> Tensor:
-    """Decode to pixels in -1..1, float32; a video VAE gets one frame."""
+def _pixels(vae: Any, latents_1CHW: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Decode a part of latents to pixels in -1..1, float32; a video VAE gets one frame."""
+    cells_1Chw = latents_1CHW[..., rows, columns]
     if is_video(vae.config):
         return vae.decode(cells_1Chw[:, :, None], return_dict=False)[0][:, :, 0].float()
     return vae.decode(cells_1Chw, return_dict=False)[0].float()

@@ -39,11 +39,12 @@ def loading(key: str, value: str, *further: type[Exception]) -> Iterator[None]:
     """Convert `LOADING_FAILURES` and `further` errors of weights that are loaded in this context; see `load_error`."""
     from safetensors import SafetensorError
 
+    failures: tuple[type[Exception], ...] = (*LOADING_FAILURES, SafetensorError, *further)
     try:
         yield
     except UserError:
         raise
-    except (*LOADING_FAILURES, SafetensorError, *further) as error:
+    except failures as error:
         raise load_error(key, value, error) from error
 
 
