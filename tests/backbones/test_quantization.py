@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from test_transformer_backbones import CONFIGS, error, tiny_overrides
-from tiny_transformers import folder_of
+from test_transformer_jobs import CONFIGS, tiny_overrides
+from tiny_transformers import error, folder_of
 
 from madgen import PanoramaSampler, UserError
 from madgen.config.schema import BackboneConfig, LoraConfig

@@ -15,6 +15,7 @@ HOSTILE = (
     "<img src=x onerror=document.title='hacked'> &lt;b&gt; ${alert(1)} {{name}}"
 )
 SEED = 2**63 - 1
+MANY = 150
 
 
 def new_dataset(folder, name="job", planned=1234):

@@ -1,5 +1,7 @@
 """Tiny pipelines of diffusers' own classes with random weights: FLUX.2 [klein], Z-Image and Qwen-Image."""
 
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,3 +182,50 @@ def pipeline_of(name: str):
     from diffusers import DiffusionPipeline
 
     return DiffusionPipeline.from_pretrained(folder_of(name))
+
+
+RUN = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "seeds": [5]}
+
+
+SAMPLERS = {}
+
+
+def sampler(name, **options):
+    """Return a sampler; those with the same options are loaded once."""
+    key = f"{name} {sorted(options.items())}"
+    if key not in SAMPLERS:
+        SAMPLERS[key] = load(name, **options)
+    return SAMPLERS[key]
+
+
+def load(name, *, mad_steps=2, view_size=16, stride=4, **options):
+    from madgen import PanoramaSampler
+
+    loaded = PanoramaSampler.from_pretrained(
+        str(folder_of(name)),
+        name=name,
+        view_size=view_size,
+        stride=stride,
+        mad_steps=mad_steps,
+        dtype="float32",
+        **options,
+    )
+    loaded.backbone.max_sequence_length = 256 if name == "qwen_image" else 16  # faster; Qwen-Image's template is long
+    return loaded
+
+
+def latents(made, prompts=("mountains over the sea",), **options):
+    return made.sample(list(prompts), output="latent", **{**RUN, **options})
+
+
+def error(ours, reference):
+    return float((ours - reference).norm() / reference.norm())
+
+
+def without_guidance(folder):
+    shutil.copytree(folder_of("flux"), folder)
+    config = folder / "transformer/config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"guidance_embeds": False}), encoding="utf-8"
+    )
+    return folder
