@@ -28,7 +28,7 @@ from madgen.backbones._loading import load_pipeline
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
-from madgen.diffusion.attention import JointStep
+from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
 from madgen.hub.weights import ModelFiles, single_file
@@ -229,9 +229,20 @@ class PipelineBackbone(Family, Backbone):
 
     # Denoising
 
-    @abstractmethod
+    def merged_layers(self, merging: Merging) -> frozenset[str]:
+        return self.selected(list(self.attention), merging.blocks)
+
     def merged_at(self, joint: JointStep) -> frozenset[str]:
-        """Return the names of the layers that merge at a step."""
+        """Return the names of the layers that merge at a step; merging one view changes nothing."""
+        if joint.views.count == 1:
+            return frozenset()
+        layers = self.merged_layers(joint.merging)
+        return frozenset(name for name in layers if joint.merging.applies(joint.step, self.crosses(name)))
+
+    @staticmethod
+    def crosses(layer: str) -> bool:
+        """Return whether a layer attends to the prompt alone."""
+        return False
 
     def by_path(
         self,

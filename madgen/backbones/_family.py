@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from madgen.backbones import BackboneSpec, ModelSize, SchedulerSettings, _schedulers, _vae, backbones_by_pipeline
+from madgen.backbones._blocks import select_layers
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download
 from madgen.hub.model_configs import read_configs, read_index
@@ -128,6 +129,16 @@ class Family(ABC):
     @abstractmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of `ModelSize` about a pass, from the configs of the network and of the VAE."""
+
+    @staticmethod
+    @abstractmethod
+    def layer_groups(layers: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the groups of attention layers that entries of `method.mad.blocks` may name."""
+
+    @classmethod
+    def selected(cls, layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
+        """Return the layers that `blocks` select; UserError for an entry that selects none."""
+        return select_layers(layers, cls.layer_groups(layers), blocks)
 
     @classmethod
     @abstractmethod

@@ -15,12 +15,11 @@ import torch
 
 from madgen.backbones import BackboneSpec
 from madgen.backbones._backbone import PipelineBackbone
-from madgen.backbones._blocks import select_layers, transformer_groups
 from madgen.backbones._conditioning import Conditioning, Embedded
 from madgen.backbones._family import TEXT_ENCODERS
 from madgen.backbones._tokens import canvas_of, pack, unpack
 from madgen.backbones._transformer_family import TransformerFamily
-from madgen.diffusion.attention import JointStep, Merging, grids_of
+from madgen.diffusion.attention import JointStep, grids_of
 from madgen.diffusion.merge import split
 from madgen.diffusion.token_attention import TokenAttention, TokenContext, TokenPass
 from madgen.diffusion.views import Views
@@ -145,10 +144,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         `tokens`: the views in tokens. `positions`: see `method.mad.positions`.
         """
 
-    def merged_layers(self, merging: Merging) -> frozenset[str]:
-        layers = list(self.attention)
-        return select_layers(layers, transformer_groups(layers), merging.blocks)
-
     def predict_noise(
         self,
         views_BVChw: Tensor,
@@ -167,11 +162,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         return conditioning.guided(
             self._paths(views_BVChw, timestep, conditioning, joint if merged else None, chunk_views)
         )
-
-    def merged_at(self, joint: JointStep) -> frozenset[str]:
-        if joint.views.count == 1 or not joint.merging.applies(joint.step, crosses=False):
-            return frozenset()
-        return self.merged_layers(joint.merging)
 
     def _equals_canvas(self, joint: JointStep, merged: frozenset[str]) -> bool:
         """Return whether a step of views equals a step of the canvas as one view."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae
-from madgen.backbones._blocks import select_layers, transformer_groups
+from madgen.backbones._blocks import transformer_groups
 from madgen.backbones._family import Family
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import KL_PIXEL, KL_VAE_16
@@ -72,6 +72,7 @@ class TransformerFamily(Family):
     """A family of transformers that denoise by flow matching."""
 
     part = "transformer"
+    layer_groups = staticmethod(transformer_groups)
     flow: ClassVar[FlowSchedule | None] = FlowSchedule()
     sequence_length: ClassVar[int]
     """Tokens of the prompt that the text encoder reads by default, as in diffusers' pipeline."""
@@ -87,8 +88,7 @@ class TransformerFamily(Family):
 
     @classmethod
     def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
-        layers = cls.layer_names(cls.configs(files)[1])
-        select_layers(layers, transformer_groups(layers), blocks)
+        cls.selected(cls.layer_names(cls.configs(files)[1]), blocks)
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:

@@ -16,11 +16,11 @@ from madgen.backbones._conditioning import Conditioning, Control, Embedded, Styl
 from madgen.backbones._controlnet import ControlBranch, ControlInputs, check_controlnet, load_controlnet
 from madgen.backbones._ip_adapter import load_style_adapter
 from madgen.backbones._loaded_pipeline import check_unet, is_offloaded
-from madgen.backbones._unet_family import UNetFamily, attention_of, select_unet_layers
+from madgen.backbones._unet_family import UNetFamily, attention_of
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
 from madgen.backbones.acceleration.shared_prefix import SharedPrefix
-from madgen.diffusion.attention import JointAttention, JointPass, JointStep, KeysValues, Merging, grids_of, keys_values
+from madgen.diffusion.attention import JointAttention, JointPass, JointStep, KeysValues, grids_of, keys_values
 from madgen.diffusion.guidance import guidance_embedding
 from madgen.diffusion.kernels import onednn
 from madgen.utils.errors import UserError
@@ -154,7 +154,7 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
     def _projected(self, network: Any, attention: Mapping[str, Any], hidden_NTD: Tensor) -> dict[str, KeysValues]:
         if self.borrowed and is_offloaded(network):
             return {}
-        return {name: keys_values(layer, hidden_NTD) for name, layer in attention.items() if crosses(name)}
+        return {name: keys_values(layer, hidden_NTD) for name, layer in attention.items() if self.crosses(name)}
 
     def controlled(
         self,
@@ -195,9 +195,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         length, prompts = tokenizer.model_max_length, self._convert(prompts, tokenizer)
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
-    def merged_layers(self, merging: Merging) -> frozenset[str]:
-        return select_unet_layers(list(self.attention), merging.blocks)
-
     def predict_noise(
         self,
         views_BVChw: Tensor,
@@ -215,11 +212,10 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             noise = self.by_path(self._pass, views, timestep, conditioning, joint, chunk_views)
         return conditioning.guided(noise)
 
-    def merged_at(self, joint: JointStep) -> frozenset[str]:
-        if joint.views.count == 1:  # merging one view changes nothing
-            return frozenset()
-        chosen = self.merged_layers(joint.merging)
-        return frozenset(name for name in chosen if joint.merging.applies(joint.step, crosses(name)))
+    @staticmethod
+    def crosses(layer: str) -> bool:
+        """Return whether a layer attends to the prompts; diffusers names the cross-attention of a block `attn2`."""
+        return ".attn2." in layer
 
     def _pass(
         self,
@@ -299,8 +295,3 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
                 **residuals,
             )[0]
         return noise.float()
-
-
-def crosses(layer: str) -> bool:
-    """Return whether a layer attends to the prompts; diffusers names the cross-attention of a block `attn2`."""
-    return ".attn2." in layer

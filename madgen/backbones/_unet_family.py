@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae, silence_model_libraries
-from madgen.backbones._blocks import ALL, select_layers
+from madgen.backbones._blocks import ALL
 from madgen.backbones._family import Family
 from madgen.backbones._sizes import KL_PIXEL, KL_VAE
 from madgen.hub import tokenizers
@@ -40,15 +40,6 @@ def attention_of(unet: torch.nn.Module) -> dict[str, Any]:
     return {f"{name}.processor": module for name, module in sorted(unet.named_modules()) if hasattr(module, "to_q")}
 
 
-def _groups(layers: Sequence[str]) -> dict[str, list[str]]:
-    return {name: fnmatch.filter(layers, pattern) for name, pattern in BLOCK_PATTERNS.items()}
-
-
-def select_unet_layers(layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
-    """Return the layers that `blocks` (all, down, mid, up, or patterns) select; UserError if one selects none."""
-    return select_layers(layers, _groups(layers), blocks)
-
-
 class UNetFamily(Family):
     """A family of Stable Diffusion models with a UNet."""
 
@@ -59,6 +50,10 @@ class UNetFamily(Family):
         "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
         "text_encoder_2": ("conditioner.embedders.1.",),
     }
+
+    @staticmethod
+    def layer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
+        return {name: fnmatch.filter(layers, pattern) for name, pattern in BLOCK_PATTERNS.items()}
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
@@ -94,7 +89,7 @@ class UNetFamily(Family):
 
         silence_model_libraries()
         with torch.device("meta"):
-            select_unet_layers(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
+            cls.selected(list(attention_of(UNet2DConditionModel.from_config(unet))), blocks)
 
     @classmethod
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:

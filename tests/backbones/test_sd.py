@@ -8,7 +8,7 @@ import torch
 import madgen.sampling.joint_sampler
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import backbone_module
-from madgen.backbones._unet import crosses
+from madgen.backbones._unet import UNetBackbone
 from madgen.diffusion.attention import Merging
 from madgen.hub.weights import ModelFiles
 
@@ -161,7 +161,7 @@ def test_a_scheduler_of_second_order_merges_in_both_halves_of_a_step(tiny, mergi
 def test_cross_attention_modes():
     scheduled, always = Merging(2, ("mid",), "scheduled"), Merging(2, ("mid",), "always")
     layers = ("mid_block.attentions.0.transformer_blocks.0.attn1.processor", "mid_block.x.attn2.processor")
-    steps = [(step, crosses(layer)) for layer in layers for step in (1, 2)]
+    steps = [(step, UNetBackbone.crosses(layer)) for layer in layers for step in (1, 2)]
     assert [scheduled.applies(*step) for step in steps] == [True, False, True, False]
     assert [always.applies(*step) for step in steps] == [True, False, True, True]
 
