@@ -224,7 +224,6 @@ class PipelineBackbone(Family, Backbone):
         return Embedded(hidden_NTD.to(self.device, self.dtype), pooled_ND)
 
     def cut_text(self, prompt: str) -> str | None:
-        """Return the end of a prompt that a text encoder truncates, None if the prompt fits."""
         return tokenizers.cut_texts(self.tokenizers, [prompt])[0]
 
     # Denoising
@@ -290,7 +289,6 @@ class PipelineBackbone(Family, Backbone):
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Run all models in float32 within this context, then restore their precision."""
         before = self.dtype
         self.release_memory()  # graphs hold addresses of the current weights
         with _precision.in_float32(self.models):
@@ -320,7 +318,6 @@ class PipelineBackbone(Family, Backbone):
             return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Encode pixels in 0..1 to latents, float32 [B, C, H / factor, W / factor]."""
         with _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext():
             return _vae.encode(self.vae, pixels_B3HW)
 

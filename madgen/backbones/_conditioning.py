@@ -109,7 +109,10 @@ class Style:
 
 @dataclass
 class Conditioning:
-    """N paths of a batch: with classifier-free guidance U negative prompts, then B prompts; otherwise N = B."""
+    """N paths of a batch: with classifier-free guidance U negative prompts, then B prompts; otherwise N = B.
+
+    Implements `madgen.backbones.Conditioning`.
+    """
 
     embeddings_NTD: Tensor
     guidance_scale: float
@@ -183,7 +186,6 @@ class Conditioning:
         )
 
     def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:
-        """Implement `madgen.backbones.Conditioning`."""
         if self.shared is None:
             return self
         device = self.embeddings_NTD.device
@@ -193,5 +195,4 @@ class Conditioning:
         return self.select(paths, len(negatives), shared or None)
 
     def unguided(self) -> Conditioning:
-        """Implement `madgen.backbones.Conditioning`."""
         return self.select(slice(self.negatives, None))

@@ -16,7 +16,6 @@ from madgen.backbones._loading import download
 from madgen.hub.model_configs import read_configs, read_index
 from madgen.hub.model_size import VAE, count_parts
 from madgen.hub.repository import check_hub_id
-from madgen.hub.tokenizers import TextLimit
 from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
@@ -31,7 +30,8 @@ def _of_name(values: Mapping[str, T], pretrained: str) -> T:
 class Family(ABC):
     """Names, shapes and sizes of a family of checkpoints.
 
-    With `load`, the class methods are the functions of `madgen.backbones.BackboneModule`.
+    With `load`, the class methods are the functions of `madgen.backbones.BackboneModule`, see there; families add
+    `check_blocks` and `text_limit`.
     """
 
     name: ClassVar[str]
@@ -56,7 +56,6 @@ class Family(ABC):
 
     @classmethod
     def download(cls, files: ModelFiles) -> list[Path]:
-        """Download the files that `load` reads; return their folders in the Hub cache, none for local files."""
         return download(files, cls.parts_to_complete())
 
     @classmethod
@@ -66,7 +65,6 @@ class Family(ABC):
 
     @classmethod
     def evaluated_steps(cls, own: dict[str, Any] | None, settings: SchedulerSettings) -> list[int]:
-        """Return the denoising step of each evaluation of the network; `own` as `own_scheduler` returns it."""
         return _schedulers.evaluated_steps(own, settings, cls.flow is not None)
 
     @classmethod
@@ -93,22 +91,17 @@ class Family(ABC):
 
     @classmethod
     def describe(cls, files: ModelFiles) -> BackboneSpec:
-        """Read the shapes from the config files of a folder, a Hub id or a single file."""
         return cls.spec_of(*cls.configs(files))
 
     @classmethod
     def family_spec(cls, pretrained: str) -> BackboneSpec:
-        """Return the shapes that most checkpoints of the family share, for planning without config files.
-
-        Raises UserError if `pretrained` is neither a Hub id nor a single file.
-        """
+        """Return the shapes of published checkpoints; UserError for neither a Hub id nor a single file."""
         if single_file(pretrained) is None:
             check_hub_id(pretrained)
         return _of_name(cls.assumed_specs, pretrained)
 
     @classmethod
     def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:
-        """Return what the models keep in memory; see `madgen.backbones.SizedModule`."""
         assumed = _of_name(cls.assumed_sizes, files.pretrained)
         try:
             _, network, vae = cls.configs(files)
@@ -139,16 +132,6 @@ class Family(ABC):
     def selected(cls, layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
         """Return the layers that `blocks` select; UserError for an entry that selects none."""
         return select_layers(layers, cls.layer_groups(layers), blocks)
-
-    @classmethod
-    @abstractmethod
-    def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:
-        """Raise UserError for an entry that selects no attention layer, from the config files alone."""
-
-    @classmethod
-    @abstractmethod
-    def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
-        """Return how many tokens of a prompt are used; None if the tokenizer's files are not available locally."""
 
     @classmethod
     @abstractmethod

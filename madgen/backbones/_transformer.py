@@ -152,7 +152,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         joint: JointStep | None = None,
         chunk_views: int | None = None,
     ) -> Tensor:
-        """Predict the velocity with guidance, float32 [B, V, C, h, w]."""
         merged = frozenset() if joint is None else self.merged_at(joint)
         if joint is not None and self._equals_canvas(joint, merged):
             canvas_BCHW = canvas_of(views_BVChw, joint.views)

@@ -105,7 +105,6 @@ class TransformerFamily(Family):
 
     @classmethod
     def activations(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the activations per latent cell and per token of the prompt."""
         return activations_of(network["num_attention_heads"] * network["attention_head_dim"], cls.widths_alive)
 
     @classmethod

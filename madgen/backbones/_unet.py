@@ -164,7 +164,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         scale: float,
         steps: Container[int],
     ) -> Conditioning:
-        """Return the encoded prompts with control pictures; see `madgen.backbones.ControlledBackbone`."""
         with torch.no_grad():
             assert self.controlnet is not None
             projected = self._projected(self.controlnet.network, self.controlnet.attention, conditioning.embeddings_NTD)
@@ -175,7 +174,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
     def styled(
         self, conditioning: Conditioning, pictures: Sequence[Any], panoramas: Sequence[int], scale: float
     ) -> Conditioning:
-        """Return the encoded prompts with style pictures; see `madgen.backbones.ControlledBackbone`."""
         with torch.no_grad():
             tokens_PTD, nothing_1TD = self.style_adapter.tokens(pictures)
             tokens_NTD = torch.cat([nothing_1TD.expand(conditioning.negatives, -1, -1), tokens_PTD[list(panoramas)]])

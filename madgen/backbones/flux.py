@@ -50,7 +50,6 @@ class Flux(PackedTransformerBackbone):
 
     @staticmethod
     def spec_of(index: Mapping[str, Any], network: Mapping[str, Any], vae: Mapping[str, Any]) -> BackboneSpec:
-        """Read the shapes from the configs."""
         guidance: Guidance = "embedded" if network.get("guidance_embeds") else "none"
         factor = factor_of(vae)
         size = vae.get("sample_size", VIEW_SIZE * factor) // factor  # the transformer's config has none

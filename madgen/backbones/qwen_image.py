@@ -63,7 +63,6 @@ class QwenImage(PackedTransformerBackbone):
 
     @staticmethod
     def layer_names(config: Mapping[str, Any]) -> list[str]:
-        """Return the attention layers."""
         return [f"transformer_blocks.{i}.attn" for i in range(config["num_layers"])]
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -105,7 +105,6 @@ class StableDiffusion3(TransformerBackbone):
         return Embedded(hidden.to(self.dtype), pooled.to(self.dtype))
 
     def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run the transformer on the views of all paths: the velocity [M, C, h, w]."""
         assert conditioning.pooled_ND is not None
         count = len(cells_MChw) // conditioning.paths
         velocity: Tensor = network(

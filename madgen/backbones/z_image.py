@@ -79,7 +79,6 @@ class ZImage(TransformerBackbone):
         return Embedded(hidden[None].to(self.dtype))
 
     def run(self, network: Any, cells_MChw: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Run the transformer on the views of all paths: the velocity [M, C, h, w]."""
         count = len(cells_MChw) // conditioning.paths
         prompts = [
             hidden[:length]
