@@ -88,15 +88,11 @@ def is_flow_class(cls: Any) -> bool:
     return str(cls.__name__).startswith("FlowMatch")
 
 
+@lru_cache
 def adapted(cls: Any) -> Any:
     """Return a class of the same name with `FlowInterface` for flow-matching schedulers, other classes as they are."""
     if not is_flow_class(cls) or issubclass(cls, FlowInterface):
         return cls
-    return _adapted(cls)
-
-
-@lru_cache
-def _adapted(cls: Any) -> Any:
     return type(cls.__name__, (FlowInterface, cls), {"__doc__": cls.__doc__, "__module__": cls.__module__})
 
 

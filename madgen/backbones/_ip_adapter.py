@@ -54,16 +54,11 @@ class StyleAdapter:
 
     def project(self, tokens_NTD: Tensor, attention: Mapping[str, Any]) -> dict[str, KeysValues]:
         """Project tokens to keys and values for each cross-attention layer."""
+        networks: Any = {name: self.keys_values[_key(name)] for name in attention if _key(name) in self.keys_values}
         return {
-            name: self._project(_key(name), layer, tokens_NTD) for name, layer in attention.items() if self._has(name)
+            name: (by_head(attention[name], one["k"](tokens_NTD)), by_head(attention[name], one["v"](tokens_NTD)))
+            for name, one in networks.items()
         }
-
-    def _has(self, name: str) -> bool:
-        return _key(name) in self.keys_values
-
-    def _project(self, key: str, layer: Any, tokens_NTD: Tensor) -> KeysValues:
-        projections: Any = self.keys_values[key]
-        return by_head(layer, projections["k"](tokens_NTD)), by_head(layer, projections["v"](tokens_NTD))
 
 
 def load_style_adapter(

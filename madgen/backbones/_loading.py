@@ -39,7 +39,11 @@ def load_pipeline(
                 files.pretrained, variant=files.variant, use_safetensors=True, **common
             )
         else:
-            _refuse_variant(files)
+            if files.variant is not None:
+                raise UserError(
+                    f"backbone.variant={files.variant} does not apply to the single file {files.pretrained}; set it to "
+                    "null"
+                )
             where = config_source(files)
             if single_file_parts is None:
                 index = read_config(where, files.revision, FILES[0], "backbone.config")
@@ -102,13 +106,6 @@ def download(files: ModelFiles, single_file_parts: Mapping[str, tuple[str, ...]]
         return [Path(snapshot_download(where, revision=revision, allow_patterns=parts))]
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(f"cannot download {where}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _refuse_variant(files: ModelFiles) -> None:
-    if files.variant is not None:
-        raise UserError(
-            f"backbone.variant={files.variant} does not apply to the single file {files.pretrained}; set it to null"
-        )
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:

@@ -153,7 +153,8 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         chunk_views: int | None = None,
     ) -> Tensor:
         merged = frozenset() if joint is None else self.merged_at(joint)
-        if joint is not None and self._equals_canvas(joint, merged):
+        all_merge = self.runs_canvas_once and len(merged) == len(self.attention)
+        if joint is not None and all_merge and joint.merging.positions == "canvas":
             canvas_BCHW = canvas_of(views_BVChw, joint.views)
             if torch.equal(split(canvas_BCHW, joint.views), views_BVChw):  # SyncDiffusion moves views apart
                 noise_NCHW = self._paths(canvas_BCHW[:, None], timestep, conditioning, None, chunk_views)[:, 0]
@@ -161,10 +162,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         return conditioning.guided(
             self._paths(views_BVChw, timestep, conditioning, joint if merged else None, chunk_views)
         )
-
-    def _equals_canvas(self, joint: JointStep, merged: frozenset[str]) -> bool:
-        """Return whether a step of views equals a step of the canvas as one view."""
-        return self.runs_canvas_once and len(merged) == len(self.attention) and joint.merging.positions == "canvas"
 
     def _paths(
         self,

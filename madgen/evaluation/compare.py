@@ -36,13 +36,6 @@ class Row:
         return f"{self.extra[name]:.3g}" if self.extra and name in self.extra else "–"
 
 
-def check_protocols(rows: Sequence[Row]) -> None:
-    """Raise UserError with the first difference if two rows have values of different protocols."""
-    if mismatches := list(_mismatches(rows)):
-        more = f"; and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
-        raise UserError(f"values of different protocols: {mismatches[0]}{more}; use --mixed to show them anyway")
-
-
 def _mismatches(rows: Sequence[Row]) -> Iterator[str]:
     for name in METRICS:
         having = [row for row in rows if name in row.report["metrics"] and not row.apart]
@@ -67,8 +60,10 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
 
     Raises UserError for values of different protocols, unless `mixed`.
     """
-    if not mixed:
-        check_protocols(rows)
+    mismatches = list(_mismatches(rows))
+    if mismatches and not mixed:
+        more = f"; and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
+        raise UserError(f"values of different protocols: {mismatches[0]}{more}; use --mixed to show them anyway")
     scores = {name: score for row in reversed(rows) for name, score in row.report["metrics"].items()}
     headings = {name: heading(scores[name]) for name in METRICS if name in scores}
     headings |= {name: f"{name} ↓" for row in rows for name in row.extra or {}}
@@ -79,19 +74,15 @@ def table(rows: Sequence[Row], mixed: bool = False) -> str:
         styles = _styles([row.mean(name) for row in rows], higher_is_better)
         columns.append([style.format(row.cell(name)) for style, row in zip(styles, rows, strict=True)])
     for number, row in enumerate(rows):
-        lines.append(f"| {_escape(row.label)} | " + " | ".join(column[number] for column in columns) + " |")
+        label = " ".join(row.label.split()).replace("|", "\\|")  # the table must also be readable as plain text
+        lines.append(f"| {label} | " + " | ".join(column[number] for column in columns) + " |")
     networks = labels_by_network(scores[name] for name in METRICS if name in scores)
     if networks:
         labelled = (f"{network} ({', '.join(labels)})" for network, labels in networks.items())
         lines += ["", f"Networks: {'; '.join(labelled)}."]
-    if mixed and (mismatches := list(_mismatches(rows))):
+    if mismatches:
         lines += ["", "Different protocols:", "", *(f"- {text}" for text in mismatches)]
     return "\n".join(lines) + "\n"
-
-
-def _escape(label: str) -> str:
-    """Escape a user's label; the table must also be readable as plain text."""
-    return " ".join(label.split()).replace("|", "\\|")
 
 
 def _styles(values: Sequence[float | None], higher_is_better: bool) -> list[str]:

@@ -236,10 +236,9 @@ def _range(rows: Iterable[slice]) -> dict[str, int]:
 
 
 def _halves(own: Collected, rows: slice, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    shuffled = sorted(range(rows.start, rows.stop), key=lambda row: _random_rank(own.keys[row], seed))
+    def rank(row: int) -> bytes:
+        return hashlib.blake2b(f"{seed}/{own.keys[row]}/half".encode(), digest_size=8).digest()
+
+    shuffled = sorted(range(rows.start, rows.stop), key=rank)
     middle = len(shuffled) // 2
     return own.values[sorted(shuffled[:middle])], own.values[sorted(shuffled[middle:])]
-
-
-def _random_rank(key: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{key}/half".encode(), digest_size=8).digest()

@@ -23,12 +23,12 @@ class Clip:
 
     def __init__(self, model: Any, processor: Any, device: torch.device):
         self.model, self.processor, self.device = model.to(device).eval(), processor, device
-        self._text = lru_cache(maxsize=64)(self._embedded)  # shared by all crops of a panorama
+        self.text_features = lru_cache(maxsize=64)(self._text_features)  # shared by all crops of a panorama
 
     @torch.no_grad()
     def similarity(self, image_HWC: np.ndarray, text: str) -> float:
         """Return the cosine similarity of an RGB image (uint8) and a text, which is truncated to the model's length."""
-        return float(torch.nn.functional.cosine_similarity(self.features([image_HWC]), self._text(text))[0])
+        return float(torch.nn.functional.cosine_similarity(self.features([image_HWC]), self.text_features(text))[0])
 
     @torch.no_grad()
     def features(self, images_HWC: Sequence[np.ndarray]) -> Tensor:
@@ -39,12 +39,9 @@ class Clip:
             self.model.vision_model(pixels.pixel_values.to(self.device, torch.float32)).pooler_output
         )
 
-    def text_features(self, text: str) -> Tensor:
-        """Return projected features of a text, float32 [1, D], not normalised."""
-        return self._text(text)
-
     @torch.no_grad()
-    def _embedded(self, text: str) -> Tensor:
+    def _text_features(self, text: str) -> Tensor:
+        """Return projected features of a text, float32 [1, D], not normalised."""
         tokens = self.processor(text=[text], truncation=True, return_tensors="pt").to(self.device)
         output = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return self.model.text_projection(output.pooler_output)

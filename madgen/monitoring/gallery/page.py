@@ -106,7 +106,9 @@ def _facts(found: Sequence[SampleEntry], shown: Sequence[SampleEntry]) -> Iterat
 
 def _index(shown: Sequence[SampleEntry]) -> dict[str, Any]:
     """Return the fields of every sample that the list needs; the rest is in the samples' blocks."""
-    scores = [_finite(entry.scores or {}) for entry in shown]
+    scores = [  # JSON for a browser has no NaN
+        {name: value for name, value in (entry.scores or {}).items() if math.isfinite(value)} for entry in shown
+    ]
     present = [name for name in SCORES if any(name in values for values in scores)]
     return {
         "scores": [{"name": name, "lower": name in LOWER_IS_BETTER} for name in present],
@@ -121,8 +123,3 @@ def _index(shown: Sequence[SampleEntry]) -> dict[str, Any]:
             for entry, values in zip(shown, scores, strict=True)
         ],
     }
-
-
-def _finite(scores: dict[str, float]) -> dict[str, float]:
-    """Return the scores that are numbers: JSON for a browser has no NaN."""
-    return {name: value for name, value in scores.items() if math.isfinite(value)}
