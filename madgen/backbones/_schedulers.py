@@ -364,8 +364,7 @@ def _no_such_steps(scheduler: Any, requested: int, arguments: dict[str, Any], re
 def scheduler_object(scheduler: Any, own: Any) -> Any:
     """Return a scheduler that Python callers give: an object as it is, a class with the config of `own`."""
     check_scheduler_object(scheduler)
-    scheduler_class: Any = scheduler if isinstance(scheduler, type) else None
-    return scheduler if scheduler_class is None else scheduler_class.from_config(own.config)
+    return scheduler.from_config(own.config) if isinstance(scheduler, type) else scheduler  # type: ignore[attr-defined]
 
 
 def check_scheduler_object(scheduler: Any) -> None:

@@ -64,7 +64,7 @@ class ResolvedRun:
     def weights_are_local(self) -> bool:
         """True if everything that identifies the weights is on this machine."""
         try:
-            WeightIds.of(self.job, self._config)
+            WeightIds.of(self.job, described_by(self.files))
         except MissingWeightsError:
             return False
         return True
@@ -72,7 +72,7 @@ class ResolvedRun:
     @cached_property
     def manifest(self) -> Manifest:
         """Content of `dataset.json`. Raises UserError unless the weights are on this machine."""
-        return manifest.build(self.job, self.plan, self.dtype, self._config)
+        return manifest.build(self.job, self.plan, self.dtype, described_by(self.files))
 
     @cached_property
     def _sample_settings(self) -> dict[str, Any]:
@@ -86,11 +86,6 @@ class ResolvedRun:
     def added(self) -> int:
         """Number of samples that the dataset in `directory` lacks in its plan, and that this run adds to it."""
         return len(self.plan.stages[-1]) if self.plan.is_extension else 0
-
-    @property
-    def _config(self) -> str | None:
-        """Location of a single file's config files, inferred if need be; None for other models."""
-        return described_by(self.files)
 
     def check_directory(self) -> None:
         """Raise UserError if `output.dir` holds another job's dataset, as far as is known before weights are loaded."""
