@@ -281,7 +281,7 @@ def new_scheduler(
     """
     steps, options = settings.num_inference_steps, settings.scheduler_options
     original = settings.original_inference_steps
-    cls = adapted(type(own)) if settings.scheduler is None else scheduler_class(settings.scheduler)
+    cls = adapted(own.__class__) if settings.scheduler is None else scheduler_class(settings.scheduler)
     arguments: dict[str, Any] = {}
     if schedule is None:
         check_prediction(type(own), own.config, flow=False)
