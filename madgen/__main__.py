@@ -1,7 +1,5 @@
 """Run the command line by `python -m madgen`."""
 
-import signal
-
 from madgen.cluster.signals import STOPPED, exit_on_signals
 from madgen.utils.console import log_to_stderr
 
@@ -9,7 +7,7 @@ from madgen.utils.console import log_to_stderr
 def main() -> None:
     """Run `madgen`; a signal during its imports also ends it with one line."""
     log_to_stderr()
-    exit_on_signals(STOPPED, signal.SIGINT)
+    exit_on_signals(STOPPED)
     from madgen.cli.app import main as run
 
     run()

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import signal
 import sys
 from typing import Annotated
 
@@ -53,7 +52,7 @@ def main() -> None:
     log_to_stderr()
     defer_import("torch")  # most commands use none of it
     try:
-        exit_on_signals(STOPPED, signal.SIGINT)
+        exit_on_signals(STOPPED)
         _check_current_directory()
         with ignoring_closed_pipe():
             sys.exit(app(standalone_mode=False))

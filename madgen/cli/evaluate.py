@@ -1,6 +1,5 @@
 """Commands that score datasets and compare them, by metrics or by people."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +62,7 @@ def evaluate(
     from madgen.cluster.signals import RESUMABLE, exit_on_signals
     from madgen.evaluation import command as evaluation
 
-    exit_on_signals(RESUMABLE, signal.SIGINT)
+    exit_on_signals(RESUMABLE)
     request = evaluation.Request(
         directory=directory,
         reference=reference,
@@ -141,7 +140,7 @@ def paper(
     from madgen.evaluation.paper.plan import load_paper
     from madgen.evaluation.paper.run import run
 
-    exit_on_signals(RESUMABLE, signal.SIGINT)
+    exit_on_signals(RESUMABLE)
     planned = load_paper(file, demo, quick, overrides or [], extractor)
     variant = "-quick" if quick else "-demo" if demo else ""
     with writing_to(output):

@@ -116,8 +116,8 @@ def _log_stop(number: int, message: str) -> None:
         logger.info("%s: %s", signal.Signals(number).name, message)
 
 
-def exit_on_signals(message: str, *more: int) -> None:
-    """Exit with a message and the status of an early stop on SIGTERM, SIGUSR1 and the signals `more`.
+def exit_on_signals(message: str) -> None:
+    """Exit with a message and the status of an early stop on SIGTERM, SIGINT and SIGUSR1.
 
     By an exception, so that temporary files are removed. Python ignores exceptions in finalizers, so the signal is sent
     again after one.
@@ -140,15 +140,15 @@ def exit_on_signals(message: str, *more: int) -> None:
 
     if threading.current_thread() is threading.main_thread():
         sys.unraisablehook = ignored
-        for number in (*more, signal.SIGUSR1, signal.SIGTERM):  # who sees a handler of SIGTERM may send any of them
+        for number in reversed(STOP_SIGNALS):  # SIGTERM last: who sees its handler may send any of them
             signal.signal(number, end)
 
 
 @contextlib.contextmanager
 def exiting_on_signals(message: str) -> Iterator[None]:
-    """Apply `exit_on_signals`, also for SIGINT, inside the block, then restore the previous handlers."""
+    """Apply `exit_on_signals` inside the block, then restore the previous handlers."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    exit_on_signals(message, signal.SIGINT)
+    exit_on_signals(message)
     try:
         yield
     finally:

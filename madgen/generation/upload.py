@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ def finish_upload(run: ResolvedRun, outcome: Outcome) -> Outcome:
     url = run.job.output.upload
     if url is None or not outcome.state or outcome.code not in (COMPLETE, QUARANTINED):
         return outcome
-    exit_on_signals(STOPPED_UPLOAD, signal.SIGINT)
+    exit_on_signals(STOPPED_UPLOAD)
     with run.directory.reporting_disappearance():
         pushed = push_with_progress(run.directory, url, "output.upload")
     return outcome if pushed.complete else replace(outcome, code=STOPPED, unsent=f"{pushed.trouble}")
@@ -57,7 +56,7 @@ def push_with_progress(directory: DatasetDir, url: str, name: str) -> Pushed:
 
 def push_now(directory: DatasetDir, url: str) -> int:
     """Run `madgen push`; return the exit status, 3 if the upload is not complete."""
-    exit_on_signals(STOPPED_UPLOAD, signal.SIGINT)
+    exit_on_signals(STOPPED_UPLOAD)
     check_url("URL", url)
     _check_outside(directory, open_remote("URL", url), "URL")
     pushed = push_with_progress(directory, url, "URL")
