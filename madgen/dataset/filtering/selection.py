@@ -96,56 +96,100 @@ def parse(expression: str, kept: KeptColumns | None = None) -> Where:
 
     `kept`: the kept columns of the dataset.
     """
-    names = _Names(kept or KeptColumns())
     if len(expression) > MAX_LENGTH:
         raise UserError(f"--where is {len(expression)} characters long; at most {MAX_LENGTH}")
     if not expression.strip() or not expression.isprintable():
         raise UserError(f"--where must be one line of text, such as 'coherence > 0.8', got {expression[:60]!r}")
-    tokens, at = list[re.Match[str]](), 0
-    while at < len(expression):
-        if expression[at] == " ":
-            at += 1
-            continue
-        token = TOKEN.match(expression, at)
-        if token is None:
-            raise names.error(at, f"{expression[at]!r} has no meaning here")
-        tokens.append(token)
-        at = token.end()
-    sql, values, scores = list[str](), list[Any](), set[str]()
-    while tokens:
-        if tokens[0].lastgroup == "join":
-            sql.append(tokens.pop(0)[0])
-            continue
-        sql.append(_comparisons(tokens, values, scores, names))
-    where = Where(expression.strip(), " ".join(sql), tuple(values), frozenset(scores), names.kept)
-    try:
-        load((), names.kept)[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
-    except sqlite3.Error as error:
-        raise names.error(0, f"the expression cannot be parsed ({error})") from error
-    return where
+    return _Parser(kept or KeptColumns()).parse(expression)
 
 
-class _Names:
+class _Parser:
     def __init__(self, kept: KeptColumns):
         self.kept = kept
         self.numbers = (*NUMBERS, *(name for name in kept.types if name not in kept.texts))
         self.texts = (*TEXTS, *(name for name in kept.types if name in kept.texts))
+        self.tokens: list[re.Match[str]] = []
+        self.values: list[Any] = []
+        self.scores: set[str] = set()
 
-    def kind(self, token: re.Match[str]) -> str:
+    def parse(self, expression: str) -> Where:
+        self._tokenize(expression)
+        sql: list[str] = []
+        while self.tokens:
+            is_join = self.tokens[0].lastgroup == "join"
+            sql.append(self.tokens.pop(0)[0] if is_join else self._comparisons())
+        where = Where(expression.strip(), " ".join(sql), tuple(self.values), frozenset(self.scores), self.kept)
+        try:
+            load((), self.kept)[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
+        except sqlite3.Error as error:
+            raise self._error(0, f"the expression cannot be parsed ({error})") from error
+        return where
+
+    def _tokenize(self, expression: str) -> None:
+        at = 0
+        while at < len(expression):
+            token = TOKEN.match(expression, at)
+            if token is None and expression[at] != " ":
+                raise self._error(at, f"{expression[at]!r} has no meaning here")
+            self.tokens += [] if token is None else [token]
+            at = at + 1 if token is None else token.end()
+
+    def _comparisons(self) -> str:
+        """Translate `a < b <= c` to `(a < b AND b <= c)`, consuming its tokens."""
+        left, parts = self.tokens.pop(0), list[str]()
+        kind = self._kind(left)
+        while self.tokens and self.tokens[0].lastgroup == "compare":
+            operator = " ".join(self.tokens.pop(0)[0].split())
+            if not self.tokens:
+                raise self._error(left.end(), "a value is missing at the end")
+            right = self.tokens.pop(0)
+            if operator in ("contains", "in", "not in"):
+                whole, part = (left, right) if operator == "contains" else (right, left)
+                if not self._is_text(whole) or part.lastgroup != "text":
+                    raise self._error(left.start(), 'write prompt contains "text"')
+                self.values.append(self._value(part).casefold())
+                parts.append(f"{'NOT ' if operator == 'not in' else ''}contains({self._operand(whole)}, ?)")
+            else:
+                if self._kind(right) != kind:
+                    raise self._error(right.start(), f"this is {self._kind(right)}, and {kind} is needed")
+                if kind == "a text" and operator not in ("==", "!="):
+                    raise self._error(left.start(), "a text has no order; compare it with ==, != or contains")
+                parts.append(f"compare({self._operand(left)}, {self._operand(right)}) {operator} 0")
+            left = right
+        if not parts:
+            raise self._error(left.start(), f"this is {kind}, and a comparison is needed")
+        return f"({' AND '.join(parts)})"
+
+    def _kind(self, token: re.Match[str]) -> str:
         """Return `a text` or `a number`."""
         name = _name(token)
         if token.lastgroup == "name" and name not in (*self.numbers, *self.texts):
             suggestion = nearest(name[:40], (*self.numbers, *self.texts)).partition("; known")[0]
-            raise self.error(token.start(), f"unknown name {name[:40]!r}{suggestion}")
+            raise self._error(token.start(), f"unknown name {name[:40]!r}{suggestion}")
         if token.lastgroup not in ("name", "number", "text"):
-            raise self.error(token.start(), f"{token[0]!r} has no meaning here")
-        return "a text" if token.lastgroup == "text" or self.is_text(token) else "a number"
+            raise self._error(token.start(), f"{token[0]!r} has no meaning here")
+        return "a text" if token.lastgroup == "text" or self._is_text(token) else "a number"
 
-    def is_text(self, token: re.Match[str]) -> bool:
-        """Return whether a token is the name of a column of texts."""
+    def _is_text(self, token: re.Match[str]) -> bool:
         return token.lastgroup == "name" and _name(token) in self.texts
 
-    def error(self, at: int, problem: str) -> UserError:
+    def _operand(self, token: re.Match[str]) -> str:
+        if token.lastgroup == "name":
+            name, kept = _name(token), list(self.kept.types)
+            self.scores.update({name} & set(SCORES))
+            return f"kept_{kept.index(name)}" if name in kept else name
+        self.values.append(_stored(self._value(token)))
+        return "?"
+
+    def _value(self, token: re.Match[str]) -> Any:
+        if token.lastgroup == "text":
+            return re.sub(r"\\([\\'\"])", r"\1", token[0][1:-1])
+        value = int(token[0]) if token[0].lstrip("-").isdecimal() else float(token[0])
+        if not abs(value) <= MAX_NUMBER:
+            raise self._error(token.start(), "numbers must be below 2^64")
+        return value
+
+    def _error(self, at: int, problem: str) -> UserError:
         """Return an error at a position of the expression, with the known names."""
         shown = (*SCORES, "seed", "height", "width", 'prompt contains "text"', "prompt_id", "sample_index")
         known = ", ".join((*shown, *self.kept.types))
@@ -154,56 +198,8 @@ class _Names:
         )
 
 
-def _comparisons(tokens: list[re.Match[str]], values: list[Any], scores: set[str], names: _Names) -> str:
-    """Translate `a < b <= c` to `(a < b AND b <= c)`, consuming its tokens."""
-    left, parts = tokens.pop(0), list[str]()
-    kind = names.kind(left)
-    while tokens and tokens[0].lastgroup == "compare":
-        operator = " ".join(tokens.pop(0)[0].split())
-        if not tokens:
-            raise names.error(left.end(), "a value is missing at the end")
-        right = tokens.pop(0)
-        if operator in ("contains", "in", "not in"):
-            whole, part = (left, right) if operator == "contains" else (right, left)
-            if not names.is_text(whole) or part.lastgroup != "text":
-                raise names.error(left.start(), 'write prompt contains "text"')
-            values.append(_value(part, names).casefold())
-            column = _operand(whole, values, scores, names)
-            parts.append(f"{'NOT ' if operator == 'not in' else ''}contains({column}, ?)")
-        else:
-            if names.kind(right) != kind:
-                raise names.error(right.start(), f"this is {names.kind(right)}, and {kind} is needed")
-            if kind == "a text" and operator not in ("==", "!="):
-                raise names.error(left.start(), "a text has no order; compare it with ==, != or contains")
-            operands = (_operand(token, values, scores, names) for token in (left, right))
-            parts.append(f"compare({', '.join(operands)}) {operator} 0")
-        left = right
-    if not parts:
-        raise names.error(left.start(), f"this is {kind}, and a comparison is needed")
-    return f"({' AND '.join(parts)})"
-
-
 def _name(token: re.Match[str]) -> str:
     return token[0].strip("`")
-
-
-def _operand(token: re.Match[str], values: list[Any], scores: set[str], names: _Names) -> str:
-    if token.lastgroup == "name":
-        name = _name(token)
-        scores.update({name} & set(SCORES))
-        kept = list(names.kept.types)
-        return f"kept_{kept.index(name)}" if name in kept else name
-    values.append(_stored(_value(token, names)))
-    return "?"
-
-
-def _value(token: re.Match[str], names: _Names) -> Any:
-    if token.lastgroup == "text":
-        return re.sub(r"\\([\\'\"])", r"\1", token[0][1:-1])
-    value = int(token[0]) if token[0].lstrip("-").isdecimal() else float(token[0])
-    if not abs(value) <= MAX_NUMBER:
-        raise names.error(token.start(), "numbers must be below 2^64")
-    return value
 
 
 def _stored(value: Any) -> Any:
