@@ -141,9 +141,8 @@ def _check_settings(sources: Sequence[Source], mixed: bool) -> None:
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
     """Return the settings that affect the pictures of given prompts and seeds."""
-    output = manifest.identity.get("output")
-    quality = output.get("quality") if isinstance(output, dict) else None
-    return {name: manifest.identity.get(name) for name in SETTINGS} | {"output": {"quality": quality}}
+    output = {"quality": manifest.value("identity.output.quality")}
+    return {name: manifest.identity.get(name) for name in SETTINGS} | {"output": output}
 
 
 def _leave_out_duplicates(sources: Sequence[Source]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from madgen.dataset.format import Manifest
 from madgen.dataset.identity import fingerprint
 
-SAME = (("name",), ("backbone", "name"), ("output", "format"))
+SAME = ("name", "backbone.name", "output.format")
 """Settings that the identity takes from the job as they are."""
 
 
@@ -16,7 +15,7 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     """Return the contradictions in `dataset.json`."""
     if fingerprint(manifest.identity) != manifest.fingerprint:
         return ["dataset.json: its fingerprint is not that of its identity"]
-    problems = [*_check_job(manifest.identity, manifest.job), *_check_plan(manifest)]
+    problems = [*_check_job(manifest), *_check_plan(manifest)]
     problems += _check_generations(manifest) if manifest.filtered is None else []
     for number, source in enumerate(manifest.sources or (), 1):
         problems += [
@@ -27,32 +26,25 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     return [f"dataset.json: {problem}" for problem in problems]
 
 
-def _check_job(identity: dict[str, Any], job: dict[str, Any]) -> Iterator[str]:
+def _check_job(manifest: Manifest) -> Iterator[str]:
     """Compare the settings that the identity and the job both have."""
     for section in ("backbone", "method", "sampling", "prompts", "output"):
-        if section in identity and section not in job:
+        if section in manifest.identity and section not in manifest.job:
             yield f"its job has no {section}"
     for path in SAME:
-        expected, value = _value(identity, path), _value(job, path)
+        expected, value = manifest.value(f"identity.{path}"), manifest.value(f"job.{path}")
         if None not in (expected, value) and expected != value:
-            yield f"its job says {'.'.join(path)} {value!r:.60}, its identity {expected!r:.60}"
-
-
-def _value(content: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        content = content.get(name) if isinstance(content, dict) else None
-    return content
+            yield f"its job says {path} {value!r:.60}, its identity {expected!r:.60}"
 
 
 def _check_plan(manifest: Manifest) -> Iterator[str]:
-    identity, plan, portions = manifest.identity, manifest.plan, manifest.portions()
+    plan, portions = manifest.plan, manifest.portions()
     shards = [-(-portion.samples // portion.samples_per_shard) for portion in portions if portion.samples_per_shard > 0]
     if [portion.shards for portion in portions] != shards or plan.samples_per_shard < 1:
         yield f"its plan has {plan.shards} shards of {plan.samples_per_shard} samples for {plan.samples} samples"
     elif (sum(shards), sum(portion.samples for portion in portions)) != (plan.shards, plan.samples):
         yield f"its plan has {plan.samples} samples in {plan.shards} shards, its parts have others"
-    prompts = identity.get("prompts")
-    each = prompts.get("samples_per_prompt") if isinstance(prompts, dict) else None
+    each = manifest.value("identity.prompts.samples_per_prompt")
     generated = manifest.filtered is None and not manifest.sources
     if each is not None and generated and plan.samples != each * plan.prompts:
         yield f"its plan has {plan.samples} samples for {plan.prompts} prompts, {each} each"

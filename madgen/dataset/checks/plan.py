@@ -55,11 +55,9 @@ class _PromptsCheck:
 
     def __init__(self, portion: Portion, known: Known):
         manifest = portion.source
-        prompts = manifest.identity.get("prompts")
-        self._job_seed = prompts.get("seed") if isinstance(prompts, dict) else None
-        output = manifest.identity.get("output")
+        self._job_seed = manifest.value("identity.prompts.seed")
         # the digest of datasets without embedded metadata was computed in another way
-        embeds = isinstance(output, dict) and output.get("embedded") == 1
+        embeds = manifest.value("identity.output.embedded") == 1
         self._planned = portion.generation.prompts_digest if portion.generation is not None and embeds else None
         self._digest = PromptsDigest() if self._planned is not None else None
         generations = manifest.generations or ()

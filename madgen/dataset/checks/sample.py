@@ -45,10 +45,8 @@ class Expected:
         known, manifest = portion.fingerprints, portion.source
         if fingerprint(manifest.identity) != manifest.fingerprint:
             return cls(known | {fingerprint(manifest.identity)}, None, False, manifest)
-        output = manifest.identity.get("output")
-        output = output if isinstance(output, dict) else {}
-        embedded = output.get("embedded") == 1
-        return cls(known, output.get("format"), embedded, manifest, _settings(manifest))
+        embedded = manifest.value("identity.output.embedded") == 1
+        return cls(known, manifest.value("identity.output.format"), embedded, manifest, _settings(manifest))
 
 
 def _settings(manifest: Manifest) -> dict[str, dict[str, Any]]:

@@ -119,11 +119,16 @@ class Manifest(Record):
             raise InvalidValueError(f"is {record.madgen}, and this version of madgen reads 1", ".madgen")
         return record
 
-    def setting(self, path: str, kind: type[T]) -> T:
-        """Return a value of the job or the identity, such as `job.output.format`. Raises FormatError."""
+    def value(self, path: str) -> Any:
+        """Return a value of the job or the identity, such as `job.output.format`; None if there is none."""
         value: Any = {"job": self.job, "identity": self.identity}
         for name in path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def setting(self, path: str, kind: type[T]) -> T:
+        """Return the `value` at a path. Raises FormatError if it is not of this type."""
+        value = self.value(path)
         if type(value) is not kind:
             raise FormatError(f"dataset.json is damaged: {path} is {value!r:.60}, expected {kind.__name__}")
         return value
