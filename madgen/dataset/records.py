@@ -12,12 +12,14 @@ from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, BinaryIO, Self, Union, get_args, get_origin, get_type_hints
 
 from madgen.utils.errors import UserError
 
 NOT_STORED = {"stored": False}
 """Metadata of fields that are not keys of the JSON object."""
+Finite = Annotated[float, "finite"]
+"""Type of numbers other than NaN and infinity."""
 MAX_INT = 2**64 - 1
 """Largest integer: seeds use the whole range of an unsigned 64-bit integer."""
 
@@ -110,7 +112,7 @@ def _stored(record: Any) -> list[Any]:
 @cache
 def _schema(record: Any) -> list[tuple[str, Callable[[Any], Any], bool]]:
     """Return the name and parser of every stored field, and whether it is required."""
-    types = get_type_hints(record)
+    types = get_type_hints(record, include_extras=True)
     return [
         (item.name, _parser(types[item.name]), item.default is MISSING and item.default_factory is MISSING)
         for item in _stored(record)
@@ -125,7 +127,7 @@ def _check(value: Any, valid: bool, expected: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     try:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and float(value) is not None
     except OverflowError:  # an integer above the range of floats
         return False
 
@@ -134,7 +136,8 @@ PLAIN: dict[Any, Callable[[Any], Any]] = {
     str: lambda value: _check(value, type(value) is str, "a string"),
     bool: lambda value: _check(value, type(value) is bool, "true or false"),
     int: lambda value: _check(value, type(value) is int and 0 <= value <= MAX_INT, "an integer >= 0"),
-    float: lambda value: _check(value, _is_number(value), "a finite number"),
+    float: lambda value: _check(value, _is_number(value), "a number"),
+    Finite: lambda value: _check(value, _is_number(value) and math.isfinite(value), "a finite number"),
     dict[str, Any]: lambda value: _check(value, type(value) is dict, "an object"),
     list[Any]: lambda value: _check(value, type(value) is list, "a list"),
 }
@@ -148,7 +151,7 @@ def _parser(kind: Any) -> Callable[[Any], Any]:
         return kind.from_dict
     origin = get_origin(kind)
     parse = _parser(get_args(kind)[1 if origin is dict else 0])
-    if origin is UnionType:
+    if origin in (Union, UnionType):
         return lambda value: None if value is None else parse(value)
 
     def parse_all(value: Any) -> Any:

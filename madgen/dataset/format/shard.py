@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from madgen.dataset.records import NOT_STORED, FormatError, InvalidValueError, Record
+from madgen.dataset.records import NOT_STORED, Finite, FormatError, InvalidValueError, Record
 
 COLUMNS = ("key", "prompt_id", "sample_index", "shard", "offset", "size", "sha256", "seed", "prompt", "height", "width")
 """Columns of `index.parquet` besides scores and kept columns."""
@@ -105,15 +105,15 @@ class Sidecar(Record):
     samples: tuple[SampleEntry, ...]
     """In the order of the tar."""
     quarantine: tuple[QuarantineEntry, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Finite] = field(default_factory=dict)
     """Worker time by activity."""
     view_evaluations: int | None = None
     """Denoised views, summed over all steps."""
     made: int = 0
     """Samples that this worker generated; the others were recovered."""
-    started: float = 0.0
+    started: Finite = 0.0
     """Unix time."""
-    finished: float = 0.0
+    finished: Finite = 0.0
     """Unix time."""
     worker: str = ""
     fingerprint: str | None = None
@@ -143,7 +143,7 @@ class ShardSummary(Record):
 
     samples: list[Any]
     quarantine: tuple[QuarantineEntry, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Finite] = field(default_factory=dict)
     fingerprint: str | None = None
 
 

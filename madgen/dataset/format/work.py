@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from madgen.dataset.records import NOT_STORED, Record
+from madgen.dataset.records import NOT_STORED, Finite, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class Heartbeat(Record):
     open: dict[str, int]
     """Settled samples of each open shard."""
     claims: tuple[str, ...] = ()
-    rate_per_s: float | None = None
-    rate_error: float | None = None
+    rate_per_s: Finite | None = None
+    rate_error: Finite | None = None
     """Relative standard error of the rate."""
-    megapixels_per_s: float | None = None
+    megapixels_per_s: Finite | None = None
     memory_bytes: int | None = None
     device: str | None = None
     rank: int | None = None
