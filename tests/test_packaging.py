@@ -80,7 +80,7 @@ def test_installed_wheel_works_outside_the_checkout(distributions, tmp_path):
     installed("init", "alps.yaml")
     small = ["prompts.limit=1", "prompts.samples_per_prompt=1", "sampling.num_inference_steps=1", "sampling.width=256"]
     installed("generate", "alps.yaml", *small, "monitor.wandb.mode=disabled")
-    assert "1 of 1 panoramas present" in installed("verify", "out/alps")
+    assert "1 of 1 panorama present" in installed("verify", "out/alps")
     assert "#SBATCH" in installed("submit", "alps.yaml", "output.dir=out/new", "--time", "1:00:00", "--dry-run")
 
 

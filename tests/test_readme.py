@@ -37,7 +37,7 @@ def test_demo_job_with_fewer_panoramas_and_steps_completes(madgen, tmp_path):
     options = ["prompts.limit=1", "sampling.width=256", "sampling.num_inference_steps=2", "method.mad.steps=1"]
     result = madgen("generate", "jobs/demo.yaml", *options)
     assert result.code == 0, result.err
-    assert madgen("verify", "out/demo").out == "1 of 1 panoramas present: as planned\n"
+    assert madgen("verify", "out/demo").out == "1 of 1 panorama present: as planned\n"
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, cast
@@ -353,6 +353,26 @@ def backbones_by_pipeline() -> dict[str, Any]:
         if hasattr(backbone, "pipelines")
         for pipeline in (*backbone.pipelines, *backbone.controlled_pipelines)
     }
+
+
+@contextmanager
+def quiet_model_libraries(level: int = logging.ERROR) -> Iterator[None]:
+    """Let diffusers and transformers report only messages of `level` within this context.
+
+    Their warnings, of classes of text encoders and of prompts that are truncated, say less than madgen's checks.
+    """
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity(max(level, library.get_verbosity()))
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
 
 
 def silence_model_libraries() -> None:

@@ -21,6 +21,7 @@ from madgen.backbones import (
     _precision,
     _schedulers,
     _vae,
+    quiet_model_libraries,
 )
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._family import Family
@@ -106,8 +107,9 @@ class PipelineBackbone(Family, Backbone):
         scheduler = None
         if own is not None:  # diffusers' pipelines replace some keys of its config
             scheduler = _schedulers.build_scheduler(cls.scheduler_class(own.get("_class_name", "")), own, {})
-        pipeline = load_pipeline(files, dtype, **options)
-        fuse_loras(pipeline, checkpoint.get("loras", ()))
+        with quiet_model_libraries():
+            pipeline = load_pipeline(files, dtype, **options)
+            fuse_loras(pipeline, checkpoint.get("loras", ()))
         if scheduler is not None:
             pipeline.scheduler = scheduler
         backbone = cls(pipeline, spec, dtype, device, **further)

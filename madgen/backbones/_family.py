@@ -52,7 +52,11 @@ class Family(ABC):
     """A single file may lack models, which are loaded from its `config`."""
 
     own_scheduler = staticmethod(_schedulers.own_scheduler)
-    scheduler_class = staticmethod(_schedulers.scheduler_class)
+
+    @classmethod
+    def scheduler_class(cls, name: str) -> Any:
+        """Return a diffusers scheduler class by its name; UserError if it is unknown, which proposes one."""
+        return _schedulers.scheduler_class(name, cls.flow is not None)
 
     @classmethod
     def download(cls, files: ModelFiles) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from madgen.hub.model_configs import FILES, config_source, read_config
-from madgen.hub.model_size import held_parts
+from madgen.hub.model_size import check_variant, held_parts
 from madgen.hub.weights import ModelFiles, loading, single_file
 from madgen.utils.errors import UserError
 
@@ -32,6 +32,7 @@ def load_pipeline(
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     file = single_file(files.pretrained)
+    check_variant(files)
     common = {"revision": files.revision, "dtype": dtype, **options}
     with loading("backbone.pretrained", files.pretrained, SingleFileComponentError):
         if file is None:
@@ -39,11 +40,6 @@ def load_pipeline(
                 files.pretrained, variant=files.variant, use_safetensors=True, **common
             )
         else:
-            if files.variant is not None:
-                raise UserError(
-                    f"backbone.variant={files.variant} does not apply to the single file {files.pretrained}; set it to "
-                    "null"
-                )
             where = config_source(files)
             if single_file_parts is None:
                 index = read_config(where, files.revision, FILES[0], "backbone.config")

@@ -9,6 +9,7 @@ that have more than LoRA's tensors are adapted by `_lycoris`.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from madgen.backbones import Lora, _lycoris
+from madgen.backbones import Lora, _lycoris, quiet_model_libraries
 from madgen.hub.adapters import lora_file
+from madgen.hub.lora_layers import size_problem
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES
 from madgen.utils.errors import UserError
@@ -112,8 +114,12 @@ def _of_pattern(patterns: Mapping[str, float], layer: str, default: float | None
 def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Add each LoRA, times its scale, to the weights; UserError if one cannot be applied in full."""
     for lora in loras:
+        file = lora_file(lora.weights, download=True)
+        assert file is not None
+        metadata = read_header(file, f"the LoRA {lora.weights}").metadata
         try:
-            _fuse(pipeline, lora)
+            with quiet_model_libraries(logging.CRITICAL):
+                _fuse(pipeline, lora.scale, file, metadata)
         except UserError as error:
             raise UserError(f"cannot apply the LoRA {lora.weights}: {error}") from error
         except LOADING_FAILURES as error:
@@ -122,15 +128,12 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
             raise UserError(f"cannot apply the LoRA {lora.weights}; is it for another model? {reason}") from error
 
 
-def _fuse(pipeline: Any, lora: Lora) -> None:
-    file = lora_file(lora.weights, download=True)
-    assert file is not None
-    metadata = read_header(file, f"the LoRA {lora.weights}").metadata
+def _fuse(pipeline: Any, scale: float, file: Path, metadata: Mapping[str, str]) -> None:
     state = _read(file)
     if any((match := _match(key)) and match["role"] in _lycoris.ROLES for key in state):
         if _denoiser(pipeline) == "transformer" and (key := next((key for key in state if KOHYA_KEY.match(key)), None)):
             raise UserError(f"it has LyCORIS' tensors under kohya's names, which are known for UNets only: {key}")
-        _adapt_layers(pipeline, _resolved(pipeline, file, state, metadata), lora.scale)
+        _adapt_layers(pipeline, _resolved(pipeline, file, state, metadata), scale)
         return
     loaded = _loadable(pipeline, file, state, metadata)
     layers = sum(DOWN.search(key) is not None for key in (state if loaded is None else loaded))
@@ -143,7 +146,7 @@ def _fuse(pipeline: Any, lora: Lora) -> None:
     adapted = len(list(_adapted_layers(pipeline, name)))
     if adapted == 0 or adapted != layers:
         raise UserError(f"this backbone has {adapted} of the {layers} adapted layers")
-    pipeline.set_adapters([name], adapter_weights=[lora.scale])
+    pipeline.set_adapters([name], adapter_weights=[scale])
     parts = [part for part, model in pipeline.components.items() if getattr(model, "peft_config", None)]
     pipeline.fuse_lora(components=parts, adapter_names=[name])
     pipeline.unload_lora_weights()
@@ -211,9 +214,19 @@ def _converted(pipeline: Any, file: Path, state: State, metadata: Mapping[str, s
     """Return the tensors under diffusers' names, alpha / rank multiplied into `up`; UserError if one is left over."""
     loaded: State = {}
     for part, module, layer, factor in _resolved(pipeline, file, state, metadata):
+        weight = getattr(getattr(pipeline, part).get_submodule(module), "weight", None)
+        if weight is not None:
+            _check_size(f"{part}.{module}", layer, weight)
         loaded[f"{part}.{module}.lora_A.weight"] = layer.tensors["down"]
         loaded[f"{part}.{module}.lora_B.weight"] = _times(layer.tensors["up"], factor)
     return loaded
+
+
+def _check_size(name: str, layer: Layer, weight: Tensor) -> None:
+    """Raise UserError for tensors whose features are not those of a layer's weight."""
+    for role in ("down", "up"):
+        if problem := size_problem(name, role == "up", layer.tensors[role].shape, weight.shape):
+            raise UserError(problem)
 
 
 def _resolved(

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from madgen.backbones import SchedulerSettings
-from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flow_config, supports_flow
+from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flow_class, is_flow_config, supports_flow
 from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
@@ -50,8 +50,20 @@ FAILURES = (
 """What diffusers' schedulers raise for settings that they do not support."""
 
 
-def scheduler_class(name: str) -> Any:
-    """Return a diffusers scheduler class by its name; UserError if it is unknown."""
+EXAMPLES = {False: "DDIMScheduler", True: "FlowMatchEulerDiscreteScheduler"}
+"""Schedulers of backbones that predict noise, and of flow-matching ones, which every checkpoint supports."""
+
+
+def example_for(scheduler: Any) -> str:
+    """Return a scheduler to use instead of another one, on the same backbone."""
+    return EXAMPLES[is_flow_config(scheduler.config, type(scheduler).__name__)]
+
+
+def scheduler_class(name: str, flow: bool = False) -> Any:
+    """Return a diffusers scheduler class by its name; UserError if it is unknown.
+
+    `flow`: the backbone is a flow-matching model, for the classes that errors propose.
+    """
     import diffusers
 
     scheduler = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
@@ -60,10 +72,16 @@ def scheduler_class(name: str) -> Any:
         raise UserError(f"sampling.scheduler={name} needs packages that are not installed: {', '.join(missing)}")
     if scheduler is None or "set_timesteps" not in dir(scheduler):
         known = [each for each in dir(diffusers) if each.endswith("Scheduler") and not each.startswith("Flax")]
-        close = [f"{name}Scheduler"] if f"{name}Scheduler" in known else difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "examples: DDIMScheduler, EulerDiscreteScheduler"
+        near = [f"{name}Scheduler", *difflib.get_close_matches(name, known, n=5)]
+        close = next((each for each in near if each in known and _is_for(getattr(diffusers, each), flow)), None)
+        hint = f"use for example {EXAMPLES[flow]}" if close is None else f"did you mean {close}?"
         raise UserError(f"sampling.scheduler={name!r} is not a diffusers scheduler; {hint}")
     return adapted(scheduler)
+
+
+def _is_for(cls: Any, flow: bool) -> bool:
+    """Return whether a class fits a backbone: one of flow matching (`flow`), or one that predicts noise."""
+    return supports_flow(cls) if flow else not is_flow_class(cls)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -71,7 +89,9 @@ def check_scheduler(scheduler: Any) -> None:
     name = type(scheduler).__name__
     steps = all(hasattr(scheduler, needed) for needed in ("init_noise_sigma", "scale_model_input", "timesteps", "step"))
     if not steps or _needed(scheduler.step) > 3 or "Inverse" in name:
-        raise UserError(f"sampling.scheduler={name} cannot step a canvas of noise; use for example DDIMScheduler")
+        raise UserError(
+            f"sampling.scheduler={name} cannot step a canvas of noise; use for example {example_for(scheduler)}"
+        )
     if hasattr(scheduler, "noise_sampler"):
         raise UserError(f"sampling.scheduler={name} draws noise independently of the sample's seed; use another one")
 
@@ -115,7 +135,7 @@ def evaluated_steps(own: dict[str, Any] | None, settings: SchedulerSettings, flo
     """
     own_name, name, steps = (own or {}).get("_class_name"), settings.scheduler, settings.num_inference_steps
     if own is None or own_name is None:
-        cls = None if name is None else scheduler_class(name)
+        cls = None if name is None else scheduler_class(name, bool(flow))
         if cls is not None:
             check_options(cls, settings.scheduler_options)
         return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
@@ -218,7 +238,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    names = {NoneType: "null", bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    names = {NoneType: "null", bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(dict.fromkeys(_type_name(each) for each in get_args(hint)))
     if get_origin(hint) is Literal:
@@ -280,8 +300,8 @@ def new_scheduler(
     checkpoint was not trained for, and for numbers of steps with which it fails in the course of sampling.
     """
     steps, options = settings.num_inference_steps, settings.scheduler_options
-    original = settings.original_inference_steps
-    cls = adapted(own.__class__) if settings.scheduler is None else scheduler_class(settings.scheduler)
+    original, name = settings.original_inference_steps, settings.scheduler
+    cls = adapted(own.__class__) if name is None else scheduler_class(name, schedule is not None)
     arguments: dict[str, Any] = {}
     if schedule is None:
         check_prediction(type(own), own.config, flow=False)
@@ -291,7 +311,7 @@ def new_scheduler(
         scheduler, arguments = _flow_scheduler(cls, own, steps, tokens, schedule, options)
     check_scheduler(scheduler)
     if steps > (trained := scheduler.config.get("num_train_timesteps", steps)):
-        raise UserError(f"sampling.num_inference_steps={steps} is more than the {trained} of training")
+        raise UserError(f"sampling.num_inference_steps={steps} is more than the {trained} of training, the maximum")
     if original is not None:
         arguments["original_inference_steps"] = original
         if "original_inference_steps" not in inspect.signature(scheduler.set_timesteps).parameters:

@@ -10,7 +10,7 @@ import typer
 
 from madgen.cli import config, dataset, evaluate, generate
 from madgen.cluster.signals import STOPPED, early_stop_status, exit_on_signals
-from madgen.utils.console import ignoring_closed_pipe, log_to_stderr, print_anything
+from madgen.utils.console import ignore_invalid_size, ignoring_closed_pipe, log_to_stderr, print_anything
 from madgen.utils.credentials import mask
 from madgen.utils.deferred_import import defer_import
 from madgen.utils.errors import STORAGE_ERRORS, UserError
@@ -49,6 +49,7 @@ WRONG_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 def main() -> None:
     """Run the command line. Exit status: 0 complete, 2 wrong input, 3 stopped early, 4 quarantined samples, 1 a bug."""
     print_anything()
+    ignore_invalid_size()
     log_to_stderr()
     defer_import("torch")  # most commands use none of it
     try:

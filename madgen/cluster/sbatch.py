@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from madgen.config.schema import Job
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 
@@ -137,7 +138,8 @@ def idle_workers(shards: int, workers: int) -> str | None:
     """Return a note if some workers would be idle, else None."""
     if shards >= workers:
         return None
-    return f"note: {shards} shards for {workers} workers: some stay idle; lower output.samples_per_shard"
+    counts = f"{plural(shards, 'shard')} for {plural(workers, 'worker')}"
+    return f"note: {counts}: some stay idle; lower output.samples_per_shard"
 
 
 def require_sbatch() -> None:

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from madgen.config.documentation import summary
-from madgen.config.schema import Job
+from madgen.config.schema import Job, LoraConfig
 from madgen.config.schema.checks import as_yaml
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
@@ -35,7 +35,8 @@ def check_shapes(value: Any, default: Any, name: str = "") -> None:
                         f"{_preset_hint(name)}")  # fmt: skip
     elif isinstance(default, list | tuple) and not isinstance(value, list):
         got = "a mapping" if isinstance(value, dict) else as_yaml(value)
-        example = ", such as method.mad.blocks=[all]" if name == "method.mad.blocks" else ""
+        one_name = name == "method.mad.blocks" and isinstance(value, str) and value.isidentifier()
+        example = f", such as method.mad.blocks=[{value if one_name else 'all'}]" if name == "method.mad.blocks" else ""
         raise UserError(f"{name} is a list: write {name}=[...]{example}, got {got}")
 
 
@@ -55,6 +56,9 @@ def explain(error: Exception) -> str:
         if internal in text:
             value = re.search(r"(?:Value|string:) '(.*?)'(?: of type| is not|$)", text)
             return f"{key} is one value, not a {kind}" + (f", got {value[1]}" if value else "")
+    if key and "not in 'LoraConfig'" in text:
+        known = [item.name for item in fields(LoraConfig)]
+        return f"unknown key {key!r} of an item of backbone.loras{nearest(str(key), known)}"
     if key and "not in" in text:
         return f"unknown key {key!r}{_nearest(str(key), known_keys(Job()))}"
     return _explain_type(str(key), text) or (f"{key}: {text}" if key else text)
@@ -94,22 +98,33 @@ OTHER_NAMES = {
 """Keys by the names that other programs have for them."""
 
 
+SIMILAR = 0.6
+"""Smallest similarity, 0..1, of a key that is proposed from the section of an unknown one."""
+
+
 def _preset_hint(section: str) -> str:
     names = sorted(file.stem for file in (resource("configs") / section).glob("*.yaml"))
     return f"; to use a preset ({', '.join(names)}), pass its name after the job file" if names else ""
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    """Return the end of an error about an unknown key; also finds keys that have been given without their section."""
-    name = key.rpartition(".")[2]
+    """Return the end of an error about an unknown key: a key of its section, of another section, or a similar one."""
+    section, _, name = key.rpartition(".")
     if name in OTHER_NAMES:
         return f"; set {OTHER_NAMES[name]}"
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    leaves = {other.rpartition(".")[2]: other for other in sorted(known, key=lambda other: -other.count("."))}
+    if section and (close := difflib.get_close_matches(name, siblings, n=1, cutoff=SIMILAR)):
+        return f"; did you mean '{section}.{close[0]}'?"
+    if name in leaves:
+        return f"; did you mean {leaves[name]!r}?"
+    if section and siblings:
+        return f"; {section} has {', '.join(siblings)}"
     hint = nearest(key, known)
     if "did you mean" in hint:
         return hint
-    leaf = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in known], n=1)
-    close = next((other for other in known if leaf and other.rpartition(".")[2] == leaf[0]), None)
-    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(k for k in known if '.' not in k)}"
+    leaf = difflib.get_close_matches(name, list(leaves), n=1)
+    return f"; did you mean {leaves[leaf[0]]!r}?" if leaf else f"; known: {', '.join(k for k in known if '.' not in k)}"
 
 
 def known_keys(config: Any, prefix: str = "") -> list[str]:

@@ -200,7 +200,12 @@ def _override(text: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"cannot read the override {text!r}: {str(error).splitlines()[0]}") from error
+        fix = (
+            "close its brackets and quotes, and quote it in a shell"
+            if isinstance(error, YAMLError)
+            else str(error).splitlines()[0]
+        )
+        raise UserError(f"cannot read the override {text!r}: {fix}") from error
 
 
 def _sources(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
@@ -239,7 +244,12 @@ def _base_file(folder: Path, name: str) -> Path:
 
 
 def _similar_file(path: Path) -> str:
-    """Return the end of an error about a missing job file: the packaged file or the one beside it that is meant."""
+    """Return the end of an error about a missing job file: the packaged file or the one beside it that is meant.
+
+    A piece of an override with spaces is taken for a file if the shell has split it.
+    """
+    if path.name[-1:] in ("}", "]", ","):
+        return "; put an override with spaces in quotes, such as 'sampling.scheduler_options={shift: 3}'"
     if any(file.stem == path.stem for folder in JOBS for file in _matches(folder)):
         return f"; the packaged one is called {path.stem!r}"
     close = difflib.get_close_matches(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")), 1, 0.75)

@@ -32,6 +32,7 @@ from madgen.dataset.reader import read_entry
 from madgen.dataset.shards.copying import selected_entries, write_shard, write_tar
 from madgen.types import shard_index, shard_name
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ def merge(
         if not source.is_finished:
             warn_if_unfinished(source.directory, sum(1 for _ in source.entries()), source.manifest)
         if left_out:
-            logger.warning(f"{left_out} samples of {root} were left out: an earlier dataset has them")
-    print(f"{target}: {content.plan.samples} samples of {len(roots)} datasets")
+            logger.warning(f"left out {plural(left_out, 'sample')} of {root}, which an earlier dataset has")
+    print(f"{target}: {plural(content.plan.samples, 'sample')} of {plural(len(roots), 'dataset')}")
 
 
 def _prefixes(datasets: int, prefixes: Sequence[str]) -> list[str]:

@@ -220,7 +220,7 @@ def print_verdict(verdict: Verdict, as_json: bool, repairing: bool = False) -> N
         print("the shards were not checked: broken")
     else:
         kept = f", {verdict.kept} more in open shards" if verdict.kept else ""
-        print(f"{verdict.present} of {verdict.planned} panoramas present{kept}{quarantined}: {state}")
+        print(f"{verdict.present} of {plural(verdict.planned, 'panorama')} present{kept}{quarantined}: {state}")
 
 
 def exit_code(verdict: Verdict) -> int:

@@ -15,7 +15,7 @@ from madgen.dataset.index import is_tidy, write_index, write_quarantine
 from madgen.dataset.shards.leases import remove_work
 from madgen.monitoring.status import status
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.utils.console import rate_text
+from madgen.utils.console import plural, rate_text
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ def report(outcome: Outcome, run: ResolvedRun) -> None:
     unfinished = state["in_flight"] + state["kept"]
     more = f", {unfinished} more in open shards" if unfinished else ""
     logger.info(
-        f"{state['done']} of {state['planned']} panoramas in {out}/shards{more}; {outcome.generated} generated{pace}"
+        f"{state['done']} of {plural(state['planned'], 'panorama')} in {out}/shards{more}; "
+        f"{outcome.generated} generated{pace}"
     )
     if state["quarantined"]:
         again = "" if outcome.tripped else "; to retry them, rerun the same command with retry=quarantined"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,26 @@ def sample_panoramas(prompt: Prompt, outputs: Sequence[Path], job: Job) -> None:
     for number, output in enumerate(outputs):
         seed, variation = job.prompts.seed + number, min(number, job.prompts.samples_per_prompt - 1)
         blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)
-        image = sample_image(sampler, Task("", prompt, number, seed, blend))
+        with _naming_the_picture(prompt):
+            image = sample_image(sampler, Task("", prompt, number, seed, blend))
         if safety is not None:
             image = _checked(safety(image), job.safety.checker)
         metadata = _metadata(job, prompt, seed)
         data = encode_image(image, image_format, job.output.quality, job.sampling.loop, metadata)
         write_atomically(output, data)
         print(output)
+
+
+@contextmanager
+def _naming_the_picture(prompt: Prompt) -> Iterator[None]:
+    """Add to an error about the size that it is the picture's."""
+    try:
+        yield
+    except UserError as error:
+        if "image" in prompt.pictures and str(error).startswith(("height=", "width=")):
+            fix = "the size is that of --image: set sampling.height and sampling.width, or --scale"
+            raise UserError(f"{error}; {fix}") from error
+        raise
 
 
 def _metadata(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:

@@ -18,13 +18,6 @@ CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "diffu
 CONTROLNET, IP_ADAPTER = "backbone.controlnet.weights", "backbone.ip_adapter.weights"
 
 
-def check_lora(weights: str) -> None:
-    """Raise UserError if a LoRA does not exist or is no complete safetensors file, unless it is still on the Hub."""
-    file = lora_file(weights)
-    if file is not None:
-        read_header(file, f"the LoRA {weights}")
-
-
 def lora_file(weights: str, download: bool = False) -> Path | None:
     """Return the file of a LoRA; None if it is not in the Hub cache. Raises UserError for an invalid path."""
     file = single_file(weights, "backbone.loras: weights")

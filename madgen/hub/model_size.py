@@ -10,10 +10,13 @@ from typing import Any
 
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import ModelFiles, local_folder, single_file
+from madgen.utils.errors import UserError
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 KEPT_IN_FLOAT32 = "DenseReluDense.wo.weight"
 """End of the names of T5's parameters that transformers does not load in float16."""
+FILE_NAME = re.compile(r"[^.]+?(?:\.([\w-]+?))?(-\d+-of-\d+)?")
+"""Name of a file of weights, without its suffix: its variant, and its number among the parts of a model."""
 VAE = ("first_stage_model.", "vae.")
 """Beginnings of the names of the VAE's tensors in a single file."""
 
@@ -53,11 +56,34 @@ def held_parts(file: Path, parts: Mapping[str, tuple[str, ...]]) -> set[str]:
 
 
 def _folder_parts(pretrained: str, revision: str | None, variant: str | None) -> dict[str, Parameters]:
-    folder = local_folder(pretrained, revision)
+    tensors = folder_tensors(ModelFiles(pretrained, revision, variant=variant))
+    return {name: _counted(content) for name, content in tensors.items()}
+
+
+def folder_tensors(files: ModelFiles) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return dtype and shape of the tensors of each model of a folder; none for models that are not on this machine."""
+    folder = local_folder(files.pretrained, files.revision)
     if folder is None:
         return {}
-    parts = {path.name: _weight_files(path, variant) for path in folder.iterdir() if path.is_dir()}
-    return {name: _counted(_tensors(chosen)) for name, chosen in parts.items() if chosen}
+    parts = {path.name: _weight_files(path, files.variant) for path in folder.iterdir() if path.is_dir()}
+    return {name: _tensors(chosen) for name, chosen in parts.items() if chosen}
+
+
+def check_variant(files: ModelFiles) -> None:
+    """Raise UserError for a variant that a single file cannot have, or of which a folder has no weights."""
+    if files.variant is None:
+        return
+    name = f"backbone.variant={files.variant}"
+    if single_file(files.pretrained) is not None:
+        raise UserError(f"{name} does not apply to the single file {files.pretrained}; set it to null")
+    folder = local_folder(files.pretrained, files.revision)
+    if folder is None:
+        return
+    variants = {match[1] for path in folder.glob("*/*.safetensors") if (match := FILE_NAME.fullmatch(path.stem))}
+    if files.variant not in variants:
+        others = sorted(filter(None, variants))
+        fix = f"it has {', '.join(others)}" if others else "set it to null"
+        raise UserError(f"{name}: {files.pretrained} has no weights of this variant; {fix}")
 
 
 def count_file(file: Path) -> Parameters:
@@ -70,9 +96,7 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
 
     A model is one file or has numbered parts.
     """
-    named = {
-        path: re.fullmatch(r"[^.]+?(?:\.([\w-]+?))?(-\d+-of-\d+)?", path.stem) for path in folder.glob("*.safetensors")
-    }
+    named = {path: FILE_NAME.fullmatch(path.stem) for path in folder.glob("*.safetensors")}
     own = [path for path, match in named.items() if match and match[1] == variant]
     plain = own or [path for path, match in named.items() if match and match[1] is None]
     numbered = [path for path in plain if named[path][2]]  # type: ignore[index]

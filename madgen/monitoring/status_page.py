@@ -14,7 +14,7 @@ from rich.text import Text
 
 from madgen.dataset.layout import DatasetDir
 from madgen.monitoring.status import Status
-from madgen.utils.console import eta_text, rate_text
+from madgen.utils.console import eta_text, plural, rate_text
 
 REFRESH_S = 2.0
 
@@ -35,8 +35,9 @@ def progress_text(state: dict[str, Any]) -> str:
 def page(state: dict[str, Any]) -> Group:
     """Render progress, throughput and every worker."""
     percent, shards = 100 * state["done"] / max(1, state["planned"]), state["shards"]
-    progress = f"{state['done']} of {state['planned']} panoramas ({percent:.1f} %)"
-    head = Text.assemble((state["name"], "bold"), f": {progress}, {shards['done']} of {shards['planned']} shards")
+    progress = f"{state['done']} of {plural(state['planned'], 'panorama')} ({percent:.1f} %)"
+    finished = f"{shards['done']} of {plural(shards['planned'], 'shard')}"
+    head = Text.assemble((state["name"], "bold"), f": {progress}, {finished}")
     kept = f", {state['kept']} kept of stopped workers" if state["kept"] else ""
     details = [f"{state['in_flight']} in open shards{kept}", f"{state['quarantined']} quarantined"]
     reasons = ", ".join(f"{reason}: {count}" for reason, count in state["quarantined_by_reason"].items())

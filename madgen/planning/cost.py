@@ -1,4 +1,8 @@
-"""Cost of a plan: view evaluations (one denoiser pass over one view of one panorama) and disk space."""
+"""Cost of a plan: view evaluations and disk space.
+
+A view evaluation is one denoiser pass over one view of one panorama. A pass over the canvas as a single view, in direct
+inference and where a transformer merges all layers, counts as the views that cover the canvas without overlap.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,7 @@ def view_evaluations(
     bootstrapped: int = 0,
     reference_steps: int = 0,
     canvas_steps: int = 0,
+    view_size: int | None = None,
 ) -> Evaluations:
     """Count the view evaluations of a panorama of one size.
 
@@ -64,11 +69,11 @@ def view_evaluations(
     evaluations per step. SyncDiffusion's gradient counts as 3 evaluations of each view but the anchor, which takes
     one, and negative prompts are not shared then. Regions are bootstrapped before the step `bootstrapped`. In the first
     `reference_steps` a reference view is denoised too. The first `canvas_steps` run the canvas once (transformers whose
-    layers all merge), which counts as the views that cover it without overlap.
+    layers all merge). `view_size`: latent cells of the side of a view of `layout: whole`; None: as in the layout.
     """
     texts = negatives = apart = 0
     for step, guided in passes:
-        views = _cover(layout.at(step)) if step < canvas_steps else layout.at(step).count
+        views = _views(layout.at(step), step < canvas_steps, view_size)
         views += 3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0
         views += 1 if step < reference_steps else 0
         texts += views + (views if guided and sync.weight else 0)
@@ -78,10 +83,13 @@ def view_evaluations(
     return Evaluations(texts, apart=apart, negatives=negatives)
 
 
-def _cover(views: Views) -> int:
-    """Return the area of the canvas in views, rounded up."""
+def _views(views: Views, is_canvas: bool, size: int | None) -> int:
+    """Return the number of views, or the area of the canvas in views, rounded up, if it runs as one."""
     rows, columns = views.rows, views.columns
-    return math.ceil(rows.extent * columns.extent / (rows.size * columns.size))
+    if not (is_canvas or (rows.is_whole and columns.is_whole)):
+        return views.count
+    area = rows.size * columns.size if size is None else size**2
+    return math.ceil(rows.extent * columns.extent / area)
 
 
 def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], prompt: Prompt) -> int:

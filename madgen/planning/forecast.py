@@ -10,12 +10,15 @@ from typing import Any
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
+from madgen.config.unused_settings import check_used
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
-from madgen.hub.adapters import check_lora, controlnet_id, ip_adapter_files
+from madgen.hub.adapters import controlnet_id, ip_adapter_files
 from madgen.hub.license import check_licences, licence_notes
+from madgen.hub.lora_layers import check_lora
+from madgen.hub.model_size import check_variant
 from madgen.hub.repository import without_retries
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import single_file
@@ -71,15 +74,16 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
         with without_retries() if assume_spec else nullcontext():
             backbone_module(job.backbone.name).check_blocks(job.method.mad.blocks, run.files)
     own = None if assumed else _own_scheduler(run)
+    steps = _evaluated_steps(run, own)
     _check_scheduler(run, own)
     layouts = _layouts(run, spec)
     for size in layouts:
         check_side(job.output.format, *size)
+    _check_overlaps(run, layouts)
     _check_regions(run, spec)
     _check_guidance(run, spec)
     memory = gpu_memory(run, spec, layouts, _canvas_steps(run, spec))
     check_gpu_memory(run, memory)
-    steps = _evaluated_steps(run, own)
     evaluations = _evaluations(run, spec, layouts, steps)
     active = _controlled_steps(run, steps)
     controlled = _evaluations(run, spec, layouts, [step for step in steps if step in active])
@@ -100,6 +104,8 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
 def _check_settings(run: ResolvedRun) -> None:
     """Raise UserError for settings that cannot work with any backbone."""
     job = run.job
+    if not run.directory.manifest.exists():  # datasets of earlier versions can be resumed as they were started
+        check_used(job)
     job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)
@@ -107,14 +113,15 @@ def _check_settings(run: ResolvedRun) -> None:
 
 
 def _check_models(run: ResolvedRun, spec: BackboneSpec) -> None:
-    """Raise UserError for a quantization that is not supported, or a LoRA that does not exist."""
+    """Raise UserError for weights that do not exist or do not fit, and a quantization that is not supported."""
     backbone = run.job.backbone
+    check_variant(run.files)
     if backbone.quantization is not None:
         if not spec.joint_attention:
             raise UserError(f"backbone.quantization={backbone.quantization} is not supported for UNets; set it to null")
         check_quantization(backbone.quantization)
     for lora in backbone.loras:
-        check_lora(lora.weights)
+        check_lora(lora.weights, run.files)
 
 
 def _check_guidance(run: ResolvedRun, spec: BackboneSpec) -> None:
@@ -226,6 +233,19 @@ def _layouts(run: ResolvedRun, spec: BackboneSpec) -> dict[tuple[int, int], Layo
     return layouts
 
 
+def _check_overlaps(run: ResolvedRun, layouts: dict[tuple[int, int], Layout]) -> None:
+    """Raise UserError for a merge of views that never overlap, and for SyncDiffusion of single views."""
+    method, steps = run.job.method, run.job.denoising_steps
+    if run.directory.manifest.exists() or not steps:  # datasets of earlier versions can be resumed
+        return
+    if method.sync.weight and all(layout.at(0).count == 1 for layout in layouts.values()):
+        raise UserError("method.sync compares views, but each panorama is a single view; set method.sync.weight to 0")
+    unmerged = (layout.at(step) for layout in layouts.values() for step in range(method.mad.merged_steps, steps))
+    overlaps = (views.rows.depth > 1 or views.columns.depth > 1 for views in unmerged)
+    if not method.merge.is_mean and not method.merge.reference_steps and not any(overlaps):
+        raise UserError(f"{method.merge.summary} has no effect: the views do not overlap; remove it")
+
+
 def _row_of_size(run: ResolvedRun, size: tuple[int, int]) -> str:
     """Return the location of the first row of a size, for messages; empty if it is the job's size."""
     if size == (run.job.sampling.height, run.job.sampling.width):
@@ -246,8 +266,9 @@ def _evaluations(
     schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(job.denoising_steps)
     reference, canvas = job.method.merge.reference_steps, _canvas_steps(run, spec)
+    view_size = _geometry(run, spec).view_size
     return {
-        size: view_evaluations(layout, passes, schedule, bootstrapped, reference, canvas)
+        size: view_evaluations(layout, passes, schedule, bootstrapped, reference, canvas, view_size)
         for size, layout in layouts.items()
     }
 

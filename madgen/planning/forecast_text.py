@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from madgen.cluster.launch import rank
+from madgen.config.schema.init import InitConfig
+from madgen.config.schema.method import MadConfig
 from madgen.planning.forecast import Forecast
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.literal_syntax import literal_syntax
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn(run: ResolvedRun, forecast: Forecast) -> None:
-    """Warn about settings for more steps than run, truncated prompts and syntax of other programs.
+    """Warn about settings for steps that do not run, truncated prompts and syntax of other programs.
 
     Of several processes, only the first one warns.
     """
@@ -28,8 +30,21 @@ def warn(run: ResolvedRun, forecast: Forecast) -> None:
     method = Method.from_config(job.method)
     excess = method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
     truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
-    for line in (*excess, *literal_syntax(run.plan.prompts), *truncated):
+    for line in (*excess, *_unused(run), *literal_syntax(run.plan.prompts), *truncated):
         logger.warning(line)
+
+
+def _unused(run: ResolvedRun) -> Iterator[str]:
+    """Describe settings of parts that no prompt has, though later ones may, and merged steps of a single view."""
+    prompts, job, mad = run.plan.prompts, run.job, run.job.method.mad
+    if job.method.views.layout == "whole" and mad.merged_steps not in (0, MadConfig().steps):
+        steps = f"method.mad.steps={mad.merged_steps}"
+        yield f"{steps} has no effect with layout=whole, which has a single view; set it to 0"
+    bootstrapping, feather = job.method.regions.bootstrapping, job.sampling.init.feather
+    if bootstrapping is not None and not any(True for _ in prompts.rows_with_regions()):
+        yield f"method.regions.bootstrapping={bootstrapping} has no effect: no prompt has regions"
+    if feather != InitConfig.feather and not any(prompt.keeps_pixels for prompt in prompts):
+        yield f"sampling.init.feather={feather} has no effect: no prompt has a mask, or a place on a larger panorama"
 
 
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
@@ -81,7 +96,10 @@ def _dataset_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     for (height, width), count in forecast.sizes.items():
         yield f"{count} of {height}x{width} px, {plural(forecast.views[height, width], 'view')} each"
     merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
-    yield f"{job.backbone.pretrained}, {steps} steps, {merged if mad else 'no MAD'}"
+    if not mad or job.method.views.layout == "whole":
+        always = job.method.mad.cross_attention == "always"
+        merged = "MAD in cross-attention only" if always else "no MAD"
+    yield f"{job.backbone.pretrained}, {plural(steps, 'step')}, {merged}"
     if summary := job.method.operators:
         yield summary
 
@@ -94,7 +112,8 @@ def _cost_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     yield f"{cost.view_evaluations:,} view evaluations{with_control}, {cost.megapixels:,.1f} megapixels, {disk}"
     if cost.pictures:
         strength, steps = job.sampling.init.strength, job.sampling.num_inference_steps
-        yield f"{cost.pictures} pictures encoded; {job.denoising_steps} of {steps} steps at {strength=}"
+        run_steps = f"{job.denoising_steps} of {plural(steps, 'step')} at {strength=}"
+        yield f"{plural(cost.pictures, 'picture')} encoded; {run_steps}"
     yield from () if forecast.gpu_memory is None else forecast.gpu_memory.lines()
 
 

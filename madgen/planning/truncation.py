@@ -42,9 +42,10 @@ class Truncation:
             lines.append(f"{text} is longer than {self.tokens} tokens and will be truncated")
         if self.prompts:
             partly = self.checked < self.candidates
+            prompts = f"prompt{'s' * (total != 1)} {'is' if self.prompts == 1 else 'are'}"
             note = f" (checked the first {self.checked:,} of {self.candidates:,} long prompts)" if partly else ""
             lines.append(
-                f"{'at least ' * partly}{self.prompts:,} of {total:,} prompts are longer than {self.tokens} tokens and "
+                f"{'at least ' * partly}{self.prompts:,} of {total:,} {prompts} longer than {self.tokens} tokens and "
                 f"will be truncated; the first is {self.first}{note}"
             )
         return lines

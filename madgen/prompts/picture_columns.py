@@ -27,7 +27,8 @@ class PictureColumns:
 
     @classmethod
     def of(cls, job: Job) -> PictureColumns:
-        """Return the columns of a job. Raises UserError for settings of pictures that it does not read."""
+        """Return the columns of a job. Raises UserError for settings of pictures that it or its backbone cannot use."""
+        job.backbone.check_adapters_of_family()
         job.sampling.init.check_used()
         return cls(job.picture_columns, job.sampling.init)
 

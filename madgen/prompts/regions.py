@@ -10,6 +10,7 @@ from madgen.images.masks import MAX_STRETCH
 from madgen.prompts.picture_files import file_sha256, find_file
 from madgen.types import Box, MaskFile, MaskPicture, Ramp, Region
 from madgen.utils.errors import UserError
+from madgen.utils.validation import nearest
 
 FIELDS = ("mask", "prompt", "negative_prompt")
 
@@ -109,7 +110,7 @@ def _region(where: str, content: Any, folder: Path | None, inherited: str, confi
         raise UserError(f"{where} must be an object with {', '.join(FIELDS)}, got {content!r}")
     unknown = sorted(set(content) - set(FIELDS))
     if unknown:
-        raise UserError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
+        raise UserError(f"{where}: unknown field {unknown[0]!r}{nearest(str(unknown[0]), FIELDS)}")
     _check_text(f"{where}: the prompt", content.get("prompt"))
     negative = content.get("negative_prompt")
     negative = inherited if negative is None else negative

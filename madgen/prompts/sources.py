@@ -73,6 +73,9 @@ def _paths(source: str) -> list[Path]:
     if not glob.has_magic(source):
         slashes = re.match(r"([a-z][a-z0-9+.-]+):/*(?=[^/])", source)
         hint = f"; a URL starts with {slashes[1]}://" if slashes else ""
+        if source == PromptsConfig.source:
+            default = "the default where prompts.source is not set"
+            raise UserError(f"prompts.source={source}, {default}, does not exist; set it to a prompt file")
         raise UserError(f"prompts.source={source} does not exist{hint}")
     try:
         paths = sorted({Path(path) for path in glob.glob(source, recursive=True) if not os.path.isdir(path)})

@@ -111,7 +111,7 @@ class CallInputs:
                 raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
         if self.eta:
             if "eta" not in inspect.signature(scheduler.step).parameters:
-                raise UserError(f"eta={self.eta:g} has no effect with {name}; use DDIMScheduler, or leave it out")
+                raise UserError(f"eta={self.eta:g} has no effect with {name}, unlike DDIMScheduler; leave it out")
             scheduler.step = partial(scheduler.step, eta=self.eta)
 
 

@@ -78,6 +78,9 @@ class Geometry:
         if self.layout == "whole" and loop:
             raise UserError("sampling.loop=true needs views that wrap around: layout overlapping or shifted, not whole")
         self._check_views()
+        is_view = height == width == self.spec.factor * self.view_size
+        if self.layout == "overlapping" and self.merged_steps and not is_view:
+            self._check_merged_views()
         if height * width > MAX_PIXELS:
             raise UserError(f"{height}x{width} px exceed the largest supported panorama, {MAX_PIXELS} px (2^26)")
         for name, pixels in (("height", height), ("width", width)):
@@ -140,6 +143,19 @@ class Geometry:
                 f"{longest} is too large for method.mad.positions=canvas: {reason}; set method.mad.positions to fit or "
                 "local, or method.mad.steps to 0"
             )
+
+    def _check_merged_views(self) -> None:
+        """Raise UserError for a size or a stride with which views do not fall on whole cells where attention merges."""
+        step = self.spec.coarsest
+        for name, cells in (("size", self.view_size), ("stride", self.stride)):
+            if cells % step:
+                below, above = cells - cells % step, cells - cells % step + step
+                possible = f"{below} and {above}" if below else f"{above}"
+                raise UserError(
+                    f"method.views.{name}={cells} must be a multiple of {step} latent cells for method.mad "
+                    f"({'a token' if self.spec.joint_attention else 'the lowest resolution'} of the network); the "
+                    f"nearest {'are' if below else 'is'} {possible}"
+                )
 
     def _check_merging(self, views: Views) -> None:
         if views.count > 1 and not views.divisible(self.spec.coarsest):

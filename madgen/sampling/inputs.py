@@ -17,6 +17,7 @@ from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.image_to_image import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, number, switch, text, texts, whole
 
@@ -117,7 +118,7 @@ def parse_batch(
             [_parse_region(region) for region in listed("each of regions", own)] for own in listed("regions", regions)
         ]
     if len(parsed) != len(prompts):
-        raise UserError(f"regions must have a list for each of {len(prompts)} prompts, got {len(parsed)}")
+        raise UserError(f"regions must have a list for each of {plural(len(prompts), 'prompt')}, got {len(parsed)}")
     return PanoramaBatch(height, width, prompts, negatives, seeds, parsed)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings
+from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings, quiet_model_libraries
 from madgen.backbones._loaded_pipeline import Borrowed
 from madgen.backbones._schedulers import scheduler_object
 from madgen.config.schema import ControlNetConfig, SamplingParams
@@ -182,14 +182,15 @@ class JointSampler:
         options: dict[str, Any] = {}
         if batch.inputs is not None and batch.inputs.embeddings:
             options["embeddings"] = self._checked_embeddings(batch, batch.inputs.embeddings)
-        conditioning = self.backbone.encode_prompts(
-            flatten_rows(batch.prompts, [[region.text for region in regions] for regions in batch.regions]),
-            flatten_rows(batch.negatives, [[region.negative for region in regions] for regions in batch.regions]),
-            params.guidance_scale,
-            # SyncDiffusion changes the views of each prompt differently
-            row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
-            **options,
-        )
+        with quiet_model_libraries():
+            conditioning = self.backbone.encode_prompts(
+                flatten_rows(batch.prompts, [[region.text for region in regions] for regions in batch.regions]),
+                flatten_rows(batch.negatives, [[region.negative for region in regions] for regions in batch.regions]),
+                params.guidance_scale,
+                # SyncDiffusion changes the views of each prompt differently
+                row_view_ids(batch.regions, bootstrapped=False) if self.method.sync is None else None,
+                **options,
+            )
         return ConditionedDenoiser(self.backbone, merging, conditioning, chunk_views)
 
     def _with_pictures(self, denoiser: ConditionedDenoiser, batch: PanoramaBatch, steps: int) -> ConditionedDenoiser:
@@ -249,7 +250,7 @@ class JointSampler:
 
     def cut_text(self, prompt: str) -> str | None:
         """Return the end of a prompt that the text encoder truncates, None if the prompt fits."""
-        with self._attached():
+        with self._attached(), quiet_model_libraries():
             return self.backbone.cut_text(prompt)
 
     def _warn(self, texts: Sequence[str], notes: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from madgen.backbones._schedulers import example_for
 from madgen.diffusion.denoise import Merger
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.reference import ReferenceSwap, check_history
@@ -32,5 +33,5 @@ def check_merge_scheduler(method: Method, scheduler: Any) -> None:
         except ValueError as error:
             raise UserError(
                 f"method.merge.reference_steps={merge.reference_steps} replaces latents between steps, but "
-                f"{error}; use for example sampling.scheduler=DDIMScheduler"
+                f"{error}; use for example sampling.scheduler={example_for(scheduler)}"
             ) from error

@@ -13,6 +13,7 @@ from PIL import Image, ImageChops
 from madgen.config.schema import InitConfig
 from madgen.images.decoding import DAMAGED, as_mask, check_format, decode_picture, read_file, upright
 from madgen.images.placement import PlacedPicture, check_aspect, check_mask, locate, place_picture, scaled_size
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user, listed
 
@@ -50,7 +51,9 @@ def one_each(name: str, values: Any, count: int) -> list[Any]:
     """Return the list `values` of `count` pictures. Raises UserError for another number."""
     items = list(values) if isinstance(values, np.ndarray) and values.ndim == 4 else listed(name, values)
     if len(items) != count:
-        raise UserError(f"{name} must be a list of one picture for each of {count} panoramas, got {len(items)}")
+        raise UserError(
+            f"{name} must be a list of one picture for each of {plural(count, 'panorama')}, got {len(items)}"
+        )
     return items
 
 

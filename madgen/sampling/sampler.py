@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from madgen.config.schema import (
     ViewsConfig,
     require_job,
 )
+from madgen.config.unused_settings import unused_method_settings
 from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
@@ -40,6 +42,7 @@ from madgen.types import Region
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole_or_none
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ARGUMENTS_OF_PIPES = frozenset({"backbone.max_sequence_length", "backbone.controlnet"}) | {
     f"backbone.controlnet.{name}" for name in ("scale", "start", "end")
@@ -358,12 +361,14 @@ def _settings(
         original_inference_steps=whole_or_none("original_inference_steps", original_inference_steps),
     )
     job = Job(backbone=backbone, method=method, sampling=sampling)
-    overrides = listed("overrides", overrides)
-    if not overrides:
-        return job, frozenset()
-    from madgen.config.overrides import overridden  # imports OmegaConf
+    keys, overrides = frozenset[str](), listed("overrides", overrides)
+    if overrides:
+        from madgen.config.overrides import overridden  # imports OmegaConf
 
-    return overridden(job, overrides)
+        job, keys = overridden(job, overrides)
+    for reason in unused_method_settings(job.method):
+        logger.warning(reason)
+    return job, keys
 
 
 def _lora(value: Lora | Mapping[str, Any]) -> LoraConfig:

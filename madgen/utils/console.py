@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -38,6 +39,13 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="madgen.escape")
+
+
+def ignore_invalid_size() -> None:
+    """Remove a size of the terminal from the environment that rich cannot read, such as `COLUMNS=²`."""
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[0-9]{1,9}", os.environ.get(name, "0"), re.ASCII):
+            del os.environ[name]
 
 
 @contextlib.contextmanager

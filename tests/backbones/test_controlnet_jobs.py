@@ -213,7 +213,7 @@ def test_panorama_without_a_picture_is_refused_and_so_is_a_picture_without_contr
     sampler = sampler_of(tiny, weights)
     with pytest.raises(UserError, match="the backbone has a ControlNet: pass control="):
         sample(sampler, None)
-    with pytest.raises(UserError, match="control must be a list of one picture for each of 1 panoramas, got 2"):
+    with pytest.raises(UserError, match="control must be a list of one picture for each of 1 panorama, got 2"):
         sample(sampler, [noise_picture(), noise_picture()])
     with pytest.raises(UserError, match=r"uint8 arrays \[H, W, 3\] or paths of files, got an item float64 \[2, 2, 3\]"):
         sample(sampler, [np.zeros((2, 2, 3))])

@@ -154,7 +154,7 @@ def test_pictures_are_needed_with_an_ip_adapter_and_refused_without(tiny, adapte
     sampler = sampler_of(tiny, adapter)
     with pytest.raises(UserError, match="the backbone has an IP-Adapter: pass style="):
         sample(sampler, None)
-    with pytest.raises(UserError, match="style must be a list of one picture for each of 1 panoramas, got 0"):
+    with pytest.raises(UserError, match="style must be a list of one picture for each of 1 panorama, got 0"):
         sample(sampler, [])
     plain = PanoramaSampler.from_pretrained(str(tiny), mad_steps=1, dtype="float32")
     with pytest.raises(UserError, match="style has no effect: the backbone has no IP-Adapter"):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from madgen import PanoramaSampler, UserError
 from madgen.config.loader import load_job
@@ -13,8 +14,6 @@ SIZE = {"height": 32, "width": 64, "num_inference_steps": 2, "guidance_scale": 3
 
 def save_lora(path, layers, seed=0):
     """A LoRA of rank 2 for layers such as `unet.conv_in`: {name: (inputs, outputs)}."""
-    from safetensors.torch import save_file
-
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (inputs, outputs) in layers.items():
@@ -104,7 +103,10 @@ def test_loras_of_other_trainers_and_folders_are_applied(tiny, tmp_path):
         ({"unet.nowhere.to_q": (16, 16)}, "its unet has no layer nowhere.to_q"),
         ({**UNET, "unet.nowhere.to_q": (16, 16)}, "its unet has no layer nowhere.to_q"),
         ({"transformer.blocks.0.to_q": (16, 16)}, "its transformer has no layer blocks.0.to_q"),
-        ({f"unet.{ATTENTION}1.to_q": (32, 16)}, "cannot apply the LoRA .*size mismatch"),
+        (
+            {f"unet.{ATTENTION}1.to_q": (32, 16)},
+            "cannot apply the LoRA .*: it is for another model: unet.*to_q has 16 inputs here, and 32 in the LoRA",
+        ),
         ({}, "it has no layers"),
     ],
 )
@@ -113,6 +115,49 @@ def test_a_lora_that_cannot_be_applied_in_full_is_refused(tiny, tmp_path, layers
     with pytest.raises(UserError, match=message) as raised:
         PanoramaSampler.from_pretrained(str(tiny), loras=[{"weights": str(file)}])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kohya", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((16, 16), None),
+        ((32, 16), "has 16 inputs here, and 32 in the LoRA"),
+        ((16, 8), "has 16 outputs here, and 8 in the"),
+    ],
+)
+def test_plan_and_generate_refuse_sizes_of_another_model_in_one_line(
+    madgen_here, job_file, tmp_path, shape, message, kohya
+):
+    name = f"unet.{ATTENTION}1.to_q"
+    state = load_file(save_lora(tmp_path / "a.safetensors", {name: shape}))
+    if kohya:
+        flat = "lora_unet_" + name.partition(".")[2].replace(".", "_")
+        roles = {"A": "down", "B": "up"}
+        state = {f"{flat}.lora_{roles[role]}.weight": state[f"{name}.lora_{role}.weight"] for role in roles}
+        save_file(state, tmp_path / "a.safetensors")
+    word = "backbone.loras=[{weights: a.safetensors}]"
+    for command in ("plan", "generate") if message else ("plan",):
+        result = madgen_here(command, job_file, word)
+        if message is None:
+            assert (result.code, result.err) == (0, "")
+        else:
+            assert (result.code, len(result.err.splitlines()), message in result.err) == (2, 1, True), result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "part"), [("unet.nowhere.to_q", "unet"), ("transformer.blocks.0.to_q", "transformer")]
+)
+def test_plan_refuses_a_lora_with_layers_of_another_model(madgen_here, job_file, tmp_path, layer, part):
+    save_lora(tmp_path / "a.safetensors", {layer: (16, 16)})
+    result = madgen_here("plan", job_file, "backbone.loras=[{weights: a.safetensors}]")
+    assert (result.code, f"its {part} has no layer" in result.err) == (2, True), result.err
+
+
+def test_a_missing_lora_is_named_once(tiny):
+    with pytest.raises(UserError, match=r"^backbone\.loras: weights=gone\.safetensors does not exist$"):
+        PanoramaSampler.from_pretrained(str(tiny), loras=[{"weights": "gone.safetensors"}])
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_scheduler_options_are_the_arguments_of_the_class(scheduler, options, wh
         (None, {"timestep_spacing": "odd"}, "timestep_spacing of DDIMScheduler must be one of .*linspace"),
         (None, {"steps_offset": 1.5}, "steps_offset of DDIMScheduler must be an integer, got 1.5"),
         (None, {"clip_sample": 1}, "clip_sample of DDIMScheduler must be true or false, got 1"),
-        (None, {"beta_start": "low"}, "beta_start of DDIMScheduler must be a number, got 'low'"),
+        (None, {"beta_start": "low"}, "beta_start of DDIMScheduler must be a finite number, got 'low'"),
         (None, {"prediction_type": "v_prediction"}, "prediction_type=v_prediction: set backbone.prediction_type"),
         ("EulerDiscreteScheduler", {"timestep_spacing": "odd"}, "EulerDiscreteScheduler.*odd"),
         (

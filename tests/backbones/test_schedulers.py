@@ -86,7 +86,7 @@ def test_schedulers_with_unseeded_noise_are_refused(whole, monkeypatch):
         ("DDIM", "did you mean DDIMScheduler?"),
         ("DDIMSchduler", "did you mean DDIMScheduler?"),
         ("EulerDiscreteSheduler", "did you mean EulerDiscreteScheduler?"),
-        ("Q", "examples: DDIMScheduler, EulerDiscreteScheduler"),
+        ("Q", "use for example DDIMScheduler"),
     ],
 )
 def test_unknown_name_suggests_the_nearest(name, said):
@@ -94,6 +94,16 @@ def test_unknown_name_suggests_the_nearest(name, said):
         UserError, match=rf"sampling\.scheduler='{name}' is not a diffusers scheduler; {re.escape(said)}"
     ):
         scheduler_class(name)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscret", "LMSDiscrete", "Foo", "unipc", "FlowMatchHeunDiscret"])
+def test_schedulers_that_are_proposed_fit_a_flow_matching_backbone(madgen_here, job_file, name):
+    """The proposal can be planned."""
+    words = ["backbone.name=flux", "backbone.pretrained=demo-dit", "sampling.height=128", "sampling.width=256"]
+    refused = madgen_here("plan", job_file, *words, f"sampling.scheduler={name}")
+    proposed = re.search(r"(?:did you mean|use for example) (\w+)\??$", refused.err.strip())
+    assert (refused.code, proposed is not None) == (2, True), refused.err
+    assert madgen_here("plan", job_file, *words, f"sampling.scheduler={proposed[1]}").code == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchsde") is not None, reason="torchsde is installed")

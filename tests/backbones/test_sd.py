@@ -184,7 +184,7 @@ def test_keys_and_values_of_the_prompt_are_projected_once_a_batch(tiny):
         ({"height": 30}, "height=30 px cannot be covered .*; the smallest is 32 px"),
         ({"width": 60}, "the nearest are 56 and 64 px"),
         ({"output": "tensor"}, "output must be"),
-        ({"regions": []}, "regions must have a list for each of 1 prompts, got 0"),
+        ({"regions": []}, "regions must have a list for each of 1 prompt, got 0"),
         ({"guidance_scale": 1.0, "negative_prompts": ["fog"]}, "no effect"),
         ({"loop": True, "width": 60}, "cannot be covered by a loop of views of 32 px that are 8 px apart"),
     ],

@@ -26,7 +26,7 @@ def test_syncdiffusion_without_a_predicted_image_is_refused():
         ("sd3", {"mad_blocks": ["single"]}, "'single' of this backbone has no attention layers; remove it"),
         ("flux", {"mad_blocks": ["down"]}, "'down' is neither early, middle, late, double, single nor a pattern"),
         ("flux", {"view_size": 15}, "method.views.size=15 must be a multiple of 2 latent cells"),
-        ("flux", {"stride": 3}, "multiples of 2 latent cells"),
+        ("flux", {"stride": 3}, "stride=3 must be a multiple of 2 latent cells"),
         ("sd3", {"view_size": 50, "stride": 2}, "method.views.size=50 must be <= 48 latent cells"),
         ("flux2", {"mad_blocks": ["up"]}, "'up' is neither early, middle, late, double, single nor a pattern"),
         ("z_image", {"mad_blocks": ["double"]}, "'double' of this backbone has no attention layers; remove it"),

@@ -19,6 +19,17 @@ def listing(folder):
         (["prompts.source=missing.txt"], "prompts.source=missing.txt does not exist"),
         (["prompts.source=none*.txt"], "none*.txt does not exist, and matches no file"),
         (["prompts.source=hf://nobody/nothing"], "hf://nobody/nothing: cannot load split 'train'"),
+        (
+            ["backbone.name=flux", "backbone.pretrained=demo-dit", "backbone.controlnet.weights=x"],
+            "backbone.controlnet is not supported for backbone.name=flux; use sd or sdxl",
+        ),
+        (
+            ["backbone.name=flux", "backbone.pretrained=demo-dit", "backbone.ip_adapter.weights=x"],
+            "backbone.ip_adapter is not supported for backbone.name=flux; use sd or sdxl",
+        ),
+        (["backbone.variant=fp16"], "has no weights of this variant; set it to null"),
+        (["method.views.stride=3"], "method.views.stride=3 must be a multiple of 2 latent cells for method.mad"),
+        (["prompts.regions=[{mask: [0, 0, 8, 8], promt: a}]"], "unknown field 'promt'; did you mean 'prompt'?"),
         (["prompts.split=test"], "prompts.split=test needs a Hugging Face dataset"),
         (["prompts.columns.prompt=caption"], "prompts.columns does not apply to prompts.txt"),
         (["sampling.size=64"], "unknown key 'sampling.size'; set sampling.height and sampling.width"),
@@ -31,7 +42,10 @@ def listing(folder):
         (["sampling.width=60"], "width=60 px cannot be covered by views of 32 px that are 8 px apart"),
         (["sampling.width=16"], "the smallest is 32 px"),
         (["method.views.stride=9"], "need 0 < stride <= size, got stride 9 and size 8 latent cells"),
-        (["method.views.stride=1"], "multiples of 2 latent cells"),
+        (
+            ["method.views.stride=1"],
+            "method.views.stride=1 must be a multiple of 2 latent cells for method.mad (the lowest resolution of the",
+        ),
         (["method.views.layout=whole", "method.views.size=8"], "have no effect with layout=whole"),
         (["backbone.pretrained=no-such-model"], "is neither a folder, nor 'demo', nor 'demo-dit', nor a Hub id"),
         (["backbone.pretrained=nobody/no-such-model"], "nobody/no-such-model"),
@@ -46,7 +60,7 @@ def listing(folder):
         (["output.dir=job.yaml/below"], "output.dir=job.yaml/below: job.yaml is a file"),
         (["prompts.seed=-5"], "prompts.seed must be in 0..2^64-1, got -5"),
         (["method.mad.blocks=up"], "method.mad.blocks is a list: write method.mad.blocks=[...]"),
-        (["method.sync.weight=-1"], "method.sync.weight must be >= 0, got -1"),
+        (["method.sync.weight=-1"], "method.sync.weight must be a finite number >= 0, got -1"),
         (["method.sync.weight=20", "method.sync.steps=0"], "method.sync.steps=0 leaves method.sync.weight=20 without"),
         (["prompts.regions=[{mask: [0, 0, 80, 8], prompt: a hut}]"], "need 0 <= 0 < 80 <= 64 px"),
         (["prompts.regions=[{mask: none.png, prompt: a hut}]"], "mask file none.png does not exist"),
@@ -96,7 +110,7 @@ def listing(folder):
         ),
         (["method.mad.steps=-1"], "method.mad.steps must be >= 0, got -1"),
         (["sampling.decode=slow"], "sampling.decode must be one of auto, whole, tiled, got 'slow'"),
-        (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be >= 0, got inf"),
+        (["sampling.guidance_scale=.inf"], "sampling.guidance_scale must be a finite number >= 0, got inf"),
         (["trainer.devices=0"], "trainer.devices must be an integer > 0 or auto, got 0"),
         (
             ["backbone.gpu_memory=4GB"],
@@ -265,3 +279,16 @@ def test_dataset_json_of_something_else_is_refused(madgen_here, tmp_path):
         broken = command == "verify"
         assert result.code == (1 if broken else 2), result.err
         assert "dataset.json is damaged: fingerprint is missing; restore it" in (result.out if broken else result.err)
+
+
+def test_prompts_that_are_not_set_are_named(madgen_here, tmp_path, tiny):
+    (tmp_path / "bare.yaml").write_text(f"backbone: {{pretrained: {tiny}}}\n", encoding="utf-8")
+    result = madgen_here("plan", "bare.yaml")
+    assert (result.code, "the default where prompts.source is not set, does not exist" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("value", ["²", "٣", "-1", "abc"])
+def test_terminal_sizes_that_rich_cannot_read_are_ignored(madgen_here, job_file, finished, monkeypatch, value):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.setenv(name, value)
+    assert madgen_here("status", "out").code == 0

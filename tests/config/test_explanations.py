@@ -52,6 +52,22 @@ def test_errors_have_the_words_of_a_job_file(key):
         ("sampling.guidance_steps=4", "sampling.guidance_steps is a list: write sampling.guidance_steps=[...]"),
         ("backbone.loras=[{scale: 1}]", "backbone.loras[0].weights is missing; an item of backbone.loras is a map"),
         ("backbone.loras=[{weights: a, scale: b}]", "scale of an item of backbone.loras must be a number, got 'b'"),
+        (
+            "backbone.loras=[{weights: a, scal: 1}]",
+            "unknown key 'scal' of an item of backbone.loras; did you mean 'scale'",
+        ),
+        ("backbone.loras=[{weights: a, x: 1}]", "unknown key 'x' of an item of backbone.loras; known: weights, scale"),
+        ("method.mad.step=3", "unknown key 'method.mad.step'; did you mean 'method.mad.steps'?"),
+        ("method.views.overlap=3", "unknown key 'method.views.overlap'; did you mean 'method.views.overlap_from'?"),
+        ("sampling.samples_per_shard=3", "did you mean 'output.samples_per_shard'?"),
+        ("method.noise.foo=3", "unknown key 'method.noise.foo'; method.noise has align, blend"),
+        ("width=3", "unknown key 'width'; did you mean 'sampling.width'?"),
+        ("widht=3", "unknown key 'widht'; did you mean 'sampling.width'?"),
+        (
+            "method.mad.blocks=early",
+            "method.mad.blocks is a list: write method.mad.blocks=[...], such as method.mad.blocks=[early]",
+        ),
+        ("method.mad.blocks=[1", "cannot read the override 'method.mad.blocks=[1': close its brackets and quotes"),
         ("prompts.regions=[1]", "an item of prompts.regions is a mapping, such as {mask: [0, 0, 64, 64], prompt:"),
         ("prompts.columns=caption", "prompts.columns is a mapping: write prompts.columns={key: value}, got caption"),
     ],
@@ -60,6 +76,35 @@ def test_what_is_expected_is_named(word, message):
     with pytest.raises(UserError) as refused:
         load_job([], [word])
     assert message in str(refused.value)
+
+
+FLOATS = [
+    "sampling.guidance_scale", "sampling.init.scale", "sampling.init.strength", "method.mad.share",
+    "method.noise.align", "method.noise.blend.share", "method.sync.weight", "method.sync.decay", "backbone.gpu_memory",
+    "backbone.controlnet.scale", "backbone.controlnet.start", "backbone.controlnet.end", "backbone.ip_adapter.scale",
+    "quarantine.max_share",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FLOATS)
+def test_numbers_must_be_finite(key):
+    for value in (".inf", "-.inf", ".nan"):
+        with pytest.raises(UserError, match=r"finite number|in 0\.\.1|0 <|> 0 and <= 1") as refused:
+            load_job([], [f"{key}={value}"])
+        assert key.rpartition(".")[2] in str(refused.value)
+
+
+def test_every_number_is_among_those_that_must_be_finite():
+    defaults = Job()
+    floats = set()
+    for key in known_keys(defaults):
+        config = defaults
+        *sections, name = key.split(".")
+        for section in sections:
+            config = getattr(config, section)
+        kind = next(field.type for field in fields(config) if field.name == name)
+        floats |= {key} if "float" in str(kind) else set()
+    assert floats - set(FLOATS) == set()
 
 
 def test_every_key_has_a_summary():
@@ -72,6 +117,11 @@ def test_every_key_has_a_summary():
     [
         ("jobs/mine.yml", "job file jobs/mine.yml does not exist; did you mean 'jobs/mine.yaml'?"),
         ("jobs/demo.yaml", "job file jobs/demo.yaml does not exist; the packaged one is called 'demo'"),
+        (
+            "3}",
+            "job file 3} does not exist; put an override with spaces in quotes, such as "
+            "'sampling.scheduler_options={shift: 3}'",
+        ),
         ("jobs/else.yaml", "job file jobs/else.yaml does not exist"),
         ("preset", "there is neither a file nor a preset 'preset'; known: "),
         ("alp", "there is neither a file nor a preset 'alp'; did you mean 'alps'?"),

@@ -357,6 +357,38 @@ def test_other_kinds_of_files_are_named_and_repaired(dataset, madgen_here, tmp_p
     assert (verdict.problems, verdict.present + verdict.kept) == ([], 4 if kind in ("file", "doubled") else 2)
 
 
+OTHER_KINDS = [
+    (name, kind)
+    for name in ("shards/job-000001.tar", "shards/job-000001.json", "index.parquet", "README.md", "samples", "work")
+    for kind in ("directory", "pipe", "broken link", "loop")
+    if (name, kind) not in {("samples", "directory"), ("work", "directory")}
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), OTHER_KINDS)
+def test_generate_names_other_kinds_of_files_in_a_complete_dataset(job_file, finished, madgen_here, name, kind):
+    path = finished / name
+    if os.path.lexists(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    {"directory": path.mkdir, "pipe": lambda: os.mkfifo(path), "broken link": lambda: path.symlink_to("nowhere"),
+     "loop": lambda: path.symlink_to(path.name)}[kind]()  # fmt: skip
+    before = sorted(finished.rglob("*"))
+    for command in ("plan", "generate"):
+        result = madgen_here(command, job_file)
+        assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1), (result.err, result.out)
+        kind_of_file = ("is not a directory", "is not a regular file", "is a link that leads to no file")
+        assert f"out/{name} " in result.err
+        assert any(text in result.err for text in kind_of_file), result.err
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_links_to_files_of_a_complete_dataset_are_accepted(job_file, finished, madgen_here, tmp_path):
+    for name in ("shards/job-000001.tar", "index.parquet"):
+        (finished / name).rename(tmp_path / "moved")
+        (finished / name).symlink_to((tmp_path / "moved").rename(tmp_path / name.rpartition("/")[2]))
+    assert madgen_here("generate", job_file).code == 0
+
+
 def test_shards_that_are_a_file_are_named(dataset, madgen_here, tmp_path):
     shutil.rmtree(dataset.shards)
     dataset.shards.write_bytes(b"x")

@@ -71,6 +71,33 @@ def test_cost_equals_the_evaluations_of_sampling(planned, tiny, tmp_path, name, 
     assert cost.view_evaluations == evaluated(folder, scheduler)
 
 
+def test_direct_inference_counts_as_the_views_that_cover_the_canvas(planned, tiny):
+    """Its one pass over the canvas has as many latent cells as they, rounded up."""
+    sampler = PanoramaSampler.from_pretrained(str(tiny), layout="whole", dtype="float32")
+    cells = []
+    sampler.backbone.unet.register_forward_pre_hook(lambda _, inputs: cells.append(inputs[0][:, 0].numel()))
+    for width in (32, 64, 72):
+        cells.clear()
+        with torch.no_grad():
+            size = {"height": 32, "width": width, "num_inference_steps": 3, "guidance_scale": 7.5}
+            sampler.sample(["a hill"], seeds=[0], output="latent", **size)
+        words = ["sampling.num_inference_steps=3", f"sampling.width={width}", "method.views.layout=whole"]
+        plan = planned(f"backbone.pretrained={tiny}", *words, "method.mad.steps=0")
+        views = -(-width // 32)
+        assert plan.cost.view_evaluations == 3 * 2 * views
+        assert 0 <= plan.cost.view_evaluations - sum(cells) / sampler.backbone.spec.view_size**2 < 3 * 2
+        assert set(plan.views.values()) == {1}
+
+
+def test_direct_inference_costs_as_much_as_mad_in_all_layers_and_steps(planned):
+    """In a transformer both are one pass over the canvas."""
+    words = ["backbone.name=flux", "backbone.pretrained=demo-dit", "sampling.height=128", "sampling.width=768"]
+    words += ["sampling.guidance_scale=3", "sampling.num_inference_steps=4"]
+    direct = planned(*words, "method.views.layout=whole", "method.mad.steps=0")
+    merged = planned(*words, "method.mad.steps=4")
+    assert direct.cost.view_evaluations == merged.cost.view_evaluations == 4 * 6
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -80,7 +80,7 @@ def test_plan_and_generate_warn_once_on_stderr(madgen, job_file, tmp_path):
     done = madgen("plan", job_file, "--json")
     assert json.loads(done.out)["prompts_cut"] == 1
     warning = (
-        "madgen: 1 of 2 prompts are longer than 32 tokens and will be truncated; the first is prompts.txt:2, of 34 "
+        "madgen: 1 of 2 prompts is longer than 32 tokens and will be truncated; the first is prompts.txt:2, of 34 "
         "tokens, which loses 'at dawn'\n"
     )
     assert done.err == warning

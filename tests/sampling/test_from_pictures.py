@@ -218,7 +218,7 @@ def test_loops_are_encoded_across_their_edge(sampler):
         ({"images": picture(), "strength": 0.5}, "images must be a list"),
         (
             {"images": [picture()] * 2, "strength": 0.5},
-            "images must be a list of one picture for each of 1 panoramas, got 2",
+            "images must be a list of one picture for each of 1 panorama, got 2",
         ),
         (
             {"images": [picture().astype(float)], "strength": 0.5},

@@ -82,7 +82,7 @@ REGION = Region(Box(0, 0, 20, 32), "a lake")
         ((["a"], None, [2**64], None), "a seed must be a whole number of 0..2^64 - 1, got 18446744073709551616"),
         ((["a", "b"], None, [1], None), "prompts, negative_prompts and seeds must be non-empty lists of one length"),
         (([], None, [], None), "prompts, negative_prompts and seeds must be non-empty lists of one length"),
-        ((["a"], None, [1], []), "regions must have a list for each of 1 prompts, got 0"),
+        ((["a"], None, [1], []), "regions must have a list for each of 1 prompt, got 0"),
         ((["a"], None, [1], [REGION]), "each of regions must be a list, such as [...], got Region("),
         ((["a"], None, [1], [[{"mask": [0, 0, 1, 1]}]]), "regions must be a list of madgen.Region for each prompt"),
         ((["a"], None, [1], [[Region(REGION.mask, None)]]), "a region's text must be a string, got None"),

@@ -146,7 +146,10 @@ class BackboneConfig:
         check_one_of("backbone.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_one_of("backbone.offload", self.offload, ("none", "text_encoders", "model"))
         memory = self.gpu_memory
-        check(memory is None or 0 < memory < float("inf"), f"backbone.gpu_memory must be > 0 GiB or null, got {memory}")
+        check(
+            memory is None or 0 < memory < float("inf"),
+            f"backbone.gpu_memory must be a finite number > 0 (GiB) or null, got {memory}",
+        )
         length = self.max_sequence_length
         check(length is None or length > 0, f"backbone.max_sequence_length must be > 0 tokens or null, got {length}")
         if self.quantization is not None:
@@ -161,8 +164,13 @@ class BackboneConfig:
 
     def check_adapters(self) -> None:
         """Raise UserError for a ControlNet or an IP-Adapter on a transformer, or with settings but no weights."""
+        self.check_adapters_of_family()
+        self.controlnet.check_on()
+        self.ip_adapter.check_on()
+
+    def check_adapters_of_family(self) -> None:
+        """Raise UserError for a ControlNet or an IP-Adapter on a transformer."""
         for key, adapter in (("controlnet", self.controlnet), ("ip_adapter", self.ip_adapter)):
-            adapter.check_on()
             check(
                 adapter.weights is None or self.name in UNETS,
                 f"backbone.{key} is not supported for backbone.name={self.name}; use {' or '.join(UNETS)}, "

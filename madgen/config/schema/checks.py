@@ -29,6 +29,8 @@ def check_one_of(name: str, value: Any, known: Sequence[str]) -> None:
 
 def as_yaml(value: Any) -> str:
     """Format a value as in a job file."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

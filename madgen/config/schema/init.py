@@ -41,7 +41,10 @@ class InitConfig:
             strength is None or 0 <= strength <= 1,
             f"sampling.init.strength must be in 0..1 or null, got {strength}; 1 starts from pure noise",
         )
-        check(0 < self.scale < float("inf"), f"sampling.init.scale must be > 0, got {self.scale}; 1 keeps the size")
+        check(
+            0 < self.scale < float("inf"),
+            f"sampling.init.scale must be a finite number > 0, got {self.scale}; 1 keeps the size",
+        )
         check_one_of("sampling.init.resample", self.resample, RESAMPLING)
         check(self.feather >= 0, f"sampling.init.feather must be >= 0 pixels, got {self.feather}; 0 is a hard edge")
         check_place("sampling.init.place", self.place)

@@ -241,7 +241,10 @@ class SyncConfig:
     """Features for LPIPS: `vgg` (VGG16 trained on ImageNet) or `random` (VGG16 without training, needs no download)."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.weight < float("inf"), f"method.sync.weight must be >= 0, got {self.weight}; 0 disables it")
+        check(
+            0 <= self.weight < float("inf"),
+            f"method.sync.weight must be a finite number >= 0, got {self.weight}; 0 disables it",
+        )
         check(0 < self.decay <= 1, f"method.sync.decay must be > 0 and <= 1, got {self.decay}; 1 means no decay")
         check(self.steps >= 0, f"method.sync.steps must be >= 0, got {self.steps}")
         check(

@@ -46,9 +46,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
         check(0 < steps <= 10_000, f"sampling.num_inference_steps must be in 1..10000, got {steps}")
-        check(
-            0 <= self.guidance_scale < float("inf"), f"sampling.guidance_scale must be >= 0, got {self.guidance_scale}"
-        )
+        scale = self.guidance_scale
+        check(0 <= scale < float("inf"), f"sampling.guidance_scale must be a finite number >= 0, got {scale}")
         self._check_guidance_steps()
         original = self.original_inference_steps
         check(original is None or original > 0, f"sampling.original_inference_steps must be > 0, got {original}")

@@ -20,6 +20,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.new_directory import new_directory
 from madgen.dataset.shards.copying import Kept, selected_entries, write_shard
 from madgen.utils.atomic import check_new_directory, sync_directory, write_atomically
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ def filter_dataset(source: DatasetDir, choice: Choice, target: Path | None, keys
             count, seen = write_keys(source, choice, keys)
     warn_if_unfinished(source, seen.samples, source.read_manifest())
     to_stdout = str(keys) == STDOUT
-    print(f"{target or keys}: {count} of {seen.samples} samples", file=sys.stderr if to_stdout else sys.stdout)
+    print(
+        f"{target or keys}: {count} of {plural(seen.samples, 'sample')}", file=sys.stderr if to_stdout else sys.stdout
+    )
 
 
 @contextlib.contextmanager

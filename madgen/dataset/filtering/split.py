@@ -23,6 +23,7 @@ from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.new_directory import new_directory
 from madgen.utils.atomic import check_new_directory
+from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def split_dataset(source: DatasetDir, shares: Shares, by: str, target: Path) -> 
         count = sum(map(len, kept.values()))
         if not count:
             logger.warning("%s is empty: no %s has a hash in its share of %g", target / name, by, shares[name])
-        print(f"{target / name}: {count} of {seen.samples} samples")
+        print(f"{target / name}: {count} of {plural(seen.samples, 'sample')}")
 
 
 def _unit(manifest: Manifest, entry: SampleEntry, by: str) -> str:

@@ -71,7 +71,9 @@ def _page(
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     texts = {
         "name": manifest.name,
-        "done": f"{done:,} of {planned:,} panoramas done" if done < planned else f"{done:,} panoramas",
+        "done": f"{done:,} of {planned:,} panorama{'s' * (planned != 1)} done"
+        if done < planned
+        else f"{done:,} panorama{'s' * (done != 1)}",
         "facts": " · ".join(_facts(found, shown)),
         "value": str(done),
         "max": str(planned),

@@ -1,0 +1,128 @@
+"""Settings that change nothing beside the others are refused, or named where later prompts may use them."""
+
+import pytest
+
+from madgen import PanoramaSampler, load_job
+from madgen.config.schema import Job
+from madgen.config.unused_settings import check_used
+from madgen.planning.forecast import forecast
+from madgen.planning.resolved_run import ResolvedRun
+from madgen.utils.errors import UserError
+
+WHOLE = ["method.views.layout=whole"]
+NO_MAD = ["method.mad.steps=0"]
+
+UNUSED = [
+    ([*NO_MAD, "method.mad.blocks=[up]"], "method.mad.blocks=[up] has no effect with method.mad.steps=0"),
+    ([*NO_MAD, "method.mad.positions=fit"], "method.mad.positions=fit has no effect with method.mad.steps=0"),
+    (["method.mad.share=0", "method.mad.positions=local"], "method.mad.positions=local has no effect"),
+    (
+        [*NO_MAD, "method.mad.cross_attention=always", "method.mad.positions=fit"],
+        "method.mad.positions=fit has no effect",
+    ),
+    ([*WHOLE, "method.mad.blocks=[mid]"], "method.mad.blocks=[mid] has no effect with layout=whole"),
+    ([*WHOLE, "method.mad.positions=fit"], "method.mad.positions=fit has no effect with layout=whole"),
+    (
+        [*WHOLE, "method.mad.cross_attention=always"],
+        "method.mad.cross_attention=always has no effect with layout=whole",
+    ),
+    (["method.sync.decay=0.5"], "method.sync.decay=0.5 has no effect without method.sync.weight"),
+    (["method.sync.steps=3"], "method.sync.steps=3 has no effect without method.sync.weight"),
+    (["method.sync.every=2"], "method.sync.every=2 has no effect without method.sync.weight"),
+    (["method.sync.network=random"], "method.sync.network=random has no effect without method.sync.weight"),
+    (["method.noise.blend.seed=3"], "method.noise.blend.seed=3 has no effect without method.noise.blend.share"),
+    (["method.noise.blend.share=0.5"], "method.noise.blend.share=0.5 has no effect on a prompt's first sample"),
+    (["output.quality=80"], "output.quality=80 has no effect with output.format=png"),
+    (
+        ["quarantine.max_share=1", "quarantine.window=9"],
+        "quarantine.window=9 has no effect with quarantine.max_share=1",
+    ),
+]
+USED = [
+    [],
+    WHOLE,
+    NO_MAD,
+    [*NO_MAD, "method.mad.cross_attention=always", "method.mad.blocks=[up]"],
+    ["method.mad.blocks=[up]", "method.mad.positions=fit"],
+    ["method.sync.weight=20", "method.sync.decay=0.5", "method.sync.network=random"],
+    ["method.noise.blend.share=0.5", "prompts.samples_per_prompt=2"],
+    ["method.noise.blend.share=0.5", "method.noise.blend.seed=1"],
+    ["output.quality=80", "output.format=jpg"],
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), UNUSED)
+def test_settings_without_effect_are_refused_by_name(overrides, message):
+    with pytest.raises(UserError) as refused:
+        check_used(load_job([], overrides))
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize("overrides", USED)
+def test_settings_with_effect_are_accepted(overrides):
+    check_used(load_job([], overrides))
+
+
+def test_the_defaults_are_accepted():
+    check_used(Job())
+
+
+def test_datasets_that_exist_resume_with_settings_without_effect(madgen_here, job_file, finished):
+    word = "output.quality=80"
+    refused = madgen_here("plan", job_file, word, "output.dir=new")
+    assert (refused.code, "output.quality=80 has no effect" in refused.err) == (2, True)
+    assert madgen_here("plan", job_file, word).code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["sampling.width=32", "method.merge.operator=swap"],
+            "method.merge.operator=swap has no effect: the views do not",
+        ),
+        (["method.views.stride=8", "method.merge.weights=radial"], "method.merge.weights=radial has no effect"),
+        (
+            ["method.views.layout=shifted", "sampling.loop=true", "method.merge.weights=gaussian"],
+            "method.merge.weights=gaussian has no effect",
+        ),
+        (
+            ["sampling.width=32", "method.sync.weight=20"],
+            "method.sync compares views, but each panorama is a single view",
+        ),
+    ],
+)
+def test_operators_of_views_that_do_not_overlap_are_refused(tiny, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a hill\n", encoding="utf-8")
+    words = [f"backbone.pretrained={tiny}", "prompts.source=p.txt", "sampling.height=32", "sampling.width=64", *NO_MAD]
+    forecast(ResolvedRun.of(load_job([], words)))
+    with pytest.raises(UserError) as refused:
+        forecast(ResolvedRun.of(load_job([], [*words, *overrides])))
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("word", "note"),
+    [
+        ("method.regions.bootstrapping=1", "method.regions.bootstrapping=1 has no effect: no prompt has regions"),
+        ("method.views.layout=whole", "method.mad.steps=1 has no effect with layout=whole, which has a single view"),
+    ],
+)
+def test_plan_names_settings_that_no_prompt_uses(madgen_here, job_file, word, note):
+    plan = madgen_here("plan", job_file, word)
+    assert (plan.code, note in plan.err) == (0, True), plan.err
+    regions = "prompts.regions=[{mask: [0, 0, 32, 32], prompt: a hut}]"
+    assert note in plan.err
+    assert word[:14] != "method.regions" or madgen_here("plan", job_file, word, regions).err == ""
+
+
+def test_sample_refuses_settings_of_the_method_without_effect(madgen_here, job_file):
+    sampled = madgen_here("sample", "a hut", "--job", job_file, *NO_MAD, "method.mad.blocks=[up]")
+    assert (sampled.code, "method.mad.blocks=[up] has no effect" in sampled.err) == (2, True), sampled.err
+
+
+def test_samplers_log_settings_without_effect(tiny, caplog):
+    PanoramaSampler.from_pretrained(str(tiny), sync_decay=0.5)
+    note = "method.sync.decay=0.5 has no effect without method.sync.weight; set it, or remove it"
+    assert [record.getMessage() for record in caplog.records] == [note]
