@@ -271,6 +271,8 @@ def _packaged(name: str, patterns: Sequence[str]) -> Path:
     for file in (file for pattern in patterns for file in _matches(pattern)):
         files.setdefault(file.stem, file)
     if name not in files:
+        if (here := Path(f"{name}.yaml")).is_file():
+            raise UnknownPresetError(f"there is no preset {name!r}; did you mean the file {str(here)!r}?")
         raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files), 0.6)}")
     return files[name]
 

@@ -124,6 +124,7 @@ def test_every_key_has_a_summary():
         ),
         ("jobs/else.yaml", "job file jobs/else.yaml does not exist"),
         ("preset", "there is neither a file nor a preset 'preset'; known: "),
+        ("mine", "there is no preset 'mine'; did you mean the file 'mine.yaml'?"),
         ("alp", "there is neither a file nor a preset 'alp'; did you mean 'alps'?"),
     ],
 )
@@ -131,6 +132,7 @@ def test_missing_job_files_are_named_as_typed(tmp_path, monkeypatch, name, messa
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "jobs").symlink_to("elsewhere")
     (tmp_path / "jobs/mine.yaml").touch()
+    (tmp_path / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as refused:
         load_job(name)
