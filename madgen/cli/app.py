@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from madgen.cli import config, dataset, evaluate, generate
+from madgen.cli.deferred_libraries import defer_libraries
 from madgen.cluster.signals import STOPPED, early_stop_status, exit_on_signals
 from madgen.utils.console import ignore_invalid_size, ignoring_closed_pipe, log_to_stderr, print_anything
 from madgen.utils.credentials import mask
-from madgen.utils.deferred_import import defer_import
 from madgen.utils.errors import STORAGE_ERRORS, UserError
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def main() -> None:
     print_anything()
     ignore_invalid_size()
     log_to_stderr()
-    defer_import("torch")  # most commands use none of it
+    defer_libraries()
     try:
         exit_on_signals(STOPPED)
         _check_current_directory()
