@@ -30,7 +30,7 @@ def defer_libraries() -> None:
 
 
 def _compiler() -> StandIns:
-    """Return what diffusers, transformers and Lightning import to tell the compiler about their functions and classes."""
+    """Return what diffusers, transformers and Lightning import to tell the compiler about their functions."""
     return {
         "allow_in_graph": lambda: functools.partial(_mark_when_loaded, "allow_in_graph"),
         "assume_constant_result": lambda: functools.partial(_mark_when_loaded, "assume_constant_result"),

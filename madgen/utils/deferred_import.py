@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -16,9 +17,6 @@ from typing import Any
 
 StandIns = Mapping[str, Callable[[], Any]]
 """Attributes of a module that can be read before it is loaded: their names, and functions that return their values."""
-
-_lock = RLock()
-
 
 class _DeferredModule(ModuleType):
     """A module in `sys.modules` that loads when an attribute is first read."""
@@ -46,7 +44,7 @@ def is_loaded(name: str) -> bool:
 
 def when_loaded(name: str, action: Callable[[ModuleType], None]) -> None:
     """Call a function with a deferred module once it is loaded, or now if it is loaded already."""
-    with _lock:
+    with _finder.locks[name]:
         if is_loaded(name):
             action(sys.modules[name])
         else:
@@ -56,7 +54,7 @@ def when_loaded(name: str, action: Callable[[ModuleType], None]) -> None:
 def load(name: str) -> ModuleType:
     """Import a module, deferred or not, and load it, after the deferred package that contains it."""
     module = import_module(name)
-    with _lock:
+    with _finder.locks[name]:
         if isinstance(module, _DeferredModule):
             package = name.rpartition(".")[0]
             if package:
@@ -71,7 +69,7 @@ def _load(module: ModuleType, loader: Any) -> None:
     assert module.__spec__ is not None
     module.__spec__.loader = loader
     loader.exec_module(module)
-    module.__class__ = ModuleType  # type: ignore[assignment]
+    module.__class__ = ModuleType
     for action in _finder.actions.pop(module.__name__, []):
         action(module)
 
@@ -83,10 +81,10 @@ class _DeferringLoader(Loader):
         self.loader, self.stand_ins = loader, stand_ins
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)  # type: ignore[no-any-return]
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__class__ = _DeferredModule  # type: ignore[assignment]
+        module.__class__ = _DeferredModule
 
 
 class _LoadedModule(Loader):
@@ -109,6 +107,7 @@ class _Finder(MetaPathFinder):
     def __init__(self) -> None:
         self.deferred: dict[str, StandIns] = {}
         self.independent: set[str] = set()
+        self.locks: defaultdict[str, Any] = defaultdict(RLock)
         self.actions: dict[str, list[Callable[[ModuleType], None]]] = {}
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
