@@ -70,10 +70,15 @@ def test_a_missing_package_is_named_before_anything_is_written(madgen_here, tmp_
 
 def test_quantization_is_part_of_the_identity_of_a_dataset(tmp_path):
     from madgen.config.loader import load_job
-    from madgen.dataset.identity import _chosen
+    from madgen.planning.resolved_run import ResolvedRun
 
-    jobs = [load_job([CONFIGS / "qwen-image.yaml"], [f"backbone.quantization={kind}"]) for kind in ("null", "int8")]
-    assert [_chosen(job, "quantization") for job in jobs] == [{}, {"quantization": "int8"}]
+    (tmp_path / "prompts.txt").write_text("the sea\n", encoding="utf-8")
+    preset, overrides = CONFIGS / "qwen-image.yaml", tiny_overrides(2, folder_of("qwen_image"))
+    overrides += [f"prompts.source={tmp_path}/prompts.txt", f"output.dir={tmp_path}/out"]
+    jobs = [load_job([preset], [*overrides, f"backbone.quantization={kind}"]) for kind in ("null", "int8")]
+    plain, quantized = (ResolvedRun.of(job).on("cpu").manifest.identity["backbone"] for job in jobs)
+    assert "quantization" not in plain
+    assert quantized == plain | {"quantization": "int8"}
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
