@@ -13,14 +13,15 @@ pytestmark = pytest.mark.slurm
 def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, workplace):
     """Requeue, preempt, take a node down, cancel; then one more job completes the dataset.
 
-    It has 30 shards, more than are finished between the events. No other test uses n3 and n4.
+    It has 30 shards, more than are finished between the events. No other test uses n3 and n4. Where a node starts slowly,
+    its time limit may requeue the job once more.
     """
     options = ("prompts.limit=6", "prompts.samples_per_prompt=5", "sampling.num_inference_steps=75")
     alone = begin(("generate", "job.yaml", "output.dir=events-alone", *options), workplace, environment())
     job = cluster.submit("events", *options, "--nodes", 2, "--partition", "low", "--sbatch=--exclusive")
 
     def wait_for_progress(restarts):
-        cluster.until_state(job, JobState="RUNNING", Restarts=str(restarts))
+        cluster.until(lambda: runs_again(cluster.state(job), restarts), f"restart {restarts}")
         cluster.until_made("events", cluster.made("events") + 1)
 
     wait_for_progress(0)
@@ -37,12 +38,17 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
 
     cluster.run("scancel", job)
     cluster.until_ended(job)
-    assert (cluster.state(job)["JobState"], cluster.state(job)["Restarts"]) == ("CANCELLED", "3"), cluster.log(job)
+    state = cluster.state(job)
+    assert state["JobState"] == "CANCELLED" and int(state["Restarts"]) >= 3, cluster.log(job)
     assert cluster.made("events") < 30
     cluster.until_ended(cluster.submit("events", *options))
     assert exit_code(verify(DatasetDir(workplace / "events"))) == 0, cluster.logs()
     assert alone.wait(TIMEOUT_S) == 0, alone.output()
     assert hashes(workplace / "events") == hashes(workplace / "events-alone")
+
+
+def runs_again(state, restarts):
+    return state["JobState"] == "RUNNING" and int(state["Restarts"]) >= restarts
 
 
 def test_job_is_not_requeued_beyond_max_restarts(cluster):
