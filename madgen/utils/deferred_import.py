@@ -18,6 +18,7 @@ from typing import Any
 StandIns = Mapping[str, Callable[[], Any]]
 """Attributes of a module that can be read before it is loaded: their names, and functions that return their values."""
 
+
 class _DeferredModule(ModuleType):
     """A module in `sys.modules` that loads when an attribute is first read."""
 

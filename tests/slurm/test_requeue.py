@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slurm
 def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, workplace):
     """Requeue, preempt, take a node down, cancel; then one more job completes the dataset.
 
-    It has 30 shards, more than are finished between the events. No other test uses n3 and n4. Where a node starts slowly,
-    its time limit may requeue the job once more.
+    It has 30 shards, more than are finished between the events. No other test uses n3 and n4. Where a node starts
+    slowly, the time limit may requeue the job once more.
     """
     options = ("prompts.limit=6", "prompts.samples_per_prompt=5", "sampling.num_inference_steps=75")
     alone = begin(("generate", "job.yaml", "output.dir=events-alone", *options), workplace, environment())
@@ -39,7 +39,8 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
     cluster.run("scancel", job)
     cluster.until_ended(job)
     state = cluster.state(job)
-    assert state["JobState"] == "CANCELLED" and int(state["Restarts"]) >= 3, cluster.log(job)
+    assert state["JobState"] == "CANCELLED", cluster.log(job)
+    assert int(state["Restarts"]) >= 3, cluster.log(job)
     assert cluster.made("events") < 30
     cluster.until_ended(cluster.submit("events", *options))
     assert exit_code(verify(DatasetDir(workplace / "events"))) == 0, cluster.logs()
