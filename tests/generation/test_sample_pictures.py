@@ -96,7 +96,7 @@ BAD = [
     (["--strength", "0.5"], "--strength has no effect without --image"),
     (["--image", "image.png", "--strength", "1.5"], "sampling.init.strength must be in 0..1 or null, got 1.5"),
     (["--image", "image.png", "--strength", "0.1"], "is less than one step; raise it to 0.25"),
-    (["--image", "image.png", "--scale", "0"], "sampling.init.scale must be > 0"),
+    (["--image", "image.png", "--scale", "0"], "sampling.init.scale must be a finite number > 0"),
     (["--image", "image.png", "--scale", "1.1"], "cannot be covered by views"),
     (["--image", "image.png", "--place", "left"], "--place must be LEFT,TOP in pixels >= 0, or center, got 'left'"),
     (["--image", "image.png", "--place", "100,0", "sampling.width=128"], "is not inside the panorama"),
