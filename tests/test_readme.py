@@ -12,6 +12,8 @@ from documentation import named_command
 from PIL import Image
 from processes import ROOT, begin, environment
 
+from madgen.utils.console import plural
+
 PANORAMAS = 1
 """Of the 24 of the demo job."""
 
@@ -43,7 +45,7 @@ def test_demo_job_with_fewer_panoramas_and_steps_completes(madgen, tmp_path):
 @pytest.mark.slow
 def test_demo_job_writes_its_panoramas(workplace):
     process = begin(("verify", "out/demo"), workplace, environment())
-    expected = f"{PANORAMAS} of {PANORAMAS} panoramas present: as planned\n"
+    expected = f"{PANORAMAS} of {plural(PANORAMAS, 'panorama')} present: as planned\n"
     assert (process.wait(), process.output()[0]) == (0, expected)
 
 
