@@ -1,8 +1,8 @@
 """Measure the CPU time until the first denoising step: `python benchmarks/start.py`.
 
-Starts `madgen sample` and `madgen generate` on the demo backbone, as they are and without deferred libraries (PyTorch
-excepted), and Python that imports PyTorch alone, in turn. Each process ends at its first call of the UNet. Prints the
-median of the CPU seconds, and the number of modules that are imported.
+Starts `madgen sample` and `madgen generate` on the demo backbone, as they are, and with no library deferred but PyTorch and
+garbage collected as usual; and Python that imports PyTorch alone. Each process ends at its first call of the UNet. Prints
+the medians of the CPU seconds, and the number of modules that are imported.
 
 `--checkout DIR` measures another version of madgen as well.
 """
@@ -36,10 +36,10 @@ def ending_at_the_unet(self, module):
     if module.__name__ == "diffusers.models.unets.unet_2d_condition":
         module.UNet2DConditionModel.forward = end
 importlib.machinery.SourceFileLoader.exec_module = ending_at_the_unet
-if os.environ.get("DEFER") == "torch":
+if os.environ.get("START") == "plain":
     from madgen.cli import app
     from madgen.utils.deferred_import import defer_import
-    app.defer_libraries = lambda: defer_import("torch")
+    app.defer_libraries, app.collect_rarely = lambda: defer_import("torch"), lambda: None
 from madgen.__main__ import main
 main()
 """
@@ -58,9 +58,8 @@ def commands(checkout: Path, folder: Path) -> dict[str, list[str]]:
 def start(arguments: list[str], checkout: Path, **variables: str) -> tuple[float, int]:
     """Return the CPU seconds of a process until the first denoising step, and its number of modules."""
     env = environment(PYTHONPATH=str(checkout), **variables)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(arguments)}: exit status {done.returncode}\n{done.stderr}")
     seconds, modules = json.loads(done.stderr.splitlines()[-1])
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="starts of each kind [default: 5]")
     parser.add_argument("--checkout", type=Path, help="another version of madgen")
     options = parser.parse_args()
-    kinds = [("as it is", ROOT, {}), ("nothing but PyTorch deferred", ROOT, {"DEFER": "torch"})]
+    kinds = [("as it is", ROOT, {}), ("only PyTorch deferred, garbage collected as usual", ROOT, {"START": "plain"})]
     if options.checkout:
         kinds.append((options.checkout.name, options.checkout.resolve(), {}))
     results = defaultdict(list)
@@ -85,7 +84,7 @@ def main() -> None:
                     folder = Path(name)
                     (folder / "prompts.txt").write_text("a lake at dusk\n", encoding="utf-8")
                     results[command, kind].append(start(commands(checkout, folder)[command], checkout, **variables))
-    print("| command | libraries | CPU, s | modules |\n|---|---|---|---|")
+    print("| command | start | CPU, s | modules |\n|---|---|---|---|")
     for (command, kind), starts in results.items():
         seconds, modules = zip(*starts, strict=True)
         print(f"| {command} | {kind} | {statistics.median(seconds):.1f} | {modules[0]:,} |")

@@ -14,6 +14,7 @@ from madgen.cluster.signals import STOPPED, early_stop_status, exit_on_signals
 from madgen.utils.console import ignore_invalid_size, ignoring_closed_pipe, log_to_stderr, print_anything
 from madgen.utils.credentials import mask
 from madgen.utils.errors import STORAGE_ERRORS, UserError
+from madgen.utils.garbage import collect_rarely
 
 app = typer.Typer(
     name="madgen",
@@ -52,6 +53,7 @@ def main() -> None:
     ignore_invalid_size()
     log_to_stderr()
     defer_libraries()
+    collect_rarely()
     try:
         exit_on_signals(STOPPED)
         _check_current_directory()

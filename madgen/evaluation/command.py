@@ -12,6 +12,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.demo import BACKBONES as DEMO_BACKBONES
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
+from madgen.utils.garbage import collect_usually
 from madgen.utils.validation import expand_user
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def _evaluation(request: Request, directory: DatasetDir, job: dict[str, Any]) ->
         batch=request.batch,
     )
     _ = evaluation.columns  # load all networks: fail before generating a reference
+    collect_usually()
     return evaluation
 
 

@@ -40,6 +40,7 @@ from madgen.sampling.picture_arguments import one_each, parse_images, parse_pict
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
+from madgen.utils.garbage import collect_usually
 from madgen.utils.validation import listed, mapping, number, path, switch, text, text_or_none, whole_or_none
 
 logger = logging.getLogger(__name__)
@@ -233,6 +234,7 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
         sampler.warns = False
         sampler.size = job.sampling.height, job.sampling.width
+        collect_usually()
         return sampler
 
     @torch.inference_mode(False)  # a trainer may have enabled it, and SyncDiffusion needs gradients
