@@ -1,8 +1,8 @@
 """Measure the CPU time until the first denoising step: `python benchmarks/start.py`.
 
-Starts `madgen sample` and `madgen generate` on the demo backbone, as they are, and with no library deferred but PyTorch and
-garbage collected as usual; and Python that imports PyTorch alone. Each process ends at its first call of the UNet. Prints
-the medians of the CPU seconds, and the number of modules that are imported.
+Starts `madgen sample` and `madgen generate` on the demo backbone, as they are, and with no library deferred but PyTorch
+and garbage collected as usual; and Python that imports PyTorch alone. Each process ends at its first call of the UNet.
+Prints the medians of the CPU seconds, and the number of modules that are imported.
 
 `--checkout DIR` measures another version of madgen as well.
 """
