@@ -1,4 +1,4 @@
-"""Refuse settings that have no effect beside the other settings of a job."""
+"""Name settings that have no effect beside the other settings of a job, for example of MAD without MAD steps."""
 
 from __future__ import annotations
 
@@ -8,50 +8,11 @@ from typing import Any
 from madgen.config.schema.checks import as_yaml, changed
 from madgen.config.schema.job import Job
 from madgen.config.schema.method import MethodConfig
-from madgen.utils.errors import UserError
 
 
-def check_used(job: Job) -> None:
-    """Raise UserError for the first setting that changes nothing in the dataset of a job."""
-    _refuse(_of_method(job.method))
-    _refuse(_of_dataset(job))
-
-
-def unused_method_settings(method: MethodConfig) -> list[str]:
-    """Describe the settings of `method` that have no effect on any panorama."""
-    return list(_of_method(method))
-
-
-def check_method_used(method: MethodConfig) -> None:
-    """Raise UserError for the first setting of `method` that has no effect on any panorama."""
-    _refuse(_of_method(method))
-
-
-def _refuse(reasons: Iterable[str]) -> None:
-    for reason in reasons:
-        raise UserError(reason)
-
-
-def _of_method(method: MethodConfig) -> Iterator[str]:
-    """Yield settings of `method` that its other settings make ineffective."""
-    mad, sync, blend = method.mad, method.sync, method.noise.blend
-    attention = ("blocks", "cross_attention", "positions")
-    if method.views.layout == "whole":
-        yield from _unused("method.mad", mad, attention, "with layout=whole, which has a single view")
-    elif not mad.merged_steps:
-        always = mad.cross_attention == "always"
-        yield from _unused(
-            "method.mad", mad, attention[2:] if always else attention, "with method.mad.steps=0, which disables MAD"
-        )
-    if not sync.weight:
-        names = [name for name in changed(sync) if name != "weight"]
-        yield from _unused("method.sync", sync, names, "without method.sync.weight; set it")
-    if not blend.is_on and blend.seed is not None:
-        yield from _unused("method.noise.blend", blend, ("seed",), "without method.noise.blend.share; set it")
-
-
-def _of_dataset(job: Job) -> Iterator[str]:
-    """Yield settings of a dataset that others make ineffective."""
+def unused_settings(job: Job) -> Iterator[str]:
+    """Describe the settings that change nothing in the dataset of a job."""
+    yield from unused_method_settings(job.method)
     output, blend = job.output, job.method.noise.blend
     if output.format == "png":
         yield from _unused("output", output, ("quality",), "with output.format=png, which is lossless")
@@ -62,6 +23,25 @@ def _of_dataset(job: Job) -> Iterator[str]:
             f"method.noise.blend.share={blend.share} has no effect on a prompt's first sample, which is blended with "
             "itself; set method.noise.blend.seed, or prompts.samples_per_prompt above 1"
         )
+
+
+def unused_method_settings(method: MethodConfig) -> Iterator[str]:
+    """Describe the settings of `method` that have no effect on any panorama."""
+    mad, sync, blend = method.mad, method.sync, method.noise.blend
+    attention = ("blocks", "cross_attention", "positions")
+    if method.views.layout == "whole":
+        names = ("steps", *attention) if mad.merged_steps else attention
+        yield from _unused("method.mad", mad, names, "with layout=whole, which has a single view")
+    elif not mad.merged_steps:
+        always = mad.cross_attention == "always"
+        yield from _unused(
+            "method.mad", mad, attention[2:] if always else attention, "with method.mad.steps=0, which disables MAD"
+        )
+    if not sync.weight:
+        names = [name for name in changed(sync) if name != "weight"]
+        yield from _unused("method.sync", sync, names, "without method.sync.weight; set it")
+    if not blend.is_on and blend.seed is not None:
+        yield from _unused("method.noise.blend", blend, ("seed",), "without method.noise.blend.share; set it")
 
 
 def _unused(section: str, config: Any, names: Iterable[str], why: str) -> Iterator[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.config.schema.init import CENTER
-from madgen.config.unused_settings import check_method_used
 from madgen.generation.single_image import load_sample_job
 from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.picture_files import ANYWHERE
@@ -42,7 +41,6 @@ class PictureOptions:
             raise UserError(f"{names[0]} has no effect without --image; name the picture to start from")
         words = [*overrides, *(f"sampling.init.{name}={value}" for name, value in chosen.items())]
         job = load_sample_job(job_file, words, seed)
-        check_method_used(job.method)
         if not self._present("image") or job.sampling.init.strength is not None:
             return job
         strength = job.sampling.init.default_strength(self._present("mask"))

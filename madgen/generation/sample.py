@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from madgen.config.schema import Job
+from madgen.config.unused_settings import unused_method_settings
 from madgen.dataset.encoding import check_side, encode_image
 from madgen.dataset.sample_json import recorded_pictures
 from madgen.generation.quiet import quieten
@@ -25,6 +27,8 @@ from madgen.types import Prompt, Task
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def sample_panoramas(prompt: Prompt, outputs: Sequence[Path], job: Job) -> None:
     """Write one panorama to each path, with consecutive seeds from `prompts.seed` on."""
@@ -37,6 +41,8 @@ def sample_panoramas(prompt: Prompt, outputs: Sequence[Path], job: Job) -> None:
     sampler = PanoramaSampler.from_job(job, device)
     safety = Safety.load(job.safety, sampler)
     sampler.warns = True  # this prompt was not planned
+    for reason in unused_method_settings(job.method):
+        logger.warning(reason)
     for number, output in enumerate(outputs):
         seed, variation = job.prompts.seed + number, min(number, job.prompts.samples_per_prompt - 1)
         blend = job.method.noise.blend.of_sample(variation, job.prompts.seed)

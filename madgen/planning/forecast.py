@@ -10,7 +10,6 @@ from typing import Any
 from madgen.backbones import BackboneSpec, backbone_module
 from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
-from madgen.config.unused_settings import check_used
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
 from madgen.diffusion.sync_schedule import SyncSchedule
@@ -104,8 +103,6 @@ def forecast(run: ResolvedRun, assume_spec: bool = False) -> Forecast:
 def _check_settings(run: ResolvedRun) -> None:
     """Raise UserError for settings that cannot work with any backbone."""
     job = run.job
-    if not run.directory.manifest.exists():  # datasets of earlier versions can be resumed as they were started
-        check_used(job)
     job.monitor.wandb.chosen_mode()  # raises for an unknown mode of the environment
     if job.output.upload is not None:
         check_client_installed("output.upload", job.output.upload)

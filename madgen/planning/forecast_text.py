@@ -9,7 +9,7 @@ from typing import Any
 
 from madgen.cluster.launch import rank
 from madgen.config.schema.init import InitConfig
-from madgen.config.schema.method import MadConfig
+from madgen.config.unused_settings import unused_settings
 from madgen.planning.forecast import Forecast
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.literal_syntax import literal_syntax
@@ -30,16 +30,13 @@ def warn(run: ResolvedRun, forecast: Forecast) -> None:
     method = Method.from_config(job.method)
     excess = method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
     truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
-    for line in (*excess, *_unused(run), *literal_syntax(run.plan.prompts), *truncated):
+    for line in (*excess, *unused_settings(job), *_unused(run), *literal_syntax(run.plan.prompts), *truncated):
         logger.warning(line)
 
 
 def _unused(run: ResolvedRun) -> Iterator[str]:
-    """Describe settings of parts that no prompt has, though later ones may, and merged steps of a single view."""
-    prompts, job, mad = run.plan.prompts, run.job, run.job.method.mad
-    if job.method.views.layout == "whole" and mad.merged_steps not in (0, MadConfig().steps):
-        steps = f"method.mad.steps={mad.merged_steps}"
-        yield f"{steps} has no effect with layout=whole, which has a single view; set it to 0"
+    """Describe settings of parts that no prompt has, though later ones may."""
+    prompts, job = run.plan.prompts, run.job
     bootstrapping, feather = job.method.regions.bootstrapping, job.sampling.init.feather
     if bootstrapping is not None and not any(True for _ in prompts.rows_with_regions()):
         yield f"method.regions.bootstrapping={bootstrapping} has no effect: no prompt has regions"
