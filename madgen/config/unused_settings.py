@@ -38,8 +38,8 @@ def unused_method_settings(method: MethodConfig) -> Iterator[str]:
             "method.mad", mad, attention[2:] if always else attention, "with method.mad.steps=0, which disables MAD"
         )
     if not sync.weight:
-        names = [name for name in changed(sync) if name != "weight"]
-        yield from _unused("method.sync", sync, names, "without method.sync.weight; set it")
+        others = [name for name in changed(sync) if name != "weight"]
+        yield from _unused("method.sync", sync, others, "without method.sync.weight; set it")
     if not blend.is_on and blend.seed is not None:
         yield from _unused("method.noise.blend", blend, ("seed",), "without method.noise.blend.share; set it")
 
