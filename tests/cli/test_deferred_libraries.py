@@ -73,6 +73,7 @@ print(results)
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_knows_what_was_marked_before_it_was_loaded():
     deferred = run(COMPILER.format(defer="defer_libraries()", loaded=False))
     assert deferred == run(COMPILER.format(defer="", loaded=True))
@@ -95,5 +96,6 @@ print(isinstance(accuracy, Metric), isinstance(BinaryAccuracy(), Metric),
 """
 
 
+@pytest.mark.slow
 def test_metrics_of_lightning_are_those_of_torchmetrics():
     assert run(METRICS) == "True True True"

@@ -51,7 +51,7 @@ def test_shifted_views_that_are_never_merged_move_by_any_cell(tiny):
         ({"mad_steps": 5}, ["method.mad.steps=5 is more than sampling.num_inference_steps=4: MAD is in all of them"]),
         ({"mad_steps": 4}, []),
         ({"overrides": ["method.mad.share=1"]}, []),
-        ({"layout": "whole", "mad_steps": 5}, []),
+        ({"layout": "whole", "mad_steps": 5}, ["method.mad.steps=5 has no effect with layout=whole"]),
         (
             {"mad_steps": 0, "sync_weight": 1, "sync_steps": 5, "sync_network": "random"},
             ["method.sync.steps=5 is more than sampling.num_inference_steps=4: SyncDiffusion is in all of them"],
