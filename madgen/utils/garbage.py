@@ -1,5 +1,6 @@
 """Garbage collection, which would take a fifth of the time of imports and of loading models, and find nothing."""
 
+import atexit
 import gc
 
 USUALLY = gc.get_threshold()
@@ -15,4 +16,5 @@ def collect_usually() -> None:
     """After `collect_rarely`, collect garbage as usual again, but pass over all objects that exist now."""
     if gc.get_threshold() == RARELY:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # or extension modules report leaks at the end
         gc.set_threshold(*USUALLY)
