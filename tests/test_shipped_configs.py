@@ -42,13 +42,16 @@ def one_panorama(path):
 
 
 METHODS = sorted((ROOT / "configs/method").glob("*.yaml"))
-SLOW = ("syncdiffusion",)  # gradients through the network
+QUICK = ("direct", "mad", "safa")
 
 
 @pytest.mark.parametrize(
     ("backbone", "method"),
     [
-        *(pytest.param("demo", path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in METHODS),
+        *(
+            pytest.param("demo", path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in QUICK))
+            for path in METHODS
+        ),
         pytest.param("demo-dit", ROOT / "configs/method/mad.yaml", id="demo-dit"),
     ],
 )

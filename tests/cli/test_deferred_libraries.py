@@ -31,6 +31,7 @@ print([name for name in {(*UNUSED, "torchmetrics", "wandb.sdk.launch")} if is_lo
 SMALL = ("sampling.num_inference_steps=1", "sampling.width=256", "method.mad.share=1.0")
 
 
+@pytest.mark.slow
 def test_a_panorama_is_sampled_without_unused_libraries(tmp_path):
     assert run(COMMAND, "sample", "a lake", "-o", str(tmp_path / "lake.png"), *SMALL) == "[]"
 

@@ -34,6 +34,7 @@ def extractor(madgen, madgen_here, job_file, tmp_path, clip_folder):
     return networks
 
 
+@pytest.mark.slow
 def test_compare_of_two_reports_with_a_shared_reference(extractor, madgen_here, tmp_path):
     reports = [report_of(tmp_path / name) for name in ("md", "mad")]
     references = sorted(tmp_path.glob("reference-*/dataset.json"))

@@ -26,6 +26,7 @@ def test_no_secret_is_in_any_file_or_log(madgen, job_file, tmp_path):
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_dataset(madgen, job_file, tmp_path):
     before = {path for path in tmp_path.rglob("*") if "out" not in path.parts}
     assert madgen("generate", job_file, "prompts.limit=1", WANDB_DIR=str(tmp_path)).code == 0
