@@ -20,7 +20,7 @@ import torch
 
 from madgen.backbones import Lora, _lycoris, quiet_model_libraries
 from madgen.hub.adapters import lora_file
-from madgen.hub.lora_layers import size_problem
+from madgen.hub.lora_layers import KOHYA_PARTS, size_problem
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES
 from madgen.utils.errors import UserError
@@ -49,7 +49,6 @@ DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.") 
 KOHYA = re.compile(r"(?:lora_(unet|te|te1|te2)|lycoris)_(.+)")
 KOHYA_KEY = re.compile(r"lora_")
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
 
 LONGEST_REASON = 300

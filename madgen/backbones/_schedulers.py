@@ -135,13 +135,12 @@ def evaluated_steps(own: dict[str, Any] | None, settings: SchedulerSettings, flo
     """
     own_name, name, steps = (own or {}).get("_class_name"), settings.scheduler, settings.num_inference_steps
     if own is None or own_name is None:
-        cls = None if name is None else scheduler_class(name, bool(flow))
+        cls = None if name is None else scheduler_class(name, flow)
         if cls is not None:
             check_options(cls, settings.scheduler_options)
         return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
-    plain = _is_plain_flow if flow else _is_plain
     usual = settings.original_inference_steps is None and not settings.scheduler_options
-    if usual and plain(own, own_name, name, steps):
+    if usual and (_is_plain_flow if flow else _is_plain)(own, own_name, name, steps):
         return list(range(steps))
     scheduler = build_scheduler(scheduler_class(own_name), own, {})
     return steps_of(new_scheduler(scheduler, settings, "cpu", schedule=FlowSchedule() if flow else None))

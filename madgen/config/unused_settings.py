@@ -30,8 +30,10 @@ def unused_method_settings(method: MethodConfig) -> Iterator[str]:
     mad, sync, blend = method.mad, method.sync, method.noise.blend
     attention = ("blocks", "cross_attention", "positions")
     if method.views.layout == "whole":
-        names = ("steps", *attention) if mad.merged_steps else attention
-        yield from _unused("method.mad", mad, names, "with layout=whole, which has a single view")
+        why = "with layout=whole, which has a single view"
+        if mad.merged_steps:
+            yield from _unused("method.mad", mad, ("steps",), f"{why}; set it to 0")
+        yield from _unused("method.mad", mad, attention, why)
     elif not mad.merged_steps:
         always = mad.cross_attention == "always"
         yield from _unused(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from madgen.hub.adapters import lora_file
@@ -19,6 +18,8 @@ TENSOR = re.compile(
 )
 """Name of a tensor of a LoRA, of PEFT, kohya or diffusers."""
 KOHYA = re.compile(r"lora_(unet|te|te1|te2)_(.+)")
+KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+"""Models in the pipeline by their names in kohya's files."""
 UNET_LAYER = re.compile(r"(down|up|mid|input|output|middle)_blocks?_")
 NETWORKS = ("unet", "transformer")
 
@@ -47,7 +48,7 @@ def check_lora(weights: str, files: ModelFiles) -> None:
     header = read_header(file, f"the LoRA {weights}")
     parts = folder_tensors(files)
     if any(network in parts for network in NETWORKS):
-        problem = next(_problems(file, header.tensors, parts), None)
+        problem = next(_problems(header.tensors, parts), None)
         if problem is not None:
             raise UserError(f"cannot apply the LoRA {weights}: {problem}")
 
@@ -61,8 +62,8 @@ def size_problem(layer: str, is_up: bool, shape: Sequence[int], weight: Sequence
     return f"it is for another model: {layer} has {weight[side]} {kind} here, and {shape[side]} in the LoRA"
 
 
-def _problems(file: Path, tensors: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what does not fit, for layers whose names can be told without the model's code."""
+def _problems(tensors: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Describe tensors that do not fit, of layers whose names in the checkpoint follow from those in the LoRA."""
     network = next(name for name in NETWORKS if name in parts)
     flat = {part: {_flat(name): (name, entry) for name, entry in content.items()} for part, content in parts.items()}
     for tensor in _lora_tensors(tensors, network):
@@ -99,8 +100,7 @@ def _lora_tensors(tensors: Mapping[str, Any], network: str) -> Iterator[LoraTens
 def _located(layer: str, network: str) -> tuple[str | None, str, bool]:
     """Return the part and the layer that a name means, and whether its dots are kept; None for an unknown part."""
     if match := KOHYA.fullmatch(layer):
-        parts = {"unet": network, "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
-        return parts[match[1]], match[2], False
+        return network if match[1] == "unet" else KOHYA_PARTS[match[1]], match[2], False
     part, _, name = layer.partition(".")
     known = part in NETWORKS or part.startswith("text_encoder")
     return (part, name, True) if known else (None, layer, False)

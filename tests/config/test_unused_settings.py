@@ -93,7 +93,10 @@ def test_operators_of_views_that_do_not_overlap_are_refused(tiny, tmp_path, monk
     ("word", "note"),
     [
         ("method.regions.bootstrapping=1", "method.regions.bootstrapping=1 has no effect: no prompt has regions"),
-        ("method.views.layout=whole", "method.mad.steps=1 has no effect with layout=whole, which has a single view"),
+        (
+            "method.views.layout=whole",
+            "method.mad.steps=1 has no effect with layout=whole, which has a single view; set it to 0",
+        ),
     ],
 )
 def test_plan_names_settings_that_no_prompt_uses(madgen_here, job_file, word, note):

@@ -6,10 +6,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from plans import table_of, tasks_of
+from plans import new_dataset, table_of, tasks_of
 from processes import environment
 
-from madgen.config.loader import load_job
 from madgen.dataset import manifest
 from madgen.dataset.encoding import encode_sample
 from madgen.dataset.layout import DatasetDir
@@ -41,9 +40,7 @@ def write(directory, index, worker="w", **change):
 
 @pytest.fixture
 def directory(tmp_path):
-    made = DatasetDir(tmp_path / "out")
-    manifest.create(made, manifest.manifest(load_job([], ["name=job"]), PLAN, {"a": 1}))
-    return made
+    return new_dataset(PLAN, tmp_path)
 
 
 @pytest.fixture

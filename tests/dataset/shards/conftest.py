@@ -2,17 +2,12 @@
 
 import pytest
 from open_shards import PLAN, begin
-
-from madgen.config.loader import load_job
-from madgen.dataset import manifest
-from madgen.dataset.layout import DatasetDir
+from plans import new_dataset
 
 
 @pytest.fixture
 def directory(tmp_path):
-    made = DatasetDir(tmp_path / "out")
-    manifest.create(made, manifest.manifest(load_job([], ["name=job"]), PLAN, {"a": 1}))
-    return made
+    return new_dataset(PLAN, tmp_path)
 
 
 @pytest.fixture
