@@ -32,7 +32,9 @@ def unused_method_settings(method: MethodConfig) -> Iterator[str]:
     if method.views.layout == "whole":
         why = "with layout=whole, which has a single view"
         if mad.merged_steps:
-            yield from _unused("method.mad", mad, ("steps",), f"{why}; set it to 0")
+            requested = mad.as_requested
+            name = "steps" if requested.share is None else "share"
+            yield from _unused("method.mad", requested, (name,), f"{why}; set it to 0")
         yield from _unused("method.mad", mad, attention, why)
     elif not mad.merged_steps:
         always = mad.cross_attention == "always"

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from madgen.config.schema import Job
@@ -19,7 +20,7 @@ from madgen.dataset.identity import WeightIds, fingerprint, job_identity
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Plan
 from madgen.hub.license import licences
-from madgen.utils.atomic import atomic, sync_directory, write_atomically
+from madgen.utils.atomic import atomic, file_system_time, sync_directory, write_atomically
 from madgen.utils.errors import STORAGE_ERRORS, UserError
 
 VERSIONED = ("madgen", "torch", "diffusers", "transformers", "lightning", "webdataset", "pillow")
@@ -55,7 +56,7 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
     extend those of the dataset.
     """
     root = directory.root
-    occupied = next((path for path in (root, *root.parents) if path.exists()), root)
+    occupied = _existing_parent(directory)
     if not occupied.is_dir():
         raise UserError(f"output.dir={root}: {occupied} is a file; choose a directory")
     if directory.manifest.exists():
@@ -180,9 +181,25 @@ def _create(directory: DatasetDir, content: Manifest, resume: str) -> None:
     except OSError as error:
         if directory.manifest.exists() and error.errno in STORAGE_ERRORS:
             raise  # resuming: a full disk, for example, stops the run
-        raise UserError(
-            f"output.dir={directory.root} cannot be written ({error.strerror}); choose another output.dir"
-        ) from error
+        raise _cannot_be_written(directory, error) from error
+
+
+def check_writable(directory: DatasetDir) -> None:
+    """Raise UserError if a new dataset cannot be written; leaves nothing behind."""
+    try:
+        file_system_time(_existing_parent(directory))
+    except OSError as error:
+        raise _cannot_be_written(directory, error) from error
+
+
+def _existing_parent(directory: DatasetDir) -> Path:
+    """Return the directory itself if it exists, else its nearest parent that does."""
+    root = directory.root
+    return next((path for path in (root, *root.parents) if path.exists()), root)
+
+
+def _cannot_be_written(directory: DatasetDir, error: OSError) -> UserError:
+    return UserError(f"output.dir={directory.root} cannot be written ({error.strerror}); choose another output.dir")
 
 
 def _is_damaged(directory: DatasetDir, content: Manifest) -> bool:

@@ -14,6 +14,7 @@ from madgen.cluster.launch import device_type, placement, rank, strategy
 from madgen.cluster.signals import exiting_on_signals, request_requeue
 from madgen.config.schema import Job, TrainerConfig
 from madgen.dataset.foreign_shards import refuse_foreign_shards
+from madgen.dataset.manifest import check_writable
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.module import PanoramaModule
 from madgen.generation.outcome import COMPLETE, STOPPED, Outcome, finish
@@ -34,6 +35,8 @@ def generate(run: ResolvedRun) -> Outcome:
     run = run.on(device_type(job.trainer))
     directory = run.directory
     run.check_directory()
+    if not directory.manifest.exists():
+        check_writable(directory)
     if rank() == 0 and directory.manifest.exists() and run.weights_are_local:
         refuse_foreign_shards(directory, run.manifest)
     check_upload_target(run)

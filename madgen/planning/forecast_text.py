@@ -30,18 +30,27 @@ def warn(run: ResolvedRun, forecast: Forecast) -> None:
     method = Method.from_config(job.method)
     excess = method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
     truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
-    for line in (*excess, *unused_settings(job), *_unused(run), *literal_syntax(run.plan.prompts), *truncated):
+    literal = literal_syntax(run.plan.prompts)
+    for line in (*excess, *unused_settings(job), *_unused(run, forecast), *literal, *truncated):
         logger.warning(line)
 
 
-def _unused(run: ResolvedRun) -> Iterator[str]:
-    """Describe settings of parts that no prompt has, though later ones may."""
+def _unused(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
+    """Describe settings of parts that no prompt or panorama has, though later ones may."""
     prompts, job = run.plan.prompts, run.job
     bootstrapping, feather = job.method.regions.bootstrapping, job.sampling.init.feather
     if bootstrapping is not None and not any(True for _ in prompts.rows_with_regions()):
         yield f"method.regions.bootstrapping={bootstrapping} has no effect: no prompt has regions"
     if feather != InitConfig.feather and not any(prompt.keeps_pixels for prompt in prompts):
         yield f"sampling.init.feather={feather} has no effect: no prompt has a mask, or a place on a larger panorama"
+    mad = job.method.mad.as_requested
+    if _has_single_views(forecast) and job.method.mad.merged_steps and job.method.views.layout != "whole":
+        setting = f"steps={mad.steps}" if mad.share is None else f"share={mad.share}"
+        yield f"method.mad.{setting} has no effect: each panorama is a single view; set a larger size, or it to 0"
+
+
+def _has_single_views(forecast: Forecast) -> bool:
+    return all(count == 1 for count in forecast.views.values())
 
 
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
@@ -93,7 +102,7 @@ def _dataset_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     for (height, width), count in forecast.sizes.items():
         yield f"{count} of {height}x{width} px, {plural(forecast.views[height, width], 'view')} each"
     merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
-    if not mad or job.method.views.layout == "whole":
+    if not mad or job.method.views.layout == "whole" or _has_single_views(forecast):
         always = job.method.mad.cross_attention == "always"
         merged = "MAD in cross-attention only" if always else "no MAD"
     yield f"{job.backbone.pretrained}, {plural(steps, 'step')}, {merged}"

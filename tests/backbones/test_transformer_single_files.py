@@ -65,7 +65,8 @@ def test_a_transformer_alone_takes_the_other_models_from_its_config(name, prefix
     ours = load(file, name, folder_of(name))
     theirs = load(expected(name, tmp_path / "folder"), name)
     assert_same_models(ours, theirs)
-    assert torch.equal(ours.sample(["a hill"], **RUN), theirs.sample(["a hill"], **RUN))
+    # The files align weights differently, by which MKL selects kernels on some processors: other last bits.
+    torch.testing.assert_close(ours.sample(["a hill"], **RUN), theirs.sample(["a hill"], **RUN), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

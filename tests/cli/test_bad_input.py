@@ -144,6 +144,11 @@ def test_generate_refuses_invalid_input_in_one_line(madgen_here, job_file, tmp_p
     assert listing(tmp_path) == before
 
 
+def test_unwritable_output_is_refused_before_models_are_loaded(refused, job_file, monkeypatch):
+    monkeypatch.setattr("madgen.generation.module.load", lambda *_: pytest.fail("loads the models"))
+    assert "output.dir=/proc/x cannot be written" in refused("generate", job_file, "output.dir=/proc/x")
+
+
 def test_refusing_process_exits_with_2_after_one_line(madgen, job_file):
     result = madgen("generate", job_file, "prompts.source=missing.txt")
     assert (result.code, len(result.err.strip().splitlines()), result.out) == (2, 1, "")

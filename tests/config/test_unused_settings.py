@@ -25,6 +25,8 @@ UNUSED = [
         [*WHOLE, "method.mad.cross_attention=always"],
         "method.mad.cross_attention=always has no effect with layout=whole",
     ),
+    ([*WHOLE, "method.mad.steps=20"], "method.mad.steps=20 has no effect with layout=whole"),
+    ([*WHOLE, "method.mad.share=1.0"], "method.mad.share=1.0 has no effect with layout=whole"),
     (["method.sync.decay=0.5"], "method.sync.decay=0.5 has no effect without method.sync.weight"),
     (["method.sync.steps=3"], "method.sync.steps=3 has no effect without method.sync.weight"),
     (["method.sync.every=2"], "method.sync.every=2 has no effect without method.sync.weight"),
@@ -92,6 +94,7 @@ def test_operators_of_views_that_do_not_overlap_are_refused(tiny, tmp_path, monk
 @pytest.mark.parametrize(
     ("word", "note"),
     [
+        ("sampling.width=32", "method.mad.steps=1 has no effect: each panorama is a single view; set a larger size"),
         ("method.regions.bootstrapping=1", "method.regions.bootstrapping=1 has no effect: no prompt has regions"),
         (
             "method.views.layout=whole",

@@ -134,13 +134,12 @@ def test_an_offloaded_pipeline_samples_the_same(folders, load, name):
 
 
 def test_a_pipeline_with_group_offloading_samples_the_same(tiny, load):
+    """Offloading copies weights to addresses of another alignment, by which MKL selects kernels on some processors."""
     pipe = load("sd")
     cpu = torch.device("cpu")
     pipe.unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-    assert torch.equal(
-        latents(PanoramaSampler.from_pipe(pipe, mad_steps=2)),
-        latents(PanoramaSampler.from_pretrained(tiny, mad_steps=2)),
-    )
+    expected = latents(PanoramaSampler.from_pretrained(tiny, mad_steps=2))
+    assert distance(latents(PanoramaSampler.from_pipe(pipe, mad_steps=2)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -203,6 +202,7 @@ def test_what_is_set_up_in_a_pipeline_is_in_effect(load, setup):
 def test_precision_is_the_pipeline_s(folders, load, dtype):
     """In float16 the VAE is upcast while it decodes, as it overflows in that precision."""
     pipe = load("sdxl", torch_dtype=dtype)
+    pipe.unet.requires_grad_(False)  # else PyTorch multiplies by other kernels, with other last bits
     borrowed = PanoramaSampler.from_pipe(pipe, mad_steps=2)
     name = str(dtype).removeprefix("torch.")
     loaded = PanoramaSampler.from_pretrained(folders["sdxl"], name="sdxl", dtype=name, mad_steps=2)

@@ -95,6 +95,12 @@ class MadConfig:
         check(len(self.blocks) > 0, "method.mad.blocks is empty; set method.mad.steps=0 to disable MAD")
 
     @property
+    def as_requested(self) -> MadConfig:
+        """The settings before `share` was converted to `steps`."""
+        share = self.requested_share
+        return self if share is None else replace(self, steps=None, share=share)
+
+    @property
     def merged_steps(self) -> int:
         """Number of steps in which attention is merged; in a Job, `share` is already converted to `steps`."""
         assert self.steps is not None, "share needs the number of steps: see MethodConfig.with_steps"
