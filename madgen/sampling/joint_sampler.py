@@ -88,8 +88,7 @@ class JointSampler:
         first = self.geometry.overlap_from
         if first is not None and first >= steps:
             raise UserError(f"overlap_from={first} must be < num_inference_steps={steps}")
-        method.merge.check_steps(method.merging.steps, steps, params.described(steps))
-        self.method.merge.check_init(params.init)
+        method.merge.check_steps(method.merging.steps, steps, params)
         check_pictures(batch, params.init)
         self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from madgen.config.schema.checks import check, check_one_of, check_weights_set
+from madgen.config.schema.checks import changed, check, check_one_of
 
 UNETS = ("sd", "sdxl")
 """Backbones that predict noise with a UNet; the others are flow-matching transformers."""
@@ -47,10 +47,6 @@ class ControlNetConfig:
             f"backbone.controlnet: need 0 <= start < end <= 1 of the steps, got start={self.start}, end={self.end}",
         )
 
-    def check_on(self) -> None:
-        """Raise UserError for settings without effect."""
-        check_weights_set("backbone.controlnet", self)
-
     def active_steps(self, steps: int) -> frozenset[int]:
         """Return those of the denoising steps in which it acts, as in diffusers; UserError if there are none."""
         inside = (step for step in range(steps) if step / steps >= self.start and (step + 1) / steps <= self.end)
@@ -85,10 +81,6 @@ class IpAdapterConfig:
         check(self.weights != "", f"{name}.weights is empty; set it to null for no IP-Adapter")
         check(self.image_encoder != "", f"{name}.image_encoder is empty; use for example image_encoder")
         check(abs(self.scale) < float("inf"), f"{name}.scale must be a finite number, got {self.scale}")
-
-    def check_on(self) -> None:
-        """Raise UserError for settings without effect."""
-        check_weights_set("backbone.ip_adapter", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +157,22 @@ class BackboneConfig:
     def check_adapters(self) -> None:
         """Raise UserError for a ControlNet or an IP-Adapter on a transformer, or with settings but no weights."""
         self.check_adapters_of_family()
-        self.controlnet.check_on()
-        self.ip_adapter.check_on()
+        for key, adapter in self._adapters.items():
+            for name, value in changed(adapter).items():
+                check(
+                    adapter.weights is not None,
+                    f"backbone.{key}.{name}={value} has no effect; set backbone.{key}.weights",
+                )
 
     def check_adapters_of_family(self) -> None:
         """Raise UserError for a ControlNet or an IP-Adapter on a transformer."""
-        for key, adapter in (("controlnet", self.controlnet), ("ip_adapter", self.ip_adapter)):
+        for key, adapter in self._adapters.items():
             check(
                 adapter.weights is None or self.name in UNETS,
                 f"backbone.{key} is not supported for backbone.name={self.name}; use {' or '.join(UNETS)}, "
                 "or remove it",
             )
+
+    @property
+    def _adapters(self) -> dict[str, ControlNetConfig | IpAdapterConfig]:
+        return {"controlnet": self.controlnet, "ip_adapter": self.ip_adapter}

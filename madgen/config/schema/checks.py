@@ -44,13 +44,6 @@ def changed(config: Any) -> dict[str, Any]:
     return {each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default}
 
 
-def check_weights_set(name: str, config: Any) -> None:
-    """Raise UserError for settings without effect: those of a section whose `weights` are null."""
-    if config.weights is None:
-        for key, value in changed(config).items():
-            check(False, f"{name}.{key}={value} has no effect; set {name}.weights")
-
-
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield all strings in nested mappings and lists, with their keys."""
     if isinstance(value, str):

@@ -55,8 +55,7 @@ class Job:
             first is None or first < steps,
             f"method.views.overlap_from={first} must be < {self.sampling.described(steps)}; set it to null",
         )
-        self.method.merge.check_steps(self.method.mad.merged_steps, steps, self.sampling.described(steps))
-        self.method.merge.check_init(self.sampling.init)
+        self.method.merge.check_steps(self.method.mad.merged_steps, steps, self.sampling)
         check(
             self.sampling.guidance_steps is None or not self.method.sync.weight,
             "method.sync needs guidance in every step; set sampling.guidance_steps to null",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from madgen.config.schema.checks import as_yaml, changed, check, check_one_of, quoted
-from madgen.config.schema.init import InitConfig
+from madgen.config.schema.sampling import SamplingParams
 from madgen.types import NoiseBlend
 
 
@@ -153,8 +153,9 @@ class MergeConfig:
         """Return the settings that differ from the defaults, as on the command line."""
         return ", ".join(f"method.merge.{name}={value}" for name, value in changed(self).items())
 
-    def check_steps(self, mad_steps: int, steps: int, described: str) -> None:
-        """Raise UserError if the merge has no effect in `steps` denoising steps; `described`: the same for messages."""
+    def check_steps(self, mad_steps: int, steps: int, sampling: SamplingParams) -> None:
+        """Raise UserError if the merge has no effect in `steps` denoising steps, or cannot start from pictures."""
+        described = sampling.described(steps)
         check(
             self.is_mean or mad_steps < steps,
             f"{self.summary} has no effect: attention is merged in all of {described} steps; lower "
@@ -164,11 +165,8 @@ class MergeConfig:
             self.reference_steps <= steps,
             f"method.merge.reference_steps must be <= {described}, got {self.reference_steps}",
         )
-
-    def check_init(self, init: InitConfig) -> None:
-        """Raise UserError if the merge cannot start from pictures."""
         check(
-            not self.reference_steps or init.strength is None,
+            not self.reference_steps or sampling.init.strength is None,
             f"method.merge.reference_steps={self.reference_steps} denoises a view that starts from noise, so it cannot "
             "be combined with sampling.init; set it to 0",
         )
