@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Iterator
-from typing import IO, cast
+from functools import partial
 
 from madgen.prompts.readers import PromptFile
 from madgen.utils.errors import UserError
@@ -38,13 +37,12 @@ def read_blocks(file: PromptFile) -> Iterator[tuple[int, list[str]]]:
 def read_text(file: PromptFile) -> str:
     """Read a whole file, for formats that cannot be read incrementally."""
     content = bytearray()
-    with _open(file) as stream:
-        while piece := _read(stream, file, BLOCK):
-            content += piece
-            if len(content) > MAX_TEXT:
-                raise UserError(
-                    f"{file} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
-                )
+    for piece in _pieces(file):
+        content += piece
+        if len(content) > MAX_TEXT:
+            raise UserError(
+                f"{file} holds more than {MAX_TEXT >> 30} GiB of text; use .jsonl, which is read line by line"
+            )
     text, error = _decode(file, bytes(content), 1, 0)
     if error is not None:
         raise error
@@ -54,18 +52,17 @@ def read_text(file: PromptFile) -> str:
 def _whole_lines(file: PromptFile) -> Iterator[bytes]:
     """Yield blocks that end with a newline, except for the last."""
     rest, number = b"", 1
-    with _open(file) as stream:
-        while piece := _read(stream, file, BLOCK):
-            # Bare carriage returns end lines too; one at the end of the piece may belong to a newline that follows.
-            piece = BARE_CR.sub(b"\n", rest + piece)
-            cut = piece.rfind(b"\n") + 1
-            if cut:
-                block = piece[:cut]
-                number += block.count(b"\n")
-                yield block
-            rest = piece[cut:]
-            if len(rest) > MAX_LINE:
-                raise UserError(f"{file}:{number} is longer than {MAX_LINE >> 20} MiB; write one prompt per line")
+    for piece in _pieces(file):
+        # Bare carriage returns end lines too; one at the end of the piece may belong to a newline that follows.
+        piece = BARE_CR.sub(b"\n", rest + piece)
+        cut = piece.rfind(b"\n") + 1
+        if cut:
+            block = piece[:cut]
+            number += block.count(b"\n")
+            yield block
+        rest = piece[cut:]
+        if len(rest) > MAX_LINE:
+            raise UserError(f"{file}:{number} is longer than {MAX_LINE >> 20} MiB; write one prompt per line")
     if rest:
         yield rest.replace(b"\r", b"\n")
 
@@ -86,18 +83,11 @@ def _decode(file: PromptFile, block: bytes, number: int, start: int) -> tuple[st
     return LINE_MARKS.sub("", text) if BOM in block else text, error
 
 
-def _open(file: PromptFile) -> IO[bytes]:
+def _pieces(file: PromptFile) -> Iterator[bytes]:
+    """Yield the content of a file, decompressed, in pieces."""
     try:
-        if file.name.lower().endswith(".gz"):
-            return cast(IO[bytes], gzip.open(file.path, "rb"))
-        return io.FileIO(file.path)
-    except OSError as error:
-        raise UserError(f"cannot read prompts.source={file}: {error.strerror or error}") from error
-
-
-def _read(stream: IO[bytes], file: PromptFile, size: int) -> bytes:
-    try:
-        return stream.read(size)
+        with gzip.open(file.path) if file.name.lower().endswith(".gz") else open(file.path, "rb", 0) as stream:
+            yield from iter(partial(stream.read, BLOCK), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} is not a complete gzip file ({error}); copy it again, or decompress it") from error
     except OSError as error:
