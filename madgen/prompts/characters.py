@@ -34,11 +34,6 @@ def is_blank(text: str) -> bool:
     return BLANK.fullmatch(text) is not None
 
 
-def without_mark(text: str) -> str:
-    """Remove byte order marks from the start of a text, where concatenating files leaves them."""
-    return text.lstrip(BYTE_ORDER_MARK)
-
-
 def invalid_character(text: str) -> str | None:
     """Return what is wrong with the first invalid character and how to fix it; None if there is none."""
     match = INVALID.search(text)

@@ -13,7 +13,7 @@ from typing import Any
 from madgen.config.schema import PromptsConfig
 from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
-from madgen.prompts.characters import invalid_character, is_blank, is_clean, without_mark
+from madgen.prompts.characters import BYTE_ORDER_MARK, invalid_character, is_blank, is_clean
 from madgen.prompts.extra_columns import json_columns
 from madgen.prompts.picture_columns import PictureColumns, check_known
 from madgen.prompts.picture_files import named_file, prefetch
@@ -211,7 +211,7 @@ def _text(where: Location, name: str, value: Any) -> str:
 
 def _checked(where: Location, name: str, text: str) -> str:
     """Return a text without a byte order mark. Raises UserError if it contains an invalid character."""
-    text = without_mark(text)
+    text = text.lstrip(BYTE_ORDER_MARK)  # concatenating files leaves them
     problem = invalid_character(text)
     if problem is not None:
         raise UserError(f"{where}: {name} {problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,10 @@ class RecordedRegions:
 
 def _is_recorded(region: Region) -> bool:
     """Return whether a region is complete, and does not name a file."""
-    mask, numbers = region.mask, list[Any]()
-    if isinstance(mask, Box):
-        numbers = [mask.left, mask.top, mask.right, mask.bottom]
-    elif isinstance(mask, Ramp):
-        numbers = [mask.index, mask.count]
-    elif not isinstance(mask, MaskPicture) or not isinstance(mask.png, str):
+    kind = str if isinstance(region.mask, MaskPicture) else int
+    if isinstance(region.mask, MaskFile) or not all(type(value) is kind for value in astuple(region.mask)):
         return False
-    texts = isinstance(region.text, str) and isinstance(region.negative, str) and region.text.strip()
-    return bool(texts) and all(type(number) is int for number in numbers)
+    return isinstance(region.text, str) and isinstance(region.negative, str) and region.text.strip() != ""
 
 
 def parse_regions(
