@@ -22,8 +22,7 @@ from madgen.dataset.format import FormatError, Generation, QuarantineEntry, Samp
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.plan import Part, Plan, Stage
 from madgen.prompts.rows import default_id
-from madgen.prompts.subset import Rows, rows_with_ids, subset_digest, subset_ids
-from madgen.prompts.table import PromptTable
+from madgen.prompts.table import PromptTable, Rows
 from madgen.utils.arrow import string_array
 from madgen.utils.errors import UserError
 
@@ -77,7 +76,7 @@ def _split(table: PromptTable, rows: Rows, known: Sequence[Generation]) -> list[
         added.insert(0, _compact(chosen[~is_earlier]))
         rows = _compact(chosen[is_earlier])
     pairs = zip(added, known, strict=True)
-    return added if all(subset_digest(table, new) == item.prompts_digest for new, item in pairs) else None
+    return added if all(table.subset_digest(new) == item.prompts_digest for new, item in pairs) else None
 
 
 def _stages(added: list[Rows], known: Sequence[Generation]) -> tuple[Stage, ...]:
@@ -100,7 +99,7 @@ def _extended(plan: Plan, directory: DatasetDir, known: Sequence[Generation]) ->
     is_earlier[np.asarray(rows, np.int64)] = True
     new = _compact(np.flatnonzero(~is_earlier))
     samples = len(new) * each + len(rows) * (each - before)
-    digest, shards = subset_digest(plan.prompts, new), -(-samples // plan.samples_per_shard)
+    digest, shards = plan.prompts.subset_digest(new), -(-samples // plan.samples_per_shard)
     earlier = None if isinstance(rows, range) and rows.start == 0 else _pack(is_earlier)
     generation = Generation("", len(new), each, digest, samples, shards, earlier)
     return replace(plan, grown=_stages([*added, new], [*known, generation]))
@@ -118,7 +117,7 @@ def _earlier_rows(table: PromptTable, directory: DatasetDir, known: Sequence[Gen
         return first, added
     reason = f"{_NOT_UNCHANGED}: it has {count} prompts, the job {len(table)}" if len(table) < count else ""
     for recorded in _recorded(directory, count):
-        rows = _compact(rows_with_ids(table, recorded.ids))
+        rows = _compact(table.rows_with_ids(recorded.ids))
         added = _split(table, rows, known) if len(rows) == count else None
         if added is not None:
             return rows, added
@@ -145,7 +144,7 @@ def _recorded(directory: DatasetDir, count: int) -> Iterator[_Recorded]:
         except UserError:
             continue
         if len(table) == count:
-            ids = [identity for chunk in subset_ids(table, range(count)) for identity in chunk]
+            ids = [identity for chunk in table.subset_ids(range(count)) for identity in chunk]
             yield _Recorded(string_array(ids, pa.string()), partial(map, attrgetter("id", "text"), table))
     try:
         ids = list(dict.fromkeys(identity for identity, _ in _sampled(directory)))
@@ -166,7 +165,7 @@ def _sampled(directory: DatasetDir) -> Iterator[tuple[str, str]]:
 
 def _difference(table: PromptTable, rows: Rows, recorded: _Recorded) -> str:
     """Describe the first prompt of a dataset that is missing in a table, or changed; `rows`: those with its ids."""
-    present = {identity for chunk in subset_ids(table, rows) for identity in chunk}
+    present = {identity for chunk in table.subset_ids(rows) for identity in chunk}
     prompts = (table[int(row)] for row in rows)
     for identity, text in dict(recorded.read_texts()).items():
         name = f"its prompt {_shortened(text)}" + ("" if identity == default_id(text) else f" (id {identity})")

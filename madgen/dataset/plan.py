@@ -19,8 +19,7 @@ from madgen.prompts.digests import KeysDigest
 from madgen.prompts.picture_columns import PictureColumns
 from madgen.prompts.readers._hub import is_hub
 from madgen.prompts.reading import read_prompts
-from madgen.prompts.subset import Rows, subset_ids
-from madgen.prompts.table import PromptTable
+from madgen.prompts.table import PromptTable, Rows
 from madgen.types import Batch, Prompt, Shard, Task, sample_key, shard_name
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import sample_seed
@@ -167,7 +166,7 @@ class Plan:
         digest = KeysDigest(0, self.prompts.header.key_prefix)
         for part in (part for stage in self.grown for part in stage.parts):
             digest.set_samples(range(part.first, part.first + part.each))
-            for ids in subset_ids(self.prompts, part.rows):
+            for ids in self.prompts.subset_ids(part.rows):
                 digest.update(ids)
         return digest.hexdigest()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from madgen.config.schema import PromptsConfig
-from madgen.prompts.digests import KeysDigest, PromptsDigest
+from madgen.prompts.digests import KeysDigest, PromptsDigest, runs
 from madgen.prompts.duplicates import FreeNames, IdIndex
 from madgen.prompts.picture_files import file_stamp
 from madgen.prompts.rows import SCHEMA, Defaults, decode, encode, pack_place, rest_identity, unpack_place
@@ -162,10 +161,10 @@ class TableBuilder:
         """Update totals and digest, one run of equal prompts at a time."""
         default, row = self.defaults.prompt("", ""), self.rows
         default_rest = rest_identity(default)
-        rests = (default_rest if prompt is None else rest_identity(prompt) for prompt in prompts)
-        self._prompts_digest.update_rests([(rest, sum(1 for _ in run)) for rest, run in groupby(rests)])
-        for (height, width, negative, regions), run in groupby((prompt or default for prompt in prompts), SHAPE):
-            count = sum(1 for _ in run)
+        self._prompts_digest.update_rests(
+            runs(default_rest if prompt is None else rest_identity(prompt) for prompt in prompts)
+        )
+        for (height, width, negative, regions), count in runs(SHAPE(prompt or default) for prompt in prompts):
             shared = row if regions == self.defaults.regions else None
             self._totals.add((height, width), count, negative, regions, shared)
             row += count

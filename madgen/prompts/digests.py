@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import groupby, repeat
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from madgen.types import sample_key
 
+T = TypeVar("T")
 CHUNK_BYTES = 1 << 22  # keys in memory at a time
 
 
@@ -74,6 +76,11 @@ class PromptsDigest:
         self._rests.update(self._run().encode())
         parts = (self._ids, self._texts, self._lengths, self._rests)
         return hashlib.blake2b(b"".join(part.digest() for part in parts), digest_size=16).hexdigest()
+
+
+def runs(values: Iterable[T]) -> list[tuple[T, int]]:
+    """Return the runs of equal consecutive values, with their lengths."""
+    return [(value, sum(1 for _ in run)) for value, run in groupby(values)]
 
 
 def offsets_of(array: pa.Array) -> np.ndarray:

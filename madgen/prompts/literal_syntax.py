@@ -63,22 +63,19 @@ def _comments(table: PromptTable) -> Iterator[int]:
 
 def _first_rows(table: PromptTable) -> list[int]:
     first: dict[int, tuple[int, int]] = {}
-    start = 0
-    for batch in table.batches:
+    for start, batch in zip(table.starts, table.batches, strict=True):
         places = integers(batch.column("place"))
         order = np.argsort(places, kind="stable")
         sources, at = np.unique(places[order] >> LINE_BITS, return_index=True)
         for source, row in zip(sources.tolist(), order[at].tolist(), strict=True):
             candidate = (int(places[row]), start + row)
             first[source] = min(first.get(source, candidate), candidate)
-        start += len(batch)
     return [row for _, row in first.values()]
 
 
 def _syntax(table: PromptTable) -> Iterator[str]:
     """Yield one warning about the first prompt with an option, a weight or a LoRA in its text."""
-    start = 0
-    for batch in table.batches:
+    for start, batch in zip(table.starts, table.batches, strict=True):
         matches = [match for pattern in PATTERNS for match in _matches(batch.column("text"), pattern)]
         if matches:
             row, text = min(matches)
@@ -88,7 +85,6 @@ def _syntax(table: PromptTable) -> Iterator[str]:
                 "are not supported"
             )
             return
-        start += len(batch)
 
 
 def _matches(texts: pa.Array, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, str]]:

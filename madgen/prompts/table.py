@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,13 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.compute import is_in
 
-from madgen.prompts.digests import offsets_of
-from madgen.prompts.rows import SCHEMA, Defaults, decode, unpack_place
+from madgen.prompts.digests import PromptsDigest, offsets_of, runs
+from madgen.prompts.rows import SCHEMA, Defaults, decode, rest_identity, unpack_place
 from madgen.prompts.totals import PromptTotals
 from madgen.types import Prompt, Region
-from madgen.utils.arrow import validity
+from madgen.utils.arrow import booleans, integer_array, validity
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
 
@@ -27,6 +29,8 @@ CHECKSUM = "sha256"
 HEADER = b"madgen"
 STORED = ("id", "text", "own", "regions", "columns")
 CHUNK_ROWS = 4096  # rows decoded at a time while iterating
+Rows = range | np.ndarray
+"""Rows of a table, in ascending order."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class PromptTable(Sequence[Prompt]):
 
     def __init__(self, batches: list[pa.RecordBatch], header: Header):
         self.batches, self.header = batches, header
-        self._starts = [0, *accumulate(map(len, batches))]
+        *self.starts, self._rows = accumulate(map(len, batches), initial=0)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._rows
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -78,33 +82,36 @@ class PromptTable(Sequence[Prompt]):
     def _read(self, start: int, stop: int) -> list[Prompt]:
         prompts: list[Prompt] = []
         while start < stop:
-            number = bisect_right(self._starts, start) - 1
-            first, last = self._starts[number], min(stop, self._starts[number + 1])
-            piece = self.batches[number].slice(start - first, last - start)
-            rows = zip(*(piece.column(name).to_pylist() for name in STORED), strict=True)
-            prompts += [decode(self.header.defaults, *row) for row in rows]
-            start = last
+            batch, at = self._find(start)
+            piece = batch.slice(at, stop - start)
+            prompts += self._decode(piece)
+            start += len(piece)
         return prompts
+
+    def _find(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """Return the batch of a row and its position there."""
+        number = bisect_right(self.starts, row) - 1
+        return self.batches[number], row - self.starts[number]
+
+    def _decode(self, batch: pa.RecordBatch) -> list[Prompt]:
+        rows = zip(*(batch.column(name).to_pylist() for name in STORED), strict=True)
+        return [decode(self.header.defaults, *row) for row in rows]
 
     def location(self, row: int) -> str:
         """Return `file:line` of a row."""
-        number = bisect_right(self._starts, row) - 1
-        batch, at = self.batches[number], row - self._starts[number]
+        batch, at = self._find(row)
         place, identity = batch.column("place")[at].as_py(), batch.column("id")[at].as_py()
         return str(unpack_place(place, identity, self.header.sources))
 
     def rows_with_regions(self) -> Iterator[int]:
         """Yield rows with regions, in order; of those with the job's own regions only the first of each size."""
-        shared = set(self.header.totals.first_rows.values()) if self.header.defaults.regions else set()
-        for start, batch in zip(self._starts, self.batches, strict=False):
-            column = batch.column("regions")
-            own = [] if column.null_count == len(batch) else np.flatnonzero(validity(column)).tolist()
-            here = {row for row in shared if start <= row < start + len(batch)}
-            yield from (row for row in sorted({start + at for at in own} | here) if row in here or self[row].regions)
+        shared = sorted(self.header.totals.first_rows.values()) if self.header.defaults.regions else []
+        others = self.rows_where(lambda batch: validity(batch.column("regions")))
+        return heapq.merge(shared, (row for row in others if self[row].regions))
 
     def rows_where(self, condition: Callable[[pa.RecordBatch], np.ndarray]) -> Iterator[int]:
         """Yield the rows for which a condition holds, in order; it is computed for all rows of a batch."""
-        for start, batch in zip(self._starts, self.batches, strict=False):
+        for start, batch in zip(self.starts, self.batches, strict=True):
             yield from (start + np.flatnonzero(condition(batch))).tolist()
 
     def rows_with_overrides(self) -> Iterator[int]:
@@ -114,6 +121,36 @@ class PromptTable(Sequence[Prompt]):
     def rows_longer_than(self, size: int) -> Iterator[int]:
         """Yield rows in order whose prompt or other fields are longer than `size` bytes, see `text_sizes`."""
         return self.rows_where(lambda batch: text_sizes(batch) > size)
+
+    def rows_with_ids(self, ids: pa.Array) -> np.ndarray:
+        """Return the rows whose id is one of `ids`."""
+        return np.fromiter(self.rows_where(lambda batch: booleans(is_in(batch.column("id"), value_set=ids))), np.int64)
+
+    def _subset(self, rows: Rows) -> Iterator[pa.RecordBatch]:
+        """Yield these rows as record batches, none of them empty."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        for start, batch in zip(self.starts, self.batches, strict=True):
+            first, last = np.searchsorted(chosen, [start, start + len(batch)])
+            if last - first == len(batch):
+                yield batch
+            elif last > first:
+                yield batch.take(integer_array(chosen[first:last] - start))
+
+    def subset_ids(self, rows: Rows) -> Iterator[list[str]]:
+        """Yield the ids of these rows, in chunks."""
+        for batch in self._subset(rows):
+            yield batch.column("id").to_pylist()
+
+    def subset_digest(self, rows: Rows) -> str:
+        """Return the digest of a table of these rows alone."""
+        digest, usual = PromptsDigest(), rest_identity(self.header.defaults.prompt("", ""))
+        for batch in self._subset(rows):
+            digest.update(batch.column("id"), batch.column("text"))
+            if all(batch.column(name).null_count == len(batch) for name in STORED[2:]):
+                digest.update_rests([(usual, len(batch))])
+            else:
+                digest.update_rests(runs(map(rest_identity, self._decode(batch))))
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file followed by its checksum, atomically. Raises OSError."""

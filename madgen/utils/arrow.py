@@ -26,21 +26,15 @@ def integer_array(values: Sequence[int] | np.ndarray) -> pa.Array:
 
 
 def integers(array: pa.Array) -> np.ndarray:
-    """Return the values of an int64 array without nulls, not copied; `to_numpy` imports pandas too."""
-    values = np.frombuffer(array.buffers()[1], np.int64)
-    return values[array.offset : array.offset + len(array)]
+    """Return the values of an array of integers without nulls, not copied."""
+    return np.from_dlpack(array)
 
 
 def booleans(array: pa.Array) -> np.ndarray:
     """Return the values of an array of booleans without nulls."""
-    bits = np.frombuffer(array.buffers()[1], np.uint8)
-    return np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].astype(bool)
+    return integers(array.cast(pa.uint8())).astype(bool)
 
 
 def validity(array: pa.Array) -> np.ndarray:
     """Return which values are not null, as booleans."""
-    bits = array.buffers()[0]
-    if bits is None:
-        return np.full(len(array), array.null_count == 0)
-    known = np.unpackbits(np.frombuffer(bits, np.uint8), count=array.offset + len(array), bitorder="little")
-    return known[array.offset :].astype(bool)
+    return booleans(array.is_valid())

@@ -22,7 +22,6 @@ from madgen.planning.order import shard_costs
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.digests import PromptsDigest
 from madgen.prompts.rows import Defaults
-from madgen.prompts.subset import rows_with_ids, subset_digest, subset_ids
 from madgen.types import Prompt, sample_key
 
 JOB = load_job([], ["name=job", "prompts.samples_per_prompt=2", "output.samples_per_shard=3"])
@@ -266,9 +265,9 @@ def test_digest_of_a_subset_is_that_of_its_table():
     for rows in (range(23), range(5), range(3, 17), np.array([0, 3, 4, 9, 22]), range(7, 7)):
         chosen = [prompts[row] for row in rows]
         expected = table_of(chosen).header.prompts_digest if chosen else PromptsDigest().hexdigest()
-        assert subset_digest(table, rows) == expected
-        assert [identity for chunk in subset_ids(table, rows) for identity in chunk] == [item.id for item in chosen]
-        assert rows_with_ids(table, pa.array([item.id for item in chosen], pa.string())).tolist() == list(rows)
+        assert table.subset_digest(rows) == expected
+        assert [identity for chunk in table.subset_ids(rows) for identity in chunk] == [item.id for item in chosen]
+        assert table.rows_with_ids(pa.array([item.id for item in chosen], pa.string())).tolist() == list(rows)
 
 
 @pytest.mark.parametrize("change", [changed(seed=7), changed(prompt="another"), changed(negative_prompt="dark")])
