@@ -222,5 +222,4 @@ def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch
 
 def has_regions(plan: Plan) -> bool:
     """Return whether any prompt has regions."""
-    totals = plan.prompts.header.totals
-    return totals.texts != totals.sizes
+    return any(totals.texts != totals.prompts for totals in plan.prompts.header.totals.sizes.values())

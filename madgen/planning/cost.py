@@ -50,8 +50,8 @@ class Evaluations:
 
 def sizes(plan: Plan) -> Counter[tuple[int, int]]:
     """Return the number of panoramas of each (height, width) in pixels."""
-    counts = plan.prompts.header.totals.sizes
-    return Counter({size: count * plan.samples_per_prompt for size, count in counts.items()})
+    totals = plan.prompts.header.totals.sizes
+    return Counter({size: each.prompts * plan.samples_per_prompt for size, each in totals.items()})
 
 
 def view_evaluations(
@@ -99,8 +99,8 @@ def prompt_evaluations(evaluations: Mapping[tuple[int, int], Evaluations], promp
 
 def total_cost(plan: Plan, evaluations: Mapping[tuple[int, int], Evaluations], image_format: str) -> Cost:
     """Sum up the cost of a plan, given the evaluations of each size."""
-    totals = plan.prompts.header.totals
-    counts = {size: (totals.texts[size], totals.negatives[size], totals.negatives_apart[size]) for size in totals.sizes}
+    totals = plan.prompts.header.totals.sizes
+    counts = {size: (each.texts, each.negatives, each.negatives_apart) for size, each in totals.items()}
     pixels = sum(height * width * count for (height, width), count in sizes(plan).items())
     return Cost(
         view_evaluations=plan.samples_per_prompt

@@ -45,9 +45,15 @@ class PictureColumns:
         `size` is the row's own one, or else the job's, which an image replaces if it has no place. Raises UserError.
         """
         pictures = self._parse(where, fields, access)
-        place = self._place(where, fields.get("place"), pictures)
-        size = self._size(where, pictures, place, size if has_size else None) or size
-        return pictures, self._left_top(where, pictures, place, size), size
+        if "image" not in pictures:
+            return pictures, None, size
+        place = self._place(where, fields.get("place"))
+        picture = scaled_size((pictures["image"].height, pictures["image"].width), self.init.scale)
+        if place is None and not has_size:
+            size = picture
+        elif place is None:
+            self._check_size(where, picture, size)
+        return pictures, self._left_top(where, pictures, place, picture, size), size
 
     def _parse(self, where: object, fields: Mapping[str, Any], access: Access) -> dict[str, PictureFile]:
         """Parse a row's pictures, see `parse_picture`. Raises UserError for a row without a required one."""
@@ -66,50 +72,37 @@ class PictureColumns:
                 )
         return {name: parse_picture(where, name, value, access) for name, value in present.items()}
 
-    def _size(self, where: object, pictures: Mapping[str, PictureFile], place: Any, own: Size | None) -> Size | None:
-        """Return the size of a panorama: the row's `own` one, or that of its enlarged image. None: the job's.
-
-        `place`: the row's or the job's. Raises UserError if a row's own size does not match its image.
-        """
-        image = pictures.get("image")
-        if image is None or place is not None:
-            return own
-        height, width = scaled_size((image.height, image.width), self.init.scale)
-        if own is None:
-            return height, width
-        if self.init.scale != 1:
-            raise UserError(
-                f"{where}: the row's size and sampling.init.scale={self.init.scale:g} exclude each other; remove one"
-            )
-        _located(where, check_aspect, (height, width), own)
-        return own
-
-    def _place(self, where: object, value: Any, pictures: Mapping[str, PictureFile]) -> Any:
+    def _place(self, where: object, value: Any) -> Any:
         """Parse the field `place`: `center`, [left, top], or None."""
         value = self.init.place if _is_blank(value) else value
-        if "image" not in pictures:
-            return None
         if isinstance(value, str) and value.strip().startswith("["):  # in CSV
             with suppress(ValueError):  # an error below
                 value = json.loads(value)
         check_place(f"{where}: place", value)
         return value
 
-    def _left_top(self, where: object, pictures: Mapping[str, PictureFile], place: Any, size: Size) -> Size | None:
-        """Return the left and top pixel of the image on a panorama of `size`; None: it is the whole panorama.
+    def _check_size(self, where: object, picture: Size, size: Size) -> None:
+        """Raise UserError if a row's own size does not match that of its enlarged image, the whole panorama."""
+        if self.init.scale != 1:
+            raise UserError(
+                f"{where}: the row's size and sampling.init.scale={self.init.scale:g} exclude each other; remove one"
+            )
+        _located(where, check_aspect, picture, size)
+
+    def _left_top(
+        self, where: object, pictures: Mapping[str, PictureFile], place: Any, picture: Size, size: Size
+    ) -> Size | None:
+        """Return the left and top pixel of the enlarged `picture` on a panorama; None: it is the whole panorama.
 
         Raises UserError if it does not lie inside, if nothing is left to generate, or if the mask does not match.
         """
-        image, mask = pictures.get("image"), pictures.get("mask")
-        if image is None:
-            return None
+        image, mask = pictures["image"], pictures.get("mask")
         if mask is not None:
             _located(where, check_mask, read_mask(mask), (image.height, image.width))
         if self.init.strength == 0 and (mask is not None or place is not None):
             raise UserError(f"{where}: sampling.init.strength=0 generates nothing around what is kept; raise it")
         if place is None:
             return None
-        picture = scaled_size((image.height, image.width), self.init.scale)
         left_top: Size = _located(where, locate, place, picture, size)
         if picture == size and mask is None:
             raise UserError(f"{where}: the image covers the whole panorama, so place has no effect; remove it")

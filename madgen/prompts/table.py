@@ -105,7 +105,8 @@ class PromptTable(Sequence[Prompt]):
 
     def rows_with_regions(self) -> Iterator[int]:
         """Yield rows with regions, in order; of those with the job's own regions only the first of each size."""
-        shared = sorted(self.header.totals.first_rows.values()) if self.header.defaults.regions else []
+        sizes = self.header.totals.sizes.values() if self.header.defaults.regions else ()
+        shared = sorted(totals.first_row for totals in sizes if totals.first_row is not None)
         others = self.rows_where(lambda batch: validity(batch.column("regions")))
         return heapq.merge(shared, (row for row in others if self[row].regions))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from madgen.images.placement import Size
@@ -12,19 +12,26 @@ from madgen.types import Region
 
 
 @dataclass
-class PromptTotals:
-    """Counts by size, in the order in which sizes first appear."""
+class SizeTotals:
+    """Counts over the prompts of one size."""
 
-    sizes: Counter[Size] = field(default_factory=Counter)
-    """Number of prompts."""
-    texts: Counter[Size] = field(default_factory=Counter)
+    prompts: int = 0
+    texts: int = 0
     """Number of prompts, including those of regions."""
-    negatives: Counter[Size] = field(default_factory=Counter)
+    negatives: int = 0
     """Number of negative prompts, distinct ones of each row and its regions."""
-    negatives_apart: Counter[Size] = field(default_factory=Counter)
+    negatives_apart: int = 0
     """Same as `negatives`, but each bootstrapped region counts by itself."""
-    first_rows: dict[Size, int] = field(default_factory=dict)
-    """First row of each size that has the job's own regions."""
+    first_row: int | None = None
+    """First row that has the job's own regions."""
+
+
+@dataclass
+class PromptTotals:
+    """Counts over a table."""
+
+    sizes: dict[Size, SizeTotals] = field(default_factory=dict)
+    """In the order in which sizes first appear."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Number of prompts by length in UTF-8 bytes, see `madgen.prompts.table.text_sizes`."""
     negative: str = ""
@@ -35,13 +42,14 @@ class PromptTotals:
     ) -> None:
         """Add `count` equal prompts; `shared_row`: the first row, if the regions are the job's."""
         texts, negatives, apart = paths(negative, regions)
-        self.sizes[size] += count
-        self.texts[size] += texts * count
-        self.negatives[size] += negatives * count
-        self.negatives_apart[size] += apart * count
+        totals = self.sizes.setdefault(size, SizeTotals())
+        totals.prompts += count
+        totals.texts += texts * count
+        totals.negatives += negatives * count
+        totals.negatives_apart += apart * count
         self.negative = self.negative or next(filter(None, (negative, *(region.negative for region in regions))), "")
-        if shared_row is not None:
-            self.first_rows.setdefault(size, shared_row)
+        if totals.first_row is None:
+            totals.first_row = shared_row
 
     def longer_than(self, size: int) -> int:
         """Return the number of rows in `PromptTable.rows_longer_than(size)`."""
@@ -49,21 +57,14 @@ class PromptTotals:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a saved table's header."""
-        counts = self.sizes, self.texts, self.negatives, self.negatives_apart
-        rows = [[*size, *(of[size] for of in counts), self.first_rows.get(size)] for size in self.sizes]
+        rows = [[*size, *astuple(totals)] for size, totals in self.sizes.items()]
         return {"sizes": rows, "lengths": sorted(self.lengths.items()), "negative": self.negative}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PromptTotals:
         """Invert `to_json`."""
-        totals = cls(negative=content["negative"], lengths=Counter(dict(content["lengths"])))
-        for height, width, count, texts, negatives, apart, first in content["sizes"]:
-            size = height, width
-            totals.sizes[size], totals.texts[size] = count, texts
-            totals.negatives[size], totals.negatives_apart[size] = negatives, apart
-            if first is not None:
-                totals.first_rows[size] = first
-        return totals
+        sizes = {(height, width): SizeTotals(*counts) for height, width, *counts in content["sizes"]}
+        return cls(sizes, Counter(dict(content["lengths"])), content["negative"])
 
 
 def paths(negative: str, regions: Sequence[Region]) -> tuple[int, int, int]:

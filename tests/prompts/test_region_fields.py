@@ -101,7 +101,8 @@ def test_rows_with_regions_yields_the_regions_of_the_job_once_per_size(tmp_path)
     table = read(tmp_path, *lines, regions=[{"mask": [0, 0, 8, 8], "prompt": "a hut"}], batch_rows=2)
     assert list(table.rows_with_regions()) == [0, 3, 4, 6]
     assert [region.negative for region in table[6].regions] == ["ice"]  # the job's region inherits it from the row
-    assert dict(table.header.totals.texts) == {(32, 64): 2 + 1 + 2 + 2 + 2, (32, 128): 2 + 2}
+    texts = {size: counts.texts for size, counts in table.header.totals.sizes.items()}
+    assert texts == {(32, 64): 2 + 1 + 2 + 2 + 2, (32, 128): 2 + 2}
 
 
 def test_invalid_regions_of_the_job_are_refused_only_if_a_row_uses_them(tmp_path):

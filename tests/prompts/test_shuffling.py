@@ -1,5 +1,7 @@
 """Shuffled prompts, and the key prefix."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,11 @@ def test_shuffling_permutes_the_prompts(source):
         table.location(7)
         == f"{source}:{LINES.index(next(line for line in LINES if table[7].text + chr(34) in line)) + 1}"
     )
-    assert table.header.totals.sizes == plain.header.totals.sizes
+    totals, plain_totals = (
+        {size: replace(counts, first_row=None) for size, counts in each.header.totals.sizes.items()}
+        for each in (table, plain)
+    )
+    assert totals == plain_totals
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

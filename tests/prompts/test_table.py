@@ -110,18 +110,20 @@ def check_totals(table, wanted):
     totals = table.header.totals
     sizes = [(prompt.height, prompt.width) for prompt in wanted]
     assert list(totals.sizes) == list(dict.fromkeys(sizes))
-    assert {size: sizes.count(size) for size in sizes} == dict(totals.sizes)
-    for size in totals.sizes:
+    assert {size: sizes.count(size) for size in sizes} == {
+        size: counts.prompts for size, counts in totals.sizes.items()
+    }
+    for size, counts in totals.sizes.items():
         here = [prompt for prompt in wanted if (prompt.height, prompt.width) == size]
-        assert totals.texts[size] == sum(1 + len(prompt.regions) for prompt in here)
+        assert counts.texts == sum(1 + len(prompt.regions) for prompt in here)
         distinct = [len({prompt.negative, *(region.negative for region in prompt.regions)}) for prompt in here]
-        assert totals.negatives[size] == sum(distinct)
+        assert counts.negatives == sum(distinct)
         alone = [[region for region in prompt.regions if not isinstance(region.mask, Ramp)] for prompt in here]
         others = [
             {prompt.negative, *(region.negative for region in prompt.regions if isinstance(region.mask, Ramp))}
             for prompt in here
         ]
-        assert totals.negatives_apart[size] == sum(map(len, alone)) + sum(map(len, others))
+        assert counts.negatives_apart == sum(map(len, alone)) + sum(map(len, others))
     assert bool(totals.negative) == any(prompt.negative or any(r.negative for r in prompt.regions) for prompt in wanted)
     assert list(table.rows_with_regions()) == [row for row, prompt in enumerate(wanted) if prompt.regions]
     for size in (0, 2, 5):
