@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,9 +121,7 @@ def _counted(tensors: Mapping[str, Mapping[str, Any]]) -> Parameters:
     for name, entry in tensors.items():
         if entry["dtype"] not in FLOATS:  # positions of tokens, which are no parameters
             continue
-        count = 1
-        for extent in entry["shape"]:
-            count *= extent
+        count = math.prod(entry["shape"])
         total += count
         if len(entry["shape"]) == 2 and name.endswith(".weight"):
             linear, rows = linear + count, rows + entry["shape"][0]

@@ -41,21 +41,13 @@ def read_header(file: Path, name: str) -> Header:
     `name` is the setting with its value, such as `backbone.pretrained=model.safetensors`.
     """
     try:
-        content, problem = _parse(file)
+        content = _parse(file)
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
-    if content is None:
-        raise UserError(f"{name} is {problem}")
+    except ValueError as error:
+        raise UserError(f"{name} is {error}") from error
     metadata = content.pop("__metadata__", None)
     return Header(content, metadata if isinstance(metadata, dict) else {})
-
-
-def problem_of(file: Path) -> str | None:
-    """Describe a file that should be safetensors, such as `truncated ...`; None if it looks complete."""
-    try:
-        return _parse(file)[1] or None
-    except OSError as error:
-        return f"not readable: {error.strerror or error}"
 
 
 def damaged_file(folder: Path) -> str | None:
@@ -64,13 +56,17 @@ def damaged_file(folder: Path) -> str | None:
     Variants and files that are not loaded count too, so ask only where loading failed.
     """
     for file in sorted(folder.rglob("*.safetensors")):
-        if (problem := problem_of(file)) is not None:
-            return f"{file} is {problem}"
+        try:
+            _parse(file)
+        except OSError as error:
+            return f"{file} is not readable: {error.strerror or error}"
+        except ValueError as error:
+            return f"{file} is {error}"
     return None
 
 
-def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the content of the header, or None and a description of the file."""
+def _parse(file: Path) -> dict[str, Any]:
+    """Return the content of the header. Raises ValueError that describes the file if it is not complete."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         start = stream.read(512)
@@ -80,18 +76,18 @@ def _parse(file: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError):
-        return None, file_kind(start, size) or _bad_header(start, length, size)
+        raise ValueError(file_kind(start, size) or _bad_header(start, length, size)) from None
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        return None, f"not a safetensors file: its header is not a JSON object of objects; {AGAIN}"
+        raise ValueError(f"not a safetensors file: its header is not a JSON object of objects; {AGAIN}")
     ends = [entry.get("data_offsets") for name, entry in content.items() if name != "__metadata__"]
     if not all(isinstance(end, list) and len(end) == 2 and all(type(at) is int for at in end) for end in ends):
-        return None, f"not a safetensors file: its header lacks data_offsets; {AGAIN}"
+        raise ValueError(f"not a safetensors file: its header lacks data_offsets; {AGAIN}")
     expected = 8 + length + max((end[1] for end in ends), default=0)
     if size < expected:
-        return None, f"truncated: it has {size:,} of {expected:,} bytes; {AGAIN}"
+        raise ValueError(f"truncated: it has {size:,} of {expected:,} bytes; {AGAIN}")
     if size > expected:
-        return None, f"damaged: it has {size - expected:,} bytes more than the {expected:,} of its header; {AGAIN}"
-    return content, ""
+        raise ValueError(f"damaged: it has {size - expected:,} bytes more than the {expected:,} of its header; {AGAIN}")
+    return content
 
 
 def file_kind(start: bytes, size: int) -> str | None:

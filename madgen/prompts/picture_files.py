@@ -160,7 +160,7 @@ def _of_url(kind: str, url: str) -> PictureFile:
 
 
 def prefetch(names: Iterable[tuple[str, Any]], access: Access) -> None:
-    """Download the pictures at URLs among (column, name) at once; errors are raised again by `parse_picture`."""
+    """Download the pictures at URLs among (column, name) at once; their errors are raised by `parse_picture`."""
     wanted = set()
     for kind, name in names:
         with suppress(UserError):
@@ -168,12 +168,8 @@ def prefetch(names: Iterable[tuple[str, Any]], access: Access) -> None:
                 wanted.add((kind, _url("", kind, name, access)))
     if len(wanted) > 1:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(_prefetch, wanted))
-
-
-def _prefetch(picture: tuple[str, str]) -> None:
-    with suppress(UserError, OSError):
-        _of_url(*picture)
+            for picture in wanted:
+                pool.submit(_of_url, *picture)  # without its result, there are no errors
 
 
 def _of_content(kind: str, content: bytes) -> PictureFile:

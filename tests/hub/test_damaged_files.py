@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from madgen import PanoramaSampler, UserError
 from madgen.hub.model_configs import read_configs
-from madgen.hub.safetensors_file import problem_of, read_header
+from madgen.hub.safetensors_file import damaged_file, read_header
 from madgen.hub.weights import ModelFiles
 from madgen.models import clip, safety_checker
 
@@ -51,7 +51,7 @@ def test_a_file_that_is_no_safetensors_is_named(content, message, tiny, tmp_path
 
 def test_a_complete_file_has_no_problem(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(GOOD)
-    assert problem_of(tmp_path / "model.safetensors") is None
+    assert damaged_file(tmp_path) is None
     assert read_header(tmp_path / "model.safetensors", "it").metadata == {"format": "pt"}
 
 

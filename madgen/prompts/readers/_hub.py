@@ -96,9 +96,6 @@ def read_hub(source: str, split: str, options: ReadOptions) -> Iterator[Chunk]:
     """Read the rows of a split. Raises UserError if there is no such dataset, locally or on the Hub."""
     with tempfile.TemporaryDirectory(prefix="madgen-") as scratch:
         dataset = _load(source, split, scratch)
-        if isinstance(dataset, dict):
-            splits = ", ".join(dataset)
-            raise UserError(f"prompts.source={source} has no split {split!r}; set prompts.split to one of {splits}")
         if isinstance(dataset, list):
             yield from _read_files(dataset, options)
             return
@@ -121,7 +118,7 @@ def _read_files(files: Sequence[Path], options: ReadOptions) -> Iterator[Chunk]:
 def _load(source: str, split: str, scratch: str) -> Any:
     """Load a dataset; `scratch` is the library's cache folder for local datasets.
 
-    Returns a dict of splits if `split` is not one of them, and a list of files if these are to be read as text.
+    Returns a list of files if these are to be read as text.
     """
     import datasets
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
@@ -171,7 +168,10 @@ def _check_inside(folder: Path, source: str, files: Iterable[str]) -> None:
 
 def _select_split(saved: Any, source: str, split: str) -> Any:
     if isinstance(saved, dict):
-        return saved.get(split, saved)
+        if split in saved:
+            return saved[split]
+        splits = ", ".join(saved)
+        raise UserError(f"prompts.source={source} has no split {split!r}; set prompts.split to one of {splits}")
     if split not in ("train", str(saved.split)):
         raise UserError(f"prompts.source={source} has no splits, got prompts.split={split}; remove prompts.split")
     return saved
