@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,28 +16,38 @@ from madgen.utils.resources import resource
 from madgen.utils.validation import nearest
 
 
-def check_shapes(value: Any, default: Any, name: str = "") -> None:
-    """Refuse sections, lists and mappings in place of each other or of values; OmegaConf's errors name no key."""
-    if isinstance(default, dict) and isinstance(value, dict):
+def paired(value: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the leaves of nested mappings and lists with their keys, and what is there in `other`, or None."""
+    if isinstance(value, dict) and isinstance(other, dict):
         for key, item in value.items():
-            if key in default:
-                check_shapes(item, default[key], f"{name}.{key}" if name else key)
-    elif isinstance(value, str) and value.startswith("${"):
-        return  # another key of the job
-    elif isinstance(default, dict):
-        example = next((key for key in known_keys(Job()) if key.startswith(f"{name}.")), None)
-        if isinstance(value, list) or example is None:
-            got = "a list" if isinstance(value, list) else as_yaml(value)
-            raise UserError(f"{name} is a mapping: write {name}={{key: value}}, got {got}")
-        empty = " or remove it," if value is None else ""
-        got = "" if isinstance(value, str) else f" got {as_yaml(value)}"
-        raise UserError(f"{name} is a section: set its keys, such as {example}{',' * bool(got)}{empty}{got}"
-                        f"{_preset_hint(name)}")  # fmt: skip
-    elif isinstance(default, list | tuple) and not isinstance(value, list):
-        got = "a mapping" if isinstance(value, dict) else as_yaml(value)
-        one_name = name == "method.mad.blocks" and isinstance(value, str) and value.isidentifier()
-        example = f", such as method.mad.blocks=[{value if one_name else 'all'}]" if name == "method.mad.blocks" else ""
-        raise UserError(f"{name} is a list: write {name}=[...]{example}, got {got}")
+            yield from paired(item, other.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and isinstance(other, list | tuple):
+        for item, its_other in zip(value, other, strict=False):
+            yield from paired(item, its_other, name)
+    else:
+        yield name, value, other
+
+
+def check_shapes(content: Any, defaults: Any) -> None:
+    """Refuse sections, lists and mappings in place of each other or of values; OmegaConf's errors name no key."""
+    for name, value, default in paired(content, defaults):
+        if isinstance(value, str) and value.startswith("${"):
+            continue  # another key of the job
+        if isinstance(default, dict):
+            example = next((key for key in known_keys(Job()) if key.startswith(f"{name}.")), None)
+            if isinstance(value, list) or example is None:
+                got = "a list" if isinstance(value, list) else as_yaml(value)
+                raise UserError(f"{name} is a mapping: write {name}={{key: value}}, got {got}")
+            empty = " or remove it," if value is None else ""
+            got = "" if isinstance(value, str) else f" got {as_yaml(value)}"
+            raise UserError(f"{name} is a section: set its keys, such as {example}{',' * bool(got)}{empty}{got}"
+                            f"{_preset_hint(name)}")  # fmt: skip
+        if isinstance(default, list | tuple):
+            got = "a mapping" if isinstance(value, dict) else as_yaml(value)
+            one_name = name == "method.mad.blocks" and isinstance(value, str) and value.isidentifier()
+            blocks = f"[{value if one_name else 'all'}]"
+            example = f", such as method.mad.blocks={blocks}" if name == "method.mad.blocks" else ""
+            raise UserError(f"{name} is a list: write {name}=[...]{example}, got {got}")
 
 
 def explain(error: Exception) -> str:

@@ -18,14 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from madgen.config.documentation import summary
-from madgen.config.explanations import check_shapes, explain
+from madgen.config.explanations import check_shapes, explain, paired
 from madgen.config.schema import Job, check_recordable
 from madgen.utils.errors import UserError
 from madgen.utils.resources import resource
 from madgen.utils.validation import expand_user, listed, nearest, path, texts
 
 DATASET = "dataset://"
-JOBS = ("jobs/*.yaml", "configs/*/*.yaml")
+PRESETS = ("configs/*/*.yaml",)
+JOBS = ("jobs/*.yaml", *PRESETS)
 """Packaged jobs, then presets."""
 
 
@@ -93,8 +94,8 @@ def build_job(
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     except TypeError as error:  # from OmegaConf, for a mapping in place of a list that is null by default
-        contents = (OmegaConf.to_container(layer) for layer in layers)
-        names = [name for content in contents for name in _mappings_for_null(content, _default_values())]
+        pairs = (pair for layer in layers for pair in paired(OmegaConf.to_container(layer), _default_values()))
+        names = [name for name, value, default in pairs if isinstance(value, dict) and default is None]
         raise UserError(f"{', '.join(names) or 'a key'} must be a list or null, got a mapping") from error
     assert isinstance(job, Job)
     _check_strings(OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True), job.as_dict())
@@ -147,27 +148,13 @@ def _check_interpolations(value: Any, name: str = "") -> None:
         )
 
 
-def _mappings_for_null(value: Any, default: Any, name: str = "") -> Iterator[str]:
-    """Yield the keys with a mapping whose default is null."""
-    if isinstance(value, dict) and isinstance(default, dict):
-        for key, item in value.items():
-            yield from _mappings_for_null(item, default.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(value, dict) and default is None:
-        yield name
-
-
-def _check_strings(value: Any, converted: Any, name: str = "") -> None:
+def _check_strings(content: Any, converted: Any) -> None:
     """Refuse a string that YAML has parsed as another type, such as `no` as false or `007` as 7."""
-    if isinstance(value, dict) and isinstance(converted, dict):
-        for key, item in value.items():
-            _check_strings(item, converted.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and isinstance(converted, list | tuple):
-        for item, final in zip(value, converted, strict=False):
-            _check_strings(item, final, name)
-    elif isinstance(converted, str) and not isinstance(value, str):
-        about = summary(Job(), name)
-        about = f" ({about})" if about else ""
-        raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes{about}")
+    for name, value, final in paired(content, converted):
+        if isinstance(final, str) and not isinstance(value, str):
+            about = summary(Job(), name)
+            about = f" ({about})" if about else ""
+            raise UserError(f"{name} must be a string, but YAML parses it as {value!r}; put it in quotes{about}")
 
 
 def _find(name: str, folders: Sequence[Path], key: str = "a mask") -> str:
@@ -231,16 +218,19 @@ def _sources(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]
     return _with_bases(content, path, seen)
 
 
-def _job_file(name: str) -> Path:
-    """Resolve a job file: a path, or else the name of a packaged job or preset, such as `demo` or `fast`."""
-    file = Path(name)
-    return file if file.is_file() or not _is_name(name) else _packaged(name, JOBS)
+def _job_file(name: str, folder: Path = Path(), packaged: Sequence[str] = JOBS) -> Path:
+    """Resolve a path relative to `folder`, or else the name of a packaged file, such as `demo` or `fast`.
 
-
-def _base_file(folder: Path, name: str) -> Path:
-    """Resolve an entry of `base`: a path relative to `folder`, or else the name of a packaged preset, such as `sd2`."""
-    file = folder / expand_user(name, "base")
-    return file if file.is_file() or not _is_name(name) else _packaged(name, JOBS[1:])
+    Of packaged files with equal names, that of the first pattern counts.
+    """
+    if (folder / name).is_file() or not re.fullmatch(r"[\w-]+", name):
+        return folder / name
+    files = {file.stem: file for pattern in reversed(packaged) for file in _matches(pattern)}
+    if name not in files:
+        if (here := Path(f"{name}.yaml")).is_file():
+            raise UnknownPresetError(f"there is no preset {name!r}; did you mean the file {str(here)!r}?")
+        raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files), 0.6)}")
+    return files[name]
 
 
 def _similar_file(path: Path) -> str:
@@ -256,25 +246,9 @@ def _similar_file(path: Path) -> str:
     return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 
-def _is_name(name: str) -> bool:
-    return re.fullmatch(r"[\w-]+", name) is not None
-
-
 def _matches(pattern: str) -> list[Path]:
     folder, _, names = pattern.partition("/")
     return sorted(resource(folder).glob(names))
-
-
-def _packaged(name: str, patterns: Sequence[str]) -> Path:
-    """Return the packaged YAML file called `name`; of equal names, that of the first pattern."""
-    files: dict[str, Path] = {}
-    for file in (file for pattern in patterns for file in _matches(pattern)):
-        files.setdefault(file.stem, file)
-    if name not in files:
-        if (here := Path(f"{name}.yaml")).is_file():
-            raise UnknownPresetError(f"there is no preset {name!r}; did you mean the file {str(here)!r}?")
-        raise UnknownPresetError(f"there is neither a file nor a preset {name!r}{nearest(name, sorted(files), 0.6)}")
-    return files[name]
 
 
 def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
@@ -282,5 +256,5 @@ def _with_bases(content: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> 
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
         raise UserError(f"{path}: base must be a path or a list of paths, got {base!r}")
-    sources = [source for name in bases for source in _sources(_base_file(path.parent, name), (*seen, path))]
-    return [*sources, (path, OmegaConf.create(content))]
+    files = (_job_file(str(expand_user(name, "base")), path.parent, PRESETS) for name in bases)
+    return [*(source for file in files for source in _sources(file, (*seen, path))), (path, OmegaConf.create(content))]
