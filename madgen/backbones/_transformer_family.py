@@ -94,7 +94,7 @@ class TransformerFamily(Family):
     def text_limit(cls, files: ModelFiles, max_sequence_length: int | None = None) -> TextLimit | None:
         own = tokenizers.text_limit((cls.limiting_part,), files)
         length = cls.used_length(max_sequence_length, cls.max_length if own is None else own.tokens)
-        return None if own is None else replace(own, tokens=max(0, length - cls.template_tokens), chosen=True)
+        return None if own is None else replace(own, tokens=max(0, length - cls.template_tokens), limits=())
 
     @classmethod
     def size(cls, files: ModelFiles, max_sequence_length: int | None) -> ModelSize:

@@ -6,20 +6,21 @@ import ast
 import dataclasses
 import inspect
 import re
+from itertools import pairwise
 from typing import Any
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
     """Return the strings that follow the fields of a dataclass and of its bases, by name."""
-    inherited = [field_docstrings(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
+    documented: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, cls.__bases__):
+        documented |= field_docstrings(base)
     (definition,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(definition, ast.ClassDef)
-    documented = {name: text for fields in inherited for name, text in fields.items()}
-    for field, following in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            match following:
-                case ast.Expr(value=ast.Constant(value=str(text))):
-                    documented[field.target.id] = inspect.cleandoc(text)
+    for pair in pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                documented[name] = inspect.cleandoc(text)
     return documented
 
 

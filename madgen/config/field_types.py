@@ -14,9 +14,7 @@ from madgen.utils.validation import nearest
 NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
 
 
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+_hints = cache(get_type_hints)
 
 
 def check_fields(config: Any, prefix: str = "") -> None:

@@ -24,18 +24,15 @@ class TextLimit:
     """Folder or Hub id."""
     revision: str | None
     subfolders: tuple[str, ...]
-    chosen: bool = False
-    """The limit is a setting, not that of the tokenizers."""
+    limits: tuple[int, ...] = ()
+    """Maximum length of each tokenizer; empty if `tokens` is a setting, not that of the tokenizers."""
 
     def load(self) -> list[Any] | None:
         """Return the tokenizers, None if they are not available locally."""
         try:
-            if not self.chosen:
-                limits = [_limit(self.where, self.revision, folder) for folder in self.subfolders]
-                return [
-                    ClipCounter(_clip_backend(self.where, self.revision, folder), limit or self.tokens)
-                    for folder, limit in zip(self.subfolders, limits, strict=True)
-                ]
+            if self.limits:
+                backends = (_clip_backend(self.where, self.revision, folder) for folder in self.subfolders)
+                return list(map(ClipCounter, backends, self.limits))
             from transformers import AutoTokenizer
 
             options = {"revision": self.revision, "local_files_only": True}
@@ -99,8 +96,8 @@ def text_limit(subfolders: tuple[str, ...], files: ModelFiles) -> TextLimit | No
         limits = [_limit(where, files.revision, subfolder) for subfolder in subfolders]
     except UserError:
         return None
-    known = [limit for limit in limits if limit is not None]
-    return TextLimit(min(known), where, files.revision, subfolders) if len(known) == len(subfolders) else None
+    known = tuple(limit for limit in limits if limit is not None)
+    return TextLimit(min(known), where, files.revision, subfolders, known) if len(known) == len(subfolders) else None
 
 
 def _limit(where: str, revision: str | None, subfolder: str) -> int | None:

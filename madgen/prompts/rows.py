@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
     ]
 )
 LINE_BITS = 40
-_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
 def default_id(text: str) -> str:
@@ -116,7 +116,3 @@ class Location(NamedTuple):
         if not self.source.lower().endswith((".json", ".json.gz")):
             return f"{self.source}:{self.line}"
         return f"{self.source}: item {self.line}" if self.identity is None else f"{self.source}[{self.identity!r}]"
-
-
-def _json(value: Any) -> str:
-    return _ENCODER.encode(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from madgen.config.schema.checks import changed, check, check_one_of
@@ -76,10 +76,6 @@ class InitConfig:
             f"than one step; raise it to {1 / num_inference_steps:.3g}, or set it to 0",
         )
         return steps
-
-    def to_metadata(self) -> dict[str, Any]:
-        """Return the content of `sampling.init` in a sample's JSON, whose place is that of the sample."""
-        return {name: value for name, value in asdict(self).items() if name != "place"}
 
 
 def check_place(name: str, place: Any) -> None:

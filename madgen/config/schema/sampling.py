@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from madgen.config.schema.checks import check, check_one_of, quoted
@@ -113,13 +113,13 @@ class SamplingParams:
         return SamplingParams(**values)
 
     def to_metadata(self) -> dict[str, Any]:
-        """Return the content of `sampling` in a sample's JSON."""
+        """Return the content of `sampling` in a sample's JSON; its picture's place is recorded elsewhere."""
         values = {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
         if not self.scheduler_options:  # unknown to earlier versions
             del values["scheduler_options"]
         del values["init"]
         if self.init.strength is not None:
-            values["init"] = self.init.to_metadata()
+            values["init"] = {name: value for name, value in asdict(self.init).items() if name != "place"}
         return values
 
 
