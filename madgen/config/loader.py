@@ -178,20 +178,17 @@ def _find_source(source: str, folders: Sequence[Path]) -> str:
 
 
 def _override(text: str) -> DictConfig:
-    key, separator, _ = text.partition("=")
+    key, separator, value = text.partition("=")
     if not (separator and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key.strip())):
         raise UserError(f"an override must be key=value, got {text!r}; example: sampling.width=2048")
-    value = text.partition("=")[2]
     if " #" in f" {value}" and value.strip()[:1] not in tuple("'\"[{"):
         text = f"{key}={json.dumps(value.strip(), ensure_ascii=False)}"  # or YAML would take the rest for a comment
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        fix = (
-            "close its brackets and quotes, and quote it in a shell"
-            if isinstance(error, YAMLError)
-            else str(error).splitlines()[0]
-        )
+        fix = str(error).splitlines()[0]
+        if isinstance(error, YAMLError):
+            fix = "close its brackets and quotes, and quote it in a shell"
         raise UserError(f"cannot read the override {text!r}: {fix}") from error
 
 

@@ -67,14 +67,10 @@ def _problems(tensors: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
     network = next(name for name in NETWORKS if name in parts)
     flat = {part: {_flat(name): (name, entry) for name, entry in content.items()} for part, content in parts.items()}
     for tensor in _lora_tensors(tensors, network):
-        if tensor.part not in parts:
-            if tensor.part in NETWORKS:
-                yield f"it does not match this backbone: its {tensor.part} has no layer {tensor.layer}"
-            continue
-        name, entry = flat[tensor.part].get(_flat(f"{tensor.layer}.weight"), (None, None))
+        name, entry = flat.get(tensor.part, {}).get(_flat(f"{tensor.layer}.weight"), (None, None))
         if name is None or entry is None:
             is_of_unet = tensor.part == "transformer" and UNET_LAYER.match(tensor.layer)
-            if tensor.part in NETWORKS and (tensor.is_exact or is_of_unet):
+            if tensor.part in NETWORKS and (tensor.part not in parts or tensor.is_exact or is_of_unet):
                 yield f"it does not match this backbone: its {tensor.part} has no layer {tensor.layer}"
             continue
         layer = f"{tensor.part}.{name.removesuffix('.weight')}"

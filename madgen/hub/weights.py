@@ -18,25 +18,14 @@ LOADING_FAILURES = (OSError, ValueError, RuntimeError, LookupError, TypeError, A
 """Errors of diffusers, transformers and safetensors for weights that are damaged, or of another model."""
 
 
-def load_error(key: str, value: str, error: Exception) -> UserError:
-    """Return the error for weights that cannot be loaded: the damaged file, or else the first lines of `error`.
-
-    Only weights of the Hub can be missing from its cache, so only for them `madgen fetch` is suggested.
-    """
-    from huggingface_hub import constants
-
-    folder = local_folder(value)
-    problem = None if folder is None else damaged_file(folder)
-    lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
-    reason = problem or (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
-    on_hub = not Path(resolve_pretrained(value)).exists() and problem is None
-    hint = FETCH_HINT if on_hub and constants.HF_HUB_OFFLINE else ""
-    return UserError(f"cannot load {key}={value}: {reason}{hint}")
-
-
 @contextmanager
 def loading(key: str, value: str, *further: type[Exception]) -> Iterator[None]:
-    """Convert `LOADING_FAILURES` and `further` errors of weights that are loaded in this context; see `load_error`."""
+    """Convert `LOADING_FAILURES` and `further` errors of weights that are loaded in this context to UserErrors.
+
+    These name the damaged file, or else have the first lines of the error. Only weights of the Hub can be missing from
+    its cache, so only for them `madgen fetch` is suggested.
+    """
+    from huggingface_hub import constants
     from safetensors import SafetensorError
 
     failures: tuple[type[Exception], ...] = (*LOADING_FAILURES, SafetensorError, *further)
@@ -45,7 +34,13 @@ def loading(key: str, value: str, *further: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except failures as error:
-        raise load_error(key, value, error) from error
+        folder = local_folder(value)
+        problem = None if folder is None else damaged_file(folder)
+        lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+        reason = problem or (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
+        on_hub = not Path(resolve_pretrained(value)).exists() and problem is None
+        hint = FETCH_HINT if on_hub and constants.HF_HUB_OFFLINE else ""
+        raise UserError(f"cannot load {key}={value}: {reason}{hint}") from error
 
 
 def local_folder(where: str, revision: str | None = None) -> Path | None:
@@ -109,9 +104,10 @@ def weights_id(pretrained: str, revision: str | None = None, config: str | None 
     """
     file = single_file(pretrained)
     if file is not None:
-        config_id = None if config is None else weights_id(config, revision)
-        parts = (file_hash(file), config_id)
-        return None if config is not None and config_id is None else "-".join(part for part in parts if part)
+        if config is None:
+            return file_hash(file)
+        config_id = weights_id(config, revision)
+        return config_id and f"{file_hash(file)}-{config_id}"
     folder = Path(resolve_pretrained(pretrained))
     if folder.is_dir():
         return folder_hash(folder)

@@ -90,7 +90,7 @@ def _file(file: PromptFile, options: ReadOptions) -> PromptSource:
     path = file.path
     if path.is_dir():
         raise UserError(f"prompts.source={path} is a directory; name a file, or a pattern such as {path}/*.txt")
-    reader = _reader(file, options)
+    reader = _reader(file.name, options)
     if not path.is_file():
         raise UserError(
             f"prompts.source={path} is not a regular file; prompts are read from {', '.join(known_suffixes())}"
@@ -99,19 +99,18 @@ def _file(file: PromptFile, options: ReadOptions) -> PromptSource:
 
 
 def _remote(url: str, options: ReadOptions) -> PromptSource:
-    reader_of(url)  # raises UserError before anything is downloaded
+    reader = _reader(url, options)
     remote = download(url)
-    read = partial(_reader(remote, options).read, remote, options)
-    return PromptSource(url, remote.path.parent, list, read, remote)
+    return PromptSource(url, remote.path.parent, list, partial(reader.read, remote, options), remote)
 
 
-def _reader(file: PromptFile, options: ReadOptions) -> Reader:
+def _reader(name: str, options: ReadOptions) -> Reader:
     """Return the reader of a file. Raises UserError if an option does not apply to its format."""
-    reader = reader_of(file.name)
+    reader = reader_of(name)
     if (options.columns or options.keep) and not reader.COLUMNS:
         setting = "prompts.columns" if options.columns else "prompts.keep_columns"
-        raise UserError(f"{setting} does not apply to {file}, which has no columns; leave it empty")
-    _check_comments(file.name, options, reader.COMMENTS)
+        raise UserError(f"{setting} does not apply to {name}, which has no columns; leave it empty")
+    _check_comments(name, options, reader.COMMENTS)
     return reader
 
 

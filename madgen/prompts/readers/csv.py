@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
@@ -24,13 +24,11 @@ NUMBERS = ("width", "height", "seed")
 LISTS = ("regions", "across")
 
 
-def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
-    """Read the rows of a `.csv`. Raises UserError for a row with more or fewer cells than the header."""
-    yield from read_delimited(file, options, DELIMITERS)
+def read(file: PromptFile, options: ReadOptions, delimiters: Sequence[str] = DELIMITERS) -> Iterator[Chunk]:
+    """Read rows whose delimiter is the first of `delimiters`, or another one if only that fits the header.
 
-
-def read_delimited(file: PromptFile, options: ReadOptions, delimiters: tuple[str, ...]) -> Iterator[Chunk]:
-    """Read rows whose delimiter is the first of `delimiters`, or another one if only that fits the header."""
+    Raises UserError for a row with more or fewer cells than the header.
+    """
     lines, skipped, delimiter = _dialect(
         (line for _, lines in read_blocks(file) for line in lines), options, delimiters
     )
@@ -42,7 +40,7 @@ def read_delimited(file: PromptFile, options: ReadOptions, delimiters: tuple[str
     yield from in_chunks(_rows(cells, header[1], choice, file, delimiter), bool(choice.extras))
 
 
-def _dialect(lines: Iterator[str], options: ReadOptions, delimiters: tuple[str, ...]) -> tuple[Iterator[str], int, str]:
+def _dialect(lines: Iterator[str], options: ReadOptions, delimiters: Sequence[str]) -> tuple[Iterator[str], int, str]:
     """Return the lines from the header on, the number of lines before it, and the delimiter."""
     skipped, line = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
     if (named := EXCEL.fullmatch(line.rstrip("\r"))) is not None:
