@@ -262,7 +262,7 @@ def test_missing_datasets_are_refused(hub, source, message):
         ("p.parquet", parquet(prompt=["a", None]), r"p.parquet:2: the prompt must be a non-empty string"),
         ("p.parquet", parquet(prompt=[1, 2]), r"p.parquet:1: the prompt must be a non-empty string"),
         ("p.parquet", parquet(prompt=["a"], width=["12"]), r"p.parquet:1: width must be an integer"),
-        ("p.parquet", parquet(text=["a"]), "has no column 'prompt'"),
+        ("p.parquet", parquet(text=["a"]), r"^[^ ]*p.parquet has no column 'prompt'.*prompts.columns.prompt=...$"),
         ("p.parquet.gz", pack(parquet(prompt=["a"])), "decompress the file"),
         ("p.txt.gz", pack(b"a hill\n" * 9999)[:-20], "not a complete gzip file"),
         ("p.txt.gz", b"a hill", "not a complete gzip file"),

@@ -21,18 +21,14 @@ READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 def arrow_chunks(name: str, tables: Iterable[pa.Table | pa.RecordBatch], choice: Choice) -> Iterator[Chunk]:
     """Yield a chunk per table. Raises UserError for unreadable values."""
     first = 1
-    iterator = iter(tables)
-    while True:
-        try:
-            table = next(iterator, None)
-            if table is None:
-                return
+    try:
+        for table in tables:
             rows = _rows(table, choice)
             extras = table.select(list(choice.extras)).to_pylist() if choice.extras else None
-        except READ_ERRORS as error:
-            raise UserError(f"{name} cannot be read after row {first - 1}: {error}") from error
-        yield Chunk(range(first, first + len(rows)), rows, extras)
-        first += len(rows)
+            yield Chunk(range(first, first + len(rows)), rows, extras)
+            first += len(rows)
+    except READ_ERRORS as error:
+        raise UserError(f"{name} cannot be read after row {first - 1}: {error}") from error
 
 
 def rows_at_once(choice: Choice) -> int:

@@ -23,11 +23,11 @@ def read(file: PromptFile, options: ReadOptions) -> Iterator[Chunk]:
             table = pq.ParquetFile(stream, buffer_size=BUFFER)
             choice = choose_columns(str(file), table.schema_arrow.names, options)
             yield from arrow_chunks(str(file), _batches(table, choice.columns, rows_at_once(choice)), choice)
-    except OSError as error:
-        if error.errno is None:  # raised by pyarrow for invalid content
-            raise UserError(f"{file} is not a complete Parquet file ({error}); copy it again") from error
-        raise UserError(f"cannot read prompts.source={file}: {error.strerror}") from error
+    except UserError:
+        raise
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # those of pyarrow for invalid content have none
+            raise UserError(f"cannot read prompts.source={file}: {error.strerror}") from error
         raise UserError(f"{file} is not a complete Parquet file ({error}); copy it again") from error
 
 
