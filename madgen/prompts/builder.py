@@ -47,7 +47,8 @@ class TableBuilder:
         self.key_prefix = key_prefix
         self.config, self.defaults, self.sources, self.batch_rows = config, defaults, sources, batch_rows
         self.rows = 0
-        self._buffer, self._index = SpillBuffer(in_memory), IdIndex(self._ids_at)
+        self._buffer = SpillBuffer(in_memory)
+        self._index = IdIndex(lambda rows: [self._cell(row, "id") for row in rows])
         self._names = FreeNames(self._index)
         self._totals, self._prompts_digest = PromptTotals(), PromptsDigest()
         self._keys_digest = KeysDigest(config.samples_per_prompt, key_prefix)
@@ -168,9 +169,6 @@ class TableBuilder:
             shared = row if regions == self.defaults.regions else None
             self._totals.add((height, width), count, negative, regions, shared)
             row += count
-
-    def _ids_at(self, rows: Sequence[int]) -> list[str]:
-        return [self._cell(row, "id") for row in rows]
 
     def _cell(self, row: int, column: str) -> Any:
         number = bisect_right(self._starts, row) - 1

@@ -113,7 +113,11 @@ class _Finder(MetaPathFinder):
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name in self.deferred:
-            return self._deferred_spec(name, path, target)
+            others = [finder for finder in sys.meta_path if finder is not self]
+            spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _DeferringLoader(spec.loader, self.deferred[name])
+            return spec
         package = name.rpartition(".")[0]
         if {name, package} & self.independent or not isinstance(sys.modules.get(package), _DeferredModule):
             return None
@@ -123,14 +127,6 @@ class _Finder(MetaPathFinder):
             return None
         module.__spec__.loader = _LoadedModule(module)
         return module.__spec__
-
-    def _deferred_spec(self, name: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
-        stand_ins = self.deferred[name]
-        others = [finder for finder in sys.meta_path if finder is not self]
-        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _DeferringLoader(spec.loader, stand_ins)
-        return spec
 
 
 _finder = _Finder()
