@@ -105,14 +105,11 @@ def atomic(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
         else:
             hard_link(temporary, path)
             temporary.unlink()
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.filename == str(temporary) or error.filename == temporary:
+        if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
             error.filename = str(path)  # the path that the caller knows
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 
