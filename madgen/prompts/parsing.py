@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date, datetime, time
 from decimal import Decimal
 from itertools import repeat
 from pathlib import Path
@@ -14,7 +16,6 @@ from madgen.config.schema import PromptsConfig
 from madgen.images.masks import embed_mask
 from madgen.prompts.builder import TableBuilder
 from madgen.prompts.characters import BYTE_ORDER_MARK, invalid_character, is_blank, is_clean
-from madgen.prompts.extra_columns import json_columns
 from madgen.prompts.picture_columns import PictureColumns, check_known
 from madgen.prompts.picture_files import named_file, prefetch
 from madgen.prompts.readers import ALL, Chunk
@@ -74,7 +75,8 @@ class RowParser:
             self._note_files(location, fields, source)
             columns = {}
             if kept is not None:
-                columns = json_columns(location, {**dict.fromkeys(self._keep), **kept})
+                values = {**dict.fromkeys(self._keep), **kept}
+                columns = {name: _json_value(location, name, value) for name, value in values.items()}
                 self._missing.difference_update(kept)
             builder.add(self._prompt(location, fields, source, shared, columns), number, line)
 
@@ -216,3 +218,38 @@ def _checked(where: Location, name: str, text: str) -> str:
     if problem is not None:
         raise UserError(f"{where}: {name} {problem}")
     return text
+
+
+def _json_value(where: object, name: str, value: Any) -> Any:
+    """Return the value of a kept column as a JSON value. Raises UserError for one that JSON cannot represent.
+
+    NaN becomes null, dates and times become ISO 8601 strings.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return _json_text(where, name, value)
+    if isinstance(value, float | Decimal):
+        if math.isinf(value):
+            raise UserError(f"{where}: column {name!r} is {value}, which JSON cannot represent; remove the value")
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [_json_value(where, name, item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {_json_text(where, name, key): _json_value(where, name, item) for key, item in value.items()}
+    raise UserError(
+        f"{where}: column {name!r} holds a {type(value).__name__}, which JSON cannot represent; leave it out of "
+        "prompts.keep_columns"
+    )
+
+
+def _json_text(where: object, name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: column {name!r} contains half of a surrogate pair, which UTF-8 cannot encode; remove it"
+        ) from None
+    return value
