@@ -83,18 +83,19 @@ def build_job(
 ) -> Job:
     """Merge layers and overrides into `base`, by default a job with default values, and validate the result."""
     layers = [OmegaConf.create({"name": name}), *layers, *(_override(text) for text in overrides)]
+    defaults = Job().as_dict()
     for layer in layers:
         content = OmegaConf.to_container(layer)
         _check_interpolations(content)
         check_recordable(content)
-        check_shapes(content, _default_values())
+        check_shapes(content, defaults)
         _unset_other_mad_key(layer)
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base) if base else _default_job(), *layers))
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     except TypeError as error:  # from OmegaConf, for a mapping in place of a list that is null by default
-        pairs = (pair for layer in layers for pair in paired(OmegaConf.to_container(layer), _default_values()))
+        pairs = (pair for layer in layers for pair in paired(OmegaConf.to_container(layer), defaults))
         names = [name for name, value, default in pairs if isinstance(value, dict) and default is None]
         raise UserError(f"{', '.join(names) or 'a key'} must be a list or null, got a mapping") from error
     assert isinstance(job, Job)
@@ -109,11 +110,6 @@ def build_job(
 def _default_job() -> DictConfig:
     """Return the schema with default values; `OmegaConf.merge` copies it, which is faster than building it again."""
     return OmegaConf.structured(Job)
-
-
-@cache
-def _default_values() -> dict[str, Any]:
-    return Job().as_dict()
 
 
 def _unset_other_mad_key(layer: DictConfig) -> None:

@@ -10,7 +10,7 @@ from madgen.utils.errors import UserError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 AGAIN = "download it again"
-PICKLE = "convert it to .safetensors with the tool that made it"
+PICKLE = "which can run code when loaded; convert it to .safetensors with the tool that made it"
 KINDS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"),
     (b"# xet version", "a Xet pointer, not the file itself; run `git xet pull` in its repository"),
@@ -23,6 +23,8 @@ KINDS = (
     (b"GGUF", "a GGUF file, which is not supported; use the .safetensors file"),
     (b"\x89HDF", "an HDF5 file, which is not supported; use the .safetensors file"),
     (b"\x89PNG", "a PNG image; use the .safetensors file"),
+    (b"PK\x03\x04", f"a zip archive, as PyTorch saves pickles, {PICKLE}"),
+    ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), f"a pickle, {PICKLE}"),
 )
 """Files that are given or downloaded in place of weights, by their first bytes."""
 
@@ -97,9 +99,6 @@ def file_kind(start: bytes, size: int) -> str | None:
     for first, kind in KINDS:
         if start.startswith(first):
             return kind
-    if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        archive = "a zip archive, as PyTorch saves pickles" if start[:2] == b"PK" else "a pickle"
-        return f"{archive}, which can run code when loaded; {PICKLE}"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -118,8 +118,7 @@ def _attribute(name: str, content: Any, weighted: bool) -> Attribute:
     where = f"prompts.attributes.{name}"
     values, weights = content, None
     if isinstance(content, dict):
-        unknown = next((key for key in content if key not in ("values", "weights")), None)
-        if unknown is not None or "values" not in content:
+        if "values" not in content or not content.keys() <= {"values", "weights"}:
             raise UserError(
                 f"{where} must be a list of values or {{values: [...], weights: [...]}}, got {content!r:.80}"
             )
