@@ -245,19 +245,22 @@ class PipelineBackbone(Family, Backbone):
         """Return whether a layer attends to the prompt alone."""
         return False
 
-    def by_path(
+    def run_paths(
         self,
         run: Callable[..., Tensor],
         views_NVChw: Tensor,
         timestep: Tensor,
         conditioning: Conditioning,
         joint: JointStep | None,
-        size: int,
+        size: int | None,
     ) -> Tensor:
-        """Call `run` path after path, with `size` views at a time, or with all of them where attention merges them.
+        """Call `run` once with the views of all paths, or, given a `size`, path after path with `size` views at a time.
 
-        The graph of a gradient holds one call, the others run again.
+        Where attention merges the views of a path, they stay together. The graph of a gradient holds one call, the
+        others run again.
         """
+        if size is None:
+            return run(views_NVChw, timestep, conditioning, joint)
         if joint is not None and self.merged_at(joint):
             size = views_NVChw.shape[1]
         elif joint is None and torch.is_grad_enabled():

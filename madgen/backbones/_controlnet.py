@@ -7,14 +7,11 @@ UNet's: it was trained beside that UNet, so it has to see the same hidden states
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from madgen.backbones.acceleration import cpu
-from madgen.diffusion.attention import JointAttention, JointPass, KeysValues
 from madgen.hub.weights import loading, single_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -31,50 +28,6 @@ SHAPES = (
     "projection_class_embeddings_input_dim",
 )
 """Keys of the config that a ControlNet shares with its UNet."""
-
-
-@dataclass(frozen=True)
-class ControlInputs:
-    """The inputs of a ControlNet's pass that the UNet does not have."""
-
-    pixels: Tensor
-    """Crops of the control pictures in 0..1, [N * V, 3, h * f, w * f]."""
-    scale: float
-    prompt: Mapping[str, KeysValues]
-    """Keys and values of the prompts for each cross-attention layer."""
-
-
-class ControlBranch:
-    """A ControlNet whose attention layers merge like those of the UNet beside it."""
-
-    def __init__(self, network: Any, attention: Mapping[str, Any]):
-        self.network, self.attention = network, attention
-        if network.device.type == "cpu":
-            cpu.prepare(network)
-        for name, layer in attention.items():
-            layer.processor = JointAttention(name, layer.processor)
-
-    def residuals(
-        self,
-        views: Tensor,
-        timestep: Tensor,
-        hidden: Tensor,
-        conditions: dict[str, Tensor] | None,
-        joint: JointPass,
-        control: ControlInputs,
-    ) -> dict[str, Any]:
-        """Return what is added to the UNet's skip connections and middle, as arguments of its `forward`."""
-        down, middle = self.network(
-            views,
-            timestep,
-            encoder_hidden_states=hidden,
-            controlnet_cond=control.pixels,
-            conditioning_scale=control.scale,
-            added_cond_kwargs=conditions,
-            cross_attention_kwargs={"joint": replace(joint, prompt=control.prompt, halved=None, style={})},
-            return_dict=False,
-        )
-        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
 
 
 def load_controlnet(weights: str, unet: Any, factor: int, dtype: torch.dtype) -> Any:

@@ -157,30 +157,18 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         if joint is not None and all_merge and joint.merging.positions == "canvas":
             canvas_BCHW = canvas_of(views_BVChw, joint.views)
             if torch.equal(split(canvas_BCHW, joint.views), views_BVChw):  # SyncDiffusion moves views apart
-                noise_NCHW = self._paths(canvas_BCHW[:, None], timestep, conditioning, None, chunk_views)[:, 0]
-                return conditioning.guided(split(noise_NCHW, joint.views))
+                canvas_N1CHW = conditioning.views(canvas_BCHW[:, None])
+                noise_N1CHW = self.run_paths(self._pass, canvas_N1CHW, timestep, conditioning, None, chunk_views)
+                return conditioning.guided(split(noise_N1CHW[:, 0], joint.views))
+        views_NVChw, merging = conditioning.views(views_BVChw), joint if merged else None
         return conditioning.guided(
-            self._paths(views_BVChw, timestep, conditioning, joint if merged else None, chunk_views)
+            self.run_paths(self._pass, views_NVChw, timestep, conditioning, merging, chunk_views)
         )
-
-    def _paths(
-        self,
-        views_BVChw: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        joint: JointStep | None,
-        chunk_views: int | None,
-    ) -> Tensor:
-        """Predict the velocity of each path, float32 [N, V, C, h, w]; `joint`: a step that merges."""
-        views_NVChw = conditioning.views(views_BVChw)
-        if chunk_views is None:
-            return self._pass(views_NVChw, timestep, conditioning, joint)
-        return self.by_path(self._pass, views_NVChw, timestep, conditioning, joint, chunk_views)
 
     def _pass(
         self, views_NVChw: Tensor, timestep: Tensor, conditioning: Conditioning, joint: JointStep | None
     ) -> Tensor:
-        """Run the transformer once, float32 [N, V, C, h, w]."""
+        """Run the transformer once: the velocity of each path, float32 [N, V, C, h, w]. `joint`: a step that merges."""
         network = self.transformer if joint is not None or not self.runs_compiled() else self.compiled
         cells_MChw = views_NVChw.flatten(0, 1).to(self.dtype)
         with self.context.running(None if joint is None else self._token_pass(joint, conditioning)):

@@ -13,7 +13,7 @@ import torch
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._conditioning import Conditioning, Control, Embedded, Style
-from madgen.backbones._controlnet import ControlBranch, ControlInputs, check_controlnet, load_controlnet
+from madgen.backbones._controlnet import check_controlnet, load_controlnet
 from madgen.backbones._ip_adapter import load_style_adapter
 from madgen.backbones._loaded_pipeline import check_unet, is_offloaded
 from madgen.backbones._unet_family import UNetFamily, attention_of
@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class _ControlInputs:
+    """The inputs of a ControlNet's pass that the UNet does not have."""
+
+    pixels: Tensor
+    """Crops of the control pictures in 0..1, [N * V, 3, h * f, w * f]."""
+    scale: float
+    prompt: Mapping[str, KeysValues]
+    """Keys and values of the prompts for each cross-attention layer."""
+
+
+@dataclass(frozen=True)
 class _Inputs:
     """All inputs of a UNet pass besides its weights."""
 
@@ -40,7 +51,7 @@ class _Inputs:
     conditions: dict[str, Tensor] | None
     joint: JointPass | None
     """None: the network's own attention."""
-    control: ControlInputs | None = None
+    control: _ControlInputs | None = None
     """Inputs of the ControlNet; None: it does not act."""
 
 
@@ -55,18 +66,14 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             pipeline.vae.float()
         super().__init__(pipeline, spec, dtype, device)
         self.unet = self.network
-        if self.device.type == "cpu":
-            cpu.prepare(self.unet)
         self.tokenizers = tuple(getattr(pipeline, part) for part in self.tokenizer_parts)
         self.text_encoders = [self._frozen(getattr(pipeline, part)) for part in self.text_encoder_parts]
         self._convert = pipeline.maybe_convert_prompt
-        self.attention = attention_of(self.unet)
-        self._refuse_unknown_attention(self.unet)
-        for name, layer in self.attention.items():
-            layer.processor = JointAttention(name, layer.processor)
+        self.attention = self._attending_jointly(self.unet)
         self.shared_prefix = SharedPrefix(self.unet, self.attention)
         self._negative: tuple[Any, Embedded] | None = None
-        self.controlnet: ControlBranch | None = None
+        self.control_attention: dict[str, Any] = {}
+        """Attention layers of the ControlNet, by name."""
         if (controlnet := pipeline.components.get("controlnet")) is not None:
             self.add_controlnet(controlnet)
         captures = self.device.type == "cuda" and not self.borrowed  # a borrowed model's weights may move
@@ -90,9 +97,8 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
     def add_controlnet(self, network: Any) -> None:
         """Run a ControlNet beside the UNet in passes with control pictures. Raises UserError if it does not fit."""
         check_controlnet(network.config, self.unet.config, self.spec.factor, "the ControlNet")
-        attention = attention_of(network)
-        self._refuse_unknown_attention(network)
-        self.controlnet = ControlBranch(self._frozen(network), attention)
+        self.controlnet = self._frozen(network)
+        self.control_attention = self._attending_jointly(network)
 
     @classmethod
     def check_quantization(cls, kind: str, pretrained: str) -> None:
@@ -114,12 +120,18 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         self.release_memory()
         self.graphs = None
 
-    @staticmethod
-    def _refuse_unknown_attention(network: Any) -> None:
+    def _attending_jointly(self, network: Any) -> dict[str, Any]:
+        """Install `JointAttention` in all attention layers; return them by name. UserError for unsupported ones."""
         for name, module in network.named_modules():
             extras = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm", "residual_connection")
             if hasattr(module, "to_q") and any(getattr(module, extra, None) for extra in extras):
                 raise UserError(f"attention layer {name} normalises its inputs in a way that is not supported")
+        if self.device.type == "cpu":
+            cpu.prepare(network)
+        layers = attention_of(network)
+        for name, layer in layers.items():
+            layer.processor = JointAttention(name, layer.processor)
+        return layers
 
     @abstractmethod
     def embed(self, prompts: list[str]) -> Embedded:
@@ -165,8 +177,7 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         steps: Container[int],
     ) -> Conditioning:
         with torch.no_grad():
-            assert self.controlnet is not None
-            projected = self._projected(self.controlnet.network, self.controlnet.attention, conditioning.embeddings_NTD)
+            projected = self._projected(self.controlnet, self.control_attention, conditioning.embeddings_NTD)
             canvases = canvases_P3HW.to(self.device, self.dtype)
             panoramas_N = conditioning.views(torch.tensor(panoramas, device=self.device))
             return replace(conditioning, control=Control(canvases, panoramas_N, scale, steps, projected))
@@ -202,13 +213,8 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         chunk_views: int | None = None,
     ) -> Tensor:
         """Predict the noise with guidance, float32 [B, V, C, h, w], in one UNet pass over all views of all paths."""
-        views = conditioning.views(views_BVChw.to(self.dtype))
-        if chunk_views is None:
-            halved = joint is not None and conditioning.negatives == len(views_BVChw)
-            noise = self._pass(views, timestep, conditioning, joint, halved, capture=self.dtype == self.loaded_dtype)
-        else:
-            noise = self.by_path(self._pass, views, timestep, conditioning, joint, chunk_views)
-        return conditioning.guided(noise)
+        views, run = conditioning.views(views_BVChw.to(self.dtype)), partial(self._pass, capture=chunk_views is None)
+        return conditioning.guided(self.run_paths(run, views, timestep, conditioning, joint, chunk_views))
 
     @staticmethod
     def crosses(layer: str) -> bool:
@@ -221,12 +227,11 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         timestep: Tensor,
         conditioning: Conditioning,
         joint: JointStep | None,
-        halved: bool = False,
-        capture: bool = False,
+        capture: bool,
     ) -> Tensor:
         """Run the UNet on some views of the conditioning's paths, float32 [N, V, C, h, w].
 
-        `halved`: the second half of the views is the first again. `capture`: CUDA graphs are allowed.
+        `capture`: CUDA graphs are allowed.
         """
         paths, count, _, height, width = views_NVChw.shape
         embedded, size = conditioning.embedded_guidance_BD, (count, height, width)
@@ -238,21 +243,21 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             conditioning.embeddings_NTD,
             None if embedded is None else embedded.repeat_interleave(count, 0),
             conditioning.conditions[size],
-            None if joint is None else self._joint_pass(joint, conditioning, halved),
+            None if joint is None else self._joint_pass(joint, conditioning),
             None if joint is None else self._control_inputs(joint, conditioning.control, count),
         )
         # Gradients and a temporary float32 need the network as it is, and so do passes without a step.
-        network = self.compiled if joint is not None and self.runs_compiled() else self.unet
-        captures = capture and joint is not None and self.graphs is not None and not torch.is_grad_enabled()
-        if captures and paths * count * height * width <= MAX_CELLS:
-            assert self.graphs is not None
+        as_loaded = joint is not None and self.dtype == self.loaded_dtype and not torch.is_grad_enabled()
+        network = self.compiled if as_loaded and self.compiled is not None else self.unet
+        if as_loaded and capture and self.graphs is not None and paths * count * height * width <= MAX_CELLS:
             noise = self.graphs(partial(self._run, network), network, inputs)
         else:
             noise = self._run(network, inputs)
         return noise.unflatten(0, (paths, count))
 
-    def _joint_pass(self, joint: JointStep, conditioning: Conditioning, halved: bool) -> JointPass:
+    def _joint_pass(self, joint: JointStep, conditioning: Conditioning) -> JointPass:
         merged, style = self.merged_at(joint), conditioning.style
+        halved = conditioning.paths == 2 * conditioning.negatives  # each prompt has a negative one, on the same views
         return JointPass(
             conditioning.paths,
             conditioning.keys_values,
@@ -264,23 +269,19 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             self.device.type == "cpu" and onednn.is_faster_in_attention(),
         )
 
-    def _control_inputs(self, joint: JointStep, control: Control | None, count: int) -> ControlInputs | None:
+    def _control_inputs(self, joint: JointStep, control: Control | None, count: int) -> _ControlInputs | None:
         """Return what the ControlNet needs for `count` views; None in steps in which it does not act."""
         if control is None or joint.step not in control.steps:
             return None
         crops = control.crops(joint.views, self.spec.factor)
         chosen = crops if count == crops.shape[1] else crops.narrow(1, joint.first, count)
-        return ControlInputs(chosen.flatten(0, 1), control.scale, control.keys_values)
+        return _ControlInputs(chosen.flatten(0, 1), control.scale, control.keys_values)
 
     def _run(self, network: Any, inputs: _Inputs) -> Tensor:
         """Run `network`, after the ControlNet, on all views, float32 [N * V, C, h, w]."""
         joint, residuals = inputs.joint, {}
-        if inputs.control is not None:
-            assert self.controlnet is not None
-            assert joint is not None
-            residuals = self.controlnet.residuals(
-                inputs.views, inputs.timestep, inputs.hidden, inputs.conditions, joint, inputs.control
-            )
+        if joint is not None and inputs.control is not None:
+            residuals = self._residuals(inputs, inputs.control, joint)
         with self.shared_prefix.halved(joint is not None and joint.halved is not None):
             noise: Tensor = network(
                 inputs.views,
@@ -293,3 +294,17 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
                 **residuals,
             )[0]
         return noise.float()
+
+    def _residuals(self, inputs: _Inputs, control: _ControlInputs, joint: JointPass) -> dict[str, Any]:
+        """Run the ControlNet; return what it adds to the UNet's skip connections and middle, as arguments."""
+        down, middle = self.controlnet(
+            inputs.views,
+            inputs.timestep,
+            encoder_hidden_states=inputs.hidden,
+            controlnet_cond=control.pixels,
+            conditioning_scale=control.scale,
+            added_cond_kwargs=inputs.conditions,
+            cross_attention_kwargs={"joint": replace(joint, prompt=control.prompt, halved=None, style={})},
+            return_dict=False,
+        )
+        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}

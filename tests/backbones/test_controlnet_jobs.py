@@ -193,7 +193,7 @@ def test_plan_counts_the_evaluations_with_the_controlnet(
 
     def evaluated(*overrides):
         sampler, counts = sampler_of(tiny, weights, *overrides), {"unet": 0, "control": 0}
-        for name, network in (("unet", sampler.backbone.unet), ("control", sampler.backbone.controlnet.network)):
+        for name, network in (("unet", sampler.backbone.unet), ("control", sampler.backbone.controlnet)):
             network.register_forward_pre_hook(
                 lambda _, inputs, name=name: counts.update({name: counts[name] + len(inputs[0])})
             )
