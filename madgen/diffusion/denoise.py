@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from madgen.diffusion.operators import MergeOperator
-from madgen.diffusion.regions import Composition, OnePrompt
-from madgen.diffusion.start import FromNoise, Start
+from madgen.diffusion.regions import Composition
+from madgen.diffusion.start import Start
 from madgen.diffusion.steps import steps_of
-from madgen.diffusion.syncdiffusion import NoSync
+from madgen.diffusion.syncdiffusion import Synchronizer
 from madgen.diffusion.views import Layout, Views
 
 Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
@@ -31,12 +31,6 @@ class Denoiser(Protocol):
     """Predict the noise of all views of the canvas; which attention layers merge may depend on `step`."""
 
     def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor: ...
-
-
-class Synchronizer(Protocol):
-    """Change the views before they are denoised; `pull` returns None to leave them as they are."""
-
-    def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None: ...
 
 
 class Merger(Protocol):
@@ -71,8 +65,8 @@ def joint_diffusion(
     called after each evaluation and returns the latents to continue with.
     """
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    merger, composition, sync = merger or MergeOperator(), composition or OnePrompt(), sync or NoSync()
-    start = start or FromNoise()
+    merger, composition = merger or MergeOperator(), composition or Composition()
+    sync, start = sync or Synchronizer(), start or Start()
     first = start.first(scheduler)
     timesteps = scheduler.timesteps[first:]
     later = [*timesteps, None]

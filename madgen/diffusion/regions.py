@@ -6,29 +6,21 @@ Letters: B canvases, R >= B rows, a row for each prompt of each canvas, the canv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Composition(Protocol):
-    """Distribute canvases over rows, one for each prompt, before the denoiser, and compose them again after it."""
+class Composition:
+    """Distribute canvases over rows before the denoiser, and compose them again after it: here a canvas is one row."""
 
     def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
         """Return the latents of each row [R, C, H, W]."""
-
-    def compose(self, rows_RCHW: Tensor) -> Tensor:
-        """Compose what was predicted for the rows into canvases [B, C, H, W]."""
-
-
-class OnePrompt:
-    """One prompt for each canvas."""
-
-    def rows(self, latents_BCHW: Tensor, scheduler: Any, timestep: Tensor, step: int) -> Tensor:
         return latents_BCHW
 
     def compose(self, rows_RCHW: Tensor) -> Tensor:
+        """Compose what was predicted for the rows into canvases [B, C, H, W]."""
         return rows_RCHW
 
 
@@ -48,7 +40,7 @@ class Bootstrap:
     """True for rows that are bootstrapped: the regions, not the backgrounds."""
 
 
-class Regions:
+class Regions(Composition):
     """Average rows under their masks.
 
     `masks_RHW`: weights >= 0; `counts`: the number of rows of each canvas. Raises ValueError for a cell in which all

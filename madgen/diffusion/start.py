@@ -7,41 +7,31 @@ Cells that are known are put back after each step, at the noise level of the nex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Start(Protocol):
-    """Where denoising begins, and which cells it keeps."""
+class Start:
+    """Where denoising begins, and which cells it keeps: here with noise, and none."""
 
     def first(self, scheduler: Any) -> int:
         """Return the index of the first evaluation in the scheduler's timesteps; prepare the scheduler for it."""
-
-    def latents(self, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
-        """Return the latents at the first timestep; None: there is no step."""
-
-    def keep(self, latents_BCHW: Tensor, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
-        """Return latents with what is known in place; `timestep`: the next one, None after the last step."""
-
-
-class FromNoise:
-    """Start from noise, and keep nothing."""
-
-    def first(self, scheduler: Any) -> int:
         return 0
 
     def latents(self, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+        """Return the latents at the first timestep; None: there is no step."""
         result: Tensor = noise_BCHW * scheduler.init_noise_sigma
         return result
 
     def keep(self, latents_BCHW: Tensor, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+        """Return latents with what is known in place; `timestep`: the next one, None after the last step."""
         return latents_BCHW
 
 
 @dataclass(frozen=True)
-class FromPictures:
+class FromPictures(Start):
     """Start from clean latents with the noise of the first step that runs."""
 
     clean_BCHW: Tensor
@@ -63,7 +53,7 @@ class FromPictures:
 
     def latents(self, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
         if self.pure_noise:
-            return FromNoise().latents(noise_BCHW, scheduler, timestep)
+            return super().latents(noise_BCHW, scheduler, timestep)
         return self._noised(noise_BCHW, scheduler, timestep)
 
     def keep(self, latents_BCHW: Tensor, noise_BCHW: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:

@@ -13,14 +13,15 @@ from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
 
 
-class NoSync:
-    """Leave the views as they are."""
+class Synchronizer:
+    """Change the views before they are denoised: here they stay as they are."""
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
+        """Return the changed views; None: no change."""
         return None
 
 
-class SyncGuidance:
+class SyncGuidance(Synchronizer):
     """Gradient descent on each view's latents, on the perceptual distance between its x0 prediction and the anchor's.
 
     `predict` returns the noise of views. `decode` returns pixels in 0..1 [B, 3, h, w] of clean latents; `distance`

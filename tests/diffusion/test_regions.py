@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from madgen.diffusion.regions import Bootstrap, OnePrompt, Regions, with_background
+from madgen.diffusion.regions import Bootstrap, Composition, Regions, with_background
 
 FULL = torch.ones(1, 4, 6)
 
@@ -72,6 +72,6 @@ def test_masks_that_leave_cells_without_a_prompt_are_refused():
 
 def test_single_prompt_uses_the_whole_canvas():
     canvas = torch.randn(1, 2, 3, 4)
-    one = OnePrompt()
+    one = Composition()
     assert one.rows(canvas, None, torch.tensor(0), 0) is canvas
     assert one.compose(canvas) is canvas
