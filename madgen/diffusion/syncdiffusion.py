@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Views
 
 
@@ -24,23 +23,23 @@ class Synchronizer:
 class SyncGuidance(Synchronizer):
     """Gradient descent on each view's latents, on the perceptual distance between its x0 prediction and the anchor's.
 
-    `predict` returns the noise of views. `decode` returns pixels in 0..1 [B, 3, h, w] of clean latents; `distance`
-    compares two such batches, [B]. All must be differentiable. The anchor is the middle view of the middle row; views
-    are processed one by one to bound the memory.
+    `weight_at` returns the weight of the gradient at a step, 0 for none. `predict` returns the noise of views, `decode`
+    pixels in 0..1 [B, 3, h, w] of clean latents, and `distance` compares two such batches, [B]: all differentiable. The
+    anchor is the middle view of the middle row; views are processed one by one to bound the memory.
     """
 
     def __init__(
         self,
-        schedule: SyncSchedule,
+        weight_at: Callable[[int], float],
         predict: Callable[[Tensor, Tensor], Tensor],
         decode: Callable[[Tensor], Tensor],
         distance: Callable[[Tensor, Tensor], Tensor],
     ):
-        self.schedule, self.predict, self.decode, self.distance = schedule, predict, decode, distance
+        self.weight_at, self.predict, self.decode, self.distance = weight_at, predict, decode, distance
 
     def pull(self, views_BVChw: Tensor, views: Views, scheduler: Any, timestep: Tensor, step: int) -> Tensor | None:
-        """Return the views after one step of gradient descent, None if the schedule has none at `step`."""
-        weight = self.schedule.at(step)
+        """Return the views after one step of gradient descent, None if there is none at `step`."""
+        weight = self.weight_at(step)
         if weight == 0 or views.count == 1:
             return None
         middle = views.middle

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from madgen.config.schema import SyncConfig
 from madgen.dataset.plan import Plan
-from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout, Views
 from madgen.prompts.totals import paths
 from madgen.types import Prompt
@@ -57,7 +57,7 @@ def sizes(plan: Plan) -> Counter[tuple[int, int]]:
 def view_evaluations(
     layout: Layout,
     passes: Iterable[tuple[int, bool]],
-    sync: SyncSchedule,
+    sync: SyncConfig,
     bootstrapped: int = 0,
     reference_steps: int = 0,
     canvas_steps: int = 0,

@@ -12,7 +12,6 @@ from madgen.backbones._blocks import ALL
 from madgen.backbones._quantization import check_quantization
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
-from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.diffusion.views import Layout
 from madgen.hub.adapters import controlnet_id, ip_adapter_files
 from madgen.hub.license import check_licences, licence_notes
@@ -256,16 +255,15 @@ def _evaluations(
     run: ResolvedRun, spec: BackboneSpec, layouts: dict[tuple[int, int], Layout], steps: list[int]
 ) -> dict[tuple[int, int], Evaluations]:
     """Count the view evaluations per panorama of each size; `steps`: the step of each evaluation."""
-    job, sampling, sync = run.job, run.job.sampling, run.job.method.sync
+    job, sampling = run.job, run.job.sampling
     guided = set(steps if sampling.guidance_steps is None else range(*sampling.guidance_steps))
     twice = spec.is_guided(sampling.guidance_scale)
     passes = [(step, twice and step in guided) for step in steps]
-    schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every)
     bootstrapped = Method.from_config(job.method).bootstrapped_steps(job.denoising_steps)
     reference, canvas = job.method.merge.reference_steps, _canvas_steps(run, spec)
     view_size = _geometry(run, spec).view_size
     return {
-        size: view_evaluations(layout, passes, schedule, bootstrapped, reference, canvas, view_size)
+        size: view_evaluations(layout, passes, job.method.sync, bootstrapped, reference, canvas, view_size)
         for size, layout in layouts.items()
     }
 

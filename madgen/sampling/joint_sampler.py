@@ -291,7 +291,7 @@ class JointSampler:
         assert self.distance is not None
         # Decoding with gradients is never compiled, so enable them for the anchor too, which must be decoded alike.
         decode = torch.enable_grad()(self.backbone.decode)
-        return SyncGuidance(self.method.sync, denoiser.predict_separately, decode, self.distance)
+        return SyncGuidance(self.method.sync.at, denoiser.predict_separately, decode, self.distance)
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor, loop: bool = False, decode: str = "auto") -> np.ndarray:
@@ -362,4 +362,4 @@ def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor
         return None
     from madgen.models.perceptual import lpips
 
-    return lpips(method.sync_network, backbone.device)
+    return lpips(method.sync.network, backbone.device)

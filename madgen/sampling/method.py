@@ -18,7 +18,6 @@ from madgen.config.schema import (
     share_of_steps,
 )
 from madgen.diffusion.attention import Merging
-from madgen.diffusion.sync_schedule import SyncSchedule
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, texts, whole, whole_or_none
 
@@ -80,8 +79,7 @@ class Method:
     """Merged attention and predictions, SyncDiffusion and bootstrapping of regions; see `method` of the job."""
 
     merging: Merging
-    sync: SyncSchedule | None = None
-    sync_network: str = SyncConfig.network
+    sync: SyncConfig | None = None
     bootstrapping: int | None = None
     merge: MergeConfig = field(default_factory=MergeConfig)
     align: float = 0.0
@@ -99,13 +97,10 @@ class Method:
     def from_config(cls, config: MethodConfig) -> Method:
         """Convert the keys of a job; the views are part of `Geometry`."""
         config = config.with_steps(SamplingConfig.num_inference_steps) if config.mad.share is not None else config
-        mad, sync = config.mad, config.sync
+        mad, sync = config.mad, config.sync if config.sync.weight else None
         merging = Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
-        schedule = SyncSchedule(sync.weight, sync.decay, sync.steps, sync.every) if sync.weight else None
         bootstrapping, noise = config.regions.bootstrapping, config.noise
-        return cls(
-            merging, schedule, sync.network, bootstrapping, config.merge, noise.align, noise.blend, mad.requested_share
-        )
+        return cls(merging, sync, bootstrapping, config.merge, noise.align, noise.blend, mad.requested_share)
 
     def for_steps(self, num_inference_steps: int) -> Method:
         """Return the method with attention merged in its share of this number of steps."""

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from madgen import Box, PanoramaSampler, Region, UserError
-from madgen.diffusion.sync_schedule import SyncSchedule
+from madgen.config.schema import SyncConfig
 from madgen.diffusion.syncdiffusion import SyncGuidance, predict_x0
 from madgen.diffusion.views import Axis, Views
 from madgen.models.perceptual import lpips
@@ -16,9 +16,9 @@ SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3
 
 
 def test_weight_decays_to_zero():
-    schedule = SyncSchedule(20.0, 0.5, 4, 1)
-    assert [schedule.at(step) for step in range(5)] == [20, 10, 5, 2.5, 0]
-    assert [SyncSchedule(8.0, 0.5, 4, 2).at(step) for step in range(5)] == [0, 4, 0, 1, 0]
+    sync = SyncConfig(weight=20.0, decay=0.5, steps=4)
+    assert [sync.at(step) for step in range(5)] == [20, 10, 5, 2.5, 0]
+    assert [SyncConfig(weight=8.0, decay=0.5, steps=4, every=2).at(step) for step in range(5)] == [0, 4, 0, 1, 0]
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, LCMScheduler])
@@ -49,9 +49,8 @@ def guidance(tiny):
     conditioning = sampler.backbone.encode_prompts(["a hill", "the sea"], ["", "fog"], 3.0)
     denoiser = ConditionedDenoiser(sampler.backbone, sampler.method.merging, conditioning)
     distance = lpips("random", torch.device("cpu"))
-    guidance = SyncGuidance(
-        SyncSchedule(100.0, 1.0, 3, 1), denoiser.predict_separately, sampler.backbone.decode, distance
-    )
+    sync = SyncConfig(weight=100.0, decay=1.0, steps=3)
+    guidance = SyncGuidance(sync.at, denoiser.predict_separately, sampler.backbone.decode, distance)
     scheduler = sampler.new_scheduler(3)
     views = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return guidance, scheduler, views

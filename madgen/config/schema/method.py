@@ -258,6 +258,11 @@ class SyncConfig:
         check(self.every >= 1, f"method.sync.every must be >= 1 step, got {self.every}; 1 means every step")
         check_one_of("method.sync.network", self.network, ("vgg", "random"))
 
+    def at(self, step: int) -> float:
+        """Return the gradient weight at a step, 0 for no update."""
+        due = step < self.steps and (step + 1) % self.every == 0
+        return self.weight * self.decay**step if due else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionsConfig:
