@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,16 +18,14 @@ from madgen.backbones import (
     Checkpoint,
     PromptEmbeddings,
     SchedulerSettings,
-    _precision,
     _schedulers,
     _vae,
     quiet_model_libraries,
 )
 from madgen.backbones._conditioning import Conditioning, Embedded, SharedNegatives, stack
 from madgen.backbones._family import Family
-from madgen.backbones._loading import load_pipeline
+from madgen.backbones._loading import check_quantization, load_pipeline, quantization_config
 from madgen.backbones._lora import fuse_loras
-from madgen.backbones._quantization import check_quantization, quantization_config
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
@@ -296,7 +294,7 @@ class PipelineBackbone(Family, Backbone):
     def in_float32(self) -> Iterator[None]:
         before = self.dtype
         self.release_memory()  # graphs hold addresses of the current weights
-        with _precision.in_float32(self.models):
+        with weights_in_float32(self.models):
             try:
                 self.dtype = torch.float32
                 yield
@@ -318,15 +316,41 @@ class PipelineBackbone(Family, Backbone):
     def decode(self, latents_BCHW: Tensor, wrap: int = 0, tiled: bool = False) -> Tensor:
         """Decode to pixels in 0..1, float32; `tiled`: in tiles of two views' side. See `_vae.decode`."""
         tile = 2 * self.spec.view_size if tiled else None
-        upcast = _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext()
+        upcast = weights_in_float32([self.vae]) if self.upcasts_vae else nullcontext()
         with upcast, replaced_forward(self.vae.decoder, self._compiled_decoder if self.runs_compiled() else None):
             return _vae.decode(self.vae, self.spec.factor, latents_BCHW, wrap, tile)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        with _precision.in_float32([self.vae]) if self.upcasts_vae else nullcontext():
+        with weights_in_float32([self.vae]) if self.upcasts_vae else nullcontext():
             return _vae.encode(self.vae, pixels_B3HW)
 
     def new_scheduler(self, settings: SchedulerSettings, view_cells: int | None = None) -> Any:
         """Create the checkpoint's own scheduler, or the diffusers class that `settings` name from its config."""
         tokens = (view_cells or self.spec.view_size**2) // self.spec.patch**2
         return _schedulers.new_scheduler(self.scheduler, settings, self.device, tokens, self.flow)
+
+
+@contextmanager
+def weights_in_float32(models: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Convert weights of lower precision to float32 within this context, and restore them exactly.
+
+    float32 represents every bfloat16 and float16 number, so the round trip changes none.
+    """
+    changed = [
+        (tensor, tensor.dtype)
+        for model in models
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    ]
+    try:
+        for tensor, _ in changed:
+            _convert(tensor, torch.float32)
+        yield
+    finally:
+        for tensor, dtype in changed:
+            _convert(tensor, dtype)
+
+
+def _convert(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    with torch.inference_mode(False):
+        tensor.data = tensor.data.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from madgen.backbones import BackboneSpec, ModelSize, SchedulerSettings, _schedulers, _vae, backbones_by_pipeline
-from madgen.backbones._blocks import select_layers
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._loading import download
 from madgen.hub.model_configs import read_configs, read_index
@@ -19,6 +19,8 @@ from madgen.hub.repository import check_hub_id
 from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
+ALL = "all"
+"""Entry of `method.mad.blocks` that selects every attention layer."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T = TypeVar("T")
 
@@ -134,8 +136,28 @@ class Family(ABC):
 
     @classmethod
     def selected(cls, layers: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
-        """Return the layers that `blocks` select; UserError for an entry that selects none."""
-        return select_layers(layers, cls.layer_groups(layers), blocks)
+        """Return the layers that `blocks` select: `all`, names of groups, or patterns of names of layers.
+
+        Raises UserError for an entry that selects none.
+        """
+        groups, chosen = cls.layer_groups(layers), set[str]()
+        for block in blocks:
+            if block == ALL:
+                matches = list(layers)
+            elif block in groups:
+                matches = list(groups[block])
+            else:  # diffusers appends `.processor` to the names of layers
+                names = {name: name.removesuffix(".processor") for name in layers}
+                matches = [name for name in layers if fnmatch.filter((names[name], f"{names[name]}.processor"), block)]
+            if not matches and block in groups:
+                raise UserError(f"method.mad.blocks: {block!r} of this backbone has no attention layers; remove it")
+            if not matches:
+                raise UserError(
+                    f"method.mad.blocks: {block!r} is neither {', '.join(groups)} nor a pattern of a layer such as "
+                    f"{layers[0]!r}; {ALL} selects every layer"
+                )
+            chosen.update(matches)
+        return frozenset(chosen)
 
     @classmethod
     @abstractmethod

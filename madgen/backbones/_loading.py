@@ -1,8 +1,9 @@
-"""Load diffusers pipelines; safetensors only, nothing is unpickled."""
+"""Load diffusers pipelines, also with quantized weights; safetensors only, nothing is unpickled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from madgen.hub.weights import ModelFiles, loading, single_file
 from madgen.utils.errors import UserError
 
 TEXT_ENCODERS_AND_VAE = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
+"""The package that each value of `backbone.quantization` needs."""
 
 
 def load_pipeline(
@@ -115,3 +118,28 @@ def _refuse_missing_weights(pipeline: Any, pretrained: str) -> None:
         missing = [tensor for tensor, value in model.named_parameters() if value.is_meta]
         if missing:
             raise UserError(f"backbone.pretrained={pretrained} lacks weights of its {name}: {missing[0]}")
+
+
+def check_quantization(kind: str) -> None:
+    """Raise UserError if the package that quantizes the weights is not installed."""
+    package = QUANTIZATION_PACKAGES[kind]
+    if find_spec(package) is None:
+        raise UserError(
+            f"backbone.quantization={kind} needs the package {package}: pip install 'madgen[quant]', or set it to null"
+        )
+
+
+def quantization_config(kind: str, part: str, dtype: torch.dtype) -> Any:
+    """Return the argument `quantization_config` of `from_pretrained` for the network, `part` of the pipeline."""
+    from diffusers import PipelineQuantizationConfig
+
+    if kind == "nf4":
+        from diffusers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    else:
+        from diffusers import TorchAoConfig
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+        config = TorchAoConfig(Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())
+    return PipelineQuantizationConfig(quant_mapping={part: config})

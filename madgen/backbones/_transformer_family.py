@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae
-from madgen.backbones._blocks import transformer_groups
 from madgen.backbones._family import Family
 from madgen.backbones._flow import FlowSchedule
 from madgen.backbones._sizes import KL_PIXEL, KL_VAE_16
@@ -72,7 +71,6 @@ class TransformerFamily(Family):
     """A family of transformers that denoise by flow matching."""
 
     part = "transformer"
-    layer_groups = staticmethod(transformer_groups)
     flow: ClassVar[FlowSchedule | None] = FlowSchedule()
     sequence_length: ClassVar[int]
     """Tokens of the prompt that the text encoder reads by default, as in diffusers' pipeline."""
@@ -85,6 +83,21 @@ class TransformerFamily(Family):
     completes_single_files = True
     widths_alive: ClassVar[float]
     """Activations of a token at the peak of a pass, in units of the transformer's width; measured."""
+
+    @staticmethod
+    def layer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
+        """Return the groups of a transformer's layers, given in the order in which they run.
+
+        `early`, `middle` and `late` are thirds by depth; `double` are blocks in which image and prompt have separate
+        weights, `single` those in which they share them.
+        """
+        blocks = list(dict.fromkeys(layer.rpartition(".")[0] for layer in layers))
+        groups: dict[str, list[str]] = {name: [] for name in ("early", "middle", "late", "double", "single")}
+        for layer in layers:
+            third = 3 * blocks.index(layer.rpartition(".")[0]) // len(blocks)
+            groups[("early", "middle", "late")[third]].append(layer)
+            groups["double" if layer.startswith("transformer_blocks.") else "single"].append(layer)
+        return groups
 
     @classmethod
     def check_blocks(cls, blocks: Sequence[str], files: ModelFiles) -> None:

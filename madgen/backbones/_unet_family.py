@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from madgen.backbones import BackboneSpec, Guidance, ModelSize, _vae, silence_model_libraries
-from madgen.backbones._blocks import ALL
-from madgen.backbones._family import Family
+from madgen.backbones._family import ALL, Family
 from madgen.backbones._sizes import KL_PIXEL, KL_VAE
 from madgen.hub import tokenizers
 from madgen.hub.model_size import VAE, Parameters

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from madgen.backbones import BackboneSpec, backbone_module
-from madgen.backbones._blocks import ALL
-from madgen.backbones._quantization import check_quantization
+from madgen.backbones._family import ALL
+from madgen.backbones._loading import check_quantization
 from madgen.dataset.encoding import check_side
 from madgen.dataset.plan import has_regions
 from madgen.diffusion.views import Layout

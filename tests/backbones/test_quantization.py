@@ -57,7 +57,7 @@ def plan(madgen_here, *overrides):
 
 def test_a_missing_package_is_named_before_anything_is_written(madgen_here, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("the sea\n", encoding="utf-8")
-    monkeypatch.setattr("madgen.backbones._quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("madgen.backbones._loading.find_spec", lambda name: None)
     result = plan(madgen_here, "backbone.quantization=nf4")
     assert result.code == 2
     assert result.err == (

@@ -6,8 +6,8 @@ from parameters import combinations
 from tiny_transformers import FAMILIES, error, folder_of, latents, load, pipeline_of, sampler
 
 from madgen import Box, PanoramaSampler, Region, UserError
-from madgen.backbones._blocks import select_layers, transformer_groups
 from madgen.backbones._tokens import canvas_ids, canvas_of
+from madgen.backbones._transformer_family import TransformerFamily
 from madgen.diffusion.merge import split
 from madgen.diffusion.views import build_layout
 from madgen.types import Ramp
@@ -49,10 +49,10 @@ def test_thirds_are_by_depth():
         *(f"transformer_blocks.{i}.attn" for i in range(19)),
         *(f"single_transformer_blocks.{i}.attn" for i in range(38)),
     ]
-    groups = transformer_groups(layers)
+    groups = TransformerFamily.layer_groups(layers)
     assert [len(groups[name]) for name in ("early", "middle", "late", "double", "single")] == [19, 19, 19, 19, 38]
     assert groups["early"] == groups["double"]
-    assert select_layers(layers, groups, ["late"]) == set(layers[38:])
+    assert TransformerFamily.selected(layers, ["late"]) == set(layers[38:])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
