@@ -65,6 +65,11 @@ class SharedNegatives:
         return len(self.firsts) < len(self.own)
 
 
+def _of_paths(keys_values: Mapping[str, KeysValues], paths: slice | Tensor) -> dict[str, KeysValues]:
+    """Return the keys and values of some of the paths."""
+    return {name: (key[paths], value[paths]) for name, (key, value) in keys_values.items()}
+
+
 @dataclass
 class Control:
     """Control pictures of the paths of a pass."""
@@ -83,8 +88,8 @@ class Control:
 
     def select(self, paths: slice | Tensor) -> Control:
         """Return some of the paths."""
-        chosen = {name: (key[paths], value[paths]) for name, (key, value) in self.keys_values.items()}
-        return replace(self, panoramas_N=self.panoramas_N[paths], keys_values=chosen, _crops={})
+        keys_values = _of_paths(self.keys_values, paths)
+        return replace(self, panoramas_N=self.panoramas_N[paths], keys_values=keys_values, _crops={})
 
     def crops(self, views: Views, factor: int) -> Tensor:
         """Return the part of its picture that each view sees, [N, V, 3, h * factor, w * factor]."""
@@ -92,19 +97,6 @@ class Control:
             self._crops.clear()
             self._crops[views] = split(self.canvases_P3HW[self.panoramas_N], views.enlarged(factor))
         return self._crops[views]
-
-
-@dataclass(frozen=True)
-class Style:
-    """Style pictures of the paths of a pass."""
-
-    keys_values: Mapping[str, KeysValues]
-    """Keys and values for each cross-attention layer."""
-    scale: float
-
-    def select(self, paths: slice | Tensor) -> Style:
-        """Return some of the paths."""
-        return replace(self, keys_values={name: (k[paths], v[paths]) for name, (k, v) in self.keys_values.items()})
 
 
 @dataclass
@@ -132,8 +124,10 @@ class Conditioning:
     """Combines the predictions without and with the prompt, at a guidance scale."""
     control: Control | None = None
     """Control pictures of a ControlNet."""
-    style: Style | None = None
-    """Style pictures of an IP-Adapter."""
+    style: Mapping[str, KeysValues] = field(default_factory=dict)
+    """Keys and values of the style pictures of an IP-Adapter for each cross-attention layer."""
+    style_scale: float = 1.0
+    """Weight of what is attended in the style pictures."""
 
     @property
     def text_mask_NT(self) -> Tensor | None:
@@ -176,13 +170,13 @@ class Conditioning:
             embeddings_NTD=self.embeddings_NTD[paths],
             embedded_guidance_BD=None if embedded is None else embedded[paths],
             pooled_ND=None if pooled is None else pooled[paths],
-            keys_values={name: (key[paths], value[paths]) for name, (key, value) in self.keys_values.items()},
+            keys_values=_of_paths(self.keys_values, paths),
             negatives=negatives,
             shared=shared,
             conditions={},
             lengths=lengths,
             control=None if self.control is None else self.control.select(paths),
-            style=None if self.style is None else self.style.select(paths),
+            style=_of_paths(self.style, paths),
         )
 
     def regrouped(self, view_ids: Sequence[Hashable]) -> Conditioning:

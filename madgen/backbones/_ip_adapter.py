@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +29,13 @@ class StyleAdapter:
     """Converts pictures to the encoder's pixels."""
     projection: Any
     """From the encoder's output to tokens."""
-    keys_values: torch.nn.ModuleDict
-    """Projections of the tokens to keys (`k`) and values (`v`) for each cross-attention layer, by its name."""
+    keys_values: Mapping[str, tuple[torch.nn.Module, torch.nn.Module]]
+    """Projections of the tokens to keys and to values for each cross-attention layer, by its name."""
 
     @property
     def models(self) -> list[torch.nn.Module]:
         """Return all networks."""
-        return [self.image_encoder, self.projection, self.keys_values]
+        return [self.image_encoder, self.projection, *chain.from_iterable(self.keys_values.values())]
 
     def tokens(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Return the tokens of pictures (PIL) [P, T, D], and those of no picture [1, T, D]."""
@@ -54,10 +55,9 @@ class StyleAdapter:
 
     def project(self, tokens_NTD: Tensor, attention: Mapping[str, Any]) -> dict[str, KeysValues]:
         """Project tokens to keys and values for each cross-attention layer."""
-        networks: Any = {name: self.keys_values[_key(name)] for name in attention if _key(name) in self.keys_values}
         return {
-            name: (by_head(attention[name], one["k"](tokens_NTD)), by_head(attention[name], one["v"](tokens_NTD)))
-            for name, one in networks.items()
+            name: (by_head(attention[name], to_k(tokens_NTD)), by_head(attention[name], to_v(tokens_NTD)))
+            for name, (to_k, to_v) in self.keys_values.items()
         }
 
 
@@ -96,13 +96,9 @@ def _taken_out(pipeline: Any) -> StyleAdapter:
             f"{KEY}: FaceID adapters take embeddings of faces, not pictures, and are not supported; use a plain or "
             "plus IP-Adapter, such as ip-adapter-plus-face_sd15.safetensors"
         )
-    layers = torch.nn.ModuleDict()
-    for name, processor in pipeline.unet.attn_processors.items():
-        if hasattr(processor, "to_k_ip"):
-            layers[_key(name)] = torch.nn.ModuleDict({"k": processor.to_k_ip[0], "v": processor.to_v_ip[0]})
-    return StyleAdapter(pipeline.image_encoder, pipeline.feature_extractor, projection, layers)
-
-
-def _key(name: str) -> str:
-    """Return the name of a layer as a key of a ModuleDict, which must not contain dots."""
-    return name.replace(".", "/")
+    keys_values = {
+        name: (processor.to_k_ip[0], processor.to_v_ip[0])
+        for name, processor in pipeline.unet.attn_processors.items()
+        if hasattr(processor, "to_k_ip")
+    }
+    return StyleAdapter(pipeline.image_encoder, pipeline.feature_extractor, projection, keys_values)

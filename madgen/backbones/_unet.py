@@ -12,7 +12,7 @@ import torch
 
 from madgen.backbones import BackboneSpec, Checkpoint
 from madgen.backbones._backbone import PipelineBackbone
-from madgen.backbones._conditioning import Conditioning, Control, Embedded, Style
+from madgen.backbones._conditioning import Conditioning, Control, Embedded
 from madgen.backbones._controlnet import check_controlnet, load_controlnet
 from madgen.backbones._ip_adapter import load_style_adapter
 from madgen.backbones._loaded_pipeline import check_unet, is_offloaded
@@ -188,7 +188,8 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         with torch.no_grad():
             tokens_PTD, nothing_1TD = self.style_adapter.tokens(pictures)
             tokens_NTD = torch.cat([nothing_1TD.expand(conditioning.negatives, -1, -1), tokens_PTD[list(panoramas)]])
-            return replace(conditioning, style=Style(self.style_adapter.project(tokens_NTD, self.attention), scale))
+            style = self.style_adapter.project(tokens_NTD, self.attention)
+            return replace(conditioning, style=style, style_scale=scale)
 
     def _embedded_negative(self, prompts: list[str]) -> Embedded:
         """Encode negative prompts, cached because most jobs use the same ones for all panoramas."""
@@ -256,7 +257,7 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         return noise.unflatten(0, (paths, count))
 
     def _joint_pass(self, joint: JointStep, conditioning: Conditioning) -> JointPass:
-        merged, style = self.merged_at(joint), conditioning.style
+        merged = self.merged_at(joint)
         halved = conditioning.paths == 2 * conditioning.negatives  # each prompt has a negative one, on the same views
         return JointPass(
             conditioning.paths,
@@ -264,8 +265,8 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             merged,
             grids_of(joint.views, self.device) if merged else {},
             self.shared_prefix.layer if halved else None,
-            {} if style is None else style.keys_values,
-            1.0 if style is None else style.scale,
+            conditioning.style,
+            conditioning.style_scale,
             self.device.type == "cpu" and onednn.is_faster_in_attention(),
         )
 
