@@ -45,6 +45,7 @@ def total(views_BVChw: Tensor, views: Views) -> Tensor:
 class AxisGrid:
     """One direction of `Views` as tensors on a device; K is the largest number of views on a cell."""
 
+    extent: int
     size: int
     count: int
     """Number of views."""
@@ -87,16 +88,14 @@ def with_kernels(views: Views, device: torch.device) -> Grid:
 
 
 def _axis_grid(axis: Axis, device: torch.device) -> AxisGrid:
-    count = len(axis.starts)
+    size = axis.extent, axis.size, len(axis.starts)
     if axis.is_whole:
-        return AxisGrid(axis.size, count, None)
+        return AxisGrid(*size, None)
     covers = axis.covers
-    depth = axis.depth
-    positions = [[found[min(k, len(found) - 1)] for found in covers] for k in range(depth)]
-    present = [[float(k < len(found)) for found in covers] for k in range(depth)]
+    positions = [[found[min(k, len(found) - 1)] for found in covers] for k in range(axis.depth)]
+    present = [[float(k < len(found)) for found in covers] for k in range(axis.depth)]
     return AxisGrid(
-        axis.size,
-        count,
+        *size,
         torch.tensor(axis.cells, device=device),
         tuple(torch.tensor(found, device=device) for found in positions),
         tuple(None if all(found) else torch.tensor(found, dtype=torch.float32, device=device) for found in present),
@@ -127,8 +126,8 @@ def merge_cells(views_BVhwD: Tensor, grid: Grid, shares_Vhw: Tensor | None = Non
     batch, width = views_BVhwD.shape[0], views_BVhwD.shape[-1]
     fusible = grid.fused is not None and shares_Vhw is None and not torch.compiler.is_compiling()
     if fusible and grid.fused is not None and fused.takes(views_BVhwD):
-        extents = [axis.size if axis.covers is None else len(axis.covers) for axis in (rows, columns)]
-        return fused.merge(views_BVhwD.flatten(1, 3), grid.fused).view(batch, *extents, width)
+        cells = fused.merge(views_BVhwD.flatten(1, 3), grid.fused)
+        return cells.view(batch, rows.extent, columns.extent, width)
     parts = _by_direction(views_BVhwD, grid)
     if shares_Vhw is None:
         return _average(_average(parts, columns, 3), rows, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,10 +50,7 @@ class TokenPass:
     @property
     def canvas_tokens(self) -> int:
         """Number of image tokens of the canvas."""
-        rows, columns = (
-            axis.size if axis.cells is None else len(axis.positions[0]) for axis in (self.grid.rows, self.grid.columns)
-        )
-        return rows * columns
+        return self.grid.rows.extent * self.grid.columns.extent
 
     def merge(self, image_MLD: Tensor) -> Tensor:
         """Average the image tokens [P * V, L, D] of the views to those of the canvas [P, H * W, D]."""
@@ -63,9 +60,7 @@ class TokenPass:
 
     def split(self, canvas_PLD: Tensor) -> Tensor:
         """Return each view's part of the canvas: [P, H * W, D] to [P * V, L, D]."""
-        rows = self.grid.rows
-        height = rows.size if rows.cells is None else len(rows.positions[0])
-        cells = canvas_PLD.unflatten(1, (height, -1))
+        cells = canvas_PLD.unflatten(1, (self.grid.rows.extent, -1))
         return split_cells(cells, self.grid).flatten(0, 1).flatten(1, 2)
 
     def mean(self, text_MTD: Tensor) -> Tensor:
@@ -85,7 +80,7 @@ class TokenPass:
 class TokenContext:
     """The pass that is running; all attention layers of one transformer share it."""
 
-    current: TokenPass | None = field(default=None)
+    current: TokenPass | None = None
     """None: each view attends separately, with the layer's own processor."""
 
     @contextmanager

@@ -126,15 +126,9 @@ class Views:
         """Return whether any cell is covered by a single view."""
         return all(min(map(len, axis.covers)) == 1 for axis in (self.rows, self.columns))
 
-    @cached_property
-    def _coarser(self) -> dict[int, Views]:
-        return {}
-
     def scaled(self, factor: int) -> Views:
         """Return the same views on a grid `factor` times coarser."""
-        if factor not in self._coarser:
-            self._coarser[factor] = Views(self.rows.scaled(factor), self.columns.scaled(factor))
-        return self._coarser[factor]
+        return Views(self.rows.scaled(factor), self.columns.scaled(factor))
 
     def enlarged(self, factor: int) -> Views:
         """Return the same views on a grid `factor` times finer, as in pixels."""
