@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from madgen.backbones import Lora, _lycoris, quiet_model_libraries
+from madgen.backbones._loading import models_of
 from madgen.hub.adapters import lora_file
 from madgen.hub.lora_layers import KOHYA_PARTS, size_problem
 from madgen.hub.safetensors_file import read_header
@@ -47,7 +48,6 @@ KEYS = (
 """Names of tensors: PEFT's and kohya's, diffusers', those of diffusers' former attention processors, and LyCORIS'."""
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
 KOHYA = re.compile(r"(?:lora_(unet|te|te1|te2)|lycoris)_(.+)")
-KOHYA_KEY = re.compile(r"lora_")
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
 
@@ -130,8 +130,9 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
 def _fuse(pipeline: Any, scale: float, file: Path, metadata: Mapping[str, str]) -> None:
     state = _read(file)
     if any((match := _match(key)) and match["role"] in _lycoris.ROLES for key in state):
-        if _denoiser(pipeline) == "transformer" and (key := next((key for key in state if KOHYA_KEY.match(key)), None)):
-            raise UserError(f"it has LyCORIS' tensors under kohya's names, which are known for UNets only: {key}")
+        kohya = next((key for key in state if key.startswith("lora_")), None)
+        if kohya is not None and _denoiser(pipeline) == "transformer":
+            raise UserError(f"it has LyCORIS' tensors under kohya's names, which are known for UNets only: {kohya}")
         _adapt_layers(pipeline, _resolved(pipeline, file, state, metadata), scale)
         return
     loaded = _loadable(pipeline, file, state, metadata)
@@ -163,7 +164,7 @@ def _adapt_layers(pipeline: Any, layers: Iterable[tuple[str, str, Layer, float]]
 
 
 def _adapted_layers(pipeline: Any, adapter: str) -> Iterator[Any]:
-    for model in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+    for model in models_of(pipeline).values():
         yield from (module for module in model.modules() if adapter in getattr(module, "lora_A", {}))
 
 
@@ -191,7 +192,7 @@ def _loadable(pipeline: Any, file: Path, state: State, metadata: Mapping[str, st
         return None
     if getattr(pipeline, "unet", None) is not None:
         return _converted(pipeline, file, state, metadata)
-    if any(KOHYA_KEY.match(key) for key in state):
+    if any(key.startswith("lora_") for key in state):
         return _from_kohya_transformer(state, pipeline)
     known = all(_match(key) and key.partition(".")[0] in ("base_model", *PARTS) for key in state)
     return _converted(pipeline, file, state, metadata) if known else None

@@ -22,11 +22,6 @@ from madgen.utils.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLES = frozenset(
-    "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2 lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b "
-    "lokr_t2 dora_scale diff diff_b w_norm b_norm mid".split()
-)
-"""Tensors of a layer that a LoRA does not have."""
 LOHA = "hada_w1_a hada_w1_b hada_w2_a hada_w2_b"
 LOKR = product(("lokr_w1", "lokr_w1_a lokr_w1_b"), ("lokr_w2", "lokr_w2_a lokr_w2_b", "lokr_w2_a lokr_w2_b lokr_t2"))
 FACTORS = {frozenset(names.split()) for names in ("down up", "down up mid", LOHA, f"{LOHA} hada_t1 hada_t2")} | {
@@ -38,6 +33,8 @@ COMPLETE = {
     *(frozenset(names.split()) for names in ("diff", "diff diff_b", "w_norm", "w_norm b_norm")),
 }
 """Sets of tensors that define the change of a layer."""
+ROLES = frozenset[str]().union(*COMPLETE) - {"down", "up"}
+"""Tensors of a layer that a LoRA does not have."""
 RANKS = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 """Tensors whose first dimension is the rank, in this order."""
 EPSILON = 2.0**-23  # of float32

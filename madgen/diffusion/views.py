@@ -11,34 +11,21 @@ from madgen.utils.errors import UserError
 LAYOUTS = ("overlapping", "shifted", "whole")
 
 
-def view_starts(extent: int, size: int, stride: int) -> list[int]:
-    """Return the first cells of the views that cover `extent` cells exactly.
+def view_starts(extent: int, size: int, stride: int, loop: bool = False) -> list[int]:
+    """Return the first cells of the views that cover `extent` cells exactly; on a loop the last ones wrap around.
 
     >>> view_starts(96, 64, 16)
     [0, 16, 32]
     """
     if not 0 < stride <= size <= extent:
         raise UserError(f"need 0 < stride <= view size <= canvas, got {stride}, {size}, {extent} (latent cells)")
-    if (extent - size) % stride:
-        below = extent - (extent - size) % stride
-        raise UserError(
-            f"views of {size} with stride {stride} cannot cover {extent} latent cells; "
-            f"the nearest sizes are {below} and {below + stride}"
-        )
-    return list(range(0, extent - size + 1, stride))
-
-
-def loop_starts(extent: int, size: int, stride: int) -> list[int]:
-    """Return the first cells of views on a closed loop of `extent` cells; the last ones wrap around."""
-    if not 0 < stride <= size <= extent:
-        raise UserError(f"need 0 < stride <= view size <= canvas, got {stride}, {size}, {extent} (latent cells)")
-    if extent % stride:
-        below = extent - extent % stride
-        raise UserError(
-            f"a loop of {extent} latent cells is not a multiple of the stride {stride}; "
-            f"the nearest sizes are {below} and {below + stride}"
-        )
-    return list(range(0, extent, stride))
+    rest = (extent if loop else extent - size) % stride
+    if rest:
+        problem = f"views of {size} with stride {stride} cannot cover {extent} latent cells"
+        if loop:
+            problem = f"a loop of {extent} latent cells is not a multiple of the stride {stride}"
+        raise UserError(f"{problem}; the nearest sizes are {extent - rest} and {extent - rest + stride}")
+    return list(range(0, extent if loop else extent - size + 1, stride))
 
 
 @dataclass(frozen=True)
@@ -186,7 +173,7 @@ def build_layout(
     if layout == "whole":
         whole = Views(Axis(height, height, (0,)), Axis(width, width, (0,)))
         return Layout(lambda step: whole)
-    across = tuple((loop_starts if loop else view_starts)(width, size, stride))  # raises for impossible sizes
+    across = tuple(view_starts(width, size, stride, loop))  # raises for impossible sizes
     down = tuple(view_starts(height, size, stride))
     overlapping = Views(Axis(height, size, down), Axis(width, size, across))
     if layout == "overlapping":

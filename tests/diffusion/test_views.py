@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from madgen.diffusion.views import Axis, Views, build_layout, loop_starts, shifted_starts, shifts, view_starts
+from madgen.diffusion.views import Axis, Views, build_layout, shifted_starts, shifts, view_starts
 from madgen.utils.errors import UserError
 
 small = st.integers(1, 24)
@@ -36,7 +36,7 @@ def test_error_names_the_nearest_sizes():
 @given(stride=st.integers(1, 8), overlap=st.integers(1, 4), more=st.integers(0, 8))
 def test_a_loop_covers_every_cell_equally_when_the_stride_divides_the_view(stride, overlap, more):
     size, turns = stride * overlap, overlap + more
-    axis = Axis(turns * stride, size, tuple(loop_starts(turns * stride, size, stride)))
+    axis = Axis(turns * stride, size, tuple(view_starts(turns * stride, size, stride, loop=True)))
     assert {len(found) for found in axis.covers} == {size // stride}
 
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from madgen.diffusion.views import Axis, loop_starts, view_starts
+from madgen.diffusion.views import Axis, view_starts
 
 
 @st.composite
@@ -12,6 +12,6 @@ def axes(draw):
     stride = draw(st.integers(1, size))
     if draw(st.booleans()):
         extent = stride * draw(st.integers(-(-size // stride), 12))
-        return Axis(extent, size, tuple(loop_starts(extent, size, stride)))
+        return Axis(extent, size, tuple(view_starts(extent, size, stride, loop=True)))
     extent = size + stride * draw(st.integers(0, 6))
     return Axis(extent, size, tuple(view_starts(extent, size, stride)))

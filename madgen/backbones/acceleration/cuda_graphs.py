@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -34,16 +34,6 @@ CAPTURING = threading.Lock()
 Run: TypeAlias = "Callable[[Any], Tensor]"
 
 
-class Capture(Protocol):
-    """Captures functions as graphs."""
-
-    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Capture `run`; return a function that replays it on the same tensors, and its output tensor."""
-
-    def forget(self) -> None:
-        """Free the memory of all captured graphs."""
-
-
 class Graphs:
     """Cache of graphs: `graphs(run, key, inputs)` is `run(inputs)`, replayed with one launch from the third call on.
 
@@ -52,7 +42,7 @@ class Graphs:
     not have changed in place. Gradients are not supported. If a capture fails, no further one is tried.
     """
 
-    def __init__(self, capture: Capture):
+    def __init__(self, capture: CudaCapture):
         self._capture = capture
         self._graphs: dict[Hashable, Run | None] = {}
         self._off = False
@@ -118,6 +108,7 @@ class CudaCapture:
         self._stream: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Capture `run`; return a function that replays it on the same tensors, and its output tensor."""
         # Restore the current stream: a failed capture may leave its own one current.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             self._stream = self._stream or torch.cuda.Stream()
@@ -129,7 +120,7 @@ class CudaCapture:
         return graph.replay, output
 
     def forget(self) -> None:
-        """Drop the memory pool, which later graphs cannot reuse, and cuBLAS' share of it."""
+        """Free the memory of all captured graphs: the pool, which later ones cannot reuse, and cuBLAS' share of it."""
         self._pool = None
         with CAPTURING, torch.cuda.device(self._device):
             torch.cuda.synchronize()  # a graph may still be running
@@ -141,7 +132,7 @@ class CudaCapture:
 class _Graph:
     """A captured pass and its input tensors."""
 
-    def __init__(self, capture: Capture, run: Run, inputs: Any):
+    def __init__(self, capture: CudaCapture, run: Run, inputs: Any):
         own = mapped(inputs, torch.clone)
         self._replay, self._output = capture(lambda: run(own))
         self._own = list(tensors(own))
