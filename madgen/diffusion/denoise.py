@@ -33,17 +33,6 @@ class Denoiser(Protocol):
     def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor: ...
 
 
-class Merger(Protocol):
-    """Split the canvas into views and merge what was computed for them; see `MergeOperator` and `ReferenceSwap`."""
-
-    def split(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor: ...
-
-    def merge(self, views_BVChw: Tensor, views: Views, step: int) -> Tensor: ...
-
-    def after_step(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor:
-        """Return the latents to continue with after a scheduler step."""
-
-
 @torch.no_grad()
 def joint_diffusion(
     noise_BCHW: Tensor,
@@ -52,7 +41,7 @@ def joint_diffusion(
     denoiser: Denoiser,
     generators: Generators,
     *,
-    merger: Merger | None = None,
+    merger: MergeOperator | None = None,
     composition: Composition | None = None,
     sync: Synchronizer | None = None,
     start: Start | None = None,

@@ -49,7 +49,7 @@ class MergeOperator:
         return merge(views_BVChw, views, None if plain else self.shares(views, views_BVChw.dtype, views_BVChw.device))
 
     def after_step(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor:
-        """Return the latents after a scheduler step, which this operator does not change."""
+        """Return the latents to continue with after a scheduler step, which this operator does not change."""
         return latents_BCHW
 
     def shares(self, views: Views, dtype: torch.dtype, device: torch.device) -> Tensor:

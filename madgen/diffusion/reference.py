@@ -43,34 +43,33 @@ def without_annex(on_step: OnStep, width: int) -> OnStep:
 
 
 @dataclass(frozen=True)
-class ReferenceSwap:
-    """In the first `steps` steps every other row of a view's middle is replaced by the reference view's.
+class ReferenceSwap(MergeOperator):
+    """In the first `reference_steps` steps every other row of a view's middle is the reference view's.
 
     The middle is what only one view covers. Rows are counted in the view: 1, 3, 5 and so on are replaced after the
     scheduler step. Latents have an annex, see `with_annex`; it is not denoised after these steps.
     """
 
-    operator: MergeOperator
-    steps: int
+    reference_steps: int = 0
 
     def split(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor:
         """Return the views to denoise [B, V, C, h, w], in the first steps with the reference view as the last one."""
         canvas = latents_BCHW[..., : views.columns.extent]
-        cut = self.operator.split(canvas, views, step)
-        if step >= self.steps:
+        cut = super().split(canvas, views, step)
+        if step >= self.reference_steps:
             return cut
         reference = latents_BCHW[:, None, :, : views.rows.size, views.columns.extent :]
         return torch.cat([cut, reference], dim=1)
 
     def merge(self, views_BVChw: Tensor, views: Views, step: int) -> Tensor:
         """Merge the views to a canvas with its annex [B, C, H, W + w]."""
-        canvas = self.operator.merge(views_BVChw[:, : views.count], views, step)
-        reference = views_BVChw[:, -1] if step < self.steps else torch.zeros_like(views_BVChw[:, 0])
+        canvas = super().merge(views_BVChw[:, : views.count], views, step)
+        reference = views_BVChw[:, -1] if step < self.reference_steps else torch.zeros_like(views_BVChw[:, 0])
         return with_annex(canvas, reference)
 
     def after_step(self, latents_BCHW: Tensor, views: Views, step: int) -> Tensor:
         """Replace the rows of the views' middles."""
-        if step >= self.steps:
+        if step >= self.reference_steps:
             return latents_BCHW
         sources = _sources(views, latents_BCHW.device)
         return latents_BCHW.flatten(2).index_select(2, sources).view_as(latents_BCHW)

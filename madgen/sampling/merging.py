@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from madgen.backbones._schedulers import example_for
-from madgen.diffusion.denoise import Merger
 from madgen.diffusion.operators import MergeOperator
 from madgen.diffusion.reference import ReferenceSwap, check_history
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
 
 
-def merger_of(method: Method) -> Merger:
+def merger_of(method: Method) -> MergeOperator:
     """Return how predictions are merged, in the steps in which attention is not."""
     merge = method.merge
-    operator = MergeOperator(merge.operator, merge.weights, merge.width, method.merging.steps)
-    return ReferenceSwap(operator, merge.reference_steps) if merge.reference_steps else operator
+    options = merge.operator, merge.weights, merge.width, method.merging.steps
+    return ReferenceSwap(*options, merge.reference_steps) if merge.reference_steps else MergeOperator(*options)
 
 
 def check_merge_scheduler(method: Method, scheduler: Any) -> None:

@@ -71,7 +71,7 @@ def test_reference_gives_every_other_row_of_the_middle(height, loop):
     reference = torch.randn(1, 4, size, size, generator=generator, dtype=torch.float64)
     canvas = joint_diffusion(
         with_annex(noise, reference), of("DDIMScheduler", steps), Layout(lambda step: views), Wave(), [],
-        merger=ReferenceSwap(MergeOperator("swap"), until),
+        merger=ReferenceSwap("swap", reference_steps=until),
     )[..., :width]  # fmt: skip
 
     scheduler, latents = of("DDIMScheduler", steps), noise
@@ -102,6 +102,6 @@ def test_reference_is_denoised_in_its_steps_only():
             return wave(views_BVChw, views, step, timestep)
 
     noise = with_annex(torch.randn(1, 4, 8, 20), torch.randn(1, 4, 8, 8))
-    merger = ReferenceSwap(MergeOperator("swap"), 2)
+    merger = ReferenceSwap("swap", reference_steps=2)
     joint_diffusion(noise, of("DDIMScheduler", 4), Layout(lambda step: views), Counting(), [], merger=merger)
     assert counts == [4, 4, 3, 3]
