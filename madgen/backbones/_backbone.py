@@ -97,7 +97,7 @@ class PipelineBackbone(Family, Backbone):
         further = cls.arguments(checkpoint.get("max_sequence_length"), checkpoint.get("offload", "none"))
         files = ModelFiles(pretrained, checkpoint.get("revision"), checkpoint.get("config"), checkpoint.get("variant"))
         dtype, device = checkpoint.get("dtype", torch.float32), torch.device(checkpoint.get("device", "cpu"))
-        options = cls.loading_options(files) | {"single_file_parts": cls.parts_to_complete()}
+        options = cls.loading_options(files)
         if (kind := checkpoint.get("quantization")) is not None:
             cls.check_quantization(kind, pretrained)
             options["quantization_config"] = quantization_config(kind, cls.part, dtype)
@@ -106,7 +106,7 @@ class PipelineBackbone(Family, Backbone):
         if own is not None:  # diffusers' pipelines replace some keys of its config
             scheduler = _schedulers.build_scheduler(cls.scheduler_class(own.get("_class_name", "")), own, {})
         with quiet_model_libraries():
-            pipeline = load_pipeline(files, dtype, **options)
+            pipeline = load_pipeline(files, dtype, cls.single_file_parts, **options)
             fuse_loras(pipeline, checkpoint.get("loras", ()))
         if scheduler is not None:
             pipeline.scheduler = scheduler

@@ -50,8 +50,6 @@ class Family(ABC):
     """Shapes of published checkpoints, by a part of their names in lower case; the first part that occurs counts."""
     assumed_sizes: ClassVar[Mapping[str, ModelSize]]
     """Their sizes, likewise."""
-    completes_single_files = False
-    """A single file may lack models, which are loaded from its `config`."""
 
     own_scheduler = staticmethod(_schedulers.own_scheduler)
 
@@ -62,12 +60,7 @@ class Family(ABC):
 
     @classmethod
     def download(cls, files: ModelFiles) -> list[Path]:
-        return download(files, cls.parts_to_complete())
-
-    @classmethod
-    def parts_to_complete(cls) -> Mapping[str, tuple[str, ...]] | None:
-        """Return the models that a single file may lack; None if it must be complete."""
-        return cls.single_file_parts if cls.completes_single_files else None
+        return download(files, cls.single_file_parts)
 
     @classmethod
     def evaluated_steps(cls, own: dict[str, Any] | None, settings: SchedulerSettings) -> list[int]:

@@ -20,16 +20,12 @@ QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torch
 
 
 def load_pipeline(
-    files: ModelFiles,
-    dtype: torch.dtype,
-    *,
-    single_file_parts: Mapping[str, tuple[str, ...]] | None = None,
-    **options: Any,
+    files: ModelFiles, dtype: torch.dtype, single_file_parts: Mapping[str, tuple[str, ...]], **options: Any
 ) -> Any:
     """Load a folder, a hub id or a single `.safetensors` file; `options` are passed to the pipeline class.
 
-    `single_file_parts`: models that a single file may lack, with the beginnings of their tensor names; those that it
-    lacks are loaded from its `config`. None: a single file has all models.
+    `single_file_parts`: models besides the network in a single file, with the beginnings of their tensor names. Those
+    that a file with a transformer lacks are loaded from its `config`; a file with a UNet has all models.
     """
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -44,20 +40,25 @@ def load_pipeline(
             )
         else:
             where = config_source(files)
-            if single_file_parts is None:
-                index = read_config(where, files.revision, FILES[0], "backbone.config")
-                pipeline = getattr(diffusers, index["_class_name"]).from_single_file(str(file), config=where, **common)
+            index = read_config(where, files.revision, FILES[0], "backbone.config")
+            if "transformer" in index:
+                pipeline = _with_parts_of(file, where, index, single_file_parts, common)
             else:
-                pipeline = _with_parts_of(file, where, single_file_parts, common)
+                pipeline = getattr(diffusers, index["_class_name"]).from_single_file(str(file), config=where, **common)
     _refuse_missing_weights(pipeline, files.pretrained)
     return pipeline
 
 
-def _with_parts_of(file: Path, where: str, parts: Mapping[str, tuple[str, ...]], options: Mapping[str, Any]) -> Any:
+def _with_parts_of(
+    file: Path,
+    where: str,
+    index: Mapping[str, Any],
+    parts: Mapping[str, tuple[str, ...]],
+    options: Mapping[str, Any],
+) -> Any:
     """Load the transformer and other models of a single file, and the models that it lacks from `where`."""
     import diffusers
 
-    index = read_config(where, options["revision"], FILES[0], "backbone.config")
     held = held_parts(file, parts)
     present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     absent = {name for name, value in options.items() if name in present and value is None}
@@ -83,7 +84,7 @@ def _with_parts_of(file: Path, where: str, parts: Mapping[str, tuple[str, ...]],
     return rest
 
 
-def download(files: ModelFiles, single_file_parts: Mapping[str, tuple[str, ...]] | None = None) -> list[Path]:
+def download(files: ModelFiles, single_file_parts: Mapping[str, tuple[str, ...]]) -> list[Path]:
     """Download the files that `load_pipeline` reads; return their folders in the hub cache, none for local files."""
     import diffusers
     from huggingface_hub import snapshot_download
@@ -93,15 +94,17 @@ def download(files: ModelFiles, single_file_parts: Mapping[str, tuple[str, ...]]
     where = config_source(files)
     if Path(where).is_dir():
         return []
-    read_config(where, revision, FILES[0], "backbone.pretrained" if where == pretrained else "backbone.config")
+    key = "backbone.pretrained" if where == pretrained else "backbone.config"
+    index = read_config(where, revision, FILES[0], key)
     try:
         if (file := single_file(pretrained)) is None:
             options = {"revision": revision, "variant": files.variant, "use_safetensors": True}
             return [Path(diffusers.DiffusionPipeline.download(pretrained, **options))]
         # diffusers reads these files besides the weights.
         parts = [f"{folder}*.{suffix}" for folder in ("", "**/") for suffix in ("json", "txt", "model")]
-        lacking = set(single_file_parts or ()) - held_parts(file, single_file_parts or {})
-        parts += [f"{part}/*.safetensors" for part in sorted(lacking)]
+        if "transformer" in index:
+            lacking = set(single_file_parts) - held_parts(file, single_file_parts)
+            parts += [f"{part}/*.safetensors" for part in sorted(lacking)]
         return [Path(snapshot_download(where, revision=revision, allow_patterns=parts))]
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(f"cannot download {where}: {str(error).strip().splitlines()[0]}") from error

@@ -80,7 +80,6 @@ class TransformerFamily(Family):
     """Name of the tokenizer that limits the prompt."""
     template_tokens: ClassVar[int] = 0
     """Tokens of `max_sequence_length` that a template puts before the prompt."""
-    completes_single_files = True
     widths_alive: ClassVar[float]
     """Activations of a token at the peak of a pass, in units of the transformer's width; measured."""
 

@@ -49,7 +49,7 @@ def _old(part, name):
 
 
 def load(folder, *loras):
-    pipeline = load_pipeline(ModelFiles(str(folder)), torch.float32)
+    pipeline = load_pipeline(ModelFiles(str(folder)), torch.float32, {})
     fuse_loras(pipeline, loras)
     return pipeline
 

@@ -19,7 +19,7 @@ ALPHA, RANK = 3.0, 2
 
 
 def load(folder, *loras, dtype=torch.float32):
-    pipeline = load_pipeline(ModelFiles(str(folder)), dtype)
+    pipeline = load_pipeline(ModelFiles(str(folder)), dtype, {})
     fuse_loras(pipeline, loras)
     return pipeline
 
