@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from madgen.hub.weights import loading, single_file
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 KEY = "backbone.controlnet.weights"
 SHAPES = (
@@ -66,7 +63,7 @@ def _from_file(file: Path, unet: Any) -> Any:
     return network
 
 
-def _embedding_channels(state: Mapping[str, Tensor], blocks: int) -> tuple[int, ...]:
+def _embedding_channels(state: Mapping[str, torch.Tensor], blocks: int) -> tuple[int, ...]:
     """Return the channels of the layers that encode the control picture, which a UNet's config does not have."""
     first = len(state["controlnet_cond_embedding.conv_in.weight"])
     odd = (len(state[f"controlnet_cond_embedding.blocks.{index}.weight"]) for index in range(1, blocks, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from madgen.diffusion.attention import KeysValues, by_head
 from madgen.hub.adapters import IpAdapterFiles
 from madgen.hub.weights import loading
 from madgen.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 KEY = "backbone.ip_adapter.weights"
 
@@ -37,7 +34,7 @@ class StyleAdapter:
         """Return all networks."""
         return [self.image_encoder, self.projection, *chain.from_iterable(self.keys_values.values())]
 
-    def tokens(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    def tokens(self, pictures: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens of pictures (PIL) [P, T, D], and those of no picture [1, T, D]."""
         from diffusers.models.embeddings import ImageProjection
 
@@ -53,7 +50,7 @@ class StyleAdapter:
             )
         return self.projection(embeddings), self.projection(nothing)
 
-    def project(self, tokens_NTD: Tensor, attention: Mapping[str, Any]) -> dict[str, KeysValues]:
+    def project(self, tokens_NTD: torch.Tensor, attention: Mapping[str, Any]) -> dict[str, KeysValues]:
         """Project tokens to keys and values for each cross-attention layer."""
         return {
             name: (by_head(attention[name], to_k(tokens_NTD)), by_head(attention[name], to_v(tokens_NTD)))

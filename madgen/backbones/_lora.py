@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -26,10 +26,7 @@ from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES
 from madgen.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-State: TypeAlias = "dict[str, Tensor]"
+State: TypeAlias = "dict[str, torch.Tensor]"
 UNSUPPORTED = (
     ("bias", r"\.lora_B\.bias$|\.lora_up\.bias$|\.lora\.up\.bias$", "biases"),
     ("embedding", r"lora_embedding_[AB]|^bundle_emb\.|^string_to_param", "embeddings"),
@@ -222,7 +219,7 @@ def _converted(pipeline: Any, file: Path, state: State, metadata: Mapping[str, s
     return loaded
 
 
-def _check_size(name: str, layer: Layer, weight: Tensor) -> None:
+def _check_size(name: str, layer: Layer, weight: torch.Tensor) -> None:
     """Raise UserError for tensors whose features are not those of a layer's weight."""
     for role in ("down", "up"):
         if problem := size_problem(name, role == "up", layer.tensors[role].shape, weight.shape):
@@ -249,7 +246,7 @@ def _resolved(
     return [(*target, *adapted) for target, adapted in resolved.items()]
 
 
-def _times(weight: Tensor, factor: float) -> Tensor:
+def _times(weight: torch.Tensor, factor: float) -> torch.Tensor:
     """Scale in float32, where rounding does not change what the file says."""
     return weight if factor == 1 else weight.float() * factor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,9 +17,6 @@ from madgen.backbones._transformer_family import VIEW_SIZE, stream_layers, trans
 from madgen.backbones._vae import factor_of
 from madgen.diffusion.views import Views
 from madgen.hub.model_size import VAE, Parameters
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Flux(PackedTransformerBackbone):
@@ -80,7 +77,7 @@ class Flux(PackedTransformerBackbone):
         ids = canvas_ids(tokens, positions, self.device)
         return {"rotary": self.transformer.pos_embed(torch.cat([self._text_ids(conditioning), ids]))}
 
-    def _text_ids(self, conditioning: Conditioning) -> Tensor:
+    def _text_ids(self, conditioning: Conditioning) -> torch.Tensor:
         return torch.zeros(conditioning.embeddings_NTD.shape[1], 3, device=self.device)
 
 
