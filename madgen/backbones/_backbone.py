@@ -27,6 +27,7 @@ from madgen.backbones._family import Family
 from madgen.backbones._loading import check_quantization, load_pipeline, quantization_config
 from madgen.backbones._lora import fuse_loras
 from madgen.backbones.acceleration.compilation import check_compiler, compiled, replaced_forward
+from madgen.backbones.acceleration.cuda_graphs import Graphs
 from madgen.diffusion.attention import JointStep, Merging
 from madgen.diffusion.guidance import classifier_free
 from madgen.hub import tokenizers
@@ -58,6 +59,8 @@ class PipelineBackbone(Family, Backbone):
     """The IP-Adapter, of backbones that support them."""
     upcasts_vae = False
     """Decode in float32, with weights that are converted meanwhile."""
+    graphs: Graphs | None = None
+    """CUDA graphs of passes over few views; None: kernels are launched one by one."""
     tokenizers: tuple[Any, ...]
     """Tokenizers that limit the prompt."""
 
@@ -305,11 +308,13 @@ class PipelineBackbone(Family, Backbone):
         """Do nothing: small text encoders run for each batch."""
 
     def release_memory(self) -> bool:
-        """Return False: there are no performance caches."""
-        return False
+        """Free the CUDA graphs; return False if there are none."""
+        return self.graphs is not None and self.graphs.clear()
 
     def disable_cuda_graphs(self) -> None:
-        """Do nothing: no CUDA graphs are used."""
+        """Free CUDA graphs and launch kernels one by one from now on."""
+        self.release_memory()
+        self.graphs = None
 
     # Pixels and schedulers
 

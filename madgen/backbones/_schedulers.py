@@ -20,10 +20,10 @@ from madgen.hub.prediction_marks import scheduler_of_file
 from madgen.hub.weights import ModelFiles, single_file
 from madgen.utils.errors import UserError
 
-EVALUATE_ONCE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+EVALUATE_ONCE = {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 """Schedulers with one evaluation per step; planning with them does not import diffusers."""
 
-FLOW_EVALUATE_ONCE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_EVALUATE_ONCE = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"}
 """The same for flow matching."""
 
 MAX_STEP_SUGGESTIONS = 32
@@ -140,31 +140,26 @@ def evaluated_steps(own: dict[str, Any] | None, settings: SchedulerSettings, flo
             check_options(cls, settings.scheduler_options)
         return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
     usual = settings.original_inference_steps is None and not settings.scheduler_options
-    if usual and (_is_plain_flow if flow else _is_plain)(own, own_name, name, steps):
+    if usual and _is_plain(own, {own_name, name or own_name}, steps, flow):
         return list(range(steps))
     scheduler = build_scheduler(scheduler_class(own_name), own, {})
     return steps_of(new_scheduler(scheduler, settings, "cpu", schedule=FlowSchedule() if flow else None))
 
 
-def _is_plain_flow(own: dict[str, Any], own_name: str, name: str | None, steps: int) -> bool:
-    """Like `_is_plain`, for flow matching."""
-    return (
-        (name or own_name) in FLOW_EVALUATE_ONCE
-        and own_name in FLOW_EVALUATE_ONCE
-        and steps <= own.get("num_train_timesteps", 1000)
-        and not own.get("shift_terminal")
-        and not any(own.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta"))
-    )
-
-
-def _is_plain(own: dict[str, Any], own_name: str, name: str | None, steps: int) -> bool:
-    """Return whether a common scheduler with a common config certainly supports this number of steps."""
+def _is_plain(own: Mapping[str, Any], names: set[str], steps: int, flow: bool) -> bool:
+    """Return whether common schedulers with a common config certainly support this number of steps."""
     trained, offset = own.get("num_train_timesteps", 1000), own.get("steps_offset", 0)
+    if flow:
+        return (
+            names <= FLOW_EVALUATE_ONCE
+            and steps <= trained
+            and not own.get("shift_terminal")
+            and not any(own.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta"))
+        )
     if not all(type(number) is int and number >= 0 for number in (trained, offset)) or 2 * steps > trained:
         return False
     return (
-        (name or own_name) in EVALUATE_ONCE
-        and own_name in EVALUATE_ONCE
+        names <= EVALUATE_ONCE
         and own.get("prediction_type", "epsilon") in ("epsilon", "v_prediction", "sample")
         and own.get("beta_schedule", "linear") in ("linear", "scaled_linear")
         and offset <= trained // steps
@@ -264,7 +259,6 @@ def _flow_scheduler(
     cls: Any, own: Any, steps: int, tokens: int, schedule: FlowSchedule, options: Options
 ) -> tuple[Any, dict[str, Any]]:
     """Create a scheduler of flow matching with options of the job; see `flow_scheduler`."""
-    check_prediction(type(own), own.config, flow=True)
     if not supports_flow(cls):
         check_prediction(cls, {}, flow=True)
     check_options(cls, options)
@@ -302,8 +296,8 @@ def new_scheduler(
     original, name = settings.original_inference_steps, settings.scheduler
     cls = adapted(own.__class__) if name is None else scheduler_class(name, schedule is not None)
     arguments: dict[str, Any] = {}
+    check_prediction(type(own), own.config, schedule is not None)
     if schedule is None:
-        check_prediction(type(own), own.config, flow=False)
         scheduler = build_scheduler(cls, _config_of(own), options)
         check_prediction(cls, scheduler.config, flow=False)
     else:
@@ -317,8 +311,7 @@ def new_scheduler(
             raise UserError(
                 f"sampling.original_inference_steps={original} is not supported by {cls.__name__}; set it to null"
             )
-    is_plain = _is_plain if schedule is None else _is_plain_flow
-    plain = original is None and is_plain(dict(scheduler.config), cls.__name__, None, steps)
+    plain = original is None and _is_plain(scheduler.config, {cls.__name__}, steps, schedule is not None)
     if not plain and (reason := _failure(scheduler, steps, arguments)) is not None:
         raise UserError(_no_such_steps(scheduler, steps, arguments, reason))
     scheduler.set_timesteps(steps, device=device, **arguments)

@@ -78,7 +78,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             self.add_controlnet(controlnet)
         captures = self.device.type == "cuda" and not self.borrowed  # a borrowed model's weights may move
         self.graphs = Graphs(CudaCapture(self.device)) if captures else None
-        """CUDA graphs of passes over few views; None: kernels are launched one by one."""
 
     @classmethod
     def load(cls, pretrained: str, **checkpoint: Unpack[Checkpoint]) -> Self:
@@ -110,15 +109,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
         """Raise UserError for parts of a loaded pipeline that joint attention does not support."""
         check_unet(pipeline)
         super().check_pipeline(pipeline)
-
-    def release_memory(self) -> bool:
-        """Free the CUDA graphs; return False if there are none."""
-        return self.graphs is not None and self.graphs.clear()
-
-    def disable_cuda_graphs(self) -> None:
-        """Free CUDA graphs and launch kernels one by one from now on."""
-        self.release_memory()
-        self.graphs = None
 
     def _attending_jointly(self, network: Any) -> dict[str, Any]:
         """Install `JointAttention` in all attention layers; return them by name. UserError for unsupported ones."""
