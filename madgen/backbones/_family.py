@@ -135,10 +135,8 @@ class Family(ABC):
         """
         groups, chosen = cls.layer_groups(layers), set[str]()
         for block in blocks:
-            if block == ALL:
-                matches = list(layers)
-            elif block in groups:
-                matches = list(groups[block])
+            if block == ALL or block in groups:
+                matches = layers if block == ALL else groups[block]
             else:  # diffusers appends `.processor` to the names of layers
                 names = {name: name.removesuffix(".processor") for name in layers}
                 matches = [name for name in layers if fnmatch.filter((names[name], f"{names[name]}.processor"), block)]

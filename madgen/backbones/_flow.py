@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,14 +49,6 @@ class FlowSchedule:
     """Dynamic shift from the tokens of an image, the number of steps and the scheduler's config."""
 
 
-@dataclass
-class FlowStep:
-    """Output of a scheduler step."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor
-
-
 class FlowInterface:
     """Mixin that gives a flow-matching scheduler the methods of diffusers' other schedulers."""
 
@@ -77,7 +70,7 @@ class FlowInterface:
         """Take a step, and predict the clean image."""
         clean = sample - self._sigma(timestep, sample) * model_output
         previous = super().step(model_output, timestep, sample, generator=generator, return_dict=False)[0]  # type: ignore[misc]
-        return FlowStep(previous, clean) if return_dict else (previous,)
+        return SimpleNamespace(prev_sample=previous, pred_original_sample=clean) if return_dict else (previous,)
 
     def _sigma(self, timesteps: Any, like: Tensor) -> Tensor:
         return torch.as_tensor(timesteps, device=like.device, dtype=torch.float32) / self.config.num_train_timesteps

@@ -20,15 +20,6 @@ from madgen.utils.errors import UserError
 Change = tuple[Any, str, Any]
 """A module or a tokenizer, the name of one of its attributes, and its value; `MISSING` if it has none."""
 MISSING = object()
-PLAIN_ATTENTION = {
-    "AttnProcessor",
-    "AttnProcessor2_0",
-    "AttnProcessorNPU",
-    "FusedAttnProcessor2_0",
-    "SlicedAttnProcessor",
-    "XFormersAttnProcessor",
-}
-"""Attention processors of UNets that compute the same function, each in its own way."""
 
 
 class Borrowed:
@@ -75,36 +66,6 @@ def borrow(pipeline: Any, max_sequence_length: int | None = None) -> Borrowed:
 def is_offloaded(model: torch.nn.Module) -> bool:
     """Return whether hooks move weights of a model, or of its parts, when its `forward` is called."""
     return any(hasattr(each, "_hf_hook") or hasattr(each, "_diffusers_hook") for each in model.modules())
-
-
-def check_unet(pipeline: Any) -> None:
-    """Raise UserError for parts of a UNet pipeline that joint attention does not support."""
-    unet, vae = pipeline.unet, pipeline.vae
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise UserError(
-            f"pipe: a UNet of {unet.config.in_channels} input channels is for inpainting or editing; load a "
-            f"text-to-image checkpoint of {vae.config.latent_channels} channels"
-        )
-    if getattr(unet, "encoder_hid_proj", None) is not None:
-        raise UserError("pipe: IP-Adapters are not supported; call pipe.unload_ip_adapter() first")
-    _check_attention("unet", unet)
-    controlnet = pipeline.components.get("controlnet")
-    if controlnet is None:
-        return
-    if type(controlnet).__name__ != "ControlNetModel":
-        raise UserError(f"pipe: {type(controlnet).__name__} is not supported; use a single ControlNetModel")
-    if controlnet.dtype != unet.dtype:
-        raise UserError(f"pipe: the controlnet is in {controlnet.dtype}, the unet in {unet.dtype}; use one precision")
-    _check_attention("controlnet", controlnet)
-
-
-def _check_attention(part: str, network: Any) -> None:
-    for name, processor in network.attn_processors.items():
-        if type(processor).__name__ not in PLAIN_ATTENTION:
-            raise UserError(
-                f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
-                f"pipe.{part}.set_default_attn_processor() first"
-            )
 
 
 def _apply(changes: list[Change]) -> list[Change]:

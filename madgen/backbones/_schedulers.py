@@ -17,7 +17,7 @@ from madgen.backbones._flow import FlowSchedule, adapted, flow_scheduler, is_flo
 from madgen.diffusion.steps import steps_of
 from madgen.hub.model_configs import FILES, config_source, read_config
 from madgen.hub.prediction_marks import scheduler_of_file
-from madgen.hub.weights import ModelFiles, single_file
+from madgen.hub.weights import LOADING_FAILURES, ModelFiles, single_file
 from madgen.utils.errors import UserError
 
 EVALUATE_ONCE = {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
@@ -37,16 +37,7 @@ MEANINGFUL = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 """Keys that say how a model was trained, with the value of schedulers that do not have the key."""
 
 Options = Mapping[str, Any]
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+FAILURES = (*LOADING_FAILURES, ArithmeticError, AssertionError, ImportError)
 """What diffusers' schedulers raise for settings that they do not support."""
 
 
@@ -135,10 +126,11 @@ def evaluated_steps(own: dict[str, Any] | None, settings: SchedulerSettings, flo
     """
     own_name, name, steps = (own or {}).get("_class_name"), settings.scheduler, settings.num_inference_steps
     if own is None or own_name is None:
-        cls = None if name is None else scheduler_class(name, flow)
-        if cls is not None:
-            check_options(cls, settings.scheduler_options)
-        return [step for step in range(steps) for _ in range(1 if cls is None else cls.order)]
+        if name is None:
+            return list(range(steps))
+        cls = scheduler_class(name, flow)
+        check_options(cls, settings.scheduler_options)
+        return [step for step in range(steps) for _ in range(cls.order)]
     usual = settings.original_inference_steps is None and not settings.scheduler_options
     if usual and _is_plain(own, {own_name, name or own_name}, steps, flow):
         return list(range(steps))

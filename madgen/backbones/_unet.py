@@ -15,7 +15,7 @@ from madgen.backbones._backbone import PipelineBackbone
 from madgen.backbones._conditioning import Conditioning, Control, Embedded
 from madgen.backbones._controlnet import check_controlnet, load_controlnet
 from madgen.backbones._ip_adapter import load_style_adapter
-from madgen.backbones._loaded_pipeline import check_unet, is_offloaded
+from madgen.backbones._loaded_pipeline import is_offloaded
 from madgen.backbones._unet_family import UNetFamily, attention_of
 from madgen.backbones.acceleration import cpu
 from madgen.backbones.acceleration.cuda_graphs import MAX_CELLS, CudaCapture, Graphs
@@ -27,6 +27,17 @@ from madgen.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PLAIN_ATTENTION = {
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "AttnProcessorNPU",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+}
+"""Attention processors of UNets that compute the same function, each in its own way."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,24 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
     @classmethod
     def check_pipeline(cls, pipeline: Any) -> None:
         """Raise UserError for parts of a loaded pipeline that joint attention does not support."""
-        check_unet(pipeline)
+        unet, vae = pipeline.unet, pipeline.vae
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise UserError(
+                f"pipe: a UNet of {unet.config.in_channels} input channels is for inpainting or editing; load a "
+                f"text-to-image checkpoint of {vae.config.latent_channels} channels"
+            )
+        if getattr(unet, "encoder_hid_proj", None) is not None:
+            raise UserError("pipe: IP-Adapters are not supported; call pipe.unload_ip_adapter() first")
+        _check_attention("unet", unet)
+        controlnet = pipeline.components.get("controlnet")
+        if controlnet is not None:
+            if type(controlnet).__name__ != "ControlNetModel":
+                raise UserError(f"pipe: {type(controlnet).__name__} is not supported; use a single ControlNetModel")
+            if controlnet.dtype != unet.dtype:
+                raise UserError(
+                    f"pipe: the controlnet is in {controlnet.dtype}, the unet in {unet.dtype}; use one precision"
+                )
+            _check_attention("controlnet", controlnet)
         super().check_pipeline(pipeline)
 
     def _attending_jointly(self, network: Any) -> dict[str, Any]:
@@ -299,3 +327,12 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
             return_dict=False,
         )
         return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+
+
+def _check_attention(part: str, network: Any) -> None:
+    for name, processor in network.attn_processors.items():
+        if type(processor).__name__ not in PLAIN_ATTENTION:
+            raise UserError(
+                f"pipe: the attention processor {type(processor).__name__} of {name} is not supported; call "
+                f"pipe.{part}.set_default_attn_processor() first"
+            )

@@ -120,13 +120,10 @@ class StableDiffusion3(TransformerBackbone):
         """Return the position embeddings of the views' tokens: their part of the canvas's, or None for their own."""
         if positions == "local":
             return {}
-        patch = self.spec.patch
-        if positions == "canvas":
-            table = self._own_embedding(tokens.rows.extent * patch, tokens.columns.extent * patch)
-            table = table.unflatten(1, (tokens.rows.extent, tokens.columns.extent))
-        else:
-            table = self._own_embedding(tokens.rows.size * patch, tokens.columns.size * patch)
-            table = table.unflatten(1, (tokens.rows.size, tokens.columns.size))
+        patch, axes = self.spec.patch, (tokens.rows, tokens.columns)
+        height, width = (axis.extent if positions == "canvas" else axis.size for axis in axes)
+        table = self._own_embedding(height * patch, width * patch).unflatten(1, (height, width))
+        if positions == "fit":
             table = _stretched(_stretched(table, tokens.rows, 1), tokens.columns, 2)
         places = split_positions(table, tokens)
         return {"embedding": places.repeat(conditioning.paths, 1, 1)}
