@@ -45,6 +45,8 @@ class PipelineBackbone(Family, Backbone):
     """Classes of diffusers pipelines with a ControlNet, of which a loaded one can be used."""
     text_encoder_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Names of the text encoders that every checkpoint has."""
+    text_width_key: ClassVar[str]
+    """Key of the width of embeddings of prompts, in the network's config."""
     pools = False
     """The network takes a pooled embedding of the prompt."""
     pads = False
@@ -150,11 +152,6 @@ class PipelineBackbone(Family, Backbone):
 
     # Prompts
 
-    @property
-    @abstractmethod
-    def text_width(self) -> int:
-        """Width of the embeddings of prompts."""
-
     @abstractmethod
     def embed_paths(self, texts: Sequence[str], negative: bool) -> list[Embedded]:
         """Encode prompts, or negative prompts, in the network's precision."""
@@ -214,10 +211,8 @@ class PipelineBackbone(Family, Backbone):
         """Return embeddings that replace texts, the argument `name` of the call. Raises UserError for other shapes."""
         if hidden_NTD is None:
             return None
-        if hidden_NTD.shape[-1] != self.text_width:
-            raise UserError(
-                f"{name} must be of width {self.text_width} for this backbone, got {tuple(hidden_NTD.shape)}"
-            )
+        if hidden_NTD.shape[-1] != (width := self.network.config[self.text_width_key]):
+            raise UserError(f"{name} must be of width {width} for this backbone, got {tuple(hidden_NTD.shape)}")
         if self.pools != (pooled_ND is not None):
             pooled = name.replace("prompt", "pooled_prompt")
             raise UserError(

@@ -35,6 +35,7 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
     Subclasses describe their family, embed prompts, run the transformer and place its tokens.
     """
 
+    text_width_key = "joint_attention_dim"
     text_first = True
     """In layers with one stream the tokens of the prompt precede those of the image."""
     runs_canvas_once = True
@@ -94,10 +95,6 @@ class TransformerBackbone(TransformerFamily, PipelineBackbone):
         kept = self._kept if self.dtype == self.loaded_dtype else {}  # a temporary float32 encodes again
         encoded = self._encode_texts([text for text in dict.fromkeys(texts) if text not in kept])
         return [kept[text].to(self.device) if text in kept else encoded[text] for text in texts]
-
-    @property
-    def text_width(self) -> int:
-        return int(self.transformer.config.joint_attention_dim)
 
     def _wrapped_attention(self) -> dict[str, Any]:
         """Install `TokenAttention` in all attention layers; return the layers by name, in the order they run in."""

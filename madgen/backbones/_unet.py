@@ -69,6 +69,8 @@ class _Inputs:
 class UNetBackbone(UNetFamily, PipelineBackbone):
     """A Stable Diffusion model with a UNet. Subclasses embed prompts and provide further conditions of the UNet."""
 
+    text_width_key = "cross_attention_dim"
+
     def __init__(self, pipeline: Any, spec: BackboneSpec, dtype: torch.dtype, device: torch.device):
         # Such a VAE overflows in float16.
         upcast = dtype == torch.float16 and pipeline.vae.config.get("force_upcast", True)
@@ -164,10 +166,6 @@ class UNetBackbone(UNetFamily, PipelineBackbone):
     ) -> dict[str, Tensor] | None:
         """Return additional conditions for [N * `count`] views of `height` x `width` cells."""
         return None
-
-    @property
-    def text_width(self) -> int:
-        return int(self.unet.config.cross_attention_dim)
 
     def embed_paths(self, texts: Sequence[str], negative: bool) -> list[Embedded]:
         """Encode the prompts, or negative prompts, of a batch together."""

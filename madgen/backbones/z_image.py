@@ -32,6 +32,7 @@ class ZImage(TransformerBackbone):
     sequence_length = 512
     max_length = 992
     template_tokens = 3
+    text_width_key = "cap_feat_dim"
     pads = True
     text_first = False
     flow = FlowSchedule(linear_sigmas=True)
@@ -62,10 +63,6 @@ class ZImage(TransformerBackbone):
     def separate_layers(config: Mapping[str, Any]) -> list[str]:
         """Return the refiners of the prompt, which never merge."""
         return [f"context_refiner.{i}.attention" for i in range(config["n_refiner_layers"])]
-
-    @property
-    def text_width(self) -> int:
-        return int(self.transformer.config.cap_feat_dim)
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Add the difference of the predictions to the conditional one, as in the Z-Image pipeline."""

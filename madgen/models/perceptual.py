@@ -23,11 +23,7 @@ def lpips(network: str, device: torch.device) -> Callable[[Tensor, Tensor], Tens
     untrained with a fixed seed; it still compares colours and textures, and needs no download.
     """
     net = lpips_network(network == "vgg", "SyncDiffusion", "set method.sync.network=random").to(device)
-
-    def distance(first_B3hw: Tensor, second_B3hw: Tensor) -> Tensor:
-        return net(first_B3hw, second_B3hw, normalize=True).flatten()
-
-    return distance
+    return lambda first_B3hw, second_B3hw: net(first_B3hw, second_B3hw, normalize=True).flatten()
 
 
 @lru_cache(maxsize=2)

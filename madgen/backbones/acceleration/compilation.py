@@ -37,10 +37,12 @@ def compiled(model: Callable[..., Any], backend: str) -> Any:
     Kernels are not autotuned if that would change the order of additions: another run must choose the same ones.
     """
     import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MAX_GRAPHS)
-    options: Any = {"deterministic": True} if backend == "inductor" and _has("deterministic") else None
+    deterministic = backend == "inductor" and hasattr(inductor, "deterministic")
+    options: Any = {"deterministic": True} if deterministic else None
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
@@ -55,9 +57,3 @@ def replaced_forward(model: torch.nn.Module, forward: Any) -> Iterator[None]:
         yield
     finally:
         del model.forward
-
-
-def _has(option: str) -> bool:
-    import torch._inductor.config as inductor
-
-    return hasattr(inductor, option)
