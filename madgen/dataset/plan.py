@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -205,19 +206,15 @@ def batches(shard: Shard, batch_size: Callable[[Prompt], int]) -> Iterator[Batch
 
     `batch_size` returns the batch size for the panoramas of a prompt.
     """
+
+    def kind(task: Task) -> tuple[int, int, int]:
+        return task.prompt.height, task.prompt.width, batch_size(task.prompt)
+
     start = 0
-    while start < len(shard.tasks):
-        first = shard.tasks[start].prompt
-        size = batch_size(first)
-        key = first.height, first.width, size
-        stop = start + 1
-        while stop < min(start + size, len(shard.tasks)):
-            prompt = shard.tasks[stop].prompt
-            if (prompt.height, prompt.width, batch_size(prompt)) != key:
-                break
-            stop += 1
-        yield Batch(shard, start, shard.tasks[start:stop])
-        start = stop
+    for (*_, size), run in groupby(shard.tasks, kind):
+        while tasks := tuple(islice(run, size)):
+            yield Batch(shard, start, tasks)
+            start += len(tasks)
 
 
 def has_regions(plan: Plan) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -22,8 +23,8 @@ CAPTIONS = {"image": "Started from", "mask": "Kept (white)", "control": "Control
 
 def find_inputs(dataset: DatasetDir, shown: Sequence[SampleEntry]) -> Mapping[str, PictureFile]:
     """Return the available pictures of the samples by checksum; none if the job reads no pictures."""
-    job = dataset.read_manifest().job
-    if not _reads_pictures(job):
+    manifest = dataset.read_manifest()
+    if all(manifest.value(f"job.{key}") is None for key in PICTURE_FIELDS.values()):
         return {}
     wanted: dict[str, set[str]] = {}
     columns: set[str] = set()
@@ -32,30 +33,14 @@ def find_inputs(dataset: DatasetDir, shown: Sequence[SampleEntry]) -> Mapping[st
         recorded = metadata.get("pictures", {})
         columns.update(recorded)
         wanted.setdefault(metadata["prompt"], set()).update(recorded.values())
-    return find_pictures(job["prompts"], [name for name in CAPTIONS if name in columns], wanted)
-
-
-def _reads_pictures(job: Mapping[str, Any]) -> bool:
-    """Return whether a job, also one of an earlier version, has a setting that makes rows name pictures."""
-    for key in PICTURE_FIELDS.values():
-        value: Any = job
-        for name in key.split("."):
-            value = (value or {}).get(name)
-        if value is not None:
-            return True
-    return False
+    return find_pictures(manifest.job["prompts"], [name for name in CAPTIONS if name in columns], wanted)
 
 
 def load_inputs(metadata: Mapping[str, Any], available: Mapping[str, PictureFile]) -> dict[str, Image.Image]:
     """Return copies of a sample's pictures by column, without those that cannot be read any more."""
-    recorded = metadata.get("pictures", {})
-    files = {name: available[recorded[name]] for name in CAPTIONS if recorded.get(name) in available}
-    loaded = {name: _load(file) for name, file in files.items()}
-    return {name: image for name, image in loaded.items() if image is not None}
-
-
-def _load(picture: PictureFile) -> Image.Image | None:
-    try:
-        return read_picture(picture).copy()
-    except UserError:
-        return None
+    recorded, loaded = metadata.get("pictures", {}), {}
+    for name in CAPTIONS:
+        if recorded.get(name) in available:
+            with suppress(UserError):
+                loaded[name] = read_picture(available[recorded[name]]).copy()
+    return loaded

@@ -17,9 +17,8 @@ from madgen.config.schema import SCORES
 from madgen.dataset.filtering.selection import LOWER_IS_BETTER
 from madgen.dataset.format import Manifest, SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.monitoring.gallery.blocks import write_samples
+from madgen.monitoring.gallery.blocks import choose_preview, write_samples
 from madgen.monitoring.gallery.samples import present_samples, spread
-from madgen.monitoring.gallery.thumbnails import choose_preview
 from madgen.utils.atomic import atomic
 from madgen.utils.escaping import json_block
 

@@ -54,8 +54,7 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
 def _picture(sample: EncodedSample, inputs: Mapping[str, PictureFile]) -> Image.Image:
     """Return a panorama to the right of the pictures that it started from or followed, all of one height."""
     panorama = decoded(sample, SHEET_PICTURE)
-    pictures = load_inputs(sample.metadata, inputs) if inputs else {}
-    left = [image for name, image in pictures.items() if name != "mask"]
+    left = [image for name, image in load_inputs(sample.metadata, inputs).items() if name != "mask"]
     for image in left:
         image.thumbnail((SHEET_PICTURE[0], panorama.height), Image.Resampling.LANCZOS)
     width = sum(image.width + SHEET_GAP for image in left) + panorama.width
