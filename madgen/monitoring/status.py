@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from madgen.dataset.format import Heartbeat
+from madgen.dataset.checks.tar import check_size
+from madgen.dataset.format import FormatError, Heartbeat
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.journal import count_open_samples
 from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Process, read_heartbeat
-from madgen.monitoring.totals import Totals
 from madgen.utils.atomic import file_system_time
 
 SILENT_S = 2 * HEARTBEAT_S
@@ -31,19 +34,40 @@ def status(directory: DatasetDir) -> dict[str, Any]:
     return Status(directory).read_whole()
 
 
+@dataclass
+class Totals:
+    """Totals of a finished shard, or of several."""
+
+    samples: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Worker seconds by activity."""
+
+    def add(self, shard: Totals, sign: int = 1) -> None:
+        """Add a shard, or with `sign=-1` subtract it."""
+        self.samples += sign * shard.samples
+        for sums, more in ((self.quarantined, shard.quarantined), (self.seconds, shard.seconds)):
+            for name, value in more.items():
+                sums[name] += sign * value
+
+
 class Status:
     """Read the state of a dataset repeatedly, each finished shard only once."""
 
     def __init__(self, directory: DatasetDir):
         self.directory = directory
-        self.totals = Totals(directory)
         self._planned: set[str] = set()
+        self._shards: dict[str, Totals] = {}
+        self._totals = Totals()
+        self._damaged: FormatError | None = None
+        """The error of the first damaged sidecar or tar at the last `read`; its shard is not counted."""
 
     def read_whole(self) -> dict[str, Any]:
         """Return the current state. Raises UserError if a sidecar is damaged."""
         state = self.read()
-        if self.totals.damaged is not None:
-            raise self.totals.damaged
+        if self._damaged is not None:
+            raise self._damaged
         return state
 
     def read(self) -> dict[str, Any]:
@@ -55,40 +79,66 @@ class Status:
         plan = manifest.plan
         if len(self._planned) != plan.shards:
             self._planned = set(manifest.shard_names())
-        done = self.totals.update(self._planned)
+        done, totals = self._count_shards(), self._totals
         workers = [_worker(*beat, now, done) for beat in beats]
         live = [worker for worker in workers if worker["state"] not in ("dead", "silent")]
         _mark_stragglers(live)
         in_flight = sum(worker["in_flight"] for worker in workers if worker["state"] != "dead")
         open_here = {shard for beat, _ in beats for shard in beat.open}
         kept = count_open_samples(self.directory, done | open_here if in_flight else done)
-        quarantined = self.totals.quarantined.total()
+        quarantined = totals.quarantined.total()
         rate = sum(worker["rate_per_s"] or 0.0 for worker in live) or None
-        left = plan.samples - self.totals.samples - quarantined - in_flight - kept
-        shards_done = len(self.totals.shards)
+        unpublished = plan.samples - totals.samples - quarantined
+        left = unpublished - in_flight - kept
         return {
             "name": manifest.name,
             "fingerprint": manifest.fingerprint,
             "planned": plan.samples,
-            "done": self.totals.samples,
+            "done": totals.samples,
             "in_flight": in_flight,
             "kept": kept,
             "quarantined": quarantined,
-            "quarantined_by_reason": dict(sorted(self.totals.quarantined.items())),
-            "shards": {"planned": plan.shards, "done": shards_done},
+            "quarantined_by_reason": dict(sorted(totals.quarantined.items())),
+            "shards": {"planned": plan.shards, "done": len(self._shards)},
             "rate_per_s": rate,
             "megapixels_per_s": sum(worker["megapixels_per_s"] or 0.0 for worker in live) or None,
             "eta_s": left / rate if rate else (0.0 if left <= 0 else None),
             "eta_interval_s": _interval(left, rate, live),
-            "seconds": {name: round(value, 3) for name, value in sorted(self.totals.seconds.items())},
-            "complete": self.totals.settled() == plan.samples and shards_done == plan.shards,
+            "seconds": {name: round(value, 3) for name, value in sorted(totals.seconds.items())},
+            "complete": unpublished == 0 and len(self._shards) == plan.shards,
             "workers": workers,
         }
+
+    def _count_shards(self) -> set[str]:
+        """Update the totals of the planned shards that are finished, except damaged ones; return their names."""
+        done = self.directory.done() & self._planned
+        for name in self._shards.keys() - done:  # marked for regeneration
+            self._totals.add(self._shards.pop(name), -1)
+        self._damaged = None
+        for name in sorted(done - self._shards.keys()):
+            try:
+                self._shards[name] = _totals(self.directory, name)
+            except FileNotFoundError:  # just marked for regeneration
+                continue
+            except FormatError as error:
+                self._damaged = self._damaged or error
+                continue
+            self._totals.add(self._shards[name])
+        return done
 
 
 def settled(state: dict[str, Any]) -> int:
     """Return the number of samples that are done, in quarantine or in open shards."""
     return min(state["planned"], state["done"] + state["quarantined"] + state["in_flight"])
+
+
+def _totals(directory: DatasetDir, name: str) -> Totals:
+    """Read those of a shard. Raises FormatError if its tar is longer or shorter than its samples."""
+    sidecar = directory.read_summary(name)
+    with suppress(KeyError, TypeError):  # damaged entries, which `verify` reports
+        check_size(directory, name, max((entry["offset"] + entry["size"] for entry in sidecar.samples), default=0))
+    reasons = Counter(entry.reason for entry in sidecar.quarantine)
+    return Totals(len(sidecar.samples), reasons, Counter(sidecar.seconds))
 
 
 def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
