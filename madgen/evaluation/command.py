@@ -145,7 +145,7 @@ def _publish(request: Request, directory: DatasetDir, report: dict[str, Any]) ->
             plot_prompts(report, request.folder / "prompts.png")
         plot_trade_off([(report["dataset"]["name"], report)], request.folder / "trade-off.png")
     if request.wandb:
-        from madgen.monitoring.wandb_report import log_report
+        from madgen.monitoring.wandb_run import log_report
 
         log_report(report, directory, sorted(request.folder.glob("*.png")))
     return path

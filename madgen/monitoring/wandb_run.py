@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.leases import Worker, read_json
 from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
-from madgen.monitoring.wandb_values import point_of, samples_table, thumbnail
+from madgen.monitoring.wandb_values import point_of, samples_table, summary, thumbnail
 from madgen.types import Record
 from madgen.utils.atomic import write_atomically
 
@@ -261,3 +261,13 @@ def run_id(directory: DatasetDir, fingerprint: str) -> str:
     """Return the id of the dataset's run, the same after every restart."""
     text = f"{directory.root.resolve()}/{fingerprint}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def log_report(report: Mapping[str, Any], directory: DatasetDir, plots: Sequence[Path]) -> None:
+    """Resume the dataset's run and add the scores of an evaluation to its summary, with the plots as images."""
+    manifest = directory.read_manifest()
+    run = open_run(WandbConfig(**manifest.job["monitor"]["wandb"]), directory, manifest)
+    run.summary.update(summary(report))
+    if plots:
+        run.log({f"scores/{path.stem}": wandb.Image(str(path)) for path in plots})
+    run.finish()

@@ -1,9 +1,9 @@
-"""Values logged to Weights & Biases: points of the curves, the table of samples, thumbnails."""
+"""Values logged to Weights & Biases: points of the curves, the table of samples, thumbnails, scores."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,14 @@ def _spread(directory: DatasetDir) -> Iterator[tuple[str, Sample]]:
 def thumbnail(image_HWC: np.ndarray) -> Image.Image:
     """Downscale an image to a height of at most 128 px."""
     image = Image.fromarray(image_HWC)
-    if image.height <= THUMBNAIL_HEIGHT:
-        return image
-    return image.resize((max(1, image.width * THUMBNAIL_HEIGHT // image.height), THUMBNAIL_HEIGHT))
+    image.thumbnail((image.width, THUMBNAIL_HEIGHT))
+    return image
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mean, standard deviation and protocol of each metric of an evaluation."""
+    values: dict[str, Any] = {}
+    for name, score in report["metrics"].items():
+        values |= {f"scores/{name}": score["mean"], f"scores/{name}_std": score["std"]}
+        values |= {f"scores/{name}_protocol": score["protocol_id"], f"scores/{name}_network": score["network"]}
+    return values

@@ -97,7 +97,7 @@ def test_two_torchrun_ranks_write_the_same_report(tmp_path, clip_folder, madgen_
 
 @pytest.mark.slow
 def test_scores_are_logged_to_wandb(tmp_path, clip_folder, madgen_here, wandb_here):
-    from madgen.monitoring.wandb_report import summary
+    from madgen.monitoring.wandb_values import summary
 
     write_dataset(tmp_path / "a", textures(PROMPTS, 2, 32, 96))
     content = json.loads((tmp_path / "a" / "dataset.json").read_text(encoding="utf-8"))
