@@ -25,7 +25,8 @@ import wandb
 from madgen.config.schema import Job, WandbConfig
 from madgen.dataset.format import Manifest, to_json
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.leases import Worker, read_json
+from madgen.dataset.records import parse_object
+from madgen.dataset.shards.leases import Worker, read_shared
 from madgen.monitoring.observer import Observer
 from madgen.monitoring.status import Status, settled
 from madgen.monitoring.wandb_values import point_of, samples_table, summary, thumbnail
@@ -173,11 +174,11 @@ class Log:
         if not now and time.monotonic() - self._tried < TAKE_OVER_EVERY_S:
             return False
         self._tried = time.monotonic()
-        note = read_json(self._note) or {}
+        note = read_shared(parse_object, self._note) or {}
         self._over = note.get("complete") is True or not self.directory.work.exists()
         if self._over or not self.worker.claim(CLAIM):
             return False
-        before = (read_json(self._note) or note).get("samples", -1)
+        before = (read_shared(parse_object, self._note) or note).get("samples", -1)
         self._before = before if type(before) is int else -1
         self.run = open_run(self.config, self.directory, self.manifest)
         self.run.define_metric("samples")

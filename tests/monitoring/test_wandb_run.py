@@ -12,7 +12,8 @@ from processes import MADGEN, NEARLY_OVER, Forked, environment, until
 from wandb_log import ended, history, records, run
 
 from madgen.config.schema import Job, WandbConfig
-from madgen.dataset.shards.leases import read_json
+from madgen.dataset.records import parse_object
+from madgen.dataset.shards.leases import read_shared
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_killed_and_resumed_runs_form_one_curve(job_file, tmp_path):
         return sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
     first = start()
-    until(lambda: (read_json(note) or {"samples": 0})["samples"] > 0)
+    until(lambda: (read_shared(parse_object, note) or {"samples": 0})["samples"] > 0)
     first.kill()
     second = start()
     until(lambda: len(logs()) == 2)  # its log is open, and may not have a point

@@ -9,7 +9,8 @@ import time
 from forks import programs
 from processes import begin, environment
 
-from madgen.dataset.shards.leases import read_json
+from madgen.dataset.records import parse_object
+from madgen.dataset.shards.leases import read_shared
 
 TIMEOUT_S = 600
 
@@ -80,7 +81,8 @@ class Cluster:
 
     def workers(self, out):
         """Return heartbeats by rank."""
-        found = map(read_json, (self.folder / out / "work/workers").glob("*.json"))  # None: it has ended
+        beats = (self.folder / out / "work/workers").glob("*.json")
+        found = (read_shared(parse_object, path) for path in beats)  # None: it has ended
         return {beat["rank"]: beat for beat in found if beat and "rank" in beat}
 
     def log(self, job):

@@ -15,7 +15,7 @@ from madgen.dataset.format.shard import (
     Sidecar,
     prompt_id,
 )
-from madgen.dataset.format.work import Claim, Heartbeat, Piece, Quarantined
+from madgen.dataset.format.work import Claim, Heartbeat, Piece, Process, Quarantined
 from madgen.dataset.records import FormatError, InvalidValueError, Record, to_json
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Piece",
     "PlanTotals",
     "Portion",
+    "Process",
     "QuarantineEntry",
     "Quarantined",
     "Record",

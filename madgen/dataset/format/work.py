@@ -40,14 +40,20 @@ class Claim(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat(Record):
-    """`work/workers/<id>.json`: a worker's identity, its claims and its progress."""
+class Process(Record):
+    """Identity of a process, unique across hosts and reboots."""
 
-    id: str
     host: str
     boot: str
     pid: int
     process_started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Process):
+    """`work/workers/<id>.json`: a worker's process, its claims and its progress."""
+
+    id: str
     state: str
     samples: int
     open: dict[str, int]

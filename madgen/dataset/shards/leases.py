@@ -16,41 +16,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from madgen.dataset.format import Claim, FormatError, Heartbeat, Record, to_json
+from madgen.dataset.format import Claim, FormatError, Heartbeat, Process, to_json
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import parse_object, read_file
+from madgen.dataset.records import read_file
 from madgen.utils.atomic import boot_id, hard_link, owner_tag
 
 HEARTBEAT_S = 3.0
 LEASE_S = 60.0
-R = TypeVar("R", bound=Record)
+Content = TypeVar("Content")
 
 
-@dataclass(frozen=True)
-class Process:
-    """Identity of a process, unique across hosts and reboots."""
+def this_process() -> Process:
+    """Return the identity of this process."""
+    return Process(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
 
-    host: str
-    boot: str
-    pid: int
-    started: str
 
-    @classmethod
-    def this(cls) -> Process:
-        return cls(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
-
-    @classmethod
-    def of(cls, beat: Heartbeat) -> Process:
-        return cls(beat.host, beat.boot, beat.pid, beat.process_started)
-
-    def is_surely_dead(self) -> bool:
-        """Return True if this host can rule out that the process is alive: same host and boot, and no such process."""
-        same_boot = self.host == socket.gethostname() and self.boot == boot_id() != ""
-        return same_boot and _start_time(self.pid) != self.started
+def is_surely_dead(process: Process) -> bool:
+    """Return True if this host can rule out that a process is alive: same host and boot, and no such process."""
+    same_boot = process.host == socket.gethostname() and process.boot == boot_id() != ""
+    return same_boot and _start_time(process.pid) != process.process_started
 
 
 def _start_time(pid: int) -> str:
@@ -69,7 +56,7 @@ class Worker:
         self.directory = directory
         self.heartbeat_s = HEARTBEAT_S if heartbeat_s is None else heartbeat_s
         self.lease_s = LEASE_S if lease_s is None else lease_s
-        self.process = Process.this()
+        self.process = this_process()
         self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
         self.claimed: set[str] = set()
         self.report: dict[str, Any] = {"state": "starting", "samples": 0, "open": {}, "rate_per_s": None}
@@ -103,10 +90,7 @@ class Worker:
             self.report.update(report)
             content = {
                 "id": self.id,
-                "host": self.process.host,
-                "boot": self.process.boot,
-                "pid": self.process.pid,
-                "process_started": self.process.started,
+                **self.process.as_dict(),
                 "started": self.started,
                 "time": time.time(),
                 "claims": sorted(self.claimed),
@@ -152,7 +136,7 @@ class Worker:
 
     def _owner(self, shard: str) -> str | None:
         """Return the worker that a claim names; None if its file is missing or damaged."""
-        claim = read_record(Claim, self._claim_file(shard))
+        claim = read_shared(Claim.from_json, self._claim_file(shard))
         return None if claim is None else claim.worker
 
     def _link(self, shard: str) -> bool:
@@ -189,7 +173,7 @@ class Worker:
     def _break_if_dead(self, shard: str) -> bool:
         """Remove a claim of a dead worker; return False if the worker may be alive or another one was faster."""
         path = self._claim_file(shard)
-        claim = read_record(Claim, path)
+        claim = read_shared(Claim.from_json, path)
         if not os.path.lexists(path):
             return True
         owner = claim.worker if claim else ""  # empty after a power failure: expires by the age of the claim file
@@ -200,14 +184,12 @@ class Worker:
             os.rename(path, broken)
         except FileNotFoundError:
             return True
-        taken = read_record(Claim, broken)
-        if taken != claim:  # a new claim of another worker that was faster: put it back
+        is_same = read_shared(Claim.from_json, broken) == claim
+        if not is_same:  # a new claim of another worker that was faster: put it back
             with contextlib.suppress(FileExistsError):
                 hard_link(broken, path)
-            broken.unlink(missing_ok=True)
-            return False
         broken.unlink(missing_ok=True)
-        return True
+        return is_same
 
     def is_alive(self, worker: str, claim_file: Path) -> bool:
         """Return whether a worker's heartbeat is younger than the lease and its process is not known to be dead."""
@@ -216,7 +198,7 @@ class Worker:
         worker = worker if is_file_name(worker) else ""
         heartbeat = self.directory.workers / f"{worker}.json"
         beat = read_heartbeat(heartbeat) if worker else None
-        if beat is not None and Process.of(beat).is_surely_dead():
+        if beat is not None and is_surely_dead(beat):
             return False
         try:
             # a heartbeat that this user may not read is renewed all the same
@@ -232,29 +214,20 @@ class Worker:
         With a claim, the heartbeat file is kept: without it, the claim could only expire by its age.
         """
         for path in self.directory.workers.glob("*.json"):
-            if not self.is_alive(path.stem, path) and not self._holds_a_claim(path):
-                if state := read_json(path):
-                    self.directory.sweep(owner_tag(state["host"], state["boot"], state["pid"]))
+            if self.is_alive(path.stem, path):
+                continue
+            beat = read_heartbeat(path)
+            claims = beat.claims if beat is not None else self.claimed_by_all()
+            if not any(self._owner(shard) == path.stem for shard in claims if is_file_name(shard)):
+                if beat is not None:
+                    self.directory.sweep(owner_tag(beat.host, beat.boot, beat.pid))
                 path.unlink(missing_ok=True)
 
-    def _holds_a_claim(self, heartbeat: Path) -> bool:
-        beat = read_heartbeat(heartbeat)
-        claims = beat.claims if beat is not None else self.claimed_by_all()
-        return any(self._owner(shard) == heartbeat.stem for shard in claims if is_file_name(shard))
 
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a small JSON object that other workers may replace or remove; return None if it is missing or damaged."""
-    try:
-        return parse_object(read_file(path), path)
-    except (FileNotFoundError, FormatError):
-        return None
-
-
-def read_record(kind: type[R], path: Path) -> R | None:
+def read_shared(parse: Callable[[bytes, Path], Content], path: Path) -> Content | None:
     """Read a small file that other workers may replace or remove; return None if it is missing or damaged."""
     try:
-        return kind.from_json(read_file(path), path)
+        return parse(read_file(path), path)
     except (FileNotFoundError, FormatError):
         return None
 
@@ -262,7 +235,7 @@ def read_record(kind: type[R], path: Path) -> R | None:
 def read_heartbeat(path: Path) -> Heartbeat | None:
     """Read a heartbeat; return None if it is missing, damaged, or of a user whose files this user may not read."""
     try:
-        return read_record(Heartbeat, path)
+        return read_shared(Heartbeat.from_json, path)
     except PermissionError:
         return None
 
