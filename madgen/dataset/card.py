@@ -56,9 +56,8 @@ def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[s
     total, folder = sum(count for _, count in counts), directory.root / "samples"
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a directory; move it away")
-    wanted = [(2 * number + 1) * total // (2 * PICTURES) for number in range(min(PICTURES, total))]
-    if total < PICTURES:
-        wanted = list(range(total))
+    shown = min(PICTURES, total)
+    wanted = [(2 * number + 1) * total // (2 * shown) for number in range(shown)]
     for entry in directory.entries_at(counts, wanted):
         with contextlib.suppress(UserError, OSError):
             picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them

@@ -65,7 +65,7 @@ class ShardPipeline:
         if self.job.output.upload is not None:
             claimed = queue.worker.claim(UPLOAD)
             self._uploads = BackgroundUpload(queue.run.directory, self.job.output.upload)
-            self._uploads.start(sweep=lambda: claimed)
+            self._uploads.start(sweep=claimed)
         self._thread = ThreadPoolExecutor(1, "shard-writer")
 
     def put(self, batch: Batch, panoramas: Panoramas) -> None:

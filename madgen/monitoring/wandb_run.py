@@ -200,18 +200,13 @@ class Log:
                     "lost a worker", f"{worker['id']} on {worker['host']} is dead; another worker takes over its shard"
                 )
         samples = settled(state)
-        if samples <= self._before or samples < self._samples:
-            self._write_note()
-            return
-        values = point_of(state)
-        if self._previews:
-            values["preview"], self._previews = self._previews, []
-        self.run.log(values, step=samples)
-        self.run.summary.update({"samples": state["done"], "quarantined": state["quarantined"]})
-        self._samples = samples
-        self._write_note()
-
-    def _write_note(self) -> None:
+        if samples > self._before and samples >= self._samples:
+            values = point_of(state)
+            if self._previews:
+                values["preview"], self._previews = self._previews, []
+            self.run.log(values, step=samples)
+            self.run.summary.update({"samples": state["done"], "quarantined": state["quarantined"]})
+            self._samples = samples
         note = {"samples": max(self._before, self._samples), "complete": self.complete}
         with contextlib.suppress(OSError):
             write_atomically(self._note, to_json(note))

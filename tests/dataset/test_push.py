@@ -98,7 +98,7 @@ def test_published_shards_upload_in_the_background_and_errors_are_raised_at_the_
     directory = make(range(3))
     uploads = BackgroundUpload(directory, "s3://bucket/set")
     s3.share = 1.0
-    uploads.start(sweep=lambda: True)
+    uploads.start(sweep=True)
     publish(directory, 3)
     uploads.add("job-000003")
     assert s3.stored == []

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from madgen.dataset.format import COLUMNS, FormatError, Manifest, SampleEntry, Sidecar
+from madgen.dataset.format import COLUMNS, FormatError, Manifest, SampleEntry
 from madgen.dataset.kept_columns import KeptColumns
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.licences import licence_values
@@ -51,8 +51,8 @@ def _check_index(directory: DatasetDir, manifest: Manifest) -> Iterator[str]:
                 return
             batches = table.iter_batches(BATCH_ROWS, use_threads=False)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-            entries = (entry for sidecar in directory.sidecars() for entry in sidecar.samples)
-            yield from _compare_rows(rows, entries, names, KeptColumns.of(directory, manifest), manifest)
+            kept = KeptColumns.of(directory, manifest)
+            yield from _compare_rows(rows, directory.entries(), names, kept, manifest)
             yield from _check_statistics(table)
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, ArithmeticError, LookupError) as error:
             yield f"index.parquet is damaged: {' '.join(str(error).split())[:200]}"
@@ -129,8 +129,7 @@ def _check_card(directory: DatasetDir, manifest: Manifest) -> Iterator[str]:
     except UnicodeDecodeError as error:
         yield f"README.md is damaged: {error}"
         return
-    sidecars: list[Sidecar] = list(directory.sidecars())
-    samples = sum(len(sidecar.samples) for sidecar in sidecars)
+    samples = sum(len(sidecar.samples) for sidecar in directory.sidecars())
     facts = {
         r"^\| fingerprint \| `(.*)` \|$": [f"{manifest.fingerprint}"],
         r"^(\d+) of (\d+) synthetic panoramas": [f"{samples}", f"{manifest.plan.samples}"],

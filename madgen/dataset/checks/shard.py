@@ -95,14 +95,13 @@ def _check_tar(directory: DatasetDir, name: str, sidecar: Sidecar, expected: Exp
         for sample in read_samples(stream):
             result.keys.append(sample.key)
             result.present += 1
-            entry = entries.get(sample.key)
-            if entry is None:
-                result.samples.append(_planned(sample.key, expected, None, {}))
-                continue
-            problems, metadata = check_sample(sample, entry, expected)
-            result.problems += [f"{sample.key}: {problem}" for problem in problems]
-            result.whole += [] if problems else [entry]
-            seed, about = (None, {}) if problems else (entry.seed, metadata)
+            seed, about = None, {}
+            if entry := entries.get(sample.key):
+                problems, metadata = check_sample(sample, entry, expected)
+                result.problems += [f"{sample.key}: {problem}" for problem in problems]
+                if not problems:
+                    result.whole.append(entry)
+                    seed, about = entry.seed, metadata
             result.samples.append(_planned(sample.key, expected, seed, about))
     if [entry.key for entry in sidecar.samples] != result.keys:
         result.problems.append("its sidecar and its tar do not hold the same keys in the same order")

@@ -30,8 +30,8 @@ class BackgroundUpload:
         self._stopping, self._finishing = threading.Event(), threading.Event()
         self._fails = False
 
-    def start(self, sweep: Callable[[], bool] = lambda: False) -> None:
-        """Start uploading; if `sweep` returns True, include finished shards that earlier processes did not upload."""
+    def start(self, sweep: bool = False) -> None:
+        """Start uploading; with `sweep`, include finished shards that earlier processes did not upload."""
         self._thread = threading.Thread(target=self._work, args=(sweep,), name="upload", daemon=True)
         self._thread.start()
 
@@ -52,14 +52,14 @@ class BackgroundUpload:
         self._stopping.set()  # without waiting for the current upload
         self._queue.put(None)
 
-    def _work(self, sweep: Callable[[], bool]) -> None:
+    def _work(self, sweep: bool) -> None:
         try:
             sender = Push(self.directory, open_remote("output.upload", self.url), self._stopping)
         except UserError as error:
             logger.warning(str(error))
             return
         with contextlib.suppress(UnsentError, OSError):
-            if sweep():
+            if sweep:
                 listing = sender.listing()
                 for name in sorted(self.directory.done()):
                     if not {f"shards/{name}.tar", f"shards/{name}.json"} <= listing.keys():
