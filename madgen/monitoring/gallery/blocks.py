@@ -16,8 +16,7 @@ from PIL import Image
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import EncodedSample
-from madgen.monitoring.gallery.input_pictures import CAPTIONS, find_inputs, load_inputs
-from madgen.monitoring.gallery.samples import decoded, read, spread
+from madgen.monitoring.gallery.samples import CAPTIONS, decoded, find_inputs, load_inputs, read, spread
 from madgen.utils.escaping import json_block
 from madgen.utils.ordered_map import ordered_map
 

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import EncodedSample
-from madgen.monitoring.gallery.input_pictures import find_inputs, load_inputs
-from madgen.monitoring.gallery.samples import decoded, present_samples, read, spread
+from madgen.monitoring.gallery.samples import decoded, find_inputs, load_inputs, present_samples, read, spread
 from madgen.types import PictureFile
 from madgen.utils.atomic import atomic
 from madgen.utils.errors import UserError
