@@ -49,21 +49,16 @@ def encode_image(
     arguments, stream = options[image_format], io.BytesIO()
     fields = embed.gpano(*image_HWC.shape[:2]) if loop else None
     if image_format == "png":
-        arguments["pnginfo"] = _png_info(metadata, fields)
+        arguments["pnginfo"] = info = PngInfo()
+        if metadata is not None:
+            info.add_text("parameters", embed.parameters(metadata))
+            info.add_itxt("Description", embed.description(metadata))
+        if loop:
+            info.add_itxt("XML:com.adobe.xmp", embed.xmp(None, fields).decode())
     elif metadata is not None or loop:
         arguments["xmp"] = embed.xmp(metadata, fields)
     Image.fromarray(image_HWC).save(stream, **arguments)
     return stream.getvalue()
-
-
-def _png_info(metadata: Mapping[str, Any] | None, gpano: Mapping[str, Any] | None) -> PngInfo:
-    info = PngInfo()
-    if metadata is not None:
-        info.add_text("parameters", embed.parameters(metadata))
-        info.add_itxt("Description", embed.description(metadata))
-    if gpano is not None:
-        info.add_itxt("XML:com.adobe.xmp", embed.xmp(None, gpano).decode())
-    return info
 
 
 def encode_sample(record: Record, image_format: str, quality: int) -> bytes:

@@ -42,17 +42,17 @@ def refuse_foreign_shards(directory: DatasetDir, manifest: Manifest, names: Iter
 
 
 def has_shards_of(directory: DatasetDir, manifest: Manifest) -> bool:
-    """Return whether there are finished shards, and all of them were made for this dataset."""
-    prints = [shard_fingerprint(directory, name) for name in directory.done()]
-    return bool(prints) and set(prints) <= manifest.sample_fingerprints | {None} and any(prints)
+    """Return whether there are finished shards beside a damaged `dataset.json`, all of them made for this dataset.
 
-
-def refuse_several_generations(directory: DatasetDir) -> None:
-    """Raise FormatError if the shards beside a damaged `dataset.json` show that the dataset has grown."""
-    prints = {shard_fingerprint(directory, name) for name in directory.done()} - {None}
+    Raises FormatError if they show that the dataset has grown beyond it.
+    """
+    prints = set(filter(None, (shard_fingerprint(directory, name) for name in directory.done())))
+    if prints and prints <= manifest.sample_fingerprints:
+        return True
     if len(prints) > 1:
         raise FormatError(
             f"{directory.manifest} cannot be read, and no job alone can write it again, because the dataset has grown "
-            f"(its shards have the fingerprints {', '.join(sorted(filter(None, prints)))}); restore it from a copy, "
+            f"(its shards have the fingerprints {', '.join(sorted(prints))}); restore it from a copy, "
             "such as the one in output.upload or where it was pushed, or choose another output.dir"
         )
+    return False

@@ -14,7 +14,7 @@ from madgen.config.schema import Job
 from madgen.config.schema.checks import as_yaml
 from madgen.dataset.checks.kinds import check_kinds
 from madgen.dataset.checks.manifest import manifest_problems
-from madgen.dataset.foreign_shards import has_shards_of, refuse_several_generations
+from madgen.dataset.foreign_shards import has_shards_of
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
 from madgen.dataset.identity import WeightIds, fingerprint, job_identity
 from madgen.dataset.layout import DatasetDir
@@ -66,7 +66,6 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
             existing = directory.read_manifest()
         except FormatError:
             if content is not None and not has_shards_of(directory, content):
-                refuse_several_generations(directory)
                 raise
             return  # `create` writes it again
         check_kinds(directory, set(existing.shard_names()))

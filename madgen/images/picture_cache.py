@@ -134,5 +134,4 @@ def content_of(url: str, sha256: str) -> bytes:
         raise UserError(
             f"the picture {mask_urls(url)} has changed since the job was planned; restore it, or start a new dataset"
         )
-    store(content)
     return content

@@ -17,35 +17,30 @@ def check_kinds(directory: DatasetDir, shards: set[str]) -> None:
     """
     root = directory.root
     for folder in (directory.shards, directory.work, root / "samples"):
-        if os.path.lexists(folder) and not _is_kind(folder, is_folder=True):
+        if os.path.lexists(folder) and not os.path.isdir(folder):
             raise UserError(f"{folder} is not a directory; move it away, then generate again")
     for path in (root / "index.parquet", root / "README.md", root / "quarantine.jsonl"):
-        if os.path.lexists(path) and not _is_kind(path):
+        if os.path.lexists(path) and not os.path.isfile(path):
             raise UserError(f"{path} {_kind(path)}; move it away, then generate again")
-    for name in _shards_of_other_kinds(directory):
-        if name in shards:
-            path = next(path for path in (directory.sidecar(name), directory.tar(name)) if not _is_kind(path))
+    for path in _shard_files_of_other_kinds(directory):
+        if path.stem in shards:
             raise UserError(
                 f"{path} {_kind(path)}; run madgen verify {root} --repair, then generate again to remake its shard"
             )
 
 
-def _shards_of_other_kinds(directory: DatasetDir) -> Iterator[str]:
-    """Yield finished shards of which a file is none, and unfinished ones whose tar cannot be replaced by one."""
+def _shard_files_of_other_kinds(directory: DatasetDir) -> Iterator[Path]:
+    """Yield what is no file: of finished shards, and tars of unfinished ones that cannot be replaced by one."""
     try:
         entries = {entry.name: entry for entry in os.scandir(directory.shards)}
     except FileNotFoundError:
         return
     for name, entry in sorted(entries.items()):
-        stem, _, suffix = name.rpartition(".")
-        if suffix not in ("tar", "json") or _is_kind(directory.shards / name):
+        path = directory.shards / name
+        if path.suffix not in (".tar", ".json") or os.path.isfile(path):
             continue
-        if f"{stem}.json" in entries or not entry.is_symlink():
-            yield stem
-
-
-def _is_kind(path: Path, is_folder: bool = False) -> bool:
-    return os.path.isdir(path) if is_folder else os.path.isfile(path)
+        if f"{path.stem}.json" in entries or not entry.is_symlink():
+            yield path
 
 
 def _kind(path: Path) -> str:
