@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from madgen.dataset.checks.tar import check_size
-from madgen.dataset.format import FormatError, Heartbeat
+from madgen.dataset.format import FormatError
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.journal import count_open_samples
-from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, is_surely_dead, read_heartbeat
+from madgen.dataset.shards.leases import HEARTBEAT_S, LEASE_S, Heartbeat, read_heartbeat
 from madgen.utils.atomic import file_system_time
 
 SILENT_S = 2 * HEARTBEAT_S
@@ -166,7 +166,7 @@ def _now(directory: DatasetDir) -> float:
 def _worker(beat: Heartbeat, written: float, now: float, done: set[str]) -> dict[str, Any]:
     age = max(0.0, now - written)
     state = "silent" if age > SILENT_S else beat.state
-    if age > LEASE_S or is_surely_dead(beat):
+    if age > LEASE_S or beat.is_surely_dead():
         state = "dead"
     works = state not in ("waiting", "silent", "dead")
     return {

@@ -6,9 +6,8 @@ import threading
 
 import pytest
 
-from madgen.dataset.format import Process
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.leases import Worker, is_surely_dead, remove_work, this_process
+from madgen.dataset.shards.leases import Process, Worker, remove_work
 from madgen.utils.atomic import owner_tag
 
 
@@ -181,10 +180,10 @@ def test_missing_dataset_is_an_error(worker, directory):
 
 
 def test_own_process_is_alive():
-    here = this_process()
-    assert not is_surely_dead(here)
-    assert is_surely_dead(Process(here.host, here.boot, here.pid, "another start"))
-    assert not is_surely_dead(Process("another-host", here.boot, here.pid, "x"))
+    assert not Process.this().is_surely_dead()
+    here = Process.this()
+    assert Process(here.host, here.boot, here.pid, "another start").is_surely_dead()
+    assert not Process("another-host", here.boot, here.pid, "x").is_surely_dead()
 
 
 def test_close_releases_claims_and_removes_the_heartbeat(worker, directory):

@@ -10,20 +10,51 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Container, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from madgen.dataset.checks.tar import READ_ERRORS
 from madgen.dataset.encoding import decode_members
-from madgen.dataset.format import FormatError, InvalidValueError, Piece, Quarantined, SampleEntry
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import SHARD_NAME, DatasetDir
-from madgen.dataset.records import open_file, parse_object, read_file
+from madgen.dataset.records import (
+    NOT_STORED,
+    FormatError,
+    InvalidValueError,
+    Record,
+    open_file,
+    parse_object,
+    read_file,
+)
+
+UNREADABLE = (OSError, FormatError, InvalidValueError, *READ_ERRORS)
+"""Errors of samples that are damaged, or published or removed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Record):
+    """A line of a journal: a sample that is complete in a tar, with the fields of its sidecar entry."""
+
+    key: str
+    offset: int
+    size: int
+    sha256: str
+    scores: dict[str, float] | None = None
+    tar: Path = field(default=Path(), metadata=NOT_STORED)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined(Record):
+    """A line of a journal: a sample that could not be generated."""
+
+    key: str
+    reason: str
+    detail: str
+
 
 Settled = Piece | Quarantined
 """The outcome of a task."""
-UNREADABLE = (OSError, FormatError, InvalidValueError, *READ_ERRORS)
-"""Errors of samples that are damaged, or published or removed meanwhile."""
 
 
 def read(journal: Path, published: Path) -> Iterator[Settled]:

@@ -16,12 +16,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from madgen.dataset.format import Claim, FormatError, Heartbeat, Process, to_json
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.records import read_file
+from madgen.dataset.records import Finite, FormatError, Record, read_file, to_json
 from madgen.utils.atomic import boot_id, hard_link, owner_tag
 
 HEARTBEAT_S = 3.0
@@ -29,15 +29,23 @@ LEASE_S = 60.0
 Content = TypeVar("Content")
 
 
-def this_process() -> Process:
-    """Return the identity of this process."""
-    return Process(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
+@dataclass(frozen=True, slots=True)
+class Process(Record):
+    """Identity of a process, unique across hosts and reboots."""
 
+    host: str
+    boot: str
+    pid: int
+    process_started: str
 
-def is_surely_dead(process: Process) -> bool:
-    """Return True if this host can rule out that a process is alive: same host and boot, and no such process."""
-    same_boot = process.host == socket.gethostname() and process.boot == boot_id() != ""
-    return same_boot and _start_time(process.pid) != process.process_started
+    @classmethod
+    def this(cls) -> Process:
+        return Process(socket.gethostname(), boot_id(), os.getpid(), _start_time(os.getpid()))
+
+    def is_surely_dead(self) -> bool:
+        """Return True if this host can rule out that the process is alive: same host and boot, and no such process."""
+        same_boot = self.host == socket.gethostname() and self.boot == boot_id() != ""
+        return same_boot and _start_time(self.pid) != self.process_started
 
 
 def _start_time(pid: int) -> str:
@@ -49,6 +57,37 @@ def _start_time(pid: int) -> str:
     return "" if fields[0] in ("Z", "X") else fields[19]
 
 
+@dataclass(frozen=True, slots=True)
+class Claim(Record):
+    """`work/claims/<shard>.json`."""
+
+    worker: str
+    token: str = ""
+    time: float = 0.0
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Process):
+    """`work/workers/<id>.json`: a worker's process, its claims and its progress."""
+
+    id: str
+    state: str
+    samples: int
+    open: dict[str, int]
+    """Settled samples of each open shard."""
+    claims: tuple[str, ...] = ()
+    rate_per_s: Finite | None = None
+    rate_error: Finite | None = None
+    """Relative standard error of the rate."""
+    megapixels_per_s: Finite | None = None
+    memory_bytes: int | None = None
+    device: str | None = None
+    rank: int | None = None
+    shard: str | None = None
+    """Shard of the current batch."""
+
+
 class Worker:
     """Identity, heartbeat and claims of this process on a dataset."""
 
@@ -56,7 +95,7 @@ class Worker:
         self.directory = directory
         self.heartbeat_s = HEARTBEAT_S if heartbeat_s is None else heartbeat_s
         self.lease_s = LEASE_S if lease_s is None else lease_s
-        self.process = this_process()
+        self.process = Process.this()
         self.id = f"{self.process.host.replace('.', '-')}-{self.process.pid}-{secrets.token_hex(3)}"
         self.claimed: set[str] = set()
         self.report: dict[str, Any] = {"state": "starting", "samples": 0, "open": {}, "rate_per_s": None}
@@ -146,7 +185,7 @@ class Worker:
             return False
         try:
             self.directory.make_in_work(self.directory.claims)  # another worker may have removed `work/`
-            temporary.write_bytes(to_json({"worker": self.id, "token": secrets.token_hex(8), "time": time.time()}))
+            temporary.write_bytes(Claim(self.id, secrets.token_hex(8), time.time()).to_json())
             hard_link(temporary, self._claim_file(shard))
         except FileExistsError:
             if os.stat(temporary).st_nlink != 2:  # else this link succeeded, and NFS retried it after a lost reply
@@ -198,7 +237,7 @@ class Worker:
         worker = worker if is_file_name(worker) else ""
         heartbeat = self.directory.workers / f"{worker}.json"
         beat = read_heartbeat(heartbeat) if worker else None
-        if beat is not None and is_surely_dead(beat):
+        if beat is not None and beat.is_surely_dead():
             return False
         try:
             # a heartbeat that this user may not read is renewed all the same

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from madgen.dataset.checks.shard import sidecar_time
-from madgen.dataset.format import Piece, Quarantined, SampleEntry
+from madgen.dataset.format import SampleEntry
 from madgen.dataset.index import write_index, write_quarantine
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards import journal
-from madgen.dataset.shards.journal import Settled
+from madgen.dataset.shards.journal import Piece, Quarantined, Settled
 from madgen.dataset.verify import Verdict
 from madgen.types import Shard, Task
 from madgen.utils.atomic import write_atomically

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from madgen.dataset.checks.tar import read_samples, tar_size
-from madgen.dataset.format import Environment, Piece, Quarantined, QuarantineEntry, SampleEntry, Sidecar
+from madgen.dataset.format import Environment, QuarantineEntry, SampleEntry, Sidecar
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.shards.journal import Settled, read_records
+from madgen.dataset.shards.journal import Piece, Quarantined, Settled, read_records
 from madgen.dataset.shards.recovery import Salvage
 from madgen.types import Shard
 from madgen.utils.atomic import sync_directory, write_atomically

@@ -7,9 +7,8 @@ import os
 import pytest
 from open_shards import PLAN, SHARD, begin, is_clean, resume, salvaged, sample
 
-from madgen.dataset.format import Piece
 from madgen.dataset.shards import writer
-from madgen.dataset.shards.journal import read_records
+from madgen.dataset.shards.journal import Piece, read_records
 from madgen.dataset.shards.writer import OpenShard
 
 
