@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,20 +28,21 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 class Sample:
     """A sample of a dataset."""
 
-    metadata: dict[str, Any]
-    image_HWC: np.ndarray
-    """uint8 [H, W, 3]."""
-    format: str
-
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """A sample with its image as it is stored."""
-
+    directory: DatasetDir
     entry: SampleEntry
     metadata: dict[str, Any]
     image: bytes
+    """The image as it is stored."""
     format: str
+
+    @cached_property
+    def image_HWC(self) -> np.ndarray:
+        """Decode the image, uint8 [H, W, 3]. Raises UserError if it is damaged."""
+        try:
+            with Image.open(io.BytesIO(self.image)) as image:
+                return np.asarray(image.convert("RGB"))
+        except DAMAGED as error:
+            raise damaged_sample(self.directory, self.entry, f"undecodable image ({error})") from error
 
 
 def read_sample(directory: DatasetDir, key: str) -> Sample:
@@ -53,24 +55,13 @@ def read_sample(directory: DatasetDir, key: str) -> Sample:
 
 
 def read_entry(directory: DatasetDir, entry: SampleEntry) -> Sample:
-    """Read a sample and decode its image. Raises UserError if it is damaged."""
-    sample = read_encoded(directory, entry)
-    try:
-        with Image.open(io.BytesIO(sample.image)) as image:
-            picture = np.asarray(image.convert("RGB"))
-    except DAMAGED as error:
-        raise damaged_sample(directory, entry, f"undecodable image ({error})") from error
-    return Sample(sample.metadata, picture, sample.format)
-
-
-def read_encoded(directory: DatasetDir, entry: SampleEntry) -> EncodedSample:
-    """Read a sample without decoding its image. Raises UserError if it is damaged."""
+    """Read a sample. Raises UserError if it is damaged; its image is not decoded yet."""
     members = read_members(directory, entry)
     image_format = next((name for name in IMAGE_FORMATS if name in members), None)
     if image_format is None or "json" not in members:
         raise damaged_sample(directory, entry, "no image or no JSON")
     metadata = parse_object(members["json"], f"the JSON of {entry.key}")
-    return EncodedSample(entry, metadata, members[image_format], image_format)
+    return Sample(directory, entry, metadata, members[image_format], image_format)
 
 
 def read_metadata(directory: DatasetDir, entry: SampleEntry) -> dict[str, Any]:

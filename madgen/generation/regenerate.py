@@ -56,6 +56,7 @@ def regenerate(
     image_format = check_output(output)
     quieten()
     stored = read_sample(DatasetDir(directory), key)
+    stored_HWC = stored.image_HWC  # raises for a damaged image before the models are loaded
     manifest = DatasetDir(directory).read_manifest().source_of(stored.metadata.get("fingerprint"))
     quality = manifest.setting("job.output.quality", int)
     try:
@@ -71,7 +72,7 @@ def regenerate(
     image = _checked(*_sample(inputs, metadata), metadata)
     write_atomically(output, encode_image(image, image_format, 95, loop, stored.metadata))
     decoded = _decode(encode_image(image, stored.format, quality))
-    difference = np.abs(decoded.astype(int) - stored.image_HWC.astype(int))
+    difference = np.abs(decoded.astype(int) - stored_HWC.astype(int))
     status = _compare(difference)
     differs = f"differs by at most {difference.max()} of 255, by {difference.mean():.4f} on average"
     verdict = {SAME: "the same pixels", LAST_BITS: f"only the last bits: {differs}", OTHER_PICTURE: differs}

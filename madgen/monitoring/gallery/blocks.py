@@ -15,7 +15,7 @@ from PIL import Image
 
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.reader import EncodedSample
+from madgen.dataset.reader import Sample
 from madgen.monitoring.gallery.samples import CAPTIONS, decoded, find_inputs, load_inputs, read, spread
 from madgen.utils.escaping import json_block
 from madgen.utils.ordered_map import ordered_map
@@ -79,7 +79,7 @@ def write_samples(
         shutil.copyfileobj(pictures, file)
 
 
-def _images(sample: EncodedSample, side: int, preview: int | None) -> tuple[str, str | None]:
+def _images(sample: Sample, side: int, preview: int | None) -> tuple[str, str | None]:
     """Return the data URIs of a thumbnail of shorter side `side` and of the image that `choose_preview` chose."""
     image = decoded(sample, _box(sample.entry, max(side, preview or 0)))
     large = None
@@ -113,7 +113,7 @@ def _box(shape: SampleEntry | Image.Image, side: int) -> tuple[int, int]:
     return (longer, side) if shape.width >= shape.height else (side, longer)
 
 
-def _details(dataset: DatasetDir, sample: EncodedSample) -> dict[str, Any]:
+def _details(dataset: DatasetDir, sample: Sample) -> dict[str, Any]:
     entry, sampling = sample.entry, sample.metadata.get("sampling")
     return {
         "rows": list(_rows(sample.metadata)),

@@ -12,7 +12,7 @@ from PIL import Image
 from madgen.config.schema import PICTURE_FIELDS
 from madgen.dataset.format import SampleEntry
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.reader import EncodedSample, read_encoded, read_metadata
+from madgen.dataset.reader import Sample, read_entry, read_metadata
 from madgen.dataset.shards.journal import open_samples
 from madgen.images.decoding import read_picture
 from madgen.prompts.recorded_pictures import find_pictures
@@ -40,15 +40,15 @@ def spread(entries: list[SampleEntry], limit: int | None) -> list[SampleEntry]:
     return [entries[index * (len(entries) - 1) // max(limit - 1, 1)] for index in range(limit)]
 
 
-def read(dataset: DatasetDir, entry: SampleEntry) -> EncodedSample:
+def read(dataset: DatasetDir, entry: SampleEntry) -> Sample:
     """Read a sample. Raises UserError if its shard is damaged."""
     try:
-        return read_encoded(dataset, entry)
+        return read_entry(dataset, entry)
     except OSError as error:
         raise UserError(f"{dataset.tar(entry.shard)} cannot be read: {error.strerror or error}") from None
 
 
-def decoded(sample: EncodedSample, box: tuple[int, int]) -> Image.Image:
+def decoded(sample: Sample, box: tuple[int, int]) -> Image.Image:
     """Decode an image as RGB, downscaled to fit a box of (width, height) pixels."""
     try:
         with Image.open(io.BytesIO(sample.image)) as image:

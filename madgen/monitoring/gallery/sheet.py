@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.reader import EncodedSample
+from madgen.dataset.reader import Sample
 from madgen.monitoring.gallery.samples import decoded, find_inputs, load_inputs, present_samples, read, spread
 from madgen.types import PictureFile
 from madgen.utils.atomic import atomic
@@ -50,7 +50,7 @@ def write_contact_sheet(directory: Path, output: Path | None = None, limit: int 
     return output
 
 
-def _picture(sample: EncodedSample, inputs: Mapping[str, PictureFile]) -> Image.Image:
+def _picture(sample: Sample, inputs: Mapping[str, PictureFile]) -> Image.Image:
     """Return a panorama to the right of the pictures that it started from or followed, all of one height."""
     panorama = decoded(sample, SHEET_PICTURE)
     left = [image for name, image in load_inputs(sample.metadata, inputs).items() if name != "mask"]
