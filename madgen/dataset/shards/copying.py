@@ -14,7 +14,7 @@ from madgen.dataset.format import SampleEntry, Sidecar, to_json
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.reader import IMAGE_FORMATS, damaged_sample, read_members, read_records
 from madgen.dataset.records import parse_object
-from madgen.images.rewrite_metadata import with_metadata
+from madgen.images.embedded_metadata import with_metadata
 from madgen.types import shard_index
 from madgen.utils.atomic import write_atomically
 from madgen.utils.errors import UserError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from madgen.dataset.encoding import encode_image
-from madgen.images.rewrite_metadata import with_metadata
+from madgen.images.embedded_metadata import with_metadata
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (16, 48, 3), dtype=np.uint8)
 
