@@ -34,25 +34,11 @@ TOKEN = re.compile(
       | (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
       | (?P<compare><=|>=|==|!=|<|>|contains\b|in\b|not\s+in\b)
       | (?P<join>and\b|or\b|not\b|[()])
-      | (?P<name>[^\W\d]\w*|`[^`]+`)""",
+      | (?P<name>[^\W\d]\w*|`[^`]+`)
+      | (?P<unknown>[^ ])""",
     re.VERBOSE,
 )
 READING = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
-
-
-@dataclass(frozen=True)
-class Where:
-    """A parsed `--where` expression."""
-
-    expression: str
-    """Text of the expression."""
-    sql: str
-    values: tuple[Any, ...]
-    """Values of the placeholders."""
-    scores: frozenset[str]
-    """Names of the scores in it."""
-    kept: KeptColumns
-    """Kept columns of the dataset."""
 
 
 @dataclass(frozen=True)
@@ -100,49 +86,42 @@ def parse(expression: str, kept: KeptColumns | None = None) -> Where:
         raise UserError(f"--where is {len(expression)} characters long; at most {MAX_LENGTH}")
     if not expression.strip() or not expression.isprintable():
         raise UserError(f"--where must be one line of text, such as 'coherence > 0.8', got {expression[:60]!r}")
-    return _Parser(kept or KeptColumns()).parse(expression)
+    return Where(expression, kept or KeptColumns())
 
 
-class _Parser:
-    def __init__(self, kept: KeptColumns):
-        self.kept = kept
-        self.numbers = (*NUMBERS, *(name for name in kept.types if name not in kept.texts))
-        self.texts = (*TEXTS, *(name for name in kept.types if name in kept.texts))
-        self.tokens: list[re.Match[str]] = []
+class Where:
+    """A parsed `--where` expression: the condition `sql` with the `values` of its placeholders."""
+
+    def __init__(self, expression: str, kept: KeptColumns):
+        self.expression, self.kept = expression.strip(), kept
         self.values: list[Any] = []
         self.scores: set[str] = set()
-
-    def parse(self, expression: str) -> Where:
-        self._tokenize(expression)
+        """Names of the scores in it."""
+        self._numbers = (*NUMBERS, *(name for name in kept.types if name not in kept.texts))
+        self._texts = (*TEXTS, *(name for name in kept.types if name in kept.texts))
+        self._tokens = list(TOKEN.finditer(expression))
+        for token in self._tokens:
+            if token.lastgroup == "unknown":
+                raise self._error(token.start(), f"{token[0]!r} has no meaning here")
         sql: list[str] = []
-        while self.tokens:
-            is_join = self.tokens[0].lastgroup == "join"
-            sql.append(self.tokens.pop(0)[0] if is_join else self._comparisons())
-        where = Where(expression.strip(), " ".join(sql), tuple(self.values), frozenset(self.scores), self.kept)
+        while self._tokens:
+            is_join = self._tokens[0].lastgroup == "join"
+            sql.append(self._tokens.pop(0)[0] if is_join else self._comparisons())
+        self.sql = " ".join(sql)
         try:
-            load((), self.kept)[0].execute(f"SELECT key FROM samples WHERE {where.sql}", where.values)
+            load((), kept)[0].execute(f"SELECT key FROM samples WHERE {self.sql}", self.values)
         except sqlite3.Error as error:
             raise self._error(0, f"the expression cannot be parsed ({error})") from error
-        return where
-
-    def _tokenize(self, expression: str) -> None:
-        at = 0
-        while at < len(expression):
-            token = TOKEN.match(expression, at)
-            if token is None and expression[at] != " ":
-                raise self._error(at, f"{expression[at]!r} has no meaning here")
-            self.tokens += [] if token is None else [token]
-            at = at + 1 if token is None else token.end()
 
     def _comparisons(self) -> str:
         """Translate `a < b <= c` to `(a < b AND b <= c)`, consuming its tokens."""
-        left, parts = self.tokens.pop(0), list[str]()
+        left, parts = self._tokens.pop(0), list[str]()
         kind = self._kind(left)
-        while self.tokens and self.tokens[0].lastgroup == "compare":
-            operator = " ".join(self.tokens.pop(0)[0].split())
-            if not self.tokens:
+        while self._tokens and self._tokens[0].lastgroup == "compare":
+            operator = " ".join(self._tokens.pop(0)[0].split())
+            if not self._tokens:
                 raise self._error(left.end(), "a value is missing at the end")
-            right = self.tokens.pop(0)
+            right = self._tokens.pop(0)
             if operator in ("contains", "in", "not in"):
                 whole, part = (left, right) if operator == "contains" else (right, left)
                 if not self._is_text(whole) or part.lastgroup != "text":
@@ -163,15 +142,15 @@ class _Parser:
     def _kind(self, token: re.Match[str]) -> str:
         """Return `a text` or `a number`."""
         name = _name(token)
-        if token.lastgroup == "name" and name not in (*self.numbers, *self.texts):
-            suggestion = nearest(name[:40], (*self.numbers, *self.texts)).partition("; known")[0]
+        if token.lastgroup == "name" and name not in (*self._numbers, *self._texts):
+            suggestion = nearest(name[:40], (*self._numbers, *self._texts)).partition("; known")[0]
             raise self._error(token.start(), f"unknown name {name[:40]!r}{suggestion}")
         if token.lastgroup not in ("name", "number", "text"):
             raise self._error(token.start(), f"{token[0]!r} has no meaning here")
         return "a text" if token.lastgroup == "text" or self._is_text(token) else "a number"
 
     def _is_text(self, token: re.Match[str]) -> bool:
-        return token.lastgroup == "name" and _name(token) in self.texts
+        return token.lastgroup == "name" and _name(token) in self._texts
 
     def _operand(self, token: re.Match[str]) -> str:
         if token.lastgroup == "name":
