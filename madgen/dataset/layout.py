@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -113,6 +113,35 @@ class DatasetDir:
         finally:
             os.close(root)
 
+    def check_kinds(self, shards: Container[str]) -> None:
+        """Raise UserError for a directory, pipe or broken link in place of a file, or a file in place of a folder.
+
+        `shards`: the planned ones. Links to files and folders are accepted. Nothing is opened.
+        """
+        for folder in (self.shards, self.work, self.root / "samples"):
+            if os.path.lexists(folder) and not os.path.isdir(folder):
+                raise UserError(f"{folder} is not a directory; move it away, then generate again")
+        for path in (self.root / name for name in ("index.parquet", "README.md", "quarantine.jsonl")):
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise UserError(f"{path} {_kind(path)}; move it away, then generate again")
+        for path in self._shard_files_of_other_kinds():
+            if path.stem in shards:
+                fix = f"run madgen verify {self.root} --repair, then generate again to remake its shard"
+                raise UserError(f"{path} {_kind(path)}; {fix}")
+
+    def _shard_files_of_other_kinds(self) -> Iterator[Path]:
+        """Yield what is no file: of finished shards, and tars of unfinished ones that cannot be replaced by one."""
+        try:
+            entries = {entry.name: entry for entry in os.scandir(self.shards)}
+        except FileNotFoundError:
+            return
+        for name, entry in sorted(entries.items()):
+            path = self.shards / name
+            if path.suffix not in (".tar", ".json") or os.path.isfile(path):
+                continue
+            if f"{path.stem}.json" in entries or not entry.is_symlink():
+                yield path
+
     @contextlib.contextmanager
     def reporting_disappearance(self, began: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Raise OSError (ESTALE) instead of an error about a missing file if the whole dataset has disappeared.
@@ -191,3 +220,7 @@ class DatasetDir:
         except FormatError as error:
             fix = f"run madgen verify {self.root} --repair, then generate again to remake its shard"
             raise FormatError(f"{error}; {fix}") from error
+
+
+def _kind(path: Path) -> str:
+    return "is a link that leads to no file" if path.is_symlink() else "is not a regular file"

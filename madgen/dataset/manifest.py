@@ -12,7 +12,6 @@ from typing import Any
 
 from madgen.config.schema import Job
 from madgen.config.schema.checks import as_yaml
-from madgen.dataset.checks.kinds import check_kinds
 from madgen.dataset.checks.manifest import manifest_problems
 from madgen.dataset.foreign_shards import has_shards_of
 from madgen.dataset.format import FormatError, Manifest, PlanTotals, to_json
@@ -68,7 +67,7 @@ def check_directory(directory: DatasetDir, content: Manifest | None, resume: str
             if content is not None and not has_shards_of(directory, content):
                 raise
             return  # `create` writes it again
-        check_kinds(directory, set(existing.shard_names()))
+        directory.check_kinds(set(existing.shard_names()))
         if existing.made_by is not None:
             what = "wrote" if existing.filtered is None else "chose of a dataset"
             raise UserError(f"output.dir={root} holds what madgen {existing.made_by} {what}; choose another")

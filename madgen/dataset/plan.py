@@ -110,7 +110,7 @@ class Plan:
         return sum(-(-len(stage) // self.samples_per_shard) for stage in self.stages)
 
     def _tasks(self, stage: Stage, first: int, last: int) -> list[Task]:
-        """Return the tasks at positions first..last-1 of a generation."""
+        """Return the tasks at positions first..last-1 of a generation, which may end before `last`."""
         tasks: list[Task] = []
         for part in stage.parts:
             begin, end = max(first, 0), min(last, len(part))
@@ -148,7 +148,7 @@ class Plan:
             shards = -(-len(stage) // self.samples_per_shard)
             if index < before + shards:
                 first = (index - before) * self.samples_per_shard
-                tasks = self._tasks(stage, first, min(first + self.samples_per_shard, len(stage)))
+                tasks = self._tasks(stage, first, first + self.samples_per_shard)
                 return Shard(index, shard_name(self.name, index), tuple(tasks))
             before += shards
         raise IndexError(f"the plan has {before} shards")

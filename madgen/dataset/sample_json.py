@@ -86,8 +86,7 @@ def with_locations(metadata: Mapping[str, Any], manifest: Manifest, pretrained: 
 
     `pretrained` replaces that of the backbone. The JSON of earlier versions has the locations already.
     """
-    job = {name: manifest.setting(f"job.{name}", dict) for name in ("backbone", "safety") if name in manifest.job}
-    backbone, safety = job.get("backbone", {}), job.get("safety", {})
+    backbone, safety = manifest.job.get("backbone", {}), manifest.job.get("safety", {})
     located = {name: backbone.get(name) for name in ("pretrained", "revision", "config")} | metadata["backbone"]
     if pretrained is not None:
         located |= {"pretrained": pretrained, "revision": None}

@@ -145,13 +145,9 @@ def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
     """Return the readable heartbeats, each with the time when it was written."""
     heartbeats = []
     for path in sorted(directory.workers.glob("*.json")):
-        beat = read_heartbeat(path)
-        try:
-            written = path.stat().st_mtime
-        except FileNotFoundError:  # the worker has just ended
-            continue
-        if beat is not None:
-            heartbeats.append((beat, written))
+        with suppress(FileNotFoundError):  # the worker has just ended
+            if (beat := read_heartbeat(path)) is not None:
+                heartbeats.append((beat, path.stat().st_mtime))
     return heartbeats
 
 

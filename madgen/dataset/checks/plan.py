@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -69,12 +68,11 @@ class _PromptsCheck:
     def add(self, samples: Iterable[PlannedSample]) -> list[str]:
         """Append the samples of the next shard; return their problems."""
         problems: list[str] = []
-        for prompt_id, group in groupby(samples, lambda sample: sample.prompt_id):
-            if self._prompt and self._prompt[0].prompt_id != prompt_id:
+        for sample in samples:
+            if self._prompt and self._prompt[0].prompt_id != sample.prompt_id:
                 self.close()
-            for sample in group:
-                self._prompt.append(sample)
-                problems += self._check_sample(sample)
+            self._prompt.append(sample)
+            problems += self._check_sample(sample)
         return problems
 
     def _check_sample(self, sample: PlannedSample) -> list[str]:

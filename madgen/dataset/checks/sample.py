@@ -48,6 +48,10 @@ class Expected:
         embedded = manifest.value("identity.output.embedded") == 1
         return cls(known, manifest.value("identity.output.format"), embedded, manifest, _settings(manifest))
 
+    def foreign(self, fingerprint: Any) -> str:
+        """Describe what has a fingerprint that is not among those expected."""
+        return f"of another dataset: fingerprint {fingerprint!r:.40}, expected {' or '.join(sorted(self.fingerprints))}"
+
 
 def _settings(manifest: Manifest) -> dict[str, dict[str, Any]]:
     own = {name: manifest.identity[name] for name in SETTINGS if name in manifest.identity}
@@ -111,10 +115,7 @@ def _check_json(
 
 def _check_identity(metadata: Mapping[str, Any], expected: Expected) -> Iterator[str]:
     if "fingerprint" in metadata and metadata["fingerprint"] not in expected.fingerprints:
-        yield (
-            f"it is a sample of another dataset: fingerprint {metadata['fingerprint']!r:.40}, "
-            f"expected {' or '.join(sorted(expected.fingerprints))}"
-        )
+        yield f"it is a sample {expected.foreign(metadata['fingerprint'])}"
         return
     unknown = next(iter(expected.settings.values()), {}) if "fingerprint" not in metadata else {}
     for section, settings in expected.settings.get(metadata.get("fingerprint", ""), unknown).items():

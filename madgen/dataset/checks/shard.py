@@ -82,10 +82,7 @@ def _check_sidecar(sidecar: Sidecar, name: str, expected: Expected) -> Iterator[
     if (sidecar.shard, sidecar.index) != (name, index):
         yield f"its sidecar is that of shard {sidecar.shard!r:.100} (index {sidecar.index})"
     if sidecar.fingerprint is not None and sidecar.fingerprint not in expected.fingerprints:
-        yield (
-            f"it is a shard of another dataset: fingerprint {sidecar.fingerprint!r:.40}, "
-            f"expected {' or '.join(sorted(expected.fingerprints))}"
-        )
+        yield f"it is a shard {expected.foreign(sidecar.fingerprint)}"
 
 
 def _check_tar(directory: DatasetDir, name: str, sidecar: Sidecar, expected: Expected, result: ShardResult) -> None:
