@@ -53,12 +53,10 @@ class Facts:
 
 def write_pictures(directory: DatasetDir, facts: Facts, counts: Sequence[tuple[str, int]]) -> None:
     """Write thumbnails of evenly spaced samples as `samples/1.jpg`, ...; `counts` are (shard, number of samples)."""
-    total, folder = sum(count for _, count in counts), directory.root / "samples"
+    folder = directory.root / "samples"
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a directory; move it away")
-    shown = min(PICTURES, total)
-    wanted = [(2 * number + 1) * total // (2 * shown) for number in range(shown)]
-    for entry in directory.entries_at(counts, wanted):
+    for entry in directory.evenly_spaced(counts, PICTURES):
         with contextlib.suppress(UserError, OSError):
             picture = _small(directory, entry)  # damaged samples are skipped; `verify` reports them
             folder.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -197,11 +197,13 @@ class DatasetDir:
         for sidecar in self.sidecars():
             yield from sidecar.samples
 
-    def entries_at(self, counts: Iterable[tuple[str, int]], indices: Collection[int]) -> Iterator[SampleEntry]:
-        """Yield the samples at some positions in the dataset, in order; `counts` are (shard, number of samples)."""
-        begin = 0
+    def evenly_spaced(self, counts: Sequence[tuple[str, int]], limit: int) -> Iterator[SampleEntry]:
+        """Yield at most `limit` samples from all over the dataset; `counts` are (shard, number of samples)."""
+        total, begin = sum(count for _, count in counts), 0
+        number = min(limit, total)
+        wanted = [(2 * index + 1) * total // (2 * number) for index in range(number)]
         for shard, count in counts:
-            here = [index - begin for index in sorted(indices) if begin <= index < begin + count]
+            here = [index - begin for index in wanted if begin <= index < begin + count]
             samples = self.read_sidecar(shard).samples if here else ()
             yield from (samples[index] for index in here)
             begin += count

@@ -121,7 +121,7 @@ class _Shards:
         self.unread |= result.unread
         verdict.problems += [f"{name}: {problem}" for problem in result.problems]
         verdict.present += result.present
-        verdict.quarantined += len(result.keys) - result.present if result.sidecar is not None else 0
+        verdict.quarantined += len(result.keys) - result.present
         if result.problems and not result.unread:
             verdict.broken[name] = Broken(result.whole, result.changed)
             if verdict.lost is not None:
@@ -145,8 +145,6 @@ class _Shards:
 
     def _blame_all(self, directory: DatasetDir, names: list[str]) -> None:
         """Mark the shards that may be wrong: `generate` keeps the samples that are those of its plan."""
-        if manifest_problems(self.manifest):
-            return
         self.verdict.lost = None
         for name in names:
             with contextlib.suppress(OSError, UserError):

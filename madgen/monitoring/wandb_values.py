@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import wandb
 from PIL import Image
 
 from madgen.dataset.layout import DatasetDir
-from madgen.dataset.reader import Sample, read_entry
+from madgen.dataset.reader import read_entry
 from madgen.monitoring.status import settled
 
 THUMBNAIL_HEIGHT = 128  # pixels
@@ -46,21 +46,14 @@ def point_of(state: dict[str, Any]) -> dict[str, Any]:
 
 def samples_table(directory: DatasetDir) -> wandb.Table:
     """Return a table of evenly spaced samples of a complete dataset, with their scores."""
-    rows = [(key, sample, sample.metadata.get("scores") or {}) for key, sample in _spread(directory)]
-    names = sorted({name for _, _, scores in rows for name in scores})
-    table = wandb.Table(columns=["key", "prompt", "seed", "panorama", *names])
-    for key, sample, scores in rows:
-        picture, about = wandb.Image(thumbnail(sample.image_HWC)), sample.metadata
-        table.add_data(key, about["prompt"], about["seed"], picture, *(scores.get(name) for name in names))
-    return table
-
-
-def _spread(directory: DatasetDir) -> Iterator[tuple[str, Sample]]:
     counts = [(sidecar.shard, len(sidecar.samples)) for sidecar in directory.sidecars()]
-    total = sum(count for _, count in counts)
-    wanted = {index * total // min(total, TABLE_ROWS) for index in range(min(total, TABLE_ROWS))}
-    for entry in directory.entries_at(counts, wanted):
-        yield entry.key, read_entry(directory, entry)
+    entries = list(directory.evenly_spaced(counts, TABLE_ROWS))
+    names = sorted({name for entry in entries for name in entry.scores or {}})
+    table = wandb.Table(columns=["key", "prompt", "seed", "panorama", *names])
+    for entry in entries:
+        picture, scores = wandb.Image(thumbnail(read_entry(directory, entry).image_HWC)), entry.scores or {}
+        table.add_data(entry.key, entry.prompt, entry.seed, picture, *(scores.get(name) for name in names))
+    return table
 
 
 def thumbnail(image_HWC: np.ndarray) -> Image.Image:

@@ -53,14 +53,13 @@ class ShardResult:
     """Reading failed with a system error other than a missing file; the shard itself may be intact."""
     foreign: bool = False
     """The files belong to another shard or dataset."""
-    sidecar: Sidecar | None = None
 
 
 def check_shard(directory: DatasetDir, name: str, planned: int, expected: Expected) -> ShardResult:
     """Read a shard of `planned` samples from beginning to end, with one sample in memory at a time."""
-    result = ShardResult(changed=sidecar_time(directory, name))
+    result, sidecar = ShardResult(changed=sidecar_time(directory, name)), None
     try:
-        result.sidecar = sidecar = directory.read_sidecar(name)
+        sidecar = directory.read_sidecar(name)
         result.problems += _check_sidecar(sidecar, name, expected)
         result.foreign = bool(result.problems)
         _check_tar(directory, name, sidecar, expected, result)
@@ -68,8 +67,8 @@ def check_shard(directory: DatasetDir, name: str, planned: int, expected: Expect
         reason = "it cannot be read" if isinstance(error, OSError) else "its tar is damaged"
         result.problems.append(str(error) if isinstance(error, FormatError) else f"{reason}: {error}")
         result.unread = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-    if result.sidecar is not None and not result.unread:
-        _add_quarantined(result.sidecar, expected, result)
+    if sidecar is not None and not result.unread:
+        _add_quarantined(sidecar, expected, result)
         if len(result.keys) != planned:
             result.problems.append(f"it has {len(result.keys)} samples, {planned} are planned")
     if result.foreign:
