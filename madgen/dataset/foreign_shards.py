@@ -14,17 +14,14 @@ from madgen.utils.errors import UserError
 
 def shard_fingerprint(directory: DatasetDir, name: str) -> str | None:
     """Return the fingerprint that a shard was made for; None if it is unknown, as for damaged or empty shards."""
+    path = directory.tar(name)
     try:
-        return directory.read_summary(name).fingerprint or _first_fingerprint(directory, name)
+        value = directory.read_summary(name).fingerprint
+        if not value:  # earlier versions have it in the JSON of the samples only
+            with open_file(path) as stream:
+                value = parse_object(next(read_samples(stream)).members["json"], path).get("fingerprint")
     except (OSError, FormatError, StopIteration, *READ_ERRORS):
         return None
-
-
-def _first_fingerprint(directory: DatasetDir, name: str) -> str | None:
-    """Read the fingerprint from the JSON of the first sample of a tar, as earlier versions have it there only."""
-    path = directory.tar(name)
-    with open_file(path) as stream:
-        value = parse_object(next(read_samples(stream)).members["json"], path).get("fingerprint")
     return value if isinstance(value, str) else None
 
 

@@ -214,8 +214,8 @@ def refuse_other(sender: Push, listing: Listing, manifest: Manifest, name: str) 
 def _is_same(existing: Manifest, manifest: Manifest) -> bool:
     if manifest.fingerprint is None:
         return existing.plan.keys_sha256 == manifest.plan.keys_sha256
-    earlier = {generation.fingerprint for generation in manifest.generations or ()}
-    return existing.fingerprint == manifest.fingerprint or existing.fingerprint in earlier
+    earlier = (generation.fingerprint for generation in manifest.generations or ())
+    return existing.fingerprint in (manifest.fingerprint, *earlier)
 
 
 def _is_left_over(name: str) -> bool:

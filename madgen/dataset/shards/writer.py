@@ -85,7 +85,8 @@ class OpenShard:
             for stream in (self._tar, self._log):  # a machine failure must not lose both copies
                 os.fsync(stream.fileno())
             sync_directory(self.directory.open_shards)
-            self._remove_sources()
+            self._remove(*self.sources)
+            self.sources = []
 
     def _expect(self, position: int) -> str:
         """Return the key of the task at `position`. Raises ValueError unless it comes next."""
@@ -201,17 +202,12 @@ class OpenShard:
     def discard(self) -> None:
         """Remove the files of the open shard and those that it was recovered from."""
         self._close()
-        self._remove(self.path, self.journal)
-        self._remove_sources()
+        self._remove(self.path, self.journal, *self.sources)
 
     def _close(self) -> None:
         for stream in (self._tar, self._log):
             with contextlib.suppress(OSError, ValueError):  # flushing fails on a full disk
                 stream.close()
-
-    def _remove_sources(self) -> None:
-        self._remove(*self.sources)
-        self.sources = []
 
     def _remove(self, *paths: Path) -> None:
         for path in paths:
