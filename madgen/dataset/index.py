@@ -32,11 +32,10 @@ def write_index(directory: DatasetDir, on_shard: Callable[[int, int], None] = la
 
     manifest = directory.read_manifest()
     kept = KeptColumns.of(directory, manifest)
-    types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt")}
+    types = {name: pyarrow.string() for name in ("key", "prompt_id", "shard", "sha256", "prompt", *LICENCE_COLUMNS)}
     types |= dict.fromkeys(SCORES, pyarrow.float64())  # null if a sample lacks the score
     types |= {"seed": pyarrow.uint64(), **kept.types}
     licences = tuple(name for name in LICENCE_COLUMNS if name not in kept.types)
-    types |= {name: pyarrow.string() for name in licences}
     names = (*COLUMNS, *SCORES, *licences, *kept.types)
     schema = pyarrow.schema([(name, types.get(name, pyarrow.int64())) for name in names])
     path = directory.root / "index.parquet"

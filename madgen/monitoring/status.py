@@ -153,10 +153,9 @@ def _heartbeats(directory: DatasetDir) -> list[tuple[Heartbeat, float]]:
 
 def _now(directory: DatasetDir) -> float:
     """Return the time on the file server's clock, as clocks of machines may differ by more than a lease."""
-    try:
+    with suppress(OSError):  # a read-only dataset
         return file_system_time(directory.workers)
-    except OSError:  # a read-only dataset
-        return time.time()
+    return time.time()
 
 
 def _worker(beat: Heartbeat, written: float, now: float, done: set[str]) -> dict[str, Any]:

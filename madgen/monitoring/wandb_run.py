@@ -247,10 +247,9 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
+    with contextlib.suppress(OSError, NetrcParseError):
         return netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
+    return False
 
 
 def run_id(directory: DatasetDir, fingerprint: str) -> str:

@@ -273,10 +273,9 @@ def read_shared(parse: Callable[[bytes, Path], Content], path: Path) -> Content 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
     """Read a heartbeat; return None if it is missing, damaged, or of a user whose files this user may not read."""
-    try:
+    with contextlib.suppress(PermissionError):
         return read_shared(Heartbeat.from_json, path)
-    except PermissionError:
-        return None
+    return None
 
 
 def is_file_name(name: str) -> bool:
