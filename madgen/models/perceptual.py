@@ -15,7 +15,6 @@ from madgen.utils.errors import UserError
 RANDOM_SEED = 2023
 
 
-@lru_cache(maxsize=2)
 def lpips(network: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """Return LPIPS (Zhang et al., CVPR 2018) over VGG16: two batches of pixels in 0..1 [B, 3, h, w] to distances [B].
 

@@ -8,7 +8,7 @@ from madgen import Box, PanoramaSampler, Region, UserError
 from madgen.config.schema import SyncConfig
 from madgen.diffusion.syncdiffusion import SyncGuidance, predict_x0
 from madgen.diffusion.views import Axis, Views
-from madgen.models.perceptual import lpips
+from madgen.models.perceptual import lpips, lpips_network
 from madgen.sampling.denoisers import ConditionedDenoiser
 
 THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
@@ -176,6 +176,15 @@ def test_settings_without_effect_are_refused(tiny, method, message):
         PanoramaSampler.from_pretrained(str(tiny), sync_weight=20.0, **method)
 
 
+@pytest.fixture
+def no_networks():
+    """Forget loaded networks before and after a test."""
+    lpips_network.cache_clear()
+    yield
+    lpips_network.cache_clear()
+
+
+@pytest.mark.usefixtures("no_networks")
 def test_missing_weights_error_names_file_and_fix(monkeypatch, tmp_path):
     from urllib.error import URLError
 
@@ -191,6 +200,7 @@ def test_missing_weights_error_names_file_and_fix(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_networks")
 def test_trained_weights_are_read_from_the_download_cache(monkeypatch, tmp_path):
     """The file that torchvision would download, here with known values."""
     import torchvision
@@ -200,7 +210,6 @@ def test_trained_weights_are_read_from_the_download_cache(monkeypatch, tmp_path)
     name = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     torch.save(network.state_dict(), tmp_path / "hub/checkpoints" / name)
-    lpips.cache_clear()
     pictures = torch.rand(2, 1, 3, 32, 32)
     distance = lpips("vgg", torch.device("cpu"))(*pictures)
     assert distance.shape == (1,)
