@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from madgen.config.schema import SyncConfig
 from madgen.dataset.shards.leases import LEASE_S
 from madgen.diffusion.views import build_layout
 from madgen.planning.cost import view_evaluations
@@ -34,7 +33,7 @@ def panorama_seconds() -> np.ndarray:
     """Return the seconds of a panorama of each width on a worker of speed 1."""
     layouts = [build_layout("overlapping", 64, width // 8, 64, 16) for width in WIDTHS]
     passes = [(step, True) for step in range(50)]
-    evaluations = [view_evaluations(layout, passes, SyncConfig()).total(1, 1, 1) for layout in layouts]
+    evaluations = [view_evaluations(layout, passes).total(1, 1, 1) for layout in layouts]
     return np.array(evaluations) * SECONDS_PER_EVALUATION
 
 

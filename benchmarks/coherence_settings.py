@@ -302,13 +302,13 @@ def view_evaluations(sampler: PanoramaSampler, setting: Setting, steps: int) -> 
 
     A single view of the whole canvas counts by its area.
     """
-    return sum(_views(sampler, setting, steps)) + sampler.method.merge.reference_steps
+    return sum(_views(sampler, setting, steps)) + sampler.method.config.merge.reference_steps
 
 
 def unet_passes(sampler: PanoramaSampler, setting: Setting, steps: int) -> float:
     """Return a panorama's UNet passes over views, with the second pass of classifier-free guidance."""
     guided = range(*(setting.guidance_steps(steps) or (0, setting.own_steps(steps))))
-    reference = sampler.method.merge.reference_steps
+    reference = sampler.method.config.merge.reference_steps
     views = (count + (step < reference) for step, count in enumerate(_views(sampler, setting, steps)))
     twice = sampler.backbone.spec.guidance == "cfg"
     return sum(count * (2 if twice and step in guided else 1) for step, count in enumerate(views))

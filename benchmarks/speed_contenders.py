@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from madgen import PanoramaSampler, Region
-from madgen.diffusion.attention import Merging
-from madgen.sampling.geometry import Geometry
+from madgen.config.schema import MadConfig, MethodConfig, ViewsConfig
 from madgen.sampling.method import Method
 
 GUIDANCE = 7.5
@@ -44,8 +43,8 @@ class Timing:
 
 def sampler_of(backbone: Any, tau: int, stride: int | None = None, layout: str = "overlapping", **merging: Any) -> Any:
     """Return a sampler with the weights of `backbone`."""
-    how = Merging(tau, merging.get("blocks", BLOCKS), merging.get("cross_attention", "scheduled"))
-    return PanoramaSampler(backbone, Geometry(backbone.spec, layout, None, stride, how), Method(how))
+    views, mad = ViewsConfig(layout=layout, stride=stride), MadConfig(**{"steps": tau, "blocks": BLOCKS, **merging})
+    return PanoramaSampler(backbone, Method(MethodConfig(views=views, mad=mad)))
 
 
 def madgen_run(

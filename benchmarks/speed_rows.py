@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,6 @@ from torch import Tensor
 
 from madgen import PanoramaSampler
 from madgen.config.schema import SamplingParams
-from madgen.diffusion.attention import Merging
-from madgen.sampling.geometry import Geometry
 from madgen.sampling.method import Method
 
 
@@ -181,10 +180,9 @@ def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
     def own(step: int) -> int:
         return round(step * bench.share)
 
-    merging = Merging(own(mad.steps), tuple(mad.blocks), mad.cross_attention)
     overlap = None if views.overlap_from is None else own(views.overlap_from)
-    geometry = Geometry(bench.backbone.spec, views.layout, views.size, views.stride, merging, overlap)
-    sampler = PanoramaSampler(bench.backbone, geometry, Method(merging), SamplingParams.from_config(sampling))
+    method = replace(job.method, mad=replace(mad, steps=own(mad.steps)), views=replace(views, overlap_from=overlap))
+    sampler = PanoramaSampler(bench.backbone, Method(method), SamplingParams.from_config(sampling))
     sampler.warn_if_truncated = False
     guided = None if sampling.guidance_steps is None else tuple(own(step) for step in sampling.guidance_steps)
     steps = own(sampling.num_inference_steps)

@@ -80,7 +80,7 @@ def plan(
     expected = forecast(resolved, assume_spec=True)
     resolved.check_directory()
     check_upload_target(resolved)
-    remaining = estimate(resolved, expected.evaluations, measured)
+    remaining = estimate(expected.shapes, measured)
     print_forecast(resolved, expected, remaining.as_dict(workers), as_json)
     warn(resolved, expected)
 
@@ -209,7 +209,7 @@ def submit(
         from madgen.planning.estimate import estimate
         from madgen.planning.sizing import choose_resources
 
-        resources, why = choose_resources(resources, estimate(resolved, expected.evaluations, measured), nodes, time)
+        resources, why = choose_resources(resources, estimate(expected.shapes, measured), nodes, time)
         logger.warning(why)
     script = slurm.render(loaded, job, resources, env)
     resolved.check_directory()

@@ -9,8 +9,8 @@ import numpy as np
 from madgen.images.crops import covering_squares
 from madgen.images.scores import DIGITS, pixel_scores
 from madgen.models import clip as _clip
-from madgen.planning.forecast import evaluated_steps, view_geometry
 from madgen.planning.resolved_run import ResolvedRun
+from madgen.planning.shapes import Shapes
 from madgen.sampling.sampler import PanoramaSampler
 
 
@@ -18,7 +18,8 @@ class PixelScores:
     """Compute the scores of a job's panoramas that depend on pixels and views alone: `scores(image_HWC)`."""
 
     def __init__(self, run: ResolvedRun):
-        geometry, loop, last = view_geometry(run), run.job.sampling.loop, max(evaluated_steps(run), default=0)
+        shapes, loop = Shapes(run), run.job.sampling.loop
+        geometry, last = shapes.geometry, max(shapes.steps, default=0)
         self.names, self.cell = run.job.pixel_scores, geometry.spec.factor
         # the last step smooths the borders of earlier ones
         self._last_views = cache(lambda height, width: geometry.build(height, width, loop).at(last))

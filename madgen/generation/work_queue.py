@@ -19,10 +19,10 @@ from madgen.dataset.shards.recovery import salvage
 from madgen.dataset.shards.writer import OpenShard
 from madgen.generation.batch_size import BatchSizes
 from madgen.generation.environment import environment
-from madgen.planning.cost import Evaluations, prompt_evaluations
-from madgen.planning.forecast import view_costs, view_geometry
+from madgen.planning.cost import prompt_evaluations
 from madgen.planning.order import LEASES_CHECKED, claim_order, rotated, shard_costs
 from madgen.planning.resolved_run import ResolvedRun
+from madgen.planning.shapes import Shapes
 from madgen.types import Batch, Prompt
 
 logger = logging.getLogger(__name__)
@@ -200,20 +200,20 @@ class WorkQueue:
 
     def _order(self) -> list[int]:
         """Return the indices of the shards, the longest first; in order if all panoramas cost the same."""
-        if len(set(self._evaluations_by_size.values())) == 1 and not has_regions(self.run.plan):
+        if len(set(self._shapes.evaluations.values())) == 1 and not has_regions(self.run.plan):
             return list(range(self.run.plan.shard_count))
         return claim_order(shard_costs(self.run.plan, self._evaluations))
 
     def _evaluations(self, prompt: Prompt) -> int:
-        return prompt_evaluations(self._evaluations_by_size, prompt)
+        return prompt_evaluations(self._shapes.evaluations, prompt)
 
     @cached_property
-    def _evaluations_by_size(self) -> dict[tuple[int, int], Evaluations]:
-        return view_costs(self.run)
+    def _shapes(self) -> Shapes:
+        return Shapes(self.run)
 
     @cached_property
     def _batch_sizes(self) -> BatchSizes:
-        return BatchSizes(self.run.job.sampling, view_geometry(self.run), self.run.device or "cpu")
+        return BatchSizes(self.run.job.sampling, self._shapes.geometry, self.run.device or "cpu")
 
 
 class PlannedBatches:
@@ -228,6 +228,6 @@ class PlannedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         plan = self.run.plan
-        sizes = BatchSizes(self.run.job.sampling, view_geometry(self.run), self.run.device or "cpu")
+        sizes = BatchSizes(self.run.job.sampling, Shapes(self.run).geometry, self.run.device or "cpu")
         cut = (batch for index in range(plan.shard_count) for batch in batches(plan.shard(index), sizes))
         return islice(cut, self.rank, None, self.count)

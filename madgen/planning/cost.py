@@ -57,7 +57,7 @@ def sizes(plan: Plan) -> Counter[tuple[int, int]]:
 def view_evaluations(
     layout: Layout,
     passes: Iterable[tuple[int, bool]],
-    sync: SyncConfig,
+    sync: SyncConfig | None = None,
     bootstrapped: int = 0,
     reference_steps: int = 0,
     canvas_steps: int = 0,
@@ -74,10 +74,10 @@ def view_evaluations(
     texts = negatives = apart = 0
     for step, guided in passes:
         views = _views(layout.at(step), step < canvas_steps, view_size)
-        views += 3 * (views - 1) + 1 if sync.at(step) and views > 1 else 0
+        views += 3 * (views - 1) + 1 if sync and sync.at(step) and views > 1 else 0
         views += 1 if step < reference_steps else 0
-        texts += views + (views if guided and sync.weight else 0)
-        if guided and not sync.weight:
+        texts += views + (views if guided and sync else 0)
+        if guided and not sync:
             apart += views if step < bootstrapped else 0
             negatives += views if step >= bootstrapped else 0
     return Evaluations(texts, apart=apart, negatives=negatives)

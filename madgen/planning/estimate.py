@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 from madgen.dataset.layout import DatasetDir
 from madgen.dataset.shards.journal import count_open_samples
-from madgen.planning.cost import Evaluations, prompt_evaluations
+from madgen.planning.cost import prompt_evaluations
 from madgen.planning.order import makespan, shard_costs
-from madgen.planning.resolved_run import ResolvedRun
+from madgen.planning.shapes import Shapes
 from madgen.utils.errors import UserError
 
 BUSY = ("sample", "decode", "safety", "wait")
@@ -97,9 +96,10 @@ class Estimate:
         }
 
 
-def estimate(run: ResolvedRun, evaluations: Mapping[tuple[int, int], Evaluations], measured: Path | None) -> Estimate:
+def estimate(shapes: Shapes, measured: Path | None) -> Estimate:
     """Estimate the remaining work; the throughput is that of `measured`, or else of the run's own dataset."""
-    costs, done = shard_costs(run.plan, partial(prompt_evaluations, evaluations)), run.directory.done()
+    run = shapes.run
+    costs, done = shard_costs(run.plan, partial(prompt_evaluations, shapes.evaluations)), run.directory.done()
     missing = [cost for name, cost in zip(run.shard_names, costs, strict=True) if name not in done]
     throughput = measure(measured or run.directory.root, required=measured is not None)
     return Estimate(throughput, missing, count_open_samples(run.directory, done))

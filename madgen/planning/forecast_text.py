@@ -10,10 +10,10 @@ from typing import Any
 from madgen.cluster.launch import rank
 from madgen.config.schema.init import InitConfig
 from madgen.config.unused_settings import unused_settings
+from madgen.planning.cost import sizes
 from madgen.planning.forecast import Forecast
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.prompts.literal_syntax import literal_syntax
-from madgen.sampling.method import Method
 from madgen.utils.console import eta_text, plural, size_text
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ def warn(run: ResolvedRun, forecast: Forecast) -> None:
     if rank() != 0:
         return
     job, steps = run.job, run.job.denoising_steps
-    method = Method.from_config(job.method)
-    excess = method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
+    excess = forecast.shapes.method.excess_steps(steps, job.sampling.described(steps), job.method.views.layout)
     truncated = forecast.truncation.warnings(len(run.plan.prompts)) if forecast.truncation else []
     literal = literal_syntax(run.plan.prompts)
     for line in (*excess, *unused_settings(job), *_unused(run, forecast), *literal, *truncated):
@@ -78,8 +77,8 @@ def _fields(run: ResolvedRun, forecast: Forecast) -> dict[str, Any]:
         "samples_per_shard": plan.samples_per_shard,
         "samples_added": run.added,
         "sizes": [
-            {"height": height, "width": width, "samples": count, "views": forecast.views[height, width]}
-            for (height, width), count in forecast.sizes.items()
+            {"height": height, "width": width, "samples": count, "views": forecast.shapes.views[height, width]}
+            for (height, width), count in sizes(plan).items()
         ],
         "view_evaluations": cost.view_evaluations,
         **({"controlled_view_evaluations": forecast.controlled} if forecast.controlled else {}),
@@ -87,7 +86,7 @@ def _fields(run: ResolvedRun, forecast: Forecast) -> dict[str, Any]:
         "bytes": cost.bytes,
         "pictures": cost.pictures,
         "gpu_memory": None if forecast.gpu_memory is None else forecast.gpu_memory.as_dict(),
-        "spec_is_assumed": forecast.spec_is_assumed,
+        "spec_is_assumed": forecast.shapes.is_assumed,
         "licences": forecast.licences,
         "prompts_cut": None if truncation is None else truncation.prompts,
         "prompts_cut_is_exact": truncation is not None and truncation.checked == truncation.candidates,
@@ -99,8 +98,8 @@ def _dataset_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     job, steps, mad = run.job, run.job.denoising_steps, run.job.method.mad.merged_steps
     adds = f": adds {plural(run.added, 'panorama')}, as generation {len(run.plan.stages)}" if run.added else ""
     yield f"to {job.output_dir}{adds}"
-    for (height, width), count in forecast.sizes.items():
-        yield f"{count} of {height}x{width} px, {plural(forecast.views[height, width], 'view')} each"
+    for (height, width), count in sizes(run.plan).items():
+        yield f"{count} of {height}x{width} px, {plural(forecast.shapes.views[height, width], 'view')} each"
     merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
     if not mad or job.method.views.layout == "whole" or _has_single_views(forecast):
         always = job.method.mad.cross_attention == "always"
@@ -143,6 +142,6 @@ def _time_lines(estimate: dict[str, Any]) -> Iterator[str]:
 
 def _notes(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     yield from forecast.licences
-    if forecast.spec_is_assumed:
+    if forecast.shapes.is_assumed:
         missing = f"{run.job.backbone.pretrained} is not on this machine"
         yield f"{missing}; assuming the shapes of its model family; madgen fetch downloads it"

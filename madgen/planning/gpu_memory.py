@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from madgen.backbones import BackboneSpec, ModelSize, SizedModule, backbone_module
+from madgen.backbones import ModelSize, SizedModule, backbone_module
 from madgen.config.schema.backbone import BackboneConfig
-from madgen.diffusion.views import Layout
 from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.model_size import Parameters, count_file
 from madgen.hub.repository import without_retries
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.sampling.method import Method
+from madgen.planning.shapes import Shapes
 from madgen.sampling.postprocess import decodes_tiled
 from madgen.utils.errors import UserError
 
@@ -162,21 +161,16 @@ class GpuMemory:
         return network.total * self.item
 
 
-def gpu_memory(
-    run: ResolvedRun, spec: BackboneSpec, layouts: Mapping[tuple[int, int], Layout], canvas_steps: int
-) -> GpuMemory | None:
-    """Estimate the GPU memory; None for jobs on a CPU and for backbones that do not state their size.
-
-    `canvas_steps`: the number of first steps that run the canvas as one view.
-    """
-    backbone = run.job.backbone
+def gpu_memory(shapes: Shapes) -> GpuMemory | None:
+    """Estimate the GPU memory; None for jobs on a CPU and for backbones that do not state their size."""
+    run, backbone = shapes.run, shapes.run.job.backbone
     size = None if "cpu" in (run.job.trainer.accelerator, run.device) else _size(backbone, run.files)
     if size is None:
         return None
     dtype = "bfloat16" if run.dtype == "auto" else run.dtype
-    works = [_work(run, spec, layout, *pixels, canvas_steps) for pixels, layout in layouts.items()]
+    works = [_work(shapes, *size) for size in shapes.layouts]
     work, smallest = (_largest([pair[which] for pair in works]) for which in (0, 1))
-    gradients = Method.from_config(run.job.method).sync is not None
+    gradients = shapes.method.sync is not None
     return GpuMemory(
         size, work, smallest, dtype, backbone.offload, backbone.quantization, _adapters(backbone), gradients
     )
@@ -226,22 +220,20 @@ def _alternatives(backbone: BackboneConfig, memory: GpuMemory) -> Iterator[tuple
             yield f"{dtype}{quantized}{moved}".strip(), replace(memory, offload=offload, quantization=kind)
 
 
-def _work(
-    run: ResolvedRun, spec: BackboneSpec, layout: Layout, height: int, width: int, canvas_steps: int
-) -> tuple[Work, Work]:
+def _work(shapes: Shapes, height: int, width: int) -> tuple[Work, Work]:
     """Return the work of one size as configured, and in the smallest batches."""
-    job, steps, views = run.job, run.job.denoising_steps, layout.at(max(canvas_steps, 0))
+    job, spec, canvas_steps = shapes.run.job, shapes.spec, shapes.canvas_steps
+    views = shapes.layouts[height, width].at(canvas_steps)
     cell, canvas = views.rows.size * views.columns.size, height * width // spec.factor**2
-    merged = Method.from_config(job.method).merging.steps
     passes, smallest = [], []
     if canvas_steps:
         passes.append((canvas, 1))
         smallest.append((canvas, 1))
-    if canvas_steps < steps:
+    if canvas_steps < job.denoising_steps:
         passes.append((views.count * cell, views.count))
-        smallest.append((views.count * cell, views.count) if canvas_steps < merged else (cell, 1))
+        smallest.append((views.count * cell, views.count) if canvas_steps < shapes.method.merging.steps else (cell, 1))
     batch = job.sampling.batch_size if isinstance(job.sampling.batch_size, int) else 1
-    paths = batch * (1 + spec.is_guided(job.sampling.guidance_scale)) * _texts(run)
+    paths = batch * (1 + spec.is_guided(job.sampling.guidance_scale)) * _texts(shapes.run)
     pixels, tile = height * width, min(height * width, (2 * spec.view_size * spec.factor) ** 2)
     decoded = tile if decodes_tiled(height, width, job.sampling.decode) else pixels
     cells, texts = max(passes or [(cell, 1)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from madgen.backbones import BackboneSpec
-from madgen.config.schema import MethodConfig
-from madgen.diffusion.attention import Merging
 from madgen.diffusion.views import Layout, Views, build_layout
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
@@ -14,42 +12,30 @@ MAX_PIXELS = 2**26
 
 
 class Geometry:
-    """Check panorama sizes in pixels, and build the layouts of their views."""
+    """Check panorama sizes in pixels, and build the layouts of their views, as `method` says."""
 
-    def __init__(
-        self,
-        spec: BackboneSpec,
-        layout: str,
-        view_size: int | None,
-        stride: int | None,
-        merging: Merging | None,
-        overlap_from: int | None = None,
-        needs_middles: bool = False,
-    ):
-        self.spec, self.layout, self.overlap_from, self.merging = spec, layout, overlap_from, merging
-        if overlap_from is not None and (layout != "shifted" or overlap_from < 0):
-            raise UserError(f"overlap_from must be >= 0 and needs layout=shifted, got {overlap_from} with {layout}")
-        self.needs_middles = needs_middles
-        self._requested = view_size, stride
-        self.merged_steps = 0 if merging is None else merging.end
-        self.view_size = spec.view_size if view_size is None else view_size
-        self.stride = max(1, self.view_size // 4) if stride is None else stride
-        if layout == "shifted" and self.merged_steps == 0 and overlap_from is None:
-            if stride is not None:
+    def __init__(self, spec: BackboneSpec, method: Method):
+        self.spec, self.method, views = spec, method, method.config.views
+        self.layout, self.overlap_from = views.layout, views.overlap_from
+        self.merged_steps = method.merging.end
+        self.view_size = spec.view_size if views.size is None else views.size
+        self.stride = max(1, self.view_size // 4) if views.stride is None else views.stride
+        if self.layout == "shifted" and self.merged_steps == 0 and self.overlap_from is None:
+            if views.stride is not None:
                 raise UserError("method.views.stride has no effect with layout=shifted without MAD; set it to null")
             self.stride = 1  # without merging, views may shift by any number of cells
-        if layout == "whole" and (view_size or stride):
+        if self.layout == "whole" and (views.size or views.stride):
             raise UserError("method.views.size and stride have no effect with layout=whole; set them to null")
-        if layout != "whole" and self.view_size % spec.patch:
+        if self.layout != "whole" and self.view_size % spec.patch:
             raise UserError(
                 f"method.views.size={self.view_size} must be a multiple of {spec.patch} latent cells (a token of the "
                 "backbone)"
             )
-        if merging is not None:
-            self._check_attention(merging)
+        self._check_attention()
 
-    def _check_attention(self, merging: Merging) -> None:
+    def _check_attention(self) -> None:
         """Raise UserError for settings of `method.mad` that do not apply to the backbone."""
+        merging = self.method.merging
         if self.spec.joint_attention and merging.cross_attention != "scheduled":
             raise UserError(
                 f"method.mad.cross_attention={merging.cross_attention} does not apply: in this backbone prompt and "
@@ -60,18 +46,6 @@ class Geometry:
                 f"method.mad.positions={merging.positions} has no effect: this backbone's attention has no positions; "
                 "set it to canvas"
             )
-
-    @classmethod
-    def from_config(cls, spec: BackboneSpec, method: MethodConfig) -> Geometry:
-        """Return the geometry of a job's method."""
-        views, merging = method.views, Method.from_config(method).merging
-        return cls(
-            spec, views.layout, views.size, views.stride, merging, views.overlap_from, method.merge.reference_steps > 0
-        )
-
-    def with_merging(self, merging: Merging) -> Geometry:
-        """Return the geometry with other merged steps."""
-        return Geometry(self.spec, self.layout, *self._requested, merging, self.overlap_from, self.needs_middles)
 
     def build(self, height: int, width: int, loop: bool = False) -> Layout:
         """Return the layout of a canvas of `height` x `width` pixels; UserError names the nearest possible size."""
@@ -93,7 +67,7 @@ class Geometry:
             self._check_merging(layout.at(step))
         if self.overlap_from is not None and self.overlap_from < self.merged_steps:
             self._check_merging(layout.at(self.overlap_from))
-        if self.needs_middles and not layout.at(0).has_middles:
+        if self.method.config.merge.reference_steps and not layout.at(0).has_middles:
             raise UserError(
                 f"method.merge.reference_steps has no effect on {height}x{width} px: views of {self.view_size} latent "
                 f"cells with method.views.stride={self.stride} overlap everywhere; use a stride above half a view"
@@ -138,7 +112,7 @@ class Geometry:
             raise UserError(
                 f"method.views.size={self.view_size} must be <= {self.spec.max_side} latent cells: {reason}"
             )
-        elif self.merged_steps and self.merging and self.merging.positions == "canvas" and max(height, width) > limit:
+        elif self.merged_steps and self.method.merging.positions == "canvas" and max(height, width) > limit:
             raise UserError(
                 f"{longest} is too large for method.mad.positions=canvas: {reason}; set method.mad.positions to fit or "
                 "local, or method.mad.steps to 0"

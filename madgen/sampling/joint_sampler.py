@@ -49,8 +49,9 @@ logger = logging.getLogger(__name__)
 class JointSampler:
     """Sample batches with one backbone and one method; `PanoramaSampler` adds the public methods."""
 
-    def __init__(self, backbone: Backbone, geometry: Geometry, method: Method, params: SamplingParams | None = None):
-        self.backbone, self.geometry, self.method = backbone, geometry, method
+    def __init__(self, backbone: Backbone, method: Method, params: SamplingParams | None = None):
+        self.backbone, self.method = backbone, method
+        self.geometry = Geometry(backbone.spec, method)
         self.params = params or SamplingParams()
         """Defaults of all sampling methods."""
         self.size: tuple[int | None, int | None] = (None, None)
@@ -83,12 +84,12 @@ class JointSampler:
         params = params or self.params
         steps = params.denoising_steps(self.backbone.spec.joint_attention)
         method = self.method.for_steps(steps)
-        geometry = self.geometry.with_merging(method.merging) if method.share is not None else self.geometry
+        geometry = self.geometry if method is self.method else Geometry(self.backbone.spec, method)
         layout = geometry.build(batch.height, batch.width, params.loop)
         first = self.geometry.overlap_from
         if first is not None and first >= steps:
             raise UserError(f"overlap_from={first} must be < num_inference_steps={steps}")
-        method.merge.check_steps(method.merging.steps, steps, params)
+        method.config.merge.check_steps(method.merging.steps, steps, params)
         check_pictures(batch, params.init)
         self.method.check_regions(batch.regions)
         self._check_guidance(batch, params)
@@ -139,7 +140,7 @@ class JointSampler:
     def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
         """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
         inputs, device = batch.inputs, scheduler.timesteps.device
-        mixed = blended(batch, self.method.blend)
+        mixed = blended(batch, self.method.config.noise.blend)
         if inputs is None:
             seeded = generators(batch.seeds)
             noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]), mixed)
@@ -172,8 +173,8 @@ class JointSampler:
         if not self.method.draws_view_noise:
             return noise
         view = drawn(size, size)
-        noise = align(noise, view, self.method.align)
-        return with_annex(noise, view) if self.method.merge.reference_steps else noise
+        noise = align(noise, view, self.method.config.noise.align)
+        return with_annex(noise, view) if self.method.config.merge.reference_steps else noise
 
     def _encode(
         self, batch: PanoramaBatch, params: SamplingParams, merging: Merging, chunk_views: int | None

@@ -13,14 +13,14 @@ from madgen.utils.errors import UserError
 
 def merger_of(method: Method) -> MergeOperator:
     """Return how predictions are merged, in the steps in which attention is not."""
-    merge = method.merge
+    merge = method.config.merge
     options = merge.operator, merge.weights, merge.width, method.merging.steps
     return ReferenceSwap(*options, merge.reference_steps) if merge.reference_steps else MergeOperator(*options)
 
 
 def check_merge_scheduler(method: Method, scheduler: Any) -> None:
     """Raise UserError if the merge does not support a scheduler."""
-    name, merge = type(scheduler).__name__, method.merge
+    name, merge = type(scheduler).__name__, method.config.merge
     if merge.operator == "swap" and getattr(scheduler.config, "thresholding", False):
         raise UserError(
             f"method.merge.operator=swap needs cells that step independently, but {name} with thresholding=true "

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, TypedDict, get_type_hints
 
-from madgen.config.schema import (
-    BlendConfig,
-    MadConfig,
-    MergeConfig,
-    MethodConfig,
-    RegionsConfig,
-    SamplingConfig,
-    SyncConfig,
-    ViewsConfig,
-    share_of_steps,
-)
+from madgen.config.schema import MethodConfig, SamplingConfig, SyncConfig
 from madgen.diffusion.attention import Merging
 from madgen.utils.errors import UserError
 from madgen.utils.validation import number, texts, whole, whole_or_none
@@ -61,72 +52,61 @@ def method_config(**options: Any) -> MethodConfig:
     """
     if unknown := sorted(options.keys() - METHOD_OPTIONS):
         raise TypeError(f"unexpected argument {unknown[0]!r}")
-    sections: dict[str, dict[str, Any]] = {"views": {}, "mad": {}, "sync": {}, "regions": {}}
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
         path, validated = METHOD_OPTIONS[name]
         section, _, key = path.partition(".")
-        sections[section][key] = validated(name, value)
-    return MethodConfig(
-        views=ViewsConfig(**sections["views"]),
-        mad=MadConfig(**sections["mad"]),
-        sync=SyncConfig(**sections["sync"]),
-        regions=RegionsConfig(**sections["regions"]),
-    )
+        sections.setdefault(section, {})[key] = validated(name, value)
+    config = MethodConfig()
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
 
 
 @dataclass(frozen=True)
 class Method:
-    """Merged attention and predictions, SyncDiffusion and bootstrapping of regions; see `method` of the job."""
+    """`method` of a job, and what the sampler derives from it; the views are part of `Geometry`."""
 
-    merging: Merging
-    sync: SyncConfig | None = None
-    bootstrapping: int | None = None
-    merge: MergeConfig = field(default_factory=MergeConfig)
-    align: float = 0.0
-    """Share of one view's noise in the initial noise."""
-    blend: BlendConfig = field(default_factory=BlendConfig)
-    """Blending of the initial noise with that of a second seed."""
-    share: float | None = None
-    """Share of the steps in which attention is merged; None: `merging.steps` of any number of steps."""
-
-    def __post_init__(self) -> None:
-        if self.bootstrapping is not None and self.bootstrapping < 0:
-            raise UserError(f"region_bootstrapping must be >= 0 steps or None, got {self.bootstrapping}")
+    config: MethodConfig
 
     @classmethod
     def from_config(cls, config: MethodConfig) -> Method:
-        """Convert the keys of a job; the views are part of `Geometry`."""
-        config = config.with_steps(SamplingConfig.num_inference_steps) if config.mad.share is not None else config
-        mad, sync = config.mad, config.sync if config.sync.weight else None
-        merging = Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
-        bootstrapping, noise = config.regions.bootstrapping, config.noise
-        return cls(merging, sync, bootstrapping, config.merge, noise.align, noise.blend, mad.requested_share)
+        """Return the method of a config; `mad.share` is converted for the default number of steps."""
+        return cls(config if config.mad.share is None else config.with_steps(SamplingConfig.num_inference_steps))
 
     def for_steps(self, num_inference_steps: int) -> Method:
-        """Return the method with attention merged in its share of this number of steps."""
-        if self.share is None:
-            return self
-        merging = replace(self.merging, steps=share_of_steps(self.share, num_inference_steps))
-        return replace(self, merging=merging)
+        """Return the method with attention merged in its share of this number of steps; itself if it has no share."""
+        return self if self.config.mad.requested_share is None else Method(self.config.with_steps(num_inference_steps))
+
+    @cached_property
+    def merging(self) -> Merging:
+        """The attention layers that merge, and their steps."""
+        mad = self.config.mad
+        return Merging(mad.merged_steps, tuple(mad.blocks), mad.cross_attention, mad.positions)
+
+    @property
+    def sync(self) -> SyncConfig | None:
+        """The settings of SyncDiffusion; None: it is off."""
+        return self.config.sync if self.config.sync.weight else None
 
     @property
     def draws_view_noise(self) -> bool:
         """Return whether the noise of one view is drawn after the noise of the canvas."""
-        return self.align > 0 or self.merge.reference_steps > 0
+        return self.config.noise.align > 0 or self.config.merge.reference_steps > 0
 
     def check_regions(self, regions: Iterable[Sized]) -> None:
         """Raise UserError if panoramas have regions that the reference view would overwrite."""
-        if self.merge.reference_steps and any(map(len, regions)):
+        steps = self.config.merge.reference_steps
+        if steps and any(map(len, regions)):
             raise UserError(
-                f"method.merge.reference_steps={self.merge.reference_steps} would put rows of the panorama's prompt "
+                f"method.merge.reference_steps={steps} would put rows of the panorama's prompt "
                 "into its regions; set it to 0, or remove the regions"
             )
 
     def check_adapters(self, controlled: bool, styled: bool) -> None:
         """Raise UserError if the method does not support a ControlNet, or an IP-Adapter."""
-        if controlled and self.merge.reference_steps:
+        steps = self.config.merge.reference_steps
+        if controlled and steps:
             raise UserError(
-                f"method.merge.reference_steps={self.merge.reference_steps} denoises a view outside of the panorama, "
+                f"method.merge.reference_steps={steps} denoises a view outside of the panorama, "
                 "which a ControlNet has no picture for; set it to 0"
             )
         if (controlled or styled) and self.sync is not None:
@@ -135,8 +115,8 @@ class Method:
 
     def excess_steps(self, steps: int, described: str, layout: str) -> list[str]:
         """Describe settings for more steps than run; `described`: their number for messages, `layout`: of the views."""
-        sync, notes = self.sync, list[str]()
-        if self.share is None and self.merging.steps > steps and layout != "whole":
+        sync, bootstrapping, notes = self.sync, self.config.regions.bootstrapping, list[str]()
+        if self.config.mad.requested_share is None and self.merging.steps > steps and layout != "whole":
             setting = f"method.mad.steps={self.merging.steps}"
             fix = "set method.mad.share for a share of the steps"
             notes.append(f"{setting} is more than {described}: MAD is in all of them; {fix}")
@@ -145,12 +125,12 @@ class Method:
             notes.append(f"method.sync.every={sync.every} is more than {limit}: SyncDiffusion is in no step; lower it")
         elif sync is not None and sync.steps > steps:
             notes.append(f"method.sync.steps={sync.steps} is more than {described}: SyncDiffusion is in all of them")
-        if self.bootstrapping is not None and self.bootstrapping > steps:
-            name = f"method.regions.bootstrapping={self.bootstrapping}"
+        if bootstrapping is not None and bootstrapping > steps:
+            name = f"method.regions.bootstrapping={bootstrapping}"
             notes.append(f"{name} is more than {described}: regions are bootstrapped in all of them")
         return notes
 
     def bootstrapped_steps(self, num_inference_steps: int) -> int:
         """Return the number of bootstrapped steps; default: two fifths, like the released code (20 of 50)."""
-        steps = round(0.4 * num_inference_steps) if self.bootstrapping is None else self.bootstrapping
-        return min(steps, num_inference_steps)
+        requested = self.config.regions.bootstrapping
+        return min(round(0.4 * num_inference_steps) if requested is None else requested, num_inference_steps)

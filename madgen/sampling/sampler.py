@@ -32,7 +32,6 @@ from madgen.config.unused_settings import unused_method_settings
 from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
-from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import check_device, parse_batch, parse_params
 from madgen.sampling.joint_sampler import JointSampler
 from madgen.sampling.method import METHOD_OPTIONS, Method, MethodOptions, method_config
@@ -167,11 +166,9 @@ class PanoramaSampler(DiffusersCall, JointSampler):
             raise UserError(f"{min(given)} cannot be set here: the backbone is the pipeline; use from_pretrained")
         with LOADING:
             borrowed = borrow(pipe, job.backbone.max_sequence_length)
-        merging = Method.from_config(job.method)
-        borrowed.backbone.merged_layers(merging.merging)  # raises for unknown blocks
-        geometry = Geometry.from_config(borrowed.backbone.spec, job.method)
-        params = SamplingParams.from_config(job.sampling)
-        sampler = cls(borrowed.backbone, geometry, merging, params)
+        settings = Method.from_config(job.method)
+        borrowed.backbone.merged_layers(settings.merging)  # raises for unknown blocks
+        sampler = cls(borrowed.backbone, settings, SamplingParams.from_config(job.sampling))
         sampler._borrowed, sampler.control = borrowed, job.backbone.controlnet
         if getattr(borrowed.backbone, "controlnet", None) is None and sampler.control != ControlNetConfig():
             raise UserError("backbone.controlnet has no effect: the pipeline has no ControlNet; remove it")
@@ -217,13 +214,12 @@ class PanoramaSampler(DiffusersCall, JointSampler):
                 controlnet=backbone.controlnet.weights,
                 ip_adapter=ip_adapter_files(backbone.ip_adapter),
             )
-            geometry = Geometry.from_config(loaded.spec, method)
             loaded.merged_layers(settings.merging)  # raises for unknown blocks
+            sampler = cls(loaded, settings, params)
             if backbone.compile:
                 loaded.compile()
             if not backbone.cuda_graphs:
                 loaded.disable_cuda_graphs()
-            sampler = cls(loaded, geometry, settings, params)
             sampler.control, sampler.style_scale = backbone.controlnet, backbone.ip_adapter.scale
             return sampler
 

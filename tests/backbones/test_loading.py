@@ -146,7 +146,7 @@ def test_layers_are_checked_without_waiting_for_the_hub(job_file, tmp_path, monk
     )
     repository._reachable.cache_clear()
     job = load_job([str(job_file)], ["backbone={pretrained: nobody/model}", "method.mad.blocks=['*attn1*']"])
-    assert not forecast(ResolvedRun.of(job), assume_spec=True).spec_is_assumed
+    assert not forecast(ResolvedRun.of(job), assume_spec=True).shapes.is_assumed
     assert asked
     assert all(asked)
 

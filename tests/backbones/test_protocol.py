@@ -87,4 +87,4 @@ def test_job_with_the_plugin_plans(tmp_path):
         encoding="utf-8",
     )
     job = load_job(str(tmp_path / "job.yaml"))
-    assert forecast(ResolvedRun.of(job)).views == {(64, 128): 3 * 7}
+    assert forecast(ResolvedRun.of(job)).shapes.views == {(64, 128): 3 * 7}

@@ -21,20 +21,20 @@ from demo_backbone.scenes import GROUNDS, HORIZONS, TIMES
 from processes import ROOT, Forked, environment
 
 from madgen.backbones import backbone_module
+from madgen.config.schema import MadConfig, MethodConfig, ViewsConfig
 from madgen.demo import WEIGHTS
-from madgen.diffusion.attention import Merging
 from madgen.hub.weights import ModelFiles
 from madgen.sampling.geometry import Geometry
+from madgen.sampling.method import Method
 
 STUDY = coherence.Study("demo", "some weights", 20)
 
 
 def build(setting, steps=20):
-    merging = Merging(setting.merged_steps(steps), setting.blocks, setting.cross_attention)
-    overlap = overlap_from(setting, steps)
-    plain = Geometry(
-        backbone_module("sd").describe(ModelFiles(str(WEIGHTS))), setting.layout, None, setting.stride, merging, overlap
-    )
+    mad = MadConfig(steps=setting.merged_steps(steps), blocks=setting.blocks, cross_attention=setting.cross_attention)
+    views = ViewsConfig(layout=setting.layout, stride=setting.stride, overlap_from=overlap_from(setting, steps))
+    spec = backbone_module("sd").describe(ModelFiles(str(WEIGHTS)))
+    plain = Geometry(spec, Method(MethodConfig(views=views, mad=mad)))
     return StudyGeometry(plain, setting, steps).build(setting.height, setting.width, setting.loop)
 
 

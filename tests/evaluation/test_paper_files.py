@@ -42,7 +42,7 @@ def test_every_file_plans(path, variant, monkeypatch):
     paper = load_paper(path, **variant, overrides=overrides)
     assert len({setting.name for setting in paper.settings if not setting.squares}) >= 2
     for setting in paper.settings:
-        evaluations = forecast(ResolvedRun.of(setting.job), assume_spec=True).evaluations
+        evaluations = forecast(ResolvedRun.of(setting.job), assume_spec=True).shapes.evaluations
         assert min(each.texts for each in evaluations.values()) > 0
         assert (setting.job.backbone.pretrained == "demo") == bool(variant)
 

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from madgen.backbones import BackboneSpec
-from madgen.config.schema import SamplingConfig
-from madgen.diffusion.attention import Merging
+from madgen.config.schema import MethodConfig, SamplingConfig, ViewsConfig
 from madgen.generation.batch_size import MAX_BATCH, BatchSizes, BatchSplit
 from madgen.sampling.geometry import Geometry
+from madgen.sampling.method import Method
 from madgen.types import Prompt, Region
 
 SD2 = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance="cfg")
@@ -15,9 +15,8 @@ LCM = BackboneSpec(channels=4, factor=8, view_size=64, coarsest=8, guidance="emb
 
 
 def sizes(asked="auto", device="cuda", spec=SD2, layout="overlapping", overlap_from=None, **sampling):
-    merging = Merging(10, ("down", "mid", "up"), "scheduled")
-    geometry = Geometry(spec, layout, None, None, merging, overlap_from)
-    return BatchSizes(SamplingConfig(batch_size=asked, **sampling), geometry, device)
+    method = Method(MethodConfig(views=ViewsConfig(layout=layout, overlap_from=overlap_from)))
+    return BatchSizes(SamplingConfig(batch_size=asked, **sampling), Geometry(spec, method), device)
 
 
 def prompt(width, height=512, regions=()):

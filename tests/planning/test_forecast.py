@@ -86,7 +86,7 @@ def test_direct_inference_counts_as_the_views_that_cover_the_canvas(planned, tin
         views = -(-width // 32)
         assert plan.cost.view_evaluations == 3 * 2 * views
         assert 0 <= plan.cost.view_evaluations - sum(cells) / sampler.backbone.spec.view_size**2 < 3 * 2
-        assert set(plan.views.values()) == {1}
+        assert set(plan.shapes.views.values()) == {1}
 
 
 def test_direct_inference_costs_as_much_as_mad_in_all_layers_and_steps(planned):
@@ -126,7 +126,7 @@ def test_planning_does_not_wait_for_an_unreachable_hub(planned, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda s: waits(s) if threading.current_thread() is main else sleep(s))
     repository._reachable.cache_clear()
     size = ["sampling.height=512", "sampling.width=1024"]
-    assert planned("backbone.pretrained=nobody/nothing-of-the-kind", *size, assume=True).spec_is_assumed
+    assert planned("backbone.pretrained=nobody/nothing-of-the-kind", *size, assume=True).shapes.is_assumed
     with pytest.raises(pytest.fail.Exception, match="waits"):
         planned("backbone.pretrained=nobody/nothing-of-the-kind", *size)
 

@@ -24,7 +24,6 @@ from madgen.dataset import manifest
 from madgen.dataset.plan import build_plan
 from madgen.planning.forecast import forecast
 from madgen.planning.resolved_run import ResolvedRun
-from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import parse_batch
 from madgen.sampling.method import Method
 from madgen.utils.errors import UserError
@@ -50,8 +49,7 @@ def sampler_of(tiny, merge=MergeConfig(), align=0.0, scheduler=None, mad=0, sync
         sync=SyncConfig(weight=sync, network="random"),
     )
     backbone = backbone_of(tiny)
-    geometry = Geometry.from_config(backbone.spec, method)
-    return PanoramaSampler(backbone, geometry, Method.from_config(method), SamplingParams(scheduler=scheduler))
+    return PanoramaSampler(backbone, Method(method), SamplingParams(scheduler=scheduler))
 
 
 def sample(sampler, **options):
