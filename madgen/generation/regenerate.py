@@ -153,7 +153,7 @@ def _find_pictures(metadata: dict[str, Any], manifest: Manifest, files: Mapping[
 def _sample(inputs: SampleInputs, metadata: dict[str, Any]) -> tuple[np.ndarray, PanoramaSampler]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampler = PanoramaSampler.from_configs(inputs.backbone, inputs.method, inputs.params, device)
-    with sampler.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
+    with sampler.backbone.in_float32() if metadata["backbone"]["dtype"] == "float32" else nullcontext():
         return sample_image(sampler, inputs.task), sampler
 
 

@@ -23,7 +23,7 @@ from madgen.dataset.sample_json import with_changes, with_scores
 from madgen.generation.batch_size import BatchSplit
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
-from madgen.sampling.image_to_image import placed
+from madgen.sampling.image_to_image import keep_known, placed
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
 from madgen.sampling.sampler import PanoramaSampler
@@ -175,7 +175,7 @@ class RobustSampler:
         if (span := int((levels(highs) - levels(lows)).max())) < MIN_CONTRAST:
             return Attempt(None, {}, CONSTANT, f"the image is blank: no channel spans more than {span} of 255 levels")
         if prompt.keeps_pixels and (picture := placed(prompt, self.params.init)) is not None:
-            pixels_13HW = self.sampler.keep_known(pixels_13HW, [picture], self.params)
+            pixels_13HW = keep_known(pixels_13HW, [picture], self.params)
         return Attempt(to_uint8(pixels_13HW)[0])
 
     def _retried_in_float32(self, task: Task, attempt: Attempt) -> Attempt:
@@ -184,7 +184,7 @@ class RobustSampler:
             return attempt
 
         def retry() -> Attempt:
-            with self.sampler.in_float32():
+            with self.sampler.backbone.in_float32():
                 return self._attempts([task])[0]
 
         dtype = str(self.sampler.dtype).removeprefix("torch.")
@@ -223,10 +223,10 @@ class RobustSampler:
     def _within_memory(self, function: Callable[[], T]) -> T | None:
         """Like `within_memory`, but retries without the sampler's performance caches before giving up."""
         result = within_memory(function)
-        if result is None and self.sampler.release_memory():
+        if result is None and self.sampler.backbone.release_memory():
             result = within_memory(function)
             if result is not None:  # the caches were the cause
-                self.sampler.disable_cuda_graphs()
+                self.sampler.backbone.disable_cuda_graphs()
                 self._remember(NO_GRAPHS)
         return result
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from madgen.backbones import PromptEmbeddings
 from madgen.config.schema import InitConfig, SamplingParams
 from madgen.diffusion.denoise import Generators
-from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
 from madgen.sampling.inputs import PanoramaBatch, parse_batch, parse_params
-from madgen.sampling.picture_arguments import kept_by, parse_image, parse_pictures, repeated
+from madgen.sampling.joint_sampler import JointSampler
+from madgen.sampling.picture_arguments import kept_by, parse_images, parse_pictures, repeated
 from madgen.sampling.postprocess import check_output, convert
 from madgen.types import Region
 from madgen.utils.errors import UserError
 from madgen.utils.validation import listed, switch, texts, whole, whole_or_none
-
-if TYPE_CHECKING:
-    from madgen.sampling.sampler import PanoramaSampler
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """`callback(sampler, step, timestep, {"latents": ...})`, as diffusers calls it; may return `{"latents": ...}`."""
@@ -103,8 +100,8 @@ class _InterruptError(Exception):
         self.latents_BCHW = latents_BCHW
 
 
-class DiffusersCall:
-    """Adds `sampler(...)` and the progress bar of a diffusers pipeline to `PanoramaSampler`."""
+class DiffusersCall(JointSampler):
+    """Add `sampler(...)` and the progress bar of a diffusers pipeline."""
 
     _callback_tensor_inputs = ("latents",)
     _interrupt = False
@@ -219,27 +216,32 @@ class DiffusersCall:
         _check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_output("output_type", output_type, OUTPUTS)
         switch("return_dict", return_dict)
-        sampler: PanoramaSampler = self  # type: ignore[assignment]
         embeddings = PromptEmbeddings(
             prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
         )
         inputs = CallInputs.parse(generator, latents, embeddings, timesteps, sigmas, eta)
         prompts, negatives = _texts(prompt, negative_prompt, inputs)
         copies = whole("num_images_per_prompt", num_images_per_prompt, 1)
-        inputs = inputs.repeated(copies, len(prompts), sampler.dtype)
+        inputs = inputs.repeated(copies, len(prompts), self.dtype)
         params = parse_params(
-            sampler.params,
+            self.params,
             num_inference_steps=num_inference_steps if inputs.steps is None else inputs.steps,
             guidance_scale=guidance_scale,
             guidance_steps=guidance_steps,
             loop=loop,
             decode=decode,
-            strength=_strength(sampler.params.init, strength, image, mask_image),
+            strength=_strength(self.params.init, strength, image, mask_image),
         )
-        pictures = _Pictures.parse(
-            image, mask_image, control_image, ip_adapter_image, len(prompts), (height, width), params.init
-        )
-        default_height, default_width = pictures.size or sampler.default_size
+        if image is None and mask_image is not None:
+            raise UserError("mask_image needs an image, whose black parts it keeps; pass image")
+        images = None if image is None else repeated("image", image, len(prompts))
+        masks = mask_image
+        if mask_image is not None:
+            masks = [kept_by(mask) for mask in repeated("mask_image", mask_image, len(prompts))]
+        control = parse_images("control_image", control_image, len(prompts), repeated)
+        style = parse_images("ip_adapter_image", ip_adapter_image, len(prompts), repeated)
+        pictures = parse_pictures(images, masks, (height, width), params.init, "image")
+        default_height, default_width = pictures[0].size if pictures else self.default_size
         batch = parse_batch(
             default_height if height is None else height,
             default_width if width is None else width,
@@ -248,26 +250,46 @@ class DiffusersCall:
             inputs.seeds(len(prompts) * copies),
             None if regions is None else _repeated(listed("regions", regions), copies),
         )
-        batch = pictures.added_to(replace(batch, inputs=inputs), copies)
+        batch = replace(
+            batch,
+            inputs=inputs,
+            pictures=_repeated(pictures, copies),
+            control=None if control is None else _repeated(control, copies),
+            style=None if style is None else _repeated(style, copies),
+        )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
-        return _sampled(sampler, batch, params, chunk_views, callback_on_step_end, output_type)
+        steps = params.denoising_steps(self.backbone.spec.joint_attention)
+        with self.exclusively(), self.progress_bar(total=steps) as bar:
+            latents = self._sample_interruptibly(batch, params, chunk_views, callback_on_step_end, bar)
+            if output_type == "latent":
+                return PanoramaOutput(latents)
+            return PanoramaOutput(convert(self.decode_batch(latents, batch, params), output_type))
 
+    def _sample_interruptibly(
+        self,
+        batch: PanoramaBatch,
+        params: SamplingParams,
+        chunk_views: int | None,
+        callback: StepCallback | None,
+        bar: Any,
+    ) -> Tensor:
+        """Sample latents; if the callback interrupts the call, those of the last step. Moves the progress bar."""
+        self._interrupt, self._guidance_scale = False, params.guidance_scale
+        evaluations = count()
 
-def _sampled(
-    sampler: PanoramaSampler,
-    batch: PanoramaBatch,
-    params: SamplingParams,
-    chunk_views: int | None,
-    callback: StepCallback | None,
-    output_type: str,
-) -> PanoramaOutput:
-    """Sample a batch with a progress bar, and decode it unless latents are wanted."""
-    steps = params.denoising_steps(sampler.backbone.spec.joint_attention)
-    with sampler.exclusively(), sampler.progress_bar(total=steps) as bar:
-        latents = _Steps(sampler, bar, callback).run(batch, params, chunk_views)
-        if output_type == "latent":
-            return PanoramaOutput(latents)
-        return PanoramaOutput(convert(sampler.decode_batch(latents, batch, params), output_type))
+        def on_step(step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
+            bar.update(step + 1 - bar.n)
+            if callback is not None:
+                result = callback(self, next(evaluations), timestep, {"latents": latents_BCHW})
+                latents_BCHW = _returned_latents(result or {}, latents_BCHW)
+            if self.interrupt:
+                raise _InterruptError(latents_BCHW)
+            return latents_BCHW
+
+        try:
+            return self.sample_latents(batch, params, chunk_views, on_step)
+        except _InterruptError as interruption:
+            return interruption.latents_BCHW
 
 
 def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> Any:
@@ -277,72 +299,15 @@ def _strength(init: InitConfig, strength: Any, image: Any, mask_image: Any) -> A
     return init.default_strength(mask_image is not None)
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """The pictures of a call, one for each prompt."""
-
-    placed: list[PlacedPicture]
-    control: list[Image.Image] | None
-    style: list[Image.Image] | None
-
-    @classmethod
-    def parse(
-        cls, image: Any, mask: Any, control: Any, style: Any, count: int, size: tuple[Any, Any], init: InitConfig
-    ) -> _Pictures:
-        """Convert pictures of `count` prompts. Raises UserError."""
-        if image is None and mask is not None:
-            raise UserError("mask_image needs an image, whose black parts it keeps; pass image")
-        images = None if image is None else repeated("image", image, count)
-        masks = None if mask is None else [kept_by(one) for one in repeated("mask_image", mask, count)]
-        controls, styles = (
-            None if pictures is None else [parse_image(name, one) for one in repeated(name, pictures, count)]
-            for name, pictures in (("control_image", control), ("ip_adapter_image", style))
-        )
-        return cls(parse_pictures(images, masks, size, init, "image"), controls, styles)
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Return the size of the panoramas; None: there is no image."""
-        return self.placed[0].size if self.placed else None
-
-    def added_to(self, batch: PanoramaBatch, copies: int) -> PanoramaBatch:
-        """Return the batch of `copies` panoramas of each prompt with its pictures."""
-        control, style = (None if one is None else _repeated(one, copies) for one in (self.control, self.style))
-        return replace(batch, pictures=_repeated(self.placed, copies), control=control, style=style)
-
-
-class _Steps:
-    """Moves the progress bar and calls the callback after each step."""
-
-    def __init__(self, sampler: PanoramaSampler, bar: Any, callback: StepCallback | None):
-        self.sampler, self.bar, self.callback, self.evaluation = sampler, bar, callback, 0
-
-    def run(self, batch: PanoramaBatch, params: SamplingParams, chunk_views: int | None) -> Tensor:
-        """Sample latents; if the callback interrupts the call, those of the last step."""
-        self.sampler._interrupt, self.sampler._guidance_scale = False, params.guidance_scale
-        try:
-            return self.sampler.sample_latents(batch, params, chunk_views, self)
-        except _InterruptError as interruption:
-            return interruption.latents_BCHW
-
-    def __call__(self, step: int, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
-        self.bar.update(step + 1 - self.bar.n)
-        if self.callback is not None:
-            latents_BCHW = self._called_back(self.callback, timestep, latents_BCHW)
-        self.evaluation += 1
-        if self.sampler.interrupt:
-            raise _InterruptError(latents_BCHW)
-        return latents_BCHW
-
-    def _called_back(self, callback: StepCallback, timestep: Tensor, latents_BCHW: Tensor) -> Tensor:
-        result = callback(self.sampler, self.evaluation, timestep, {"latents": latents_BCHW})
-        if unknown := sorted(set(result or {}) - {"latents"}):
-            raise UserError(f"callback_on_step_end may return new latents only, got {', '.join(unknown)}")
-        latents = (result or {}).get("latents", latents_BCHW)
-        if not isinstance(latents, Tensor) or latents.shape != latents_BCHW.shape:
-            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise UserError(f"callback_on_step_end must return latents of shape {tuple(latents_BCHW.shape)}, got {got}")
-        return latents.to(latents_BCHW)
+def _returned_latents(result: Mapping[str, Any], latents_BCHW: Tensor) -> Tensor:
+    """Return the latents that a callback has returned, by default those that it was called with."""
+    if unknown := sorted(set(result) - {"latents"}):
+        raise UserError(f"callback_on_step_end may return new latents only, got {', '.join(unknown)}")
+    latents = result.get("latents", latents_BCHW)
+    if not isinstance(latents, Tensor) or latents.shape != latents_BCHW.shape:
+        got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise UserError(f"callback_on_step_end must return latents of shape {tuple(latents_BCHW.shape)}, got {got}")
+    return latents.to(latents_BCHW)
 
 
 def refuse(arguments: Mapping[str, Any], method: str, known: Mapping[str, str]) -> None:

@@ -85,12 +85,12 @@ def _known_cells(pictures: Sequence[PlacedPicture], factor: int, device: torch.d
     return torch.from_numpy(np.stack(cells)[:, None]).to(device)
 
 
-def keep_known(pixels_B3HW: Tensor, pictures: Sequence[PlacedPicture], width: int, loop: bool) -> Tensor:
-    """Return generated pixels in 0..1 with the kept parts of the pictures in place, blended over `width` pixels."""
+def keep_known(pixels_B3HW: Tensor, pictures: Sequence[PlacedPicture], params: SamplingParams) -> Tensor:
+    """Return generated pixels in 0..1 with the kept parts of the pictures in place, their edges feathered."""
     result = []
     for pixels_13HW, picture in zip(pixels_B3HW.split(1), pictures, strict=True):
         if picture.known_HW is not None:
-            weight = torch.from_numpy(feather(picture.known_HW, width, loop)).to(pixels_13HW.device)
-            pixels_13HW = torch.lerp(pixels_13HW, _pixels(picture, pixels_13HW.device), weight)
+            device, weight_HW = pixels_13HW.device, feather(picture.known_HW, params.init.feather, params.loop)
+            pixels_13HW = torch.lerp(pixels_13HW, _pixels(picture, device), torch.from_numpy(weight_HW).to(device))
         result.append(pixels_13HW)
     return torch.cat(result)

@@ -26,7 +26,6 @@ from madgen.diffusion.reference import with_annex, without_annex
 from madgen.diffusion.regions import Regions
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
-from madgen.images.placement import PlacedPicture
 from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
@@ -132,10 +131,6 @@ class JointSampler:
             unguided = replace(guided, conditioning=guided.conditioning.unguided())
             denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
         return denoiser
-
-    def keep_known(self, pixels_B3HW: Tensor, pictures: Sequence[PlacedPicture], params: SamplingParams) -> Tensor:
-        """Return decoded pixels with the parts of `pictures` that are kept, their edges feathered."""
-        return keep_known(pixels_B3HW, pictures, params.init.feather, params.loop)
 
     def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
         """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
@@ -315,7 +310,15 @@ class JointSampler:
     def decode_batch(self, latents_BCHW: Tensor, batch: PanoramaBatch, params: SamplingParams) -> Tensor:
         """Decode the latents of a batch, with the parts of its pictures that are kept: float32 [B, 3, H, W] in 0..1."""
         pixels = self.decode_pixels(latents_BCHW, params.loop, params.decode)
-        return self.keep_known(pixels, batch.pictures, params) if batch.pictures else pixels
+        return keep_known(pixels, batch.pictures, params) if batch.pictures else pixels
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of `sampler(...)` without a size: that of the presets in `configs/backbone/`."""
+        side = self.backbone.spec.view_size * self.backbone.spec.factor
+        views = 1 if self.geometry.layout == "whole" else 6 if side <= 512 else 4
+        height, width = self.size
+        return side if height is None else height, views * side if width is None else width
 
     @property
     def scheduler(self) -> Any:
@@ -341,20 +344,8 @@ class JointSampler:
 
     @property
     def has_lower_precision(self) -> bool:
-        """Return whether `in_float32` is more precise: not in float32 already, nor with quantized weights."""
+        """Return whether `backbone.in_float32` is more precise: not in float32 already, nor with quantized weights."""
         return self.dtype != torch.float32 and not getattr(self.backbone, "is_quantized", False)
-
-    def in_float32(self) -> AbstractContextManager[None]:
-        """Run all models in float32 within this context, then restore their precision."""
-        return self.backbone.in_float32()
-
-    def release_memory(self) -> bool:
-        """Free performance caches when memory runs out; return False if there are none."""
-        return self.backbone.release_memory()
-
-    def disable_cuda_graphs(self) -> None:
-        """Free CUDA graphs and use none from now on."""
-        self.backbone.disable_cuda_graphs()
 
 
 def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -42,11 +42,6 @@ def parse_pictures(
     return placements
 
 
-def parse_images(name: str, images: Any, count: int) -> list[Image.Image]:
-    """Convert the argument `name`, a picture for each of `count` panoramas, to RGB."""
-    return [parse_image(name, image) for image in one_each(name, images, count)]
-
-
 def one_each(name: str, values: Any, count: int) -> list[Any]:
     """Return the list `values` of `count` pictures. Raises UserError for another number."""
     items = list(values) if isinstance(values, np.ndarray) and values.ndim == 4 else listed(name, values)
@@ -62,6 +57,13 @@ def repeated(name: str, values: Any, count: int) -> list[Any]:
     several = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 4)
     items = list(values) if several else [values]
     return items * count if len(items) == 1 else one_each(name, items, count)
+
+
+def parse_images(
+    name: str, images: Any, count: int, each: Callable[[str, Any, int], list[Any]] = one_each
+) -> list[Image.Image] | None:
+    """Convert the argument `name`, pictures for `count` panoramas, to RGB; `each`: `one_each` or `repeated`."""
+    return None if images is None else [parse_image(name, image) for image in each(name, images, count)]
 
 
 def parse_image(name: str, image: Any) -> Image.Image:

@@ -33,7 +33,6 @@ from madgen.hub.adapters import ip_adapter_files
 from madgen.hub.weights import ModelFiles, resolve_dtype
 from madgen.sampling.diffusers_call import LOADING_ARGUMENTS, DiffusersCall, refuse
 from madgen.sampling.inputs import check_device, parse_batch, parse_params
-from madgen.sampling.joint_sampler import JointSampler
 from madgen.sampling.method import METHOD_OPTIONS, Method, MethodOptions, method_config
 from madgen.sampling.picture_arguments import one_each, parse_images, parse_pictures
 from madgen.sampling.postprocess import check_output, convert
@@ -52,7 +51,7 @@ LOADING = threading.Lock()
 """transformers and diffusers change global state of PyTorch while they load a model."""
 
 
-class PanoramaSampler(DiffusersCall, JointSampler):
+class PanoramaSampler(DiffusersCall):
     """Joint diffusion with one backbone and one method.
 
     `sample` takes seeds and returns arrays; the sampler itself is called like a diffusers pipeline.
@@ -317,8 +316,8 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         batch = replace(
             batch,
             pictures=pictures,
-            control=None if control is None else parse_images("control", control, len(prompts)),
-            style=None if style is None else parse_images("style", style, len(prompts)),
+            control=parse_images("control", control, len(prompts)),
+            style=parse_images("style", style, len(prompts)),
         )
         chunk_views = whole_or_none("chunk_views", chunk_views, 1)
         check_output("output", output, ("image", "pil", "np", "pt", "latent"))
@@ -332,14 +331,6 @@ class PanoramaSampler(DiffusersCall, JointSampler):
         with self.exclusively():
             latents = self.sample_latents(batch, params, chunk_views, report)
             return latents if output == "latent" else convert(self.decode_batch(latents, batch, params), output)
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels of `sampler(...)` without a size: that of the presets in `configs/backbone/`."""
-        side = self.backbone.spec.view_size * self.backbone.spec.factor
-        views = 1 if self.geometry.layout == "whole" else 6 if side <= 512 else 4
-        height, width = self.size
-        return side if height is None else height, views * side if width is None else width
 
 
 def _settings(

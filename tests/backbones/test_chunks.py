@@ -119,7 +119,7 @@ def test_weights_are_restored_exactly_after_temporary_float32(request, family, d
     models = half.backbone.models
     before = [flags(model) for model in models]
     assert len(models) == (4 if family == "sdxl" else 3)
-    with pytest.raises(ZeroDivisionError), torch.inference_mode(inference_mode), half.in_float32():
+    with pytest.raises(ZeroDivisionError), torch.inference_mode(inference_mode), half.backbone.in_float32():
         assert half.dtype == torch.float32
         for model in models:
             assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
@@ -138,7 +138,7 @@ def test_temporary_float32_equals_a_float32_run_of_the_same_weights(request):
     for ours, theirs in zip(half.backbone.models, full.backbone.models, strict=True):
         theirs.load_state_dict(ours.state_dict())
     run = {**PROMPTS, "height": 32, "width": 64, "num_inference_steps": 2}
-    with half.in_float32():
+    with half.backbone.in_float32():
         pictures = half.sample(**run)
     assert (pictures == full.sample(**run)).all()
     assert not (pictures == half.sample(**run)).all()

@@ -78,12 +78,12 @@ def test_temporary_float32_does_not_change_later_images(request, recorder, famil
         str(request.getfixturevalue(family)), name="sdxl" if "xl" in family else "sd", dtype="bfloat16", mad_steps=3
     )
     expected = half.sample(["a hill"], **options)
-    with half.in_float32():
+    with half.backbone.in_float32():
         in_float32 = half.sample(["a hill"], **options)
     with_graphs(half, recorder)
     assert torch.equal(half.sample(["a hill"], **options), expected)
     before = recorder.captured
-    with half.in_float32():
+    with half.backbone.in_float32():
         assert len(half.backbone.graphs) == 0
         assert torch.equal(half.sample(["a hill"], **options), in_float32)
         assert len(half.backbone.graphs) == 0
@@ -195,18 +195,18 @@ def test_failed_warm_up_pass_does_not_count(recorder):
 
 def test_memory_is_freed_and_graphs_disabled_on_request(tiny, recorder):
     mad = with_graphs(PanoramaSampler.from_pretrained(str(tiny), dtype="float32", mad_steps=3), recorder)
-    assert not mad.release_memory()
+    assert not mad.backbone.release_memory()
     expected = mad.sample(["a hill"], seeds=[1], width=64, **RUN)
-    assert mad.release_memory()
+    assert mad.backbone.release_memory()
     assert recorder.forgotten == 1
-    assert not mad.release_memory()
+    assert not mad.backbone.release_memory()
     captured = recorder.captured
     assert torch.equal(mad.sample(["a hill"], seeds=[1], width=64, **RUN), expected)
     assert recorder.captured == 2 * captured
-    mad.disable_cuda_graphs()
+    mad.backbone.disable_cuda_graphs()
     assert torch.equal(mad.sample(["a hill"], seeds=[1], width=64, **RUN), expected)
     assert recorder.captured == 2 * captured
-    assert not mad.release_memory()
+    assert not mad.backbone.release_memory()
 
 
 def test_all_graphs_are_dropped_beyond_the_limit():

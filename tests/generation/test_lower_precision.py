@@ -104,7 +104,7 @@ def test_uniform_images_are_quarantined(tiny, tmp_path, dtype, bias, reason):
 
 def test_out_of_memory_in_float32_keeps_the_reason_not_finite(overflowing, monkeypatch):
     half = build(overflowing, "float16")
-    monkeypatch.setattr(half.sampler, "in_float32", raising(torch.OutOfMemoryError("too large")))
+    monkeypatch.setattr(half.sampler.backbone, "in_float32", raising(torch.OutOfMemoryError("too large")))
     made = half(tasks()[:1])[0]
     assert made.reason == "not_finite"
     assert "in float32: out of memory" in made.detail

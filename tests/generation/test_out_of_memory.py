@@ -115,8 +115,8 @@ def test_out_of_memory_reduces_the_batch_and_later_batches_start_reduced(
 def test_caches_are_freed_before_the_batch_is_reduced(attempts, tight, capfd, monkeypatch):
     caches = ["CUDA graphs"]
     disabled = []
-    monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(caches and caches.pop()))
-    monkeypatch.setattr(attempts.sampler, "disable_cuda_graphs", lambda: disabled.append(True))
+    monkeypatch.setattr(attempts.sampler.backbone, "release_memory", lambda: bool(caches and caches.pop()))
+    monkeypatch.setattr(attempts.sampler.backbone, "disable_cuda_graphs", lambda: disabled.append(True))
     calls = tight(full_decode=lambda mode: caches != [])
     assert [attempt.changes for attempt in attempts(tasks())] == [{}] * 3
     assert calls == [(3, None), "auto", "auto", "auto", "auto"]  # the first was decoded again, as before
@@ -128,8 +128,9 @@ def test_caches_are_freed_before_the_batch_is_reduced(attempts, tight, capfd, mo
 @pytest.mark.slow
 def test_cuda_graphs_stay_on_if_freeing_them_does_not_help(attempts, tight, monkeypatch):
     caches = ["CUDA graphs"]
-    monkeypatch.setattr(attempts.sampler, "release_memory", lambda: bool(caches and caches.pop()))
-    monkeypatch.setattr(attempts.sampler, "disable_cuda_graphs", lambda: pytest.fail("they were not the cause"))
+    monkeypatch.setattr(attempts.sampler.backbone, "release_memory", lambda: bool(caches and caches.pop()))
+    unexpected = "they were not the cause"
+    monkeypatch.setattr(attempts.sampler.backbone, "disable_cuda_graphs", lambda: pytest.fail(unexpected))
     calls = tight(full_sample=lambda size, chunk: size > 1)
     assert [attempt.reason for attempt in attempts(tasks())] == [None] * 3
     assert calls[:4] == [(3, None), (3, None), (2, None), (1, None)]
