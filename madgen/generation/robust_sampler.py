@@ -23,8 +23,8 @@ from madgen.dataset.sample_json import with_changes, with_scores
 from madgen.generation.batch_size import BatchSplit
 from madgen.generation.safety import Safety
 from madgen.generation.scoring import ClipScore
-from madgen.sampling.image_to_image import keep_known, placed
 from madgen.sampling.inputs import PanoramaBatch
+from madgen.sampling.pictures import keep_known, placed
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Attempt, Prompt, Task

@@ -15,7 +15,7 @@ from madgen.config.schema import InitConfig, SamplingParams
 from madgen.images.decoding import read_picture
 from madgen.images.placement import PlacedPicture
 from madgen.sampling.call_inputs import CallInputs
-from madgen.sampling.image_to_image import placed
+from madgen.sampling.pictures import placed
 from madgen.types import Box, MaskFile, MaskPicture, NoiseBlend, Prompt, Ramp, Region, Task
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError

@@ -17,23 +17,22 @@ from torch import Tensor
 
 from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings, quiet_model_libraries
 from madgen.backbones._loaded_pipeline import Borrowed
-from madgen.backbones._schedulers import scheduler_object
+from madgen.backbones._schedulers import example_for, scheduler_object
 from madgen.config.schema import ControlNetConfig, SamplingParams
 from madgen.diffusion.attention import Merging
 from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
 from madgen.diffusion.noise import align, in_patches
-from madgen.diffusion.reference import with_annex, without_annex
+from madgen.diffusion.operators import MergeOperator
+from madgen.diffusion.reference import ReferenceSwap, check_history, with_annex, without_annex
 from madgen.diffusion.regions import Regions
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
-from madgen.sampling.control import canvases, check_adapters
 from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
-from madgen.sampling.image_to_image import check_pictures, keep_known, start_of
 from madgen.sampling.inputs import PanoramaBatch, check_latents
-from madgen.sampling.merging import check_merge_scheduler, merger_of
 from madgen.sampling.method import Method
 from madgen.sampling.noise_blending import blended
+from madgen.sampling.pictures import canvases, check_adapters, check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, flatten_rows, row_view_ids
 from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler
@@ -97,7 +96,9 @@ class JointSampler:
             notes = method.excess_steps(steps, params.described(steps), geometry.layout)
             self._warn(batch.all_texts, notes)
             scheduler = self._new_scheduler(params, layout.at(0))
-            noise, generator = self._noise(batch, scheduler)
+            if batch.inputs is not None:
+                batch.inputs.apply_schedule(scheduler)
+            noise, generator = self._draw_noise(batch, scheduler.timesteps.device)
             bootstrapping = self.method.bootstrapped_steps(steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
             size = batch.height, batch.width
@@ -112,7 +113,7 @@ class JointSampler:
             width = batch.width // self.backbone.spec.factor
             latents = joint_diffusion(
                 noise, scheduler, layout, denoiser, generator,
-                merger=merger_of(method), composition=composition, sync=sync,
+                merger=_merger(method), composition=composition, sync=sync,
                 on_step=without_annex(on_step, width),
                 start=start_of(batch.pictures, self.backbone, self.geometry, scheduler, params, steps),
             )  # fmt: skip
@@ -132,44 +133,33 @@ class JointSampler:
             denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
         return denoiser
 
-    def _noise(self, batch: PanoramaBatch, scheduler: Any) -> tuple[Tensor, Generators]:
-        """Return the initial noise and the generators of later noise; apply custom timesteps to `scheduler`."""
-        inputs, device = batch.inputs, scheduler.timesteps.device
+    def _draw_noise(self, batch: PanoramaBatch, device: torch.device) -> tuple[Tensor, Generators]:
+        """Return the initial noise on `device`, and the generators of later noise.
+
+        The noise of the canvas is drawn first, unless it is given, and then that of one view if the method needs it.
+        """
+        spec, inputs, count = self.backbone.spec, batch.inputs, len(batch.prompts)
         mixed = blended(batch, self.method.config.noise.blend)
-        if inputs is None:
-            seeded = generators(batch.seeds)
-            noise = self._initial_noise(batch, lambda *shape: initial_noise(seeded, *shape[1:]), mixed)
-            return noise.to(device), seeded
-        inputs.apply_schedule(scheduler)
-        noise = self._initial_noise(batch, lambda *shape: inputs.draw(shape, device), mixed, inputs.latents)
-        return noise, inputs.generator
+        seeded = generators(batch.seeds)
 
-    def _initial_noise(
-        self,
-        batch: PanoramaBatch,
-        draw: Callable[..., Tensor],
-        mixed: Callable[[Tensor], Tensor],
-        latents_BCHW: Tensor | None = None,
-    ) -> Tensor:
-        """Draw the noise of the canvas, unless it is given, and after it that of one view if the method needs it."""
-        spec, size, count = self.backbone.spec, self.geometry.view_size, len(batch.prompts)
+        def draw(channels: int, height: int, width: int) -> Tensor:
+            if inputs is None:
+                return mixed(initial_noise(seeded, channels, height, width))
+            return mixed(inputs.draw((count, channels, height, width), device))
+
+        drawn = partial(in_patches, draw, spec.channels, side=spec.noise_patch)
         shape = count, spec.channels, batch.height // spec.factor, batch.width // spec.factor
-        if latents_BCHW is not None and latents_BCHW.shape != shape:
-            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(latents_BCHW.shape)}")
-
-        def mixed_draw(*shape: int) -> Tensor:
-            return mixed(draw(count, *shape))
-
-        drawn = partial(in_patches, mixed_draw, spec.channels, side=spec.noise_patch)
-        if latents_BCHW is None:
-            noise = drawn(shape[2], shape[3])
+        if inputs is None or inputs.latents is None:
+            noise = drawn(*shape[2:])
+        elif inputs.latents.shape == shape:
+            noise = mixed(inputs.latents.to(device, torch.float32))
         else:
-            noise = mixed(latents_BCHW.to(self.backbone.device, torch.float32))
-        if not self.method.draws_view_noise:
-            return noise
-        view = drawn(size, size)
-        noise = align(noise, view, self.method.config.noise.align)
-        return with_annex(noise, view) if self.method.config.merge.reference_steps else noise
+            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(inputs.latents.shape)}")
+        if self.method.draws_view_noise:
+            view = drawn(self.geometry.view_size, self.geometry.view_size)
+            noise = align(noise, view, self.method.config.noise.align)
+            noise = with_annex(noise, view) if self.method.config.merge.reference_steps else noise
+        return noise.to(device), seeded if inputs is None else inputs.generator
 
     def _encode(
         self, batch: PanoramaBatch, params: SamplingParams, merging: Merging, chunk_views: int | None
@@ -268,7 +258,7 @@ class JointSampler:
         """Create a scheduler for steps of `views`; None: of views of the geometry's size."""
         cells = self.geometry.view_size**2 if views is None else views.rows.size * views.columns.size
         scheduler = self.backbone.new_scheduler(params, cells)
-        check_merge_scheduler(self.method, scheduler)
+        _check_merge_scheduler(self.method, scheduler)
         if params.init.strength is not None:
             check_start_scheduler(type(scheduler), scheduler.config)
         if self.method.sync is not None:
@@ -346,6 +336,31 @@ class JointSampler:
     def has_lower_precision(self) -> bool:
         """Return whether `backbone.in_float32` is more precise: not in float32 already, nor with quantized weights."""
         return self.dtype != torch.float32 and not getattr(self.backbone, "is_quantized", False)
+
+
+def _merger(method: Method) -> MergeOperator:
+    """Return how predictions are merged, in the steps in which attention is not."""
+    merge = method.config.merge
+    options = merge.operator, merge.weights, merge.width, method.merging.steps
+    return ReferenceSwap(*options, merge.reference_steps) if merge.reference_steps else MergeOperator(*options)
+
+
+def _check_merge_scheduler(method: Method, scheduler: Any) -> None:
+    """Raise UserError if the merge does not support a scheduler."""
+    name, merge = type(scheduler).__name__, method.config.merge
+    if merge.operator == "swap" and getattr(scheduler.config, "thresholding", False):
+        raise UserError(
+            f"method.merge.operator=swap needs cells that step independently, but {name} with thresholding=true "
+            "clips by a quantile of the whole canvas; set thresholding=false"
+        )
+    if merge.reference_steps:
+        try:
+            check_history(scheduler)
+        except ValueError as error:
+            raise UserError(
+                f"method.merge.reference_steps={merge.reference_steps} replaces latents between steps, but "
+                f"{error}; use for example sampling.scheduler={example_for(scheduler)}"
+            ) from error
 
 
 def _perceptual_distance(method: Method, backbone: Backbone) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -20,12 +20,9 @@ from madgen.config.schema import (
     ControlNetConfig,
     Job,
     LoraConfig,
-    MadConfig,
     MethodConfig,
     SamplingConfig,
     SamplingParams,
-    SyncConfig,
-    ViewsConfig,
     require_job,
 )
 from madgen.config.unused_settings import unused_method_settings
@@ -77,20 +74,6 @@ class PanoramaSampler(DiffusersCall):
         config: str | None = None,
         loras: Sequence[Lora | Mapping[str, Any]] = (),
         prediction_type: str | None = None,
-        layout: str = ViewsConfig.layout,
-        view_size: int | None = None,
-        stride: int | None = None,
-        overlap_from: int | None = None,
-        mad_steps: int = MadConfig().merged_steps,
-        mad_blocks: Sequence[str] = MadConfig.blocks,
-        cross_attention: str = MadConfig.cross_attention,
-        positions: str = MadConfig.positions,
-        sync_weight: float = SyncConfig.weight,
-        sync_decay: float = SyncConfig.decay,
-        sync_steps: int = SyncConfig.steps,
-        sync_every: int = SyncConfig.every,
-        sync_network: str = SyncConfig.network,
-        region_bootstrapping: int | None = None,
         scheduler: Any = None,
         scheduler_options: Mapping[str, Any] | None = None,
         original_inference_steps: int | None = None,
@@ -98,14 +81,15 @@ class PanoramaSampler(DiffusersCall):
         compile: bool = BackboneConfig.compile,
         device: str | torch.device = "cpu",
         overrides: Sequence[str] = (),
-        **unsupported: Any,
+        **method: Unpack[MethodOptions],
     ) -> PanoramaSampler:
         """Load a diffusers folder, a hub id, a single file or `demo`, and fuse `loras` into it.
 
         The arguments are the keys of `backbone`, `method` and `sampling` of a job, with the same defaults; see
-        `madgen.config.schema`. `view_size` and `stride` are latent cells, None is the backbone's default. `mad_*` and
-        `cross_attention` configure MAD, `sync_*` SyncDiffusion (weight 0: off). With `compile` the first panorama of
-        each size takes a minute or more longer, and later ones less time.
+        `madgen.config.schema`. Those of `method` are `layout`, `view_size`, `stride` (latent cells; None is the
+        backbone's default), `overlap_from`, `mad_steps`, `mad_blocks`, `cross_attention`, `positions`, `sync_weight`
+        (0: no SyncDiffusion), `sync_decay`, `sync_steps`, `sync_every`, `sync_network` and `region_bootstrapping`. With
+        `compile` the first panorama of each size takes a minute or more longer, and later ones less time.
 
         `scheduler` is the name of a diffusers scheduler, a scheduler, or its class, which is created with the config of
         the checkpoint's own. `overrides` are those of the command line, such as `["method.merge.operator=swap"]`: they
@@ -114,8 +98,8 @@ class PanoramaSampler(DiffusersCall):
 
         Raises UserError, a ValueError with the message of the command line, for invalid values.
         """
-        method_arguments = {option: value for option, value in locals().items() if option in METHOD_OPTIONS}
-        refuse(unsupported, "from_pretrained", LOADING_ARGUMENTS)
+        others = {option: value for option, value in method.items() if option not in METHOD_OPTIONS}
+        refuse(others, "from_pretrained", LOADING_ARGUMENTS)
         config_of_backbone = BackboneConfig(
             name=text("name", name),
             pretrained=path("pretrained", pretrained),
@@ -127,9 +111,9 @@ class PanoramaSampler(DiffusersCall):
             dtype=dtype,
             compile=switch("compile", compile),
         )
-        method = method_config(**method_arguments)
+        options = method_config(**{option: value for option, value in method.items() if option not in others})
         job, keys = _settings(
-            config_of_backbone, method, scheduler, scheduler_options, original_inference_steps, overrides
+            config_of_backbone, options, scheduler, scheduler_options, original_inference_steps, overrides
         )
         sampler = cls.from_configs(job.backbone, job.method, SamplingParams.from_config(job.sampling), device)
         return sampler._configured(job.sampling, keys, scheduler)

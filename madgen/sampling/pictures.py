@@ -1,4 +1,4 @@
-"""Encode the pictures that a batch starts from, and keep their known parts."""
+"""The pictures of a batch: those that it starts from, and those that a ControlNet and an IP-Adapter follow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from madgen.backbones import Backbone
@@ -16,6 +17,7 @@ from madgen.diffusion.start import FromPictures, Start
 from madgen.images.decoding import read_mask, read_picture
 from madgen.images.placement import PlacedPicture, feather, place_picture
 from madgen.sampling.geometry import Geometry
+from madgen.sampling.method import Method
 from madgen.sampling.postprocess import decodes_tiled
 from madgen.types import Prompt
 from madgen.utils.errors import UserError
@@ -94,3 +96,27 @@ def keep_known(pixels_B3HW: Tensor, pictures: Sequence[PlacedPicture], params: S
             pixels_13HW = torch.lerp(pixels_13HW, _pixels(picture, device), torch.from_numpy(weight_HW).to(device))
         result.append(pixels_13HW)
     return torch.cat(result)
+
+
+def canvases(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
+    """Resize pictures to the canvas as diffusers does, with Lanczos filters: pixels in 0..1, float32 [B, 3, H, W]."""
+    resized = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+
+
+def check_adapters(backbone: Any, batch: PanoramaBatch, method: Method) -> None:
+    """Raise UserError for control or style pictures that are missing, have no effect, or do not suit the method."""
+    controlled = getattr(backbone, "controlnet", None) is not None
+    styled = getattr(backbone, "style_adapter", None) is not None
+    for name, argument, pictures, used, adapter, key in (
+        ("control", "control_image", batch.control, controlled, "a ControlNet", "backbone.controlnet.weights"),
+        ("style", "ip_adapter_image", batch.style, styled, "an IP-Adapter", "backbone.ip_adapter.weights"),
+    ):
+        if used and pictures is None:
+            raise UserError(
+                f"the backbone has {adapter}: pass {name}=[picture, ...] to sample, a picture for each panorama, or "
+                f"{argument}=picture to sampler(...)"
+            )
+        if pictures is not None and not used:
+            raise UserError(f"{name} has no effect: the backbone has no {adapter.split()[1]}; set {key}")
+    method.check_adapters(controlled, styled)
