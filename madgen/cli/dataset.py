@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from madgen.cli.arguments import AsJson, Directory, Output, option
 
 logger = logging.getLogger(__name__)
+picture = partial(option, "FILE|URL", shown="the one that its prompt names")
 
 
 def status(
@@ -71,18 +73,10 @@ def regenerate(
         str | None,
         option("PATH", "Folder, file or Hub id of the backbone's weights.", shown="the location in dataset.json"),
     ] = None,
-    image: Annotated[
-        str | None, option("FILE|URL", "Picture that the sample started from.", shown="the one that its prompt names")
-    ] = None,
-    mask: Annotated[
-        str | None, option("FILE|URL", "Mask of the part that it kept.", shown="the one that its prompt names")
-    ] = None,
-    control: Annotated[
-        str | None, option("FILE|URL", "Picture that its ControlNet followed.", shown="the one that its prompt names")
-    ] = None,
-    style: Annotated[
-        str | None, option("FILE|URL", "Picture that its IP-Adapter followed.", shown="the one that its prompt names")
-    ] = None,
+    image: Annotated[str | None, picture("Picture that the sample started from.")] = None,
+    mask: Annotated[str | None, picture("Mask of the part that it kept.")] = None,
+    control: Annotated[str | None, picture("Picture that its ControlNet followed.")] = None,
+    style: Annotated[str | None, picture("Picture that its IP-Adapter followed.")] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 

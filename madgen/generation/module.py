@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import lightning
 import torch
@@ -11,7 +12,8 @@ from madgen.config.schema import Job, require_job
 from madgen.generation.datamodule import PromptDataModule
 from madgen.generation.robust_sampler import RobustSampler
 from madgen.generation.safety import Safety
-from madgen.generation.scoring import ClipScore
+from madgen.generation.scoring import clip_score
+from madgen.models.clip import load as load_clip
 from madgen.planning.gpu_memory import check_weights
 from madgen.sampling.sampler import PanoramaSampler
 from madgen.types import Batch, Panoramas
@@ -76,5 +78,6 @@ def load(job: Job, device: torch.device) -> RobustSampler:
         check_weights(job.backbone, properties.name, properties.total_memory)
     sampler = PanoramaSampler.from_job(job, device)
     sampler.new_scheduler(job.sampling.num_inference_steps)  # raises for settings it cannot take
-    safety, clip = Safety.load(job.safety, sampler), ClipScore.load(job.scores.clip, sampler)
+    safety, model = Safety.load(job.safety, sampler), job.scores.clip
+    clip = None if model is None else partial(clip_score, load_clip(model, sampler.device))
     return RobustSampler(sampler, safety=safety, clip=clip)

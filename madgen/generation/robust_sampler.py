@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from madgen.config.schema import SamplingParams
 from madgen.dataset.sample_json import with_changes, with_scores
 from madgen.generation.batch_size import BatchSplit
 from madgen.generation.safety import Safety
-from madgen.generation.scoring import ClipScore
 from madgen.sampling.inputs import PanoramaBatch
 from madgen.sampling.pictures import keep_known, placed
 from madgen.sampling.postprocess import decodes_tiled, levels, to_uint8
@@ -56,7 +56,7 @@ class RobustSampler:
         sampler: PanoramaSampler,
         params: SamplingParams | None = None,
         safety: Safety | None = None,
-        clip: ClipScore | None = None,
+        clip: Callable[[np.ndarray, str], float] | None = None,
     ):
         self.sampler, self.params, self.safety, self.clip = sampler, params or sampler.params, safety, clip
         self.on_step: Callable[[int, int], None] = lambda step, steps: None

@@ -8,10 +8,9 @@ import numpy as np
 
 from madgen.images.crops import covering_squares
 from madgen.images.scores import DIGITS, pixel_scores
-from madgen.models import clip as _clip
+from madgen.models.clip import Clip
 from madgen.planning.resolved_run import ResolvedRun
 from madgen.planning.shapes import Shapes
-from madgen.sampling.sampler import PanoramaSampler
 
 
 class PixelScores:
@@ -31,19 +30,9 @@ class PixelScores:
         return pixel_scores(self.names, image_HWC, rows, columns, self.cell)
 
 
-class ClipScore:
-    """CLIP score of a panorama and a text: max(0, 100 · cosine), averaged over squares that cover the panorama."""
-
-    def __init__(self, clip: _clip.Clip):
-        self.clip = clip
-
-    @classmethod
-    def load(cls, model: str | None, sampler: PanoramaSampler) -> ClipScore | None:
-        """Load the model; None if the job has none. Raises UserError if it cannot be loaded."""
-        return None if model is None else cls(_clip.load(model, sampler.backbone.device))
-
-    def __call__(self, image_HWC: np.ndarray, text: str) -> float:
-        height, width = image_HWC.shape[:2]
-        boxes = covering_squares(height, width, min(height, width))
-        cosines = [self.clip.similarity(image_HWC[top:bottom, left:right], text) for left, top, right, bottom in boxes]
-        return round(sum(max(0.0, 100 * cosine) for cosine in cosines) / len(cosines), DIGITS)
+def clip_score(clip: Clip, image_HWC: np.ndarray, text: str) -> float:
+    """Return max(0, 100 · cosine) of a panorama and a text, averaged over squares that cover the panorama."""
+    height, width = image_HWC.shape[:2]
+    boxes = covering_squares(height, width, min(height, width))
+    cosines = [clip.similarity(image_HWC[top:bottom, left:right], text) for left, top, right, bottom in boxes]
+    return round(sum(max(0.0, 100 * cosine) for cosine in cosines) / len(cosines), DIGITS)

@@ -13,7 +13,7 @@ from processes import begin, environment
 
 from madgen import UserError
 from madgen.config.loader import load_job
-from madgen.generation.scoring import ClipScore, PixelScores
+from madgen.generation.scoring import PixelScores, clip_score
 from madgen.images.crops import covering_squares
 from madgen.images.scores import coherence, seam, wrap
 from madgen.models import clip as _clip
@@ -238,7 +238,7 @@ def test_clip_score_is_the_mean_cosine_over_squares(clip_model):
         ]
         assert len(parts) == 3
         found.append(np.mean([max(0, 100 * part) for part in parts]))
-        assert ClipScore(clip)(image, text) == pytest.approx(found[-1], abs=2e-4)
+        assert clip_score(clip, image, text) == pytest.approx(found[-1], abs=2e-4)
     assert abs(found[0] - found[1]) > 0.01
 
 
@@ -250,12 +250,12 @@ def test_clip_score_of_a_run(madgen, job_file, clip_model, tmp_path):
     result = madgen("generate", *job)
     assert result.code == 0, result.err
     assert madgen("verify", "out").code == 0
-    score = ClipScore(_clip.load(str(model)))
+    clip = _clip.load(str(model))
     made = read(tmp_path / "out")
     for image, metadata, entry in made.values():
         assert metadata["scores"] == entry["scores"]
         assert set(entry["scores"]) == {"clip", "coherence"}
-        assert entry["scores"]["clip"] == pytest.approx(score(image, metadata["prompt"]), abs=2e-4)
+        assert entry["scores"]["clip"] == pytest.approx(clip_score(clip, image, metadata["prompt"]), abs=2e-4)
     again = madgen("regenerate", "out", next(iter(made)), "-o", "again.png")
     assert (again.code, "the same pixels" in again.out) == (0, True), again.out + again.err
     identity = json.loads((tmp_path / "out/dataset.json").read_text(encoding="utf-8"))["identity"]["scores"]

@@ -90,15 +90,18 @@ def load_paper(
         raise UserError(f"{reserved[0]}: madgen paper sets the name and output of its datasets; -o names the folder")
     content = _read(path)
     variants = {key: content.pop(key, None) for key in ("demo", "quick")}
+    jobs = [content.get("job") or {}]
     for name in ("demo", "quick")[: 2 if quick else 1 if demo else 0]:
         if (variant := variants[name]) is None:
             problem = f"has no variant {name!r}" if "settings" in content else "has no settings, so it is not a table"
             raise UserError(f"{path} {problem}; see jobs/paper for examples")
         _check_mapping(variant, name, path)
         _check_mapping(variant.get("job") or {}, f"{name}.job", path)
-        base = (content.get("job") or {}) if name == "quick" else {}  # the demo's job replaces the real one
-        content = {**content, **variant, "job": _merged(base, variant.get("job") or {})}
+        earlier = jobs if name == "quick" else []  # the demo's job replaces the real one
+        jobs = [*earlier, variant.get("job") or {}]
+        content |= variant
     _check(content, path)
+    content["job"] = jobs
     settings = [setting for entry in content["settings"] for setting in _settings(entry, content, path, overrides)]
     names = [(setting.group, setting.label, setting.value) for setting in settings]
     if len(set(names)) != len(names):
@@ -127,14 +130,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values at its top level")
     return content
-
-
-def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _check_mapping(value: Any, key: str, path: Path) -> None:
@@ -170,6 +165,7 @@ def _check(content: Mapping[str, Any], path: Path) -> None:
 def _settings(
     entry: Mapping[str, Any], content: Mapping[str, Any], path: Path, overrides: Sequence[str]
 ) -> list[Setting]:
+    """Load a setting, one for each value of the varied key; its own job keys follow those of `content`."""
     label = entry.get("label")
     if not isinstance(label, str):
         raise UserError(f"{path}: every setting needs a label (a string): {dict(entry)}")
@@ -177,7 +173,7 @@ def _settings(
         if key not in SETTING_KEYS:
             raise UserError(f"{path}: {label}: unknown key {key!r}{nearest(key, SETTING_KEYS)}")
     own = {key: value for key, value in entry.items() if key not in ("label", "group", "squares")}
-    layers = (content.get("job") or {}, own, {"monitor": {"wandb": {"mode": "disabled"}}})
+    layers = (*content["job"], own, {"monitor": {"wandb": {"mode": "disabled"}}})
     setting = Setting(
         label, str(entry.get("group", "")), job_of(layers, "paper", path, overrides), bool(entry.get("squares", False))
     )
