@@ -18,4 +18,5 @@ def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value in -1..1 per image, NaN for an image with a single crop."""
     tiles = [tile for image in images for tile in image.tiles]
     features = torch.nn.functional.normalize(network.image_features(tiles)).double()
-    return [mean_over_pairs(part @ part.T) for part in features.split([len(image.tiles) for image in images])]
+    by_image = features.split([len(image.tiles) for image in images])
+    return [mean_over_pairs(list(part), lambda one, other: float(one @ other)) for part in by_image]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import combinations
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from madgen.utils.errors import UserError
 from madgen.utils.seeding import derived_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def mean_over_pairs(values_NN: Tensor) -> float:
-    """Average the entries above the diagonal of a symmetric matrix; NaN if there are none."""
-    count = len(values_NN)
-    return float(values_NN.triu(1).sum()) / (count * (count - 1) / 2) if count > 1 else math.nan
+def mean_over_pairs(items: Sequence[T], compare: Callable[[T, T], float]) -> float:
+    """Average a symmetric comparison over all pairs of different items; NaN if there are none."""
+    values = [compare(one, other) for one, other in combinations(items, 2)]
+    return sum(values) / len(values) if values else math.nan

@@ -21,21 +21,16 @@ LAYERS = (1, 6, 11, 20, 29)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
+@torch.no_grad()
 def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value per image, NaN for an image with a single crop."""
-    return [mean_over_pairs(losses(to_pixels(image.tiles, network.device), network.net)) for image in images]
+    tiles = (to_pixels(image.tiles, network.device) for image in images)
+    return [mean_over_pairs([grams(tile[None], network.net) for tile in part], loss) for part in tiles]
 
 
-@torch.no_grad()
-def losses(pixels_N3hw: Tensor, net: Any) -> Tensor:
-    """Return the style loss [N, N] of all pairs of crops, pixels in 0..1."""
-    matrices = [grams(pixels_3hw[None], net) for pixels_3hw in pixels_N3hw]
-    total = torch.zeros(len(matrices), len(matrices), dtype=torch.float64)
-    for first in range(len(matrices)):
-        for second in range(first):
-            pairs = zip(matrices[first], matrices[second], strict=True)
-            total[first, second] = sum(float((a - b).square().mean(dtype=torch.float64)) for a, b in pairs)
-    return total + total.T
+def loss(first: list[Tensor], second: list[Tensor]) -> float:
+    """Return the style loss of two crops, given their Gram matrices."""
+    return sum(float((a - b).square().mean(dtype=torch.float64)) for a, b in zip(first, second, strict=True))
 
 
 def grams(pixels_13hw: Tensor, net: Any) -> list[Tensor]:
