@@ -11,7 +11,7 @@ import typer
 from madgen.cli.arguments import AsJson, Directory, Output, option
 
 logger = logging.getLogger(__name__)
-picture = partial(option, "FILE|URL", shown="the one that its prompt names")
+picture_option = partial(option, "FILE|URL", shown="the one that its prompt names")
 
 
 def status(
@@ -73,10 +73,10 @@ def regenerate(
         str | None,
         option("PATH", "Folder, file or Hub id of the backbone's weights.", shown="the location in dataset.json"),
     ] = None,
-    image: Annotated[str | None, picture("Picture that the sample started from.")] = None,
-    mask: Annotated[str | None, picture("Mask of the part that it kept.")] = None,
-    control: Annotated[str | None, picture("Picture that its ControlNet followed.")] = None,
-    style: Annotated[str | None, picture("Picture that its IP-Adapter followed.")] = None,
+    image: Annotated[str | None, picture_option("Picture that the sample started from.")] = None,
+    mask: Annotated[str | None, picture_option("Mask of the part that it kept.")] = None,
+    control: Annotated[str | None, picture_option("Picture that its ControlNet followed.")] = None,
+    style: Annotated[str | None, picture_option("Picture that its IP-Adapter followed.")] = None,
 ) -> None:
     """Regenerate one sample from its metadata and compare it with the stored image.
 

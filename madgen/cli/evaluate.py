@@ -1,5 +1,6 @@
 """Commands that score datasets and compare them, by metrics or by people."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,9 @@ import typer
 
 from madgen.cli.arguments import Device, Directory, Overrides, option, writing_to
 
-PROTOCOL = "Protocol"
-DESIGN = "Study design"
-SCORING = "Scoring"
+protocol_option = partial(option, panel="Protocol")
+design_option = partial(option, panel="Study design")
+scoring_option = partial(option, panel="Scoring")
 
 
 def evaluate(
@@ -23,33 +24,28 @@ def evaluate(
     batch: Annotated[int, option("N", "Panoramas per batch.", min=1)] = 8,
     wandb: Annotated[bool, option(None, "Also log the report to the dataset's W&B run.", "--wandb")] = False,
     reference: Annotated[
-        Path | None,
-        option("DIR", "Reference dataset of square images; generated and cached if omitted.", panel=PROTOCOL),
+        Path | None, protocol_option("DIR", "Reference dataset of square images; generated and cached if omitted.")
     ] = None,
-    references: Annotated[
-        int, option("N", "Square images per prompt of a generated reference.", panel=PROTOCOL, min=2)
-    ] = 500,
+    references: Annotated[int, protocol_option("N", "Square images per prompt of a generated reference.", min=2)] = 500,
     extractor: Annotated[
         str | None,
-        option(
+        protocol_option(
             "demo|paper|FOLDER[,ROLE=...]",
             "Networks that the metrics use.",
-            panel=PROTOCOL,
             shown="demo for the demo backbone, else paper",
         ),
     ] = None,
     pool: Annotated[
-        str, option("prompts|dataset", "Compute scores per prompt, or over the whole dataset.", panel=PROTOCOL)
+        str, protocol_option("prompts|dataset", "Compute scores per prompt, or over the whole dataset.")
     ] = "prompts",
     halves: Annotated[
-        bool,
-        option(None, "Compare one half of the dataset with the other, as for references.", "--halves", panel=PROTOCOL),
+        bool, protocol_option(None, "Compare one half of the dataset with the other, as for references.", "--halves")
     ] = False,
-    pairs: Annotated[int, option("N", "Pairs of images per prompt for --halves.", panel=PROTOCOL, min=1)] = 1000,
+    pairs: Annotated[int, protocol_option("N", "Pairs of images per prompt for --halves.", min=1)] = 1000,
     crop: Annotated[
-        int | None, option("PX", "Side of the square crops.", panel=PROTOCOL, shown="size of a view", min=8)
+        int | None, protocol_option("PX", "Side of the square crops.", shown="size of a view", min=8)
     ] = None,
-    seed: Annotated[int, option("N", "Seed of the random crops.", panel=PROTOCOL, min=0)] = 0,
+    seed: Annotated[int, protocol_option("N", "Seed of the random crops.", min=0)] = 0,
 ) -> None:
     """Compute the paper's metrics of a dataset; write report.json, report.md and plots.
 
@@ -153,34 +149,26 @@ def study(
         list[Path], typer.Argument(metavar="PATH", help="Two or more datasets; with --score: files of answers.")
     ],
     output: Annotated[Path, option("STUDY", "Folder of the study.", "-o", "--output")] = Path("study"),
-    pairs: Annotated[int | None, option("N", "Comparisons per pair of datasets.", panel=DESIGN, shown="20")] = None,
-    controls: Annotated[int | None, option("N", "Control questions in total.", panel=DESIGN, shown="6")] = None,
+    pairs: Annotated[int | None, design_option("N", "Comparisons per pair of datasets.", shown="20")] = None,
+    controls: Annotated[int | None, design_option("N", "Control questions in total.", shown="6")] = None,
     question: Annotated[
         list[str] | None,
-        option(
+        design_option(
             "NAME",
             "Question to ask: coherence, match, quality, or both for coherence and match (repeatable).",
-            panel=DESIGN,
             shown="both",
         ),
     ] = None,
-    ties: Annotated[bool | None, option(None, 'Allow "no difference" as an answer.', "--ties", panel=DESIGN)] = None,
-    seed: Annotated[
-        int | None, option("N", "Seed of the choice of pairs and controls.", panel=DESIGN, shown="0")
-    ] = None,
-    score: Annotated[
-        bool, option(None, "Score files of answers and write the report.", "--score", panel=SCORING)
-    ] = False,
+    ties: Annotated[bool | None, design_option(None, 'Allow "no difference" as an answer.', "--ties")] = None,
+    seed: Annotated[int | None, design_option("N", "Seed of the choice of pairs and controls.", shown="0")] = None,
+    score: Annotated[bool, scoring_option(None, "Score files of answers and write the report.", "--score")] = False,
     right: Annotated[
         int | None,
-        option(
-            "N",
-            "Control questions that a participant must answer correctly to be included.",
-            panel=SCORING,
-            shown="all but one",
+        scoring_option(
+            "N", "Control questions that a participant must answer correctly to be included.", shown="all but one"
         ),
     ] = None,
-    as_json: Annotated[bool, option(None, "Print JSON instead of text.", "--json", panel=SCORING)] = False,
+    as_json: Annotated[bool, scoring_option(None, "Print JSON instead of text.", "--json")] = False,
 ) -> None:
     """Build a web page that asks people which of two panoramas they prefer, or score their answers.
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,9 @@ import typer
 from madgen.cli.arguments import AsJson, JobArguments, Measured, Output, announce_loading, as_utf8, load_job, option
 
 logger = logging.getLogger(__name__)
-RESOURCES = "Resources"
-SLURM = "SLURM options"
-PICTURES = "Pictures"
+resource_option = partial(option, panel="Resources")
+slurm_option = partial(option, panel="SLURM options")
+picture_option = partial(option, panel="Pictures")
 
 
 def generate(job: JobArguments) -> None:
@@ -101,25 +102,20 @@ def sample(
     num: Annotated[
         int, option("N", "Panoramas to generate, with consecutive seeds: FILE-1, FILE-2, ...", "-n", "--num", min=1)
     ] = 1,
-    image: Annotated[str | None, option("FILE|URL", "Picture to start from instead of noise.", panel=PICTURES)] = None,
-    mask: Annotated[
-        str | None, option("FILE|URL", "Picture that is white where the image is kept.", panel=PICTURES)
-    ] = None,
+    image: Annotated[str | None, picture_option("FILE|URL", "Picture to start from instead of noise.")] = None,
+    mask: Annotated[str | None, picture_option("FILE|URL", "Picture that is white where the image is kept.")] = None,
     strength: Annotated[
         float | None,
-        option(
-            "0..1",
-            "Share of the denoising steps that redraw the image.",
-            panel=PICTURES,
-            shown="0.8; 1 with --mask or --place",
+        picture_option(
+            "0..1", "Share of the denoising steps that redraw the image.", shown="0.8; 1 with --mask or --place"
         ),
     ] = None,
-    scale: Annotated[float | None, option("FACTOR", "Enlarge the image by this factor first.", panel=PICTURES)] = None,
+    scale: Annotated[float | None, picture_option("FACTOR", "Enlarge the image by this factor first.")] = None,
     place: Annotated[
-        str | None, option("LEFT,TOP|center", "Place of the image on a larger panorama, in px.", panel=PICTURES)
+        str | None, picture_option("LEFT,TOP|center", "Place of the image on a larger panorama, in px.")
     ] = None,
-    control: Annotated[str | None, option("FILE|URL", "Picture that the ControlNet follows.", panel=PICTURES)] = None,
-    style: Annotated[str | None, option("FILE|URL", "Picture that the IP-Adapter follows.", panel=PICTURES)] = None,
+    control: Annotated[str | None, picture_option("FILE|URL", "Picture that the ControlNet follows.")] = None,
+    style: Annotated[str | None, picture_option("FILE|URL", "Picture that the IP-Adapter follows.")] = None,
 ) -> None:
     """Generate a single panorama, or several with consecutive seeds.
 
@@ -148,30 +144,26 @@ def sample(
 
 def submit(
     job: JobArguments,
-    nodes: Annotated[
-        str, option("N|auto", "Number of nodes; auto: the fewest that --time allows.", panel=RESOURCES)
-    ] = "1",
-    gpus_per_node: Annotated[int | None, option("N", "GPUs per node, with one process each.", panel=RESOURCES)] = None,
-    tasks_per_node: Annotated[int | None, option("N", "Processes per node, on CPU nodes.", panel=RESOURCES)] = None,
-    cpus_per_task: Annotated[int | None, option("N", "CPU cores per process.", panel=RESOURCES, shown="8")] = None,
+    nodes: Annotated[str, resource_option("N|auto", "Number of nodes; auto: the fewest that --time allows.")] = "1",
+    gpus_per_node: Annotated[int | None, resource_option("N", "GPUs per node, with one process each.")] = None,
+    tasks_per_node: Annotated[int | None, resource_option("N", "Processes per node, on CPU nodes.")] = None,
+    cpus_per_task: Annotated[int | None, resource_option("N", "CPU cores per process.", shown="8")] = None,
     time: Annotated[
-        str | None, option("HH:MM:SS|auto", "Time limit; auto: estimated as by `madgen plan`.", panel=RESOURCES)
+        str | None, resource_option("HH:MM:SS|auto", "Time limit; auto: estimated as by `madgen plan`.")
     ] = None,
     measured: Measured = None,
     array: Annotated[
         str | None,
-        option(
-            "0-63[%K]",
-            "Submit independent array tasks (at most K at once) instead of one multi-node job.",
-            panel=RESOURCES,
+        resource_option(
+            "0-63[%K]", "Submit independent array tasks (at most K at once) instead of one multi-node job."
         ),
     ] = None,
-    partition: Annotated[str | None, option("NAME", "Partition to submit to.", panel=SLURM)] = None,
-    account: Annotated[str | None, option("NAME", "Account to charge.", panel=SLURM)] = None,
-    qos: Annotated[str | None, option("NAME", "Quality of service.", panel=SLURM)] = None,
+    partition: Annotated[str | None, slurm_option("NAME", "Partition to submit to.")] = None,
+    account: Annotated[str | None, slurm_option("NAME", "Account to charge.")] = None,
+    qos: Annotated[str | None, slurm_option("NAME", "Quality of service.")] = None,
     sbatch: Annotated[
         list[str] | None,
-        option("OPTION", "Any other option of sbatch, such as --sbatch=--exclusive (repeatable).", panel=SLURM),
+        slurm_option("OPTION", "Any other option of sbatch, such as --sbatch=--exclusive (repeatable)."),
     ] = None,
     env: Annotated[Path | None, option("FILE", "Shell script to source first; see slurm/env.example.sh.")] = None,
     chain: Annotated[int, option("N", "Submit N dependent jobs in sequence.", min=1)] = 1,
