@@ -49,7 +49,7 @@ def _unused(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
 
 
 def _has_single_views(forecast: Forecast) -> bool:
-    return all(count == 1 for count in forecast.views.values())
+    return all(count == 1 for count in forecast.shapes.views.values())
 
 
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:

@@ -5,43 +5,73 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from madgen.backbones import Backbone, ControlledBackbone, PromptEmbeddings, quiet_model_libraries
+from madgen.backbones import Backbone, Conditioning, ControlledBackbone, PromptEmbeddings, quiet_model_libraries
 from madgen.backbones._loaded_pipeline import Borrowed
 from madgen.backbones._schedulers import example_for, scheduler_object
 from madgen.config.schema import ControlNetConfig, SamplingParams
-from madgen.diffusion.attention import Merging
-from madgen.diffusion.denoise import Denoiser, Generators, OnStep, joint_diffusion
-from madgen.diffusion.noise import align, in_patches
+from madgen.diffusion.attention import JointStep, Merging
+from madgen.diffusion.denoise import Denoiser, OnStep, joint_diffusion
 from madgen.diffusion.operators import MergeOperator
-from madgen.diffusion.reference import ReferenceSwap, check_history, with_annex, without_annex
+from madgen.diffusion.reference import ReferenceSwap, check_history, without_annex
 from madgen.diffusion.regions import Regions
 from madgen.diffusion.syncdiffusion import SyncGuidance, check_x0_prediction
 from madgen.diffusion.views import Views
-from madgen.sampling.denoisers import ConditionedDenoiser, ScheduledDenoiser
 from madgen.sampling.geometry import Geometry
 from madgen.sampling.inputs import PanoramaBatch, check_latents
 from madgen.sampling.method import Method
-from madgen.sampling.noise_blending import blended
+from madgen.sampling.noise import draw_noise
 from madgen.sampling.pictures import canvases, check_adapters, check_pictures, keep_known, start_of
 from madgen.sampling.postprocess import decodes_tiled, to_uint8
 from madgen.sampling.regions import build_composition, flatten_rows, row_view_ids
 from madgen.sampling.scheduler_checks import check_regions_scheduler, check_start_scheduler
 from madgen.types import Task
 from madgen.utils.errors import UserError
-from madgen.utils.seeding import generators, initial_noise
 from madgen.utils.validation import switch, text
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConditionedDenoiser:
+    """A backbone with the encoded prompts of a batch."""
+
+    backbone: Backbone
+    merging: Merging
+    conditioning: Conditioning
+    chunk_views: int | None = None
+    """See `PanoramaSampler.sample`."""
+
+    def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor:
+        """Predict the noise of all views together, attention merged as `merging` schedules it."""
+        joint = JointStep(views, step, self.merging)
+        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, joint, self.chunk_views)
+
+    def predict_separately(self, views_BVChw: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the noise of each view on its own; gradients flow."""
+        return self.backbone.predict_noise(views_BVChw, timestep, self.conditioning, None, self.chunk_views)
+
+
+@dataclass(frozen=True)
+class ScheduledDenoiser:
+    """`inside` in some denoising steps, `outside` in the others."""
+
+    inside: Denoiser
+    outside: Denoiser
+    steps: Container[int]
+
+    def predict(self, views_BVChw: Tensor, views: Views, step: int, timestep: Tensor) -> Tensor:
+        """Predict with the denoiser of this step."""
+        denoiser = self.inside if step in self.steps else self.outside
+        return denoiser.predict(views_BVChw, views, step, timestep)
 
 
 class JointSampler:
@@ -98,7 +128,7 @@ class JointSampler:
             scheduler = self._new_scheduler(params, layout.at(0))
             if batch.inputs is not None:
                 batch.inputs.apply_schedule(scheduler)
-            noise, generator = self._draw_noise(batch, scheduler.timesteps.device)
+            noise, generator = draw_noise(batch, self.geometry, scheduler.timesteps.device)
             bootstrapping = self.method.bootstrapped_steps(steps)
             check_regions_scheduler(type(scheduler), batch.regions, bootstrapping)
             size = batch.height, batch.width
@@ -132,34 +162,6 @@ class JointSampler:
             unguided = replace(guided, conditioning=guided.conditioning.unguided())
             denoiser = ScheduledDenoiser(denoiser, unguided, params.guided_steps)
         return denoiser
-
-    def _draw_noise(self, batch: PanoramaBatch, device: torch.device) -> tuple[Tensor, Generators]:
-        """Return the initial noise on `device`, and the generators of later noise.
-
-        The noise of the canvas is drawn first, unless it is given, and then that of one view if the method needs it.
-        """
-        spec, inputs, count = self.backbone.spec, batch.inputs, len(batch.prompts)
-        mixed = blended(batch, self.method.config.noise.blend)
-        seeded = generators(batch.seeds)
-
-        def draw(channels: int, height: int, width: int) -> Tensor:
-            if inputs is None:
-                return mixed(initial_noise(seeded, channels, height, width))
-            return mixed(inputs.draw((count, channels, height, width), device))
-
-        drawn = partial(in_patches, draw, spec.channels, side=spec.noise_patch)
-        shape = count, spec.channels, batch.height // spec.factor, batch.width // spec.factor
-        if inputs is None or inputs.latents is None:
-            noise = drawn(*shape[2:])
-        elif inputs.latents.shape == shape:
-            noise = mixed(inputs.latents.to(device, torch.float32))
-        else:
-            raise UserError(f"latents must be of shape {shape} for this size, got {tuple(inputs.latents.shape)}")
-        if self.method.draws_view_noise:
-            view = drawn(self.geometry.view_size, self.geometry.view_size)
-            noise = align(noise, view, self.method.config.noise.align)
-            noise = with_annex(noise, view) if self.method.config.merge.reference_steps else noise
-        return noise.to(device), seeded if inputs is None else inputs.generator
 
     def _encode(
         self, batch: PanoramaBatch, params: SamplingParams, merging: Merging, chunk_views: int | None

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-import madgen.sampling.joint_sampler
+import madgen.sampling.noise
 from madgen import PanoramaSampler, UserError, load_job
 from madgen.backbones import backbone_module
 from madgen.backbones._unet import UNetBackbone
@@ -252,7 +252,7 @@ def test_rolled_noise_gives_a_rolled_loop(tiny, monkeypatch, layout, loop):
     """With noise turned by some columns, a looped panorama is turned by as many; without a loop it is another."""
     mad, roll = sampler(tiny, layout=layout, mad_steps=2), 8
     latents = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)
-    module = madgen.sampling.joint_sampler
+    module = madgen.sampling.noise
     noise = module.initial_noise
     monkeypatch.setattr(module, "initial_noise", lambda *arguments: noise(*arguments).roll(roll, -1))
     turned = mad.sample(["a hill"], seeds=[1], loop=loop, **SIZE)

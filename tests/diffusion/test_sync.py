@@ -9,7 +9,7 @@ from madgen.config.schema import SyncConfig
 from madgen.diffusion.syncdiffusion import SyncGuidance, predict_x0
 from madgen.diffusion.views import Axis, Views
 from madgen.models.perceptual import lpips, lpips_network
-from madgen.sampling.denoisers import ConditionedDenoiser
+from madgen.sampling.joint_sampler import ConditionedDenoiser
 
 THREE = Views(Axis(8, 8, (0,)), Axis(16, 8, (0, 4, 8)))
 SIZE = {"height": 32, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0, "output": "latent"}

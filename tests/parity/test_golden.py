@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import madgen.sampling.joint_sampler
+import madgen.sampling.noise
 from madgen import PanoramaSampler, Region
 from madgen.types import MaskPicture
 
@@ -109,7 +109,7 @@ def test_regions_equal_the_released_code(monkeypatch):
     reference, meta = load("regions_768")
     with np.load(GOLDEN / "regions_768.npz") as archive:
         masks, noise = archive["masks"], torch.from_numpy(archive["noise"])
-    monkeypatch.setattr(madgen.sampling.joint_sampler, "initial_noise", lambda *arguments: noise)
+    monkeypatch.setattr(madgen.sampling.noise, "initial_noise", lambda *arguments: noise)
     sampler = PanoramaSampler.from_pretrained(
         str(GOLDEN / "tiny-sd"), dtype="float32", view_size=64, stride=meta["stride"], mad_steps=meta["tau"],
         cross_attention="always", region_bootstrapping=0,

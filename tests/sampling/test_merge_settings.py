@@ -160,7 +160,7 @@ def test_views_without_overlap_are_sampled_as_plain_tiles(tiny):
     tiles = []
     for tile in noise.split(8, dim=-1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("madgen.sampling.joint_sampler.initial_noise", lambda *arguments, tile=tile: tile)
+            patch.setattr("madgen.sampling.noise.initial_noise", lambda *arguments, tile=tile: tile)
             tiles.append(sample(sampler_of(tiny, SWAP), width=32))
     together = sample(sampler_of(tiny, SWAP, stride=8), width=64)
     assert_close(together, torch.cat(tiles, dim=-1))
