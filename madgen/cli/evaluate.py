@@ -2,11 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from madgen.cli.arguments import Device, Directory, Overrides, option, writing_to
+from madgen.utils.errors import UserError
 
 protocol_option = partial(option, panel="Protocol")
 design_option = partial(option, panel="Study design")
@@ -177,8 +178,21 @@ def study(
         madgen study out/mad out/multidiffusion -o study
         madgen study --score answers-1.json answers-2.json -o study
     """
-    from madgen.user_study.command import run
-
-    design = {"pairs": pairs, "controls": controls, "questions": question, "ties": ties, "seed": seed}
+    questions = None if question is None else tuple(question)
+    design: dict[str, Any] = {"pairs": pairs, "controls": controls, "questions": questions, "ties": ties, "seed": seed}
+    given = {name: value for name, value in design.items() if value is not None}
+    if score and given:
+        name = next(iter(given)).replace("questions", "question")
+        raise UserError(f"--{name} cannot be combined with --score: it is set when the study is created")
+    if not score and (right is not None or as_json):
+        raise UserError(f"--{'json' if as_json else 'right'} needs --score")
     with writing_to(output):
-        run(paths, output, design, score, right, as_json)
+        if score:
+            from madgen.user_study.report import score_study
+
+            score_study(paths, output, right, as_json)
+        else:
+            from madgen.user_study.design import Design
+            from madgen.user_study.make import make_study
+
+            make_study(paths, output, Design(**given))

@@ -83,7 +83,7 @@ class Evaluation:
 
 
 def _features(network: Network, images: Sequence[CroppedImage]) -> np.ndarray:
-    return network.image_features([image.crop for image in images]).float().cpu().numpy()
+    return network.net.features([image.crop for image in images]).float().cpu().numpy()
 
 
 def evaluate(evaluation: Evaluation, ranks: RankInfo | None = None) -> dict[str, Any] | None:

@@ -97,7 +97,15 @@ def compute_columns(
     with counting(f"evaluating {directory.root}", sum(len(part.entries) for part in own)) as advance:
 
         def compute(part: ShardPart) -> None:
-            _compute_shard(part, columns, crops, batch, advance)
+            missing = part.missing(columns)
+            values: list[list[np.ndarray]] = [[] for _ in missing]
+            for start in range(0, len(part.entries), batch):
+                images = [read_image(directory, entry, crops) for entry in part.entries[start : start + batch]]
+                for chunks, column in zip(values, missing, strict=True):
+                    chunks.append(column.compute(images))
+                advance(len(images))
+            for chunks, column in zip(values, missing, strict=True):
+                part.write(column, np.concatenate(chunks))
 
         with exact_float32():
             for part in own:
@@ -122,21 +130,6 @@ def read_image(directory: DatasetDir, entry: SampleEntry, crops: Crops) -> Cropp
     """Read the sample of a sidecar entry."""
     sample = read_entry(directory, entry)
     return CroppedImage(entry.key, sample.metadata["prompt"], sample.image_HWC, crops)
-
-
-def _compute_shard(
-    part: ShardPart, columns: Sequence[Column], crops: Crops, batch: int, advance: Callable[[int], None]
-) -> None:
-    missing = part.missing(columns)
-    values: list[list[np.ndarray]] = [[] for _ in missing]
-    for start in range(0, len(part.entries), batch):
-        entries = part.entries[start : start + batch]
-        images = [read_image(part.directory, entry, crops) for entry in entries]
-        for chunks, column in zip(values, missing, strict=True):
-            chunks.append(column.compute(images))
-        advance(len(images))
-    for chunks, column in zip(values, missing, strict=True):
-        part.write(column, np.concatenate(chunks))
 
 
 def _wait(parts: Sequence[ShardPart], columns: Sequence[Column], compute: Callable[[ShardPart], None]) -> None:

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,8 @@ def score_pairs(
 ) -> dict[str, float]:
     """Return each prompt's mean of a metric over pairs; the values are cached in `folder`."""
     entries = {entry.key: entry for entry in directory.entries()}
-    prompts: dict[str, list[str]] = {}
-    for key in sorted(entries, key=lambda key: (prompt_id(key), key)):
-        prompts.setdefault(prompt_id(key), []).append(key)
-    pairs = {prompt: draw_pairs(keys, count, crops.seed) for prompt, keys in prompts.items()}
+    keys = sorted(entries, key=lambda key: (prompt_id(key), key))
+    pairs = {prompt: draw_pairs(list(own), count, crops.seed) for prompt, own in groupby(keys, prompt_id)}
 
     def score(pair: tuple[str, str]) -> float:
         tiles = [read_image(directory, entries[key], crops).crop for key in pair]

@@ -53,7 +53,6 @@ def save_array(path: Path, values: np.ndarray) -> None:
 class ShardPart:
     """The values of one finished shard."""
 
-    directory: DatasetDir
     folder: Path
     shard: str
     entries: tuple[SampleEntry, ...]
@@ -77,7 +76,7 @@ def shard_parts(directory: DatasetDir, folder: Path) -> Iterator[ShardPart]:
     """Iterate over the finished shards of a dataset, in order."""
     for sidecar in directory.sidecars():
         if sidecar.samples:
-            yield ShardPart(directory, folder, sidecar.shard, sidecar.samples)
+            yield ShardPart(folder, sidecar.shard, sidecar.samples)
 
 
 @dataclass(frozen=True)

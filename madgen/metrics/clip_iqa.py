@@ -17,6 +17,6 @@ DEFINITION = "softmax of 100 x cosines with 'Good photo.' and 'Bad photo.', shar
 
 def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value in 0..1 per image."""
-    image_features = torch.nn.functional.normalize(network.image_features([image.crop for image in images]))
-    text_features = torch.nn.functional.normalize(torch.cat([network.text_features(text) for text in TEXTS]))
+    image_features = torch.nn.functional.normalize(network.net.features([image.crop for image in images]))
+    text_features = torch.nn.functional.normalize(torch.cat([network.net.text_features(text) for text in TEXTS]))
     return (100 * image_features @ text_features.T).softmax(1)[:, 0].tolist()

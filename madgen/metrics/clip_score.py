@@ -16,6 +16,6 @@ DEFINITION = "100 x cosine of text and crop, at least 0; mean over pictures"
 
 def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value in 0..100 per image."""
-    image_features = network.image_features([image.crop for image in images])
-    text_features = torch.cat([network.text_features(image.prompt) for image in images])
+    image_features = network.net.features([image.crop for image in images])
+    text_features = torch.cat([network.net.text_features(image.prompt) for image in images])
     return (100 * torch.nn.functional.cosine_similarity(image_features, text_features)).clamp(min=0).tolist()

@@ -17,9 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from madgen.utils.errors import UserError
 from madgen.utils.validation import expand_user
@@ -73,7 +71,7 @@ class Network:
     """Holds the weights."""
     device: torch.device
     net: Any
-    """Computes features; may wrap the module."""
+    """Computes features; may wrap the module: `features(images)` [N, D], of CLIP also `text_features(text)` [1, D]."""
 
     @cached_property
     def weights(self) -> str:
@@ -87,14 +85,6 @@ class Network:
     def describe(self) -> dict[str, str]:
         """Return its part of the protocol: networks with the same description compute the same features."""
         return {"network": self.kind, "weights": self.weights, "preprocessing": self.preprocessing}
-
-    def image_features(self, images: list[np.ndarray]) -> Tensor:
-        """Return float32 [N, D]."""
-        return self.net.features(images)
-
-    def text_features(self, text: str) -> Tensor:
-        """Return float32 [1, D]; CLIP only."""
-        return self.net.text_features(text)
 
 
 class Extractors:

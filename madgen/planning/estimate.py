@@ -25,14 +25,9 @@ MAX_MEASURED = 200
 class Measured:
     """Throughput of finished shards."""
 
-    seconds: float
-    """Summed over workers."""
-    view_evaluations: int
+    seconds_per_evaluation: float
+    """Worker seconds per view evaluation."""
     shards: int
-
-    @property
-    def seconds_per_evaluation(self) -> float:
-        return self.seconds / self.view_evaluations
 
 
 @dataclass(frozen=True)
@@ -116,4 +111,4 @@ def measure(folder: Path, required: bool = False) -> Measured | None:
             raise UserError(f"--measured={folder} has no finished shard with timings; generate panoramas there first")
         return None
     seconds = sum(sidecar.seconds.get(name, 0.0) for sidecar in timed for name in BUSY)
-    return Measured(seconds, sum(sidecar.view_evaluations or 0 for sidecar in timed), len(timed))
+    return Measured(seconds / sum(sidecar.view_evaluations or 0 for sidecar in timed), len(timed))

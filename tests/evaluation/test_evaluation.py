@@ -168,7 +168,7 @@ def test_halves_compare_random_pairs_of_images(evaluation, dataset, networks):
     images = {image.key: image for image in cut(textures(PROMPTS, 5, 32, 40, seed=3))}
     expected = []
     for first, second in every[2]:
-        features = networks["clip"].image_features([images[first].crop, images[second].crop])
+        features = networks["clip"].net.features([images[first].crop, images[second].crop])
         expected.append(float(torch.nn.functional.cosine_similarity(*features[:, None])))
     assert found["per_prompt"]["p0"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found["protocol"]["pictures"] == {"pairs": 4}

@@ -56,7 +56,7 @@ def test_clip_iqa_matches_torchmetrics(networks, clip_folder):
 
 def test_coherence_matches_scikit_learn_cosine_similarity(images, networks):
     for image, value in zip(images, coherence.score(images, networks["clip"]), strict=True):
-        features = networks["clip"].image_features(image.tiles).numpy()
+        features = networks["clip"].net.features(image.tiles).numpy()
         assert value == pytest.approx(cosine_similarity(features)[np.triu_indices(3, 1)].mean(), **CLOSE)
 
 

@@ -33,7 +33,7 @@ def test_inception_matches_torchmetrics(images, inception_weights):
     network = Extractors(parse(f"demo,features={inception_weights}"), torch.device("cpu"))["features"]
     foreign = NoTrainInceptionV3("random", ["2048"], str(inception_weights), antialias=False)
     expected = foreign(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
-    assert network.image_features(images).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-6)
+    assert network.net.features(images).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-6)
     assert network.label == "Inception"
 
 
@@ -67,7 +67,7 @@ def test_dinov2_matches_the_transformers_processor_and_model(images, tmp_path):
     with torch.no_grad():
         expected = model(**processor(images=resized, do_resize=False, return_tensors="pt")).last_hidden_state[:, 0]
     network = Extractors(parse(f"demo,dinov2={tmp_path / 'dino'}"), torch.device("cpu"))["dinov2"]
-    assert network.image_features(images).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
+    assert network.net.features(images).numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
 
 
 def test_weights_hash_distinguishes_networks(clip_folder, tmp_path):

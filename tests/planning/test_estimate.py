@@ -12,7 +12,7 @@ from madgen.utils.errors import UserError
 
 
 def remaining(missing, per_evaluation=2.0):
-    return Estimate(Measured(per_evaluation * 100, 100, 5), missing)
+    return Estimate(Measured(per_evaluation, 5), missing)
 
 
 @pytest.mark.parametrize(

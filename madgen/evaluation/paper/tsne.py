@@ -72,7 +72,7 @@ def _tiles(directory: DatasetDir, network: Any, crops: Crops) -> Collected:
     """Compute features [N, T, D] of all T non-overlapping crops of each image."""
 
     def compute(images: Sequence[CroppedImage]) -> np.ndarray:
-        return np.stack([network.image_features(image.tiles).float().cpu().numpy() for image in images])
+        return np.stack([network.net.features(image.tiles).float().cpu().numpy() for image in images])
 
     column = Column("tiles", {"of": network.describe(), "crops": crops.describe("all")}, compute)
     folder = directory.root / "report" / "parts"
