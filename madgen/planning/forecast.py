@@ -145,7 +145,7 @@ def _check_overlaps(shapes: Shapes) -> None:
     method, steps = run.job.method, run.job.denoising_steps
     if run.directory.manifest.exists() or not steps:  # datasets of earlier versions can be resumed
         return
-    if method.sync.weight and all(layout.at(0).count == 1 for layout in layouts.values()):
+    if method.sync.weight and shapes.has_single_views:
         raise UserError("method.sync compares views, but each panorama is a single view; set method.sync.weight to 0")
     unmerged = (layout.at(step) for layout in layouts.values() for step in range(method.mad.merged_steps, steps))
     overlaps = (views.rows.depth > 1 or views.columns.depth > 1 for views in unmerged)

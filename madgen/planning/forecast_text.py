@@ -43,13 +43,9 @@ def _unused(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     if feather != InitConfig.feather and not any(prompt.keeps_pixels for prompt in prompts):
         yield f"sampling.init.feather={feather} has no effect: no prompt has a mask, or a place on a larger panorama"
     mad = job.method.mad.as_requested
-    if _has_single_views(forecast) and job.method.mad.merged_steps and job.method.views.layout != "whole":
+    if forecast.shapes.has_single_views and job.method.mad.merged_steps and job.method.views.layout != "whole":
         setting = f"steps={mad.steps}" if mad.share is None else f"share={mad.share}"
         yield f"method.mad.{setting} has no effect: each panorama is a single view; set a larger size, or it to 0"
-
-
-def _has_single_views(forecast: Forecast) -> bool:
-    return all(count == 1 for count in forecast.shapes.views.values())
 
 
 def print_forecast(run: ResolvedRun, forecast: Forecast, estimate: dict[str, Any], as_json: bool) -> None:
@@ -101,7 +97,7 @@ def _dataset_lines(run: ResolvedRun, forecast: Forecast) -> Iterator[str]:
     for (height, width), count in sizes(run.plan).items():
         yield f"{count} of {height}x{width} px, {plural(forecast.shapes.views[height, width], 'view')} each"
     merged = f"MAD in the first {mad} of them" if mad < steps else "MAD in all of them"
-    if not mad or job.method.views.layout == "whole" or _has_single_views(forecast):
+    if not mad or job.method.views.layout == "whole" or forecast.shapes.has_single_views:
         always = job.method.mad.cross_attention == "always"
         merged = "MAD in cross-attention only" if always else "no MAD"
     yield f"{job.backbone.pretrained}, {plural(steps, 'step')}, {merged}"

@@ -68,10 +68,15 @@ class Shapes:
                 raise UserError(f"{_row_of_size(self.run, size)}{error}") from error
         return layouts
 
-    @property
+    @cached_property
     def views(self) -> dict[tuple[int, int], int]:
         """Views per panorama of each size, in the first step."""
         return {size: layout.at(0).count for size, layout in self.layouts.items()}
+
+    @property
+    def has_single_views(self) -> bool:
+        """Return whether each panorama is a single view."""
+        return all(count == 1 for count in self.views.values())
 
     @property
     def canvas_steps(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from madgen.cluster.sbatch import TIME, Resources
+from madgen.cluster.sbatch import Resources
 from madgen.planning.estimate import Estimate
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
@@ -44,9 +44,10 @@ def parse_count(option: str, text: str) -> int | None:
 
 
 def parse_time(time: str) -> int:
-    """Parse SLURM's formats to seconds: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
-    if not TIME.fullmatch(time):
-        raise UserError(f"--time must be like 24:00:00 or 2-12:00:00 (days-hours), got {time!r}")
+    """Convert a time that `Resources` accepts to seconds.
+
+    SLURM's formats are minutes[:seconds], hours:minutes:seconds and days-hours[:minutes[:seconds]].
+    """
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
