@@ -89,13 +89,13 @@ class CallInputs:
 
     def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Draw noise [B, C, h, w] as diffusers does, and convert it to float32."""
-        if isinstance(self.generator, list) and len(self.generator) > 1:
-            one = (1, *shape[1:])
-            draws = [torch.randn(one, generator=g, device=g.device, dtype=self.dtype) for g in self.generator]
-            return torch.cat(draws).to(device, torch.float32)
-        generator = self.generator[0] if isinstance(self.generator, list) else self.generator
-        where = device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=where, dtype=self.dtype).to(device, torch.float32)
+        each = self.generator if isinstance(self.generator, list) else [self.generator]
+        part = (shape[0] // len(each), *shape[1:])
+        places = [device if one is None else one.device for one in each]
+        draws = [
+            torch.randn(part, generator=g, device=at, dtype=self.dtype) for g, at in zip(each, places, strict=True)
+        ]
+        return torch.cat(draws).to(device, torch.float32)
 
     def apply_schedule(self, scheduler: Any) -> None:
         """Set custom timesteps or sigmas, and eta. Raises UserError if the scheduler does not take them."""

@@ -68,11 +68,13 @@ def parse_images(
 
 def parse_image(name: str, image: Any) -> Image.Image:
     """Convert a PIL image, a uint8 array [H, W, 3] or the path of a file to RGB."""
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return Image.fromarray(image) if image.size else _refused(name, image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
+        return Image.fromarray(image)
     if isinstance(image, Image.Image | str | PathLike):
         return _loaded(name, image).convert("RGB")
-    return _refused(name, image)
+    raise UserError(
+        f"{name} must be PIL images, uint8 arrays [H, W, 3] or paths of files, got an item {_described(image)}"
+    )
 
 
 def parse_mask(name: str, mask: Any) -> Image.Image:
@@ -106,12 +108,6 @@ def _loaded(name: str, picture: Image.Image | str | PathLike[str]) -> Image.Imag
     except DAMAGED as error:
         raise UserError(f"{name}: cannot read a picture: {error}") from error
     return upright(picture)
-
-
-def _refused(name: str, image: Any) -> Image.Image:
-    raise UserError(
-        f"{name} must be PIL images, uint8 arrays [H, W, 3] or paths of files, got an item {_described(image)}"
-    )
 
 
 def _described(value: Any) -> str:
