@@ -6,6 +6,9 @@ Loading takes longer than most tests' sampling. Forks and interpreters that test
 from __future__ import annotations
 
 import copy
+import copyreg
+import io
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,39 @@ def files_of(folder: Path) -> list[tuple]:
     """Return what changes when a file does."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+
+
+class Copied:
+    """An object of which copies are made, four times as fast as by `copy.deepcopy`: pickled, except for its tensors."""
+
+    copying: list[Any]
+    """Tensors of the copy that is being made."""
+
+    def __init__(self, original: object):
+        import torch
+
+        self.tensors: list[torch.Tensor] = []
+        numbers: dict[int, int] = {}
+
+        def refer(tensor: torch.Tensor) -> tuple:
+            if id(tensor) not in numbers:
+                numbers[id(tensor)] = len(self.tensors)
+                self.tensors.append(tensor)
+            return Copied.tensor, (numbers[id(tensor)],)
+
+        stream = io.BytesIO()
+        pickler = pickle.Pickler(stream, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = copyreg.dispatch_table | dict.fromkeys((torch.Tensor, torch.nn.Parameter), refer)
+        pickler.dump(original)
+        self.pickled = stream.getvalue()
+
+    @staticmethod
+    def tensor(number: int) -> Any:
+        return Copied.copying[number]
+
+    def copy(self) -> Any:
+        Copied.copying = [copy.deepcopy(tensor) for tensor in self.tensors]
+        return pickle.loads(self.pickled)  # noqa: S301 -- pickled above
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +69,8 @@ def pipelines_are_read_once() -> Iterator[None]:
             return real.__get__(None, cls)(folder, **options)
         key = repr((cls, files_of(Path(folder)), sorted(options.items(), key=lambda option: option[0])))
         if key not in loaded:
-            loaded[key] = real.__get__(None, cls)(folder, **options)
-        return copy.deepcopy(loaded[key])
+            loaded[key] = Copied(real.__get__(None, cls)(folder, **options))
+        return loaded[key].copy()
 
     DiffusionPipeline.from_pretrained = classmethod(from_pretrained)
     yield
