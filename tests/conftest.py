@@ -25,6 +25,7 @@ settings.register_profile("tests", deadline=None, derandomize=True, suppress_hea
 settings.load_profile("tests")
 log_to_stderr()  # as the command line does
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
+os.fsync = lambda descriptor: None  # takes milliseconds, and matters only if the power fails
 
 
 def build_tiny_pipeline(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def plan_totals(plan: Plan) -> PlanTotals:
     return PlanTotals(len(plan.prompts), plan.samples, plan.shard_count, plan.samples_per_shard, plan.keys_digest)
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import warnings
 from functools import lru_cache
@@ -21,12 +22,11 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, s
 def read_file(path: str, span: tuple[int, int] | None = None) -> bytes:
     """Return the content of a file, or a part of it: offset and size. Raises OSError, and UserError if it is large."""
     with open(path, "rb") as stream:
-        if span is not None:
-            stream.seek(span[0])
-        content = stream.read(MAX_BYTES + 1 if span is None else min(span[1], MAX_BYTES + 1))
-    if len(content) > MAX_BYTES:
-        raise too_large(path)
-    return content
+        offset, size = span or (0, os.fstat(stream.fileno()).st_size)
+        if size > MAX_BYTES:
+            raise too_large(path)
+        stream.seek(offset)
+        return stream.read(size)
 
 
 def read_unchanged(file: MaskFile | PictureFile, kind: str) -> bytes:

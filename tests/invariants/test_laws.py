@@ -23,7 +23,7 @@ SCHEDULERS = [
     "UniPCMultistepScheduler",
     "LCMScheduler",
 ]
-few = settings(max_examples=12, deadline=None, derandomize=True)
+few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def warm_up() -> None:
     from madgen.sampling.sampler import PanoramaSampler
 
     tqdm.tqdm.monitor_interval = 0  # no thread: forks would not have it
+    os.fsync = lambda descriptor: None  # as in conftest.py
     for module in pkgutil.walk_packages(madgen.__path__, "madgen."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

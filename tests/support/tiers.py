@@ -5,6 +5,7 @@ A marked test also runs where its file or its id is an argument, or where `-m` s
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections import Counter
@@ -117,8 +118,10 @@ def freeze() -> None:
     gc.freeze()
 
 
+atexit.register(gc.unfreeze)  # later than pytest's own collections of garbage
+
+
 def pytest_sessionfinish(session):
-    gc.unfreeze()  # for the end of the interpreter
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["not_run"] = dict(session.config.stash.get(NOT_RUN, {}))
 
