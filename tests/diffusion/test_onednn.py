@@ -53,9 +53,7 @@ def test_linear_equals_pytorch(shape, bias):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 256), (100, 300), (90, 257)])
-@pytest.mark.parametrize(
-    ("scores", "rows"), [(2**19, 64), (2**15, 64), (1, 64), (2**15, 1), (1, 1)]
-)
+@pytest.mark.parametrize(("scores", "rows"), [(2**19, 64), (2**15, 64), (1, 64), (2**15, 1), (1, 1)])
 def test_attention_equals_pytorch(queries, keys, scores, rows, monkeypatch):
     """Whether a head's queries are one part, some parts with a rest, or parts of one."""
     monkeypatch.setattr(onednn, "SCORES", scores)
