@@ -61,7 +61,7 @@ def madgen_run(
 
     def run(steps: int) -> Tensor:
         sampler = sampler_of(backbone, round(merged * steps), **method)
-        sampler.warn_if_truncated = False
+        sampler.warns = False
         graphs = backbone.compiled
         if not compiled:
             backbone.compiled = None

@@ -82,7 +82,7 @@ def generate(bench: Bench) -> Row:
         prompts = "".join(f"{kind} over the sea\n" for kind in range(bench.panoramas))
         (root / "prompts.txt").write_text(prompts, encoding="utf-8")
         sampler = PanoramaSampler.from_job(_job(bench, root, steps, "warm"), bench.device)
-        sampler.warn_if_truncated = False
+        sampler.warns = False
         sampler.sample(["x"], height=bench.height, width=bench.width, num_inference_steps=2, seeds=[0])
         for number in range(min(2, bench.rounds)):
             measured["sampler"].append(_seconds_of_a_loop(bench, sampler, steps) / bench.panoramas)
@@ -159,7 +159,7 @@ def batch(bench: Bench) -> Row:
     """Time 1024 px panoramas at several batch sizes, up to `auto`."""
     width, steps = bench.widths[0], 10
     sampler = sampler_of(bench.backbone, round(steps * TAU / PAPER_STEPS))
-    sampler.warn_if_truncated = False
+    sampler.warns = False
     sizes = BatchSizes(SamplingConfig(batch_size="auto"), sampler.geometry, bench.device.type)
     auto = sizes(Prompt("0", PROMPT, "", bench.height, width))
 

@@ -183,7 +183,7 @@ def fast_run(bench: Bench, compiled: bool) -> tuple[str, int, Run]:
     overlap = None if views.overlap_from is None else own(views.overlap_from)
     method = replace(job.method, mad=replace(mad, steps=own(mad.steps)), views=replace(views, overlap_from=overlap))
     sampler = PanoramaSampler(bench.backbone, Method(method), SamplingParams.from_config(sampling))
-    sampler.warn_if_truncated = False
+    sampler.warns = False
     guided = None if sampling.guidance_steps is None else tuple(own(step) for step in sampling.guidance_steps)
     steps = own(sampling.num_inference_steps)
 
@@ -327,7 +327,7 @@ def same_bytes(bench: Bench, without_graphs: Callable[[Run], Run]) -> bool:
     width, same = bench.widths[0], True
     for layout in ("overlapping", "shifted"):
         sampler = sampler_of(bench.backbone, 3, layout=layout)
-        sampler.warn_if_truncated = False
+        sampler.warns = False
 
         def sample(steps: int, sampler: Any = sampler, seed: int = 0) -> Tensor:
             options = {"height": bench.height, "width": width, "num_inference_steps": steps, "output": "latent"}
