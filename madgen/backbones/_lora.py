@@ -21,7 +21,7 @@ import torch
 from madgen.backbones import Lora, _lycoris, quiet_model_libraries
 from madgen.backbones._loading import models_of
 from madgen.hub.adapters import lora_file
-from madgen.hub.lora_layers import KOHYA_PARTS, size_problem
+from madgen.hub.lora_layers import KOHYA, KOHYA_PARTS, NAMES, layer_and_role, size_problem
 from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import LOADING_FAILURES
 from madgen.utils.errors import UserError
@@ -32,19 +32,15 @@ UNSUPPORTED = (
     ("embedding", r"lora_embedding_[AB]|^bundle_emb\.|^string_to_param", "embeddings"),
     ("oft_*", r"\.(oft_|oft_blocks|boft_)", "orthogonal factors (OFT)"),
 )
-ROLES = {"A": "down", "B": "up"}
 KEYS = (
-    re.compile(r"(?P<layer>.+)\.lora_(?P<role>A|B|down|up)(?:\.default)?\.weight"),
-    re.compile(r"(?P<layer>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
-    re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>down|up)\.weight"),
+    *NAMES,
     re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>alpha)"),
     re.compile(r"(?P<layer>.+)\.(?P<role>alpha)"),
     re.compile(r"(?P<layer>.+)\.lora_(?P<role>mid)\.weight"),
     re.compile(rf"(?P<layer>.+)\.(?P<role>{'|'.join(sorted(_lycoris.ROLES - {'mid'}))})"),
 )
-"""Names of tensors: PEFT's and kohya's, diffusers', those of diffusers' former attention processors, and LyCORIS'."""
+"""Names of tensors, also of alphas and of LyCORIS."""
 DOWN = re.compile(r"\.lora_A\.|[._]lora[._]down\.|\.lora_linear_layer\.down\.")  # one tensor per adapted layer
-KOHYA = re.compile(r"(?:lora_(unet|te|te1|te2)|lycoris)_(.+)")
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 METADATA = "lora_adapter_metadata"  # JSON of PEFT's config, with the part as a prefix; written by diffusers
 
@@ -126,7 +122,7 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
 
 def _fuse(pipeline: Any, scale: float, file: Path, metadata: Mapping[str, str]) -> None:
     state = _read(file)
-    if any((match := _match(key)) and match["role"] in _lycoris.ROLES for key in state):
+    if any((found := layer_and_role(key, KEYS)) and found[1] in _lycoris.ROLES for key in state):
         kohya = next((key for key in state if key.startswith("lora_")), None)
         if kohya is not None and _denoiser(pipeline) == "transformer":
             raise UserError(f"it has LyCORIS' tensors under kohya's names, which are known for UNets only: {kohya}")
@@ -191,7 +187,7 @@ def _loadable(pipeline: Any, file: Path, state: State, metadata: Mapping[str, st
         return _converted(pipeline, file, state, metadata)
     if any(key.startswith("lora_") for key in state):
         return _from_kohya_transformer(state, pipeline)
-    known = all(_match(key) and key.partition(".")[0] in ("base_model", *PARTS) for key in state)
+    known = all(layer_and_role(key, KEYS) and key.partition(".")[0] in ("base_model", *PARTS) for key in state)
     return _converted(pipeline, file, state, metadata) if known else None
 
 
@@ -251,34 +247,24 @@ def _times(weight: torch.Tensor, factor: float) -> torch.Tensor:
     return weight if factor == 1 else weight.float() * factor
 
 
-def _match(key: str) -> re.Match[str] | None:
-    return next(filter(None, (pattern.fullmatch(key) for pattern in KEYS)), None)
-
-
-def _layer_name(match: re.Match[str]) -> str:
-    projection = match.groupdict().get("projection")
-    name = f"{match['layer']}.{projection}" if projection else match["layer"]
-    return f"{name}.0" if projection == "to_out" else name
-
-
 def _by_layer(state: State) -> dict[str, Layer]:
     """Group tensors by layer. UserError for unknown names, incomplete layers and values that are not finite."""
     layers: dict[str, Layer] = {}
     unknown = []
     for key, value in state.items():
-        match = _match(key)
-        if match is None:
+        name, role = layer_and_role(key, KEYS) or (None, "")
+        if name is None:
             unknown.append(key)
             continue
         if not bool(value.isfinite().all()):
             raise UserError(f"{key} has values that are not finite")
-        layer = layers.setdefault(_layer_name(match), Layer())
-        if match["role"] == "alpha":
+        layer = layers.setdefault(name, Layer())
+        if role == "alpha":
             if value.numel() != 1:
                 raise UserError(f"{key} must be one number, got the shape {list(value.shape)}")
             layer.alpha = float(value)
         else:
-            layer.tensors[ROLES.get(match["role"], match["role"])] = value
+            layer.tensors[role] = value
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(f"it has tensors of an unknown kind: {', '.join(unknown[:3])}{more}")
@@ -338,7 +324,7 @@ def _targets(pipeline: Any, layers: Mapping[str, Layer]) -> dict[str, tuple[str,
     resolved: dict[str, tuple[str, str]] = {}
     for layer in layers:
         if match := KOHYA.fullmatch(layer):
-            part, name = KOHYA_PARTS[match[1]] if match[1] else _denoiser(pipeline), match[2]
+            part, name = KOHYA_PARTS.get(match[1], _denoiser(pipeline)), match[2]
             module = kohya.get(part, {}).get(name.removeprefix("text_model_"))
             if module is None and part == "unet":
                 module = _original_unet_name(pipeline, layer)
@@ -388,5 +374,4 @@ def _original_unet_name(pipeline: Any, layer: str) -> str | None:
     """Return the module of a layer under the original code's block names, which diffusers knows; None for others."""
     probe = {f"{layer}.lora_down.weight": torch.zeros(1, 1), f"{layer}.lora_up.weight": torch.zeros(1, 1)}
     converted, _ = pipeline.lora_state_dict(probe, unet_config=pipeline.unet.config)
-    matches = filter(None, map(_match, converted))
-    return next((_layer_name(match).removeprefix("unet.") for match in matches), None)
+    return next((found[0].removeprefix("unet.") for key in converted if (found := layer_and_role(key, KEYS))), None)

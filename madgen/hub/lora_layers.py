@@ -1,4 +1,4 @@
-"""Compare the layers of a LoRA with those of a checkpoint by the headers of their files. Imports no framework."""
+"""Names of a LoRA's tensors, and their sizes compared with a checkpoint's by file headers. Imports no framework."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from madgen.hub.safetensors_file import read_header
 from madgen.hub.weights import ModelFiles
 from madgen.utils.errors import UserError
 
-TENSOR = re.compile(
-    r"(?P<layer>.+?)(?:\.processor\.(?P<projection>to_[qkv]|to_out)_lora)?"
-    r"\.(?:lora_|lora\.|lora_linear_layer\.)?(?P<role>A|B|down|up)(?:\.default)?\.weight"
+NAMES = (
+    re.compile(r"(?P<layer>.+)\.lora_(?P<role>A|B|down|up)(?:\.default)?\.weight"),
+    re.compile(r"(?P<layer>.+)\.lora(?:_linear_layer)?\.(?P<role>down|up)\.weight"),
+    re.compile(r"(?P<layer>.+)\.processor\.(?P<projection>to_[qkv]|to_out)_lora\.(?P<role>down|up)\.weight"),
 )
-"""Name of a tensor of a LoRA, of PEFT, kohya or diffusers."""
-KOHYA = re.compile(r"lora_(unet|te|te1|te2)_(.+)")
-KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
-"""Models in the pipeline by their names in kohya's files."""
+"""Names of a LoRA's tensors: PEFT's and kohya's, diffusers', and those of diffusers' former attention processors."""
+ROLES = {"A": "down", "B": "up"}
+KOHYA = re.compile(r"(?:lora_(unet|te|te1|te2)|lycoris)_(.+)")
+KOHYA_PARTS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+"""Text encoders in the pipeline by their names in kohya's files."""
 UNET_LAYER = re.compile(r"(down|up|mid|input|output|middle)_blocks?_")
 NETWORKS = ("unet", "transformer")
 
@@ -35,6 +37,17 @@ class LoraTensor(NamedTuple):
     shape: Sequence[int]
     is_exact: bool
     """Whether the layer's name is that of diffusers."""
+
+
+def layer_and_role(key: str, names: Sequence[re.Pattern[str]] = NAMES) -> tuple[str, str] | None:
+    """Return the layer that a tensor adapts, and its role, such as `down` or `up`; None for a name of another kind."""
+    match = next(filter(None, (name.fullmatch(key) for name in names)), None)
+    if match is None:
+        return None
+    layer, projection = match["layer"], match.groupdict().get("projection")
+    if projection is not None:
+        layer = f"{layer}.{projection}{'.0' * (projection == 'to_out')}"
+    return layer, ROLES.get(match["role"], match["role"])
 
 
 def check_lora(weights: str, files: ModelFiles) -> None:
@@ -80,23 +93,20 @@ def _problems(tensors: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
 
 def _lora_tensors(tensors: Mapping[str, Any], network: str) -> Iterator[LoraTensor]:
     """Yield the tensors of plain LoRAs; those of other kinds, such as LoHa, have other names."""
-    matches = {key: match for key in tensors if (match := TENSOR.fullmatch(key))}
     mixed = {key.rpartition(".lora_mid")[0] for key in tensors if ".lora_mid" in key}
-    for key, match in matches.items():
-        layer, projection = match["layer"], match["projection"]
-        if layer in mixed:
+    for key in tensors:
+        layer, role = layer_and_role(key) or (None, None)
+        if layer is None or layer in mixed:
             continue
-        if projection:
-            layer = f"{layer}.{projection}{'.0' * (projection == 'to_out')}"
         part, name, exact = _located(layer, network)
         if part is not None:
-            yield LoraTensor(part, name, match["role"] in ("B", "up"), tensors[key]["shape"], exact)
+            yield LoraTensor(part, name, role == "up", tensors[key]["shape"], exact)
 
 
 def _located(layer: str, network: str) -> tuple[str | None, str, bool]:
     """Return the part and the layer that a name means, and whether its dots are kept; None for an unknown part."""
     if match := KOHYA.fullmatch(layer):
-        return network if match[1] == "unet" else KOHYA_PARTS[match[1]], match[2], False
+        return KOHYA_PARTS.get(match[1], network), match[2], False
     part, _, name = layer.partition(".")
     known = part in NETWORKS or part.startswith("text_encoder")
     return (part, name, True) if known else (None, layer, False)
