@@ -72,10 +72,10 @@ def plan(
     """
     loaded = load_job(job)
     from madgen.generation.upload import check_upload_target
-    from madgen.planning.estimate import estimate
     from madgen.planning.forecast import forecast
     from madgen.planning.forecast_text import print_forecast, warn
     from madgen.planning.resolved_run import ResolvedRun
+    from madgen.planning.wall_time import estimate
 
     resolved = ResolvedRun.of(loaded)
     expected = forecast(resolved, assume_spec=True)
@@ -198,8 +198,8 @@ def submit(
     resolved = ResolvedRun.of(loaded)
     expected = forecast(resolved)
     if AUTO in (nodes, time):
-        from madgen.planning.estimate import estimate
         from madgen.planning.sizing import choose_resources
+        from madgen.planning.wall_time import estimate
 
         resources, why = choose_resources(resources, estimate(expected.shapes, measured), nodes, time)
         logger.warning(why)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from madgen.cluster.sbatch import Resources
-from madgen.planning.estimate import Estimate
+from madgen.planning.wall_time import Estimate
 from madgen.utils.console import plural
 from madgen.utils.errors import UserError
 

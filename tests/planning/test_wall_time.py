@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from madgen.planning.estimate import Estimate, Measured, measure
 from madgen.planning.order import makespan
 from madgen.planning.sizing import START_S, nodes_within, parse_count, parse_time, time_for
+from madgen.planning.wall_time import Estimate, Measured, measure
 from madgen.utils.errors import UserError
 
 
