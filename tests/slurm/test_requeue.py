@@ -1,5 +1,7 @@
 """Requeue, preemption and lost nodes on a local SLURM."""
 
+import subprocess
+
 import pytest
 from processes import begin, environment
 from slurm_cluster import TIMEOUT_S, hashes
@@ -33,6 +35,7 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
 
     cluster.run("scontrol", "update", "nodename=n4", "state=down", "reason=test")
     cluster.until(lambda: cluster.state(job)["JobState"] != "RUNNING", "the job to leave its nodes")
+    cluster.until(lambda: not step_daemons(job), "its daemons to end, else the node mistakes them for the next run's")
     cluster.run("scontrol", "update", "nodename=n4", "state=resume", check=False)  # refused where it is back already
     wait_for_progress(3)
 
@@ -46,6 +49,10 @@ def test_job_resumes_after_requeue_preemption_node_failure_and_scancel(cluster, 
     assert exit_code(verify(DatasetDir(workplace / "events"))) == 0, cluster.logs()
     assert alone.wait(TIMEOUT_S) == 0, alone.output()
     assert hashes(workplace / "events") == hashes(workplace / "events-alone")
+
+
+def step_daemons(job):
+    return subprocess.run(["pgrep", "-f", rf"^slurmstepd: \[{job}\."], capture_output=True, check=False).stdout
 
 
 def runs_again(state, restarts):
