@@ -279,9 +279,10 @@ def test_decoding_is_compiled_unless_it_needs_gradients(tiny, graphs):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_missing_compiler_is_a_one_line_error(madgen, job_file, tmp_path):
+def test_missing_compiler_is_a_one_line_error(madgen, job_file, one_block, tmp_path):
     given = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = madgen("generate", job_file, "backbone.compile=true", f"output.dir={tmp_path / 'out'}", **given)
+    settings = ["backbone.compile=true", f"backbone.pretrained={one_block}", f"output.dir={tmp_path / 'out'}"]
+    done = madgen("generate", job_file, *settings, **given)
     assert done.code == 2, done.err
     assert done.err.splitlines()[-1].startswith(
         "madgen: backbone.compile: PyTorch cannot compile on this machine: InvalidCxx"
