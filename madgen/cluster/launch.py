@@ -6,6 +6,7 @@ communicator, and no watchdog ends a process because another one has died.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -167,3 +168,13 @@ def strategy(name: str, processes: int) -> Any:
 
         return DDPStrategy(process_group_backend=os.environ.get("MADGEN_PROCESS_GROUP", "gloo"), timeout=START_TIMEOUT)
     return name
+
+
+def lost_process(error: RuntimeError) -> OSError | None:
+    """Describe an error because another process has not joined in time, or has died before all had; None for others."""
+    import torch
+
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
+        return None
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    return OSError(errno.ETIMEDOUT, f"another process of this run did not start, or died meanwhile: {reason}")

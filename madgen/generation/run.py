@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from madgen.cluster.launch import device_type, placement, rank, strategy
+from madgen.cluster.launch import device_type, lost_process, placement, rank, strategy
 from madgen.cluster.signals import exiting_on_signals, request_requeue
 from madgen.config.schema import Job, TrainerConfig
 from madgen.dataset.foreign_shards import refuse_foreign_shards
@@ -61,6 +61,11 @@ def generate(run: ResolvedRun) -> Outcome:
 def _predict(trainer: lightning.Trainer, job: Job, data: PromptDataModule, writer: ShardWriter) -> None:
     try:
         trainer.predict(PanoramaModule(job), datamodule=data, return_predictions=False)
+    except RuntimeError as error:
+        if (lost := lost_process(error)) is None:
+            raise
+        request_requeue("lost process")
+        raise lost from error
     except (KeyboardInterrupt, SystemExit):  # Lightning ends with status 1 after a second Ctrl-C
         if writer.signals.received is None:
             raise

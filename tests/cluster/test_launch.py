@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from processes import Forked, environment
+from processes import MADGEN, Forked, environment
 
 from madgen.cluster.launch import placement, rank, strategy, worker_number
 from madgen.config.schema import TrainerConfig
@@ -147,6 +147,31 @@ def test_two_ranks_of_torchrun_write_the_bytes_of_one_process(start, job_file, t
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     sidecars = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("two/shards/*.json")]
     assert len({sidecar["worker"] for sidecar in sidecars}) == 2
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_rank_that_is_lost_at_the_start_stops_the_others_early(job_file, tmp_path, dies):
+    """It does not start at all, or `dies` when all have met."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "SLURM_NTASKS": "2"}
+    world |= {**step("1(x2)"), "SLURM_LOCALID": "0", "MADGEN_STOPPED": str(tmp_path / "stopped")}
+
+    def run(rank, code):
+        here = {**environment(), **world, "SLURM_PROCID": rank, "SLURM_NODEID": rank}
+        return Forked(("generate", job_file), tmp_path, here, f"{code}\n{MADGEN}")
+
+    lost = run("1", "import os, madgen.generation.run as run; run.PromptDataModule.setup = lambda *_: os._exit(9)")
+    if not dies:
+        lost.kill()
+    timeout = f"datetime.timedelta(seconds={600 if dies else 2})"
+    first = run("0", f"import datetime, madgen.cluster.launch as launch; launch.START_TIMEOUT = {timeout}")
+    (status, (out, err)) = first.wait(), first.output()
+    assert (status, out) == (3, ""), err
+    assert "another process of this run did not start, or died" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert (tmp_path / "stopped").read_text(encoding="utf-8") == "lost process\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
