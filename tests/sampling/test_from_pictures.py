@@ -156,9 +156,7 @@ METHODS = [
     ["method.merge.weights=gaussian", "method.mad.steps=1"],
     ["method.merge.operator=swap", "method.mad.steps=0"],
     ["method.noise.align=0.5", "method.mad.steps=0"],
-    pytest.param(
-        ["method.sync={weight: 5, network: random, steps: 1}", "method.mad.steps=0"], marks=pytest.mark.slow
-    ),
+    pytest.param(["method.sync={weight: 5, network: random, steps: 1}", "method.mad.steps=0"], marks=pytest.mark.slow),
     ["sampling.guidance_steps=[0,1]"],
 ]
 
