@@ -18,5 +18,4 @@ def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value in -1..1 per image, NaN for an image with a single crop."""
     tiles = [tile for image in images for tile in image.tiles]
     features = torch.nn.functional.normalize(network.net.features(tiles)).double()
-    by_image = features.split([len(image.tiles) for image in images])
-    return [mean_over_pairs(list(part), lambda one, other: float(one @ other)) for part in by_image]
+    return [mean_over_pairs(part @ part.T) for part in features.split([len(image.tiles) for image in images])]

@@ -76,7 +76,15 @@ def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def mean_over_pairs(items: Sequence[T], compare: Callable[[T, T], float]) -> float:
-    """Average a symmetric comparison over all pairs of different items; NaN if there are none."""
-    values = [compare(one, other) for one, other in combinations(items, 2)]
-    return sum(values) / len(values) if values else math.nan
+def compare_pairs(items: Sequence[T], compare: Callable[[T, T], float]) -> Tensor:
+    """Compare all pairs of different items, float64 [N, N], of which the part above the diagonal is filled."""
+    values_NN = torch.zeros(len(items), len(items), dtype=torch.float64)
+    for (row, one), (column, other) in combinations(enumerate(items), 2):
+        values_NN[row, column] = compare(one, other)
+    return values_NN
+
+
+def mean_over_pairs(values_NN: Tensor) -> float:
+    """Average the entries above the diagonal; NaN if there are none."""
+    count = len(values_NN)
+    return float(values_NN.triu(1).sum()) / (count * (count - 1) / 2) if count > 1 else math.nan

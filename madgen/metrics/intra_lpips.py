@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.metrics.crops import CroppedImage, mean_over_pairs, to_pixels
+from madgen.metrics.crops import CroppedImage, compare_pairs, mean_over_pairs, to_pixels
 
 LABEL, HIGHER_IS_BETTER, SCALE = "I-LPIPS", False, 1
 NETWORK, CROPS = "lpips", "all"
@@ -30,4 +30,4 @@ def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
         return sum(float(linear((one - other) ** 2).mean()) for one, other, linear in layers)
 
     tiles = (to_pixels(image.tiles, network.device) for image in images)
-    return [mean_over_pairs(list(map(features, tiles_N3hw)), distance) for tiles_N3hw in tiles]
+    return [mean_over_pairs(compare_pairs(list(map(features, tiles_N3hw)), distance)) for tiles_N3hw in tiles]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madgen.metrics.crops import CroppedImage, mean_over_pairs, to_pixels
+from madgen.metrics.crops import CroppedImage, compare_pairs, mean_over_pairs, to_pixels
 
 LABEL, HIGHER_IS_BETTER, SCALE = "I-StyleL", False, 1000
 NETWORK, CROPS = "style", "all"
@@ -25,7 +25,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 def score(images: Sequence[CroppedImage], network: Any) -> list[float]:
     """Return one value per image, NaN for an image with a single crop."""
     tiles = (to_pixels(image.tiles, network.device) for image in images)
-    return [mean_over_pairs([grams(tile[None], network.net) for tile in part], loss) for part in tiles]
+    matrices = ([grams(tile[None], network.net) for tile in part] for part in tiles)
+    return [mean_over_pairs(compare_pairs(part, loss)) for part in matrices]
 
 
 def loss(first: list[Tensor], second: list[Tensor]) -> float:

@@ -59,8 +59,9 @@ def samples_table(directory: DatasetDir) -> wandb.Table:
 def thumbnail(image_HWC: np.ndarray) -> Image.Image:
     """Downscale an image to a height of at most 128 px."""
     image = Image.fromarray(image_HWC)
-    image.thumbnail((image.width, THUMBNAIL_HEIGHT))
-    return image
+    if image.height <= THUMBNAIL_HEIGHT:
+        return image
+    return image.resize((max(1, image.width * THUMBNAIL_HEIGHT // image.height), THUMBNAIL_HEIGHT))
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
