@@ -130,7 +130,7 @@ class DatasetDir:
                 raise UserError(f"{path} {_kind(path)}; {fix}")
 
     def _shard_files_of_other_kinds(self) -> Iterator[Path]:
-        """Yield what is no file: of finished shards, and tars of unfinished ones that cannot be replaced by one."""
+        """Yield the paths of tars and sidecars that are no files, except links that a new tar replaces."""
         try:
             entries = {entry.name: entry for entry in os.scandir(self.shards)}
         except FileNotFoundError:

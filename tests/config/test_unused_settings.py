@@ -105,6 +105,7 @@ def test_operators_of_views_that_do_not_overlap_are_refused(tiny, tmp_path, monk
 def test_plan_names_settings_that_no_prompt_uses(madgen_here, job_file, word, note):
     plan = madgen_here("plan", job_file, word)
     assert (plan.code, note in plan.err) == (0, True), plan.err
+    assert ("no MAD" in plan.out) == (note.startswith("method.mad"))
     regions = "prompts.regions=[{mask: [0, 0, 32, 32], prompt: a hut}]"
     assert note in plan.err
     assert word[:14] != "method.regions" or madgen_here("plan", job_file, word, regions).err == ""

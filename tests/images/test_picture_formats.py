@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -146,7 +147,12 @@ def test_pictures_that_cannot_be_read_are_refused_by_their_line(tmp_path, column
 def test_large_files_are_not_read_into_memory(tmp_path, column):
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(40 << 30)  # sparse
-    assert "has more than 512 MiB" in refused(tmp_path, column, COLUMNS[column], "large.png")
+    tracemalloc.start()
+    try:
+        assert "has more than 512 MiB" in refused(tmp_path, column, COLUMNS[column], "large.png")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
